@@ -1,0 +1,247 @@
+"""Images in, as tensors in [-1, 1] with labels.
+
+A source is named in one word:
+
+    digits          scikit-learn's 1,797 handwritten digits, 8x8, ten classes (embedded, nothing to fetch)
+    folder:PATH     image files; class folders give labels, a flat folder gives none
+    idx:PATH        a folder with MNIST-format files, gzipped or not
+    npz:PATH        arrays `images` (N, H, W) or (N, H, W, C), uint8 or float in [-1, 1], and `labels` (N,) if any
+    hub:NAME        a Hugging Face data set (extra `hub`)
+
+With a `size`, an image is centre-cropped to a square and resampled to size x size: by `area` (each new pixel is the
+mean of the old ones it covers) or `bilinear` (with antialiasing). Without one, all images must have one size.
+"""
+
+import gzip
+import struct
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, cast
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image, UnidentifiedImageError
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from progdist._errors import UserError
+
+SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
+
+Resample = Literal["area", "bilinear"]
+
+
+@dataclass(frozen=True)
+class Framing:
+    """How an image becomes a tensor: resized to size x size (None: as it is), 1 or 3 channels (None: as it is)."""
+
+    size: int | None = None
+    channels: Literal[1, 3] | None = None
+    resample: Resample = "area"
+
+    def __call__(self, image: Image.Image) -> Tensor:
+        """(C, H, W) in [-1, 1]."""
+        if self.channels or image.mode not in ("L", "RGB"):
+            image = image.convert("L" if self.channels == 1 else "RGB")
+        if self.size and image.size != (self.size, self.size):
+            side = min(image.size)
+            left, top = (image.width - side) // 2, (image.height - side) // 2
+            method = Image.Resampling.BOX if self.resample == "area" else Image.Resampling.BILINEAR
+            image = image.resize((self.size, self.size), method, box=(left, top, left + side, top + side))
+        return from_uint8(np.asarray(image))
+
+
+def from_uint8(pixels: NDArray[np.uint8]) -> Tensor:
+    """(..., H, W) or (..., H, W, C) of 0..255 -> (..., C, H, W) in [-1, 1]; C is 1 or 3 where it is given."""
+    tensor = torch.from_numpy(np.array(pixels)).float() / 127.5 - 1
+    return tensor.movedim(-1, -3) if pixels.shape[-1] in (1, 3) else tensor.unsqueeze(-3)
+
+
+def to_uint8(images: Tensor) -> NDArray[np.uint8]:
+    """(B, C, H, W) in [-1, 1], clipped, -> (B, H, W, C) of 0..255."""
+    return ((images.clamp(-1, 1) + 1) * 127.5).round().byte().movedim(1, -1).cpu().numpy()
+
+
+class Images(Dataset[tuple[Tensor, int]]):
+    """A data set of (image in [-1, 1], label) pairs.
+
+    Args:
+        name: the source it came from.
+        get: index -> image (C, H, W).
+        labels: int64 (N,), or None where there are none (every label is then 0).
+        classes: names of the classes, in the order of the labels.
+
+    Raises:
+        UserError: no images, or labels that do not fit.
+    """
+
+    def __init__(
+        self, name: str, count: int, get: Callable[[int], Tensor], labels: Tensor | None, classes: tuple[str, ...] = ()
+    ) -> None:
+        if count == 0:
+            raise UserError(f"{name} holds no images: give a source with at least one ({' '.join(sorted(SUFFIXES))})")
+        if labels is not None and len(labels) != count:
+            raise UserError(f"{name} holds {count} images but {len(labels)} labels: they must be equally many")
+        if labels is not None and int(labels.min()) < 0:
+            raise UserError(f"{name}: label {int(labels.min())} is negative; labels count from 0")
+        self.name, self.count, self.get, self.labels = name, count, get, labels
+        top = 0 if labels is None else int(labels.max()) + 1
+        self.classes = classes or tuple(str(label) for label in range(top))
+        if len(self.classes) < top:
+            raise UserError(f"{name}: label {top - 1} is out of range for {len(self.classes)} classes")
+        first = get(0)
+        self.shape: tuple[int, int, int] = (first.shape[0], first.shape[1], first.shape[2])
+
+    def __len__(self) -> int:
+        """The number of images."""
+        return self.count
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        """Image (C, H, W) in [-1, 1] and its label."""
+        image = self.get(index)
+        if tuple(image.shape) != self.shape:
+            raise UserError(
+                f"{self.name}: image {index} is {tuple(image.shape)}, the first is {self.shape} (channels, height, "
+                "width): give a size (and channels) to bring all to one shape"
+            )
+        return image, 0 if self.labels is None else int(self.labels[index])
+
+    def sample(self, count: int, seed: int) -> tuple[Tensor, Tensor]:
+        """`count` images (without repeats while they last) and labels, chosen by the seed; all if count >= N."""
+        order = torch.randperm(len(self), generator=torch.Generator().manual_seed(seed))[:count].sort().values
+        pairs = [self[int(index)] for index in order]
+        return torch.stack([image for image, _ in pairs]), torch.tensor([label for _, label in pairs])
+
+
+def load_images(source: str, framing: Framing | None = None) -> Images:
+    """Open a source by its name.
+
+    Raises:
+        UserError: the source is unknown, missing, empty or damaged.
+    """
+    kind, _, place = source.partition(":")
+    framing = framing or Framing()
+    if kind == "digits":
+        return _digits(framing)
+    if kind not in _READERS or not place:
+        raise UserError(f"data source {source!r} is unknown: use digits, folder:PATH, idx:PATH, npz:PATH or hub:NAME")
+    return _READERS[kind](place, framing)
+
+
+def _digits(framing: Framing) -> Images:
+    from sklearn.datasets import load_digits  # a second to import: only where it is used
+
+    pixels, labels = cast(tuple[NDArray[Any], NDArray[Any]], load_digits(return_X_y=True))
+    levels = torch.from_numpy(pixels).float().reshape(-1, 1, 8, 8) / 8 - 1
+    if framing.size in (None, 8) and framing.channels in (None, 1):
+        return _in_memory("digits", levels, labels)
+    return _pixels("digits", to_uint8(levels), labels, framing)
+
+
+def _folder(place: str, framing: Framing) -> Images:
+    root = Path(place).expanduser()
+    if not root.is_dir():
+        raise UserError(f"folder:{place} is no folder: give the path of a folder of images")
+    paths = sorted(path for path in root.rglob("*") if path.suffix.lower() in SUFFIXES)
+    names = tuple(sorted({path.relative_to(root).parts[0] for path in paths if path.parent != root}))
+    flat = sum(path.parent == root for path in paths)
+    if names and flat:
+        raise UserError(f"folder:{place} holds {flat} images beside class folders: move them into class folders")
+    labels = torch.tensor([names.index(path.relative_to(root).parts[0]) for path in paths]) if names else None
+
+    def get(index: int) -> Tensor:
+        try:
+            with Image.open(paths[index]) as image:
+                return framing(image)
+        except (UnidentifiedImageError, OSError) as error:
+            raise UserError(f"{paths[index]} cannot be read as an image ({error}): mend or remove it") from error
+
+    return Images(f"folder:{place}", len(paths), get, labels, names)
+
+
+def read_idx(path: Path) -> NDArray[np.uint8]:
+    """The array of one MNIST-format file (bytes only), gzipped or not.
+
+    Raises:
+        UserError: not such a file, or shorter than its header says.
+    """
+    try:
+        content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+    except (OSError, EOFError) as error:
+        raise UserError(f"{path} cannot be read ({error}): fetch the file again") from error
+    if len(content) < 4 or content[:3] != b"\0\0\x08" or len(content) < 4 + 4 * content[3]:
+        raise UserError(f"{path} is no idx file of bytes: expected the MNIST format")
+    shape = struct.unpack(f">{content[3]}I", content[4 : 4 + 4 * content[3]])
+    data = np.frombuffer(content, np.uint8, offset=4 + 4 * content[3])
+    if data.size != int(np.prod(shape, dtype=object)):
+        raise UserError(f"{path} holds {data.size} bytes where its header says {shape}: fetch the file again")
+    return data.reshape(shape)
+
+
+def _idx(place: str, framing: Framing) -> Images:
+    root = Path(place).expanduser()
+    found: dict[str, Path] = {}
+    for part in ("train-images", "train-labels"):
+        candidates = sorted(root.glob(f"{part}*"))
+        if candidates:
+            found[part] = candidates[0]
+    if "train-images" not in found:
+        raise UserError(
+            f"idx:{place} holds no train-images file: for Fashion-MNIST install Debian's dataset-fashion-mnist "
+            "(apt-get install dataset-fashion-mnist), or fetch the four files and name their folder with "
+            "--set data.source=idx:FOLDER"
+        )
+    labels = read_idx(found["train-labels"]) if "train-labels" in found else None
+    return _pixels(f"idx:{place}", read_idx(found["train-images"]), labels, framing)
+
+
+def _npz(place: str, framing: Framing) -> Images:
+    try:
+        with np.load(Path(place).expanduser(), allow_pickle=False) as arrays:
+            images, labels = arrays["images"], arrays["labels"] if "labels" in arrays else None
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(f"npz:{place} cannot be read ({error}): expected arrays `images` and `labels`") from error
+    if images.ndim not in (3, 4) or (images.ndim == 4 and images.shape[-1] not in (1, 3)):
+        raise UserError(f"npz:{place}: images are {images.shape}, expected (N, H, W) or (N, H, W, 1 or 3)")
+    if images.dtype == np.uint8:
+        return _pixels(f"npz:{place}", images, labels, framing)
+    if not np.issubdtype(images.dtype, np.floating) or np.abs(images).max(initial=0) > 1:
+        raise UserError(f"npz:{place}: images are {images.dtype}, expected uint8, or floats in [-1, 1]")
+    tensor = torch.from_numpy(images.astype(np.float32))
+    tensor = tensor.movedim(-1, 1) if tensor.ndim == 4 else tensor.unsqueeze(1)
+    if framing.size in (None, tensor.shape[-1]) and framing.channels in (None, tensor.shape[1]):
+        return _in_memory(f"npz:{place}", tensor, labels)
+    return _pixels(f"npz:{place}", to_uint8(tensor), labels, framing)
+
+
+def _hub(place: str, framing: Framing) -> Images:
+    try:
+        from datasets import load_dataset  # pyright: ignore[reportMissingImports]
+    except ImportError as error:
+        raise UserError("hub: data needs the extra `hub`: pip install 'progdist[hub]'") from error
+    try:
+        table: Any = load_dataset(place, split="train")
+    except Exception as error:  # the library raises many kinds: all mean that it cannot be had
+        raise UserError(f"hub:{place} cannot be loaded ({' '.join(str(error).split())})") from error
+    image_column = next((name for name in ("image", "img", "png", "jpg") if name in table.column_names), None)
+    if image_column is None:
+        raise UserError(f"hub:{place} has columns {table.column_names}, none of them image, img, png or jpg")
+    label_column = next((name for name in ("label", "labels", "fine_label") if name in table.column_names), None)
+    labels = None if label_column is None else torch.tensor(table[label_column][:])
+    return Images(f"hub:{place}", len(table), lambda index: framing(table[index][image_column]), labels)
+
+
+def _pixels(name: str, pixels: NDArray[np.uint8], labels: NDArray[Any] | None, framing: Framing) -> Images:
+    """An array of bytes (N, H, W[, 1 or 3]), framed once and kept in memory."""
+    images = [framing(Image.fromarray(image.squeeze(-1) if image.shape[-1] == 1 else image)) for image in pixels]
+    return _in_memory(name, torch.stack(images) if images else torch.empty(0, 1, 1, 1), labels)
+
+
+def _in_memory(name: str, images: Tensor, labels: NDArray[Any] | None) -> Images:
+    known = None if labels is None else torch.from_numpy(labels.astype(np.int64))
+    return Images(name, len(images), images.__getitem__, known)
+
+
+_READERS: dict[str, Callable[[str, Framing], Images]] = {"folder": _folder, "idx": _idx, "npz": _npz, "hub": _hub}

@@ -1,0 +1,73 @@
+r"""A denoiser: (z_t, t) -> xh, the one contract between networks and everything that uses them.
+
+    xh(z, t) = denoise(F(z, timestep), z, alpha_t, sigma_t),    timestep = T t - 1
+
+The timestep is what stock diffusers hands the same network: entry i of a table of T noise levels is t = (i + 1) / T.
+"""
+
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from progdist.parameterization import Parameterization
+from progdist.schedule import Schedule
+
+
+class Denoises(Protocol):
+    """Anything with a schedule that maps (z_t, t) to the denoised data."""
+
+    @property
+    def schedule(self) -> Schedule:
+        """The schedule that its latents follow."""
+        ...
+
+    def __call__(self, z: Tensor, t: Tensor, **condition: Tensor) -> Tensor:
+        """Xh for latents z (B, ...) at times t, (B,) or ()."""
+        ...
+
+
+class Denoiser(nn.Module):
+    """A network with the schedule and the meaning of its output.
+
+    Args:
+        network: called as network(z, timestep, **condition) with z (B, C, ...) and timestep (B,) in float32;
+            returns a tensor (B, heads * C, ...), or an object whose `.sample` is one, as diffusers models do.
+        schedule: alpha and sigma over t in [0, 1].
+        parameterization: what the output means.
+        timesteps: T in timestep = T t - 1; 1024 for models trained here, `num_train_timesteps` for others.
+
+    Raises:
+        UserError: the output cannot denoise at some time of the schedule (eps at zero SNR).
+    """
+
+    def __init__(
+        self, network: nn.Module, schedule: Schedule, parameterization: Parameterization, *, timesteps: int = 1024
+    ) -> None:
+        super().__init__()
+        parameterization.check(schedule)
+        self.network = network
+        self.schedule = schedule
+        self.parameterization = parameterization
+        self.timesteps = timesteps
+
+    def forward(self, z: Tensor, t: Tensor, **condition: Tensor) -> Tensor:
+        """The denoised data.
+
+        Args:
+            z: latents (B, C, ...).
+            t: times in [0, 1], float64, (B,) or ().
+            condition: passed to the network as it is, e.g. class_labels (B,) int64.
+
+        Returns:
+            xh, of the shape and precision of z.
+        """
+        t = t.double()
+        timestep = (self.timesteps * t - 1).to(z.device, torch.float32).expand(len(z))
+        output = self.network(z, timestep, **condition)
+        output = getattr(output, "sample", output)
+        return self.parameterization.denoise(output, z, self.schedule.alpha(t), self.schedule.sigma(t))
+
+    def with_network(self, network: nn.Module) -> "Denoiser":
+        """The same schedule, meaning and timesteps around another network."""
+        return Denoiser(network, self.schedule, self.parameterization, timesteps=self.timesteps)

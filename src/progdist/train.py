@@ -1,0 +1,225 @@
+r"""One training loop for any loss: many processes, mixed precision, an average of the weights, checkpoints.
+
+    g      = mean over the global batch of dloss/dtheta, clipped to a global norm
+    theta <- AdamW(theta, g),    rate_k = rate min(1, (k+1)/warmup) (1 - k/K  if annealed)
+    ema   <- theta at the first update, then decay ema + (1 - decay) theta
+
+The loss is a function loss(network, batch) -> (B,); what a batch holds is between the loss and the batches. Weight
+decay is decoupled and scaled by the rate, as in the official code; with 0 this is Adam.
+"""
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from progdist._errors import UserError
+from progdist.checkpoint import Checkpoint, Checkpoints
+
+Batch = dict[str, Tensor]
+Loss = Callable[[nn.Module, Batch], Tensor]
+"""(network, batch) -> one loss per example, (B,)."""
+
+BatchesOf = Callable[[int, int, slice], Iterator[Batch]]
+"""(first update, last update, rows of the global batch) -> batches."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How one network is trained.
+
+    Args:
+        updates: K, optimiser steps.
+        batch: examples in a global batch.
+        learning_rate: at its highest.
+        warmup: updates over which the rate rises from 0.
+        anneal: "linear" to 0 at the last update, or "none".
+        weight_decay: decoupled, scaled by the rate.
+        clip: global gradient norm; 0 for no clipping.
+        ema: decay of the weights' average; 0 for none.
+        dropout: whether the network's dropout is at work.
+        microbatches: parts in which a process takes its rows, to save memory.
+        precision: "bf16" autocasts the network, "float32" does not.
+        checkpoint_every: updates between checkpoints.
+    """
+
+    updates: int
+    batch: int
+    learning_rate: float
+    warmup: int = 0
+    anneal: Literal["linear", "none"] = "none"
+    weight_decay: float = 0.0
+    clip: float = 1.0
+    ema: float = 0.0
+    dropout: bool = False
+    microbatches: int = 1
+    precision: Literal["float32", "bf16"] = "float32"
+    checkpoint_every: int = 1000
+
+    def rate(self, update: int) -> float:
+        """The learning rate of one update, counted from 0."""
+        rise = min(1.0, (update + 1) / self.warmup) if self.warmup else 1.0
+        fall = 1 - update / self.updates if self.anneal == "linear" else 1.0
+        return self.learning_rate * rise * fall
+
+
+@dataclass(frozen=True)
+class Progress:
+    """What an observer is told after each update (counted from 1)."""
+
+    update: int
+    loss: float
+    gradient_norm: float
+    learning_rate: float
+    seconds: float
+
+
+class NotFinite(UserError):
+    """A loss or gradient that is not finite."""
+
+
+def autocast(device: torch.device, precision: str) -> torch.autocast | nullcontext[None]:
+    """The context in which a network runs in the given precision."""
+    return torch.autocast(device.type, torch.bfloat16) if precision == "bf16" else nullcontext()
+
+
+def train(
+    network: nn.Module,
+    loss: Loss,
+    batches: BatchesOf,
+    plan: Plan,
+    *,
+    accelerator: Accelerator,
+    seed: int = 0,
+    checkpoints: Checkpoints | None = None,
+    observe: Callable[[Progress], None] = lambda progress: None,
+) -> tuple[nn.Module, float]:
+    """Train a network, from its latest checkpoint if there is one.
+
+    Args:
+        network: trained in place, moved to the accelerator's device.
+        loss: given the prepared network, so that gradients are averaged over processes.
+        batches: as in BatchesOf; rows are this process's share of the global batch.
+        plan: all numbers.
+        accelerator: where it runs.
+        seed: of the dropout masks.
+        checkpoints: where to go on from, and to write to.
+        observe: told of every update.
+
+    Returns:
+        The network, or its average where the plan has one; and the seconds of training, all sessions together.
+
+    Raises:
+        NotFinite: names the update and the last checkpoint. Nothing is repaired and no step is taken.
+        UserError: the batch does not divide among processes and microbatches.
+    """
+    parts = accelerator.num_processes * plan.microbatches
+    if plan.batch % parts:
+        raise UserError(f"batch {plan.batch} does not divide into {parts} (processes times microbatches)")
+    prepared = accelerator.prepare(network)
+    state = _State(network, plan)
+    if checkpoints is not None and (latest := checkpoints.latest()):
+        state.restore(latest)
+    prepared.train(plan.dropout)
+    share = plan.batch // accelerator.num_processes
+    rows = slice(accelerator.process_index * share, (accelerator.process_index + 1) * share)
+    started = time.perf_counter() - state.seconds
+    for batch in batches(state.update, plan.updates, rows):
+        torch.manual_seed(seed + state.update * accelerator.num_processes + accelerator.process_index)
+        value, norm = _gradient(prepared, loss, batch, plan, accelerator)
+        if not (math.isfinite(value) and math.isfinite(norm)):
+            raise NotFinite(_explain(state.update + 1, plan, value, norm, checkpoints))
+        state.step()
+        state.seconds = time.perf_counter() - started
+        observe(Progress(state.update, value, norm, plan.rate(state.update - 1), state.seconds))
+        if checkpoints is not None and state.update % plan.checkpoint_every == 0 and accelerator.is_main_process:
+            checkpoints.save(state.checkpoint())
+    return state.result().eval(), state.seconds
+
+
+def _gradient(
+    network: nn.Module, loss: Loss, batch: Batch, plan: Plan, accelerator: Accelerator
+) -> tuple[float, float]:
+    """Leave the gradient of the global batch's mean loss in the parameters; the loss and the gradient's norm."""
+    device = accelerator.device
+    parts = [{} for _ in range(plan.microbatches)]
+    for name, tensor in batch.items():
+        for part, piece in zip(parts, tensor.to(device).chunk(plan.microbatches), strict=True):
+            part[name] = piece
+    total = torch.zeros((), device=device)
+    for number, part in enumerate(parts, 1):
+        last = number == plan.microbatches
+        with nullcontext() if last else accelerator.no_sync(network):
+            with autocast(device, plan.precision):
+                value = loss(network, part).float().mean() / plan.microbatches
+            accelerator.backward(value)
+        total += value.detach()
+    norm = accelerator.clip_grad_norm_(network.parameters(), plan.clip or math.inf)
+    mean = accelerator.reduce(total, "mean")
+    return float(mean), float(norm)  # pyright: ignore[reportArgumentType]
+
+
+def _explain(update: int, plan: Plan, value: float, norm: float, checkpoints: Checkpoints | None) -> str:
+    last = checkpoints.latest_path() if checkpoints else None
+    kept = f"the last good checkpoint is {last}" if last else "there is no checkpoint of this stage yet"
+    return (
+        f"update {update} of {plan.updates}: loss {value:g} and gradient norm {norm:g} are not both finite; {kept}: "
+        "lower the learning rate, or use precision float32, and run again to continue"
+    )
+
+
+class _State:
+    """The network, its average and the optimiser's moments: what a checkpoint holds."""
+
+    def __init__(self, network: nn.Module, plan: Plan) -> None:
+        self.network, self.plan = network, plan
+        parameters = [parameter for parameter in network.parameters() if parameter.requires_grad]
+        self.optimizer = torch.optim.AdamW(parameters, plan.learning_rate, weight_decay=plan.weight_decay, fused=True)
+        average = AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(plan.ema), use_buffers=True)
+        self.average = average if plan.ema else None
+        self.update = 0
+        self.seconds = 0.0
+
+    def step(self) -> None:
+        """One optimiser step with the gradient in place."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.plan.rate(self.update)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        if self.average is not None:
+            self.average.update_parameters(self.network)
+        self.update += 1
+
+    def result(self) -> nn.Module:
+        """The average where there is one, else the network."""
+        return self.network if self.average is None else self.average.module
+
+    def checkpoint(self) -> Checkpoint:
+        tensors = {f"network.{name}": tensor for name, tensor in self.network.state_dict().items()}
+        if self.average is not None:
+            tensors |= {f"average.{name}": tensor for name, tensor in self.average.state_dict().items()}
+        for index, moments in self.optimizer.state_dict()["state"].items():
+            tensors |= {f"optimizer.{index}.{name}": tensor for name, tensor in moments.items()}
+        return Checkpoint(self.update, tensors, {"seconds": self.seconds})
+
+    def restore(self, checkpoint: Checkpoint) -> None:
+        groups: dict[str, dict[str, Tensor]] = {"network": {}, "average": {}, "optimizer": {}}
+        for name, tensor in checkpoint.tensors.items():
+            kind, _, rest = name.partition(".")
+            groups[kind][rest] = tensor
+        moments: dict[int, dict[str, Tensor]] = {}
+        for name, tensor in groups["optimizer"].items():
+            index, _, rest = name.partition(".")
+            moments.setdefault(int(index), {})[rest] = tensor
+        self.network.load_state_dict(groups["network"])
+        if self.average is not None:
+            self.average.load_state_dict(groups["average"])
+        self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": moments})
+        self.update, self.seconds = checkpoint.update, checkpoint.numbers["seconds"]
