@@ -200,7 +200,7 @@ def _idx(place: str, framing: Framing) -> Images:
 def _npz(place: str, framing: Framing) -> Images:
     try:
         with np.load(Path(place).expanduser(), allow_pickle=False) as arrays:
-            images, labels = arrays["images"], arrays["labels"] if "labels" in arrays else None
+            images, labels = arrays["images"], arrays.get("labels")
     except (OSError, ValueError, KeyError) as error:
         raise UserError(f"npz:{place} cannot be read ({error}): expected arrays `images` and `labels`") from error
     if images.ndim not in (3, 4) or (images.ndim == 4 and images.shape[-1] not in (1, 3)):

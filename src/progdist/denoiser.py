@@ -1,8 +1,9 @@
 r"""A denoiser: (z_t, t) -> xh, the one contract between networks and everything that uses them.
 
-    xh(z, t) = denoise(F(z, timestep), z, alpha_t, sigma_t),    timestep = T t - 1
+    xh(z, t) = denoise(F(z, timestep), z, alpha_t, sigma_t),    timestep = T t - offset
 
-The timestep is what stock diffusers hands the same network: entry i of a table of T noise levels is t = (i + 1) / T.
+The timestep is what stock diffusers hands the same network. Its DDIM counts a table of T noise levels from 0, so that
+entry i is t = (i + 1) / T and the offset is 1; its flow matching hands over T t itself, and the offset is 0.
 """
 
 from typing import Protocol
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from progdist.parameterization import Parameterization
-from progdist.schedule import Schedule
+from progdist.schedule import RectifiedFlow, Schedule
 
 
 class Denoises(Protocol):
@@ -35,14 +36,21 @@ class Denoiser(nn.Module):
             returns a tensor (B, heads * C, ...), or an object whose `.sample` is one, as diffusers models do.
         schedule: alpha and sigma over t in [0, 1].
         parameterization: what the output means.
-        timesteps: T in timestep = T t - 1; 1024 for models trained here, `num_train_timesteps` for others.
+        timesteps: T; 1024 for models trained here, `num_train_timesteps` for others.
+        offset: what is taken from T t; None for 0 with a rectified flow and 1 otherwise.
 
     Raises:
         UserError: the output cannot denoise at some time of the schedule (eps at zero SNR).
     """
 
     def __init__(
-        self, network: nn.Module, schedule: Schedule, parameterization: Parameterization, *, timesteps: int = 1024
+        self,
+        network: nn.Module,
+        schedule: Schedule,
+        parameterization: Parameterization,
+        *,
+        timesteps: int = 1024,
+        offset: float | None = None,
     ) -> None:
         super().__init__()
         parameterization.check(schedule)
@@ -50,6 +58,7 @@ class Denoiser(nn.Module):
         self.schedule = schedule
         self.parameterization = parameterization
         self.timesteps = timesteps
+        self.offset = offset if offset is not None else float(not isinstance(schedule, RectifiedFlow))
 
     def forward(self, z: Tensor, t: Tensor, **condition: Tensor) -> Tensor:
         """The denoised data.
@@ -63,11 +72,11 @@ class Denoiser(nn.Module):
             xh, of the shape and precision of z.
         """
         t = t.double()
-        timestep = (self.timesteps * t - 1).to(z.device, torch.float32).expand(len(z))
+        timestep = (self.timesteps * t - self.offset).to(z.device, torch.float32).expand(len(z))
         output = self.network(z, timestep, **condition)
         output = getattr(output, "sample", output)
         return self.parameterization.denoise(output, z, self.schedule.alpha(t), self.schedule.sigma(t))
 
     def with_network(self, network: nn.Module) -> "Denoiser":
         """The same schedule, meaning and timesteps around another network."""
-        return Denoiser(network, self.schedule, self.parameterization, timesteps=self.timesteps)
+        return Denoiser(network, self.schedule, self.parameterization, timesteps=self.timesteps, offset=self.offset)

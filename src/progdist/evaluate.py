@@ -138,7 +138,9 @@ def quality(
         kernel=kernel,
         kernel_spread=spread,
         agreement=None if named is None or labels is None else float((named == labels.cpu()).float().mean()),
-        warning=f"{len(images)} samples for {data.shape[1]} {space.name} features: use {wanted} or more" if few else None,
+        warning=f"{len(images)} samples for {data.shape[1]} {space.name} features: use {wanted} or more"
+        if few
+        else None,
     )
 
 

@@ -1,9 +1,9 @@
 """Feature spaces in which sets of images are compared.
 
-    digits, fashion-mnist   a small convolutional classifier's last hidden layer (64 numbers); shipped here, trained by
-                            benchmarks/train_classifier.py
-    pixels                  the image itself, averaged down to at most 16 x 16
-    inception               the pool of Inception-v3 (2,048 numbers), with the extra `inception` and its weights
+digits, fashion-mnist   a small convolutional classifier's last hidden layer (64 numbers); shipped here, trained by
+                        benchmarks/train_classifier.py
+pixels                  the image itself, averaged down to at most 16 x 16
+inception               the pool of Inception-v3 (2,048 numbers), with the extra `inception` and its weights
 """
 
 from collections.abc import Callable

@@ -6,6 +6,7 @@ returns 0 and an untrained block passes its input on.
 """
 
 from collections.abc import Sequence
+from typing import Any, cast
 
 from diffusers.models.attention_processor import Attention
 from diffusers.models.resnet import ResnetBlock2D
@@ -50,7 +51,7 @@ def unet(
     Raises:
         UserError: sizes that do not fit each other.
     """
-    channels, *sides = image
+    channels, sides = image[0], image[1:]
     resolutions = [max(sides) >> level for level in range(len(multipliers))]
     level_channels = [width * multiplier for multiplier in multipliers]
     divisor = 2 ** (len(multipliers) - 1)
@@ -96,7 +97,7 @@ def _zero_last_layers(network: UNet2DModel) -> None:
         if isinstance(module, ResnetBlock2D):
             layers.append(module.conv2)
         elif isinstance(module, Attention):
-            layers.append(module.to_out[0])  # pyright: ignore[reportArgumentType, reportIndexIssue]
+            layers.append(cast(nn.ModuleList, module.to_out)[0])
     for layer in layers:
         for parameter in layer.parameters():
             nn.init.zeros_(parameter)
@@ -116,6 +117,6 @@ def class_count(network: nn.Module) -> int:
     return (network.config["num_class_embeds"] or 0) if isinstance(network, UNet2DModel) else 0
 
 
-def condition(network: nn.Module, labels: Tensor) -> dict[str, Tensor]:
+def condition(network: nn.Module, labels: Tensor) -> dict[str, Any]:
     """The keyword arguments that tell a network the class of each example; none for an unconditional network."""
     return {"class_labels": labels} if class_count(network) else {}

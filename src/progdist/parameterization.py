@@ -56,6 +56,7 @@ class Parameterization(ABC):
 
     def check(self, schedule: Schedule) -> None:
         """Raise `UserError` where this output cannot denoise at some time of the schedule."""
+        return
 
 
 class OneHead(Parameterization):

@@ -142,3 +142,10 @@ class RectifiedFlow(Schedule):
     def sigma(self, t: Tensor) -> Tensor:
         """The time t itself."""
         return t.double()
+
+
+SCHEDULES: dict[str, type[Cosine] | type[Discrete] | type[RectifiedFlow]] = {
+    "cosine": Cosine,
+    "discrete": Discrete,
+    "rectified_flow": RectifiedFlow,
+}

@@ -1,0 +1,38 @@
+# Every target makes its own virtual environment on first use.
+PYTHON ?= python3
+BIN := .venv/bin
+READY := .venv/ready
+
+.PHONY: demo test lint bench clean
+
+demo: $(READY)          ## teach, distil, measure and report on real digits, in under ten minutes on two cores
+	$(BIN)/progdist run digits --out runs/demo
+
+test: lint browser      ## everything that is checked
+	$(BIN)/pytest -n 2 --dist worksteal
+
+lint: $(READY)
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/lint-imports
+	$(BIN)/pyright
+
+bench: $(READY)         ## the cost of one update and one sample
+	$(BIN)/python benchmarks/speed.py
+
+.PHONY: browser
+browser: $(READY)       ## headless Chromium, for the test of the report; the test is skipped where it cannot be had
+	@if command -v chromium chromedriver >/dev/null; then :; \
+	elif [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+	  apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq chromium chromium-driver >/dev/null \
+	  || echo "chromium could not be installed: the test of the report is skipped"; \
+	else echo "chromium is not here and only root can install it: the test of the report is skipped"; fi
+
+$(READY): pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt torch
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	touch $(READY)
+
+clean:
+	rm -rf .venv build dist

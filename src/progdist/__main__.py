@@ -1,0 +1,5 @@
+"""`python -m progdist`."""
+
+from progdist.cli import start
+
+start()

@@ -1,0 +1,176 @@
+"""The commands."""
+
+import errno
+import json
+import sys
+from collections.abc import Callable
+from functools import wraps
+from pathlib import Path
+from typing import Annotated, Any, ParamSpec
+
+import torch
+import typer
+from rich.console import Console
+
+from progdist import __version__
+from progdist._errors import UserError
+
+app = typer.Typer(
+    name="progdist",
+    help="Progressive distillation: diffusion models that sample in 1 to 8 steps.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+console = Console()
+P = ParamSpec("P")
+
+Seed = Annotated[int, typer.Option(help="Seed of the noise.", min=0)]
+
+
+def _mended_by_the_user(command: Callable[P, None]) -> Callable[P, None]:
+    """Turn mistakes of the user and of the disk into one line and exit code 2."""
+
+    @wraps(command)
+    def guarded(*args: P.args, **kwargs: P.kwargs) -> None:
+        try:
+            command(*args, **kwargs)
+        except UserError as error:
+            _refuse(str(error))
+        except OSError as error:
+            _refuse(_explain(error))
+
+    return guarded
+
+
+def _refuse(line: str) -> None:
+    sys.stderr.write(f"progdist: {' '.join(line.split())}\n")
+    raise typer.Exit(2)
+
+
+def _explain(error: OSError) -> str:
+    place = error.filename or "the output folder"
+    remedy = {
+        errno.ENOSPC: "free some space",
+        errno.EDQUOT: "free some space, or ask for a larger quota",
+        errno.EACCES: "choose a place you may write to and read from",
+        errno.EROFS: "choose a place that is not read-only",
+    }.get(error.errno or 0, "check the path")
+    return f"{place}: {error.strerror or error}: {remedy} and run again; what was written is kept"
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        console.print(__version__, highlight=False)
+        raise typer.Exit
+
+
+@app.callback()
+def main(
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print it.")] = False,
+) -> None:
+    """Progressive distillation: diffusion models that sample in 1 to 8 steps."""
+
+
+@app.command()
+@_mended_by_the_user
+def run(
+    recipe: Annotated[str, typer.Argument(help="A YAML file, or the name of a recipe that ships.")],
+    set_: Annotated[list[str] | None, typer.Option("--set", help="key=value, e.g. distill.updates=500.")] = None,
+    out: Annotated[Path | None, typer.Option(help="The run's folder; runs/NAME if not given.")] = None,
+) -> None:
+    """Teach, distil, evaluate and report; the same command again continues."""
+    from progdist.progress import Terminal, quality_table
+    from progdist.recipe import read_recipe
+    from progdist.report import quality_rows, write_report
+    from progdist.run import run as carry_out
+    from progdist.run_folder import RunFolder
+
+    resolved = read_recipe(recipe, set_ or [])
+    folder = out or Path("runs") / resolved.name
+    records = carry_out(resolved, folder, Terminal(console))
+    quality = records[0]["quality"][0]
+    console.print()
+    console.print(quality_table(quality_rows(records), quality["features"], quality["samples"]))
+    if quality["warning"]:
+        console.print(f"Warning: {quality['warning']}", highlight=False)
+    console.print(f"Report: {write_report(RunFolder(folder))}", highlight=False, soft_wrap=True)
+
+
+@app.command()
+@_mended_by_the_user
+def sample(
+    model: Annotated[Path, typer.Argument(help="A model folder.")],
+    steps: Annotated[int | None, typer.Option(help="Sampling steps; the model's own if not given.")] = None,
+    count: Annotated[int, typer.Option("--count", "-n", help="How many images.", min=1)] = 64,
+    out: Annotated[Path, typer.Option(help="A PNG file (a grid), or .npz (float32 images).")] = Path("samples.png"),
+    label: Annotated[int | None, typer.Option(help="The class; all in turn if not given.", min=0)] = None,
+    seed: Seed = 0,
+    columns: Annotated[int, typer.Option(help="Columns of the grid.", min=1)] = 8,
+) -> None:
+    """Make images with a model."""
+    from progdist.making import Wish, write_samples
+
+    write_samples(model, Wish(steps, count, label, seed), out, columns, _say)
+
+
+@app.command()
+@_mended_by_the_user
+def evaluate(
+    models: Annotated[list[Path], typer.Argument(help="Model folders.")],
+    data: Annotated[str, typer.Option(help="digits, folder:PATH, idx:PATH, npz:PATH or hub:NAME.")],
+    steps: Annotated[int | None, typer.Option(help="Sampling steps; each model's own if not given.")] = None,
+    count: Annotated[int, typer.Option("--count", "-n", help="Samples of each model.", min=2)] = 2048,
+    features: Annotated[str, typer.Option(help="digits, fashion-mnist, pixels or inception.")] = "pixels",
+    seed: Seed = 0,
+    json_: Annotated[bool, typer.Option("--json", help="One JSON object per model.")] = False,
+) -> None:
+    """Measure models against data."""
+    from progdist.making import Wish, compare
+
+    for result in compare(models, data, Wish(steps, count, None, seed), features, _say):
+        if json_:
+            typer.echo(json.dumps(result))
+        else:
+            console.print(
+                f"{result['model']} at {result['steps']} steps: Fréchet {result['frechet']:.3f} "
+                f"({result['frechet_low']:.3f} to {result['frechet_high']:.3f}), kernel×1000 {result['kernel']:.3f}"
+                + ("" if result["agreement"] is None else f", class right {100 * result['agreement']:.1f} %")
+                + f", {1000 * result['seconds_per_image']:.2f} ms per image",
+                highlight=False,
+            )
+
+
+@app.command()
+@_mended_by_the_user
+def report(folder: Annotated[Path, typer.Argument(help="The folder of a run.")]) -> None:
+    """Write a run's report.html anew."""
+    from progdist.report import write_report
+    from progdist.run_folder import RunFolder
+
+    console.print(f"Report: {write_report(RunFolder(folder))}", highlight=False, soft_wrap=True)
+
+
+@app.command()
+@_mended_by_the_user
+def recipes(name: Annotated[str | None, typer.Argument(help="Print this one whole.")] = None) -> None:
+    """List the recipes that ship, or print one."""
+    from progdist.recipe import read_recipe, shipped
+
+    if name is not None:
+        read_recipe(name)
+        typer.echo(shipped().get(name) or Path(name).read_text(), nl=False)
+        return
+    for known in shipped():
+        console.print(f"[bold]{known:15}[/bold] {read_recipe(known).about}", highlight=False)
+
+
+def _say(text: str) -> None:
+    """A remark, apart from the results."""
+    sys.stderr.write(f"{text}\n")
+
+
+def start(arguments: Any = None) -> None:  # noqa: ANN401  (whatever typer takes)
+    """The entry point."""
+    torch.set_flush_denormal(True)
+    app(arguments)

@@ -1,0 +1,120 @@
+"""Images from a model folder, and their distance to data: what `progdist sample` and `evaluate` do."""
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from progdist._errors import UserError
+from progdist.batches import generator
+from progdist.data import Framing, load_images
+from progdist.evaluate import quality
+from progdist.features import feature_space
+from progdist.model_folder import Model, load
+from progdist.network import image_shape
+from progdist.run import sample_in_batches
+from progdist.run_folder import write_grid
+
+Say = Callable[[str], None]
+
+BATCH = 256
+
+
+@dataclass(frozen=True)
+class Wish:
+    """What images to make.
+
+    Args:
+        steps: sampling steps; None for the model's own.
+        count: how many.
+        label: their class; None for all in turn.
+        seed: of the noise.
+    """
+
+    steps: int | None
+    count: int
+    label: int | None
+    seed: int
+
+
+def noise_of(model: Model, count: int, seed: int) -> Tensor:
+    """The noise that `progdist sample --seed` starts from: (count, C, H, W)."""
+    shape = image_shape(model.denoiser.network)
+    assert shape is not None  # a loaded model is a UNet2DModel
+    return torch.randn(count, *shape, generator=generator(seed))
+
+
+def make(model: Model, wish: Wish, say: Say) -> tuple[Tensor, Tensor, int]:
+    """Images (N, C, H, W), their labels (N,), and the steps they took.
+
+    Raises:
+        UserError: a label out of range, or no step count to be had.
+    """
+    steps = wish.steps or (min(model.steps) if model.steps else None)
+    if steps is None:
+        raise UserError("this model was trained for any number of steps: say how many with --steps, e.g. --steps 256")
+    if model.steps and steps not in model.steps:
+        say(f"warning: the model was distilled for {_listed(model.steps)}, not {steps}: expect poor images")
+    classes = len(model.classes)
+    if wish.label is not None and wish.label >= classes:
+        expected = f"0 to {classes - 1}" if classes else "none, since the model has no classes"
+        raise UserError(f"label {wish.label} is out of range: expected {expected}")
+    labels = torch.arange(wish.count) % max(1, classes) if wish.label is None else torch.full((wish.count,), wish.label)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    model.denoiser.to(device)
+    return sample_in_batches(model, noise_of(model, wish.count, wish.seed), labels, steps, BATCH), labels, steps
+
+
+def write_samples(folder: Path, wish: Wish, out: Path, columns: int, say: Say) -> None:
+    """Make images and write them as a PNG grid, or as the array `images` (N, C, H, W) in [-1, 1] of an npz file.
+
+    Raises:
+        UserError: another kind of file was asked for, or as in `make`.
+    """
+    if out.suffix not in (".png", ".npz"):
+        raise UserError(f"--out {out} ends in {out.suffix or 'nothing'}: give a name that ends in .png or .npz")
+    images, labels, steps = make(load(folder), wish, say)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    if out.suffix == ".png":
+        write_grid(images, out, columns)
+    else:
+        np.savez(out, images=images.numpy(), labels=labels.numpy())
+    say(f"{len(images)} images in {steps} step{'s' if steps > 1 else ''}: {out}")
+
+
+def compare(folders: Sequence[Path], source: str, wish: Wish, features: str, say: Say) -> Iterator[dict[str, Any]]:
+    """The quality of each model's samples against the data.
+
+    Raises:
+        UserError: images of another size than the model's, or as in `make` and `load_images`.
+    """
+    for folder in folders:
+        model = load(folder)
+        shape = image_shape(model.denoiser.network)
+        images = load_images(source)
+        if images.shape != shape and shape is not None and shape[1] == shape[2]:
+            say(f"{source} is brought to the model's {shape[1]}x{shape[2]}")
+            images = load_images(source, Framing(shape[1], 3 if shape[0] == 3 else 1))
+        if images.shape != shape:
+            raise UserError(
+                f"{source} holds images of {images.shape}, {folder} makes {shape} (channels, height, width)"
+            )
+        space = feature_space(features, images.shape)
+        pixels, _ = images.sample(max(wish.count, 10_000), wish.seed)
+        started = time.perf_counter()
+        made, labels, steps = make(model, wish, say)
+        seconds = (time.perf_counter() - started) / len(made)
+        result = quality(space, space(pixels), made, labels if model.classes else None)
+        if result.warning:
+            say(f"warning: {result.warning}")
+        yield {"model": str(folder), "steps": steps, "seconds_per_image": seconds, **asdict(result)}
+
+
+def _listed(counts: Sequence[int]) -> str:
+    words = [str(count) for count in counts]
+    return f"{' or '.join(words)} step{'s' if list(counts) != [1] else ''}"

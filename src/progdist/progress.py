@@ -1,0 +1,102 @@
+"""A run as seen in the terminal: a live bar where there is one, plain lines elsewhere."""
+
+import time
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from progdist import train
+from progdist.run_folder import Record
+
+PLAIN_EVERY = 15.0
+"""Seconds between lines where there is no terminal."""
+
+SMOOTHING = 0.98
+
+
+class Terminal:
+    """Shows rate, loss and time left of every training, and each evaluation as it comes."""
+
+    def __init__(self, console: Console) -> None:
+        self.console = console
+        self.bar: Progress | None = None
+        self.title, self.updates = "", 0
+        self.shown = self.started = 0.0
+        self.loss: float | None = None
+        self.first: int | None = None
+
+    def begin(self, title: str, updates: int) -> None:
+        """Start the bar of one network's training."""
+        self.title, self.updates, self.loss, self.first = title, updates, None, None
+        self.shown = self.started = time.monotonic()
+        if self.console.is_terminal:
+            self.bar = Progress(
+                TextColumn("{task.description:13}"),
+                BarColumn(bar_width=18),
+                TaskProgressColumn(),
+                TextColumn("{task.fields[says]}"),
+                TimeRemainingColumn(),
+                console=self.console,
+                transient=True,
+            )
+            self.bar.start()
+            self.bar.add_task(title, total=updates, says="")
+
+    def progress(self, progress: train.Progress) -> None:
+        """Show one update."""
+        self.loss = progress.loss if self.loss is None else SMOOTHING * self.loss + (1 - SMOOTHING) * progress.loss
+        self.first = progress.update - 1 if self.first is None else self.first
+        now = time.monotonic()
+        rate = (progress.update - self.first) / max(now - self.started, 1e-3)
+        says = f"{rate:5.1f}/s  loss {self.loss:.4f}"
+        if self.bar is not None:
+            self.bar.update(self.bar.task_ids[0], completed=progress.update, says=says)
+        elif now - self.shown > PLAIN_EVERY:
+            self.shown = now
+            left = (self.updates - progress.update) / rate
+            self.console.print(f"{self.title}: update {progress.update} of {self.updates}  {says}  {left:.0f} s left")
+
+    def end(self) -> None:
+        """Take the bar away and leave one line."""
+        if self.bar is not None:
+            self.bar.stop()
+            self.bar = None
+        if self.loss is not None:
+            seconds = time.monotonic() - self.started
+            self.console.print(f"{self.title}: trained in {seconds:.0f} s, loss {self.loss:.4f}", highlight=False)
+
+    def evaluated(self, record: Record) -> None:
+        """One line for each measurement."""
+        quality = record["quality"][0]
+        steps = f"{record['steps']} step{'s' if record['steps'] > 1 else ''}"
+        self.console.print(
+            f"  {record['model']} at {steps}: Fréchet {quality['frechet']:.2f} "
+            f"[dim]({quality['frechet_low']:.2f} to {quality['frechet_high']:.2f})[/dim], RMSE {record['rmse']:.3f}",
+            highlight=False,
+        )
+
+    def note(self, text: str) -> None:
+        """One line."""
+        self.console.print(text, highlight=False, markup=False)
+
+
+def quality_table(rows: list[dict[str, Any]], features: str, samples: int) -> Table:
+    """The run's numbers in 80 columns: rows as `report.quality_rows` gives them."""
+    table = Table(title=f"Fréchet distance to the data ({samples} samples, {features} features)", title_justify="left")
+    for heading in ("steps", "teacher DDIM", "student", "95 %", "ratio", "RMSE", "ms/image"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for row in rows:
+        teacher, student = row.get("teacher"), row.get("student")
+        shown = student or teacher
+        table.add_row(
+            str(row["steps"]),
+            f"{teacher['frechet']:.2f}" if teacher else "",
+            f"{student['frechet']:.2f}" if student else "",
+            f"{student['frechet_low']:.2f} – {student['frechet_high']:.2f}" if student else "",
+            f"{student['ratio']:.2f}" if student else "",
+            f"{shown['rmse']:.3f}",
+            f"{1000 * shown['seconds_per_image']:.2f}",
+        )
+    return table

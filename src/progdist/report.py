@@ -1,0 +1,180 @@
+"""One self-contained HTML page of a run: it opens offline, on a phone, and tells its own story.
+
+Quality against steps on a log axis, a slider over the step count with teacher and student images of the same noise
+side by side, loss curves by stage, cost by stage, the recipe and the versions.
+"""
+
+import base64
+import io
+import platform
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import matplotlib
+import numpy as np
+import torch
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from progdist._errors import UserError
+from progdist.checkpoint import read_json, write_whole
+from progdist.run_folder import Record, RunFolder
+
+TEACHER, STUDENT = "#c2410c", "#1d4ed8"
+STYLE: dict[Any, Any] = {
+    "svg.fonttype": "none",
+    "svg.hashsalt": "progdist",
+    "font.family": "sans-serif",
+    "font.size": 11,
+}
+
+
+def write_report(folder: RunFolder) -> Path:
+    """Write report.html into a run's folder.
+
+    Raises:
+        UserError: the folder holds no evaluated run.
+    """
+    records = sorted(folder.read("evaluations"), key=lambda record: -record["steps"])
+    if not records or not (folder.root / "recipe.yaml").is_file():
+        raise UserError(f"{folder.root} holds no evaluated run: give the --out folder of `progdist run`")
+    environment = jinja2.Environment(loader=jinja2.PackageLoader("progdist"), autoescape=True)
+    features = [result["features"] for result in records[0]["quality"]]
+    page = environment.get_template("report.html").render(
+        recipe=(folder.root / "recipe.yaml").read_text(),
+        name=folder.root.resolve().name,
+        features=features,
+        figures=[_svg(_quality_figure(records, number)) for number in range(len(features))],
+        losses=_svg(_loss_figure(folder)),
+        slides=_slides(folder, records),
+        rows=quality_rows(records),
+        costs=cost_rows(folder),
+        classified=records[0]["quality"][0]["agreement"] is not None,
+        warning=records[0]["quality"][0]["warning"],
+        samples=records[0]["quality"][0]["samples"],
+        versions={name: version(name) for name in ("progdist", "torch", "diffusers", "accelerate")},
+        machine=_machine(),
+    )
+    path = folder.root / "report.html"
+    write_whole(path, page.encode())
+    return path
+
+
+def quality_rows(records: list[Record]) -> list[dict[str, Any]]:
+    """One row per step count: the student's and the teacher's numbers in the first feature space.
+
+    `ratio` is the Frechet distance as a multiple of the teacher's at its full step count.
+    """
+    best = next(record for record in records if record["model"] == "teacher")["quality"][0]["frechet"]
+    rows = []
+    for steps in sorted({record["steps"] for record in records}, reverse=True):
+        row: dict[str, Any] = {"steps": steps}
+        for record in records:
+            if record["steps"] == steps:
+                quality = record["quality"][0]
+                row[record["model"]] = {**record, **quality, "ratio": quality["frechet"] / best}
+        rows.append(row)
+    return rows
+
+
+def cost_rows(folder: RunFolder) -> list[dict[str, Any]]:
+    """Updates, seconds and share of the teacher's training for every model of the run, and for all students."""
+    told = [
+        (path.parent.name, read_json(path)["training"])
+        for path in sorted(folder.root.glob("*/progdist.json"), key=lambda path: path.parent.name, reverse=True)
+    ]
+    teacher = next((numbers["seconds"] for name, numbers in told if name == "teacher"), None)
+    rows = [{"name": name, **numbers} for name, numbers in told]
+    students = [row for row in rows if row["name"] != "teacher"]
+    rows.append(
+        {
+            "name": "all students",
+            "updates": sum(row["updates"] for row in students),
+            "batch": "",
+            "seconds": sum(row["seconds"] for row in students),
+        }
+    )
+    return [{**row, "share": row["seconds"] / teacher if teacher else None} for row in rows]
+
+
+def _machine() -> str:
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
+    threads = torch.get_num_threads()
+    return f"{platform.machine()}, {device}, {threads} threads, Python {platform.python_version()}"
+
+
+def _axes(height: float) -> tuple[Figure, Axes]:
+    figure = Figure(figsize=(7.2, height), layout="constrained")
+    axes = figure.add_subplot()
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(alpha=0.25, linewidth=0.6)
+    return figure, axes
+
+
+def _quality_figure(records: list[Record], number: int) -> Figure:
+    """Frechet distance against steps, both axes logarithmic, with bootstrap intervals."""
+    figure, axes = _axes(3.6)
+    for model, label, colour in (("teacher", "teacher, DDIM", TEACHER), ("student", "distilled students", STUDENT)):
+        chosen = [(record["steps"], record["quality"][number]) for record in records if record["model"] == model]
+        steps = [count for count, _ in chosen]
+        middle, low, high = (
+            [quality[key] for _, quality in chosen] for key in ("frechet", "frechet_low", "frechet_high")
+        )
+        axes.plot(steps, middle, "o-", color=colour, label=label, markersize=5)
+        axes.fill_between(steps, low, high, color=colour, alpha=0.15, linewidth=0)
+    counts = sorted({record["steps"] for record in records})
+    axes.set_xscale("log", base=2)
+    axes.set_yscale("log")
+    axes.set_xticks(counts, [str(count) for count in counts])
+    axes.set_xlabel("sampling steps")
+    axes.set_ylabel("Fréchet distance")
+    axes.legend(frameon=False)
+    return figure
+
+
+def _loss_figure(folder: RunFolder) -> Figure:
+    """Training loss of every model, smoothed over a fiftieth of its updates."""
+    figure, axes = _axes(3.6)
+    curves: dict[str, list[tuple[int, float]]] = {}
+    for record in folder.read("metrics"):
+        curves.setdefault(record["model"], []).append((record["update"], record["loss"]))
+    colours = matplotlib.colormaps["viridis"](np.linspace(0, 0.9, max(1, len(curves) - 1)))
+    for index, (name, points) in enumerate(curves.items()):
+        updates, losses = (np.array(column) for column in zip(*points, strict=True))
+        width = max(1, len(losses) // 50)
+        smooth = np.convolve(losses, np.ones(width) / width, "valid")
+        colour = TEACHER if name == "teacher" else colours[index - 1]
+        axes.plot(updates[width - 1 :] / updates[-1], smooth, color=colour, label=name, linewidth=1.3)
+    axes.set_yscale("log")
+    axes.set_xlabel("share of the stage's updates")
+    axes.set_ylabel("loss")
+    axes.legend(frameon=False, fontsize=8, ncols=3)
+    return figure
+
+
+def _svg(figure: Figure) -> str:
+    """The figure as inline SVG that scales with the page."""
+    buffer = io.StringIO()
+    with matplotlib.rc_context(STYLE):
+        figure.savefig(buffer, format="svg", metadata={"Date": None}, transparent=True)
+    return buffer.getvalue()[buffer.getvalue().index("<svg") :]
+
+
+def _slides(folder: RunFolder, records: list[Record]) -> list[dict[str, Any]]:
+    """For every step count the sample grids as data URIs, and the distances beside them."""
+    slides = []
+    for row in quality_rows(records):
+        slide: dict[str, Any] = {"steps": row["steps"]}
+        for model in ("teacher", "student"):
+            path = folder.grid(model, row["steps"])
+            if model in row and path.is_file():
+                encoded = base64.b64encode(path.read_bytes()).decode()
+                slide[model] = {
+                    "image": f"data:image/png;base64,{encoded}",
+                    "frechet": round(row[model]["frechet"], 2),
+                    "rmse": round(row[model]["rmse"], 3),
+                }
+        slides.append(slide)
+    return slides

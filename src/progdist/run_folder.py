@@ -1,0 +1,107 @@
+"""A run on disk.
+
+recipe.yaml             the resolved recipe
+teacher/                a model folder
+student-0128/ ...       a model folder for every stage
+checkpoints/NAME/       of the stage under way
+metrics.jsonl           loss, gradient norm and learning rate along the way
+evaluations.jsonl       every model at its step counts
+samples/                what the models make from one noise, as grids
+report.html
+"""
+
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+from torch import Tensor
+
+from progdist._errors import UserError
+from progdist.checkpoint import Checkpoints, write_whole
+from progdist.data import to_uint8
+
+Record = dict[str, Any]
+
+GRID = 64
+"""Images in a sample grid, eight to a row."""
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """Paths and records of one run."""
+
+    root: Path
+
+    def claim(self, recipe: str) -> None:
+        """Write the resolved recipe, or find the same one there.
+
+        Raises:
+            UserError: the folder belongs to a run of another recipe, or is something else.
+        """
+        path = self.root / "recipe.yaml"
+        if path.is_file():
+            if path.read_text() != recipe:
+                raise UserError(
+                    f"{self.root} holds a run of another recipe (see {path}): choose another --out, or give the same "
+                    "recipe and --set values to continue it"
+                )
+        elif self.root.exists() and (not self.root.is_dir() or any(self.root.iterdir())):
+            raise UserError(f"{self.root} is there and is no run: choose another --out")
+        else:
+            write_whole(path, recipe.encode())
+
+    def model(self, name: str) -> Path:
+        """A model's folder: `teacher` or `student-0004`."""
+        return self.root / name
+
+    def checkpoints(self, name: str) -> Checkpoints:
+        """The checkpoints of one model's training."""
+        return Checkpoints(self.root / "checkpoints" / name)
+
+    def append(self, kind: str, record: Record) -> None:
+        """Add a line to metrics or evaluations."""
+        with self._records(kind).open("a") as file:
+            file.write(json.dumps(record) + "\n")
+
+    def read(self, kind: str) -> Iterator[Record]:
+        """All whole lines of metrics or evaluations."""
+        path = self._records(kind)
+        for line in path.read_text().splitlines() if path.is_file() else ():
+            try:
+                yield json.loads(line)
+            except ValueError:  # the last line of a run that was killed
+                continue
+
+    def keep(self, kind: str, wanted: Callable[[Record], bool]) -> None:
+        """Drop the records that are not wanted."""
+        lines = (json.dumps(record) + "\n" for record in self.read(kind) if wanted(record))
+        write_whole(self._records(kind), "".join(lines).encode())
+
+    def grid(self, name: str, steps: int) -> Path:
+        """Where a model's sample grid is."""
+        return self.root / "samples" / f"{name}-{steps:04d}.png"
+
+    def reference(self) -> Path:
+        """The teacher's own images at its full step count, which fidelity is measured against."""
+        return self.root / "samples" / "reference.safetensors"
+
+    def _records(self, kind: str) -> Path:
+        return self.root / f"{kind}.jsonl"
+
+
+def write_grid(images: Tensor, path: Path, columns: int = 8) -> None:
+    """Images (B, C, H, W) in [-1, 1] as one PNG, row by row."""
+    pixels = to_uint8(images)
+    count, height, width, channels = pixels.shape
+    rows = -(-count // columns)
+    sheet = Image.new("L" if channels == 1 else "RGB", (columns * width, rows * height))
+    for index, image in enumerate(pixels):
+        tile = Image.fromarray(image[..., 0] if channels == 1 else image)
+        sheet.paste(tile, (index % columns * width, index // columns * height))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.partial")
+    sheet.save(partial, format="png")
+    partial.replace(path)
