@@ -24,7 +24,7 @@ class Denoises(Protocol):
         ...
 
     def __call__(self, z: Tensor, t: Tensor, **condition: Tensor) -> Tensor:
-        """Xh for latents z (B, ...) at times t, (B,) or ()."""
+        """xh for latents z (B, ...) at times t, (B,) or ()."""
         ...
 
 

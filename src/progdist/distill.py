@@ -32,7 +32,7 @@ from progdist.schedule import Schedule
 
 
 def substep_times(t: Tensor, s: Tensor, substeps: int) -> Tensor:
-    """T = t_0 > t_1 > ... > t_k = s evenly spaced: (k + 1, *t.shape) in float64."""
+    """t = t_0 > t_1 > ... > t_k = s evenly spaced: (k + 1, *t.shape) in float64."""
     part = torch.arange(substeps + 1, dtype=torch.float64, device=t.device) / substeps
     part = part.reshape(-1, *(1,) * t.ndim)
     return t.double() * (1 - part) + s.double() * part

@@ -51,7 +51,8 @@ def unet(
     Raises:
         UserError: sizes that do not fit each other.
     """
-    channels, sides = image[0], image[1:]
+    channels = image[0]
+    sides = (image[1], image[2])
     resolutions = [max(sides) >> level for level in range(len(multipliers))]
     level_channels = [width * multiplier for multiplier in multipliers]
     divisor = 2 ** (len(multipliers) - 1)

@@ -38,7 +38,7 @@ def diffuse(schedule: Schedule, x: Tensor, eps: Tensor, t: Tensor) -> Tensor:
 
 
 def weighted_error(weighting: Weighting, schedule: Schedule, x_hat: Tensor, x: Tensor, t: Tensor) -> Tensor:
-    """W(t) mean |x - xh|^2 for each example: (B,), from x_hat and x (B, ...) and t (B,)."""
+    """w(t) mean |x - xh|^2 for each example: (B,), from x_hat and x (B, ...) and t (B,)."""
     error = (x_hat - x).square().flatten(1).mean(1)
     return weighting(schedule.rho(t) ** 2).to(error) * error
 

@@ -67,7 +67,7 @@ class OneHead(Parameterization):
         """(c_skip, c_out) in float64, each of alpha's shape."""
 
     def denoise(self, output: Tensor, z: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
-        """Xh = c_skip z + c_out F."""
+        """xh = c_skip z + c_out F."""
         c_skip, c_out = self.coefficients(alpha, sigma)
         return per_example(c_skip, z) * z + per_example(c_out, z) * output.to(z)
 
@@ -113,7 +113,7 @@ class V(OneHead):
         return alpha / norm, -sigma / norm
 
     def output(self, x: Tensor, eps: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
-        """Alpha eps - sigma x."""
+        """alpha eps - sigma x."""
         return per_example(alpha, x) * eps - per_example(sigma, x) * x
 
 
@@ -135,7 +135,7 @@ class XEps(Parameterization):
     heads = 2
 
     def denoise(self, output: Tensor, z: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
-        """Xh = (sigma^2 F_x + alpha (z - sigma F_eps)) / (alpha^2 + sigma^2)."""
+        """xh = (sigma^2 F_x + alpha (z - sigma F_eps)) / (alpha^2 + sigma^2)."""
         x_head, eps_head = output.to(z).chunk(2, dim=1)
         norm = alpha**2 + sigma**2
         scales = (sigma**2 / norm, alpha / norm, alpha * sigma / norm)

@@ -89,7 +89,7 @@ def quality_table(rows: list[dict[str, Any]], features: str, samples: int) -> Ta
         table.add_column(heading, justify="right", no_wrap=True)
     for row in rows:
         teacher, student = row.get("teacher"), row.get("student")
-        shown = student or teacher
+        shown = student or row["teacher"]
         table.add_row(
             str(row["steps"]),
             f"{teacher['frechet']:.2f}" if teacher else "",

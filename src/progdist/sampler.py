@@ -36,7 +36,7 @@ Step = Callable[[Schedule, Predict, Tensor, Tensor, Tensor, torch.Generator | No
 
 
 def ddim_update(schedule: Schedule, z: Tensor, x: Tensor, t: Tensor, s: Tensor) -> Tensor:
-    """Z_s from z_t (B, ...) and its denoised data x (B, ...); times in float64, (B,) or (), t > s."""
+    """z_s from z_t (B, ...) and its denoised data x (B, ...); times in float64, (B,) or (), t > s."""
     ratio = schedule.sigma(s) / schedule.sigma(t)
     scale = schedule.alpha(s) - schedule.alpha(t) * ratio
     return per_example(ratio, z) * z + per_example(scale, z) * x
@@ -123,5 +123,5 @@ def sample(
 
 
 def _clipped(predict: Predict, z: Tensor, t: Tensor) -> Tensor:
-    """Xh within [-1, 1]."""
+    """xh within [-1, 1]."""
     return predict(z, t).clamp(-1, 1)

@@ -57,11 +57,11 @@ class VariancePreserving(Schedule):
         """(phi_t, psi_t) in radians."""
 
     def alpha(self, t: Tensor) -> Tensor:
-        """Sin psi_t = cos phi_t."""
+        """sin psi_t = cos phi_t."""
         return self.angles(t)[1].sin()
 
     def sigma(self, t: Tensor) -> Tensor:
-        """Sin phi_t."""
+        """sin phi_t."""
         return self.angles(t)[0].sin()
 
 

@@ -1,0 +1,64 @@
+"""What several tests need: exact denoisers, a tiny model, a tiny recipe."""
+
+import os
+
+os.environ["CUDA_VISIBLE_DEVICES"] = ""  # every number here is of a CPU
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from progdist import Cosine, Denoiser
+from progdist.network import unet
+from progdist.parameterization import PARAMETERIZATIONS
+from progdist.schedule import Schedule
+
+TINY = """
+name: tiny
+data: {source: digits}
+network: {width: 8, multipliers: [1, 2], groups: 4}
+teacher: {updates: 12, batch: 8, learning_rate: 1.0e-3, warmup: 2, ema: 0.9, checkpoint_every: 4}
+distill: {start: 8, end: 1, updates: 3, batch: 8, learning_rate: 1.0e-3, checkpoint_every: 2}
+evaluate: {samples: 96, features: [digits, pixels], resamples: 4}
+"""
+
+
+@pytest.fixture(autouse=True)
+def _two_threads() -> None:
+    torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def tiny_recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("recipe") / "tiny.yaml"
+    path.write_text(TINY)
+    return path
+
+
+@pytest.fixture
+def tiny_model() -> Callable[..., Denoiser]:
+    """Make a small U-Net whose last layers are not zero, around any schedule and parameterization."""
+
+    def build(schedule: Schedule | None = None, kind: str = "v", classes: int = 0, timesteps: int = 1024) -> Denoiser:
+        parameterization = PARAMETERIZATIONS[kind]
+        network = unet(
+            image=(1, 8, 8), width=8, multipliers=(1, 2), groups=4, classes=classes, heads=parameterization.heads
+        )
+        for parameter in network.parameters():
+            if not parameter.any():
+                torch.nn.init.normal_(parameter, std=0.1)
+        return Denoiser(network.eval(), schedule or Cosine(), parameterization, timesteps=timesteps)
+
+    return build
+
+
+def times(*values: float) -> Tensor:
+    return torch.tensor(values, dtype=torch.float64)
+
+
+def name(value: object) -> str:
+    """A short name for a parameter of a test."""
+    return value if isinstance(value, str) else type(value).__name__

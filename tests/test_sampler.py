@@ -1,0 +1,121 @@
+"""Samplers against the exact flow, exact posteriors and the official samples."""
+
+from functools import partial
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from conftest import name, times
+from progdist import Cosine, RectifiedFlow, UserError, sample
+from progdist.analytic import Gaussian
+from progdist.sampler import ancestral, ddim, time_grid
+from progdist.schedule import Schedule
+
+DATA = Path(__file__).parent / "data"
+
+
+class Official:
+    """The two analytic networks of the recorded runs."""
+
+    schedule = Cosine()
+
+    def __init__(self, wrong: int) -> None:
+        self.wrong = wrong
+        self.exact = Gaussian(Cosine(), torch.tensor(0.3).double(), 0.5 * 1.3**wrong)
+
+    def __call__(self, z: Tensor, t: Tensor, **condition: Tensor) -> Tensor:
+        return self.exact(z, t) + self.wrong * 0.1 * z.sin()
+
+
+@pytest.mark.parametrize("wrong", [0, 1])
+@pytest.mark.parametrize("clip", [0, 1])
+def test_ddim_makes_the_official_samples(wrong: int, clip: int) -> None:
+    official = np.load(DATA / "ddim.npz")
+    noise = torch.from_numpy(official["init"]).double()
+    keys = [key for key in official.files if f"_wrong{wrong}_clip{clip}_" in name]
+    assert len(keys) >= 4
+    for key in keys:
+        ours = sample(Official(wrong), noise, int(key.rsplit("_", 1)[1]), clip=bool(clip))
+        torch.testing.assert_close(ours, torch.from_numpy(official[key]).double(), rtol=0, atol=5e-6)
+
+
+@pytest.mark.parametrize("schedule", [Cosine(), RectifiedFlow()], ids=name)
+def test_ddim_is_of_first_order(schedule: Schedule) -> None:
+    """The error against the exact flow falls as 1/N."""
+    gaussian = Gaussian(schedule, torch.tensor(0.3).double(), 0.5)
+    z, start, end = torch.randn(64, 2, dtype=torch.float64), 0.9, 0.1
+    exact = gaussian.flow(z, times(start)[0], times(end)[0])
+    counts, errors = [64, 128, 256, 512], []
+    for count in counts:
+        grid, moved = torch.linspace(start, end, count + 1, dtype=torch.float64), z
+        for t, s in pairwise(grid):
+            moved = ddim(schedule, gaussian, moved, t, s, None)
+        errors.append(float((moved - exact).abs().max()))
+    order = -np.polyfit(np.log(counts), np.log(errors), 1)[0]
+    assert order == pytest.approx(1, abs=0.05)
+
+
+@pytest.mark.parametrize("gamma", [0.0, 0.3, 1.0])
+def test_ancestral_draws_from_the_posterior(gamma: float) -> None:
+    """Given x, the step's mean and variance are those of q(z_s | z_t, x), found by conditioning two Gaussians."""
+    schedule, t, s, x, z = Cosine(), times(0.7)[0], times(0.5)[0], 0.4, 1.1
+    draws = torch.full((400_000, 1), z, dtype=torch.float64)
+    generator = torch.Generator().manual_seed(0)
+    moved = ancestral(schedule, lambda z, t: torch.full_like(z, x), draws, t, s, generator, gamma=gamma)
+    alpha_t, sigma_t, alpha_s, sigma_s = (float(f(u)) for u in (t, s) for f in (schedule.alpha, schedule.sigma))
+    ratio = alpha_t / alpha_s
+    covariance = ratio * sigma_s**2  # of z_t = ratio z_s + noise with z_s, both given x
+    mean = alpha_s * x + covariance / sigma_t**2 * (z - alpha_t * x)
+    lower = sigma_s**2 - covariance**2 / sigma_t**2
+    upper = sigma_t**2 - ratio**2 * sigma_s**2
+    assert float(moved.mean()) == pytest.approx(mean, abs=4e-3)
+    assert float(moved.var()) == pytest.approx(lower ** (1 - gamma) * upper**gamma, rel=2e-2)
+
+
+def test_ancestral_samples_the_data() -> None:
+    """256 stochastic steps with the exact denoiser give the data's mean and width."""
+    gaussian = Gaussian(Cosine(), torch.tensor(0.3), 0.5)
+    images = sample(
+        gaussian, torch.randn(20_000, 1), 256, method="ancestral", generator=torch.Generator().manual_seed(1)
+    )
+    assert float(images.mean()) == pytest.approx(0.3, abs=0.02)
+    assert float(images.std()) == pytest.approx(0.5, abs=0.02)
+
+
+def test_a_method_of_ones_own_and_its_randomness() -> None:
+    gaussian, noise = Gaussian(Cosine(), torch.tensor(0.3), 0.5), torch.randn(4, 2)
+    lower = partial(ancestral, gamma=0.0)
+    drawn = [
+        sample(gaussian, noise, 8, method=lower, generator=torch.Generator().manual_seed(seed)) for seed in (1, 1, 2)
+    ]
+    torch.testing.assert_close(drawn[0], drawn[1], rtol=0, atol=0)
+    assert not drawn[0].equal(drawn[2])
+
+
+def test_one_step_returns_the_denoised_data() -> None:
+    gaussian, noise = Gaussian(Cosine(), torch.tensor(0.3), 0.5), torch.randn(4, 2)
+    torch.testing.assert_close(sample(gaussian, noise, 1), gaussian(noise, times(1.0)[0]))
+
+
+def test_n_steps_are_n_evaluations() -> None:
+    seen: list[float] = []
+
+    class Counting(Official):
+        def __call__(self, z: Tensor, t: Tensor, **condition: Tensor) -> Tensor:
+            seen.append(float(t))
+            return super().__call__(z, t)
+
+    sample(Counting(0), torch.randn(2, 2), 5)
+    assert seen == pytest.approx([1, 0.8, 0.6, 0.4, 0.2])
+    assert time_grid(4).tolist() == [1, 0.75, 0.5, 0.25, 0]
+
+
+def test_mistakes_are_named() -> None:
+    with pytest.raises(UserError, match="at least 1"):
+        sample(Official(0), torch.randn(1, 1), 0)
+    with pytest.raises(UserError, match="ddim, ancestral"):
+        sample(Official(0), torch.randn(1, 1), 1, method="dddim")
