@@ -94,8 +94,8 @@ class Run:
                 self.evaluate("teacher", teacher, stage.steps)
         return list(self.folder.read("evaluations"))
 
-    def teacher(self) -> Model:
-        """The trained teacher."""
+    def untrained(self) -> Model:
+        """The teacher before its training."""
         recipe, images = self.recipe, self.images
         parameterization = PARAMETERIZATIONS[recipe.parameterization]
         numbers = recipe.network.model_dump(exclude={"class_conditional"})
@@ -105,15 +105,19 @@ class Run:
         torch.manual_seed(recipe.seed)
         network = unet(image=images.shape, classes=len(classes), heads=parameterization.heads, **numbers)
         denoiser = Denoiser(network, recipe.noise.build(), parameterization, timesteps=recipe.noise.timesteps)
-        weighting = WEIGHTINGS[recipe.teacher.weighting]
+        return Model(denoiser, classes=classes, data=images.name)
+
+    def teacher(self) -> Model:
+        """The trained teacher."""
+        model = self.untrained()
+        denoiser, weighting = model.denoiser, WEIGHTINGS[self.recipe.teacher.weighting]
 
         def loss(network: nn.Module, batch: Batch) -> Tensor:
             given = condition(denoiser.network, batch["labels"])
             student = denoiser.with_network(network)
             return denoising_loss(student, batch["x"], batch["eps"], batch["u"], weighting=weighting, **given)
 
-        model = Model(denoiser, classes=classes, data=images.name)
-        return self._trained("teacher", 0, model, loss, plan_of(recipe.teacher))
+        return self._trained("teacher", 0, model, loss, plan_of(self.recipe.teacher))
 
     def student(self, teacher: Model, number: int, stage: Stage) -> Model:
         """The student of one stage, begun from its teacher's weights."""

@@ -1,0 +1,190 @@
+"""The loop against its equations: resuming, averaging, clipping, rates, and refusing what is not finite."""
+
+import copy
+import math
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from progdist import UserError
+from progdist.checkpoint import Checkpoint, Checkpoints
+from progdist.train import Batch, NotFinite, Plan, Progress, train
+
+PLAN = Plan(updates=12, batch=8, learning_rate=1e-2, checkpoint_every=4)
+
+
+def network() -> nn.Module:
+    torch.manual_seed(1)
+    return nn.Sequential(nn.Linear(3, 16), nn.Tanh(), nn.Dropout(0.3), nn.Linear(16, 1))
+
+
+def batches(first: int, last: int, rows: slice) -> Iterator[Batch]:
+    for update in range(first, last):
+        x = torch.randn(8, 3, generator=torch.Generator().manual_seed(update))[rows]
+        yield {"x": x, "y": x.sum(1, keepdim=True).sin()}
+
+
+def error(module: nn.Module, batch: Batch) -> Tensor:
+    return (module(batch["x"]) - batch["y"]).square().mean(1)
+
+
+def trained(plan: Plan, checkpoints: Checkpoints | None = None, start: nn.Module | None = None) -> tuple:
+    told: list[Progress] = []
+    module, _ = train(
+        start or network(), error, batches, plan,
+        accelerator=Accelerator(), checkpoints=checkpoints, observe=told.append,
+    )  # fmt: skip
+    return dict(module.state_dict()), told
+
+
+def equal(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
+
+
+@pytest.mark.parametrize("ema", [0.0, 0.9])
+@pytest.mark.parametrize("stopped", [1, 4, 7, 11])
+def test_a_resumed_training_is_the_uninterrupted_one(tmp_path: Path, ema: float, stopped: int) -> None:
+    """Bit for bit, dropout and average and all, wherever it was stopped."""
+    plan = replace(PLAN, ema=ema, dropout=True, anneal="linear", warmup=3)
+    whole, told = trained(plan)
+
+    class Stop(Exception):
+        pass
+
+    def until(progress: Progress) -> None:
+        if progress.update == stopped:
+            raise Stop
+
+    checkpoints = Checkpoints(tmp_path)
+    with pytest.raises(Stop):
+        train(network(), error, batches, plan, accelerator=Accelerator(), checkpoints=checkpoints, observe=until)
+    rest, told_later = trained(plan, checkpoints)
+    assert equal(whole, rest)
+    first = 4 * ((stopped - 1) // 4)  # a checkpoint is written after the observer is told
+    assert [progress.update for progress in told_later] == list(range(first + 1, 13))
+    assert [p.loss for p in told[first:]] == [p.loss for p in told_later]
+
+
+def test_microbatches_change_nothing() -> None:
+    whole, _ = trained(PLAN)
+    parts, _ = trained(replace(PLAN, microbatches=4))
+    for key, value in whole.items():
+        torch.testing.assert_close(parts[key], value, rtol=1e-4, atol=1e-6)
+    with pytest.raises(UserError, match="does not divide"):
+        trained(replace(PLAN, microbatches=3))
+
+
+def test_one_update_is_adamw() -> None:
+    """theta - rate wd theta - rate sign-like step, written out."""
+    plan = replace(PLAN, updates=1, weight_decay=0.1, clip=0.0)
+    before = network()
+    after, _ = trained(plan, start=copy.deepcopy(before))
+    batch = next(batches(0, 1, slice(0, 8)))
+    error(before.eval(), batch).mean().backward()
+    for key, parameter in before.named_parameters():
+        assert parameter.grad is not None
+        step = parameter.grad / (parameter.grad.abs() + 1e-8)
+        expected = parameter * (1 - 1e-2 * 0.1) - 1e-2 * step
+        torch.testing.assert_close(after[key], expected, rtol=1e-5, atol=1e-6)
+
+
+def test_the_rate_rises_and_falls() -> None:
+    plan = replace(PLAN, updates=10, learning_rate=1.0, warmup=4, anneal="linear")
+    assert [plan.rate(k) for k in (0, 1, 3, 5, 9)] == pytest.approx([0.25, 0.5 * 0.9, 0.7, 0.5, 0.1])
+    assert replace(plan, warmup=0, anneal="none").rate(9) == 1
+    _, told = trained(replace(PLAN, warmup=4, anneal="linear"))
+    assert [p.learning_rate for p in told] == [replace(PLAN, warmup=4, anneal="linear").rate(k) for k in range(12)]
+
+
+def test_the_average_begins_as_a_copy() -> None:
+    """ema_1 = theta_1, then decay ema + (1 - decay) theta: rebuilt from the weights after each update."""
+    states = [trained(replace(PLAN, updates=count))[0] for count in (1, 2, 3)]
+    averages = [trained(replace(PLAN, updates=count, ema=0.9))[0] for count in (1, 2, 3)]
+    assert equal(states[0], averages[0])
+    expected = states[0]
+    for state, average in zip(states[1:], averages[1:], strict=True):
+        expected = {key: 0.9 * expected[key] + 0.1 * state[key] for key in state}
+        for key, value in expected.items():
+            torch.testing.assert_close(average[key], value, rtol=1e-5, atol=1e-7)
+
+
+def test_the_whole_gradient_is_clipped_at_once() -> None:
+    """Plain Adam hides the scale of a gradient, so the norm is read where the optimiser reads it."""
+    seen: list[float] = []
+
+    class Watch(nn.Linear):
+        pass
+
+    module = Watch(3, 1)
+    original = torch.optim.AdamW.step
+
+    def spy(self: torch.optim.AdamW, closure: None = None) -> None:
+        gradients = [p.grad.flatten() for group in self.param_groups for p in group["params"]]
+        seen.append(float(torch.cat(gradients).norm()))
+        original(self)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.optim.AdamW, "step", spy)
+        _, told = trained(replace(PLAN, updates=3, clip=1e-3), start=copy.deepcopy(module))
+        assert seen == pytest.approx([1e-3] * 3, rel=1e-2)
+        assert all(progress.gradient_norm > 1e-2 for progress in told)
+        seen.clear()
+        _, told = trained(replace(PLAN, updates=3, clip=0.0), start=module)
+        assert seen == pytest.approx([progress.gradient_norm for progress in told])
+
+
+def test_bf16_runs_the_network_in_bf16_and_keeps_the_weights_whole() -> None:
+    kinds: list[torch.dtype] = []
+
+    class Spy(nn.Linear):
+        def forward(self, input: Tensor) -> Tensor:
+            output = super().forward(input)
+            kinds.append(output.dtype)
+            return output
+
+    state, _ = trained(replace(PLAN, precision="bf16"), start=Spy(3, 1))
+    assert set(kinds) == {torch.bfloat16}
+    assert {tensor.dtype for tensor in state.values()} == {torch.float32}
+
+
+def test_dropout_is_at_work_only_where_it_is_asked_for() -> None:
+    assert not equal(trained(replace(PLAN, dropout=True))[0], trained(PLAN)[0])
+    assert equal(trained(PLAN)[0], trained(PLAN)[0])
+
+
+@pytest.mark.parametrize("bad", ["loss", "gradient"])
+def test_what_is_not_finite_stops_the_training(tmp_path: Path, bad: str) -> None:
+    module, count = network(), 0
+
+    def poisoned(module: nn.Module, batch: Batch) -> Tensor:
+        nonlocal count
+        count += 1
+        loss = error(module, batch)
+        if count <= 6:
+            return loss
+        return loss * math.nan if bad == "loss" else loss + (loss - loss.detach()).abs().sqrt() * 0
+
+    with pytest.raises(NotFinite) as caught:
+        train(module, poisoned, batches, PLAN, accelerator=Accelerator(), checkpoints=Checkpoints(tmp_path))
+    assert "update 7 of 12" in str(caught.value)
+    assert str(tmp_path / "00000004.safetensors") in str(caught.value)
+    assert all(parameter.isfinite().all() for parameter in module.parameters())
+    assert Checkpoints(tmp_path).latest_path() == tmp_path / "00000004.safetensors"
+
+
+def test_checkpoints_keep_the_last_and_are_whole(tmp_path: Path) -> None:
+    checkpoints = Checkpoints(tmp_path, keep=2)
+    assert checkpoints.latest() is None
+    for update in (3, 12, 7):
+        checkpoints.save(Checkpoint(update, {"a": torch.full((2,), float(update))}, {"seconds": 1.5}))
+    latest = checkpoints.latest()
+    assert latest is not None
+    assert (latest.update, latest.tensors["a"].tolist(), latest.numbers["seconds"]) == (12, [12.0, 12.0], 1.5)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "00000007.json", "00000007.safetensors", "00000012.json", "00000012.safetensors",
+    ]  # fmt: skip
