@@ -43,6 +43,8 @@ def main() -> None:
         optimizer.step()
         schedule.step()
     with torch.no_grad():
+        hidden = torch.cat([network.hidden(part) for part in images[training].split(4096)])
+        network.scale = hidden.square().mean().rsqrt()
         accuracy = (network(images[held_out]).argmax(1) == labels[held_out]).float().mean()
     path = CLASSIFIERS / f"{arguments.name or arguments.source}.safetensors"
     save_file({name: tensor.half() for name, tensor in network.state_dict().items()}, path)
