@@ -79,7 +79,7 @@ def test_quality_of_real_and_of_damaged_digits() -> None:
     near = quality(space, data, images[order[900:]], labels[order[900:]], resamples=5)
     noisy = images[order[900:]] + torch.randn(897, 1, 8, 8)
     far = quality(space, data, noisy, labels[order[900:]], resamples=5)
-    assert near.frechet < 20 < far.frechet / 10
+    assert near.frechet < far.frechet / 5
     assert near.kernel < far.kernel / 10
     assert near.agreement is not None
     assert far.agreement is not None

@@ -1,0 +1,302 @@
+"""Every field of a recipe changes what is built; every mistake in one is a line that names the remedy."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from accelerate import Accelerator
+from pydantic import BaseModel
+
+from conftest import TINY
+from progdist import UserError
+from progdist.recipe import Recipe, StageTraining, plan_of, read_recipe, shipped, write_recipe
+from progdist.run import Run
+from progdist.run_folder import RunFolder
+from progdist.train import Plan
+
+Seen = Callable[[Recipe], Any]
+
+
+class Silent:
+    """An observer that keeps what it is told."""
+
+    def __init__(self) -> None:
+        self.notes: list[str] = []
+
+    def begin(self, title: str, updates: int) -> None: ...
+    def progress(self, progress: object) -> None: ...
+    def end(self) -> None: ...
+    def evaluated(self, record: dict[str, Any]) -> None: ...
+    def note(self, text: str) -> None:
+        self.notes.append(text)
+
+
+def a_run(recipe: Recipe, folder: Path = Path("/nowhere")) -> Run:
+    return Run(recipe, RunFolder(folder), Silent(), Accelerator())
+
+
+def the_network(recipe: Recipe) -> Any:  # noqa: ANN401
+    network = a_run(recipe).untrained().denoiser.network
+    config = {key: value for key, value in dict(network.config).items() if not key.startswith("_")}  # pyright: ignore
+    return config, {key: tuple(value.shape) for key, value in network.state_dict().items()}
+
+
+def the_weights(recipe: Recipe) -> Any:  # noqa: ANN401
+    return [p.sum().item() for p in a_run(recipe).untrained().denoiser.network.parameters()]
+
+
+def the_schedule(recipe: Recipe) -> Any:  # noqa: ANN401
+    denoiser = a_run(recipe).untrained().denoiser
+    return denoiser.schedule, denoiser.timesteps
+
+
+def the_images(recipe: Recipe) -> Any:  # noqa: ANN401
+    images = a_run(recipe).images
+    return images.name, images.shape, images[3][0].flatten()[:40].tolist()
+
+
+def the_batches(recipe: Recipe) -> Any:  # noqa: ANN401
+    """What `train` is given, without training."""
+    given: dict[str, Any] = {}
+
+    def spy(network: object, loss: object, batches: Any, plan: Plan, **rest: object) -> None:  # noqa: ANN401
+        given.update(flip=batches.flip, workers=batches.workers, size=batches.size, plan=plan)
+        raise UserError("seen")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("progdist.run.train", spy)
+        with pytest.raises(UserError, match="seen"):
+            a_run(recipe, Path("/tmp/progdist-test-nowhere")).teacher()
+    return given
+
+
+def the_weighting(recipe: Recipe) -> Any:  # noqa: ANN401
+    """The losses of one batch of the teacher's training and of the first stage."""
+    losses = []
+
+    def spy(network: Any, loss: Any, batches: Any, plan: Plan, **rest: object) -> None:  # noqa: ANN401
+        losses.append(loss(network, next(batches(0, 1, slice(0, 8)))).tolist())
+        raise UserError("seen")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("progdist.run.train", spy)
+        run = a_run(recipe, Path("/tmp/progdist-test-nowhere"))
+        with pytest.raises(UserError, match="seen"):
+            run.teacher()
+        model = run.untrained()
+        torch.nn.init.normal_(model.denoiser.network.conv_out.weight)  # pyright: ignore
+        with pytest.raises(UserError, match="seen"):
+            run.student(model, 1, recipe.distill.links()[0])
+    return losses
+
+
+def the_teachers_plan(recipe: Recipe) -> Any:  # noqa: ANN401
+    return plan_of(recipe.teacher)
+
+
+def the_stages(recipe: Recipe) -> Any:  # noqa: ANN401
+    return [(link, recipe.distill.plan(link)) for link in recipe.distill.links()]
+
+
+def the_samples(recipe: Recipe) -> Any:  # noqa: ANN401
+    """How the evaluation samples: how many, and what sample_in_batches and quality are told."""
+    told: list[Any] = []
+
+    def spy(model: object, noise: torch.Tensor, labels: object, *rest: object) -> torch.Tensor:
+        told.append((tuple(noise.shape), rest))
+        return noise
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("progdist.run.sample_in_batches", spy)
+        run = a_run(recipe)
+        run.samples(run.untrained(), 4)
+    return told
+
+
+def the_spaces(recipe: Recipe) -> Any:  # noqa: ANN401
+    return [space.name for space, _ in a_run(recipe).spaces]
+
+
+def the_evaluations(recipe: Recipe) -> Any:  # noqa: ANN401
+    """Which models are measured, and with how many resamples, in a run whose training does nothing."""
+    told: list[Any] = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Run, "teacher", Run.untrained)
+        patch.setattr(Run, "student", lambda self, model, number, stage: model)
+        patch.setattr(
+            Run, "evaluate",
+            lambda self, name, model, steps: told.append((name, steps, self.recipe.evaluate.resamples)),
+        )  # fmt: skip
+        patch.setattr(RunFolder, "claim", lambda self, recipe: None)
+        a_run(recipe).everything()
+    return told
+
+
+CHANGES: dict[str, tuple[Any, Seen]] = {
+    "name": ("other", lambda recipe: recipe.name),
+    "about": ("words", lambda recipe: recipe.about),
+    "seed": (7, the_weights),
+    "parameterization": ("x_eps", the_network),
+    "data.source": ("npz:{npz}", the_images),
+    "data.size": (4, the_images),
+    "data.channels": (3, the_images),
+    "data.resample": ("bilinear", the_images),
+    "data.flip": (True, the_batches),
+    "data.workers": (2, the_batches),
+    "noise.kind": ("linear", the_schedule),
+    "noise.log_snr_max": (10, the_schedule),
+    "noise.log_snr_min": (-10, the_schedule),
+    "noise.timesteps": (512, the_schedule),
+    "network.width": (16, the_network),
+    "network.multipliers": ([1, 1], the_network),
+    "network.blocks": (2, the_network),
+    "network.attention": ([4], the_network),
+    "network.head_size": (2, the_network),
+    "network.embedding": (64, the_network),
+    "network.groups": (8, the_network),
+    "network.dropout": (0.3, the_network),
+    "network.class_conditional": (True, the_network),
+    "teacher.weighting": ("snr_plus_one", the_weighting),
+    "distill.start": (16, the_stages),
+    "distill.end": (2, the_stages),
+    "distill.substeps": (8, the_stages),
+    "distill.chain": ([6, 3, 1], the_stages),
+    "distill.weighting": ("constant", the_weighting),
+    "distill.stages": ({1: {"updates": 9}}, the_stages),
+    "evaluate.samples": (97, the_samples),
+    "evaluate.batch": (50, the_samples),
+    "evaluate.precision": ("bf16", the_samples),
+    "evaluate.features": (["pixels"], the_spaces),
+    "evaluate.resamples": (11, the_evaluations),
+    "evaluate.teacher_every": (2, the_evaluations),
+}
+PLANS = {
+    "updates": 99, "batch": 16, "learning_rate": 0.5, "warmup": 9, "weight_decay": 0.1,
+    "clip": 0.5, "ema": 0.5, "microbatches": 2, "precision": "bf16", "checkpoint_every": 77,
+}  # fmt: skip
+for _section, _seen in (("teacher", the_teachers_plan), ("distill", the_stages)):
+    _fields = Recipe.model_fields[_section].annotation.model_fields  # pyright: ignore
+    CHANGES |= {f"{_section}.{key}": (value, _seen) for key, value in PLANS.items() if key in _fields}
+CHANGES |= {
+    "teacher.anneal": ("linear", the_teachers_plan),
+    "distill.anneal": ("none", the_stages),
+}
+
+
+def leaves(part: type[BaseModel], prefix: str = "") -> list[str]:
+    names: list[str] = []
+    for name, field in part.model_fields.items():
+        kind = field.annotation
+        if isinstance(kind, type) and issubclass(kind, BaseModel):
+            names += leaves(kind, f"{prefix}{name}.")
+        else:
+            names.append(prefix + name)
+    return names
+
+
+@pytest.fixture
+def tiny(tiny_recipe: Path, tmp_path: Path) -> Callable[..., Recipe]:
+    rng = np.random.default_rng(0)
+    np.savez(tmp_path / "images.npz", images=rng.integers(0, 255, (5, 16, 16), dtype=np.uint8), labels=np.arange(5))
+
+    def build(**changes: object) -> Recipe:
+        texts = [f"{key}={value}".replace("{npz}", str(tmp_path / "images.npz")) for key, value in changes.items()]
+        return read_recipe(str(tiny_recipe), texts)
+
+    return build
+
+
+def test_the_table_below_is_complete() -> None:
+    assert sorted(CHANGES) == sorted(leaves(Recipe))
+
+
+@pytest.mark.parametrize("field", CHANGES)
+def test_every_field_changes_what_is_built(tiny: Callable[..., Recipe], field: str) -> None:
+    value, seen = CHANGES[field]
+    base: dict[str, object] = {"data.resample": {"data.size": 4}}.get(field, {})  # pyright: ignore
+    base |= {"network.head_size": {"network.attention": [4]}}.get(field, {})
+    assert seen(tiny(**base)) == seen(tiny(**base))
+    assert seen(tiny(**base)) != seen(tiny(**base, **{field: value}))
+
+
+def test_a_stage_overrides_only_what_it_says(tiny: Callable[..., Recipe]) -> None:
+    for field in StageTraining.model_fields:
+        value = {"updates": 50, "learning_rate": 0.25, "anneal": "none"}[field]
+        recipe = tiny(**{f"distill.stages.2.{field}": value})
+        plans = {link.steps: plan for link, plan in the_stages(recipe) for link in [link]}
+        assert getattr(plans[2], field) == value
+        assert plans[4] == plans[1]
+        assert {name for name in PLANS if getattr(plans[2], name) != getattr(plans[4], name)} <= {field}
+
+
+def test_chains_are_data(tiny: Callable[..., Recipe]) -> None:
+    links = tiny(**{"distill.chain": [1000, 500, 250, 125, 25, 5, 1]}).distill.links()
+    assert [link.substeps for link in links] == [2, 2, 2, 5, 5, 5]
+    assert [link.steps for link in tiny(**{"distill.start": 64, "distill.substeps": 4}).distill.links()] == [16, 4, 1]
+
+
+def test_written_and_read_back_it_is_the_same(tiny: Callable[..., Recipe], tmp_path: Path) -> None:
+    recipe = tiny(**{"distill.stages": {1: {"updates": 9}}, "network.attention": [4]})
+    (tmp_path / "again.yaml").write_text(write_recipe(recipe))
+    assert read_recipe(str(tmp_path / "again.yaml")) == recipe
+
+
+@pytest.mark.parametrize("name", shipped())
+def test_shipped_recipes_are_valid(name: str) -> None:
+    recipe = read_recipe(name)
+    assert recipe.name == name
+    assert recipe.about
+
+
+@pytest.mark.parametrize(
+    ("override", "says"),
+    [
+        ("distill.update=5", "did you mean updates?"),
+        ("distil.updates=5", "did you mean distill?"),
+        ("distill.stages.4.update=5", "did you mean updates?"),
+        ("distill.stages.3.updates=5", "not in the chain [8, 4, 2, 1]"),
+        ("distill.updates=many", "distill.updates"),
+        ("distill.updates=0", "greater than 0"),
+        ("distill.start=12", "does not reach 1"),
+        ("distill.chain=[8, 3]", "no multiple of 3"),
+        ("noise.kind=cosin", "'cosine'"),
+        ("evaluate.features=[]", "at least one"),
+        ("network.width=wide", "network.width"),
+        ("name=../up", "name"),
+        ("distill", "write key=value"),
+        ("name.more=1", "not a section"),
+        ("data=3", "data"),
+    ],
+)
+def test_mistakes_are_named(tiny_recipe: Path, override: str, says: str) -> None:
+    with pytest.raises(UserError) as caught:
+        read_recipe(str(tiny_recipe), [override])
+    assert says in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("[1, 2]", "not a map"),
+        ("a: [", "not YAML"),
+        ("name: x", "data is missing"),
+        ("!!python/object:os.x {}", "YAML"),
+    ],
+)
+def test_files_that_are_no_recipe(tmp_path: Path, text: str, says: str) -> None:
+    (tmp_path / "bad.yaml").write_text(text)
+    with pytest.raises(UserError, match=says):
+        read_recipe(str(tmp_path / "bad.yaml"))
+    with pytest.raises(UserError, match="did you mean digits"):
+        read_recipe("digit")
+
+
+def test_class_conditioning_needs_labels(tmp_path: Path) -> None:
+    np.savez(tmp_path / "plain.npz", images=np.zeros((5, 8, 8), np.uint8))
+    (tmp_path / "r.yaml").write_text(TINY.replace("digits}", f"npz:{tmp_path}/plain.npz" + "}"))
+    with pytest.raises(UserError, match="has no labels"):
+        a_run(read_recipe(str(tmp_path / "r.yaml"), ["network.class_conditional=true"])).untrained()

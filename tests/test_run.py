@@ -1,0 +1,261 @@
+"""The whole job on a tiny recipe through the command line: what it writes, how it goes on, how it refuses."""
+
+import errno
+import json
+import math
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from click.testing import Result
+from diffusers.models.unets.unet_2d import UNet2DModel
+from diffusers.pipelines.ddim.pipeline_ddim import DDIMPipeline
+from diffusers.schedulers.scheduling_ddim import DDIMScheduler
+from PIL import Image
+from typer.testing import CliRunner
+
+from progdist import checkpoint
+from progdist.batches import generator
+from progdist.checkpoint import read_tensors
+from progdist.cli import app
+from test_model_folder import stock
+
+Call = Callable[..., Result]
+
+
+def call(*words: object) -> Result:
+    return CliRunner().invoke(app, [str(word) for word in words])
+
+
+def refused(result: Result, *says: str) -> None:
+    """Exit code 2, one line on standard error, no traceback."""
+    assert result.exit_code == 2, result.output
+    assert isinstance(result.exception, SystemExit)
+    assert result.stderr.count("\n") == 1
+    assert result.stderr.startswith("progdist: ")
+    for words in says:
+        assert words in result.stderr
+
+
+@pytest.fixture(scope="module")
+def finished(tiny_recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Result]:
+    out = tmp_path_factory.mktemp("run") / "tiny"
+    result = call("run", tiny_recipe, "--out", out, "--set", "network.class_conditional=true")
+    assert result.exit_code == 0, result.output
+    return out, result
+
+
+def records(out: Path, kind: str) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (out / f"{kind}.jsonl").read_text().splitlines()]
+
+
+def test_a_run_leaves_what_it_promises(finished: tuple[Path, Result]) -> None:
+    out, result = finished
+    models = [("teacher", 8)] + [(name, steps) for steps in (4, 2, 1) for name in ("student", "teacher")]
+    assert [(record["model"], record["steps"]) for record in records(out, "evaluations")] == models
+    for name, steps in models:
+        assert Image.open(out / "samples" / f"{name}-{steps:04d}.png").size == (64, 64)
+    assert [record["update"] for record in records(out, "metrics")] == [*range(1, 13), *[1, 2, 3] * 3]
+    for record in records(out, "evaluations"):
+        assert record["network_evaluations"] == record["steps"]
+        assert record["seconds_per_image"] > 0
+        assert {quality["features"] for quality in record["quality"]} == {"digits", "pixels"}
+        assert 0 <= record["quality"][0]["agreement"] <= 1
+    assert records(out, "evaluations")[0]["rmse"] == 0
+    told = json.loads((out / "student-0002" / "progdist.json").read_text())
+    assert (told["steps"], told["lineage"], told["classes"]) == ([2], [8, 4], list("0123456789"))
+    assert told["training"]["updates"] == 3
+    assert f"Report: {out / 'report.html'}" in result.stdout
+    assert max(len(line) for line in result.stdout.splitlines() if "Report" not in line) <= 80
+
+
+def test_the_students_learn(finished: tuple[Path, Result], tiny_recipe: Path) -> None:
+    """Each student starts as its teacher and moves away from it."""
+    out, _ = finished
+    weights = [
+        read_tensors(out / name / "unet" / "diffusion_pytorch_model.safetensors")
+        for name in ("teacher", "student-0004", "student-0002", "student-0001")
+    ]
+    for teacher, student in zip(weights[:-1], weights[1:], strict=True):
+        distance = math.sqrt(sum(float((teacher[key] - student[key]).square().sum()) for key in teacher))
+        size = math.sqrt(sum(float(teacher[key].square().sum()) for key in teacher))
+        assert 0 < distance / size < 0.2
+
+
+def test_the_same_command_again_repeats_nothing(finished: tuple[Path, Result], tiny_recipe: Path) -> None:
+    out, _ = finished
+    before = {path: path.stat().st_mtime_ns for path in out.rglob("*") if path.is_file() and path.name != "report.html"}
+    assert call("run", tiny_recipe, "--out", out, "--set", "network.class_conditional=true").exit_code == 0
+    assert before == {path: path.stat().st_mtime_ns for path in before}
+
+
+@pytest.mark.parametrize("stop", ["teacher 6", "student-0002 3", "evaluate 3"])
+def test_an_interrupted_run_goes_on_to_the_same_end(
+    finished: tuple[Path, Result], tiny_recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stop: str
+) -> None:
+    """Stopped within the teacher, within a student, or between evaluations: the same weights, metrics and distances."""
+    out, _ = finished
+    command = ("run", tiny_recipe, "--out", tmp_path / "run", "--set", "network.class_conditional=true")
+    where, count = stop.split()
+    seen = {"title": "", "evaluations": 0}
+
+    class Interrupting:
+        def __init__(self, console: object) -> None: ...
+        def begin(self, title: str, updates: int) -> None:
+            seen["title"] = title
+
+        def progress(self, progress: Any) -> None:  # noqa: ANN401
+            if seen["title"] == where and progress.update == int(count):
+                raise KeyboardInterrupt
+
+        def end(self) -> None: ...
+        def evaluated(self, record: object) -> None:
+            seen["evaluations"] += 1  # pyright: ignore
+            if where == "evaluate" and seen["evaluations"] == int(count):
+                raise KeyboardInterrupt
+
+        def note(self, text: str) -> None: ...
+
+    with monkeypatch.context() as patch:
+        patch.setattr("progdist.progress.Terminal", Interrupting)
+        assert call(*command).exit_code == 130
+    assert not (tmp_path / "run" / "student-0001").exists()
+    assert call(*command).exit_code == 0
+    for name in ("teacher", "student-0004", "student-0002", "student-0001"):
+        path = Path(name) / "unet" / "diffusion_pytorch_model.safetensors"
+        assert (out / path).read_bytes() == (tmp_path / "run" / path).read_bytes()
+    assert (out / "metrics.jsonl").read_text() == (tmp_path / "run" / "metrics.jsonl").read_text()
+    ours, theirs = records(tmp_path / "run", "evaluations"), records(out, "evaluations")
+    assert [record["quality"] for record in ours] == [record["quality"] for record in theirs]
+
+
+@pytest.mark.parametrize("conditional", [True, False])
+def test_sample_is_stock_diffusers(
+    finished: tuple[Path, Result], tiny_recipe: Path, tmp_path: Path, conditional: bool
+) -> None:
+    """`progdist sample` and the stock pipeline of the folder, from the same noise, at the student's step count."""
+    out = finished[0]
+    if not conditional:
+        out = tmp_path / "plain"
+        assert call("run", tiny_recipe, "--out", out, "--set", "distill.end=4").exit_code == 0
+    npz = tmp_path / "images.npz"
+    assert call("sample", out / "student-0004", "-n", 12, "--seed", 5, "--out", npz).exit_code == 0
+    ours = torch.from_numpy(np.load(npz)["images"])
+    noise = torch.randn(12, 1, 8, 8, generator=generator(5))
+    if conditional:
+        unet = UNet2DModel.from_pretrained(out / "student-0004", subfolder="unet")
+        scheduler = DDIMScheduler.from_pretrained(out / "student-0004", subfolder="scheduler")
+        theirs = stock(unet, scheduler, noise, 4, class_labels=torch.arange(12) % 10)
+    else:
+        pipeline = DDIMPipeline.from_pretrained(out / "student-0004")
+        theirs = stock(pipeline.unet, pipeline.scheduler, noise, 4)
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-4)
+
+
+def test_sample_and_evaluate(finished: tuple[Path, Result], tmp_path: Path) -> None:
+    out, _ = finished
+    picture = tmp_path / "grid.png"
+    result = call("sample", out / "student-0002", "-n", 6, "--columns", 3, "--label", 7, "--out", picture)
+    assert result.exit_code == 0
+    assert Image.open(picture).size == (24, 16)
+    assert "6 images in 2 steps" in result.stderr
+    assert "was distilled for 2 steps, not 3" in call(
+        "sample", out / "student-0002", "--steps", 3, "--out", picture
+    ).stderr  # fmt: skip
+    result = call(
+        "evaluate", out / "student-0002", out / "student-0001", "--data", "digits", "--features", "digits",
+        "-n", 64, "--json",
+    )  # fmt: skip
+    told = [json.loads(line) for line in result.stdout.splitlines()]
+    assert [line["steps"] for line in told] == [2, 1]
+    assert all(line["frechet"] > 0 and line["samples"] == 64 for line in told)
+    assert "use 640 or more" in result.stderr
+    plain = call("evaluate", out / "student-0002", "--data", "digits", "-n", 64)
+    assert "Fréchet" in plain.stdout
+
+
+def test_recipes_and_version() -> None:
+    assert "digits" in call("recipes").stdout
+    assert call("recipes", "digits").stdout.startswith("name: digits")
+    assert call("--version").stdout.strip() == "0.1.0"
+
+
+def test_mistakes_are_one_line_and_exit_code_2(
+    finished: tuple[Path, Result], tiny_recipe: Path, tmp_path: Path
+) -> None:
+    out, student = finished[0], finished[0] / "student-0004"
+    before = sorted((path, path.stat().st_mtime_ns) for path in out.rglob("*"))
+    refused(call("run", tiny_recipe, "--set", "distill.upd=5"), "did you mean updates?")
+    refused(call("run", tiny_recipe, "--set", "distill.chain=[8,3]"), "no multiple of 3")
+    refused(call("run", "digit"), "did you mean digits?")
+    refused(call("run", tiny_recipe, "--out", out), "another recipe", "--out")
+    refused(call("run", tiny_recipe, "--out", tiny_recipe), "is no run")
+    (tmp_path / "empty").mkdir()
+    refused(
+        call("run", tiny_recipe, "--out", tmp_path / "a", "--set", f"data.source=folder:{tmp_path}/empty"), "no images"
+    )
+    refused(call("run", tiny_recipe, "--out", tmp_path / "b", "--set", "network.multipliers=[1,1,1,1,1]"), "halve")
+    refused(call("run", tiny_recipe, "--out", tmp_path / "c", "--set", "teacher.microbatches=3"), "does not divide")
+    refused(call("sample", tmp_path / "nowhere"), "no model folder")
+    refused(call("sample", student, "--label", 10), "label 10 is out of range", "0 to 9")
+    refused(call("sample", out / "teacher"), "--steps")
+    refused(call("sample", student, "--out", tmp_path / "x.jpg"), ".png or .npz")
+    refused(call("evaluate", student, "--data", "digits", "--features", "fashion-mnist"), "pixels")
+    refused(call("report", tmp_path), "no evaluated run")
+    np.savez(tmp_path / "wide.npz", images=np.zeros((4, 8, 12, 3), np.uint8))
+    shutil.copytree(student, tmp_path / "cut")
+    weights = tmp_path / "cut" / "unet" / "diffusion_pytorch_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:1000])
+    refused(call("sample", tmp_path / "cut"), str(weights))
+    assert before == sorted((path, path.stat().st_mtime_ns) for path in out.rglob("*"))
+
+
+def test_images_of_another_size_are_told(tiny_recipe: Path, tmp_path: Path) -> None:
+    for index, size in enumerate([(8, 8), (8, 8), (9, 9)]):
+        Image.new("L", size, index).save(tmp_path / f"{index}.png")
+    result = call("run", tiny_recipe, "--out", tmp_path / "run", "--set", f"data.source=folder:{tmp_path}")
+    refused(result, "2.png" if "2.png" in result.stderr else "image 2", "give a size")
+
+
+def test_a_full_disk_loses_nothing(tiny_recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The disk fills while the first student is written: one line, and the run then goes on from what is there."""
+    command = ("run", tiny_recipe, "--out", tmp_path / "run")
+
+    def full(path: Path, content: bytes) -> None:
+        if "student-0004" in str(path):
+            raise OSError(errno.ENOSPC, "No space left on device", str(path))
+        whole(path, content)
+
+    whole = checkpoint.write_whole
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, "write_whole", full)
+        refused(call(*command), "No space left on device", "free some space")
+    assert (tmp_path / "run" / "teacher" / "progdist.json").is_file()
+    teacher = (tmp_path / "run" / "teacher" / "progdist.json").stat().st_mtime_ns
+    assert call(*command).exit_code == 0
+    assert (tmp_path / "run" / "teacher" / "progdist.json").stat().st_mtime_ns == teacher
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(tiny_recipe: Path, tmp_path: Path) -> None:
+    """A rate that blows the student up: the stage, the update and the last checkpoint are named, the teacher stays."""
+    settings = ("distill.learning_rate=1e30", "distill.clip=0", "distill.updates=50", "distill.checkpoint_every=1")
+    command = ["run", tiny_recipe, "--out", tmp_path / "run", *[word for text in settings for word in ("--set", text)]]
+    result = call(*command)
+    refused(result, "student-0004: update ", " of 50", "not both finite", str(tmp_path / "run" / "checkpoints"))
+    assert (tmp_path / "run" / "teacher" / "progdist.json").is_file()
+    assert not (tmp_path / "run" / "student-0004").exists()
+
+
+def test_the_module_runs_and_reports_mistakes_without_a_traceback(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "progdist", "run", "no-such-recipe"], capture_output=True, text=True, cwd=tmp_path
+    )
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1
+    assert "Traceback" not in done.stderr
