@@ -26,8 +26,11 @@ evaluate: {samples: 96, features: [digits, pixels], resamples: 4}
 """
 
 
+torch.set_num_threads(1)  # the tests themselves run side by side
+
+
 @pytest.fixture(autouse=True)
-def _two_threads() -> None:
+def _seed() -> None:
     torch.manual_seed(0)
 
 

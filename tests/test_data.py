@@ -44,7 +44,7 @@ def test_idx_plain_and_gzipped(tmp_path: Path, pixels: NDArray[np.uint8], suffix
     idx(tmp_path / f"train-labels{suffix.replace('3', '1')}", np.arange(6, dtype=np.uint8))
     images = load_images(f"idx:{tmp_path}")
     assert len(images) == 6
-    assert [label for _, label in images] == list(range(6))  # pyright: ignore
+    assert [label for _, label in images] == list(range(6))
     np.testing.assert_array_equal(to_uint8(images[4][0][None])[0, :, :, 0], pixels[4])
 
 

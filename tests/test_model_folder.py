@@ -4,6 +4,7 @@ import json
 import math
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -47,8 +48,17 @@ def test_stock_ddim_makes_our_images(
         assert scale < 100
 
 
+def stock_unet(folder: Path) -> Any:  # noqa: ANN401  (diffusers' own annotations fit few of its uses)
+    return UNet2DModel.from_pretrained(folder, subfolder="unet")
+
+
+def stock_ddim(folder: Path) -> Any:  # noqa: ANN401
+    return DDIMScheduler.from_pretrained(folder, subfolder="scheduler")
+
+
 @torch.no_grad()
-def stock(unet: UNet2DModel, scheduler: DDIMScheduler, noise: Tensor, steps: int, **condition: Tensor) -> Tensor:
+def stock(unet: Any, scheduler: Any, noise: Tensor, steps: int, **condition: Tensor) -> Tensor:  # noqa: ANN401
+    """A stock sampling loop, from given noise."""
     scheduler.set_timesteps(steps)
     images = noise
     for t in scheduler.timesteps:
@@ -61,7 +71,9 @@ def test_the_pipeline_call_itself(tiny_model: Build, tmp_path: Path) -> None:
     progdist.save(tiny_model(), tmp_path / "model")
     pipeline = DDIMPipeline.from_pretrained(tmp_path / "model")
     pipeline.set_progress_bar_config(disable=True)
-    theirs = pipeline(batch_size=2, generator=torch.Generator().manual_seed(3), num_inference_steps=4, output_type="np")
+    theirs: Any = pipeline(
+        batch_size=2, generator=torch.Generator().manual_seed(3), num_inference_steps=4, output_type="np"
+    )
     noise = torch.randn(2, 1, 8, 8, generator=torch.Generator().manual_seed(3))
     ours = (sample(progdist.load(tmp_path / "model"), noise, 4) / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 1)
     torch.testing.assert_close(torch.from_numpy(theirs.images), ours, rtol=0, atol=1e-4)
@@ -69,8 +81,8 @@ def test_the_pipeline_call_itself(tiny_model: Build, tmp_path: Path) -> None:
 
 def test_stock_conditional(tiny_model: Build, tmp_path: Path) -> None:
     progdist.save(tiny_model(classes=3), tmp_path / "model")
-    unet = UNet2DModel.from_pretrained(tmp_path / "model", subfolder="unet")
-    scheduler = DDIMScheduler.from_pretrained(tmp_path / "model", subfolder="scheduler")
+    unet = stock_unet(tmp_path / "model")
+    scheduler = stock_ddim(tmp_path / "model")
     noise, labels = torch.randn(3, 1, 8, 8), torch.tensor([0, 1, 2])
     ours = sample(progdist.load(tmp_path / "model"), noise, 4, class_labels=labels)
     torch.testing.assert_close(stock(unet, scheduler, noise, 4, class_labels=labels), ours, rtol=0, atol=1e-4)
@@ -79,8 +91,8 @@ def test_stock_conditional(tiny_model: Build, tmp_path: Path) -> None:
 
 def test_stock_flow_matching(tiny_model: Build, tmp_path: Path) -> None:
     progdist.save(tiny_model(RectifiedFlow(), "velocity", timesteps=1000), tmp_path / "model")
-    unet = UNet2DModel.from_pretrained(tmp_path / "model", subfolder="unet")
-    scheduler = FlowMatchEulerDiscreteScheduler.from_pretrained(tmp_path / "model", subfolder="scheduler")
+    unet = stock_unet(tmp_path / "model")
+    scheduler: Any = FlowMatchEulerDiscreteScheduler.from_pretrained(tmp_path / "model", subfolder="scheduler")
     scheduler.set_timesteps(sigmas=[1.0, 0.75, 0.5, 0.25])
     noise = torch.randn(3, 1, 8, 8)
     images = noise
@@ -122,6 +134,10 @@ def _cut(path: Path) -> None:
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
 
 
+def _write(path: Path, text: str) -> None:
+    path.write_text(text)
+
+
 def _told(path: Path, **changes: object) -> None:
     content = json.loads(path.read_text()) | changes
     path.write_text(json.dumps(content))
@@ -130,7 +146,7 @@ def _told(path: Path, **changes: object) -> None:
 DAMAGE: dict[str, Callable[[Path], None]] = {
     "no progdist.json": lambda folder: (folder / "progdist.json").unlink(),
     "progdist.json cut": lambda folder: _cut(folder / "progdist.json"),
-    "no JSON object": lambda folder: (folder / "progdist.json").write_text("[]") and None,
+    "no JSON object": lambda folder: _write(folder / "progdist.json", "[]"),
     "unknown schedule": lambda folder: _told(folder / "progdist.json", schedule={"kind": "cosmic"}),
     "schedule of other numbers": lambda folder: _told(folder / "progdist.json", schedule={"kind": "cosine", "a": 1}),
     "no parameterization": lambda folder: _told(folder / "progdist.json", parameterization=None),

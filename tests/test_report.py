@@ -3,6 +3,7 @@
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -21,7 +22,7 @@ def page(tiny_recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def browser(tmp_path: Path) -> Iterator["webdriver.Chrome"]:
+def browser(tmp_path: Path) -> Iterator[Any]:
     if not (CHROMIUM and DRIVER):
         pytest.skip("chromium and chromedriver are not installed: apt-get install chromium chromium-driver")
     options = webdriver.ChromeOptions()
@@ -40,7 +41,7 @@ def browser(tmp_path: Path) -> Iterator["webdriver.Chrome"]:
 
 @pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.parametrize("width", [1200, 380])
-def test_the_slider_moves_and_the_images_change(page: Path, browser: "webdriver.Chrome", width: int) -> None:
+def test_the_slider_moves_and_the_images_change(page: Path, browser: Any, width: int) -> None:  # noqa: ANN401
     browser.set_window_size(width, 900)
     browser.execute_cdp_cmd(
         "Emulation.setDeviceMetricsOverride", {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": False}
@@ -52,7 +53,7 @@ def test_the_slider_moves_and_the_images_change(page: Path, browser: "webdriver.
     for _ in range(3):
         pictures = [browser.find_element("id", name) for name in ("teacher", "student")]
         seen.append((count.text, *(picture.get_attribute("src") for picture in pictures)))
-        assert all(int(picture.get_property("naturalWidth")) == 64 for picture in pictures)  # pyright: ignore
+        assert all(int(picture.get_property("naturalWidth")) == 64 for picture in pictures)
         slider.send_keys("\ue012")  # arrow left
     assert [text for text, *_ in seen] == ["1 step", "2 steps", "4 steps"]
     assert len({source for _, *sources in seen for source in sources}) == 6

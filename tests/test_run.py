@@ -6,27 +6,22 @@ import math
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from click.testing import Result
-from diffusers.models.unets.unet_2d import UNet2DModel
 from diffusers.pipelines.ddim.pipeline_ddim import DDIMPipeline
-from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 from PIL import Image
-from typer.testing import CliRunner
+from typer.testing import CliRunner, Result
 
 from progdist import checkpoint
 from progdist.batches import generator
 from progdist.checkpoint import read_tensors
 from progdist.cli import app
-from test_model_folder import stock
-
-Call = Callable[..., Result]
+from test_model_folder import stock, stock_ddim, stock_unet
 
 
 def call(*words: object) -> Result:
@@ -51,6 +46,11 @@ def finished(tiny_recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> tup
     return out, result
 
 
+def size_of(path: Path) -> tuple[int, int]:
+    with Image.open(path) as image:
+        return image.size
+
+
 def records(out: Path, kind: str) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (out / f"{kind}.jsonl").read_text().splitlines()]
 
@@ -60,7 +60,7 @@ def test_a_run_leaves_what_it_promises(finished: tuple[Path, Result]) -> None:
     models = [("teacher", 8)] + [(name, steps) for steps in (4, 2, 1) for name in ("student", "teacher")]
     assert [(record["model"], record["steps"]) for record in records(out, "evaluations")] == models
     for name, steps in models:
-        assert Image.open(out / "samples" / f"{name}-{steps:04d}.png").size == (64, 64)
+        assert size_of(out / "samples" / f"{name}-{steps:04d}.png") == (64, 64)
     assert [record["update"] for record in records(out, "metrics")] == [*range(1, 13), *[1, 2, 3] * 3]
     for record in records(out, "evaluations"):
         assert record["network_evaluations"] == record["steps"]
@@ -82,7 +82,7 @@ def test_the_students_learn(finished: tuple[Path, Result], tiny_recipe: Path) ->
         read_tensors(out / name / "unet" / "diffusion_pytorch_model.safetensors")
         for name in ("teacher", "student-0004", "student-0002", "student-0001")
     ]
-    for teacher, student in zip(weights[:-1], weights[1:], strict=True):
+    for teacher, student in pairwise(weights):
         distance = math.sqrt(sum(float((teacher[key] - student[key]).square().sum()) for key in teacher))
         size = math.sqrt(sum(float(teacher[key].square().sum()) for key in teacher))
         assert 0 < distance / size < 0.2
@@ -103,7 +103,7 @@ def test_an_interrupted_run_goes_on_to_the_same_end(
     out, _ = finished
     command = ("run", tiny_recipe, "--out", tmp_path / "run", "--set", "network.class_conditional=true")
     where, count = stop.split()
-    seen = {"title": "", "evaluations": 0}
+    seen: dict[str, Any] = {"title": "", "evaluations": 0}
 
     class Interrupting:
         def __init__(self, console: object) -> None: ...
@@ -116,7 +116,7 @@ def test_an_interrupted_run_goes_on_to_the_same_end(
 
         def end(self) -> None: ...
         def evaluated(self, record: object) -> None:
-            seen["evaluations"] += 1  # pyright: ignore
+            seen["evaluations"] += 1
             if where == "evaluate" and seen["evaluations"] == int(count):
                 raise KeyboardInterrupt
 
@@ -149,8 +149,8 @@ def test_sample_is_stock_diffusers(
     ours = torch.from_numpy(np.load(npz)["images"])
     noise = torch.randn(12, 1, 8, 8, generator=generator(5))
     if conditional:
-        unet = UNet2DModel.from_pretrained(out / "student-0004", subfolder="unet")
-        scheduler = DDIMScheduler.from_pretrained(out / "student-0004", subfolder="scheduler")
+        unet = stock_unet(out / "student-0004")
+        scheduler = stock_ddim(out / "student-0004")
         theirs = stock(unet, scheduler, noise, 4, class_labels=torch.arange(12) % 10)
     else:
         pipeline = DDIMPipeline.from_pretrained(out / "student-0004")
@@ -163,7 +163,7 @@ def test_sample_and_evaluate(finished: tuple[Path, Result], tmp_path: Path) -> N
     picture = tmp_path / "grid.png"
     result = call("sample", out / "student-0002", "-n", 6, "--columns", 3, "--label", 7, "--out", picture)
     assert result.exit_code == 0
-    assert Image.open(picture).size == (24, 16)
+    assert size_of(picture) == (24, 16)
     assert "6 images in 2 steps" in result.stderr
     assert "was distilled for 2 steps, not 3" in call(
         "sample", out / "student-0002", "--steps", 3, "--out", picture
@@ -197,9 +197,8 @@ def test_mistakes_are_one_line_and_exit_code_2(
     refused(call("run", tiny_recipe, "--out", out), "another recipe", "--out")
     refused(call("run", tiny_recipe, "--out", tiny_recipe), "is no run")
     (tmp_path / "empty").mkdir()
-    refused(
-        call("run", tiny_recipe, "--out", tmp_path / "a", "--set", f"data.source=folder:{tmp_path}/empty"), "no images"
-    )
+    empty = f"data.source=folder:{tmp_path}/empty"
+    refused(call("run", tiny_recipe, "--out", tmp_path / "a", "--set", empty), "no images")
     refused(call("run", tiny_recipe, "--out", tmp_path / "b", "--set", "network.multipliers=[1,1,1,1,1]"), "halve")
     refused(call("run", tiny_recipe, "--out", tmp_path / "c", "--set", "teacher.microbatches=3"), "does not divide")
     refused(call("sample", tmp_path / "nowhere"), "no model folder")

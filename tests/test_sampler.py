@@ -36,7 +36,7 @@ class Official:
 def test_ddim_makes_the_official_samples(wrong: int, clip: int) -> None:
     official = np.load(DATA / "ddim.npz")
     noise = torch.from_numpy(official["init"]).double()
-    keys = [key for key in official.files if f"_wrong{wrong}_clip{clip}_" in name]
+    keys = [key for key in official.files if f"_wrong{wrong}_clip{clip}_" in key]
     assert len(keys) >= 4
     for key in keys:
         ours = sample(Official(wrong), noise, int(key.rsplit("_", 1)[1]), clip=bool(clip))

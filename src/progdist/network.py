@@ -67,7 +67,7 @@ def unet(
         raise UserError(f"attention at {sorted(unknown)}, but the network's resolutions are {resolutions}")
     attends = [resolution in attention for resolution in resolutions]
     network = UNet2DModel(
-        sample_size=tuple(sides) if sides[0] != sides[1] else sides[0],
+        sample_size=sides if sides[0] != sides[1] else sides[0],
         in_channels=channels,
         out_channels=heads * channels,
         block_out_channels=tuple(level_channels),
