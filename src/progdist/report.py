@@ -114,8 +114,13 @@ def _axes(height: float) -> tuple[Figure, Axes]:
 
 
 def _quality_figure(records: list[Record], number: int) -> Figure:
-    """Frechet distance against steps, both axes logarithmic, with bootstrap intervals."""
     figure, axes = _axes(3.6)
+    draw_quality(axes, records, number)
+    return figure
+
+
+def draw_quality(axes: Axes, records: list[Record], number: int) -> None:
+    """Frechet distance against steps in one feature space, both axes logarithmic, with bootstrap intervals."""
     for model, label, colour in (("teacher", "teacher, DDIM", TEACHER), ("student", "distilled students", STUDENT)):
         chosen = [(record["steps"], record["quality"][number]) for record in records if record["model"] == model]
         steps = [count for count, _ in chosen]
@@ -131,7 +136,6 @@ def _quality_figure(records: list[Record], number: int) -> Figure:
     axes.set_xlabel("sampling steps")
     axes.set_ylabel("Fréchet distance")
     axes.legend(frameon=False)
-    return figure
 
 
 def _loss_figure(folder: RunFolder) -> Figure:
