@@ -50,14 +50,16 @@ class Batches:
         """The batches of updates first, ..., last - 1, of which only `rows` are kept.
 
         Yields:
-            x (B, C, H, W) in [-1, 1]; eps standard normal, of x's shape; u uniform in [0, 1), float64 (B,);
-            and labels (B,) int64 where asked for.
+            x (B, C, H, W) in [-1, 1]; eps standard normal, of x's shape; u in [0, 1), float64 (B,), each uniform and
+            together evenly spread, so that every batch sees all times (Kingma et al. 2021, arXiv 2107.00630, appendix
+            I.1); and labels (B,) int64 where asked for.
         """
         positions = _Positions(self, first, last, rows)
         loader = DataLoader(self.images, batch_sampler=positions, num_workers=self.workers)
         for update, (x, labels) in enumerate(loader, first):
             draw = generator(self.seed, self.stage, update)
-            u = torch.rand(self.size, generator=draw, dtype=torch.float64)[rows]
+            start = torch.rand((), generator=draw, dtype=torch.float64)
+            u = (start + torch.arange(self.size, dtype=torch.float64) / self.size).remainder(1)[rows]
             mirrored = torch.rand(self.size, generator=draw)[rows] < 0.5
             eps = torch.randn(self.size, *self.images.shape, generator=draw)[rows]
             if self.flip:
