@@ -10,7 +10,7 @@ import matplotlib.pyplot as plt
 from PIL import Image
 
 from progdist.report import STUDENT, TEACHER, draw_quality
-from progdist.run_folder import RunFolder
+from progdist.run_folder import GAP, RunFolder
 
 COUNTS = (256, 16, 4, 2, 1)
 
@@ -34,8 +34,8 @@ def main() -> None:
             path = folder.grid(model, steps)
             if path.is_file():
                 with Image.open(path) as sheet:
-                    side = sheet.width // 8
-                    axes.imshow(sheet.crop((0, 0, 4 * side, 4 * side)), cmap="gray", vmin=0, vmax=255)
+                    side = (sheet.width + GAP) // 8
+                    axes.imshow(sheet.crop((0, 0, 4 * side - GAP, 4 * side - GAP)), cmap="gray", vmin=0, vmax=255)
             if row == 0:
                 axes.set_title(f"{steps} step{'s' if steps > 1 else ''}")
             if column == (0 if row == 0 else 1):

@@ -13,7 +13,8 @@ from sklearn.datasets import load_digits
 
 from progdist import UserError
 from progdist.batches import Batches
-from progdist.data import Framing, load_images, read_idx, to_uint8
+from progdist.data import Framing, load_images, to_uint8
+from progdist.formats import read_idx
 
 
 def idx(path: Path, array: NDArray[np.uint8]) -> None:
@@ -81,6 +82,32 @@ def test_area_resampling_is_a_mean_of_the_centre_square(tmp_path: Path) -> None:
     assert Framing()(Image.fromarray(wide).convert("RGBA")).shape == (3, 8, 12)
 
 
+@pytest.mark.parametrize("count", [100, 1797, 5000])
+def test_spread_labels_have_the_datas_shares(count: int) -> None:
+    images = load_images("digits")
+    assert images.labels is not None
+    shares = [labels.bincount(minlength=10) / len(labels) for labels in (images.labels, images.spread_labels(count))]
+    torch.testing.assert_close(*shares, rtol=0, atol=0.011)
+    assert len(images.spread_labels(count)[:20].unique()) > 4
+
+
+def test_cifars_binary_version(tmp_path: Path) -> None:
+    """A label, then red, green and blue planes."""
+    rng = np.random.default_rng(0)
+    planes, labels = rng.integers(0, 256, (4, 3, 32, 32), dtype=np.uint8), np.array([3, 0, 9, 1], np.uint8)
+    for part in (1, 2):
+        rows = range(2 * part - 2, 2 * part)
+        content = b"".join(labels[row].tobytes() + planes[row].tobytes() for row in rows)
+        (tmp_path / f"data_batch_{part}.bin").write_bytes(content)
+    images = load_images(f"cifar:{tmp_path}")
+    assert images.shape == (3, 32, 32)
+    assert [images[row][1] for row in range(4)] == labels.tolist()
+    np.testing.assert_allclose(images[2][0].numpy(), planes[2] / 127.5 - 1, atol=1e-6)
+    (tmp_path / "data_batch_2.bin").write_bytes(b"short")
+    with pytest.raises(UserError, match="3073"):
+        load_images(f"cifar:{tmp_path}")
+
+
 def test_sampling_is_without_repeats() -> None:
     images = load_images("digits")
     x, labels = images.sample(1797, seed=3)
@@ -101,6 +128,8 @@ def test_sampling_is_without_repeats() -> None:
         ("idx:{tmp}/empty", "dataset-fashion-mnist"),
         ("idx:{tmp}/short", "fetch the file again"),
         ("idx:{tmp}/labels", "equally many"),
+        ("cifar:{tmp}/empty", "binary version"),
+        ("cifar:{tmp}/python", "pickles"),
         ("npz:{tmp}/none.npz", "cannot be read"),
         ("npz:{tmp}/pickled.npz", "cannot be read"),
         ("npz:{tmp}/bright.npz", "floats in"),
@@ -110,11 +139,12 @@ def test_sampling_is_without_repeats() -> None:
     ],
 )
 def test_mistakes_are_one_line(tmp_path: Path, pixels: NDArray[np.uint8], source: str, says: str) -> None:
-    for name in ("empty", "mixed/a", "text", "short", "labels"):
+    for name in ("empty", "mixed/a", "text", "short", "labels", "python"):
         (tmp_path / name).mkdir(parents=True)
     for name in ("mixed/1.png", "mixed/a/2.png"):
         Image.fromarray(pixels[0]).save(tmp_path / name)
     (tmp_path / "text" / "1.png").write_text("no picture")
+    (tmp_path / "python" / "data_batch_1").write_bytes(b"\x80\x02.")
     idx(tmp_path / "short" / "train-images-idx3-ubyte", pixels)
     (tmp_path / "short" / "train-images-idx3-ubyte").write_bytes(
         (tmp_path / "short" / "train-images-idx3-ubyte").read_bytes()[:-5]

@@ -112,6 +112,8 @@ def test_pixels_are_averaged_down() -> None:
 def test_features_that_do_not_fit_are_refused() -> None:
     with pytest.raises(UserError, match="pixels"):
         feature_space("digits", (3, 32, 32))
+    with pytest.raises(UserError, match=r"progdist\[inception\]"):
+        feature_space("inception", (3, 32, 32))
     with pytest.raises(UserError, match="unknown"):
         feature_space("resnet", (1, 8, 8))
 

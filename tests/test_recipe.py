@@ -105,8 +105,8 @@ def the_samples(recipe: Recipe) -> Any:  # noqa: ANN401
     """How the evaluation samples: how many, and what sample_in_batches and quality are told."""
     told: list[Any] = []
 
-    def spy(model: object, noise: torch.Tensor, labels: object, *rest: object) -> torch.Tensor:
-        told.append((tuple(noise.shape), rest))
+    def spy(model: object, noise: torch.Tensor, *rest: object, **options: object) -> torch.Tensor:
+        told.append((tuple(noise.shape), rest[1:], options))
         return noise
 
     with pytest.MonkeyPatch.context() as patch:
@@ -169,6 +169,7 @@ CHANGES: dict[str, tuple[Any, Seen]] = {
     "evaluate.samples": (97, the_samples),
     "evaluate.batch": (50, the_samples),
     "evaluate.precision": ("bf16", the_samples),
+    "evaluate.clip": (True, the_samples),
     "evaluate.features": (["pixels"], the_spaces),
     "evaluate.resamples": (11, the_evaluations),
     "evaluate.teacher_every": (2, the_evaluations),

@@ -53,7 +53,7 @@ def test_the_slider_moves_and_the_images_change(page: Path, browser: Any, width:
     for _ in range(3):
         pictures = [browser.find_element("id", name) for name in ("teacher", "student")]
         seen.append((count.text, *(picture.get_attribute("src") for picture in pictures)))
-        assert all(int(picture.get_property("naturalWidth")) == 64 for picture in pictures)
+        assert all(int(picture.get_property("naturalWidth")) == 71 for picture in pictures)
         slider.send_keys("\ue012")  # arrow left
     assert [text for text, *_ in seen] == ["1 step", "2 steps", "4 steps"]
     assert len({source for _, *sources in seen for source in sources}) == 6

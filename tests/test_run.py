@@ -60,7 +60,7 @@ def test_a_run_leaves_what_it_promises(finished: tuple[Path, Result]) -> None:
     models = [("teacher", 8)] + [(name, steps) for steps in (4, 2, 1) for name in ("student", "teacher")]
     assert [(record["model"], record["steps"]) for record in records(out, "evaluations")] == models
     for name, steps in models:
-        assert size_of(out / "samples" / f"{name}-{steps:04d}.png") == (64, 64)
+        assert size_of(out / "samples" / f"{name}-{steps:04d}.png") == (71, 71)
     assert [record["update"] for record in records(out, "metrics")] == [*range(1, 13), *[1, 2, 3] * 3]
     for record in records(out, "evaluations"):
         assert record["network_evaluations"] == record["steps"]
@@ -163,7 +163,7 @@ def test_sample_and_evaluate(finished: tuple[Path, Result], tmp_path: Path) -> N
     picture = tmp_path / "grid.png"
     result = call("sample", out / "student-0002", "-n", 6, "--columns", 3, "--label", 7, "--out", picture)
     assert result.exit_code == 0
-    assert size_of(picture) == (24, 16)
+    assert size_of(picture) == (26, 17)
     assert "6 images in 2 steps" in result.stderr
     assert "was distilled for 2 steps, not 3" in call(
         "sample", out / "student-0002", "--steps", 3, "--out", picture

@@ -141,6 +141,31 @@ def evaluate(
             )
 
 
+@app.command("import-official")
+@_mended_by_the_user
+def import_official(
+    checkpoint: Annotated[Path, typer.Argument(help="A file of the paper's release.")],
+    out: Annotated[Path, typer.Option(help="The model folder to write.")],
+    recipe: Annotated[str | None, typer.Option(help="The recipe it was trained by, e.g. cifar10.")] = None,
+    image_size: Annotated[int | None, typer.Option(help="Height and width of its images.", min=1)] = None,
+    parameterization: Annotated[str | None, typer.Option(help="x, eps, v or x_eps.")] = None,
+) -> None:
+    """Turn a released JAX checkpoint into a model folder."""
+    from progdist.model_folder import save
+    from progdist.official import import_checkpoint
+    from progdist.recipe import read_recipe
+
+    known = read_recipe(recipe) if recipe else None
+    model = import_checkpoint(
+        checkpoint,
+        size=image_size or (known.data.size if known else None),
+        parameterization=parameterization or (known.parameterization if known else None),
+        chain_start=known.distill.counts()[0] if known else 0,
+    )
+    save(model, out)
+    console.print(f"{out}: distilled for {', '.join(map(str, model.steps)) or 'any number of'} steps", highlight=False)
+
+
 @app.command()
 @_mended_by_the_user
 def report(folder: Annotated[Path, typer.Argument(help="The folder of a run.")]) -> None:

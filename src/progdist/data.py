@@ -5,6 +5,7 @@ A source is named in one word:
     digits          scikit-learn's 1,797 handwritten digits, 8x8, ten classes (embedded, nothing to fetch)
     folder:PATH     image files; class folders give labels, a flat folder gives none
     idx:PATH        a folder with MNIST-format files, gzipped or not
+    cifar:PATH      the folder of CIFAR-10's binary version
     npz:PATH        arrays `images` (N, H, W) or (N, H, W, C), uint8 or float in [-1, 1], and `labels` (N,) if any
     hub:NAME        a Hugging Face data set (extra `hub`)
 
@@ -12,8 +13,6 @@ With a `size`, an image is centre-cropped to a square and resampled to size x si
 mean of the old ones it covers) or `bilinear` (with antialiasing). Without one, all images must have one size.
 """
 
-import gzip
-import struct
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +26,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from progdist._errors import UserError
+from progdist.formats import read_cifar, read_idx
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
 
@@ -108,6 +108,14 @@ class Images(Dataset[tuple[Tensor, int]]):
             )
         return image, 0 if self.labels is None else int(self.labels[index])
 
+    def spread_labels(self, count: int) -> Tensor:
+        """`count` labels (count,), in the data's own shares and a mixed order; 0 where there are none."""
+        if self.labels is None:
+            return torch.zeros(count, dtype=torch.int64)
+        even = torch.arange(count) * len(self) // count
+        order = torch.randperm(count, generator=torch.Generator().manual_seed(0))
+        return self.labels.sort().values[even][order]
+
     def sample(self, count: int, seed: int) -> tuple[Tensor, Tensor]:
         """`count` images (without repeats while they last) and labels, chosen by the seed; all if count >= N."""
         order = torch.randperm(len(self), generator=torch.Generator().manual_seed(seed))[:count].sort().values
@@ -126,7 +134,8 @@ def load_images(source: str, framing: Framing | None = None) -> Images:
     if kind == "digits":
         return _digits(framing)
     if kind not in _READERS or not place:
-        raise UserError(f"data source {source!r} is unknown: use digits, folder:PATH, idx:PATH, npz:PATH or hub:NAME")
+        kinds = ", ".join(["digits", *(f"{name}:PATH" for name in _READERS)])
+        raise UserError(f"data source {source!r} is unknown: use one of {kinds}")
     return _READERS[kind](place, framing)
 
 
@@ -161,25 +170,6 @@ def _folder(place: str, framing: Framing) -> Images:
     return Images(f"folder:{place}", len(paths), get, labels, names)
 
 
-def read_idx(path: Path) -> NDArray[np.uint8]:
-    """The array of one MNIST-format file (bytes only), gzipped or not.
-
-    Raises:
-        UserError: not such a file, or shorter than its header says.
-    """
-    try:
-        content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
-    except (OSError, EOFError) as error:
-        raise UserError(f"{path} cannot be read ({error}): fetch the file again") from error
-    if len(content) < 4 or content[:3] != b"\0\0\x08" or len(content) < 4 + 4 * content[3]:
-        raise UserError(f"{path} is no idx file of bytes: expected the MNIST format")
-    shape = struct.unpack(f">{content[3]}I", content[4 : 4 + 4 * content[3]])
-    data = np.frombuffer(content, np.uint8, offset=4 + 4 * content[3])
-    if data.size != int(np.prod(shape, dtype=object)):
-        raise UserError(f"{path} holds {data.size} bytes where its header says {shape}: fetch the file again")
-    return data.reshape(shape)
-
-
 def _idx(place: str, framing: Framing) -> Images:
     root = Path(place).expanduser()
     found: dict[str, Path] = {}
@@ -195,6 +185,11 @@ def _idx(place: str, framing: Framing) -> Images:
         )
     labels = read_idx(found["train-labels"]) if "train-labels" in found else None
     return _pixels(f"idx:{place}", read_idx(found["train-images"]), labels, framing)
+
+
+def _cifar(place: str, framing: Framing) -> Images:
+    images, labels = read_cifar(Path(place).expanduser())
+    return _pixels(f"cifar:{place}", images, labels, framing)
 
 
 def _npz(place: str, framing: Framing) -> Images:
@@ -244,4 +239,10 @@ def _in_memory(name: str, images: Tensor, labels: NDArray[Any] | None) -> Images
     return Images(name, len(images), images.__getitem__, known)
 
 
-_READERS: dict[str, Callable[[str, Framing], Images]] = {"folder": _folder, "idx": _idx, "npz": _npz, "hub": _hub}
+_READERS: dict[str, Callable[[str, Framing], Images]] = {
+    "folder": _folder,
+    "idx": _idx,
+    "cifar": _cifar,
+    "npz": _npz,
+    "hub": _hub,
+}

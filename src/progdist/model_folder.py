@@ -8,6 +8,7 @@ sampler therefore makes the images that `progdist sample` makes. (x, eps) output
 folder holds the network and progdist.json alone.
 """
 
+import errno
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -15,6 +16,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal, cast
 
+import safetensors
 import torch
 from diffusers.models.unets.unet_2d import UNet2DModel
 from diffusers.pipelines.ddim.pipeline_ddim import DDIMPipeline
@@ -89,16 +91,26 @@ def save(model: Model, folder: Path) -> None:
         raise UserError(f"{folder} exists: choose another folder, or remove it")
     partial = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
+    try:
+        partial.mkdir(parents=True)
+        _write(model, network, partial)
+        partial.replace(folder)
+    except safetensors.SafetensorError as error:  # how its writer reports a full disk
+        full = "os error 28" in str(error)
+        raise OSError(errno.ENOSPC if full else errno.EIO, str(error), str(folder)) from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _write(model: Model, network: UNet2DModel, place: Path) -> None:
     scheduler = stock_scheduler(model.denoiser)
     if isinstance(scheduler, DDIMScheduler):
-        DDIMPipeline(network, scheduler).save_pretrained(partial)
+        DDIMPipeline(network, scheduler).save_pretrained(place)
     else:
-        network.save_pretrained(partial / "unet")
+        network.save_pretrained(place / "unet")
         if scheduler:
-            scheduler.save_pretrained(partial / "scheduler")
-    write_json(partial / "progdist.json", _description(model))
-    partial.replace(folder)
+            scheduler.save_pretrained(place / "scheduler")
+    write_json(place / "progdist.json", _description(model))
 
 
 def load(folder: Path) -> Model:

@@ -72,8 +72,8 @@ class Terminal:
         quality = record["quality"][0]
         steps = f"{record['steps']} step{'s' if record['steps'] > 1 else ''}"
         self.console.print(
-            f"  {record['model']} at {steps}: Fréchet {quality['frechet']:.2f} "
-            f"[dim]({quality['frechet_low']:.2f} to {quality['frechet_high']:.2f})[/dim], RMSE {record['rmse']:.3f}",
+            f"  {record['model']} at {steps}: Fréchet {quality['frechet']:.3f} "
+            f"[dim]({quality['frechet_low']:.3f} to {quality['frechet_high']:.3f})[/dim], RMSE {record['rmse']:.3f}",
             highlight=False,
         )
 
@@ -92,9 +92,9 @@ def quality_table(rows: list[dict[str, Any]], features: str, samples: int) -> Ta
         shown = student or row["teacher"]
         table.add_row(
             str(row["steps"]),
-            f"{teacher['frechet']:.2f}" if teacher else "",
-            f"{student['frechet']:.2f}" if student else "",
-            f"{student['frechet_low']:.2f} – {student['frechet_high']:.2f}" if student else "",
+            f"{teacher['frechet']:.3f}" if teacher else "",
+            f"{student['frechet']:.3f}" if student else "",
+            f"{student['frechet_low']:.3f}–{student['frechet_high']:.3f}" if student else "",
             f"{student['ratio']:.2f}" if student else "",
             f"{shown['rmse']:.3f}",
             f"{1000 * shown['seconds_per_image']:.2f}",

@@ -157,6 +157,7 @@ class Evaluation(Part):
     resamples: Annotated[int, Field(ge=2)] = 100
     batch: PositiveInt = 256
     precision: Precision = "float32"
+    clip: bool = False
     teacher_every: PositiveInt = 1
 
     @model_validator(mode="after")

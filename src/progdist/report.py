@@ -140,7 +140,7 @@ def draw_quality(axes: Axes, records: list[Record], number: int) -> None:
 
 def _loss_figure(folder: RunFolder) -> Figure:
     """Training loss of every model, smoothed over a fiftieth of its updates."""
-    figure, axes = _axes(3.6)
+    figure, axes = _axes(4.0)
     curves: dict[str, list[tuple[int, float]]] = {}
     for record in folder.read("metrics"):
         curves.setdefault(record["model"], []).append((record["update"], record["loss"]))
@@ -154,7 +154,7 @@ def _loss_figure(folder: RunFolder) -> Figure:
     axes.set_yscale("log")
     axes.set_xlabel("share of the stage's updates")
     axes.set_ylabel("loss")
-    axes.legend(frameon=False, fontsize=8, ncols=3)
+    figure.legend(loc="outside lower center", frameon=False, fontsize=8, ncols=5)
     return figure
 
 
@@ -177,7 +177,7 @@ def _slides(folder: RunFolder, records: list[Record]) -> list[dict[str, Any]]:
                 encoded = base64.b64encode(path.read_bytes()).decode()
                 slide[model] = {
                     "image": f"data:image/png;base64,{encoded}",
-                    "frechet": round(row[model]["frechet"], 2),
+                    "frechet": round(row[model]["frechet"], 3),
                     "rmse": round(row[model]["rmse"], 3),
                 }
         slides.append(slide)

@@ -216,16 +216,26 @@ class Run:
         self.observer.evaluated(record)
 
     def samples(self, model: Model, steps: int) -> tuple[Tensor, Tensor]:
-        """Images and labels of the run's own noise: the same noise whatever the model and step count."""
+        """Images and labels of the run's own noise, the same for every model and step count; classes as in the data."""
         wanted = self.recipe.evaluate
         draw = generator(self.recipe.seed, EVALUATION_NOISE)
         noise = torch.randn(wanted.samples, *self.images.shape, generator=draw)
-        labels = torch.arange(wanted.samples) % max(1, len(model.classes))
-        return sample_in_batches(model, noise, labels, steps, wanted.batch, wanted.precision), labels
+        labels = self.images.spread_labels(wanted.samples)
+        images = sample_in_batches(
+            model, noise, labels, steps, wanted.batch, precision=wanted.precision, clip=wanted.clip
+        )
+        return images, labels
 
 
 def sample_in_batches(
-    model: Model, noise: Tensor, labels: Tensor, steps: int, batch: int, precision: str = "float32"
+    model: Model,
+    noise: Tensor,
+    labels: Tensor,
+    steps: int,
+    batch: int,
+    *,
+    precision: str = "float32",
+    clip: bool = False,
 ) -> Tensor:
     """Images (N, C, H, W) on the CPU from noise (N, C, H, W) and labels (N,), by DDIM."""
     device = next(model.denoiser.parameters()).device
@@ -233,7 +243,7 @@ def sample_in_batches(
     with autocast(device, precision):
         for part, classes in zip(noise.split(batch), labels.split(batch), strict=True):
             given = condition(model.denoiser.network, classes.to(device))
-            images.append(sample(model.denoiser, part.to(device), steps, **given).float().cpu())
+            images.append(sample(model.denoiser, part.to(device), steps, clip=clip, **given).float().cpu())
     return torch.cat(images)
 
 

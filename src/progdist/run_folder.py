@@ -28,6 +28,9 @@ Record = dict[str, Any]
 GRID = 64
 """Images in a sample grid, eight to a row."""
 
+GAP = 1
+"""Grey pixels between the images of a grid."""
+
 
 @dataclass(frozen=True)
 class RunFolder:
@@ -93,14 +96,15 @@ class RunFolder:
 
 
 def write_grid(images: Tensor, path: Path, columns: int = 8) -> None:
-    """Images (B, C, H, W) in [-1, 1] as one PNG, row by row."""
+    """Images (B, C, H, W) in [-1, 1] as one PNG, row by row with a gap of one pixel."""
     pixels = to_uint8(images)
     count, height, width, channels = pixels.shape
     rows = -(-count // columns)
-    sheet = Image.new("L" if channels == 1 else "RGB", (columns * width, rows * height))
+    size = (columns * (width + GAP) - GAP, rows * (height + GAP) - GAP)
+    sheet = Image.new("L", size, 128) if channels == 1 else Image.new("RGB", size, (128, 128, 128))
     for index, image in enumerate(pixels):
         tile = Image.fromarray(image[..., 0] if channels == 1 else image)
-        sheet.paste(tile, (index % columns * width, index // columns * height))
+        sheet.paste(tile, (index % columns * (width + GAP), index // columns * (height + GAP)))
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.partial")
     sheet.save(partial, format="png")
