@@ -22,7 +22,7 @@ bench: $(READY)         ## the cost of one update and one sample
 
 .PHONY: browser
 browser: $(READY)       ## headless Chromium, for the test of the report; the test is skipped where it cannot be had
-	@if command -v chromium chromedriver >/dev/null; then :; \
+	@if command -v chromium >/dev/null && command -v chromedriver >/dev/null; then :; \
 	elif [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
 	  apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq chromium chromium-driver >/dev/null \
 	  || echo "chromium could not be installed: the test of the report is skipped"; \

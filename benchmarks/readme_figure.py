@@ -23,7 +23,8 @@ def main() -> None:
     arguments = parser.parse_args()
     folder = RunFolder(arguments.run)
     figure = plt.figure(figsize=(12, 4), layout="constrained")
-    pictures, plot = figure.subfigures(1, 2, width_ratios=(7, 5))
+    grid = figure.add_gridspec(1, 2, width_ratios=(7, 5))
+    pictures, plot = figure.add_subfigure(grid[0]), figure.add_subfigure(grid[1])
     panels = pictures.subplots(2, len(COUNTS))
     for row, (model, colour) in enumerate((("teacher", TEACHER), ("student", STUDENT))):
         for column, steps in enumerate(COUNTS):

@@ -21,7 +21,7 @@ from progdist.distill import distillation_loss
 from progdist.network import condition
 from progdist.objective import WEIGHTINGS, denoising_loss
 from progdist.progress import Terminal
-from progdist.recipe import read_recipe
+from progdist.recipe_file import read_recipe
 from progdist.run import Run
 from progdist.run_folder import RunFolder
 from progdist.train import autocast

@@ -135,11 +135,16 @@ def test_sampling_is_without_repeats() -> None:
         ("npz:{tmp}/bright.npz", "floats in"),
         ("npz:{tmp}/shape.npz", "expected (N, H, W)"),
         ("npz:{tmp}/negative.npz", "negative"),
+        ("npz:{tmp}/cut.npz", "cannot be read"),
+        ("npz:{tmp}/array.npy", "cannot be read"),
+        ("npz:{tmp}/words.npz", "whole numbers"),
+        ("npz:{tmp}/nan.npz", "floats in"),
+        ("idx:{tmp}/zipped", "fetch the file again"),
         ("hub:somebody/something", "hub"),
     ],
 )
 def test_mistakes_are_one_line(tmp_path: Path, pixels: NDArray[np.uint8], source: str, says: str) -> None:
-    for name in ("empty", "mixed/a", "text", "short", "labels", "python"):
+    for name in ("empty", "mixed/a", "text", "short", "labels", "python", "zipped"):
         (tmp_path / name).mkdir(parents=True)
     for name in ("mixed/1.png", "mixed/a/2.png"):
         Image.fromarray(pixels[0]).save(tmp_path / name)
@@ -155,9 +160,32 @@ def test_mistakes_are_one_line(tmp_path: Path, pixels: NDArray[np.uint8], source
     np.savez(tmp_path / "bright.npz", images=np.full((2, 4, 4), 2.0))
     np.savez(tmp_path / "shape.npz", images=np.zeros((2, 4, 4, 5), np.uint8))
     np.savez(tmp_path / "negative.npz", images=pixels, labels=np.array([0, 1, -1, 0, 0, 0]))
+    (tmp_path / "cut.npz").write_bytes((tmp_path / "negative.npz").read_bytes()[:300])
+    np.save(tmp_path / "array.npy", pixels)
+    np.savez(tmp_path / "words.npz", images=pixels, labels=np.array(list("abcdef")))
+    np.savez(tmp_path / "nan.npz", images=np.full((2, 4, 4), np.nan))
+    (tmp_path / "zipped" / "train-images-idx3-ubyte.gz").write_bytes(gzip.compress(bytes(99))[:15] + b"junk" * 9)
     with pytest.raises(UserError) as caught:
         load_images(source.format(tmp=tmp_path))
     assert says in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_sixteen_bits_and_narrow_images(tmp_path: Path) -> None:
+    Image.fromarray(np.array([[0, 257 * 100, 65535]] * 4, np.uint16)).save(tmp_path / "1.png")
+    x = load_images(f"folder:{tmp_path}")[0][0]
+    assert x.shape == (1, 4, 3)
+    torch.testing.assert_close((x[0, 0] + 1) * 127.5, torch.tensor([0.0, 100, 255]))
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_bad_image_is_one_line_from_any_process(tmp_path: Path, workers: int) -> None:
+    Image.new("L", (8, 8)).save(tmp_path / "1.png")
+    (tmp_path / "2.png").write_text("no picture")
+    batches = Batches(load_images(f"folder:{tmp_path}"), 2, 0, 0, workers=workers)
+    with pytest.raises(UserError) as caught:
+        list(batches(0, 1, slice(0, 2)))
+    assert str(caught.value).startswith(str(tmp_path / "2.png"))
     assert "\n" not in str(caught.value)
 
 

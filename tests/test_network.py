@@ -59,6 +59,7 @@ def test_what_a_network_tells_of_itself() -> None:
     [
         ({"image": (1, 9, 9)}, "divisible by 2"),
         ({"width": 10}, "groups"),
+        ({"width": 2, "groups": 1}, "too small"),
         ({"attention": (5,)}, "resolutions are"),
     ],
 )

@@ -12,7 +12,8 @@ from pydantic import BaseModel
 
 from conftest import TINY
 from progdist import UserError
-from progdist.recipe import Recipe, StageTraining, plan_of, read_recipe, shipped, write_recipe
+from progdist.recipe import Recipe, StageTraining, plan_of
+from progdist.recipe_file import read_recipe, shipped, write_recipe
 from progdist.run import Run
 from progdist.run_folder import RunFolder
 from progdist.train import Plan
@@ -130,7 +131,7 @@ def the_evaluations(recipe: Recipe) -> Any:  # noqa: ANN401
             Run, "evaluate",
             lambda self, name, model, steps: told.append((name, steps, self.recipe.evaluate.resamples)),
         )  # fmt: skip
-        patch.setattr(RunFolder, "claim", lambda self, recipe: None)
+        patch.setattr(RunFolder, "claim", lambda *arguments: None)
         a_run(recipe).everything()
     return told
 
@@ -163,7 +164,7 @@ CHANGES: dict[str, tuple[Any, Seen]] = {
     "distill.start": (16, the_stages),
     "distill.end": (2, the_stages),
     "distill.substeps": (8, the_stages),
-    "distill.chain": ([6, 3, 1], the_stages),
+    "distill.chain": ([32, 8, 1], the_stages),
     "distill.weighting": ("constant", the_weighting),
     "distill.stages": ({1: {"updates": 9}}, the_stages),
     "evaluate.samples": (97, the_samples),
@@ -234,13 +235,13 @@ def test_a_stage_overrides_only_what_it_says(tiny: Callable[..., Recipe]) -> Non
 
 
 def test_chains_are_data(tiny: Callable[..., Recipe]) -> None:
-    links = tiny(**{"distill.chain": [1000, 500, 250, 125, 25, 5, 1]}).distill.links()
+    links = tiny(**{"distill.chain": [1000, 500, 250, 125, 25, 5, 1], "noise.timesteps": 1000}).distill.links()
     assert [link.substeps for link in links] == [2, 2, 2, 5, 5, 5]
     assert [link.steps for link in tiny(**{"distill.start": 64, "distill.substeps": 4}).distill.links()] == [16, 4, 1]
 
 
 def test_written_and_read_back_it_is_the_same(tiny: Callable[..., Recipe], tmp_path: Path) -> None:
-    recipe = tiny(**{"distill.stages": {1: {"updates": 9}}, "network.attention": [4]})
+    recipe = tiny(**{"distill.stages": {1: {"updates": 9}}, "network.attention": [4], "noise.kind": "linear"})
     (tmp_path / "again.yaml").write_text(write_recipe(recipe))
     assert read_recipe(str(tmp_path / "again.yaml")) == recipe
 
@@ -265,6 +266,14 @@ def test_shipped_recipes_are_valid(name: str) -> None:
         ("distill.chain=[8, 3]", "no multiple of 3"),
         ("noise.kind=cosin", "'cosine'"),
         ("evaluate.features=[]", "at least one"),
+        ("distill.chain=[]", "at least 2"),
+        ("distill.chain=[12, 6]", "set noise.timesteps"),
+        ("distill.microbatches=3", "3 microbatches"),
+        ("teacher.learning_rate=.inf", "finite"),
+        ("noise.log_snr_max=.nan", "not above"),
+        ("noise={kind: linear, log_snr_max: 3}", "of the cosine schedule"),
+        ("network.multipliers=[]", "at least 1"),
+        ("seed=18446744073709551616", "less than"),
         ("network.width=wide", "network.width"),
         ("name=../up", "name"),
         ("distill", "write key=value"),
@@ -292,8 +301,25 @@ def test_files_that_are_no_recipe(tmp_path: Path, text: str, says: str) -> None:
     (tmp_path / "bad.yaml").write_text(text)
     with pytest.raises(UserError, match=says):
         read_recipe(str(tmp_path / "bad.yaml"))
+    (tmp_path / "bad.yaml").write_bytes(b"\xff\xfe\x00\x81")
+    with pytest.raises(UserError, match="not text"):
+        read_recipe(str(tmp_path / "bad.yaml"))
     with pytest.raises(UserError, match="did you mean digits"):
         read_recipe("digit")
+
+
+def test_a_run_goes_on_under_what_changes_only_the_rest(tiny: Callable[..., Recipe]) -> None:
+    old, slower = tiny(), tiny(**{"distill.learning_rate": 1e-4})
+    assert slower.continues(old, {"teacher"})
+    assert not slower.continues(old, {"teacher", "student-0004"})
+    last = tiny(**{"distill.stages": {1: {"updates": 9}}})
+    assert last.continues(old, {"teacher", "student-0004", "student-0002"})
+    assert not last.continues(old, {"teacher", "student-0004", "student-0002", "student-0001"})
+    assert tiny(**{"teacher.updates": 99}).continues(old, set())
+    assert not tiny(**{"teacher.updates": 99}).continues(old, {"teacher"})
+    assert not tiny(**{"distill.weighting": "constant"}).continues(old, {"teacher", "student-0004"})
+    for change in ({"seed": 1}, {"network.width": 16}, {"distill.start": 16}, {"evaluate.samples": 50}):
+        assert not tiny(**change).continues(old, set())
 
 
 def test_class_conditioning_needs_labels(tmp_path: Path) -> None:

@@ -58,7 +58,7 @@ def test_the_slider_moves_and_the_images_change(page: Path, browser: Any, width:
     assert [text for text, *_ in seen] == ["1 step", "2 steps", "4 steps"]
     assert len({source for _, *sources in seen for source in sources}) == 6
     assert count.text == "8 steps"
-    assert "no student" in browser.find_element("id", "student-says").text
+    assert "not measured" in browser.find_element("id", "student-says").text
     assert browser.execute_script("return document.documentElement.scrollWidth") <= width
     assert browser.get_log("browser") == []
 

@@ -3,6 +3,7 @@
 import errno
 import json
 import math
+import resource
 import shutil
 import subprocess
 import sys
@@ -21,6 +22,7 @@ from progdist import checkpoint
 from progdist.batches import generator
 from progdist.checkpoint import read_tensors
 from progdist.cli import app
+from progdist.making import SAMPLING_NOISE
 from test_model_folder import stock, stock_ddim, stock_unet
 
 
@@ -147,7 +149,7 @@ def test_sample_is_stock_diffusers(
     npz = tmp_path / "images.npz"
     assert call("sample", out / "student-0004", "-n", 12, "--seed", 5, "--out", npz).exit_code == 0
     ours = torch.from_numpy(np.load(npz)["images"])
-    noise = torch.randn(12, 1, 8, 8, generator=generator(5))
+    noise = torch.randn(12, 1, 8, 8, generator=generator(5, SAMPLING_NOISE))
     if conditional:
         unet = stock_unet(out / "student-0004")
         scheduler = stock_ddim(out / "student-0004")
@@ -178,6 +180,13 @@ def test_sample_and_evaluate(finished: tuple[Path, Result], tmp_path: Path) -> N
     assert "use 640 or more" in result.stderr
     plain = call("evaluate", out / "student-0002", "--data", "digits", "-n", 64)
     assert "Fréchet" in plain.stdout
+    fidelity = call(
+        "evaluate", out / "student-0002", out / "teacher", "--data", "digits", "-n", 64, "--steps", 8, "--json",
+        "--teacher", out / "teacher", "--teacher-steps", 8,
+    )  # fmt: skip
+    told = [json.loads(line) for line in fidelity.stdout.splitlines()]
+    assert told[0]["rmse"] > told[1]["rmse"] == 0
+    assert told[0]["network_evaluations"] == 8
 
 
 def test_recipes_and_version() -> None:
@@ -200,8 +209,9 @@ def test_mistakes_are_one_line_and_exit_code_2(
     empty = f"data.source=folder:{tmp_path}/empty"
     refused(call("run", tiny_recipe, "--out", tmp_path / "a", "--set", empty), "no images")
     refused(call("run", tiny_recipe, "--out", tmp_path / "b", "--set", "network.multipliers=[1,1,1,1,1]"), "halve")
-    refused(call("run", tiny_recipe, "--out", tmp_path / "c", "--set", "teacher.microbatches=3"), "does not divide")
+    refused(call("run", tiny_recipe, "--out", tmp_path / "c", "--set", "teacher.microbatches=3"), "not divide")
     refused(call("sample", tmp_path / "nowhere"), "no model folder")
+    refused(call("sample", student, "--steps", 0), "at least 1")
     refused(call("sample", student, "--label", 10), "label 10 is out of range", "0 to 9")
     refused(call("sample", out / "teacher"), "--steps")
     refused(call("sample", student, "--out", tmp_path / "x.jpg"), ".png or .npz")
@@ -241,14 +251,62 @@ def test_a_full_disk_loses_nothing(tiny_recipe: Path, tmp_path: Path, monkeypatc
     assert (tmp_path / "run" / "teacher" / "progdist.json").stat().st_mtime_ns == teacher
 
 
-def test_a_loss_that_is_not_finite_stops_the_run(tiny_recipe: Path, tmp_path: Path) -> None:
-    """A rate that blows the student up: the stage, the update and the last checkpoint are named, the teacher stays."""
-    settings = ("distill.learning_rate=1e30", "distill.clip=0", "distill.updates=50", "distill.checkpoint_every=1")
-    command = ["run", tiny_recipe, "--out", tmp_path / "run", *[word for text in settings for word in ("--set", text)]]
-    result = call(*command)
-    refused(result, "student-0004: update ", " of 50", "not both finite", str(tmp_path / "run" / "checkpoints"))
-    assert (tmp_path / "run" / "teacher" / "progdist.json").is_file()
+def test_weights_that_cannot_be_written_are_told(tiny_recipe: Path, tmp_path: Path) -> None:
+    """The system itself refuses a large file, as it would on a full disk; nothing half written stays."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))
+        settings = ("--set", "teacher.checkpoint_every=100")
+        refused(call("run", tiny_recipe, "--out", tmp_path / "run", *settings), "teacher", "ulimit")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == ["metrics.jsonl", "recipe.yaml"]
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(
+    tiny_recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The stage, the update and the last good checkpoint are named; with another rate the run then goes on."""
+    command = ["run", tiny_recipe, "--out", tmp_path / "run", "--set", "distill.checkpoint_every=1"]
+    from progdist.distill import distillation_loss
+
+    count = 0
+
+    def breaking(*arguments: Any, **options: Any) -> torch.Tensor:  # noqa: ANN401
+        nonlocal count
+        count += 1
+        loss = distillation_loss(*arguments, **options)
+        return loss * math.nan if count == 3 else loss
+
+    with monkeypatch.context() as patch:
+        patch.setattr("progdist.run.distillation_loss", breaking)
+        result = call(*command)
+    checkpoint = tmp_path / "run" / "checkpoints" / "student-0004" / "00000001.safetensors"
+    refused(result, "student-0004: update 3 of 3", "not both finite", str(checkpoint))
+    assert checkpoint.is_file()
     assert not (tmp_path / "run" / "student-0004").exists()
+    assert call(*command, "--set", "distill.learning_rate=1.0e-4").exit_code == 0
+    assert not (tmp_path / "run" / "checkpoints" / "student-0004").exists()
+
+
+def test_a_rate_that_blows_the_weights_up_never_becomes_a_model(tiny_recipe: Path, tmp_path: Path) -> None:
+    settings = ("distill.learning_rate=1e30", "distill.clip=0", "distill.updates=50", "distill.checkpoint_every=1")
+    words = [word for text in settings for word in ("--set", text)]
+    refused(call("run", tiny_recipe, "--out", tmp_path / "run", *words), "student-0004: update ", "no checkpoint")
+    assert not (tmp_path / "run" / "student-0004").exists()
+
+
+def test_a_torn_record_is_made_again(finished: tuple[Path, Result], tiny_recipe: Path, tmp_path: Path) -> None:
+    shutil.copytree(finished[0], tmp_path / "run")
+    path = tmp_path / "run" / "evaluations.jsonl"
+    lines = path.read_text().splitlines(keepends=True)
+    path.write_text("".join(lines[1:]) + lines[0][:40])
+    command = ("run", tiny_recipe, "--out", tmp_path / "run", "--set", "network.class_conditional=true")
+    assert call(*command).exit_code == 0
+    told = [record for line in path.read_text().splitlines() if line.endswith("}") for record in [json.loads(line)]]
+    assert sorted((record["model"], record["steps"]) for record in told) == sorted(
+        (record["model"], record["steps"]) for record in map(json.loads, lines)
+    )
 
 
 def test_the_module_runs_and_reports_mistakes_without_a_traceback(tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ Every number of a global batch is drawn from one generator seeded with (seed, st
 own rows. So a resumed run sees what an uninterrupted one sees, and many processes see the batches that one sees.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Sampler
 
+from progdist._errors import UserError
 from progdist.data import Images
 
 Batch = dict[str, Tensor]
@@ -56,7 +57,7 @@ class Batches:
         """
         positions = _Positions(self, first, last, rows)
         loader = DataLoader(self.images, batch_sampler=positions, num_workers=self.workers)
-        for update, (x, labels) in enumerate(loader, first):
+        for update, (x, labels) in enumerate(_without_traces(loader), first):
             draw = generator(self.seed, self.stage, update)
             start = torch.rand((), generator=draw, dtype=torch.float64)
             u = (start + torch.arange(self.size, dtype=torch.float64) / self.size).remainder(1)[rows]
@@ -65,6 +66,14 @@ class Batches:
             if self.flip:
                 x = torch.where(mirrored[:, None, None, None], x.flip(-1), x)
             yield {"x": x, "eps": eps, "u": u} | ({"labels": labels} if self.labelled else {})
+
+
+def _without_traces(loader: Iterable[tuple[Tensor, Tensor]]) -> Iterator[tuple[Tensor, Tensor]]:
+    """A loader whose workers' complaints are the one line that they were, without the trace torch wraps them in."""
+    try:
+        yield from loader
+    except UserError as error:
+        raise UserError(str(error).rpartition("UserError: ")[2].strip()) from None
 
 
 class _Positions(Sampler[list[int]]):

@@ -6,7 +6,9 @@ A file is written under a temporary name, flushed to the disk, and renamed; a re
 import json
 import os
 import re
+import shutil
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -95,9 +97,14 @@ class Checkpoints:
     def latest(self) -> Checkpoint | None:
         """The newest that is whole, or None."""
         for update in reversed(self._updates()):
-            numbers = read_json(self._path(update).with_suffix(".json"))
-            return Checkpoint(update, read_tensors(self._path(update)), numbers)
+            path = self._path(update)
+            with suppress(UserError):
+                return Checkpoint(update, read_tensors(path), read_json(path.with_suffix(".json")))
         return None
+
+    def clear(self) -> None:
+        """Remove them all: what they led to is finished."""
+        shutil.rmtree(self.folder, ignore_errors=True)
 
     def latest_path(self) -> Path | None:
         """Where the newest is, or None."""

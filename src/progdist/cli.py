@@ -37,6 +37,8 @@ def _mended_by_the_user(command: Callable[P, None]) -> Callable[P, None]:
             command(*args, **kwargs)
         except UserError as error:
             _refuse(str(error))
+        except torch.OutOfMemoryError as error:
+            _refuse(f"out of memory ({str(error).splitlines()[0]}): use a smaller batch, or more microbatches")
         except OSError as error:
             _refuse(_explain(error))
 
@@ -52,6 +54,7 @@ def _explain(error: OSError) -> str:
     place = error.filename or "the output folder"
     remedy = {
         errno.ENOSPC: "free some space",
+        errno.EFBIG: "allow larger files (ulimit -f)",
         errno.EDQUOT: "free some space, or ask for a larger quota",
         errno.EACCES: "choose a place you may write to and read from",
         errno.EROFS: "choose a place that is not read-only",
@@ -81,7 +84,7 @@ def run(
 ) -> None:
     """Teach, distil, evaluate and report; the same command again continues."""
     from progdist.progress import Terminal, quality_table
-    from progdist.recipe import read_recipe
+    from progdist.recipe_file import read_recipe
     from progdist.report import quality_rows, write_report
     from progdist.run import run as carry_out
     from progdist.run_folder import RunFolder
@@ -122,13 +125,16 @@ def evaluate(
     steps: Annotated[int | None, typer.Option(help="Sampling steps; each model's own if not given.")] = None,
     count: Annotated[int, typer.Option("--count", "-n", help="Samples of each model.", min=2)] = 2048,
     features: Annotated[str, typer.Option(help="digits, fashion-mnist, pixels or inception.")] = "pixels",
+    teacher: Annotated[Path | None, typer.Option(help="Also give the RMSE to this model's images.")] = None,
+    teacher_steps: Annotated[int, typer.Option(help="The steps that the teacher takes.")] = 256,
     seed: Seed = 0,
     json_: Annotated[bool, typer.Option("--json", help="One JSON object per model.")] = False,
 ) -> None:
     """Measure models against data."""
-    from progdist.making import Wish, compare
+    from progdist.making import Reference, Wish, compare
 
-    for result in compare(models, data, Wish(steps, count, None, seed), features, _say):
+    reference = Reference(teacher, teacher_steps) if teacher else None
+    for result in compare(models, data, Wish(steps, count, None, seed), features, reference, _say):
         if json_:
             typer.echo(json.dumps(result))
         else:
@@ -136,7 +142,9 @@ def evaluate(
                 f"{result['model']} at {result['steps']} steps: Fréchet {result['frechet']:.3f} "
                 f"({result['frechet_low']:.3f} to {result['frechet_high']:.3f}), kernel×1000 {result['kernel']:.3f}"
                 + ("" if result["agreement"] is None else f", class right {100 * result['agreement']:.1f} %")
-                + f", {1000 * result['seconds_per_image']:.2f} ms per image",
+                + ("" if result["rmse"] is None else f", RMSE to the teacher {result['rmse']:.3f}")
+                + f", {result['network_evaluations']} network evaluations, "
+                f"{1000 * result['seconds_per_image']:.2f} ms per image",
                 highlight=False,
             )
 
@@ -153,7 +161,7 @@ def import_official(
     """Turn a released JAX checkpoint into a model folder."""
     from progdist.model_folder import save
     from progdist.official import import_checkpoint
-    from progdist.recipe import read_recipe
+    from progdist.recipe_file import read_recipe
 
     known = read_recipe(recipe) if recipe else None
     model = import_checkpoint(
@@ -180,7 +188,7 @@ def report(folder: Annotated[Path, typer.Argument(help="The folder of a run.")])
 @_mended_by_the_user
 def recipes(name: Annotated[str | None, typer.Argument(help="Print this one whole.")] = None) -> None:
     """List the recipes that ship, or print one."""
-    from progdist.recipe import read_recipe, shipped
+    from progdist.recipe_file import read_recipe, shipped
 
     if name is not None:
         read_recipe(name)

@@ -13,6 +13,8 @@ With a `size`, an image is centre-cropped to a square and resampled to size x si
 mean of the old ones it covers) or `bilinear` (with antialiasing). Without one, all images must have one size.
 """
 
+import zipfile
+import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,6 +45,8 @@ class Framing:
 
     def __call__(self, image: Image.Image) -> Tensor:
         """(C, H, W) in [-1, 1]."""
+        if image.mode.startswith("I"):  # 16 bits: a plain conversion would saturate
+            image = Image.fromarray((np.asarray(image) // 257).clip(0, 255).astype(np.uint8))
         if self.channels or image.mode not in ("L", "RGB"):
             image = image.convert("L" if self.channels == 1 else "RGB")
         if self.size and image.size != (self.size, self.size):
@@ -54,9 +58,9 @@ class Framing:
 
 
 def from_uint8(pixels: NDArray[np.uint8]) -> Tensor:
-    """(..., H, W) or (..., H, W, C) of 0..255 -> (..., C, H, W) in [-1, 1]; C is 1 or 3 where it is given."""
+    """(H, W) or (H, W, C) of 0..255 -> (C, H, W) in [-1, 1]."""
     tensor = torch.from_numpy(np.array(pixels)).float() / 127.5 - 1
-    return tensor.movedim(-1, -3) if pixels.shape[-1] in (1, 3) else tensor.unsqueeze(-3)
+    return tensor.movedim(-1, 0) if tensor.ndim == 3 else tensor.unsqueeze(0)
 
 
 def to_uint8(images: Tensor) -> NDArray[np.uint8]:
@@ -149,6 +153,21 @@ def _digits(framing: Framing) -> Images:
     return _pixels("digits", to_uint8(levels), labels, framing)
 
 
+@dataclass(frozen=True)
+class _Files:
+    """Image files, opened when they are asked for."""
+
+    paths: list[Path]
+    framing: Framing
+
+    def __call__(self, index: int) -> Tensor:
+        try:
+            with Image.open(self.paths[index]) as image:
+                return self.framing(image)
+        except (UnidentifiedImageError, OSError) as error:
+            raise UserError(f"{self.paths[index]} cannot be read as an image ({error}): mend or remove it") from error
+
+
 def _folder(place: str, framing: Framing) -> Images:
     root = Path(place).expanduser()
     if not root.is_dir():
@@ -160,14 +179,7 @@ def _folder(place: str, framing: Framing) -> Images:
         raise UserError(f"folder:{place} holds {flat} images beside class folders: move them into class folders")
     labels = torch.tensor([names.index(path.relative_to(root).parts[0]) for path in paths]) if names else None
 
-    def get(index: int) -> Tensor:
-        try:
-            with Image.open(paths[index]) as image:
-                return framing(image)
-        except (UnidentifiedImageError, OSError) as error:
-            raise UserError(f"{paths[index]} cannot be read as an image ({error}): mend or remove it") from error
-
-    return Images(f"folder:{place}", len(paths), get, labels, names)
+    return Images(f"folder:{place}", len(paths), _Files(paths, framing), labels, names)
 
 
 def _idx(place: str, framing: Framing) -> Images:
@@ -194,15 +206,15 @@ def _cifar(place: str, framing: Framing) -> Images:
 
 def _npz(place: str, framing: Framing) -> Images:
     try:
-        with np.load(Path(place).expanduser(), allow_pickle=False) as arrays:
+        with Path(place).expanduser().open("rb") as file, np.load(file, allow_pickle=False) as arrays:
             images, labels = arrays["images"], arrays.get("labels")
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, zipfile.BadZipFile, zlib.error) as error:
         raise UserError(f"npz:{place} cannot be read ({error}): expected arrays `images` and `labels`") from error
     if images.ndim not in (3, 4) or (images.ndim == 4 and images.shape[-1] not in (1, 3)):
         raise UserError(f"npz:{place}: images are {images.shape}, expected (N, H, W) or (N, H, W, 1 or 3)")
     if images.dtype == np.uint8:
         return _pixels(f"npz:{place}", images, labels, framing)
-    if not np.issubdtype(images.dtype, np.floating) or np.abs(images).max(initial=0) > 1:
+    if not np.issubdtype(images.dtype, np.floating) or not (np.abs(images) <= 1).all():
         raise UserError(f"npz:{place}: images are {images.dtype}, expected uint8, or floats in [-1, 1]")
     tensor = torch.from_numpy(images.astype(np.float32))
     tensor = tensor.movedim(-1, 1) if tensor.ndim == 4 else tensor.unsqueeze(1)
@@ -235,6 +247,8 @@ def _pixels(name: str, pixels: NDArray[np.uint8], labels: NDArray[Any] | None, f
 
 
 def _in_memory(name: str, images: Tensor, labels: NDArray[Any] | None) -> Images:
+    if labels is not None and (labels.ndim != 1 or not np.issubdtype(labels.dtype, np.integer)):
+        raise UserError(f"{name}: labels are {labels.dtype} of shape {labels.shape}, expected whole numbers (N,)")
     known = None if labels is None else torch.from_numpy(labels.astype(np.int64))
     return Images(name, len(images), images.__getitem__, known)
 

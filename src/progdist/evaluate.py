@@ -44,10 +44,13 @@ def frechet_distance(a: Tensor, b: Tensor) -> float:
     return float(metric.compute())
 
 
-def frechet_interval(data: Tensor, samples: Tensor, *, resamples: int, seed: int) -> tuple[float, float]:
-    """The 95 % interval of the Frechet distance over bootstrap resamples of the samples, centred on the estimate.
+def frechet_interval(data: Tensor, samples: Tensor, *, resamples: int, seed: int) -> tuple[float, float, float]:
+    """The Frechet distance of features (N, D) and (M, D), and its 95 % interval over resamples of the samples.
 
     Resampling with repeats raises the distance by about its bias, so the percentiles are taken about their own mean.
+
+    Returns:
+        (estimate, low, high).
     """
     draw = torch.Generator().manual_seed(seed)
     distances = []
@@ -57,12 +60,21 @@ def frechet_interval(data: Tensor, samples: Tensor, *, resamples: int, seed: int
     values = torch.tensor(distances, dtype=torch.float64)
     low, high = (values - values.mean()).quantile(torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
     estimate = frechet_distance(data, samples)
-    return max(0.0, estimate + low), estimate + high
+    return estimate, max(0.0, estimate + low), estimate + high
 
 
 def kernel_distance(data: Tensor, samples: Tensor, *, seed: int, subsets: int = 20) -> tuple[float, float]:
-    """1000 times the kernel distance of features (N, D) and (M, D): its mean and standard deviation over subsets."""
+    """1000 times the kernel distance of features (N, D) and (M, D), and its standard error.
+
+    The distance is that of up to 1000 vectors of each; the error is the deviation over random halves of them, which
+    varies as the whole does.
+    """
     size = min(len(data), len(samples), 1000)
+    whole = _kernel(data, samples, size, 1, seed)[0]
+    return whole, _kernel(data, samples, max(2, size // 2), subsets, seed)[1]
+
+
+def _kernel(data: Tensor, samples: Tensor, size: int, subsets: int, seed: int) -> tuple[float, float]:
     with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
         warnings.filterwarnings("ignore", message="Metric `Kernel Inception Distance` will save all")
         torch.manual_seed(seed)
@@ -79,9 +91,9 @@ class Quality:
 
     Attributes:
         features: name of the feature space.
-        samples: how many were compared (with as many of the data, or all there are).
+        samples: how many were compared.
         frechet: the Frechet distance, and the 95 % interval of it.
-        kernel: 1000 times the kernel distance, and its standard deviation over subsets.
+        kernel: 1000 times the kernel distance, and its standard error.
         agreement: share of samples that the classifier gives the class they were made for; None without classes.
         warning: why the numbers are to be doubted, or None.
     """
@@ -124,7 +136,7 @@ def quality(
     if not images.isfinite().all():
         raise UserError("the samples hold numbers that are not finite: the model is damaged, or was trained too fast")
     features = space(images)
-    low, high = frechet_interval(data, features, resamples=resamples, seed=seed)
+    estimate, low, high = frechet_interval(data, features, resamples=resamples, seed=seed)
     kernel, spread = kernel_distance(data, features, seed=seed)
     named = space.labels(images) if labels is not None else None
     wanted = SAMPLES_PER_FEATURE * data.shape[1]
@@ -132,7 +144,7 @@ def quality(
     return Quality(
         features=space.name,
         samples=len(images),
-        frechet=frechet_distance(data, features),
+        frechet=estimate,
         frechet_low=low,
         frechet_high=high,
         kernel=kernel,

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +12,8 @@ from torch import Tensor
 
 from progdist._errors import UserError
 from progdist.batches import generator
-from progdist.data import Framing, load_images
-from progdist.evaluate import quality
+from progdist.data import Framing, Images, load_images
+from progdist.evaluate import quality, root_mean_square
 from progdist.features import feature_space
 from progdist.model_folder import Model, load
 from progdist.network import image_shape
@@ -23,6 +23,9 @@ from progdist.run_folder import write_grid
 Say = Callable[[str], None]
 
 BATCH = 256
+
+SAMPLING_NOISE = 2_000_000
+"""The stage number under which the noise of `progdist sample` is drawn, apart from that of any run."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +49,7 @@ def noise_of(model: Model, count: int, seed: int) -> Tensor:
     """The noise that `progdist sample --seed` starts from: (count, C, H, W)."""
     shape = image_shape(model.denoiser.network)
     assert shape is not None  # a loaded model is a UNet2DModel
-    return torch.randn(count, *shape, generator=generator(seed))
+    return torch.randn(count, *shape, generator=generator(seed, SAMPLING_NOISE))
 
 
 def make(model: Model, wish: Wish, say: Say) -> tuple[Tensor, Tensor, int]:
@@ -55,10 +58,10 @@ def make(model: Model, wish: Wish, say: Say) -> tuple[Tensor, Tensor, int]:
     Raises:
         UserError: a label out of range, or no step count to be had.
     """
-    steps = wish.steps or (min(model.steps) if model.steps else None)
+    steps = wish.steps if wish.steps is not None else min(model.steps, default=None)
     if steps is None:
         raise UserError("this model was trained for any number of steps: say how many with --steps, e.g. --steps 256")
-    if model.steps and steps not in model.steps:
+    if model.steps and steps not in model.steps and steps > 0:
         say(f"warning: the model was distilled for {_listed(model.steps)}, not {steps}: expect poor images")
     classes = len(model.classes)
     if wish.label is not None and wish.label >= classes:
@@ -87,32 +90,55 @@ def write_samples(folder: Path, wish: Wish, out: Path, columns: int, say: Say) -
     say(f"{len(images)} images in {steps} step{'s' if steps > 1 else ''}: {out}")
 
 
-def compare(folders: Sequence[Path], source: str, wish: Wish, features: str, say: Say) -> Iterator[dict[str, Any]]:
-    """The quality of each model's samples against the data.
+@dataclass(frozen=True)
+class Reference:
+    """A teacher's folder and the steps it takes, for fidelity."""
+
+    folder: Path
+    steps: int
+
+
+def compare(
+    folders: Sequence[Path], source: str, wish: Wish, features: str, reference: Reference | None, say: Say
+) -> Iterator[dict[str, Any]]:
+    """The quality of each model's samples against the data, and their RMSE to a teacher's from the same noise.
 
     Raises:
         UserError: images of another size than the model's, or as in `make` and `load_images`.
     """
+    taught = make(load(reference.folder), replace(wish, steps=reference.steps), say)[0] if reference else None
     for folder in folders:
         model = load(folder)
-        shape = image_shape(model.denoiser.network)
-        images = load_images(source)
-        if images.shape != shape and shape is not None and shape[1] == shape[2]:
-            say(f"{source} is brought to the model's {shape[1]}x{shape[2]}")
-            images = load_images(source, Framing(shape[1], 3 if shape[0] == 3 else 1))
-        if images.shape != shape:
-            raise UserError(
-                f"{source} holds images of {images.shape}, {folder} makes {shape} (channels, height, width)"
-            )
+        images = _images_for(model, source, say)
         space = feature_space(features, images.shape)
         pixels, _ = images.sample(max(wish.count, 10_000), wish.seed)
         started = time.perf_counter()
         made, labels, steps = make(model, wish, say)
         seconds = (time.perf_counter() - started) / len(made)
+        if taught is not None and taught.shape != made.shape:
+            raise UserError(f"the teacher makes images of {tuple(taught.shape[1:])}, {folder} {tuple(made.shape[1:])}")
         result = quality(space, space(pixels), made, labels if model.classes else None)
         if result.warning:
             say(f"warning: {result.warning}")
-        yield {"model": str(folder), "steps": steps, "seconds_per_image": seconds, **asdict(result)}
+        yield {
+            "model": str(folder),
+            "steps": steps,
+            "network_evaluations": steps,
+            "seconds_per_image": seconds,
+            "rmse": None if taught is None else root_mean_square(made, taught),
+            **asdict(result),
+        }
+
+
+def _images_for(model: Model, source: str, say: Say) -> Images:
+    """The data, brought to the size and channels that the model makes."""
+    images, shape = load_images(source), image_shape(model.denoiser.network)
+    if images.shape != shape and shape is not None and shape[1] == shape[2]:
+        say(f"{source} is brought to the model's {shape[1]}x{shape[2]}")
+        images = load_images(source, Framing(shape[1], 3 if shape[0] == 3 else 1))
+    if images.shape != shape:
+        raise UserError(f"{source} holds images of {images.shape}, the model makes {shape} (channels, height, width)")
+    return images
 
 
 def _listed(counts: Sequence[int]) -> str:

@@ -3,12 +3,15 @@
     unet/  scheduler/  model_index.json      what stock diffusers loads and samples
     progdist.json                            schedule, parameterization, step counts, lineage, versions
 
-The scheduler in the folder visits exactly our grid: trailing timesteps, betas from the schedule itself. A stock
-sampler therefore makes the images that `progdist sample` makes. (x, eps) outputs have no stock scheduler; their
-folder holds the network and progdist.json alone.
+The scheduler in the folder visits exactly our grid wherever the step count divides T: trailing timesteps, betas from
+the schedule itself. A stock sampler then makes the images that `progdist sample` makes. A rectified flow with velocity
+output has FlowMatchEulerDiscreteScheduler, whose own default grid is another: give it ours, set_timesteps(sigmas=[1,
+(N-1)/N, ..., 1/N]). Other pairs, (x, eps) among them, have no stock scheduler; their folder holds the network and
+progdist.json alone.
 """
 
 import errno
+import re
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -27,7 +30,7 @@ from progdist._errors import UserError
 from progdist.checkpoint import read_json, read_tensors, write_json
 from progdist.denoiser import Denoiser
 from progdist.parameterization import PARAMETERIZATIONS
-from progdist.schedule import SCHEDULES, Schedule, VariancePreserving
+from progdist.schedule import SCHEDULES, RectifiedFlow, Schedule, VariancePreserving
 
 PREDICTION_TYPES: dict[str, Literal["sample", "epsilon", "v_prediction"]] = {
     "x": "sample",
@@ -72,7 +75,7 @@ def stock_scheduler(denoiser: Denoiser) -> DDIMScheduler | FlowMatchEulerDiscret
             prediction_type=PREDICTION_TYPES[kind],
             clip_sample=False,
         )
-    if kind == "velocity" and denoiser.offset == 0:
+    if isinstance(schedule, RectifiedFlow) and kind == "velocity" and denoiser.offset == 0:
         return FlowMatchEulerDiscreteScheduler(num_train_timesteps=count)
     return None
 
@@ -96,8 +99,8 @@ def save(model: Model, folder: Path) -> None:
         _write(model, network, partial)
         partial.replace(folder)
     except safetensors.SafetensorError as error:  # how its writer reports a full disk
-        full = "os error 28" in str(error)
-        raise OSError(errno.ENOSPC if full else errno.EIO, str(error), str(folder)) from error
+        number = re.search(r"os error (\d+)", str(error))
+        raise OSError(int(number[1]) if number else errno.EIO, " ".join(str(error).split()), str(folder)) from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 

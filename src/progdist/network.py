@@ -61,6 +61,8 @@ def unet(
             f"images of {sides[0]}x{sides[1]} do not halve {len(multipliers) - 1} times: choose a size divisible by "
             f"{divisor}, or fewer multipliers"
         )
+    if width < 4 or width % 2:
+        raise UserError(f"width {width} is too small for the time embedding, or odd: use an even number of 4 or more")
     if any(count % groups for count in level_channels):
         raise UserError(f"level widths {level_channels} do not divide into {groups} groups: change width or groups")
     if unknown := set(attention) - set(resolutions):

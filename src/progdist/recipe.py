@@ -1,19 +1,13 @@
-"""What a run is: a validated YAML file.
+"""What a run is: data, schedule, network, the teacher's training, the chain of stages, evaluation.
 
-Every key has a default but `data` and `network`; an unknown key is refused, with the nearest known one named. Values
-can be overridden by dotted names, e.g. `distill.updates=500`. `progdist recipes` lists those that ship.
+Every key has a default but `name`, `data` and `network`. `recipe_file` reads and writes recipes as YAML.
 """
 
-import difflib
-from collections.abc import Iterable, Mapping
-from importlib.resources import files
-from pathlib import Path
-from typing import Annotated, Any, Literal, Self, cast
+from collections.abc import Collection
+from typing import Annotated, Literal, Self, TypeVar
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt, model_validator
 
-from progdist._errors import UserError
 from progdist.data import Framing, Resample
 from progdist.distill import Stage, halvings, stages
 from progdist.schedule import Cosine, Discrete, RectifiedFlow, Schedule
@@ -23,12 +17,13 @@ Weight = Literal["constant", "snr", "truncated_snr", "snr_plus_one", "velocity"]
 Rate = Annotated[float, Field(gt=0)]
 Share = Annotated[float, Field(ge=0, lt=1)]
 Precision = Literal["float32", "bf16"]
+Divided = TypeVar("Divided", "Training", "Distillation")
 
 
 class Part(BaseModel):
     """A section of a recipe: no unknown keys, never changed once read."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class Data(Part):
@@ -50,9 +45,17 @@ class Noise(Part):
     """The schedule: cosine with its log-SNR bounds, linear betas, or a rectified flow."""
 
     kind: Literal["cosine", "linear", "scaled_linear", "rectified_flow"] = "cosine"
-    log_snr_max: float = 20.0
-    log_snr_min: float = -20.0
+    log_snr_max: Annotated[float, Field(allow_inf_nan=True)] = 20.0
+    log_snr_min: Annotated[float, Field(allow_inf_nan=True)] = -20.0
     timesteps: PositiveInt = 1024
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if not self.log_snr_max > self.log_snr_min:
+            raise ValueError(f"log_snr_max {self.log_snr_max} is not above log_snr_min {self.log_snr_min}")
+        if self.kind != "cosine" and (self.log_snr_max, self.log_snr_min) != (20.0, -20.0):
+            raise ValueError(f"log_snr_max and log_snr_min are of the cosine schedule, not of {self.kind}")
+        return self
 
     def build(self) -> Schedule:
         """The schedule itself."""
@@ -71,7 +74,7 @@ class Network(Part):
     """The U-Net (see `progdist.network.unet`)."""
 
     width: PositiveInt
-    multipliers: tuple[PositiveInt, ...]
+    multipliers: Annotated[tuple[PositiveInt, ...], Field(min_length=1)]
     blocks: PositiveInt = 1
     attention: tuple[PositiveInt, ...] = ()
     head_size: PositiveInt | None = None
@@ -79,6 +82,13 @@ class Network(Part):
     groups: PositiveInt = 32
     dropout: Share = 0.0
     class_conditional: bool = False
+
+
+def _divided(part: Divided) -> Divided:
+    """The section itself, if its batch divides into its microbatches."""
+    if part.batch % part.microbatches:
+        raise ValueError(f"batch {part.batch} does not divide into {part.microbatches} microbatches")
+    return part
 
 
 class Training(Part):
@@ -96,6 +106,10 @@ class Training(Part):
     microbatches: PositiveInt = 1
     precision: Precision = "float32"
     checkpoint_every: PositiveInt = 1000
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        return _divided(self)
 
 
 class StageTraining(Part):
@@ -117,7 +131,7 @@ class Distillation(Part):
     start: PositiveInt = 256
     end: PositiveInt = 1
     substeps: Annotated[int, Field(ge=2)] = 2
-    chain: tuple[PositiveInt, ...] | None = None
+    chain: Annotated[tuple[PositiveInt, ...], Field(min_length=2)] | None = None
     updates: PositiveInt = 50_000
     batch: PositiveInt = 128
     learning_rate: Rate = 5e-5
@@ -133,7 +147,7 @@ class Distillation(Part):
     def _check(self) -> Self:
         if unknown := set(self.stages) - {stage.steps for stage in self.links()}:
             raise ValueError(f"stages {sorted(unknown)} are not in the chain {self.counts()}")
-        return self
+        return _divided(self)
 
     def counts(self) -> list[int]:
         """The step counts, teacher first."""
@@ -172,7 +186,7 @@ class Recipe(Part):
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
     about: str = ""
-    seed: Annotated[int, Field(ge=0)] = 0
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     data: Data
     noise: Noise = Noise()
     parameterization: Literal["x", "eps", "v", "velocity", "x_eps"] = "v"
@@ -181,94 +195,35 @@ class Recipe(Part):
     distill: Distillation = Distillation()
     evaluate: Evaluation = Evaluation()
 
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        for count in self.distill.counts():
+            if self.noise.timesteps % count and count % self.noise.timesteps:
+                raise ValueError(
+                    f"noise.timesteps {self.noise.timesteps} is no multiple of the chain's {count} steps, so stock "
+                    f"samplers would visit other times: set noise.timesteps to one, e.g. {max(self.distill.counts())}"
+                )
+        return self
+
+    def continues(self, old: "Recipe", finished: Collection[str]) -> bool:
+        """Whether a run of `old` can go on under this recipe: it changes only how models yet to be finished train."""
+        trained = {"teacher": self.teacher, "distill": self.distill}
+        same_chain = old.distill.counts() == self.distill.counts()
+        if old.model_copy(update=trained) != self or not same_chain:
+            return False
+        if "teacher" in finished and old.teacher != self.teacher:
+            return False
+        students = [stage for stage in self.distill.links() if student_name(stage.steps) in finished]
+        same_plans = all(old.distill.plan(stage) == self.distill.plan(stage) for stage in students)
+        return same_plans and (not students or old.distill.weighting == self.distill.weighting)
+
+
+def student_name(steps: int) -> str:
+    """The name of the student of so many steps, and of its folder in a run."""
+    return f"student-{steps:04d}"
+
 
 def plan_of(part: Training | Distillation) -> Plan:
     """The training plan within a section; only the teacher's has weight decay, an average and dropout."""
     plan = {name: value for name, value in part.model_dump().items() if name in Plan.__dataclass_fields__}
     return Plan(**plan, dropout=isinstance(part, Training))
-
-
-def shipped() -> dict[str, str]:
-    """The recipes that come with progdist: name -> YAML text."""
-    folder = files("progdist") / "recipes"
-    texts = {entry.name.removesuffix(".yaml"): entry.read_text() for entry in folder.iterdir()}
-    return dict(sorted(texts.items()))
-
-
-def read_recipe(place: str, overrides: Iterable[str] = ()) -> Recipe:
-    """A recipe from a file, or the name of one that ships, with `key.key=value` overrides.
-
-    Raises:
-        UserError: it cannot be found or read, or says something that no recipe can say.
-    """
-    path = Path(place)
-    known = shipped()
-    if place in known:
-        text = known[place]
-    elif path.is_file():
-        text = path.read_text()
-    else:
-        near = difflib.get_close_matches(place, known, 1)
-        hint = f"did you mean {near[0]}? " if near else ""
-        raise UserError(
-            f"recipe {place!r} is neither a file nor one that ships: {hint}use {', '.join(known)} or a path"
-        )
-    try:
-        content = yaml.safe_load(text)
-        if not isinstance(content, dict):
-            raise UserError(f"recipe {place} is not a map of keys to values: see `progdist recipes`")
-        for override in overrides:
-            _override(content, override)
-        return Recipe.model_validate(content)
-    except yaml.YAMLError as error:
-        raise UserError(f"recipe {place} is not YAML: {' '.join(str(error).split())}") from error
-    except ValidationError as error:
-        raise UserError(f"recipe {place}: {_first_problem(error)}") from error
-
-
-def write_recipe(recipe: Recipe) -> str:
-    """The whole recipe as YAML, defaults and all."""
-    return yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False)
-
-
-def _override(content: dict[Any, Any], override: str) -> None:
-    """Set one dotted key; the value is read as YAML."""
-    name, equals, value = override.partition("=")
-    if not equals:
-        raise UserError(f"--set {override!r} has no value: write key=value, e.g. distill.updates=500")
-    *parents, last = name.split(".")
-    for parent in parents:
-        content = content.setdefault(_key(parent), {})
-        if not isinstance(content, dict):
-            raise UserError(f"--set {override!r}: {parent} is a value, not a section")
-    content[_key(last)] = yaml.safe_load(value)
-
-
-def _key(word: str) -> str | int:
-    return int(word) if word.isdigit() else word
-
-
-def _first_problem(error: ValidationError) -> str:
-    """The first of pydantic's complaints, as a sentence that says what to do."""
-    problem = error.errors()[0]
-    where = ".".join(str(part) for part in problem["loc"])
-    if problem["type"] == "extra_forbidden":
-        known = _fields(problem["loc"][:-1])
-        near = difflib.get_close_matches(str(problem["loc"][-1]), known, 1, 0.0)
-        return f"key {where} is unknown: did you mean {near[0]}? (known here: {', '.join(known)})"
-    if problem["type"] == "missing":
-        return f"key {where} is missing: {problem['msg'].lower()}"
-    got = "" if isinstance(problem["input"], Mapping | BaseModel) else f", got {problem['input']!r}"
-    return f"{where}: {problem['msg'].removeprefix('Value error, ')}{got}"
-
-
-def _fields(location: tuple[int | str, ...]) -> list[str]:
-    """The known keys of the section at a place in the recipe."""
-    section: type[BaseModel] = Recipe
-    for name in location:
-        if isinstance(name, int):
-            section = StageTraining
-        elif name in section.model_fields:
-            section = cast(type[BaseModel], section.model_fields[name].annotation)
-            section = StageTraining if name == "stages" else section
-    return list(section.model_fields)

@@ -67,7 +67,8 @@ def quality_rows(records: list[Record]) -> list[dict[str, Any]]:
 
     `ratio` is the Frechet distance as a multiple of the teacher's at its full step count.
     """
-    best = next(record for record in records if record["model"] == "teacher")["quality"][0]["frechet"]
+    teachers = [record for record in records if record["model"] == "teacher"]
+    best = max(teachers, key=lambda record: record["steps"])["quality"][0]["frechet"]
     rows = []
     for steps in sorted({record["steps"] for record in records}, reverse=True):
         row: dict[str, Any] = {"steps": steps}

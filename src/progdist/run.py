@@ -30,7 +30,8 @@ from progdist.model_folder import Model
 from progdist.network import condition, unet
 from progdist.objective import WEIGHTINGS, denoising_loss
 from progdist.parameterization import PARAMETERIZATIONS
-from progdist.recipe import Recipe, plan_of, write_recipe
+from progdist.recipe import Recipe, plan_of, student_name
+from progdist.recipe_file import read_recipe, write_recipe
 from progdist.run_folder import GRID, Record, RunFolder, write_grid
 from progdist.sampler import sample
 from progdist.train import Batch, NotFinite, Plan, Progress, autocast, train
@@ -74,14 +75,14 @@ class Run:
 
     @cached_property
     def spaces(self) -> list[tuple[FeatureSpace, Tensor]]:
-        """Every feature space with the features of the data: as many images as are sampled, or all."""
+        """Every feature space with the features of the data: as many images as are sampled, at least 10,000, or all."""
         pixels, _ = self.images.sample(max(self.recipe.evaluate.samples, 10_000), self.recipe.seed)
         spaces = [feature_space(name, self.images.shape) for name in self.recipe.evaluate.features]
         return [(space, space(pixels)) for space in spaces]
 
     def everything(self) -> list[Record]:
         """Teacher, students and their evaluations, in order; what exists is not made again."""
-        self.folder.claim(write_recipe(self.recipe))
+        self._prepare()
         self.observer.note(f"{self.images.name}: {len(self.images)} images of {'x'.join(map(str, self.images.shape))}")
         counts = self.recipe.distill.counts()
         model = self.teacher()
@@ -93,6 +94,15 @@ class Run:
             if number % self.recipe.evaluate.teacher_every == 0:
                 self.evaluate("teacher", teacher, stage.steps)
         return list(self.folder.read("evaluations"))
+
+    def _prepare(self) -> None:
+        """Find every mistake that can be found before hours are spent, then make the folder this run's own."""
+        if self.accelerator.num_processes > 1:
+            raise UserError(f"{self.accelerator.num_processes} processes were started: a run takes one for now")
+        _ = self.spaces, self.untrained()
+        names = ["teacher", *(student_name(stage.steps) for stage in self.recipe.distill.links())]
+        finished = {name for name in names if self.folder.model(name).exists()}
+        self.folder.claim(write_recipe(self.recipe), lambda old: self.recipe.continues(read_recipe(str(old)), finished))
 
     def untrained(self) -> Model:
         """The teacher before its training."""
@@ -137,7 +147,7 @@ class Run:
 
         lineage = (*teacher.lineage, stage.steps * stage.substeps)
         model = Model(denoiser, (stage.steps,), lineage, teacher.classes, self.images.name)
-        return self._trained(f"student-{stage.steps:04d}", number, model, loss, self.recipe.distill.plan(stage))
+        return self._trained(student_name(stage.steps), number, model, loss, self.recipe.distill.plan(stage))
 
     def _trained(
         self, name: str, number: int, model: Model, loss: Callable[[nn.Module, Batch], Tensor], plan: Plan
@@ -180,6 +190,7 @@ class Run:
         training = {"updates": plan.updates, "batch": plan.batch, "seconds": round(seconds, 3)}
         denoiser = model.denoiser.with_network(network)
         model_folder.save(Model(denoiser, model.steps, model.lineage, model.classes, model.data, training), place)
+        checkpoints.clear()
         return self._on_device(model_folder.load(place))
 
     def _on_device(self, model: Model) -> Model:

@@ -3,7 +3,7 @@
 recipe.yaml             the resolved recipe
 teacher/                a model folder
 student-0128/ ...       a model folder for every stage
-checkpoints/NAME/       of the stage under way
+checkpoints/NAME/       of the model under way
 metrics.jsonl           loss, gradient norm and learning rate along the way
 evaluations.jsonl       every model at its step counts
 samples/                what the models make from one noise, as grids
@@ -38,23 +38,28 @@ class RunFolder:
 
     root: Path
 
-    def claim(self, recipe: str) -> None:
-        """Write the resolved recipe, or find the same one there.
+    def claim(self, recipe: str, continues: Callable[[Path], bool]) -> None:
+        """Write the resolved recipe, or find one there that it goes on with.
+
+        Args:
+            recipe: as YAML.
+            continues: whether it may take the place of the one in the file.
 
         Raises:
             UserError: the folder belongs to a run of another recipe, or is something else.
         """
         path = self.root / "recipe.yaml"
         if path.is_file():
-            if path.read_text() != recipe:
+            if path.read_text() == recipe:
+                return
+            if not continues(path):
                 raise UserError(
                     f"{self.root} holds a run of another recipe (see {path}): choose another --out, or give the same "
-                    "recipe and --set values to continue it"
+                    "recipe and --set values to continue it (how models yet to be finished train may change)"
                 )
         elif self.root.exists() and (not self.root.is_dir() or any(self.root.iterdir())):
             raise UserError(f"{self.root} is there and is no run: choose another --out")
-        else:
-            write_whole(path, recipe.encode())
+        write_whole(path, recipe.encode())
 
     def model(self, name: str) -> Path:
         """A model's folder: `teacher` or `student-0004`."""
@@ -66,8 +71,10 @@ class RunFolder:
 
     def append(self, kind: str, record: Record) -> None:
         """Add a line to metrics or evaluations."""
-        with self._records(kind).open("a") as file:
-            file.write(json.dumps(record) + "\n")
+        path = self._records(kind)
+        torn = path.is_file() and path.stat().st_size and not path.read_bytes().endswith(b"\n")
+        with path.open("a") as file:
+            file.write(("\n" if torn else "") + json.dumps(record) + "\n")
 
     def read(self, kind: str) -> Iterator[Record]:
         """All whole lines of metrics or evaluations."""

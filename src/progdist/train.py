@@ -130,17 +130,19 @@ def train(
     prepared.train(plan.dropout)
     share = plan.batch // accelerator.num_processes
     rows = slice(accelerator.process_index * share, (accelerator.process_index + 1) * share)
-    started = time.perf_counter() - state.seconds
+    started, value = time.perf_counter() - state.seconds, 0.0
     for batch in batches(state.update, plan.updates, rows):
         torch.manual_seed(seed + state.update * accelerator.num_processes + accelerator.process_index)
         value, norm = _gradient(prepared, loss, batch, plan, accelerator)
         if not (math.isfinite(value) and math.isfinite(norm)):
             raise NotFinite(_explain(state.update + 1, plan, value, norm, checkpoints))
+        if checkpoints is not None and state.update and state.update % plan.checkpoint_every == 0:
+            checkpoints.save(state.checkpoint())  # its weights have just given a finite loss and gradient
         state.step()
         state.seconds = time.perf_counter() - started
         observe(Progress(state.update, value, norm, plan.rate(state.update - 1), state.seconds))
-        if checkpoints is not None and state.update % plan.checkpoint_every == 0 and accelerator.is_main_process:
-            checkpoints.save(state.checkpoint())
+    if not all(parameter.isfinite().all() for parameter in network.parameters()):
+        raise NotFinite(_explain(plan.updates, plan, value, math.inf, checkpoints))
     return state.result().eval(), state.seconds
 
 
@@ -151,7 +153,8 @@ def _gradient(
     device = accelerator.device
     parts = [{} for _ in range(plan.microbatches)]
     for name, tensor in batch.items():
-        for part, piece in zip(parts, tensor.to(device).chunk(plan.microbatches), strict=True):
+        placed = tensor if tensor.dtype == torch.float64 else tensor.to(device)  # times stay on the CPU
+        for part, piece in zip(parts, placed.chunk(plan.microbatches), strict=True):
             part[name] = piece
     total = torch.zeros((), device=device)
     for number, part in enumerate(parts, 1):
@@ -171,7 +174,7 @@ def _explain(update: int, plan: Plan, value: float, norm: float, checkpoints: Ch
     kept = f"the last good checkpoint is {last}" if last else "there is no checkpoint of this stage yet"
     return (
         f"update {update} of {plan.updates}: loss {value:g} and gradient norm {norm:g} are not both finite; {kept}: "
-        "lower the learning rate, or use precision float32, and run again to continue"
+        "lower the learning rate or use precision float32 with --set, and run again to continue"
     )
 
 
@@ -182,8 +185,8 @@ class _State:
         self.network, self.plan = network, plan
         parameters = [parameter for parameter in network.parameters() if parameter.requires_grad]
         self.optimizer = torch.optim.AdamW(parameters, plan.learning_rate, weight_decay=plan.weight_decay, fused=True)
-        average = AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(plan.ema), use_buffers=True)
-        self.average = average if plan.ema else None
+        averaging = get_ema_multi_avg_fn(plan.ema)
+        self.average = AveragedModel(network, multi_avg_fn=averaging, use_buffers=True) if plan.ema else None
         self.update = 0
         self.seconds = 0.0
 
