@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -69,8 +70,8 @@ def the_batches(recipe: Recipe) -> Any:  # noqa: ANN401
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("progdist.run.train", spy)
-        with pytest.raises(UserError, match="seen"):
-            a_run(recipe, Path("/tmp/progdist-test-nowhere")).teacher()
+        with TemporaryDirectory() as folder, pytest.raises(UserError, match="seen"):
+            a_run(recipe, Path(folder)).teacher()
     return given
 
 
@@ -82,9 +83,9 @@ def the_weighting(recipe: Recipe) -> Any:  # noqa: ANN401
         losses.append(loss(network, next(batches(0, 1, slice(0, 8)))).tolist())
         raise UserError("seen")
 
-    with pytest.MonkeyPatch.context() as patch:
+    with pytest.MonkeyPatch.context() as patch, TemporaryDirectory() as folder:
         patch.setattr("progdist.run.train", spy)
-        run = a_run(recipe, Path("/tmp/progdist-test-nowhere"))
+        run = a_run(recipe, Path(folder))
         with pytest.raises(UserError, match="seen"):
             run.teacher()
         model = run.untrained()
