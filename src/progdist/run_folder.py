@@ -11,6 +11,7 @@ report.html
 """
 
 import json
+import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -71,10 +72,12 @@ class RunFolder:
 
     def append(self, kind: str, record: Record) -> None:
         """Add a line to metrics or evaluations."""
-        path = self._records(kind)
-        torn = path.is_file() and path.stat().st_size and not path.read_bytes().endswith(b"\n")
-        with path.open("a") as file:
-            file.write(("\n" if torn else "") + json.dumps(record) + "\n")
+        with self._records(kind).open("ab+") as file:
+            torn = file.tell() > 0
+            if torn:
+                file.seek(-1, os.SEEK_END)
+                torn = file.read(1) != b"\n"  # the last line of a run that was killed: begin a new one
+            file.write(("\n" * torn + json.dumps(record) + "\n").encode())
 
     def read(self, kind: str) -> Iterator[Record]:
         """All whole lines of metrics or evaluations."""
