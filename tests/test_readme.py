@@ -22,7 +22,7 @@ def test_the_example_of_ones_own_model_runs() -> None:
     }
     exec(block, names)
     assert names["images"].shape == (3, 1, 8, 8)
-    names["loss"].backward()  # pyright: ignore[reportCallIssue]
+    names["loss"].backward()
 
 
 def test_recipes_and_commands_that_it_names_exist() -> None:

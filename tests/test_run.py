@@ -180,6 +180,18 @@ def test_sample_and_evaluate(finished: tuple[Path, Result], tmp_path: Path) -> N
     assert "use 640 or more" in result.stderr
     plain = call("evaluate", out / "student-0002", "--data", "digits", "-n", 64)
     assert "Fréchet" in plain.stdout
+    heads = {}
+    for words in ("ddim", "ancestral", "heun", "ddim --clip"):
+        npz = tmp_path / "images.npz"
+        method, *more = words.split()
+        arguments = ("sample", out / "teacher", "--steps", 8, "-n", 4, "--out", npz, "--method", method, *more)
+        assert call(*arguments).exit_code == 0
+        heads[words] = np.load(npz)["images"]
+        assert call(*arguments).exit_code == 0
+        np.testing.assert_array_equal(heads[words], np.load(npz)["images"])
+    assert len({image.tobytes() for image in heads.values()}) == 4
+    assert np.abs(heads["ddim --clip"]).max() <= 1 < np.abs(heads["ddim"]).max()
+    refused(call("sample", out / "teacher", "--steps", 8, "--method", "dimm"), "use one of ddim, ancestral")
     fidelity = call(
         "evaluate", out / "student-0002", out / "teacher", "--data", "digits", "-n", 64, "--steps", 8, "--json",
         "--teacher", out / "teacher", "--teacher-steps", 8,

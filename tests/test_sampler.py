@@ -12,7 +12,7 @@ from torch import Tensor
 from conftest import name, times
 from progdist import Cosine, RectifiedFlow, UserError, sample
 from progdist.analytic import Gaussian
-from progdist.sampler import ancestral, ddim, time_grid
+from progdist.sampler import METHODS, ancestral, ddim_update, flow, time_grid
 from progdist.schedule import Schedule
 
 DATA = Path(__file__).parent / "data"
@@ -43,20 +43,56 @@ def test_ddim_makes_the_official_samples(wrong: int, clip: int) -> None:
         torch.testing.assert_close(ours, torch.from_numpy(official[key]).double(), rtol=0, atol=5e-6)
 
 
+ORDERS = {"ddim": 1, "euler": 1, "euler_log_snr": 1, "heun": 2, "rk4": 4}
+
+
 @pytest.mark.parametrize("schedule", [Cosine(), RectifiedFlow()], ids=name)
-def test_ddim_is_of_first_order(schedule: Schedule) -> None:
-    """The error against the exact flow falls as 1/N."""
+@pytest.mark.parametrize("method", ORDERS)
+def test_integrators_are_of_their_order(schedule: Schedule, method: str) -> None:
+    """The error against the exact flow falls as N^-order, regressed over four step counts."""
     gaussian = Gaussian(schedule, torch.tensor(0.3).double(), 0.5)
-    z, start, end = torch.randn(64, 2, dtype=torch.float64), 0.9, 0.1
+    z, start, end = torch.randn(64, 2, dtype=torch.float64), 0.9, 0.2
     exact = gaussian.flow(z, times(start)[0], times(end)[0])
-    counts, errors = [64, 128, 256, 512], []
+    counts, errors = [16, 32, 64, 128] if ORDERS[method] > 1 else [64, 128, 256, 512], []
     for count in counts:
         grid, moved = torch.linspace(start, end, count + 1, dtype=torch.float64), z
         for t, s in pairwise(grid):
-            moved = ddim(schedule, gaussian, moved, t, s, None)
+            moved = METHODS[method](schedule, gaussian, moved, t, s, None)
         errors.append(float((moved - exact).abs().max()))
     order = -np.polyfit(np.log(counts), np.log(errors), 1)[0]
-    assert order == pytest.approx(1, abs=0.05)
+    assert order == pytest.approx(ORDERS[method], abs=0.15)
+
+
+@pytest.mark.parametrize("method", ORDERS)
+def test_integrators_reach_the_data(method: str) -> None:
+    """From noise at t = 1 with alpha near 0 to the data, they find the exact solution's Gaussian."""
+    gaussian = Gaussian(Cosine(), torch.tensor(0.3).double(), 0.5)
+    images = sample(gaussian, torch.randn(20_000, 1, dtype=torch.float64), 256, method=method)
+    assert float(images.mean()) == pytest.approx(0.3, abs=0.03)
+    assert float(images.std()) == pytest.approx(0.5, abs=0.03)
+
+
+def test_ddim_is_a_rotation_by_the_angle() -> None:
+    """Appendix D: z_{phi - delta} = cos(delta) z_phi - sin(delta) v, equal to the DDIM step to rounding."""
+    schedule, z, x = Cosine(), torch.randn(9, 3, dtype=torch.float64), torch.randn(9, 3, dtype=torch.float64)
+    t = torch.linspace(0.2, 1, 9, dtype=torch.float64)
+    s = t - 0.15
+    delta = (schedule.angles(t)[0] - schedule.angles(s)[0])[:, None]
+    alpha, sigma = schedule.alpha(t)[:, None], schedule.sigma(t)[:, None]
+    v = alpha * (z - alpha * x) / sigma - sigma * x
+    torch.testing.assert_close(ddim_update(schedule, z, x, t, s), delta.cos() * z - delta.sin() * v, rtol=0, atol=1e-12)
+
+
+def test_the_ode_is_the_papers_in_log_snr() -> None:
+    """Appendix B: dz/dlambda = (alpha sigma^2 xh - sigma alpha^2 eps_h) / 2 for variance-preserving schedules."""
+    schedule, gaussian = Cosine(), Gaussian(Cosine(), torch.tensor(0.3).double(), 0.5)
+    z, t = torch.randn(9, 3, dtype=torch.float64), torch.linspace(0.1, 1, 9, dtype=torch.float64)
+    slope, rate = flow(schedule, gaussian, z, t)
+    alpha, sigma = schedule.alpha(t)[:, None], schedule.sigma(t)[:, None]
+    x = gaussian(z, t)
+    eps = (z - alpha * x) / sigma
+    expected = (alpha * sigma**2 * x - sigma * alpha**2 * eps) / 2
+    torch.testing.assert_close(slope / rate[:, None], expected, rtol=1e-9, atol=1e-12)
 
 
 @pytest.mark.parametrize("gamma", [0.0, 0.3, 1.0])

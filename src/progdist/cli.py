@@ -108,13 +108,15 @@ def sample(
     count: Annotated[int, typer.Option("--count", "-n", help="How many images.", min=1)] = 64,
     out: Annotated[Path, typer.Option(help="A PNG file (a grid), or .npz (float32 images).")] = Path("samples.png"),
     label: Annotated[int | None, typer.Option(help="The class; all in turn if not given.", min=0)] = None,
+    method: Annotated[str, typer.Option(help="ddim, ancestral, euler, euler_log_snr, heun or rk4.")] = "ddim",
+    clip: Annotated[bool, typer.Option("--clip", help="Keep every denoised image within [-1, 1].")] = False,
     seed: Seed = 0,
     columns: Annotated[int, typer.Option(help="Columns of the grid.", min=1)] = 8,
 ) -> None:
     """Make images with a model."""
     from progdist.making import Wish, write_samples
 
-    write_samples(model, Wish(steps, count, label, seed), out, columns, _say)
+    write_samples(model, Wish(steps, count, label, seed, method, clip), out, columns, _say)
 
 
 @app.command()

@@ -37,12 +37,16 @@ class Wish:
         count: how many.
         label: their class; None for all in turn.
         seed: of the noise.
+        method: of sampling, one of `sampler.METHODS`.
+        clip: keep every denoised image within [-1, 1].
     """
 
     steps: int | None
     count: int
     label: int | None
     seed: int
+    method: str = "ddim"
+    clip: bool = False
 
 
 def noise_of(model: Model, count: int, seed: int) -> Tensor:
@@ -70,7 +74,9 @@ def make(model: Model, wish: Wish, say: Say) -> tuple[Tensor, Tensor, int]:
     labels = torch.arange(wish.count) % max(1, classes) if wish.label is None else torch.full((wish.count,), wish.label)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model.denoiser.to(device)
-    return sample_in_batches(model, noise_of(model, wish.count, wish.seed), labels, steps, BATCH), labels, steps
+    noise, draw = noise_of(model, wish.count, wish.seed), generator(wish.seed, SAMPLING_NOISE, 1)
+    images = sample_in_batches(model, noise, labels, steps, BATCH, clip=wish.clip, method=wish.method, draw=draw)
+    return images, labels, steps
 
 
 def write_samples(folder: Path, wish: Wish, out: Path, columns: int, say: Say) -> None:

@@ -247,14 +247,17 @@ def sample_in_batches(
     *,
     precision: str = "float32",
     clip: bool = False,
+    method: str = "ddim",
+    draw: torch.Generator | None = None,
 ) -> Tensor:
-    """Images (N, C, H, W) on the CPU from noise (N, C, H, W) and labels (N,), by DDIM."""
+    """Images (N, C, H, W) on the CPU from noise (N, C, H, W), labels (N,), and the noise of stochastic methods."""
     device = next(model.denoiser.parameters()).device
     images = []
     with autocast(device, precision):
         for part, classes in zip(noise.split(batch), labels.split(batch), strict=True):
             given = condition(model.denoiser.network, classes.to(device))
-            images.append(sample(model.denoiser, part.to(device), steps, clip=clip, **given).float().cpu())
+            made = sample(model.denoiser, part.to(device), steps, method=method, clip=clip, generator=draw, **given)
+            images.append(made.float().cpu())
     return torch.cat(images)
 
 

@@ -12,11 +12,18 @@ Ancestral sampling draws from q(z_s | z_t, x = xh), with r = rho_t^2 / rho_s^2 (
 
 gamma in [0, 1] interpolates the logarithm of the variance from its lower to its upper bound (appendix F).
 
-The grid is t = 1, (N-1)/N, ..., 1/N, and the last step returns the denoised data itself: N network evaluations,
-and no step ever divides by sigma_0.
+The probability-flow ODE that DDIM integrates is, in any measure of time (appendices A and B),
+
+    dz = d(alpha) xh + d(sigma) eps_h,    eps_h = (z - alpha xh) / sigma
+
+and has other integrators (appendix C): Euler's method in t or in the log-SNR, Heun's and the classical Runge-Kutta
+method in t, of second and fourth order, with two and four network evaluations to a step.
+
+The grid is t = 1, (N-1)/N, ..., 1/N, and the last step returns the denoised data itself, so that no step ever divides
+by sigma_0: N network evaluations, but for the methods that take several to a step.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import pairwise
 
@@ -68,7 +75,55 @@ def ancestral(
     return mean + per_example(deviation, z) * eps
 
 
-METHODS: dict[str, Step] = {"ddim": ddim, "ancestral": ancestral}
+def flow(schedule: Schedule, predict: Predict, z: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+    """The ODE's right-hand side dz/dt at (z, t), shape of z, and d(log-SNR)/dt in float64, shape of t; 0 < t <= 1."""
+    with torch.enable_grad():
+        time = t.detach().clone().requires_grad_()
+        alpha, sigma = schedule.alpha(time), schedule.sigma(time)
+        alpha_rate, sigma_rate = (torch.autograd.grad(scale.sum(), time)[0] for scale in (alpha, sigma))
+    alpha, sigma = alpha.detach(), sigma.detach()
+    x = predict(z, t)
+    eps = (z - per_example(alpha, z) * x) / per_example(sigma, z)
+    slope = per_example(alpha_rate, z) * x + per_example(sigma_rate, z) * eps
+    return slope, 2 * (alpha_rate / alpha - sigma_rate / sigma)
+
+
+def euler_in_log_snr(
+    schedule: Schedule, predict: Predict, z: Tensor, t: Tensor, s: Tensor, generator: torch.Generator | None
+) -> Tensor:
+    """One step of Euler's method with the log-SNR as time."""
+    slope, rate = flow(schedule, predict, z, t)
+    span = (schedule.log_snr(s) - schedule.log_snr(t)) / rate
+    return z + per_example(span, z) * slope
+
+
+def runge_kutta(rows: Sequence[Sequence[float]], weights: Sequence[float]) -> Step:
+    """An explicit Runge-Kutta step in t, from its Butcher tableau; the nodes are the sums of the rows."""
+
+    def step(
+        schedule: Schedule, predict: Predict, z: Tensor, t: Tensor, s: Tensor, generator: torch.Generator | None
+    ) -> Tensor:
+        slopes: list[Tensor] = []
+        for row in rows:
+            moved = z + per_example(s - t, z) * _weighted(row, slopes, z)
+            slopes.append(flow(schedule, predict, moved, t + sum(row) * (s - t))[0])
+        return z + per_example(s - t, z) * _weighted(weights, slopes, z)
+
+    return step
+
+
+def _weighted(weights: Sequence[float], slopes: Sequence[Tensor], z: Tensor) -> Tensor:
+    return sum((weight * slope for weight, slope in zip(weights, slopes, strict=True)), torch.zeros_like(z))
+
+
+METHODS: dict[str, Step] = {
+    "ddim": ddim,
+    "ancestral": ancestral,
+    "euler": runge_kutta([()], [1.0]),
+    "euler_log_snr": euler_in_log_snr,
+    "heun": runge_kutta([(), (1.0,)], [0.5, 0.5]),
+    "rk4": runge_kutta([(), (0.5,), (0.0, 0.5), (0.0, 0.0, 1.0)], [1 / 6, 1 / 3, 1 / 3, 1 / 6]),
+}
 
 
 def time_grid(steps: int) -> Tensor:
@@ -93,13 +148,13 @@ def sample(
     generator: torch.Generator | None = None,
     **condition: Tensor,
 ) -> Tensor:
-    """Data from noise in `steps` network evaluations.
+    """Data from noise in `steps` steps.
 
     Args:
         denoiser: (z, t) -> xh.
         noise: z_1 ~ N(0, I), (B, ...).
         steps: N, at least 1.
-        method: "ddim", "ancestral", or a step of your own, e.g. partial(ancestral, gamma=0.3).
+        method: one of METHODS, or a step of your own, e.g. partial(ancestral, gamma=0.3).
         clip: keep every xh within [-1, 1], as the paper does; eps follows, since each step takes it from (z_t, xh).
         generator: a CPU generator of the noise that stochastic methods add.
         condition: passed on to the denoiser.
