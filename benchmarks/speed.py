@@ -43,7 +43,7 @@ def main() -> None:
     parser.add_argument("recipe", nargs="?", default="digits")
     recipe = read_recipe(parser.parse_args().recipe)
     run = Run(recipe, RunFolder(Path("unused")), Terminal(Console()), Accelerator())
-    student, teacher = run.untrained().denoiser, run.untrained().denoiser.requires_grad_(False)
+    student, teacher = run.teaching.untrained().denoiser, run.teaching.untrained().denoiser.requires_grad_(False)
     size = recipe.distill.batch
     x, eps = torch.randn(2, size, *run.images.shape)
     u = torch.rand(size, dtype=torch.float64)

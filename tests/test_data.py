@@ -13,8 +13,9 @@ from sklearn.datasets import load_digits
 
 from progdist import UserError
 from progdist.batches import Batches
-from progdist.data import Framing, load_images, to_uint8
+from progdist.data import load_images
 from progdist.formats import read_idx
+from progdist.images import Framing, to_uint8
 
 
 def idx(path: Path, array: NDArray[np.uint8]) -> None:

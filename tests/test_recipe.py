@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -17,6 +17,7 @@ from progdist.recipe import Recipe, StageTraining, plan_of
 from progdist.recipe_file import read_recipe, shipped, write_recipe
 from progdist.run import Run
 from progdist.run_folder import RunFolder
+from progdist.teaching import Teaching
 from progdist.train import Plan
 
 Seen = Callable[[Recipe], Any]
@@ -41,17 +42,17 @@ def a_run(recipe: Recipe, folder: Path = Path("/nowhere")) -> Run:
 
 
 def the_network(recipe: Recipe) -> Any:  # noqa: ANN401
-    network = a_run(recipe).untrained().denoiser.network
+    network = a_run(recipe).teaching.untrained().denoiser.network
     config = {key: value for key, value in dict(network.config).items() if not key.startswith("_")}  # pyright: ignore
     return config, {key: tuple(value.shape) for key, value in network.state_dict().items()}
 
 
 def the_weights(recipe: Recipe) -> Any:  # noqa: ANN401
-    return [p.sum().item() for p in a_run(recipe).untrained().denoiser.network.parameters()]
+    return [p.sum().item() for p in a_run(recipe).teaching.untrained().denoiser.network.parameters()]
 
 
 def the_schedule(recipe: Recipe) -> Any:  # noqa: ANN401
-    denoiser = a_run(recipe).untrained().denoiser
+    denoiser = a_run(recipe).teaching.untrained().denoiser
     return denoiser.schedule, denoiser.timesteps
 
 
@@ -69,9 +70,9 @@ def the_batches(recipe: Recipe) -> Any:  # noqa: ANN401
         raise UserError("seen")
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("progdist.run.train", spy)
+        patch.setattr("progdist.teaching.train", spy)
         with TemporaryDirectory() as folder, pytest.raises(UserError, match="seen"):
-            a_run(recipe, Path(folder)).teacher()
+            a_run(recipe, Path(folder)).teaching.teacher()
     return given
 
 
@@ -84,14 +85,14 @@ def the_weighting(recipe: Recipe) -> Any:  # noqa: ANN401
         raise UserError("seen")
 
     with pytest.MonkeyPatch.context() as patch, TemporaryDirectory() as folder:
-        patch.setattr("progdist.run.train", spy)
+        patch.setattr("progdist.teaching.train", spy)
         run = a_run(recipe, Path(folder))
         with pytest.raises(UserError, match="seen"):
-            run.teacher()
-        model = run.untrained()
+            run.teaching.teacher()
+        model = run.teaching.untrained()
         torch.nn.init.normal_(model.denoiser.network.conv_out.weight)  # pyright: ignore
         with pytest.raises(UserError, match="seen"):
-            run.student(model, 1, recipe.distill.links()[0])
+            run.teaching.student(model, 1, recipe.distill.links()[0])
     return losses
 
 
@@ -108,13 +109,14 @@ def the_samples(recipe: Recipe) -> Any:  # noqa: ANN401
     told: list[Any] = []
 
     def spy(model: object, noise: torch.Tensor, *rest: object, **options: object) -> torch.Tensor:
+        options.pop("draw")  # a generator equals itself alone
         told.append((tuple(noise.shape), rest[1:], options))
         return noise
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("progdist.run.sample_in_batches", spy)
         run = a_run(recipe)
-        run.samples(run.untrained(), 4)
+        run.samples(run.teaching.untrained(), 4)
     return told
 
 
@@ -126,8 +128,8 @@ def the_evaluations(recipe: Recipe) -> Any:  # noqa: ANN401
     """Which models are measured, and with how many resamples, in a run whose training does nothing."""
     told: list[Any] = []
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Run, "teacher", Run.untrained)
-        patch.setattr(Run, "student", lambda self, model, number, stage: model)
+        patch.setattr(Teaching, "teacher", Teaching.untrained)
+        patch.setattr(Teaching, "student", lambda self, model, number, stage: model)
         patch.setattr(
             Run, "evaluate",
             lambda self, name, model, steps: told.append((name, steps, self.recipe.evaluate.resamples)),
@@ -137,12 +139,30 @@ def the_evaluations(recipe: Recipe) -> Any:  # noqa: ANN401
     return told
 
 
+def the_stopping(recipe: Recipe) -> Any:  # noqa: ANN401
+    """The held-out measurements of one stage."""
+    with TemporaryDirectory() as folder:
+        run = a_run(recipe, Path(folder))
+        model = run.teaching.untrained()
+        torch.nn.init.normal_(model.denoiser.network.conv_out.weight)  # pyright: ignore
+        run.teaching.student(model, 1, recipe.distill.links()[0])
+        return [record for record in run.folder.read("metrics") if "held_out_loss" in record]
+
+
+def the_complaint(recipe: Recipe) -> str:
+    try:
+        return a_run(recipe).images.name
+    except UserError as error:
+        return str(error)
+
+
 CHANGES: dict[str, tuple[Any, Seen]] = {
     "name": ("other", lambda recipe: recipe.name),
     "about": ("words", lambda recipe: recipe.about),
     "seed": (7, the_weights),
     "parameterization": ("x_eps", the_network),
     "data.source": ("npz:{npz}", the_images),
+    "data.classes": (7, the_complaint),
     "data.size": (4, the_images),
     "data.channels": (3, the_images),
     "data.resample": ("bilinear", the_images),
@@ -167,6 +187,10 @@ CHANGES: dict[str, tuple[Any, Seen]] = {
     "distill.substeps": (8, the_stages),
     "distill.chain": ([32, 8, 1], the_stages),
     "distill.weighting": ("constant", the_weighting),
+    "distill.stop.every": (2, the_stopping),
+    "distill.stop.window": (2, the_stopping),
+    "distill.stop.fraction": (0.9, the_stopping),
+    "distill.stop.held_out": (24, the_stopping),
     "distill.stages": ({1: {"updates": 9}}, the_stages),
     "evaluate.samples": (97, the_samples),
     "evaluate.batch": (50, the_samples),
@@ -192,9 +216,10 @@ CHANGES |= {
 def leaves(part: type[BaseModel], prefix: str = "") -> list[str]:
     names: list[str] = []
     for name, field in part.model_fields.items():
-        kind = field.annotation
-        if isinstance(kind, type) and issubclass(kind, BaseModel):
-            names += leaves(kind, f"{prefix}{name}.")
+        kinds = [kind for kind in (field.annotation, *get_args(field.annotation)) if isinstance(kind, type)]
+        part_of_it = next((kind for kind in kinds if issubclass(kind, BaseModel)), None)
+        if part_of_it is not None and name != "stages":
+            names += leaves(part_of_it, f"{prefix}{name}.")
         else:
             names.append(prefix + name)
     return names
@@ -221,6 +246,8 @@ def test_every_field_changes_what_is_built(tiny: Callable[..., Recipe], field: s
     value, seen = CHANGES[field]
     base: dict[str, object] = {"data.resample": {"data.size": 4}}.get(field, {})  # pyright: ignore
     base |= {"network.head_size": {"network.attention": [4]}}.get(field, {})
+    if ".stop." in field:
+        base |= {"distill.stop": {"every": 1, "window": 1, "fraction": 0.0001, "held_out": 16}, "distill.updates": 5}
     assert seen(tiny(**base)) == seen(tiny(**base))
     assert seen(tiny(**base)) != seen(tiny(**base, **{field: value}))
 
@@ -327,4 +354,4 @@ def test_class_conditioning_needs_labels(tmp_path: Path) -> None:
     np.savez(tmp_path / "plain.npz", images=np.zeros((5, 8, 8), np.uint8))
     (tmp_path / "r.yaml").write_text(TINY.replace("digits}", f"npz:{tmp_path}/plain.npz" + "}"))
     with pytest.raises(UserError, match="has no labels"):
-        a_run(read_recipe(str(tmp_path / "r.yaml"), ["network.class_conditional=true"])).untrained()
+        a_run(read_recipe(str(tmp_path / "r.yaml"), ["network.class_conditional=true"])).teaching.untrained()

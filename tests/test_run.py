@@ -291,7 +291,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(
         return loss * math.nan if count == 3 else loss
 
     with monkeypatch.context() as patch:
-        patch.setattr("progdist.run.distillation_loss", breaking)
+        patch.setattr("progdist.teaching.distillation_loss", breaking)
         result = call(*command)
     checkpoint = tmp_path / "run" / "checkpoints" / "student-0004" / "00000001.safetensors"
     refused(result, "student-0004: update 3 of 3", "not both finite", str(checkpoint))

@@ -12,7 +12,7 @@ from torch import Tensor
 from conftest import name, times
 from progdist import Cosine, RectifiedFlow, UserError, sample
 from progdist.analytic import Gaussian
-from progdist.sampler import METHODS, ancestral, ddim_update, flow, time_grid
+from progdist.sampler import METHODS, ancestral, ddim_update, flow, network_evaluations, overshoot, time_grid
 from progdist.schedule import Schedule
 
 DATA = Path(__file__).parent / "data"
@@ -155,3 +155,38 @@ def test_mistakes_are_named() -> None:
         sample(Official(0), torch.randn(1, 1), 0)
     with pytest.raises(UserError, match="ddim, ancestral"):
         sample(Official(0), torch.randn(1, 1), 1, method="dddim")
+
+
+@pytest.mark.parametrize(("now", "then"), [(0.7, 0.5), (1.0, 0.75), (0.5, 0.25)])
+def test_overshooting_draws_from_the_diffusion(now: float, then: float) -> None:
+    """Given x and eps_h, z_q is known, and z_s has the mean and variance of the diffusion from q to s."""
+    schedule, t, s, z, x = Cosine(), times(now)[0], times(then)[0], 1.1, 0.4
+    draws = torch.full((400_000, 1), z, dtype=torch.float64)
+    moved = overshoot(schedule, lambda z, t: torch.full_like(z, x), draws, t, s, torch.Generator().manual_seed(0))
+    eps = (z - float(schedule.alpha(t)) * x) / float(schedule.sigma(t))
+    q = 2 * then - now  # 0 in the last case: the data itself
+    alpha_q, sigma_q = (float(schedule.alpha(times(q)[0])), float(schedule.sigma(times(q)[0]))) if q else (1.0, 0.0)
+    ratio = float(schedule.alpha(s)) / alpha_q
+    assert float(moved.mean()) == pytest.approx(ratio * (alpha_q * x + sigma_q * eps), abs=4e-3)
+    assert float(moved.var()) == pytest.approx(float(schedule.sigma(s)) ** 2 - ratio**2 * sigma_q**2, rel=2e-2)
+
+
+def test_overshooting_samples_the_data() -> None:
+    gaussian = Gaussian(Cosine(), torch.tensor(0.3), 0.5)
+    draw = torch.Generator().manual_seed(1)
+    images = sample(gaussian, torch.randn(20_000, 1), 256, method="overshoot", generator=draw)
+    assert float(images.mean()) == pytest.approx(0.3, abs=0.02)
+    assert float(images.std()) == pytest.approx(0.5, abs=0.02)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_network_evaluations_are_counted(method: str) -> None:
+    calls: list[float] = []
+
+    class Counting(Gaussian):
+        def __call__(self, z: Tensor, t: Tensor, **condition: Tensor) -> Tensor:
+            calls.append(float(t))
+            return super().__call__(z, t)
+
+    sample(Counting(Cosine(), torch.tensor(0.3), 0.5), torch.randn(2, 1), 5, method=method)
+    assert len(calls) == network_evaluations(5, method)

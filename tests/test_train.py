@@ -35,7 +35,7 @@ def error(module: nn.Module, batch: Batch) -> Tensor:
 
 def trained(plan: Plan, checkpoints: Checkpoints | None = None, start: nn.Module | None = None) -> tuple:
     told: list[Progress] = []
-    module, _ = train(
+    module, _, _ = train(
         start or network(), error, batches, plan,
         accelerator=Accelerator(), checkpoints=checkpoints, observe=told.append,
     )  # fmt: skip
@@ -188,3 +188,14 @@ def test_checkpoints_keep_the_last_and_are_whole(tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == [
         "00000007.json", "00000007.safetensors", "00000012.json", "00000012.safetensors",
     ]  # fmt: skip
+
+
+def test_it_ends_when_told_to_stop() -> None:
+    asked: list[int] = []
+
+    def stop(module: nn.Module, update: int) -> bool:
+        asked.append(update)
+        return update == 3
+
+    _, updates, _ = train(network(), error, batches, Plan(9, 8, 1e-2), accelerator=Accelerator(), stop=stop)
+    assert (updates, asked) == (3, [1, 2, 3])

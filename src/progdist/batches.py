@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Sampler
 
 from progdist._errors import UserError
-from progdist.data import Images
+from progdist.images import Images
 
 Batch = dict[str, Tensor]
 

@@ -27,7 +27,7 @@ from progdist._errors import UserError
 from progdist._shape import per_example
 from progdist.denoiser import Denoises
 from progdist.objective import Weighting, diffuse, weighted_error
-from progdist.sampler import ddim_update
+from progdist.sampler import ddim_update, scales
 from progdist.schedule import Schedule
 
 
@@ -48,9 +48,7 @@ def substep_weights(schedule: Schedule, times: Tensor) -> Tensor:
     Returns:
         (k, B) in float64, nonnegative, with sum 1 over the first dimension.
     """
-    end = times[-1]
-    alpha_end = torch.where(end > 0, schedule.alpha(end), 1.0)
-    sigma_end = torch.where(end > 0, schedule.sigma(end), 0.0)
+    alpha_end, sigma_end = scales(schedule, times[-1])
     rho = schedule.rho(times[:-1])
     early = sigma_end * rho.diff(dim=0) / (alpha_end - sigma_end * rho[0])
     return torch.cat([early, 1 - early.sum(0, keepdim=True)])

@@ -12,9 +12,10 @@ from torch import Tensor
 
 from progdist._errors import UserError
 from progdist.batches import generator
-from progdist.data import Framing, Images, load_images
+from progdist.data import load_images
 from progdist.evaluate import quality, root_mean_square
 from progdist.features import feature_space
+from progdist.images import Framing, Images
 from progdist.model_folder import Model, load
 from progdist.network import image_shape
 from progdist.run import sample_in_batches

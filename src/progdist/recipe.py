@@ -8,8 +8,8 @@ from typing import Annotated, Literal, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt, model_validator
 
-from progdist.data import Framing, Resample
 from progdist.distill import Stage, halvings, stages
+from progdist.images import Framing, Resample
 from progdist.schedule import Cosine, Discrete, RectifiedFlow, Schedule
 from progdist.train import Plan
 
@@ -27,9 +27,10 @@ class Part(BaseModel):
 
 
 class Data(Part):
-    """Where the images come from and how they are framed."""
+    """Where the images come from and how they are framed; `classes`, if given, is checked against the data."""
 
     source: str
+    classes: PositiveInt | None = None
     size: PositiveInt | None = None
     channels: Literal[1, 3] | None = None
     resample: Resample = "area"
@@ -120,12 +121,24 @@ class StageTraining(Part):
     anneal: Literal["linear", "none"] | None = None
 
 
+class Stop(Part):
+    """When a stage ends before its cap of updates (see `progdist.convergence`).
+
+    `held_out` images, which no student trains on, give the loss that is watched.
+    """
+
+    every: PositiveInt = 100
+    window: PositiveInt = 5
+    fraction: Share = 0.01
+    held_out: PositiveInt = 256
+
+
 class Distillation(Part):
     """The chain of stages and how each is trained.
 
     The chain goes from `start` to `end` by dividing by `substeps`, or is given whole as a list; each count must divide
     the one before it, and their ratio is the number of teacher steps to one of the student. `stages` overrides, by
-    the student's step count.
+    the student's step count. With `stop`, `updates` is the most that a stage takes.
     """
 
     start: PositiveInt = 256
@@ -141,6 +154,7 @@ class Distillation(Part):
     microbatches: PositiveInt = 1
     precision: Precision = "float32"
     checkpoint_every: PositiveInt = 1000
+    stop: Stop | None = None
     stages: dict[int, StageTraining] = Field(default_factory=dict)
 
     @model_validator(mode="after")
@@ -215,7 +229,8 @@ class Recipe(Part):
             return False
         students = [stage for stage in self.distill.links() if student_name(stage.steps) in finished]
         same_plans = all(old.distill.plan(stage) == self.distill.plan(stage) for stage in students)
-        return same_plans and (not students or old.distill.weighting == self.distill.weighting)
+        same_kind = (old.distill.weighting, old.distill.stop) == (self.distill.weighting, self.distill.stop)
+        return same_plans and (not students or same_kind)
 
 
 def student_name(steps: int) -> str:

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from progdist._errors import UserError
 from progdist.checkpoint import Checkpoints, write_whole
-from progdist.data import to_uint8
+from progdist.images import to_uint8
 
 Record = dict[str, Any]
 

@@ -10,7 +10,10 @@ Ancestral sampling draws from q(z_s | z_t, x = xh), with r = rho_t^2 / rho_s^2 (
     z_s = r (alpha_s / alpha_t) z_t + (1 - r) alpha_s xh + sqrt(variance) eps
     variance = (1 - r) sigma_s^(2 - 2 gamma) sigma_t^(2 gamma)
 
-gamma in [0, 1] interpolates the logarithm of the variance from its lower to its upper bound (appendix F).
+gamma in [0, 1] interpolates the logarithm of the variance from its lower to its upper bound (appendix F). The same
+appendix's other stochastic sampler overshoots: a DDIM step of twice the length, to q = 2s - t, then noise back to s,
+
+    z_s = (alpha_s / alpha_q) z_q + sqrt(sigma_s^2 - (alpha_s / alpha_q)^2 sigma_q^2) eps
 
 The probability-flow ODE that DDIM integrates is, in any measure of time (appendices A and B),
 
@@ -42,10 +45,16 @@ Step = Callable[[Schedule, Predict, Tensor, Tensor, Tensor, torch.Generator | No
 """(schedule, predict, z_t, t, s, generator) -> z_s."""
 
 
+def scales(schedule: Schedule, s: Tensor) -> tuple[Tensor, Tensor]:
+    """(alpha_s, sigma_s) in float64 of a step's end s; s = 0 is the data itself, (1, 0), whatever the schedule."""
+    return torch.where(s > 0, schedule.alpha(s), 1.0), torch.where(s > 0, schedule.sigma(s), 0.0)
+
+
 def ddim_update(schedule: Schedule, z: Tensor, x: Tensor, t: Tensor, s: Tensor) -> Tensor:
-    """z_s from z_t (B, ...) and its denoised data x (B, ...); times in float64, (B,) or (), t > s."""
-    ratio = schedule.sigma(s) / schedule.sigma(t)
-    scale = schedule.alpha(s) - schedule.alpha(t) * ratio
+    """z_s from z_t (B, ...) and its denoised data x (B, ...); times in float64, (B,) or (), t > s >= 0."""
+    alpha_s, sigma_s = scales(schedule, s)
+    ratio = sigma_s / schedule.sigma(t)
+    scale = alpha_s - schedule.alpha(t) * ratio
     return per_example(ratio, z) * z + per_example(scale, z) * x
 
 
@@ -73,6 +82,18 @@ def ancestral(
     eps = torch.randn(z.shape, generator=generator, dtype=z.dtype).to(z.device)
     mean = per_example(c_z, z) * z + per_example((1 - r) * alpha_s, z) * predict(z, t)
     return mean + per_example(deviation, z) * eps
+
+
+def overshoot(
+    schedule: Schedule, predict: Predict, z: Tensor, t: Tensor, s: Tensor, generator: torch.Generator | None
+) -> Tensor:
+    """One deterministic step of twice the length, from t to q = 2s - t >= 0, and noise back from q to s."""
+    q = 2 * s - t
+    (alpha_s, sigma_s), (alpha_q, sigma_q) = scales(schedule, s), scales(schedule, q)
+    ratio = alpha_s / alpha_q
+    deviation = (sigma_s**2 - (ratio * sigma_q) ** 2).sqrt()
+    eps = torch.randn(z.shape, generator=generator, dtype=z.dtype).to(z.device)
+    return per_example(ratio, z) * ddim(schedule, predict, z, t, q, generator) + per_example(deviation, z) * eps
 
 
 def flow(schedule: Schedule, predict: Predict, z: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
@@ -119,11 +140,21 @@ def _weighted(weights: Sequence[float], slopes: Sequence[Tensor], z: Tensor) -> 
 METHODS: dict[str, Step] = {
     "ddim": ddim,
     "ancestral": ancestral,
+    "overshoot": overshoot,
     "euler": runge_kutta([()], [1.0]),
     "euler_log_snr": euler_in_log_snr,
     "heun": runge_kutta([(), (1.0,)], [0.5, 0.5]),
     "rk4": runge_kutta([(), (0.5,), (0.0, 0.5), (0.0, 0.0, 1.0)], [1 / 6, 1 / 3, 1 / 3, 1 / 6]),
 }
+
+
+EVALUATIONS_PER_STEP = {"heun": 2, "rk4": 4}
+"""Of the network, for the methods that take more than one."""
+
+
+def network_evaluations(steps: int, method: str = "ddim") -> int:
+    """How often `sample` calls the network: the last step, which returns the denoised data, calls it once."""
+    return EVALUATIONS_PER_STEP.get(method, 1) * (steps - 1) + 1
 
 
 def time_grid(steps: int) -> Tensor:

@@ -100,7 +100,8 @@ def train(
     seed: int = 0,
     checkpoints: Checkpoints | None = None,
     observe: Callable[[Progress], None] = lambda progress: None,
-) -> tuple[nn.Module, float]:
+    stop: Callable[[nn.Module, int], bool] = lambda network, update: False,
+) -> tuple[nn.Module, int, float]:
     """Train a network, from its latest checkpoint if there is one.
 
     Args:
@@ -112,9 +113,11 @@ def train(
         seed: of the dropout masks.
         checkpoints: where to go on from, and to write to.
         observe: told of every update.
+        stop: asked after every update, counted from 1, whether to end before the plan does; given the network as it is.
 
     Returns:
-        The network, or its average where the plan has one; and the seconds of training, all sessions together.
+        The network, or its average where the plan has one; the updates made; and the seconds of training, all sessions
+        together.
 
     Raises:
         NotFinite: names the update and the last checkpoint. Nothing is repaired and no step is taken.
@@ -141,9 +144,11 @@ def train(
         state.step()
         state.seconds = time.perf_counter() - started
         observe(Progress(state.update, value, norm, plan.rate(state.update - 1), state.seconds))
+        if stop(network, state.update):
+            break
     if not all(parameter.isfinite().all() for parameter in network.parameters()):
-        raise NotFinite(_explain(plan.updates, plan, value, math.inf, checkpoints))
-    return state.result().eval(), state.seconds
+        raise NotFinite(_explain(state.update, plan, value, math.inf, checkpoints))
+    return state.result().eval(), state.update, state.seconds
 
 
 def _gradient(
