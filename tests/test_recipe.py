@@ -199,6 +199,7 @@ CHANGES: dict[str, tuple[Any, Seen]] = {
     "evaluate.features": (["pixels"], the_spaces),
     "evaluate.resamples": (11, the_evaluations),
     "evaluate.teacher_every": (2, the_evaluations),
+    "evaluate.most_steps": (2, the_evaluations),
 }
 PLANS = {
     "updates": 99, "batch": 16, "learning_rate": 0.5, "warmup": 9, "weight_decay": 0.1,

@@ -1,19 +1,15 @@
 """The commands."""
 
-import errno
 import json
-import sys
-from collections.abc import Callable
-from functools import wraps
 from pathlib import Path
-from typing import Annotated, Any, ParamSpec
+from typing import Annotated, Any
 
 import torch
 import typer
-from rich.console import Console
 
 from progdist import __version__
-from progdist._errors import UserError
+from progdist.studies.commands import COMMANDS
+from progdist.terminal import console, mended_by_the_user, say
 
 app = typer.Typer(
     name="progdist",
@@ -22,44 +18,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-console = Console()
-P = ParamSpec("P")
-
 Seed = Annotated[int, typer.Option(help="Seed of the noise.", min=0)]
-
-
-def _mended_by_the_user(command: Callable[P, None]) -> Callable[P, None]:
-    """Turn mistakes of the user and of the disk into one line and exit code 2."""
-
-    @wraps(command)
-    def guarded(*args: P.args, **kwargs: P.kwargs) -> None:
-        try:
-            command(*args, **kwargs)
-        except UserError as error:
-            _refuse(str(error))
-        except torch.OutOfMemoryError as error:
-            _refuse(f"out of memory ({str(error).splitlines()[0]}): use a smaller batch, or more microbatches")
-        except OSError as error:
-            _refuse(_explain(error))
-
-    return guarded
-
-
-def _refuse(line: str) -> None:
-    sys.stderr.write(f"progdist: {' '.join(line.split())}\n")
-    raise typer.Exit(2)
-
-
-def _explain(error: OSError) -> str:
-    place = error.filename or "the output folder"
-    remedy = {
-        errno.ENOSPC: "free some space",
-        errno.EFBIG: "allow larger files (ulimit -f)",
-        errno.EDQUOT: "free some space, or ask for a larger quota",
-        errno.EACCES: "choose a place you may write to and read from",
-        errno.EROFS: "choose a place that is not read-only",
-    }.get(error.errno or 0, "check the path")
-    return f"{place}: {error.strerror or error}: {remedy} and run again; what was written is kept"
 
 
 def _version(wanted: bool) -> None:
@@ -76,20 +35,26 @@ def main(
 
 
 @app.command()
-@_mended_by_the_user
+@mended_by_the_user
 def run(
     recipe: Annotated[str, typer.Argument(help="A YAML file, or the name of a recipe that ships.")],
     set_: Annotated[list[str] | None, typer.Option("--set", help="key=value, e.g. distill.updates=500.")] = None,
     out: Annotated[Path | None, typer.Option(help="The run's folder; runs/NAME if not given.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be built, and its cost.")] = False,
 ) -> None:
     """Teach, distil, evaluate and report; the same command again continues."""
-    from progdist.progress import Terminal, quality_table
+    from progdist.estimate import estimate
+    from progdist.progress import Terminal, estimate_table, quality_table
     from progdist.recipe_file import read_recipe
     from progdist.report import quality_rows, write_report
     from progdist.run import run as carry_out
     from progdist.run_folder import RunFolder
 
     resolved = read_recipe(recipe, set_ or [])
+    if dry_run:
+        for part in estimate_table(resolved.name, estimate(resolved)):
+            console.print(part, highlight=False)
+        return
     folder = out or Path("runs") / resolved.name
     records = carry_out(resolved, folder, Terminal(console))
     quality = records[0]["quality"][0]
@@ -101,7 +66,7 @@ def run(
 
 
 @app.command()
-@_mended_by_the_user
+@mended_by_the_user
 def sample(
     model: Annotated[Path, typer.Argument(help="A model folder.")],
     steps: Annotated[int | None, typer.Option(help="Sampling steps; the model's own if not given.")] = None,
@@ -116,11 +81,11 @@ def sample(
     """Make images with a model."""
     from progdist.making import Wish, write_samples
 
-    write_samples(model, Wish(steps, count, label, seed, method, clip), out, columns, _say)
+    write_samples(model, Wish(steps, count, label, seed, method, clip), out, columns, say)
 
 
 @app.command()
-@_mended_by_the_user
+@mended_by_the_user
 def evaluate(
     models: Annotated[list[Path], typer.Argument(help="Model folders.")],
     data: Annotated[str, typer.Option(help="digits, folder:PATH, idx:PATH, npz:PATH or hub:NAME.")],
@@ -136,7 +101,7 @@ def evaluate(
     from progdist.making import Reference, Wish, compare
 
     reference = Reference(teacher, teacher_steps) if teacher else None
-    for result in compare(models, data, Wish(steps, count, None, seed), features, reference, _say):
+    for result in compare(models, data, Wish(steps, count, None, seed), features, reference, say):
         if json_:
             typer.echo(json.dumps(result))
         else:
@@ -152,7 +117,7 @@ def evaluate(
 
 
 @app.command("import-official")
-@_mended_by_the_user
+@mended_by_the_user
 def import_official(
     checkpoint: Annotated[Path, typer.Argument(help="A file of the paper's release.")],
     out: Annotated[Path, typer.Option(help="The model folder to write.")],
@@ -177,7 +142,7 @@ def import_official(
 
 
 @app.command()
-@_mended_by_the_user
+@mended_by_the_user
 def report(folder: Annotated[Path, typer.Argument(help="The folder of a run.")]) -> None:
     """Write a run's report.html anew."""
     from progdist.report import write_report
@@ -187,7 +152,7 @@ def report(folder: Annotated[Path, typer.Argument(help="The folder of a run.")])
 
 
 @app.command()
-@_mended_by_the_user
+@mended_by_the_user
 def recipes(name: Annotated[str | None, typer.Argument(help="Print this one whole.")] = None) -> None:
     """List the recipes that ship, or print one."""
     from progdist.recipe_file import read_recipe, shipped
@@ -200,9 +165,8 @@ def recipes(name: Annotated[str | None, typer.Argument(help="Print this one whol
         console.print(f"[bold]{known:15}[/bold] {read_recipe(known).about}", highlight=False)
 
 
-def _say(text: str) -> None:
-    """A remark, apart from the results."""
-    sys.stderr.write(f"{text}\n")
+for study in COMMANDS:
+    app.command()(mended_by_the_user(study))
 
 
 def start(arguments: Any = None) -> None:  # noqa: ANN401  (whatever typer takes)

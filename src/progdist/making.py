@@ -116,7 +116,7 @@ def compare(
     taught = make(load(reference.folder), replace(wish, steps=reference.steps), say)[0] if reference else None
     for folder in folders:
         model = load(folder)
-        images = _images_for(model, source, say)
+        images = images_for(model, source, say)
         space = feature_space(features, images.shape)
         pixels, _ = images.sample(max(wish.count, 10_000), wish.seed)
         started = time.perf_counter()
@@ -137,8 +137,12 @@ def compare(
         }
 
 
-def _images_for(model: Model, source: str, say: Say) -> Images:
-    """The data, brought to the size and channels that the model makes."""
+def images_for(model: Model, source: str, say: Say) -> Images:
+    """The data, brought to the size and channels that the model makes.
+
+    Raises:
+        UserError: they cannot be.
+    """
     images, shape = load_images(source), image_shape(model.denoiser.network)
     if images.shape != shape and shape is not None and shape[1] == shape[2]:
         say(f"{source} is brought to the model's {shape[1]}x{shape[2]}")

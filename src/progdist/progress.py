@@ -8,6 +8,7 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 from rich.table import Table
 
 from progdist import train
+from progdist.estimate import Estimate
 from progdist.run_folder import Record
 
 PLAIN_EVERY = 15.0
@@ -100,3 +101,24 @@ def quality_table(rows: list[dict[str, Any]], features: str, samples: int) -> Ta
             f"{1000 * shown['seconds_per_image']:.2f}",
         )
     return table
+
+
+def estimate_table(name: str, foretold: Estimate) -> tuple[str, Table]:
+    """A run foretold, in 80 columns."""
+    channels, height, width = foretold.image
+    kind = f", {foretold.classes} classes" if foretold.classes else ""
+    rates = foretold.rates
+    head = (
+        f"{name}: images of {channels}x{height}x{width}{kind}; {foretold.parameters:,} parameters; "
+        f"about {foretold.memory / 2**30:.1f} GiB while training.\n"
+        f"Measured on {foretold.device}: {1000 * rates.evaluation:.3g} ms an evaluation, "
+        f"{1000 * rates.training:.3g} ms a training pass, per image."
+    )
+    table = Table(title="Network evaluations", title_justify="left")
+    for heading in ("", "updates", "batch", "frozen", "trained", "hours"):
+        table.add_column(heading, justify="right" if heading else "left", no_wrap=True)
+    for part in foretold.parts:
+        counts = (part.updates, part.batch, part.frozen_evaluations, part.trained_evaluations)
+        table.add_row(part.name, *(f"{count:,}" if count else "" for count in counts), f"{part.hours:,.3g}")
+    table.add_row("all", "", "", "", "", f"{sum(part.hours for part in foretold.parts):,.3g}")
+    return head, table

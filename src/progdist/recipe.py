@@ -178,7 +178,11 @@ class Distillation(Part):
 
 
 class Evaluation(Part):
-    """How every model of the run is measured."""
+    """How the models of the run are measured.
+
+    Those of more than `most_steps` steps are not; the reference is the teacher at the largest count that is. The
+    teacher is measured again at every `teacher_every`-th count of the chain.
+    """
 
     samples: Annotated[int, Field(ge=2)] = 2048
     features: tuple[Literal["digits", "fashion-mnist", "pixels", "inception"], ...] = ("pixels",)
@@ -186,6 +190,7 @@ class Evaluation(Part):
     batch: PositiveInt = 256
     precision: Precision = "float32"
     clip: bool = False
+    most_steps: PositiveInt | None = None
     teacher_every: PositiveInt = 1
 
     @model_validator(mode="after")
@@ -211,6 +216,8 @@ class Recipe(Part):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
+        if self.evaluate.most_steps is not None and self.evaluate.most_steps < self.distill.counts()[-1]:
+            raise ValueError(f"evaluate.most_steps {self.evaluate.most_steps} leaves no model of the chain to measure")
         for count in self.distill.counts():
             if self.noise.timesteps % count and count % self.noise.timesteps:
                 raise ValueError(
@@ -218,6 +225,18 @@ class Recipe(Part):
                     f"samplers would visit other times: set noise.timesteps to one, e.g. {max(self.distill.counts())}"
                 )
         return self
+
+    def measurements(self) -> list[tuple[Literal["teacher", "student"], int]]:
+        """(model, steps) of every measurement, in order; the first is the reference."""
+        counts = self.distill.counts()
+        most = self.evaluate.most_steps or counts[0]
+        wanted: list[tuple[Literal["teacher", "student"], int]] = [("teacher", next(c for c in counts if c <= most))]
+        for number, count in enumerate(counts[1:], 1):
+            if count <= most:
+                wanted.append(("student", count))
+                if number % self.evaluate.teacher_every == 0 and ("teacher", count) not in wanted:
+                    wanted.append(("teacher", count))
+        return wanted
 
     def continues(self, old: "Recipe", finished: Collection[str]) -> bool:
         """Whether a run of `old` can go on under this recipe: it changes only how models yet to be finished train."""

@@ -68,15 +68,14 @@ class Run:
         """Teacher, students and their evaluations, in order; what exists is not made again."""
         self.prepare()
         self.observer.note(f"{self.images.name}: {len(self.images)} images of {'x'.join(map(str, self.images.shape))}")
-        counts = self.recipe.distill.counts()
-        model = self.teaching.teacher()
-        teacher = model
-        self.evaluate("teacher", teacher, counts[0])
+        teacher = model = self.teaching.teacher()
+        reference, *others = self.recipe.measurements()
+        self.evaluate(reference[0], teacher, reference[1])
         for number, stage in enumerate(self.recipe.distill.links(), 1):
             model = self.teaching.student(model, number, stage)
-            self.evaluate("student", model, stage.steps)
-            if number % self.recipe.evaluate.teacher_every == 0:
-                self.evaluate("teacher", teacher, stage.steps)
+            for name, steps in others:
+                if steps == stage.steps:
+                    self.evaluate(name, model if name == "student" else teacher, steps)
         return list(self.folder.read("evaluations"))
 
     def prepare(self) -> None:
@@ -160,6 +159,11 @@ def sample_in_batches(
     return torch.cat(images)
 
 
+def open_run(recipe: Recipe, out: Path, observer: Observer) -> Run:
+    """A recipe in a folder, on this machine's accelerator."""
+    return Run(recipe, RunFolder(out), observer, Accelerator())
+
+
 def run(recipe: Recipe, out: Path, observer: Observer) -> list[Record]:
     """Carry out a recipe in a folder, or go on with it.
 
@@ -174,4 +178,4 @@ def run(recipe: Recipe, out: Path, observer: Observer) -> list[Record]:
     Raises:
         UserError: anything the user can mend; what is written stays.
     """
-    return Run(recipe, RunFolder(out), observer, Accelerator()).everything()
+    return open_run(recipe, out, observer).everything()

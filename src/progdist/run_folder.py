@@ -98,7 +98,7 @@ class RunFolder:
         return self.root / "samples" / f"{name}-{steps:04d}.png"
 
     def reference(self) -> Path:
-        """The teacher's own images at its full step count, which fidelity is measured against."""
+        """The teacher's own images at the largest step count measured, which fidelity is measured against."""
         return self.root / "samples" / "reference.safetensors"
 
     def _records(self, kind: str) -> Path:

@@ -53,6 +53,23 @@ class Observer(Protocol):
         """Something worth a line."""
 
 
+def untrained(recipe: Recipe, image: tuple[int, int, int], classes: tuple[str, ...], data: str) -> Model:
+    """A recipe's teacher before its training, for images (C, H, W) of the named classes of the named data.
+
+    Raises:
+        UserError: classes are wanted and there are none, or the network does not fit the images.
+    """
+    parameterization = PARAMETERIZATIONS[recipe.parameterization]
+    numbers = recipe.network.model_dump(exclude={"class_conditional"})
+    classes = classes if recipe.network.class_conditional else ()
+    if recipe.network.class_conditional and not classes:
+        raise UserError(f"network.class_conditional is set, but {data} has no labels: set it to false")
+    torch.manual_seed(recipe.seed)
+    network = unet(image=image, classes=len(classes), heads=parameterization.heads, **numbers)
+    denoiser = Denoiser(network, recipe.noise.build(), parameterization, timesteps=recipe.noise.timesteps)
+    return Model(denoiser, classes=classes, data=data)
+
+
 @dataclass(frozen=True)
 class Teaching:
     """The trainings of one recipe in one folder on one accelerator."""
@@ -65,16 +82,7 @@ class Teaching:
 
     def untrained(self) -> Model:
         """The teacher before its training."""
-        recipe, images = self.recipe, self.images
-        parameterization = PARAMETERIZATIONS[recipe.parameterization]
-        numbers = recipe.network.model_dump(exclude={"class_conditional"})
-        classes = images.classes if recipe.network.class_conditional else ()
-        if recipe.network.class_conditional and not classes:
-            raise UserError(f"network.class_conditional is set, but {images.name} has no labels: set it to false")
-        torch.manual_seed(recipe.seed)
-        network = unet(image=images.shape, classes=len(classes), heads=parameterization.heads, **numbers)
-        denoiser = Denoiser(network, recipe.noise.build(), parameterization, timesteps=recipe.noise.timesteps)
-        return Model(denoiser, classes=classes, data=images.name)
+        return untrained(self.recipe, self.images.shape, self.images.classes, self.images.name)
 
     def teacher(self) -> Model:
         """The trained teacher."""

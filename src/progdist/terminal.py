@@ -1,0 +1,55 @@
+"""What every command shares: the console, remarks on standard error, and mistakes told in one line."""
+
+import errno
+import sys
+from collections.abc import Callable
+from functools import wraps
+from typing import ParamSpec
+
+import torch
+import typer
+from rich.console import Console
+
+from progdist._errors import UserError
+
+console = Console()
+P = ParamSpec("P")
+
+
+def mended_by_the_user(command: Callable[P, None]) -> Callable[P, None]:
+    """Turn mistakes of the user and of the disk into one line and exit code 2."""
+
+    @wraps(command)
+    def guarded(*args: P.args, **kwargs: P.kwargs) -> None:
+        try:
+            command(*args, **kwargs)
+        except UserError as error:
+            _refuse(str(error))
+        except torch.OutOfMemoryError as error:
+            _refuse(f"out of memory ({str(error).splitlines()[0]}): use a smaller batch, or more microbatches")
+        except OSError as error:
+            _refuse(_explain(error))
+
+    return guarded
+
+
+def say(text: str) -> None:
+    """A remark, apart from the results."""
+    sys.stderr.write(f"{text}\n")
+
+
+def _refuse(line: str) -> None:
+    say(f"progdist: {' '.join(line.split())}")
+    raise typer.Exit(2)
+
+
+def _explain(error: OSError) -> str:
+    place = error.filename or "the output folder"
+    remedy = {
+        errno.ENOSPC: "free some space",
+        errno.EFBIG: "allow larger files (ulimit -f)",
+        errno.EDQUOT: "free some space, or ask for a larger quota",
+        errno.EACCES: "choose a place you may write to and read from",
+        errno.EROFS: "choose a place that is not read-only",
+    }.get(error.errno or 0, "check the path")
+    return f"{place}: {error.strerror or error}: {remedy} and run again; what was written is kept"
