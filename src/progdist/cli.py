@@ -8,6 +8,7 @@ import torch
 import typer
 
 from progdist import __version__
+from progdist.sampler import METHODS
 from progdist.studies.commands import COMMANDS
 from progdist.terminal import console, mended_by_the_user, say
 
@@ -73,7 +74,8 @@ def sample(
     count: Annotated[int, typer.Option("--count", "-n", help="How many images.", min=1)] = 64,
     out: Annotated[Path, typer.Option(help="A PNG file (a grid), or .npz (float32 images).")] = Path("samples.png"),
     label: Annotated[int | None, typer.Option(help="The class; all in turn if not given.", min=0)] = None,
-    method: Annotated[str, typer.Option(help="ddim, ancestral, euler, euler_log_snr, heun or rk4.")] = "ddim",
+    method: Annotated[str, typer.Option(help=f"One of {', '.join(METHODS)}.")] = "ddim",
+    level: Annotated[float, typer.Option(help="Of ancestral's variance: lower bound to upper.", min=0, max=1)] = 1.0,
     clip: Annotated[bool, typer.Option("--clip", help="Keep every denoised image within [-1, 1].")] = False,
     seed: Seed = 0,
     columns: Annotated[int, typer.Option(help="Columns of the grid.", min=1)] = 8,
@@ -81,7 +83,7 @@ def sample(
     """Make images with a model."""
     from progdist.making import Wish, write_samples
 
-    write_samples(model, Wish(steps, count, label, seed, method, clip), out, columns, say)
+    write_samples(model, Wish(steps, count, label, seed, method, clip, level), out, columns, say)
 
 
 @app.command()

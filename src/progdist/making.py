@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from progdist.model_folder import Model, load
 from progdist.network import image_shape
 from progdist.run import sample_in_batches
 from progdist.run_folder import write_grid
+from progdist.sampler import Step, ancestral
 
 Say = Callable[[str], None]
 
@@ -40,6 +42,7 @@ class Wish:
         seed: of the noise.
         method: of sampling, one of `sampler.METHODS`.
         clip: keep every denoised image within [-1, 1].
+        level: of the ancestral sampler's variance, from 0, its lower bound, to 1, its upper.
     """
 
     steps: int | None
@@ -48,6 +51,11 @@ class Wish:
     seed: int
     method: str = "ddim"
     clip: bool = False
+    level: float = 1.0
+
+    def how(self) -> str | Step:
+        """The method with its variance."""
+        return partial(ancestral, gamma=self.level) if self.method == "ancestral" else self.method
 
 
 def noise_of(model: Model, count: int, seed: int) -> Tensor:
@@ -76,7 +84,7 @@ def make(model: Model, wish: Wish, say: Say) -> tuple[Tensor, Tensor, int]:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model.denoiser.to(device)
     noise, draw = noise_of(model, wish.count, wish.seed), generator(wish.seed, SAMPLING_NOISE, 1)
-    images = sample_in_batches(model, noise, labels, steps, BATCH, clip=wish.clip, method=wish.method, draw=draw)
+    images = sample_in_batches(model, noise, labels, steps, BATCH, clip=wish.clip, method=wish.how(), draw=draw)
     return images, labels, steps
 
 

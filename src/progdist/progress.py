@@ -115,10 +115,17 @@ def estimate_table(name: str, foretold: Estimate) -> tuple[str, Table]:
         f"{1000 * rates.training:.3g} ms a training pass, per image."
     )
     table = Table(title="Network evaluations", title_justify="left")
-    for heading in ("", "updates", "batch", "frozen", "trained", "hours"):
+    for heading in ("", "updates", "batch", "frozen", "trained", "time"):
         table.add_column(heading, justify="right" if heading else "left", no_wrap=True)
     for part in foretold.parts:
         counts = (part.updates, part.batch, part.frozen_evaluations, part.trained_evaluations)
-        table.add_row(part.name, *(f"{count:,}" if count else "" for count in counts), f"{part.hours:,.3g}")
-    table.add_row("all", "", "", "", "", f"{sum(part.hours for part in foretold.parts):,.3g}")
+        table.add_row(part.name, *(f"{count:,}" if count else "" for count in counts), _duration(part.hours))
+    table.add_row("all", "", "", "", "", _duration(sum(part.hours for part in foretold.parts)))
     return head, table
+
+
+def _duration(hours: float) -> str:
+    """For people: 40 s, 7 min, 3.2 h, 12,000 h."""
+    if hours < 1:
+        return f"{3600 * hours:.0f} s" if hours < 1 / 60 else f"{60 * hours:.0f} min"
+    return f"{hours:,.1f} h" if hours < 100 else f"{hours:,.0f} h"
