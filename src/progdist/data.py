@@ -5,7 +5,7 @@ A source is named in one word:
     digits          scikit-learn's 1,797 handwritten digits, 8x8, ten classes (embedded, nothing to fetch)
     folder:PATH     image files; class folders give labels, a flat folder gives none
     idx:PATH        a folder with MNIST-format files, gzipped or not
-    cifar:PATH      the folder of CIFAR-10's binary version
+    cifar:PATH      the folder of CIFAR-10's binary or python version
     npz:PATH        arrays `images` (N, H, W) or (N, H, W, C), uint8 or float in [-1, 1], and `labels` (N,) if any
     hub:NAME        a Hugging Face data set (extra `hub`)
 

@@ -4,6 +4,7 @@ Every length is checked against the file itself before anything is made of it.
 """
 
 import gzip
+import pickletools
 import struct
 import zlib
 from pathlib import Path
@@ -34,27 +35,57 @@ def read_idx(path: Path) -> NDArray[np.uint8]:
 
 
 def read_cifar(folder: Path) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-    """The 50,000 training images (N, 32, 32, 3) and labels (N,) of CIFAR-10's binary version.
+    """The training images (N, 32, 32, 3) and labels (N,) of CIFAR-10, binary or python version.
 
-    Each record is a label and 3,072 bytes, channel by channel (www.cs.toronto.edu/~kriz/cifar.html). The python version
-    holds pickles, which can run code, and is not read.
+    An image is 3,072 bytes, channel by channel (www.cs.toronto.edu/~kriz/cifar.html).
 
     Raises:
-        UserError: no such files, the python version, or a file of another length.
+        UserError: no such files, or damaged ones.
     """
-    paths = sorted(folder.glob("data_batch_*.bin"))
+    paths = sorted(folder.glob("data_batch_*"))
     if not paths:
-        pickled = any(folder.glob("data_batch_*"))
-        held = "the python version (pickles, which are not read)" if pickled else "nothing of it"
         raise UserError(
-            f"{folder} should hold data_batch_1.bin ... data_batch_5.bin of CIFAR-10, it holds {held}: fetch the "
-            "binary version, or use hub:uoft-cs/cifar10"
+            f"{folder} holds no data_batch_1 (or data_batch_1.bin) of CIFAR-10: fetch it from "
+            "www.cs.toronto.edu/~kriz/cifar.html, or use hub:uoft-cs/cifar10"
         )
-    records = []
-    for path in paths:
-        content = np.frombuffer(path.read_bytes(), np.uint8)
-        if content.size == 0 or content.size % 3073:
-            raise UserError(f"{path} holds {content.size} bytes, no multiple of a record's 3073: fetch the file again")
-        records.append(content.reshape(-1, 3073))
-    joined = np.concatenate(records)
-    return joined[:, 1:].reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1), joined[:, 0]
+    parts = [_binary_batch(path) if path.suffix == ".bin" else _python_batch(path) for path in paths]
+    pixels, labels = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
+    return pixels.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1), labels
+
+
+def _binary_batch(path: Path) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+    """Pixels (N, 3072) and labels (N,): records of a label and its pixels."""
+    content = np.frombuffer(path.read_bytes(), np.uint8)
+    if content.size == 0 or content.size % 3073:
+        raise UserError(f"{path} holds {content.size} bytes, no multiple of a record's 3073: fetch the file again")
+    records = content.reshape(-1, 3073)
+    return records[:, 1:], records[:, 0]
+
+
+def _python_batch(path: Path) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+    """Pixels (N, 3072) and labels (N,) of a pickle that is never run.
+
+    Its opcodes are read as data: the labels are the numbers of the list that follows the word `labels`, the pixels the
+    longest string. Whatever else the file would do when unpickled is passed over.
+    """
+    labels: list[int] = []
+    longest: str | bytes = b""
+    sought = inside = False
+    try:
+        for opcode, argument, _ in pickletools.genops(path.read_bytes()):
+            if isinstance(argument, str | bytes):
+                sought, inside = argument in ("labels", b"labels") or (sought and argument == "latin1"), False
+                longest = max(longest, argument, key=len)
+            elif sought and opcode.name == "EMPTY_LIST":
+                sought, inside = False, True
+            elif inside and isinstance(argument, int) and opcode.name.startswith("BININT"):
+                labels.append(argument)
+        data = longest.encode("latin-1") if isinstance(longest, str) else longest
+        pixels, classes = np.frombuffer(data, np.uint8), np.array(labels, dtype=np.uint8)
+    except (ValueError, OverflowError) as error:
+        raise UserError(f"{path} is no python batch of CIFAR-10 ({error}): fetch the file again") from error
+    if not labels or pixels.size != 3072 * classes.size:
+        raise UserError(
+            f"{path} holds {pixels.size} bytes of pixels for {classes.size} labels, expected 3072 each: fetch it again"
+        )
+    return pixels.reshape(-1, 3072), classes

@@ -1,15 +1,17 @@
 """A run as seen in the terminal: a live bar where there is one, plain lines elsewhere."""
 
 import time
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from progdist import train
-from progdist.estimate import Estimate
 from progdist.run_folder import Record
+
+if TYPE_CHECKING:  # a slow import, needed by --dry-run alone
+    from progdist.estimate import Estimate
 
 PLAIN_EVERY = 15.0
 """Seconds between lines where there is no terminal."""
@@ -103,7 +105,7 @@ def quality_table(rows: list[dict[str, Any]], features: str, samples: int) -> Ta
     return table
 
 
-def estimate_table(name: str, foretold: Estimate) -> tuple[str, Table]:
+def estimate_table(name: str, foretold: "Estimate") -> tuple[str, Table]:
     """A run foretold, in 80 columns."""
     channels, height, width = foretold.image
     kind = f", {foretold.classes} classes" if foretold.classes else ""

@@ -7,7 +7,6 @@ from typing import Annotated
 import typer
 from rich.markdown import Markdown
 
-from progdist.progress import Terminal
 from progdist.terminal import console
 
 Recipe = Annotated[str, typer.Argument(help="A YAML file, or the name of a recipe that ships.")]
@@ -22,6 +21,7 @@ def ablation(
     seeds: Annotated[int, typer.Option(help="How many, from the recipe's own.", min=1)] = 3,
 ) -> None:
     """Table 1: output by loss weighting by sampler, undistilled."""
+    from progdist.progress import Terminal
     from progdist.recipe_file import read_recipe
     from progdist.studies.ablation import ablation as study
 
@@ -38,6 +38,7 @@ def budget(
     divide_by: Annotated[list[int] | None, typer.Option(help="Teacher steps to one; 2 and 4 if not given.")] = None,
 ) -> None:
     """Section 5.3: quality against updates per stage, for chains that divide by 2 and by 4."""
+    from progdist.progress import Terminal
     from progdist.recipe_file import read_recipe
     from progdist.studies.budget import budget as study
 
@@ -53,6 +54,7 @@ def stochastic(
     most: Annotated[int, typer.Option(help="The largest step count measured.", min=2)] = 64,
 ) -> None:
     """Figure 4 and appendix F: stochastic sampling, distilled and undistilled."""
+    from progdist.progress import Terminal
     from progdist.studies.stochastic import stochastic as study
 
     _show(study(run, levels, most, Terminal(console)), run / "stochastic")
@@ -69,6 +71,7 @@ def integrators(
     out: Out = None,
 ) -> None:
     """Appendix C: integrators at equal network evaluations, on an exact mixture and on a model."""
+    from progdist.progress import Terminal
     from progdist.studies.integrators import Trained
     from progdist.studies.integrators import integrators as study
 
