@@ -17,7 +17,7 @@ from accelerate import Accelerator
 from rich.console import Console
 from torch import Tensor
 
-from progdist.distill import distillation_loss
+from progdist.distillation import distillation_loss
 from progdist.network import condition
 from progdist.objective import WEIGHTINGS, denoising_loss
 from progdist.progress import Terminal

@@ -280,7 +280,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(
 ) -> None:
     """The stage, the update and the last good checkpoint are named; with another rate the run then goes on."""
     command = ["run", tiny_recipe, "--out", tmp_path / "run", "--set", "distill.checkpoint_every=1"]
-    from progdist.distill import distillation_loss
+    from progdist.distillation import distillation_loss
 
     count = 0
 

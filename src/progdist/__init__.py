@@ -2,7 +2,7 @@
 
     from progdist import Cosine, Denoiser, PARAMETERIZATIONS, sample, distillation_target, load, save
 
-The mathematics stands in `schedule`, `parameterization`, `denoiser`, `sampler`, `objective` and `distill`, in that
+The mathematics stands in `schedule`, `parameterization`, `denoiser`, `sampler`, `objective` and `distillation`, in that
 order, each opening with its equations.
 """
 
@@ -12,7 +12,7 @@ from pathlib import Path
 
 from progdist._errors import UserError
 from progdist.denoiser import Denoiser
-from progdist.distill import distillation_loss, distillation_target
+from progdist.distillation import distillation_loss, distillation_target
 from progdist.objective import WEIGHTINGS, denoising_loss
 from progdist.parameterization import PARAMETERIZATIONS
 from progdist.sampler import sample

@@ -8,7 +8,7 @@ from typing import Annotated, Literal, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt, model_validator
 
-from progdist.distill import Stage, halvings, stages
+from progdist.distillation import Stage, halvings, stages
 from progdist.images import Framing, Resample
 from progdist.schedule import Cosine, Discrete, RectifiedFlow, Schedule
 from progdist.train import Plan

@@ -20,7 +20,7 @@ from progdist._errors import UserError
 from progdist.batches import Batches
 from progdist.convergence import Convergence
 from progdist.denoiser import Denoiser
-from progdist.distill import Stage, distillation_loss
+from progdist.distillation import Stage, distillation_loss
 from progdist.images import Images
 from progdist.model_folder import Model
 from progdist.network import condition, unet

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from progdist.distill import halvings
+from progdist.distillation import halvings
 from progdist.recipe import Recipe, StageTraining
 from progdist.recipe_file import write_recipe
 from progdist.run import Run, open_run

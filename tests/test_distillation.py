@@ -13,7 +13,7 @@ from conftest import name, times
 from progdist import WEIGHTINGS, Cosine, Discrete, RectifiedFlow, UserError, distillation_target
 from progdist._shape import per_example
 from progdist.analytic import Mixture
-from progdist.distill import distillation_loss, halvings, stages, substep_times, substep_weights
+from progdist.distillation import distillation_loss, halvings, stages, substep_times, substep_weights
 from progdist.objective import denoising_loss
 from progdist.sampler import ddim, ddim_update
 from progdist.schedule import Schedule
