@@ -239,7 +239,8 @@ def tiny(tiny_recipe: Path, tmp_path: Path) -> Callable[..., Recipe]:
 
 
 def test_the_table_below_is_complete() -> None:
-    assert sorted(CHANGES) == sorted(leaves(Recipe))
+    taken = {name for name in leaves(Recipe) if name == "teacher.model" or name.startswith("match.")}
+    assert sorted(CHANGES) == sorted(set(leaves(Recipe)) - taken)  # those are in test_own_teacher.py
 
 
 @pytest.mark.parametrize("field", CHANGES)

@@ -45,11 +45,9 @@ def run(
 ) -> None:
     """Teach, distil, evaluate and report; the same command again continues."""
     from progdist.estimate import estimate
-    from progdist.progress import Terminal, estimate_table, quality_table
+    from progdist.progress import Terminal, estimate_table
     from progdist.recipe_file import read_recipe
-    from progdist.report import quality_rows, write_report
     from progdist.run import run as carry_out
-    from progdist.run_folder import RunFolder
 
     resolved = read_recipe(recipe, set_ or [])
     if dry_run:
@@ -57,13 +55,51 @@ def run(
             console.print(part, highlight=False)
         return
     folder = out or Path("runs") / resolved.name
-    records = carry_out(resolved, folder, Terminal(console))
-    quality = records[0]["quality"][0]
-    console.print()
-    console.print(quality_table(quality_rows(records), quality["features"], quality["samples"]))
-    if quality["warning"]:
-        console.print(f"Warning: {quality['warning']}", highlight=False)
-    console.print(f"Report: {write_report(RunFolder(folder))}", highlight=False, soft_wrap=True)
+    _finish(carry_out(resolved, folder, Terminal(console)), folder)
+
+
+@app.command()
+@mended_by_the_user
+def distill(
+    model: Annotated[str, typer.Argument(help="A diffusers pipeline folder, a progdist folder, or a hub name.")],
+    data: Annotated[str, typer.Option(help="digits, folder:PATH, idx:PATH, npz:PATH or hub:NAME.")],
+    steps: Annotated[int, typer.Option(help="Of the student.", min=1)] = 4,
+    out: Annotated[Path | None, typer.Option(help="The run's folder; runs/NAME-STEPS if not given.")] = None,
+    start: Annotated[int, typer.Option(help="The chain starts at no more steps than this.", min=2)] = 256,
+    updates: Annotated[int, typer.Option(help="Of each stage; the last two take twice as many.", min=1)] = 1000,
+    match_updates: Annotated[int | None, typer.Option(help="Of stage 0; four times --updates.", min=1)] = None,
+    batch: Annotated[int, typer.Option(help="Examples in an update.", min=1)] = 64,
+    guidance: Annotated[float | None, typer.Option(help="Scale of classifier-free guidance to take in.")] = None,
+    set_: Annotated[list[str] | None, typer.Option("--set", help="Any key of the recipe, as in `run`.")] = None,
+) -> None:
+    """Bring your own teacher: distil a trained model; the same command again continues."""
+    from progdist.progress import Terminal
+    from progdist.proposal import default_place, propose
+    from progdist.recipe_file import override
+    from progdist.run import run as carry_out
+    from progdist.teacher_folder import read_teacher
+
+    teacher = read_teacher(model)
+    for line in teacher.told:
+        console.print(line, highlight=False)
+    folder = out or default_place(model, steps)
+    proposed = propose(
+        model,
+        teacher,
+        data,
+        name=folder.name,
+        steps=steps,
+        start=start,
+        updates=updates,
+        match_updates=match_updates,
+        batch=batch,
+        guidance=guidance,
+    )
+    recipe = override(proposed, set_ or [])
+    console.print(f"chain: {' -> '.join(map(str, recipe.distill.counts()))}", highlight=False)
+    _finish(carry_out(recipe, folder, Terminal(console)), folder)
+    last = folder / f"student-{recipe.distill.counts()[-1]:04d}"
+    console.print(f"The student: {last}", highlight=False, soft_wrap=True)
 
 
 @app.command()
@@ -165,6 +201,20 @@ def recipes(name: Annotated[str | None, typer.Argument(help="Print this one whol
         return
     for known in shipped():
         console.print(f"[bold]{known:15}[/bold] {read_recipe(known).about}", highlight=False)
+
+
+def _finish(records: list[dict[str, Any]], folder: Path) -> None:
+    """The table of a run, and its report."""
+    from progdist.progress import quality_table
+    from progdist.report import quality_rows, write_report
+    from progdist.run_folder import RunFolder
+
+    quality = records[0]["quality"][0]
+    console.print()
+    console.print(quality_table(quality_rows(records), quality["features"], quality["samples"]))
+    if quality["warning"]:
+        console.print(f"Warning: {quality['warning']}", highlight=False)
+    console.print(f"Report: {write_report(RunFolder(folder))}", highlight=False, soft_wrap=True)
 
 
 for study in COMMANDS:

@@ -18,9 +18,11 @@ from torch import Tensor, nn
 
 from progdist.data import load_images
 from progdist.denoiser import Denoiser
-from progdist.network import condition
+from progdist.model_folder import Model
+from progdist.network import condition, image_shape
 from progdist.objective import WEIGHTINGS, denoising_loss
 from progdist.recipe import Recipe, plan_of, student_name
+from progdist.teacher_folder import read_teacher
 from progdist.teaching import untrained
 from progdist.train import Plan, autocast
 
@@ -71,23 +73,26 @@ def estimate(recipe: Recipe) -> Estimate:
     Raises:
         UserError: as in `run`, before its training.
     """
-    shape, classes = _what_it_takes(recipe)
-    denoiser = untrained(recipe, shape, classes, recipe.data.source).denoiser
+    model = _model(recipe)
+    denoiser = model.denoiser
+    shape = image_shape(denoiser.network)
+    assert shape is not None  # of every UNet2DModel
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     denoiser.to(device)
-    teacher_plan = plan_of(recipe.teacher)
+    taken = recipe.teacher.model is not None
+    teacher_plan = plan_of(recipe.match if taken else recipe.teacher)
     plans = [teacher_plan, *(recipe.distill.plan(link) for link in recipe.distill.links())]
     microbatch = max(plan.batch // plan.microbatches for plan in plans)
     rates = measure(denoiser, shape, microbatch, plans[-1])
     weights = sum(parameter.nbytes for parameter in denoiser.network.parameters())
-    parts = [_part("teacher", teacher_plan, 0, rates)]
+    parts = [_part("teacher", teacher_plan, int(taken), rates)]
     for link, plan in zip(recipe.distill.links(), plans[1:], strict=True):
         parts.append(_part(student_name(link.steps), plan, link.substeps, rates))
     parts.append(_evaluation(recipe, rates))
     return Estimate(
         parameters=sum(parameter.numel() for parameter in denoiser.network.parameters()),
         image=shape,
-        classes=len(classes) if recipe.network.class_conditional else 0,
+        classes=len(model.classes),
         memory=5 * weights + microbatch * rates.saved,
         device=torch.cuda.get_device_name() if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads",
         rates=rates,
@@ -95,14 +100,17 @@ def estimate(recipe: Recipe) -> Estimate:
     )
 
 
-def _what_it_takes(recipe: Recipe) -> tuple[tuple[int, int, int], tuple[str, ...]]:
-    """The images' shape and classes, as stated or as found."""
-    data = recipe.data
+def _model(recipe: Recipe) -> Model:
+    """The teacher that is taken, or the untrained one for the images as stated or as found."""
+    data, network = recipe.data, recipe.network
+    if network is None:
+        return read_teacher(recipe.teacher.model or "").model
     stated = data.size is not None and data.channels is not None
-    if stated and (data.classes is not None or not recipe.network.class_conditional):
-        return (data.channels or 0, data.size or 0, data.size or 0), tuple(map(str, range(data.classes or 0)))
+    if stated and (data.classes is not None or not network.class_conditional):
+        shape, classes = (data.channels or 0, data.size or 0, data.size or 0), range(data.classes or 0)
+        return untrained(recipe, shape, tuple(map(str, classes)), data.source)
     images = load_images(data.source, data.framing())
-    return images.shape, images.classes
+    return untrained(recipe, images.shape, images.classes, images.name)
 
 
 def _part(name: str, plan: Plan, substeps: int, rates: Rates) -> Part:

@@ -17,7 +17,7 @@ Weight = Literal["constant", "snr", "truncated_snr", "snr_plus_one", "velocity"]
 Rate = Annotated[float, Field(gt=0)]
 Share = Annotated[float, Field(ge=0, lt=1)]
 Precision = Literal["float32", "bf16"]
-Divided = TypeVar("Divided", "Training", "Distillation")
+Divided = TypeVar("Divided", "Optimisation", "Distillation")
 
 
 class Part(BaseModel):
@@ -92,8 +92,8 @@ def _divided(part: Divided) -> Divided:
     return part
 
 
-class Training(Part):
-    """The teacher's training (see `progdist.train.Plan`)."""
+class Optimisation(Part):
+    """How one network is trained on data (see `progdist.train.Plan`)."""
 
     updates: PositiveInt = 100_000
     batch: PositiveInt = 128
@@ -111,6 +111,26 @@ class Training(Part):
     @model_validator(mode="after")
     def _check(self) -> Self:
         return _divided(self)
+
+
+class Training(Optimisation):
+    """The teacher's training; or `model`, a folder (ours or diffusers') or hub name of a teacher to take instead."""
+
+    model: str | None = None
+
+
+class Matching(Optimisation):
+    """Stage 0 of a teacher that is taken: a student with output v learns its predictions (see `progdist.matching`).
+
+    With `guidance` the teacher is guided by that scale, and `null_class` is its label for none (the last if not given).
+    """
+
+    updates: PositiveInt = 5_000
+    warmup: Annotated[int, Field(ge=0)] = 100
+    anneal: Literal["linear", "none"] = "linear"
+    ema: Share = 0.0
+    guidance: Annotated[float, Field(gt=0)] | None = None
+    null_class: Annotated[int, Field(ge=0)] | None = None
 
 
 class StageTraining(Part):
@@ -209,16 +229,21 @@ class Recipe(Part):
     data: Data
     noise: Noise = Noise()
     parameterization: Literal["x", "eps", "v", "velocity", "x_eps"] = "v"
-    network: Network
+    network: Network | None = None
     teacher: Training = Training()
+    match: Matching = Matching()
     distill: Distillation = Distillation()
     evaluate: Evaluation = Evaluation()
 
     @model_validator(mode="after")
     def _check(self) -> Self:
+        if (self.network is None) == (self.teacher.model is None):
+            raise ValueError("give either network, to train a teacher, or teacher.model, to take one")
+        if self.teacher.model is not None and (self.noise != Noise() or self.parameterization != "v"):
+            raise ValueError("noise and parameterization are those of teacher.model: leave them out")
         if self.evaluate.most_steps is not None and self.evaluate.most_steps < self.distill.counts()[-1]:
             raise ValueError(f"evaluate.most_steps {self.evaluate.most_steps} leaves no model of the chain to measure")
-        for count in self.distill.counts():
+        for count in self.distill.counts() if self.network else ():
             if self.noise.timesteps % count and count % self.noise.timesteps:
                 raise ValueError(
                     f"noise.timesteps {self.noise.timesteps} is no multiple of the chain's {count} steps, so stock "
@@ -240,11 +265,11 @@ class Recipe(Part):
 
     def continues(self, old: "Recipe", finished: Collection[str]) -> bool:
         """Whether a run of `old` can go on under this recipe: it changes only how models yet to be finished train."""
-        trained = {"teacher": self.teacher, "distill": self.distill}
+        trained = {"teacher": self.teacher, "match": self.match, "distill": self.distill}
         same_chain = old.distill.counts() == self.distill.counts()
         if old.model_copy(update=trained) != self or not same_chain:
             return False
-        if "teacher" in finished and old.teacher != self.teacher:
+        if "teacher" in finished and (old.teacher, old.match) != (self.teacher, self.match):
             return False
         students = [stage for stage in self.distill.links() if student_name(stage.steps) in finished]
         same_plans = all(old.distill.plan(stage) == self.distill.plan(stage) for stage in students)
@@ -257,7 +282,7 @@ def student_name(steps: int) -> str:
     return f"student-{steps:04d}"
 
 
-def plan_of(part: Training | Distillation) -> Plan:
+def plan_of(part: Optimisation | Distillation) -> Plan:
     """The training plan within a section; only the teacher's has weight decay, an average and dropout."""
     plan = {name: value for name, value in part.model_dump().items() if name in Plan.__dataclass_fields__}
     return Plan(**plan, dropout=isinstance(part, Training))

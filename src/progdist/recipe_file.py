@@ -7,7 +7,7 @@ import difflib
 from collections.abc import Iterable, Mapping
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, get_args
 
 import yaml
 from pydantic import BaseModel, ValidationError
@@ -43,15 +43,31 @@ def read_recipe(place: str, overrides: Iterable[str] = ()) -> Recipe:
         )
     try:
         content = yaml.safe_load(text)
-        if not isinstance(content, dict):
-            raise UserError(f"recipe {place} is not a map of keys to values: see `progdist recipes`")
-        for override in overrides:
-            _override(content, override)
-        return Recipe.model_validate(content)
     except yaml.YAMLError as error:
         raise UserError(f"recipe {place} is not YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(content, dict):
+        raise UserError(f"recipe {place} is not a map of keys to values: see `progdist recipes`")
+    return _validated(content, overrides, f"recipe {place}")
+
+
+def override(recipe: Recipe, overrides: Iterable[str]) -> Recipe:
+    """The recipe with `key.key=value` overrides.
+
+    Raises:
+        UserError: it then says something that no recipe can say.
+    """
+    return _validated(recipe.model_dump(), overrides, recipe.name)
+
+
+def _validated(content: dict[Any, Any], overrides: Iterable[str], what: str) -> Recipe:
+    try:
+        for setting in overrides:
+            _override(content, setting)
+        return Recipe.model_validate(content)
+    except yaml.YAMLError as error:
+        raise UserError(f"{what}: --set is not YAML: {' '.join(str(error).split())}") from error
     except ValidationError as error:
-        raise UserError(f"recipe {place}: {_first_problem(error)}") from error
+        raise UserError(f"{what}: {_first_problem(error)}") from error
 
 
 def _text(path: Path) -> str:
@@ -73,7 +89,9 @@ def _override(content: dict[Any, Any], override: str) -> None:
         raise UserError(f"--set {override!r} has no value: write key=value, e.g. distill.updates=500")
     *parents, last = name.split(".")
     for parent in parents:
-        content = content.setdefault(_key(parent), {})
+        if content.get(_key(parent)) is None:
+            content[_key(parent)] = {}
+        content = content[_key(parent)]
         if not isinstance(content, dict):
             raise UserError(f"--set {override!r}: {parent} is a value, not a section")
     content[_key(last)] = yaml.safe_load(value)
@@ -104,6 +122,8 @@ def _fields(location: tuple[int | str, ...]) -> list[str]:
         if isinstance(name, int):
             section = StageTraining
         elif name in section.model_fields:
-            section = cast(type[BaseModel], section.model_fields[name].annotation)
-            section = StageTraining if name == "stages" else section
+            annotation = section.model_fields[name].annotation
+            kinds = [kind for kind in (annotation, *get_args(annotation)) if isinstance(kind, type)]
+            parts = [kind for kind in kinds if issubclass(kind, BaseModel)]
+            section = StageTraining if name == "stages" else parts[0]
     return list(section.model_fields)

@@ -18,11 +18,12 @@ from progdist._errors import UserError
 from progdist.batches import generator
 from progdist.checkpoint import read_tensors, write_whole
 from progdist.data import load_images
+from progdist.denoiser import Denoises
 from progdist.evaluate import Quality, quality, root_mean_square
 from progdist.features import FeatureSpace, feature_space
 from progdist.images import Images
 from progdist.model_folder import Model
-from progdist.network import condition
+from progdist.network import condition, image_shape
 from progdist.recipe import Recipe, student_name
 from progdist.recipe_file import read_recipe, write_recipe
 from progdist.run_folder import GRID, Record, RunFolder, write_grid
@@ -70,6 +71,8 @@ class Run:
         self.observer.note(f"{self.images.name}: {len(self.images)} images of {'x'.join(map(str, self.images.shape))}")
         teacher = model = self.teaching.teacher()
         reference, *others = self.recipe.measurements()
+        if self.teaching.given:
+            self.evaluate("given", self.teaching.given.model, reference[1])
         self.evaluate(reference[0], teacher, reference[1])
         for number, stage in enumerate(self.recipe.distill.links(), 1):
             model = self.teaching.student(model, number, stage)
@@ -83,16 +86,38 @@ class Run:
         if self.accelerator.num_processes > 1:
             raise UserError(f"{self.accelerator.num_processes} processes were started: a run takes one for now")
         _ = self.spaces, self.teaching.untrained(), self.teaching.held_out
+        if self.teaching.given:
+            self._fits(self.teaching.given.model)
         names = ["teacher", *(student_name(stage.steps) for stage in self.recipe.distill.links())]
         finished = {name for name in names if self.folder.model(name).exists()}
         self.folder.claim(write_recipe(self.recipe), lambda old: self.recipe.continues(read_recipe(str(old)), finished))
+
+    def _fits(self, model: Model) -> None:
+        """Refuse a teacher that the data or the chain does not suit."""
+        shape, classes = image_shape(model.denoiser.network), len(self.images.classes)
+        if shape != self.images.shape:
+            raise UserError(
+                f"the teacher makes images of {shape}, {self.images.name} holds {self.images.shape} (channels, height, "
+                "width): set data.size and data.channels"
+            )
+        if model.classes and not classes:
+            raise UserError(f"the teacher has {len(model.classes)} classes, but {self.images.name} has no labels")
+        if model.classes and classes > len(model.classes):
+            raise UserError(f"{self.images.name} has {classes} classes, the teacher knows {len(model.classes)}")
+        for count in self.recipe.distill.counts():
+            if model.denoiser.timesteps % count:
+                raise UserError(
+                    f"the chain's {count} steps do not divide the teacher's {model.denoiser.timesteps} timesteps, so "
+                    "stock samplers would visit other times: choose counts that do"
+                )
 
     def evaluate(self, name: str, model: Model, steps: int) -> None:
         """Measure a model at a step count, keep the record and a grid of its samples."""
         if any(record["model"] == name and record["steps"] == steps for record in self.folder.read("evaluations")):
             return
         started = time.perf_counter()
-        images, labels = self.samples(model, steps)
+        given = self.teaching.given if name == "given" else None
+        images, labels = self.samples(model, steps, denoiser=self.teaching.reference(given) if given else None)
         seconds = time.perf_counter() - started
         path = self.folder.reference()
         if not path.is_file():
@@ -116,8 +141,13 @@ class Run:
         given, resamples = labels if model.classes else None, self.recipe.evaluate.resamples
         return [quality(space, data, images, given, resamples=resamples) for space, data in self.spaces]
 
-    def samples(self, model: Model, steps: int, method: str | Step = "ddim") -> tuple[Tensor, Tensor]:
-        """Images and labels of the run's own noise, the same for every model and step count; classes as in the data."""
+    def samples(
+        self, model: Model, steps: int, method: str | Step = "ddim", denoiser: Denoises | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Images and labels of the run's own noise, the same for every model and step count; classes as in the data.
+
+        `denoiser` stands in for the model's own, e.g. guided.
+        """
         wanted = self.recipe.evaluate
         draw = generator(self.recipe.seed, EVALUATION_NOISE)
         noise = torch.randn(wanted.samples, *self.images.shape, generator=draw)
@@ -132,6 +162,7 @@ class Run:
             clip=wanted.clip,
             method=method,
             draw=generator(self.recipe.seed, EVALUATION_NOISE, 1),
+            denoiser=denoiser,
         )
         return images, labels
 
@@ -147,14 +178,20 @@ def sample_in_batches(
     clip: bool = False,
     method: str | Step = "ddim",
     draw: torch.Generator | None = None,
+    denoiser: Denoises | None = None,
 ) -> Tensor:
-    """Images (N, C, H, W) on the CPU from noise (N, C, H, W), labels (N,), and the noise of stochastic methods."""
+    """Images (N, C, H, W) on the CPU from noise (N, C, H, W), labels (N,), and the noise of stochastic methods.
+
+    `denoiser` stands in for the model's own.
+    """
     device = next(model.denoiser.parameters()).device
     images = []
     with autocast(device, precision):
         for part, classes in zip(noise.split(batch), labels.split(batch), strict=True):
             given = condition(model.denoiser.network, classes.to(device))
-            made = sample(model.denoiser, part.to(device), steps, method=method, clip=clip, generator=draw, **given)
+            made = sample(
+                denoiser or model.denoiser, part.to(device), steps, method=method, clip=clip, generator=draw, **given
+            )
             images.append(made.float().cpu())
     return torch.cat(images)
 

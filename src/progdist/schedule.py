@@ -120,6 +120,23 @@ class Discrete(VariancePreserving):
         roots = torch.linspace(beta_start**0.5, beta_end**0.5, timesteps, dtype=torch.float64)
         return cls.from_betas((roots**2).tolist())
 
+    def rescaled(self) -> Self:
+        """The table that ends in pure noise: alpha shifted to 0 at t = 1 and stretched to keep its first entry.
+
+        Source: Lin et al. 2023, arXiv 2305.08891, algorithm 1.
+        """
+        alpha = torch.tensor(self.alphas_cumprod, dtype=torch.float64).sqrt()
+        alpha = (alpha - alpha[-1]) * alpha[0] / (alpha[0] - alpha[-1])
+        return type(self)(tuple((alpha**2).tolist()))
+
+    def time(self, phi: Tensor) -> Tensor:
+        """The t whose angle is phi (any shape, float64), or 1 where phi is beyond the table's last."""
+        grid = torch.arange(len(self.alphas_cumprod) + 1, dtype=torch.float64, device=phi.device)
+        table = self.angles(grid / len(self.alphas_cumprod))[0]
+        above = torch.searchsorted(table, phi.contiguous()).clamp(1, len(self.alphas_cumprod))
+        part = ((phi - table[above - 1]) / (table[above] - table[above - 1])).clamp(0, 1)
+        return (above - 1 + part) / len(self.alphas_cumprod)
+
     def angles(self, t: Tensor) -> tuple[Tensor, Tensor]:
         """(phi_t, psi_t): each linear in t between the table's entries."""
         alpha_bar = torch.tensor((1.0, *self.alphas_cumprod), dtype=torch.float64, device=t.device)

@@ -6,7 +6,7 @@ for its number of updates, or, with a stopping rule, until its held-out distilla
 
 import copy
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property, partial
 from statistics import fmean
 from typing import Protocol
@@ -19,15 +19,17 @@ from progdist import model_folder
 from progdist._errors import UserError
 from progdist.batches import Batches
 from progdist.convergence import Convergence
-from progdist.denoiser import Denoiser
+from progdist.denoiser import Denoiser, Denoises
 from progdist.distillation import Stage, distillation_loss
 from progdist.images import Images
+from progdist.matching import Clipped, Guided, match_by_band, matched_form, matching_loss, needs_matching
 from progdist.model_folder import Model
 from progdist.network import condition, unet
 from progdist.objective import WEIGHTINGS, denoising_loss
 from progdist.parameterization import PARAMETERIZATIONS
 from progdist.recipe import Recipe, plan_of, student_name
 from progdist.run_folder import Record, RunFolder
+from progdist.teacher_folder import Teacher, read_teacher
 from progdist.train import Batch, Loss, NotFinite, Plan, Progress, autocast, train
 
 HELD_OUT_NOISE = 3_000_000
@@ -59,6 +61,7 @@ def untrained(recipe: Recipe, image: tuple[int, int, int], classes: tuple[str, .
     Raises:
         UserError: classes are wanted and there are none, or the network does not fit the images.
     """
+    assert recipe.network is not None  # a recipe without one takes its teacher
     parameterization = PARAMETERIZATIONS[recipe.parameterization]
     numbers = recipe.network.model_dump(exclude={"class_conditional"})
     classes = classes if recipe.network.class_conditional else ()
@@ -80,12 +83,23 @@ class Teaching:
     observer: Observer
     accelerator: Accelerator
 
+    @cached_property
+    def given(self) -> Teacher | None:
+        """The teacher to take, or None where one is trained."""
+        return read_teacher(self.recipe.teacher.model) if self.recipe.teacher.model else None
+
     def untrained(self) -> Model:
-        """The teacher before its training."""
-        return untrained(self.recipe, self.images.shape, self.images.classes, self.images.name)
+        """The teacher before its training, or as it was given."""
+        return (
+            self.given.model
+            if self.given
+            else untrained(self.recipe, self.images.shape, self.images.classes, self.images.name)
+        )
 
     def teacher(self) -> Model:
-        """The trained teacher."""
+        """The trained teacher, or the given one in a form that can be halved."""
+        if self.given:
+            return self._taken(self.given)
         model = self.untrained()
         denoiser, weighting = model.denoiser, WEIGHTINGS[self.recipe.teacher.weighting]
 
@@ -95,6 +109,49 @@ class Teaching:
             return denoising_loss(student, batch["x"], batch["eps"], batch["u"], weighting=weighting, **given)
 
         return self._trained("teacher", 0, model, loss, plan_of(self.recipe.teacher))
+
+    def _taken(self, given: Teacher) -> Model:
+        """The given teacher as it is, or its student of stage 0."""
+        place, match = self.folder.model("teacher"), self.recipe.match
+        model = replace(given.model, data=self.images.name)
+        if not place.exists() and match.guidance is None and not needs_matching(model.denoiser):
+            model_folder.save(replace(model, training={"updates": 0, "batch": 0, "seconds": 0.0}), place)
+        if place.exists():
+            return self._on_device(model_folder.load(place))
+        frozen = self.reference(given)
+        denoiser = matched_form(model.denoiser.with_network(copy.deepcopy(model.denoiser.network)))
+        weighting = WEIGHTINGS[match.weighting]
+
+        def loss(network: nn.Module, batch: Batch) -> Tensor:
+            labels = condition(denoiser.network, batch["labels"])
+            student = denoiser.with_network(network)
+            return matching_loss(student, frozen, batch["x"], batch["eps"], batch["u"], weighting=weighting, **labels)
+
+        matched = self._trained("teacher", 0, replace(model, denoiser=denoiser), loss, plan_of(match))
+        self._report_match(matched, frozen)
+        return matched
+
+    def _report_match(self, matched: Model, frozen: Denoises) -> None:
+        """How near stage 0 came to the given teacher, in each band of the log-SNR."""
+        size, device = min(512, len(self.images)), self.accelerator.device
+        batch = next(self._batches(self.images, size, HELD_OUT_NOISE)(0, 1, slice(size)))
+        labels = condition(matched.denoiser.network, batch["labels"].to(device))
+        x, eps = batch["x"].to(device), batch["eps"].to(device)
+        bands = match_by_band(matched.denoiser, frozen, x, eps, batch["u"], **labels)
+        self.folder.append("metrics", {"model": "teacher", "update": matched.training["updates"], "match": bands})
+        told = ", ".join(f"{difference:.3f} at {band}" for band, difference in bands.items())
+        self.observer.note(f"stage 0 differs from the given teacher by (RMS, log-SNR): {told}")
+
+    def reference(self, given: Teacher) -> Denoises:
+        """The given teacher's predictions as its student shall learn them: guided, and clipped if its sampler clips."""
+        match, model = self.recipe.match, given.model
+        frozen: Denoises = model.denoiser.to(self.accelerator.device).requires_grad_(False)
+        if match.guidance is not None:
+            null_class = match.null_class if match.null_class is not None else len(model.classes) - 1
+            if not 0 <= null_class < len(model.classes):
+                raise UserError(f"guidance needs a class that stands for none: {null_class} is not one of the model's")
+            frozen = Guided(model.denoiser, match.guidance, null_class)
+        return Clipped(frozen) if given.clip else frozen
 
     def student(self, teacher: Model, number: int, stage: Stage) -> Model:
         """The student of one stage, begun from its teacher's weights."""

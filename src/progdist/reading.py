@@ -1,0 +1,122 @@
+r"""Is a teacher what its folder says? Its output is read in every way, on data; the best reading must be its own.
+
+At three noise levels (log-SNR 2, 0 and -2) each parameterization's error mean |x - xh|^2 is measured: a wrong
+prediction type shows as an error several times the best one's. The timestep's convention shows where it matters most,
+at the lowest noise levels of the table, where one entry more or less is a different amount of noise: there the network
+is told the timestep one less, as it is, and one more, and the errors are compared example by example.
+"""
+
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from progdist.denoiser import Denoiser
+from progdist.objective import diffuse
+from progdist.parameterization import PARAMETERIZATIONS, Parameterization
+from progdist.schedule import RectifiedFlow, Schedule
+
+LEVELS = (2.0, 0.0, -2.0)
+"""Log-SNRs at which the kinds of output are compared."""
+
+LOWEST = (2, 3, 4, 6, 8)
+"""Entries of the table at which timesteps are compared."""
+
+CLEARLY = 0.7
+"""A reading is refused where another one's error is less than this share of its own."""
+
+SURELY = 5.0
+"""Standard errors by which another timestep must be better."""
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What was measured.
+
+    Attributes:
+        errors: parameterization -> mean squared error of the denoised data over the three noise levels.
+        shifts: what is added to the timestep -> mean squared error at the lowest noise levels.
+        complaint: what is wrong with the folder's own reading, or None.
+    """
+
+    errors: dict[str, float]
+    shifts: dict[int, float]
+    complaint: str | None
+
+
+def time_of(schedule: Schedule, log_snr: float) -> Tensor:
+    """The t in (0, 1) at which the schedule has a log-SNR, by bisection; () in float64."""
+    low, high = torch.tensor(0.0, dtype=torch.float64), torch.tensor(1.0, dtype=torch.float64)
+    for _ in range(60):
+        middle = (low + high) / 2
+        low, high = (middle, high) if schedule.log_snr(middle) > log_snr else (low, middle)
+    return low
+
+
+@torch.no_grad()
+def read(denoiser: Denoiser, x: Tensor, eps: Tensor, **condition: Tensor) -> Reading:
+    """Try every reading of a denoiser's network.
+
+    Args:
+        denoiser: as its folder describes it.
+        x: data (B, ...), some hundred examples.
+        eps: standard normal noise (B, ...).
+        condition: passed to the network.
+    """
+    schedule = denoiser.schedule
+    own = next(name for name, kind in PARAMETERIZATIONS.items() if kind is denoiser.parameterization)
+    kinds = ("velocity", "x") if isinstance(schedule, RectifiedFlow) else ("x", "eps", "v")
+    error = partial(_errors, denoiser.network, schedule, denoiser.timesteps, x=x, eps=eps, condition=condition)
+    errors = {
+        name: sum(
+            float(error(PARAMETERIZATIONS[name], denoiser.offset, time_of(schedule, level)).mean()) for level in LEVELS
+        )
+        / len(LEVELS)
+        for name in kinds
+    }
+    low = [torch.tensor(entry / denoiser.timesteps, dtype=torch.float64) for entry in LOWEST]
+    own_error = partial(error, denoiser.parameterization)
+    shifted = {shift: torch.stack([own_error(denoiser.offset - shift, t) for t in low]).mean(0) for shift in (-1, 0, 1)}
+    complaint = _wrong_kind(errors, own) or _wrong_timestep(shifted)
+    return Reading(errors, {shift: float(values.mean()) for shift, values in shifted.items()}, complaint)
+
+
+def _errors(
+    network: torch.nn.Module,
+    schedule: Schedule,
+    timesteps: int,
+    kind: Parameterization,
+    offset: float,
+    t: Tensor,
+    *,
+    x: Tensor,
+    eps: Tensor,
+    condition: dict[str, Tensor],
+) -> Tensor:
+    """mean |x - xh|^2 / sigma^2 of each example, (B,), with the output read as `kind`."""
+    tried = Denoiser(network, schedule, kind, timesteps=timesteps, offset=offset)
+    found = tried(diffuse(schedule, x, eps, t), t, **condition)
+    return (found - x).square().flatten(1).mean(1) / float(schedule.sigma(t)) ** 2
+
+
+def _wrong_kind(errors: dict[str, float], own: str) -> str | None:
+    best = min(errors, key=lambda name: errors[name])
+    if best == own or errors[best] > CLEARLY * errors[own]:
+        return None
+    return (
+        f"the folder says its network predicts {own}, but read as {best} it denoises the data better (error "
+        f"{errors[best]:.3g}, as {own} {errors[own]:.3g}): mend prediction_type in scheduler/scheduler_config.json"
+    )
+
+
+def _wrong_timestep(shifted: dict[int, Tensor]) -> str | None:
+    for shift in (-1, 1):
+        gain = shifted[0] - shifted[shift]
+        if float(gain.mean()) > SURELY * float(gain.std()) / len(gain) ** 0.5:
+            return (
+                f"told a timestep {'one more' if shift > 0 else 'one less'} the network denoises better (error "
+                f"{float(shifted[shift].mean()):.4g}, as it is {float(shifted[0].mean()):.4g}): it was trained with "
+                "another count of timesteps; give timestep_offset in a progdist.json, or train it anew"
+            )
+    return None
