@@ -239,7 +239,11 @@ def tiny(tiny_recipe: Path, tmp_path: Path) -> Callable[..., Recipe]:
 
 
 def test_the_table_below_is_complete() -> None:
-    taken = {name for name in leaves(Recipe) if name == "teacher.model" or name.startswith("match.")}
+    taken = {
+        name
+        for name in leaves(Recipe)
+        if name.startswith(("teacher.model", "teacher.offset", "teacher.trust", "match."))
+    }
     assert sorted(CHANGES) == sorted(set(leaves(Recipe)) - taken)  # those are in test_own_teacher.py
 
 

@@ -1,6 +1,6 @@
 """Progressive distillation of diffusion models (Salimans & Ho, 2022).
 
-    from progdist import Cosine, Denoiser, PARAMETERIZATIONS, sample, distillation_target, load, save
+    from progdist import Cosine, Denoiser, PARAMETERIZATIONS, distill, sample, load, save
 
 The mathematics stands in `schedule`, `parameterization`, `denoiser`, `sampler`, `objective` and `distillation`, in that
 order, each opening with its equations.
@@ -9,6 +9,7 @@ order, each opening with its equations.
 from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from progdist._errors import UserError
 from progdist.denoiser import Denoiser
@@ -17,6 +18,9 @@ from progdist.objective import WEIGHTINGS, denoising_loss
 from progdist.parameterization import PARAMETERIZATIONS
 from progdist.sampler import sample
 from progdist.schedule import Cosine, Discrete, RectifiedFlow, Schedule
+
+if TYPE_CHECKING:
+    from progdist.one_call import distill
 
 __version__ = version("progdist")
 
@@ -30,6 +34,7 @@ __all__ = [
     "Schedule",
     "UserError",
     "denoising_loss",
+    "distill",
     "distillation_loss",
     "distillation_target",
     "load",
@@ -64,3 +69,12 @@ def save(denoiser: Denoiser, folder: str | Path, *, steps: Sequence[int] = ()) -
     from progdist.model_folder import save as save_model
 
     save_model(Model(denoiser, steps), Path(folder))
+
+
+def __getattr__(name: str) -> object:
+    """`distill`, imported when it is first asked for: accelerate takes seconds."""
+    if name == "distill":
+        from progdist.one_call import distill
+
+        return distill
+    raise AttributeError(f"module 'progdist' has no attribute {name!r}")

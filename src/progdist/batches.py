@@ -7,16 +7,33 @@ own rows. So a resumed run sees what an uninterrupted one sees, and many process
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any, Protocol, cast
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Sampler
+from torch.utils.data import DataLoader, Dataset, Sampler
 
 from progdist._errors import UserError
-from progdist.images import Images
 
 Batch = dict[str, Tensor]
+
+
+class Examples(Protocol):
+    """Examples of one shape, each with a label."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of one example."""
+        ...
+
+    def __len__(self) -> int:
+        """How many."""
+        ...
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        """One, with its label."""
+        ...
 
 
 def generator(*position: int) -> torch.Generator:
@@ -39,7 +56,7 @@ class Batches:
         workers: processes that load images ahead (0: none).
     """
 
-    images: Images
+    images: Examples
     size: int
     seed: int
     stage: int
@@ -56,7 +73,7 @@ class Batches:
             I.1); and labels (B,) int64 where asked for.
         """
         positions = _Positions(self, first, last, rows)
-        loader = DataLoader(self.images, batch_sampler=positions, num_workers=self.workers)
+        loader = DataLoader(cast(Dataset[Any], self.images), batch_sampler=positions, num_workers=self.workers)
         for update, (x, labels) in enumerate(_without_traces(loader), first):
             draw = generator(self.seed, self.stage, update)
             start = torch.rand((), generator=draw, dtype=torch.float64)

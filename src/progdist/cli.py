@@ -104,6 +104,24 @@ def distill(
 
 @app.command()
 @mended_by_the_user
+def doctor(
+    model: Annotated[str, typer.Argument(help="A diffusers pipeline folder, a progdist folder, or a hub name.")],
+    data: Annotated[str | None, typer.Option(help="Images to try it on, e.g. folder:PATH.")] = None,
+    seed: Seed = 0,
+) -> None:
+    """Say what is inferred of a teacher, and what would go wrong; exit code 2 if something would."""
+    from progdist.doctor import examine
+
+    amiss = False
+    for line in examine(model, data, seed):
+        amiss |= line.startswith("!")
+        console.print(line, highlight=False, markup=False, style="bold red" if line.startswith("!") else None)
+    if amiss:
+        raise typer.Exit(2)
+
+
+@app.command()
+@mended_by_the_user
 def sample(
     model: Annotated[Path, typer.Argument(help="A model folder.")],
     steps: Annotated[int | None, typer.Option(help="Sampling steps; the model's own if not given.")] = None,
@@ -152,6 +170,21 @@ def evaluate(
                 f"{1000 * result['seconds_per_image']:.2f} ms per image",
                 highlight=False,
             )
+
+
+@app.command()
+@mended_by_the_user
+def export(
+    model: Annotated[Path, typer.Argument(help="A model folder.")],
+    onnx: Annotated[Path, typer.Option("--onnx", help="The file to write.")],
+    steps: Annotated[int | None, typer.Option(help="Sampling steps; the model's own if not given.", min=1)] = None,
+) -> None:
+    """Write a model's whole sampling loop as one ONNX file."""
+    from progdist.export import export_onnx
+    from progdist.model_folder import load
+
+    taken = export_onnx(load(model), steps, onnx)
+    console.print(f"{onnx}: noise to images in {taken} step{'s' if taken > 1 else ''}", highlight=False, soft_wrap=True)
 
 
 @app.command("import-official")

@@ -72,7 +72,7 @@ class Denoiser(nn.Module):
             xh, of the shape and precision of z.
         """
         t = t.double()
-        timestep = (self.timesteps * t - self.offset).to(z.device, torch.float32).expand(len(z))
+        timestep = (self.timesteps * t - self.offset).to(z.device, torch.float32).expand(z.shape[0])
         output = self.network(z, timestep, **condition)
         output = getattr(output, "sample", output)
         return self.parameterization.denoise(output, z, self.schedule.alpha(t), self.schedule.sigma(t))

@@ -27,8 +27,10 @@ from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 from diffusers.schedulers.scheduling_flow_match_euler_discrete import FlowMatchEulerDiscreteScheduler
 
 from progdist._errors import UserError
-from progdist.checkpoint import read_json, read_tensors, write_json
+from progdist.card import card
+from progdist.checkpoint import read_json, read_tensors, write_json, write_whole
 from progdist.denoiser import Denoiser
+from progdist.network import image_shape
 from progdist.parameterization import PARAMETERIZATIONS
 from progdist.schedule import SCHEDULES, RectifiedFlow, Schedule, VariancePreserving
 
@@ -114,6 +116,15 @@ def _write(model: Model, network: UNet2DModel, place: Path) -> None:
         if scheduler:
             scheduler.save_pretrained(place / "scheduler")
     write_json(place / "progdist.json", _description(model))
+    write_card(model, place, ())
+
+
+def write_card(model: Model, place: Path, records: Sequence[Mapping[str, Any]]) -> None:
+    """Write the folder's README.md, with the model's evaluations."""
+    scheduler, shape = stock_scheduler(model.denoiser), image_shape(model.denoiser.network)
+    assert shape is not None  # of every UNet2DModel
+    text = card(_description(model), type(scheduler).__name__ if scheduler else None, shape, records)
+    write_whole(place / "README.md", text.encode())
 
 
 def load(folder: Path) -> Model:

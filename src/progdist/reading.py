@@ -78,7 +78,7 @@ def read(denoiser: Denoiser, x: Tensor, eps: Tensor, **condition: Tensor) -> Rea
     low = [torch.tensor(entry / denoiser.timesteps, dtype=torch.float64) for entry in LOWEST]
     own_error = partial(error, denoiser.parameterization)
     shifted = {shift: torch.stack([own_error(denoiser.offset - shift, t) for t in low]).mean(0) for shift in (-1, 0, 1)}
-    complaint = _wrong_kind(errors, own) or _wrong_timestep(shifted)
+    complaint = _wrong_kind(errors, own) or _wrong_timestep(shifted, denoiser.offset)
     return Reading(errors, {shift: float(values.mean()) for shift, values in shifted.items()}, complaint)
 
 
@@ -110,13 +110,13 @@ def _wrong_kind(errors: dict[str, float], own: str) -> str | None:
     )
 
 
-def _wrong_timestep(shifted: dict[int, Tensor]) -> str | None:
+def _wrong_timestep(shifted: dict[int, Tensor], offset: float) -> str | None:
     for shift in (-1, 1):
         gain = shifted[0] - shifted[shift]
         if float(gain.mean()) > SURELY * float(gain.std()) / len(gain) ** 0.5:
             return (
-                f"told a timestep {'one more' if shift > 0 else 'one less'} the network denoises better (error "
-                f"{float(shifted[shift].mean()):.4g}, as it is {float(shifted[0].mean()):.4g}): it was trained with "
-                "another count of timesteps; give timestep_offset in a progdist.json, or train it anew"
+                f"told a timestep that is one {'more' if shift > 0 else 'less'} the network denoises the data better "
+                f"(error {float(shifted[shift].mean()):.4g}, as it is {float(shifted[0].mean()):.4g}): it counts "
+                f"timesteps otherwise; say so with --set teacher.offset={offset - shift:g}"
             )
     return None

@@ -114,9 +114,15 @@ class Optimisation(Part):
 
 
 class Training(Optimisation):
-    """The teacher's training; or `model`, a folder (ours or diffusers') or hub name of a teacher to take instead."""
+    """The teacher's training; or `model`, a folder (ours or diffusers') or hub name of a teacher to take instead.
+
+    Of a teacher that is taken, `offset` replaces the timestep's (see `progdist.denoiser`), and `trust` takes it even if
+    another reading of its output denoises the data better than its folder's own (see `progdist.reading`).
+    """
 
     model: str | None = None
+    offset: float | None = None
+    trust: bool = False
 
 
 class Matching(Optimisation):
@@ -239,6 +245,8 @@ class Recipe(Part):
     def _check(self) -> Self:
         if (self.network is None) == (self.teacher.model is None):
             raise ValueError("give either network, to train a teacher, or teacher.model, to take one")
+        if self.teacher.model is None and (self.teacher.offset is not None or self.teacher.trust):
+            raise ValueError("teacher.offset and teacher.trust are of a teacher.model that is taken, and there is none")
         if self.teacher.model is not None and (self.noise != Noise() or self.parameterization != "v"):
             raise ValueError("noise and parameterization are those of teacher.model: leave them out")
         if self.evaluate.most_steps is not None and self.evaluate.most_steps < self.distill.counts()[-1]:

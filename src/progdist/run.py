@@ -22,8 +22,9 @@ from progdist.denoiser import Denoises
 from progdist.evaluate import Quality, quality, root_mean_square
 from progdist.features import FeatureSpace, feature_space
 from progdist.images import Images
-from progdist.model_folder import Model
+from progdist.model_folder import Model, write_card
 from progdist.network import condition, image_shape
+from progdist.reading import Reading, read
 from progdist.recipe import Recipe, student_name
 from progdist.recipe_file import read_recipe, write_recipe
 from progdist.run_folder import GRID, Record, RunFolder, write_grid
@@ -33,6 +34,9 @@ from progdist.train import autocast
 
 EVALUATION_NOISE = 1_000_000
 """The stage number under which the noise of evaluation is drawn, apart from all training."""
+
+READ_ON = 512
+"""Images on which the readings of a teacher's output are tried."""
 
 
 @dataclass(frozen=True)
@@ -88,6 +92,7 @@ class Run:
         _ = self.spaces, self.teaching.untrained(), self.teaching.held_out
         if self.teaching.given:
             self._fits(self.teaching.given.model)
+            self._reads_well(self.teaching.given.model)
         names = ["teacher", *(student_name(stage.steps) for stage in self.recipe.distill.links())]
         finished = {name for name in names if self.folder.model(name).exists()}
         self.folder.claim(write_recipe(self.recipe), lambda old: self.recipe.continues(read_recipe(str(old)), finished))
@@ -110,6 +115,14 @@ class Run:
                     f"the chain's {count} steps do not divide the teacher's {model.denoiser.timesteps} timesteps, so "
                     "stock samplers would visit other times: choose counts that do"
                 )
+
+    def _reads_well(self, model: Model) -> None:
+        """Refuse a teacher whose output the data contradict, unless it is trusted."""
+        if self.recipe.teacher.trust or self.folder.model("teacher").exists():
+            return
+        model.denoiser.to(self.accelerator.device)
+        if complaint := try_readings(model, self.images, self.recipe.seed).complaint:
+            raise UserError(f"{self.recipe.teacher.model}: {complaint} (or take it with --set teacher.trust=true)")
 
     def evaluate(self, name: str, model: Model, steps: int) -> None:
         """Measure a model at a step count, keep the record and a grid of its samples."""
@@ -134,6 +147,10 @@ class Run:
         }
         write_grid(images[:GRID], self.folder.grid(name, steps))
         self.folder.append("evaluations", record)
+        place = self.folder.model(student_name(steps) if name == "student" else name)
+        if place.is_dir():
+            told = (each for each in self.folder.read("evaluations") if each["model"] == name)
+            write_card(model, place, [each for each in told if name == "teacher" or each["steps"] == steps])
         self.observer.evaluated(record)
 
     def qualities(self, model: Model, images: Tensor, labels: Tensor) -> list[Quality]:
@@ -165,6 +182,14 @@ class Run:
             denoiser=denoiser,
         )
         return images, labels
+
+
+def try_readings(model: Model, images: Images, seed: int) -> Reading:
+    """Every reading of a model's output, tried on up to READ_ON images."""
+    device = next(model.denoiser.parameters()).device
+    x, labels = images.sample(READ_ON, seed)
+    eps = torch.randn(x.shape, generator=generator(seed, EVALUATION_NOISE, 2))
+    return read(model.denoiser, x.to(device), eps.to(device), **condition(model.denoiser.network, labels.to(device)))
 
 
 def sample_in_batches(

@@ -44,8 +44,10 @@ class Teacher:
     told: tuple[str, ...]
 
 
-def read_teacher(place: str) -> Teacher:
+def read_teacher(place: str, offset: float | None = None) -> Teacher:
     """A model folder of ours, a stock diffusers pipeline folder, or a name on the Hugging Face hub.
+
+    `offset` replaces that of the timestep, for networks that were trained with another convention.
 
     Raises:
         UserError: it is missing, damaged, or of a kind that cannot be distilled here.
@@ -61,8 +63,9 @@ def read_teacher(place: str) -> Teacher:
     index = read_json(folder / "model_index.json")
     network = _network(folder, index)
     scheduler = _config(folder, "scheduler", "scheduler_config.json")
-    schedule, kind, offset = _meaning(folder, scheduler)
+    schedule, kind, usual = _meaning(folder, scheduler)
     timesteps = int(scheduler.get("num_train_timesteps", 1000))
+    offset = usual if offset is None else offset
     denoiser = Denoiser(network, schedule, kind, timesteps=timesteps, offset=offset)
     count = int(network.config["num_class_embeds"] or 0)
     model = Model(denoiser, classes=tuple(map(str, range(count))))

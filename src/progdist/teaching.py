@@ -86,7 +86,8 @@ class Teaching:
     @cached_property
     def given(self) -> Teacher | None:
         """The teacher to take, or None where one is trained."""
-        return read_teacher(self.recipe.teacher.model) if self.recipe.teacher.model else None
+        told = self.recipe.teacher
+        return read_teacher(told.model, told.offset) if told.model else None
 
     def untrained(self) -> Model:
         """The teacher before its training, or as it was given."""

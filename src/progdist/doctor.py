@@ -1,0 +1,84 @@
+"""What is to be known of a teacher before it is distilled, in plain words, with the remedy where something is amiss."""
+
+from collections.abc import Iterator
+
+import torch
+
+from progdist.data import load_images
+from progdist.estimate import Rates, measure
+from progdist.matching import needs_matching
+from progdist.network import image_shape
+from progdist.parameterization import Eps
+from progdist.proposal import frame, propose_chain
+from progdist.reading import Reading
+from progdist.run import try_readings
+from progdist.schedule import Discrete
+from progdist.teacher_folder import Teacher, read_teacher
+from progdist.train import Plan
+
+TRIAL = Plan(updates=1, batch=64, learning_rate=1e-4)
+
+
+def examine(place: str, source: str | None, seed: int = 0) -> Iterator[str]:
+    """A line for each finding; lines that begin with `!` are what would go wrong.
+
+    Args:
+        place: a teacher's folder or hub name.
+        source: data on which its output is read in every way; None for none.
+        seed: of the noise and the choice of images.
+
+    Raises:
+        UserError: the folder cannot be read as a teacher, or the data cannot be brought to its shape.
+    """
+    teacher = read_teacher(place)
+    yield from teacher.told
+    yield from _about_the_form(teacher)
+    denoiser = teacher.model.denoiser
+    shape = image_shape(denoiser.network)
+    assert shape is not None  # of every UNet2DModel
+    yield f"a chain that fits: {' -> '.join(map(str, _some_chain(denoiser.timesteps)))}"
+    yield from _cost(measure(denoiser, shape, TRIAL.batch, TRIAL), denoiser.network)
+    if source is None:
+        yield "give --data to try its output and its timesteps"
+        return
+    images = load_images(source, frame(teacher, source).framing())
+    yield from _trial(try_readings(teacher.model, images, seed))
+    if len(teacher.model.classes) > len(images.classes) > 0:
+        spare = len(teacher.model.classes) - 1
+        yield f"more classes than {source} has: if class {spare} stands for none, --guidance can be taken in"
+
+
+def _about_the_form(teacher: Teacher) -> Iterator[str]:
+    denoiser = teacher.model.denoiser
+    if isinstance(denoiser.parameterization, Eps):
+        yield "it predicts eps, which says nothing of the image where all is noise: stage 0 teaches a v student first"
+    elif isinstance(denoiser.schedule, Discrete) and needs_matching(denoiser):
+        yield "its schedule ends above zero SNR: stage 0 teaches a student on the rescaled schedule first"
+    else:
+        yield "it can be halved as it is"
+    if teacher.clip:
+        yield "its sampler keeps denoised images within [-1, 1]: stage 0 learns the clipped predictions"
+
+
+def _some_chain(timesteps: int) -> list[int]:
+    target = next(count for count in (4, 3, 5, 2, 1) if timesteps % count == 0)
+    return propose_chain(timesteps, target, 256)
+
+
+def _cost(rates: Rates, network: torch.nn.Module) -> Iterator[str]:
+    weights = sum(parameter.nbytes for parameter in network.parameters())
+    memory = (5 * weights + TRIAL.batch * rates.saved) / 2**30
+    update = TRIAL.batch * (2 * rates.evaluation + rates.training) + rates.optimizer
+    device = "CUDA" if torch.cuda.is_available() else f"CPU, {torch.get_num_threads()} threads"
+    yield (
+        f"a stage of 1,000 updates of {TRIAL.batch} images: about {1000 * update / 60:.0f} min here ({device}), "
+        f"{memory:.1f} GiB"
+    )
+
+
+def _trial(reading: Reading) -> Iterator[str]:
+    told = ", ".join(f"{name} {error:.3g}" for name, error in reading.errors.items())
+    yield f"its output read as (error of the denoised data, less is better): {told}"
+    told = ", ".join(f"{shift:+d} {error:.4g}" for shift, error in reading.shifts.items())
+    yield f"its timestep shifted by: {told}"
+    yield f"! {reading.complaint}" if reading.complaint else "what its folder says agrees with the data"

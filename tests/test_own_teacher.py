@@ -1,0 +1,288 @@
+"""Teachers from stock diffusers folders: what is inferred, stage 0, the proposed chain, the whole command."""
+
+import json
+from collections.abc import Callable
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from diffusers.models.unets.unet_2d import UNet2DModel
+from diffusers.pipelines.ddpm.pipeline_ddpm import DDPMPipeline
+from diffusers.schedulers.scheduling_ddim import DDIMScheduler, rescale_zero_terminal_snr
+from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
+from diffusers.schedulers.scheduling_flow_match_euler_discrete import FlowMatchEulerDiscreteScheduler
+from torch import Tensor
+from typer.testing import CliRunner, Result
+
+from progdist import Cosine, Discrete, RectifiedFlow, UserError, sample
+from progdist.analytic import Gaussian
+from progdist.cli import app
+from progdist.matching import Clipped, Guided, equal_snr, match_by_band, matched_form, matching_loss, needs_matching
+from progdist.objective import WEIGHTINGS
+from progdist.proposal import propose_chain
+from progdist.teacher_folder import read_teacher
+
+
+def call(*words: object) -> Result:
+    return CliRunner().invoke(app, [str(word) for word in words])
+
+
+def stock_network(classes: int | None = None) -> UNet2DModel:
+    torch.manual_seed(0)
+    return UNet2DModel(
+        sample_size=8,
+        in_channels=1,
+        out_channels=1,
+        block_out_channels=(8, 16),
+        layers_per_block=1,
+        down_block_types=("DownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "UpBlock2D"),
+        norm_num_groups=4,
+        num_class_embeds=classes,
+    ).eval()
+
+
+Stock = Callable[..., Path]
+
+
+@pytest.fixture
+def stock(tmp_path: Path) -> Stock:
+    """Write a pipeline folder with stock code alone."""
+
+    def write(scheduler: Any = None, classes: int | None = None) -> Path:  # noqa: ANN401
+        place = tmp_path / "stock"
+        DDPMPipeline(stock_network(classes), scheduler or DDPMScheduler()).save_pretrained(place)
+        return place
+
+    return write
+
+
+def test_rescaling_is_the_published_one() -> None:
+    ours = torch.tensor(Discrete.linear().rescaled().alphas_cumprod, dtype=torch.float64)
+    betas = torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64)
+    theirs = (1 - rescale_zero_terminal_snr(betas)).cumprod(0)
+    torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-12)
+    assert ours[-1] == 0
+
+
+def test_the_time_of_an_angle_inverts_it() -> None:
+    schedule, t = Discrete.linear(), torch.rand(500, dtype=torch.float64)
+    torch.testing.assert_close(schedule.time(schedule.angles(t)[0]), t, rtol=0, atol=1e-12)
+    assert float(schedule.time(torch.tensor([1.5707963267948966], dtype=torch.float64))) == 1
+
+
+def test_equal_snr_is_equal() -> None:
+    ours, theirs = Discrete.linear().rescaled(), Discrete.linear()
+    t = torch.linspace(0.01, 0.95, 50, dtype=torch.float64)
+    torch.testing.assert_close(theirs.log_snr(equal_snr(ours, theirs, t)), ours.log_snr(t), rtol=1e-9, atol=1e-9)
+    assert float(equal_snr(ours, theirs, torch.ones(1).double())) == 1
+
+
+def test_exact_denoisers_of_both_schedules_match() -> None:
+    """At equal SNR the posterior mean is the same function: no loss, in any band, wherever the teacher reaches."""
+    teacher = Gaussian(Discrete.linear(), torch.tensor(0.3), 0.5)
+    student = Gaussian(Discrete.linear().rescaled(), torch.tensor(0.3), 0.5)
+    x, eps, u = 0.3 + 0.5 * torch.randn(64, 3), torch.randn(64, 3), torch.linspace(0.05, 0.95, 64).double()
+    loss = matching_loss(student, teacher, x, eps, u, weighting=WEIGHTINGS["constant"])
+    assert float(loss.max()) < 1e-9
+    bands = match_by_band(student, teacher, x, eps, u)
+    assert max(bands.values()) < 1e-4
+    wrong = Gaussian(Discrete.linear().rescaled(), torch.tensor(0.4), 0.5)
+    assert max(match_by_band(wrong, teacher, x, eps, u).values()) > 0.05
+
+
+def test_guidance_and_clipping(tiny_model: Callable[..., Any]) -> None:
+    denoiser = tiny_model(classes=4)
+    z, t = torch.randn(3, 1, 8, 8), torch.tensor(0.5, dtype=torch.float64)
+    labels, none = torch.tensor([0, 1, 2]), torch.full((3,), 3)
+    with_class, free = (denoiser(z, t, class_labels=given) for given in (labels, none))
+    guided = Guided(denoiser, 3.0, 3)
+    torch.testing.assert_close(guided(z, t, class_labels=labels), 3 * with_class - 2 * free, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(Guided(denoiser, 1.0, 3)(z, t, class_labels=labels), with_class)
+    clipped = Clipped(guided)(z, t, class_labels=labels)
+    torch.testing.assert_close(clipped, guided(z, t, class_labels=labels).clamp(-1, 1))
+    assert clipped.abs().max() <= 1
+
+
+@pytest.mark.parametrize(
+    ("timesteps", "target", "start", "chain"),
+    [
+        (1000, 4, 256, [200, 40, 8, 4]),
+        (1000, 1, 1000, [1000, 200, 40, 8, 4, 2, 1]),
+        (1024, 4, 256, [256, 128, 64, 32, 16, 8, 4]),
+        (1000, 8, 100, [40, 8]),
+    ],
+)
+def test_proposed_chains(timesteps: int, target: int, start: int, chain: list[int]) -> None:
+    assert propose_chain(timesteps, target, start) == chain
+    assert all(a % b == 0 for a, b in pairwise(chain))
+    assert all(timesteps % count == 0 for count in chain)
+
+
+@pytest.mark.parametrize(("target", "start", "says"), [(3, 256, "choose one of 1, 2, 4, 5"), (4, 4, "at least 8")])
+def test_no_chain(target: int, start: int, says: str) -> None:
+    with pytest.raises(UserError, match=says):
+        propose_chain(1000, target, start)
+
+
+SCHEDULERS = {
+    "linear": DDPMScheduler(),
+    "scaled": DDPMScheduler(beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012),
+    "cosine v": DDIMScheduler(beta_schedule="squaredcos_cap_v2", prediction_type="v_prediction"),
+    "sample": DDPMScheduler(prediction_type="sample", num_train_timesteps=500),
+}
+
+
+@pytest.mark.parametrize("name", SCHEDULERS)
+def test_a_stock_teacher_is_sampled_as_stock_samples_it(stock: Stock, name: str) -> None:
+    """Our DDIM with what was inferred equals stock DDIM on the trailing grid, clipped or not as the folder says."""
+    scheduler = SCHEDULERS[name]
+    teacher = read_teacher(str(stock(scheduler)))
+    noise = torch.randn(4, 1, 8, 8)
+    denoiser = Clipped(teacher.model.denoiser) if teacher.clip else teacher.model.denoiser
+    ours = sample(denoiser, noise, 20)
+    theirs = DDIMScheduler.from_config(scheduler.config, timestep_spacing="trailing", set_alpha_to_one=True)
+    theirs.set_timesteps(20)  # pyright: ignore
+    z, network = noise, stock_network()
+    with torch.no_grad():
+        for timestep in theirs.timesteps:  # pyright: ignore
+            z = theirs.step(network(z, timestep).sample, timestep, z, return_dict=False)[0]  # pyright: ignore
+    assert teacher.clip
+    torch.testing.assert_close(ours, z, rtol=0, atol=2e-4)
+
+
+def test_a_flow_is_a_rectified_flow(stock: Stock) -> None:
+    teacher = read_teacher(str(stock(FlowMatchEulerDiscreteScheduler(), classes=10)))
+    assert teacher.model.denoiser.schedule == RectifiedFlow()
+    assert teacher.model.denoiser.offset == 0
+    assert len(teacher.model.classes) == 10
+    assert not teacher.clip
+    assert not needs_matching(teacher.model.denoiser)
+
+
+def test_what_needs_stage_0(stock: Stock, tiny_model: Callable[..., Any]) -> None:
+    teacher = read_teacher(str(stock())).model.denoiser
+    assert needs_matching(teacher)
+    form = matched_form(teacher)
+    assert not needs_matching(form)
+    assert float(form.schedule.alpha(torch.ones(()).double())) == 0
+    assert form.timesteps == 1000
+    assert not needs_matching(tiny_model(Cosine()))
+
+
+def break_bin(place: Path) -> None:
+    weights = place / "unet" / "diffusion_pytorch_model.safetensors"
+    weights.rename(weights.with_suffix(".bin"))
+
+
+@pytest.mark.parametrize(
+    ("damage", "says"),
+    [
+        (break_bin, "is a pickle"),
+        (lambda place: (place / "unet" / "diffusion_pytorch_model.safetensors").unlink(), "lacks unet/diffusion"),
+        (lambda place: (place / "unet" / "config.json").unlink(), "lacks unet/config.json"),
+        (lambda place: (place / "scheduler" / "scheduler_config.json").unlink(), "lacks scheduler/scheduler_config"),
+        (lambda place: (place / "model_index.json").unlink(), "no model_index.json"),
+        (lambda place: (place / "model_index.json").write_text('{"transformer": ["diffusers", "X"]}'), "UNet2DModel"),
+        (lambda place: (place / "model_index.json").write_text("{"), "cannot be read as JSON"),
+        (
+            lambda place: (place / "scheduler" / "scheduler_config.json").write_text('{"_class_name": "Nobody"}'),
+            "has scheduler Nobody",
+        ),
+        (
+            lambda place: (place / "scheduler" / "scheduler_config.json").write_text(
+                '{"_class_name": "DDPMScheduler", "prediction_type": "score"}'
+            ),
+            "prediction_type 'score'",
+        ),
+        (
+            lambda place: (place / "scheduler" / "scheduler_config.json").write_text(
+                '{"_class_name": "DDPMScheduler", "beta_schedule": "quadratic"}'
+            ),
+            "scheduler is damaged",
+        ),
+        (
+            lambda place: (place / "unet" / "diffusion_pytorch_model.safetensors").write_bytes(b"no"),
+            "cannot be read",
+        ),
+    ],
+)
+def test_damaged_folders_are_one_line(stock: Stock, damage: Callable[[Path], None], says: str) -> None:
+    place = stock()
+    damage(place)
+    result = call("distill", place, "--data", "digits", "--out", place.parent / "out")
+    assert result.exit_code == 2, result.output
+    assert says in result.stderr
+    assert result.stderr.count("\n") == 1
+    assert not (place.parent / "out").exists()
+
+
+QUICK = ("--updates", 2, "--batch", 8, "--start", 40, "--set", "evaluate.samples=16", "--set", "evaluate.resamples=2")
+UNTRAINED = ("--set", "teacher.trust=true")  # its readings are noise: nothing can be told of them
+
+
+@pytest.mark.parametrize("kind", ["eps", "flow", "guided"])
+def test_the_whole_command(stock: Stock, tmp_path: Path, kind: str) -> None:
+    flow = FlowMatchEulerDiscreteScheduler() if kind == "flow" else None
+    place = stock(flow, classes=None if kind == "eps" else 11)
+    more = ("--guidance", 2) if kind == "guided" else ()
+    words = ("distill", place, "--data", "digits", "--out", tmp_path / "out", *QUICK, *UNTRAINED, *more)
+    result = call(*words)
+    assert result.exit_code == 0, result.output
+    assert "chain: 40 -> 8 -> 4" in result.output
+    told = json.loads((tmp_path / "out" / "student-0004" / "progdist.json").read_text())
+    assert (told["steps"], told["lineage"]) == ([4], [40, 8])
+    records = [json.loads(line) for line in (tmp_path / "out" / "evaluations.jsonl").read_text().splitlines()]
+    assert [(r["model"], r["steps"]) for r in records[:2]] == [("given", 40), ("teacher", 40)]
+    assert records[0]["rmse"] == 0
+    matched = [json.loads(line) for line in (tmp_path / "out" / "metrics.jsonl").read_text().splitlines()]
+    assert any("match" in record for record in matched) == (kind != "flow")
+    scheduler = json.loads((tmp_path / "out" / "student-0004" / "scheduler" / "scheduler_config.json").read_text())
+    expected = "FlowMatchEulerDiscreteScheduler" if kind == "flow" else "DDIMScheduler"
+    assert scheduler["_class_name"] == expected
+    before = (tmp_path / "out" / "metrics.jsonl").read_text()
+    assert call(*words).exit_code == 0
+    assert (tmp_path / "out" / "metrics.jsonl").read_text() == before
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (("--data", "digits", "--guidance", 2), "guidance needs a class"),
+        (("--data", "digits", "--steps", 3), "does not divide"),
+        (("--data", "digits", "--set", "distill.chain=[6, 3]"), "do not divide the teacher's 1000"),
+        (("--data", "digits", "--set", "network.width=8"), "give either network"),
+        (("--data", "digits", "--set", "parameterization=x"), "those of teacher.model"),
+        (("--data", "nothing"), "unknown"),
+    ],
+)
+def test_mistakes_are_one_line(stock: Stock, tmp_path: Path, words: tuple[object, ...], says: str) -> None:
+    result = call("distill", stock(), *words, "--out", tmp_path / "out", *QUICK, *UNTRAINED)
+    assert result.exit_code == 2, result.output
+    assert says in result.stderr
+
+
+def test_a_folder_that_is_not_there(tmp_path: Path) -> None:
+    result = call("distill", tmp_path / "nothing", "--data", "digits")
+    assert result.exit_code == 2
+    assert "is no folder" in result.stderr
+
+
+def test_every_field_of_stage_0(stock: Stock) -> None:
+    """match.* changes the plan of the teacher's stage."""
+    from progdist.recipe import Matching, plan_of
+
+    base = plan_of(Matching())
+    changes = {
+        "updates": 9, "batch": 16, "learning_rate": 0.5, "warmup": 9, "anneal": "none", "weight_decay": 0.1,
+        "clip": 0.5, "ema": 0.5, "microbatches": 2, "precision": "bf16", "checkpoint_every": 77,
+    }  # fmt: skip
+    for field, value in changes.items():
+        assert getattr(plan_of(Matching.model_validate({field: value})), field) == value != getattr(base, field)
+    assert set(changes) == set(Matching.model_fields) - {"weighting", "guidance", "null_class"}
+
+
+def the_difference(a: Tensor, b: Tensor) -> float:
+    return float((a - b).abs().max())
