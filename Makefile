@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/ready
 
-.PHONY: demo test lint bench clean
+.PHONY: demo test lint torture bench clean
 
 demo: $(READY)          ## teach, distil, measure and report on real digits, in under ten minutes on two cores
 	$(BIN)/progdist run digits --out runs/demo
@@ -16,6 +16,9 @@ lint: $(READY)
 	$(BIN)/ruff format --check
 	$(BIN)/lint-imports
 	$(BIN)/pyright
+
+torture: $(READY)       ## a tiny run killed at 200 random points, each continued to the same bits
+	KILLS=200 $(BIN)/pytest -n 2 tests/test_interruption.py -k killed
 
 bench: $(READY)         ## the cost of one update and one sample
 	$(BIN)/python benchmarks/speed.py

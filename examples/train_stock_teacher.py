@@ -6,6 +6,8 @@
 Real handwritten digits at 16x16. Nothing of progdist is used.
 """
 
+# pyright: reportPrivateImportUsage=false, reportArgumentType=false
+
 import argparse
 from pathlib import Path
 

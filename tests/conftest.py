@@ -6,12 +6,18 @@ os.environ["CUDA_VISIBLE_DEVICES"] = ""  # every number here is of a CPU
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from diffusers.models.unets.unet_2d import UNet2DModel
+from diffusers.pipelines.ddpm.pipeline_ddpm import DDPMPipeline
+from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 from torch import Tensor
+from typer.testing import CliRunner, Result
 
 from progdist import Cosine, Denoiser
+from progdist.cli import app
 from progdist.network import unet
 from progdist.parameterization import PARAMETERIZATIONS
 from progdist.schedule import Schedule
@@ -65,3 +71,37 @@ def times(*values: float) -> Tensor:
 def name(value: object) -> str:
     """A short name for a parameter of a test."""
     return value if isinstance(value, str) else type(value).__name__
+
+
+def call(*words: object) -> Result:
+    return CliRunner().invoke(app, [str(word) for word in words])
+
+
+def stock_network(classes: int | None = None) -> UNet2DModel:
+    torch.manual_seed(0)
+    return UNet2DModel(
+        sample_size=8,
+        in_channels=1,
+        out_channels=1,
+        block_out_channels=(8, 16),
+        layers_per_block=1,
+        down_block_types=("DownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "UpBlock2D"),
+        norm_num_groups=4,
+        num_class_embeds=classes,
+    ).eval()
+
+
+Stock = Callable[..., Path]
+
+
+@pytest.fixture
+def stock(tmp_path: Path) -> Stock:
+    """Write a pipeline folder with stock code alone."""
+
+    def write(scheduler: Any = None, classes: int | None = None) -> Path:  # noqa: ANN401
+        place = tmp_path / "stock"
+        DDPMPipeline(stock_network(classes), scheduler or DDPMScheduler()).save_pretrained(place)
+        return place
+
+    return write

@@ -13,10 +13,11 @@ from pydantic import BaseModel
 
 from conftest import TINY
 from progdist import UserError
-from progdist.recipe import Recipe, StageTraining, plan_of
+from progdist.recipe import Recipe
 from progdist.recipe_file import read_recipe, shipped, write_recipe
 from progdist.run import Run
 from progdist.run_folder import RunFolder
+from progdist.sections import StageTraining, plan_of
 from progdist.teaching import Teaching
 from progdist.train import Plan
 
@@ -70,7 +71,7 @@ def the_batches(recipe: Recipe) -> Any:  # noqa: ANN401
         raise UserError("seen")
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("progdist.teaching.train", spy)
+        patch.setattr("progdist.lesson.train", spy)
         with TemporaryDirectory() as folder, pytest.raises(UserError, match="seen"):
             a_run(recipe, Path(folder)).teaching.teacher()
     return given
@@ -85,7 +86,7 @@ def the_weighting(recipe: Recipe) -> Any:  # noqa: ANN401
         raise UserError("seen")
 
     with pytest.MonkeyPatch.context() as patch, TemporaryDirectory() as folder:
-        patch.setattr("progdist.teaching.train", spy)
+        patch.setattr("progdist.lesson.train", spy)
         run = a_run(recipe, Path(folder))
         with pytest.raises(UserError, match="seen"):
             run.teaching.teacher()

@@ -7,11 +7,9 @@ from typing import Any
 
 import pytest
 import torch
-from typer.testing import CliRunner, Result
 
-from conftest import name
+from conftest import call, name
 from progdist import Cosine, RectifiedFlow
-from progdist.cli import app
 from progdist.recipe_file import read_recipe
 from progdist.run import open_run
 from progdist.sampler import network_evaluations
@@ -19,10 +17,6 @@ from progdist.schedule import Schedule
 from progdist.studies.budget import _variant
 from progdist.studies.integrators import mixture_errors, order, steps_within
 from test_recipe import Silent
-
-
-def call(*words: object) -> Result:
-    return CliRunner().invoke(app, [str(word) for word in words])
 
 
 def results(folder: Path) -> list[dict[str, Any]]:

@@ -3,12 +3,12 @@
 A file is written under a temporary name, flushed to the disk, and renamed; a reader sees the old one or the new one.
 """
 
+import hashlib
 import json
 import os
 import re
 import shutil
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -87,20 +87,35 @@ class Checkpoints:
         """Write one, then drop the oldest; the JSON file comes last and makes it count."""
         path = self.folder / f"{checkpoint.update:08d}.safetensors"
         tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in checkpoint.tensors.items()}
-        write_whole(path, safetensors.torch.save(tensors))
-        write_json(path.with_suffix(".json"), {"update": checkpoint.update, **checkpoint.numbers})
+        content = safetensors.torch.save(tensors)
+        write_whole(path, content)
+        told = {"update": checkpoint.update, "bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+        write_json(path.with_suffix(".json"), {**told, "numbers": dict(checkpoint.numbers)})
         for update in self._updates()[: -self.keep]:
             self._path(update).with_suffix(".json").unlink()
             self._path(update).unlink(missing_ok=True)
         return path
 
-    def latest(self) -> Checkpoint | None:
-        """The newest that is whole, or None."""
+    def latest(self, say: Callable[[str], None] = lambda text: None) -> Checkpoint | None:
+        """The newest that is whole, or None; `say` is told of those that are not."""
         for update in reversed(self._updates()):
-            path = self._path(update)
-            with suppress(UserError):
-                return Checkpoint(update, read_tensors(path), read_json(path.with_suffix(".json")))
+            try:
+                return self._whole(update)
+            except UserError as error:
+                say(f"{error}: the one before it is taken")
         return None
+
+    def _whole(self, update: int) -> Checkpoint:
+        path = self._path(update)
+        told = read_json(path.with_suffix(".json"))
+        try:
+            content = path.read_bytes()
+            same = (len(content), hashlib.sha256(content).hexdigest()) == (told["bytes"], told["sha256"])
+            if not same:
+                raise UserError(f"checkpoint {path} is not what was written")
+            return Checkpoint(update, safetensors.torch.load(content), dict(told["numbers"]))
+        except (OSError, KeyError, TypeError, ValueError, safetensors.SafetensorError) as error:
+            raise UserError(f"checkpoint {path} cannot be read ({error})") from error
 
     def clear(self) -> None:
         """Remove them all: what they led to is finished."""

@@ -19,6 +19,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+Fresh = Annotated[bool, typer.Option("--fresh", help="Start over; an older run is renamed, never deleted.")]
 Seed = Annotated[int, typer.Option(help="Seed of the noise.", min=0)]
 
 
@@ -41,6 +42,7 @@ def run(
     recipe: Annotated[str, typer.Argument(help="A YAML file, or the name of a recipe that ships.")],
     set_: Annotated[list[str] | None, typer.Option("--set", help="key=value, e.g. distill.updates=500.")] = None,
     out: Annotated[Path | None, typer.Option(help="The run's folder; runs/NAME if not given.")] = None,
+    fresh: Fresh = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be built, and its cost.")] = False,
 ) -> None:
     """Teach, distil, evaluate and report; the same command again continues."""
@@ -55,6 +57,7 @@ def run(
             console.print(part, highlight=False)
         return
     folder = out or Path("runs") / resolved.name
+    _start_over(folder, fresh)
     _finish(carry_out(resolved, folder, Terminal(console)), folder)
 
 
@@ -71,6 +74,7 @@ def distill(
     batch: Annotated[int, typer.Option(help="Examples in an update.", min=1)] = 64,
     guidance: Annotated[float | None, typer.Option(help="Scale of classifier-free guidance to take in.")] = None,
     set_: Annotated[list[str] | None, typer.Option("--set", help="Any key of the recipe, as in `run`.")] = None,
+    fresh: Fresh = False,
 ) -> None:
     """Bring your own teacher: distil a trained model; the same command again continues."""
     from progdist.progress import Terminal
@@ -96,6 +100,7 @@ def distill(
         guidance=guidance,
     )
     recipe = override(proposed, set_ or [])
+    _start_over(folder, fresh)
     console.print(f"chain: {' -> '.join(map(str, recipe.distill.counts()))}", highlight=False)
     _finish(carry_out(recipe, folder, Terminal(console)), folder)
     last = folder / f"student-{recipe.distill.counts()[-1]:04d}"
@@ -234,6 +239,14 @@ def recipes(name: Annotated[str | None, typer.Argument(help="Print this one whol
         return
     for known in shipped():
         console.print(f"[bold]{known:15}[/bold] {read_recipe(known).about}", highlight=False)
+
+
+def _start_over(folder: Path, fresh: bool) -> None:
+    """Set an older run aside, if that is wished."""
+    from progdist.run_folder import RunFolder
+
+    if fresh and (aside := RunFolder(folder).set_aside()):
+        console.print(f"the older run is now {aside}", highlight=False, soft_wrap=True)
 
 
 def _finish(records: list[dict[str, Any]], folder: Path) -> None:

@@ -21,7 +21,8 @@ from progdist.denoiser import Denoiser
 from progdist.model_folder import Model
 from progdist.network import condition, image_shape
 from progdist.objective import WEIGHTINGS, denoising_loss
-from progdist.recipe import Recipe, plan_of, student_name
+from progdist.recipe import Recipe, student_name
+from progdist.sections import plan_of
 from progdist.teacher_folder import read_teacher
 from progdist.teaching import untrained
 from progdist.train import Plan, autocast

@@ -11,7 +11,8 @@ from progdist._errors import UserError
 from progdist.data import load_images
 from progdist.images import Framing
 from progdist.network import image_shape
-from progdist.recipe import Data, Distillation, Evaluation, Matching, Recipe, StageTraining, Training
+from progdist.recipe import Recipe
+from progdist.sections import Data, Distillation, Evaluation, Matching, StageTraining, Training
 from progdist.teacher_folder import Teacher
 
 

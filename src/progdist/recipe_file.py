@@ -13,7 +13,8 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from progdist._errors import UserError
-from progdist.recipe import Recipe, StageTraining
+from progdist.recipe import Recipe
+from progdist.sections import StageTraining
 
 
 def shipped() -> dict[str, str]:

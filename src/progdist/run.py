@@ -22,6 +22,7 @@ from progdist.denoiser import Denoises
 from progdist.evaluate import Quality, quality, root_mean_square
 from progdist.features import FeatureSpace, feature_space
 from progdist.images import Images
+from progdist.lesson import Observer
 from progdist.model_folder import Model, write_card
 from progdist.network import condition, image_shape
 from progdist.reading import Reading, read
@@ -29,7 +30,7 @@ from progdist.recipe import Recipe, student_name
 from progdist.recipe_file import read_recipe, write_recipe
 from progdist.run_folder import GRID, Record, RunFolder, write_grid
 from progdist.sampler import Step, sample
-from progdist.teaching import Observer, Teaching
+from progdist.teaching import Teaching
 from progdist.train import autocast
 
 EVALUATION_NOISE = 1_000_000
@@ -72,6 +73,10 @@ class Run:
     def everything(self) -> list[Record]:
         """Teacher, students and their evaluations, in order; what exists is not made again."""
         self.prepare()
+        with self.folder.owned():
+            return self._carried_out()
+
+    def _carried_out(self) -> list[Record]:
         self.observer.note(f"{self.images.name}: {len(self.images)} images of {'x'.join(map(str, self.images.shape))}")
         teacher = model = self.teaching.teacher()
         reference, *others = self.recipe.measurements()
@@ -89,7 +94,7 @@ class Run:
         """Find every mistake that can be found before hours are spent, then make the folder this run's own."""
         if self.accelerator.num_processes > 1:
             raise UserError(f"{self.accelerator.num_processes} processes were started: a run takes one for now")
-        _ = self.spaces, self.teaching.untrained(), self.teaching.held_out
+        _ = self.spaces, self.teaching.untrained(), self.teaching.lessons.held_out
         if self.teaching.given:
             self._fits(self.teaching.given.model)
             self._reads_well(self.teaching.given.model)

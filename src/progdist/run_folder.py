@@ -10,9 +10,13 @@ samples/                what the models make from one noise, as grids
 report.html
 """
 
+import fcntl
+import itertools
 import json
 import os
+import socket
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,6 +30,9 @@ from progdist.images import to_uint8
 
 Record = dict[str, Any]
 
+OWNER = ".owner"
+"""The file that names the process at work in the folder."""
+
 GRID = 64
 """Images in a sample grid, eight to a row."""
 
@@ -38,6 +45,40 @@ class RunFolder:
     """Paths and records of one run."""
 
     root: Path
+
+    def set_aside(self) -> Path | None:
+        """Rename the folder, if it is there, so that a run starts anew in its place; nothing is deleted.
+
+        Returns:
+            Its new name, or None.
+        """
+        if not self.root.exists():
+            return None
+        names = (self.root.with_name(f"{self.root.name}.old-{number}") for number in itertools.count(1))
+        free = next(name for name in names if not name.exists())
+        return self.root.rename(free)
+
+    @contextmanager
+    def owned(self) -> Iterator[None]:
+        """Hold the folder against a second process; the system lets go of it when this one ends, however it ends.
+
+        Raises:
+            UserError: another process holds it.
+        """
+        self.root.mkdir(parents=True, exist_ok=True)
+        with (self.root / OWNER).open("a+") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                file.seek(0)
+                owner = file.read().strip() or "another process"
+                raise UserError(
+                    f"{self.root} is in use by {owner}: wait for it, stop it, or choose another --out"
+                ) from error
+            file.truncate(0)
+            file.write(f"process {os.getpid()} on {socket.gethostname()}")
+            file.flush()
+            yield
 
     def claim(self, recipe: str, continues: Callable[[Path], bool]) -> None:
         """Write the resolved recipe, or find one there that it goes on with.
@@ -58,7 +99,7 @@ class RunFolder:
                     f"{self.root} holds a run of another recipe (see {path}): choose another --out, or give the same "
                     "recipe and --set values to continue it (how models yet to be finished train may change)"
                 )
-        elif self.root.exists() and (not self.root.is_dir() or any(self.root.iterdir())):
+        elif self.root.exists() and (not self.root.is_dir() or any(p.name != OWNER for p in self.root.iterdir())):
             raise UserError(f"{self.root} is there and is no run: choose another --out")
         write_whole(path, recipe.encode())
 

@@ -11,18 +11,23 @@ import typer
 from rich.console import Console
 
 from progdist._errors import UserError
+from progdist.interruption import Interrupted, interruptible
 
 console = Console()
 P = ParamSpec("P")
 
 
 def mended_by_the_user(command: Callable[P, None]) -> Callable[P, None]:
-    """Turn mistakes of the user and of the disk into one line and exit code 2."""
+    """Turn mistakes of the user and of the disk into one line and exit code 2, signals into theirs and 128 + number."""
 
     @wraps(command)
     def guarded(*args: P.args, **kwargs: P.kwargs) -> None:
         try:
-            command(*args, **kwargs)
+            with interruptible():
+                command(*args, **kwargs)
+        except Interrupted as stop:
+            say(f"progdist: stopped by {stop}; what was written is kept, and the same command again goes on from there")
+            raise typer.Exit(128 + stop.number) from None
         except UserError as error:
             _refuse(str(error))
         except torch.OutOfMemoryError as error:

@@ -22,6 +22,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from progdist._errors import UserError
 from progdist.checkpoint import Checkpoint, Checkpoints
+from progdist.interruption import PENDING
 
 Batch = dict[str, Tensor]
 Loss = Callable[[nn.Module, Batch], Tensor]
@@ -121,6 +122,7 @@ def train(
 
     Raises:
         NotFinite: names the update and the last checkpoint. Nothing is repaired and no step is taken.
+        Interrupted: a signal asked for the end, and a checkpoint is kept.
         UserError: the batch does not divide among processes and microbatches.
     """
     parts = accelerator.num_processes * plan.microbatches
@@ -134,18 +136,21 @@ def train(
     share = plan.batch // accelerator.num_processes
     rows = slice(accelerator.process_index * share, (accelerator.process_index + 1) * share)
     started, value = time.perf_counter() - state.seconds, 0.0
-    for batch in batches(state.update, plan.updates, rows):
-        torch.manual_seed(seed + state.update * accelerator.num_processes + accelerator.process_index)
-        value, norm = _gradient(prepared, loss, batch, plan, accelerator)
-        if not (math.isfinite(value) and math.isfinite(norm)):
-            raise NotFinite(_explain(state.update + 1, plan, value, norm, checkpoints))
-        if checkpoints is not None and state.update and state.update % plan.checkpoint_every == 0:
-            checkpoints.save(state.checkpoint())  # its weights have just given a finite loss and gradient
-        state.step()
-        state.seconds = time.perf_counter() - started
-        observe(Progress(state.update, value, norm, plan.rate(state.update - 1), state.seconds))
-        if stop(network, state.update):
-            break
+    with PENDING.among_updates():
+        for batch in batches(state.update, plan.updates, rows):
+            torch.manual_seed(seed + state.update * accelerator.num_processes + accelerator.process_index)
+            value, norm = _gradient(prepared, loss, batch, plan, accelerator)
+            if not (math.isfinite(value) and math.isfinite(norm)):
+                raise NotFinite(_explain(state.update + 1, plan, value, norm, checkpoints))
+            due = state.update % plan.checkpoint_every == 0 or PENDING.asked is not None
+            if checkpoints is not None and state.update and due:
+                checkpoints.save(state.checkpoint())  # its weights have just given a finite loss and gradient
+            PENDING.raise_if_asked()
+            state.step()
+            state.seconds = time.perf_counter() - started
+            observe(Progress(state.update, value, norm, plan.rate(state.update - 1), state.seconds))
+            if stop(network, state.update):
+                break
     if not all(parameter.isfinite().all() for parameter in network.parameters()):
         raise NotFinite(_explain(state.update, plan, value, math.inf, checkpoints))
     return state.result().eval(), state.update, state.seconds

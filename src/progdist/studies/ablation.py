@@ -9,12 +9,12 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
+from progdist.lesson import Observer
 from progdist.recipe import Recipe
 from progdist.recipe_file import write_recipe
 from progdist.run import open_run
 from progdist.run_folder import Record, RunFolder
 from progdist.studies.results import COLOURS, markdown, measured, panels, spread, write_study
-from progdist.teaching import Observer
 from progdist.train import NotFinite
 
 OUTPUTS = ("x_eps", "x", "eps", "v")

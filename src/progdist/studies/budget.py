@@ -12,12 +12,13 @@ from pathlib import Path
 from matplotlib.figure import Figure
 
 from progdist.distillation import halvings
-from progdist.recipe import Recipe, StageTraining
+from progdist.lesson import Observer
+from progdist.recipe import Recipe
 from progdist.recipe_file import write_recipe
 from progdist.run import Run, open_run
 from progdist.run_folder import Record, RunFolder
+from progdist.sections import StageTraining
 from progdist.studies.results import COLOURS, distance, markdown, measured, panels, write_study
-from progdist.teaching import Observer
 
 MOST_STEPS = 8
 """Students of more steps are trained, but not measured."""

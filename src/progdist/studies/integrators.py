@@ -19,13 +19,13 @@ from progdist._errors import UserError
 from progdist.analytic import Mixture
 from progdist.evaluate import quality
 from progdist.features import feature_space
+from progdist.lesson import Observer
 from progdist.making import Wish, images_for, make
 from progdist.model_folder import load
 from progdist.run_folder import Record, RunFolder
 from progdist.sampler import EVALUATIONS_PER_STEP, METHODS, network_evaluations
 from progdist.schedule import Schedule
 from progdist.studies.results import COLOURS, markdown, measured, panels, write_study
-from progdist.teaching import Observer
 
 DETERMINISTIC = ("ddim", "euler", "euler_log_snr", "heun", "rk4")
 START, END = 0.9, 0.1

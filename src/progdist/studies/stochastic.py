@@ -13,6 +13,7 @@ from matplotlib.axes import Axes
 
 from progdist import model_folder
 from progdist._errors import UserError
+from progdist.lesson import Observer
 from progdist.model_folder import Model
 from progdist.recipe import student_name
 from progdist.recipe_file import read_recipe, write_recipe
@@ -20,7 +21,6 @@ from progdist.run import Run, open_run
 from progdist.run_folder import Record, RunFolder
 from progdist.sampler import Step, ancestral, overshoot
 from progdist.studies.results import COLOURS, distance, markdown, measured, panels, write_study
-from progdist.teaching import Observer
 
 TEACHER, STUDENT = "undistilled", "distilled"
 

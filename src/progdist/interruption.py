@@ -1,0 +1,79 @@
+"""SIGINT and SIGTERM: finish the update under way, keep a checkpoint, stop. A second one stops at once.
+
+Signals come to a process, not to an object, so there is one PENDING for all of it.
+"""
+
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+
+class Interrupted(Exception):
+    """A signal asked for an end; everything worth keeping is kept.
+
+    Args:
+        number: of the signal.
+    """
+
+    def __init__(self, number: int) -> None:
+        super().__init__(signal.Signals(number).name)
+        self.number = number
+
+
+class Pending:
+    """What was asked for, and whether an update is under way that is worth finishing.
+
+    Attributes:
+        asked: the signal that waits, or None.
+        busy: whether updates are being made.
+    """
+
+    def __init__(self) -> None:
+        self.asked: int | None = None
+        self.busy = False
+
+    def handle(self, number: int, frame: FrameType | None) -> None:
+        """The first signal among updates waits for the end of one; any other stops at once."""
+        if self.busy and self.asked is None:
+            self.asked = number
+        else:
+            raise Interrupted(number)
+
+    def raise_if_asked(self) -> None:
+        """Stop, if a signal asked for it.
+
+        Raises:
+            Interrupted: it did.
+        """
+        if self.asked is not None:
+            raise Interrupted(self.asked)
+
+    @contextmanager
+    def among_updates(self) -> Iterator[None]:
+        """While updates are made, a first signal waits for the end of one."""
+        self.busy = True
+        try:
+            yield
+        finally:
+            self.busy = False
+
+
+PENDING = Pending()
+
+
+@contextmanager
+def interruptible() -> Iterator[None]:
+    """Handle SIGINT and SIGTERM in here, and as before afterwards."""
+    if threading.current_thread() is not threading.main_thread():
+        yield  # signals come to the main thread alone
+        return
+    PENDING.asked = None
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    before = [signal.signal(number, PENDING.handle) for number in numbers]
+    try:
+        yield
+    finally:
+        for number, handler in zip(numbers, before, strict=True):
+            signal.signal(number, handler)

@@ -1,0 +1,228 @@
+"""The sections of a recipe: data, noise, network, trainings, the chain of stages, evaluation."""
+
+from typing import Annotated, Literal, Self, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt, model_validator
+
+from progdist.distillation import Stage, halvings, stages
+from progdist.images import Framing, Resample
+from progdist.schedule import Cosine, Discrete, RectifiedFlow, Schedule
+from progdist.train import Plan
+
+Weight = Literal["constant", "snr", "truncated_snr", "snr_plus_one", "velocity"]
+Rate = Annotated[float, Field(gt=0)]
+Share = Annotated[float, Field(ge=0, lt=1)]
+Precision = Literal["float32", "bf16"]
+Divided = TypeVar("Divided", "Optimisation", "Distillation")
+
+
+class Part(BaseModel):
+    """A section of a recipe: no unknown keys, never changed once read."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class Data(Part):
+    """Where the images come from and how they are framed; `classes`, if given, is checked against the data."""
+
+    source: str
+    classes: PositiveInt | None = None
+    size: PositiveInt | None = None
+    channels: Literal[1, 3] | None = None
+    resample: Resample = "area"
+    flip: bool = False
+    workers: Annotated[int, Field(ge=0)] = 0
+
+    def framing(self) -> Framing:
+        """How an image becomes a tensor."""
+        return Framing(self.size, self.channels, self.resample)
+
+
+class Noise(Part):
+    """The schedule: cosine with its log-SNR bounds, linear betas, or a rectified flow."""
+
+    kind: Literal["cosine", "linear", "scaled_linear", "rectified_flow"] = "cosine"
+    log_snr_max: Annotated[float, Field(allow_inf_nan=True)] = 20.0
+    log_snr_min: Annotated[float, Field(allow_inf_nan=True)] = -20.0
+    timesteps: PositiveInt = 1024
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if not self.log_snr_max > self.log_snr_min:
+            raise ValueError(f"log_snr_max {self.log_snr_max} is not above log_snr_min {self.log_snr_min}")
+        if self.kind != "cosine" and (self.log_snr_max, self.log_snr_min) != (20.0, -20.0):
+            raise ValueError(f"log_snr_max and log_snr_min are of the cosine schedule, not of {self.kind}")
+        return self
+
+    def build(self) -> Schedule:
+        """The schedule itself."""
+        match self.kind:
+            case "cosine":
+                return Cosine(self.log_snr_max, self.log_snr_min)
+            case "linear":
+                return Discrete.linear(timesteps=self.timesteps)
+            case "scaled_linear":
+                return Discrete.scaled_linear(timesteps=self.timesteps)
+            case "rectified_flow":
+                return RectifiedFlow()
+
+
+class Network(Part):
+    """The U-Net (see `progdist.network.unet`)."""
+
+    width: PositiveInt
+    multipliers: Annotated[tuple[PositiveInt, ...], Field(min_length=1)]
+    blocks: PositiveInt = 1
+    attention: tuple[PositiveInt, ...] = ()
+    head_size: PositiveInt | None = None
+    embedding: PositiveInt | None = None
+    groups: PositiveInt = 32
+    dropout: Share = 0.0
+    class_conditional: bool = False
+
+
+def _divided(part: Divided) -> Divided:
+    """The section itself, if its batch divides into its microbatches."""
+    if part.batch % part.microbatches:
+        raise ValueError(f"batch {part.batch} does not divide into {part.microbatches} microbatches")
+    return part
+
+
+class Optimisation(Part):
+    """How one network is trained on data (see `progdist.train.Plan`)."""
+
+    updates: PositiveInt = 100_000
+    batch: PositiveInt = 128
+    learning_rate: Rate = 2e-4
+    warmup: Annotated[int, Field(ge=0)] = 1000
+    anneal: Literal["linear", "none"] = "none"
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    clip: Annotated[float, Field(ge=0)] = 1.0
+    ema: Share = 0.9999
+    weighting: Weight = "truncated_snr"
+    microbatches: PositiveInt = 1
+    precision: Precision = "float32"
+    checkpoint_every: PositiveInt = 1000
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        return _divided(self)
+
+
+class Training(Optimisation):
+    """The teacher's training; or `model`, a folder (ours or diffusers') or hub name of a teacher to take instead.
+
+    Of a teacher that is taken, `offset` replaces the timestep's (see `progdist.denoiser`), and `trust` takes it even if
+    another reading of its output denoises the data better than its folder's own (see `progdist.reading`).
+    """
+
+    model: str | None = None
+    offset: float | None = None
+    trust: bool = False
+
+
+class Matching(Optimisation):
+    """Stage 0 of a teacher that is taken: a student with output v learns its predictions (see `progdist.matching`).
+
+    With `guidance` the teacher is guided by that scale, and `null_class` is its label for none (the last if not given).
+    """
+
+    updates: PositiveInt = 5_000
+    warmup: Annotated[int, Field(ge=0)] = 100
+    anneal: Literal["linear", "none"] = "linear"
+    ema: Share = 0.0
+    guidance: Annotated[float, Field(gt=0)] | None = None
+    null_class: Annotated[int, Field(ge=0)] | None = None
+
+
+class StageTraining(Part):
+    """What one stage changes; what is not said is as in `distill`."""
+
+    updates: PositiveInt | None = None
+    learning_rate: Rate | None = None
+    anneal: Literal["linear", "none"] | None = None
+
+
+class Stop(Part):
+    """When a stage ends before its cap of updates (see `progdist.convergence`).
+
+    `held_out` images, which no student trains on, give the loss that is watched.
+    """
+
+    every: PositiveInt = 100
+    window: PositiveInt = 5
+    fraction: Share = 0.01
+    held_out: PositiveInt = 256
+
+
+class Distillation(Part):
+    """The chain of stages and how each is trained.
+
+    The chain goes from `start` to `end` by dividing by `substeps`, or is given whole as a list; each count must divide
+    the one before it, and their ratio is the number of teacher steps to one of the student. `stages` overrides, by
+    the student's step count. With `stop`, `updates` is the most that a stage takes.
+    """
+
+    start: PositiveInt = 256
+    end: PositiveInt = 1
+    substeps: Annotated[int, Field(ge=2)] = 2
+    chain: Annotated[tuple[PositiveInt, ...], Field(min_length=2)] | None = None
+    updates: PositiveInt = 50_000
+    batch: PositiveInt = 128
+    learning_rate: Rate = 5e-5
+    anneal: Literal["linear", "none"] = "linear"
+    clip: Annotated[float, Field(ge=0)] = 1.0
+    weighting: Weight = "truncated_snr"
+    microbatches: PositiveInt = 1
+    precision: Precision = "float32"
+    checkpoint_every: PositiveInt = 1000
+    stop: Stop | None = None
+    stages: dict[int, StageTraining] = Field(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if unknown := set(self.stages) - {stage.steps for stage in self.links()}:
+            raise ValueError(f"stages {sorted(unknown)} are not in the chain {self.counts()}")
+        return _divided(self)
+
+    def counts(self) -> list[int]:
+        """The step counts, teacher first."""
+        return list(self.chain) if self.chain else halvings(self.start, self.end, self.substeps)
+
+    def links(self) -> list[Stage]:
+        """The stages in order."""
+        return stages(self.counts())
+
+    def plan(self, stage: Stage) -> Plan:
+        """How one stage is trained: as all, but for what `stages` says of it."""
+        own = self.stages.get(stage.steps, StageTraining()).model_dump(exclude_none=True)
+        return plan_of(self.model_copy(update=own))
+
+
+class Evaluation(Part):
+    """How the models of the run are measured.
+
+    Those of more than `most_steps` steps are not; the reference is the teacher at the largest count that is. The
+    teacher is measured again at every `teacher_every`-th count of the chain.
+    """
+
+    samples: Annotated[int, Field(ge=2)] = 2048
+    features: tuple[Literal["digits", "fashion-mnist", "pixels", "inception"], ...] = ("pixels",)
+    resamples: Annotated[int, Field(ge=2)] = 100
+    batch: PositiveInt = 256
+    precision: Precision = "float32"
+    clip: bool = False
+    most_steps: PositiveInt | None = None
+    teacher_every: PositiveInt = 1
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if not self.features:
+            raise ValueError("features is empty: name at least one, e.g. pixels")
+        return self
+
+
+def plan_of(part: Optimisation | Distillation) -> Plan:
+    """The training plan within a section; only the teacher's has weight decay, an average and dropout."""
+    plan = {name: value for name, value in part.model_dump().items() if name in Plan.__dataclass_fields__}
+    return Plan(**plan, dropout=isinstance(part, Training))

@@ -1,0 +1,164 @@
+"""A run that is killed, stopped or started twice loses nothing; damaged checkpoints are passed over."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from conftest import TINY
+from progdist.checkpoint import Checkpoint, Checkpoints
+from progdist.cli import app
+from progdist.interruption import PENDING, Interrupted, interruptible
+
+MODELS = ("teacher", "student-0004", "student-0002")
+KILLS = int(os.environ.get("KILLS", "20"))
+"""Kill points of the test; `make torture` tries more."""
+
+
+@pytest.fixture(scope="module")
+def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Long enough to be killed in: some seconds of updates, a checkpoint every few."""
+    path = tmp_path_factory.mktemp("recipe") / "slow.yaml"
+    text = TINY.replace("updates: 12", "updates: 120").replace("end: 1, updates: 3", "end: 2, updates: 60")
+    text = text.replace("checkpoint_every: 4", "checkpoint_every: 10").replace(
+        "checkpoint_every: 2", "checkpoint_every: 7"
+    )
+    path.write_text(text.replace("samples: 96, features: [digits, pixels]", "samples: 16, features: [digits]"))
+    return path
+
+
+def begin(recipe: Path, out: Path) -> "subprocess.Popen[str]":
+    words = [sys.executable, "-m", "progdist", "run", str(recipe), "--out", str(out)]
+    return subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def updates(out: Path) -> int:
+    path = out / "metrics.jsonl"
+    return len(path.read_bytes().splitlines()) if path.exists() else 0
+
+
+def wait_for(process: "subprocess.Popen[str]", ready: Callable[[], bool]) -> None:
+    while not ready() and process.poll() is None:
+        time.sleep(0.005)
+
+
+@pytest.fixture(scope="module")
+def whole(recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("whole") / "run"
+    process = begin(recipe, out)
+    _, complaint = process.communicate()
+    assert process.returncode == 0, complaint
+    return out
+
+
+def equal(a: Path, b: Path) -> bool:
+    """Bit for bit: every model's weights, every metric."""
+    weights = [f"{name}/unet/diffusion_pytorch_model.safetensors" for name in MODELS]
+    same = all((a / name).read_bytes() == (b / name).read_bytes() for name in weights)
+    return same and (a / "metrics.jsonl").read_text() == (b / "metrics.jsonl").read_text()
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_keeps_the_update_and_says_how_to_go_on(
+    recipe: Path, whole: Path, tmp_path: Path, number: signal.Signals, code: int
+) -> None:
+    out = tmp_path / "run"
+    process = begin(recipe, out)
+    wait_for(process, lambda: updates(out) > 15)
+    process.send_signal(number)
+    _, said = process.communicate()
+    assert process.returncode == code, said
+    assert f"stopped by {number.name}" in said
+    assert said.count("\n") == 1
+    kept = max(int(path.stem) for path in (out / "checkpoints" / "teacher").glob("*.json"))
+    assert kept == updates(out)  # no update is lost
+    process = begin(recipe, out)
+    assert process.communicate() is not None
+    assert process.returncode == 0
+    assert equal(out, whole)
+
+
+@pytest.mark.parametrize("seed", range(KILLS))
+def test_a_run_killed_anywhere_ends_the_same(recipe: Path, whole: Path, tmp_path: Path, seed: int) -> None:
+    out, draw = tmp_path / "run", random.Random(seed)
+    process = begin(recipe, out)
+    wanted = draw.randrange(1, updates(whole))
+    wait_for(process, lambda: updates(out) >= wanted)
+    time.sleep(draw.random() * 0.05)
+    process.kill()
+    process.communicate()
+    process = begin(recipe, out)
+    _, said = process.communicate()
+    assert process.returncode == 0, said
+    assert equal(out, whole)
+
+
+def test_a_second_process_is_refused_and_a_dead_ones_hold_is_gone(recipe: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    process = begin(recipe, out)
+    wait_for(process, lambda: updates(out) > 2)
+    result = CliRunner().invoke(app, ["run", str(recipe), "--out", str(out)])
+    process.kill()
+    process.communicate()
+    assert result.exit_code == 2
+    assert f"is in use by process {process.pid}" in result.stderr.replace("\n", " ")
+    assert CliRunner().invoke(app, ["run", str(recipe), "--out", str(out)]).exit_code == 0
+
+
+def test_fresh_starts_over_and_deletes_nothing(tiny_recipe: Path, tmp_path: Path) -> None:
+    words = ["run", str(tiny_recipe), "--out", str(tmp_path / "run"), "--set", "distill.end=4"]
+    assert CliRunner().invoke(app, words).exit_code == 0
+    before = {path.name: path.read_bytes() for path in (tmp_path / "run").glob("*.jsonl")}
+    assert CliRunner().invoke(app, [*words, "--fresh", "--set", "seed=5"]).exit_code == 0
+    assert {path.name: path.read_bytes() for path in (tmp_path / "run.old-1").glob("*.jsonl")} == before
+    assert json.loads((tmp_path / "run" / "evaluations.jsonl").read_text().splitlines()[0])["steps"] == 8
+
+
+def damage(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize(
+    "harm",
+    [damage, lambda path: path.unlink(), lambda path: path.write_bytes(path.read_bytes()[:-1])],
+    ids=["a bit", "gone", "short"],
+)
+@pytest.mark.parametrize("suffix", [".safetensors", ".json"])
+def test_a_damaged_checkpoint_is_passed_over_and_said(
+    tmp_path: Path, harm: Callable[[Path], None], suffix: str
+) -> None:
+    checkpoints, said = Checkpoints(tmp_path), []
+    for update in (5, 10):
+        checkpoints.save(Checkpoint(update, {"w": torch.full((50,), float(update))}, {"seconds": 1.5}))
+    harm(tmp_path / f"00000010{suffix}")
+    latest = checkpoints.latest(said.append)
+    assert latest is not None
+    if latest.update == 10:  # the JSON's flipped bit made another whole file of the same numbers
+        assert suffix == ".json"
+    else:
+        assert torch.equal(latest.tensors["w"], torch.full((50,), 5.0))
+        assert latest.numbers == {"seconds": 1.5}
+        gone = suffix == ".json" and not (tmp_path / "00000010.json").exists()
+        assert gone or (len(said) == 1 and "00000010" in said[0])
+
+
+def test_a_second_signal_stops_at_once() -> None:
+    with interruptible():
+        with pytest.raises(Interrupted), PENDING.among_updates():
+            signal.raise_signal(signal.SIGTERM)
+            assert PENDING.asked == signal.SIGTERM
+            signal.raise_signal(signal.SIGTERM)
+        with pytest.raises(Interrupted):  # nothing is under way: the first one does
+            PENDING.asked = None
+            signal.raise_signal(signal.SIGINT)

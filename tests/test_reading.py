@@ -1,0 +1,111 @@
+"""Trying what a teacher's output means, on networks that are exact by construction, and through the commands."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from conftest import Stock, call
+from progdist import Cosine, Denoiser, Discrete, RectifiedFlow
+from progdist.analytic import Gaussian
+from progdist.denoiser import Denoises
+from progdist.parameterization import PARAMETERIZATIONS
+from progdist.reading import read, time_of
+from progdist.schedule import Schedule
+
+WIDTH = 0.003  # narrow data: at the lowest noise levels the noise can still be told from them
+
+
+class Exact(nn.Module):
+    """The output of a perfect network of some kind, trained with timestep = 1000 t - offset."""
+
+    def __init__(self, schedule: Schedule, kind: str, offset: float) -> None:
+        super().__init__()
+        self.schedule, self.kind, self.offset = schedule, PARAMETERIZATIONS[kind], offset
+
+    def forward(self, z: Tensor, timestep: Tensor) -> Tensor:
+        t = ((timestep.double() + self.offset) / 1000).clamp(1e-3, 1)
+        x = Gaussian(self.schedule, torch.tensor(0.3), WIDTH)(z, t)
+        alpha, sigma = self.schedule.alpha(t), self.schedule.sigma(t)
+        eps = (z - alpha[:, None].float() * x) / sigma[:, None].float()
+        return self.kind.output(x, eps, alpha, sigma)
+
+
+def reading(
+    schedule: Schedule, truth: str, said: str, true_offset: float = 1.0, said_offset: float = 1.0
+) -> str | None:
+    torch.manual_seed(0)
+    network = Exact(schedule, truth, true_offset)
+    denoiser = Denoiser(network, schedule, PARAMETERIZATIONS[said], timesteps=1000, offset=said_offset)
+    x, eps = 0.3 + WIDTH * torch.randn(256, 8), torch.randn(256, 8)
+    return read(denoiser, x, eps).complaint
+
+
+@pytest.mark.parametrize("level", [2.0, 0.0, -2.0])
+@pytest.mark.parametrize("schedule", [Cosine(), Discrete.linear(), RectifiedFlow()])
+def test_the_time_of_a_level(schedule: Schedule, level: float) -> None:
+    assert float(schedule.log_snr(time_of(schedule, level))) == pytest.approx(level, abs=1e-9)
+
+
+@pytest.mark.parametrize("truth", ["x", "eps", "v"])
+@pytest.mark.parametrize("said", ["x", "eps", "v"])
+def test_a_wrong_kind_of_output_is_found(truth: str, said: str) -> None:
+    complaint = reading(Discrete.linear(), truth, said)
+    assert (complaint is None) == (truth == said)
+    if complaint:
+        assert f"predicts {said}, but read as {truth}" in complaint
+
+
+@pytest.mark.parametrize("said", [0.0, 1.0, 2.0])
+def test_a_timestep_that_is_off_by_one_is_found(said: float) -> None:
+    complaint = reading(Discrete.linear(), "eps", "eps", 1.0, said)
+    assert (complaint is None) == (said == 1)
+    if complaint:
+        assert "teacher.offset=1" in complaint
+
+
+def test_a_flow_is_read_too() -> None:
+    assert reading(RectifiedFlow(), "velocity", "velocity", 0.0, 0.0) is None
+    assert "read as velocity" in str(reading(RectifiedFlow(), "velocity", "x", 0.0, 0.0))
+
+
+def test_denoisers_are_what_is_read(tiny_model: Callable[..., Denoises]) -> None:
+    denoiser = tiny_model()
+    found = read(denoiser, torch.randn(4, 1, 8, 8), torch.randn(4, 1, 8, 8))  # pyright: ignore[reportArgumentType]
+    assert set(found.errors) == {"x", "eps", "v"}
+    assert set(found.shifts) == {-1, 0, 1}
+
+
+def test_the_doctor_tells_what_there_is(stock: Stock) -> None:
+    result = call("doctor", stock())
+    assert result.exit_code == 0, result.output
+    for words in ("UNet2DModel with DDPMScheduler", "output eps", "signal-to-noise ratio of 4.0e-05", "stage 0", "GiB"):
+        assert words in " ".join(result.output.split())
+    assert "200 -> 40 -> 8 -> 4" in " ".join(result.output.split())
+
+
+def test_the_doctor_and_distill_refuse_what_the_data_contradict(
+    stock: Stock,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    place = stock()
+    complaint = "the folder says its network predicts eps, but read as v it denoises the data better"
+    monkeypatch.setattr("progdist.reading._wrong_kind", lambda errors, own: complaint)
+    result = call("doctor", place, "--data", "digits")
+    assert result.exit_code == 2
+    assert f"! {complaint}" in " ".join(result.output.split())
+    result = call("distill", place, "--data", "digits", "--out", tmp_path / "out")
+    assert result.exit_code == 2
+    assert complaint in result.stderr
+    assert "teacher.trust=true" in result.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_offset_that_is_told_is_taken(stock: Stock) -> None:
+    from progdist.teacher_folder import read_teacher
+
+    assert read_teacher(str(stock())).model.denoiser.offset == 1
+    assert read_teacher(str(stock()), 0).model.denoiser.offset == 0
