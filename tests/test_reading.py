@@ -12,7 +12,7 @@ from progdist import Cosine, Denoiser, Discrete, RectifiedFlow
 from progdist.analytic import Gaussian
 from progdist.denoiser import Denoises
 from progdist.parameterization import PARAMETERIZATIONS
-from progdist.reading import read, time_of
+from progdist.reading import _wrong_timestep, read, time_of
 from progdist.schedule import Schedule
 
 WIDTH = 0.003  # narrow data: at the lowest noise levels the noise can still be told from them
@@ -64,6 +64,13 @@ def test_a_timestep_that_is_off_by_one_is_found(said: float) -> None:
     assert (complaint is None) == (said == 1)
     if complaint:
         assert "teacher.offset=1" in complaint
+
+
+def test_a_network_that_cannot_tell_its_timesteps_apart_is_not_refused() -> None:
+    """Errors that fall steadily by a tenth of a percent a timestep say nothing of the convention."""
+    base = 2.6 + 0.01 * torch.randn(500)
+    assert _wrong_timestep({-1: 1.001 * base, 0: base, 1: 0.999 * base}, 1.0) is None
+    assert "teacher.offset=0" in str(_wrong_timestep({-1: 1.1 * base, 0: base, 1: 0.9 * base}, 1.0))
 
 
 def test_a_flow_is_read_too() -> None:

@@ -3,7 +3,8 @@ r"""Is a teacher what its folder says? Its output is read in every way, on data;
 At three noise levels (log-SNR 2, 0 and -2) each parameterization's error mean |x - xh|^2 is measured: a wrong
 prediction type shows as an error several times the best one's. The timestep's convention shows where it matters most,
 at the lowest noise levels of the table, where one entry more or less is a different amount of noise: there the network
-is told the timestep one less, as it is, and one more, and the errors are compared example by example.
+is told the timestep one less, as it is, and one more, and the errors are compared example by example. Rough networks,
+whose errors there hardly depend on the timestep, tell nothing.
 """
 
 from dataclasses import dataclass
@@ -28,6 +29,9 @@ CLEARLY = 0.7
 
 SURELY = 5.0
 """Standard errors by which another timestep must be better."""
+
+WORTH = 0.02
+"""And the share of the error that it must save: a network too rough to tell its timesteps apart is not refused."""
 
 
 @dataclass(frozen=True)
@@ -113,7 +117,8 @@ def _wrong_kind(errors: dict[str, float], own: str) -> str | None:
 def _wrong_timestep(shifted: dict[int, Tensor], offset: float) -> str | None:
     for shift in (-1, 1):
         gain = shifted[0] - shifted[shift]
-        if float(gain.mean()) > SURELY * float(gain.std()) / len(gain) ** 0.5:
+        sure = float(gain.mean()) > SURELY * float(gain.std()) / len(gain) ** 0.5
+        if sure and float(gain.mean()) > WORTH * float(shifted[0].mean()):
             return (
                 f"told a timestep that is one {'more' if shift > 0 else 'less'} the network denoises the data better "
                 f"(error {float(shifted[shift].mean()):.4g}, as it is {float(shifted[0].mean()):.4g}): it counts "

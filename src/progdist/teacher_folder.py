@@ -20,6 +20,7 @@ from progdist._errors import UserError
 from progdist.checkpoint import read_json, read_tensors
 from progdist.denoiser import Denoiser
 from progdist.model_folder import PREDICTION_TYPES, Model, load
+from progdist.network import image_shape
 from progdist.parameterization import PARAMETERIZATIONS, Parameterization
 from progdist.schedule import Discrete, RectifiedFlow, Schedule
 
@@ -147,12 +148,12 @@ def _meaning(folder: Path, config: Mapping[str, Any]) -> tuple[Schedule, Paramet
 def _describe(model: Model, schedule: Schedule) -> tuple[str, ...]:
     """What was inferred, for people."""
     network, denoiser = cast(UNet2DModel, model.denoiser.network), model.denoiser
-    size = network.config["sample_size"]
+    shape = "x".join(map(str, image_shape(network) or ()))
     count = sum(parameter.numel() for parameter in network.parameters())
     kind = next(name for name, value in PARAMETERIZATIONS.items() if value is denoiser.parameterization)
     last = schedule.alphas_cumprod[-1] if isinstance(schedule, Discrete) else 0.0
     return (
-        f"{count:,} parameters, images of {network.config['in_channels']} x {size}, "
+        f"{count:,} parameters, images of {shape}, "
         + (f"{len(model.classes)} classes" if model.classes else "unconditional"),
         f"{type(schedule).__name__} schedule of {denoiser.timesteps} timesteps, output {kind}, timestep = "
         f"{denoiser.timesteps} t - {denoiser.offset:g}",
