@@ -55,7 +55,8 @@ def stochastic(finished: Path, levels: int, most: int, observer: Observer) -> st
             model.denoiser.to(run.accelerator.device)
             records += _all_methods(run, folder, kind, model, steps, levels)
             best = _best(records, kind, steps)
-            observer.note(f"{kind} at {steps}: best Fréchet {best['frechet']:.3f} (level {best['level']})")
+            level = "" if best["level"] is None else f" (level {best['level']:.1f})"
+            observer.note(f"{kind} at {steps}: best Fréchet {best['frechet']:.3f}{level}")
     table = _table(records, counts)
     figure, axes = panels(2, 4.2)
     _draw(axes[0], records, counts, "figure 4", ((STUDENT, "ddim"), (TEACHER, "ddim"), (TEACHER, "ancestral")))
@@ -89,10 +90,10 @@ def _table(records: list[Record], counts: list[int]) -> str:
     for steps in counts:
         for kind in (TEACHER, STUDENT):
             best = _best(records, kind, steps)
-            values = [_best(records, kind, steps, method)["frechet"] for method in ("ddim", "ancestral", "overshoot")]
-            level = "" if best["level"] is None else f"{best['level']:.1f}"
-            rows.append([str(steps), kind, *(f"{value:.3f}" for value in values), level])
-    return markdown(["steps", "model", "DDIM", "ancestral, best level", "overshoot", "its level"], rows)
+            plain, over = (_best(records, kind, steps, method)["frechet"] for method in ("ddim", "overshoot"))
+            level = "" if best["level"] is None else f" (level {best['level']:.1f})"
+            rows.append([str(steps), kind, f"{plain:.3f}", f"{best['frechet']:.3f}{level}", f"{over:.3f}"])
+    return markdown(["steps", "model", "DDIM", "ancestral at its best", "overshoot"], rows)
 
 
 def _draw(axes: Axes, records: list[Record], counts: list[int], title: str, lines: Any) -> None:  # noqa: ANN401
