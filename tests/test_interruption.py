@@ -20,7 +20,7 @@ from progdist.cli import app
 from progdist.interruption import PENDING, Interrupted, interruptible
 
 MODELS = ("teacher", "student-0004", "student-0002")
-KILLS = int(os.environ.get("KILLS", "20"))
+KILLS = int(os.environ.get("KILLS", "3"))
 """Kill points of the test; `make torture` tries more."""
 
 
@@ -38,7 +38,8 @@ def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def begin(recipe: Path, out: Path) -> "subprocess.Popen[str]":
     words = [sys.executable, "-m", "progdist", "run", str(recipe), "--out", str(out)]
-    return subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    alone = os.environ | {"OMP_NUM_THREADS": "1"}  # the tests run side by side
+    return subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=alone)
 
 
 def updates(out: Path) -> int:
