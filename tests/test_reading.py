@@ -67,10 +67,12 @@ def test_a_timestep_that_is_off_by_one_is_found(said: float) -> None:
 
 
 def test_a_network_that_cannot_tell_its_timesteps_apart_is_not_refused() -> None:
-    """Errors that fall steadily by a tenth of a percent a timestep say nothing of the convention."""
+    """Errors that fall steadily with the timestep say nothing of the convention; a minimum next to it does."""
     base = 2.6 + 0.01 * torch.randn(500)
-    assert _wrong_timestep({-1: 1.001 * base, 0: base, 1: 0.999 * base}, 1.0) is None
-    assert "teacher.offset=0" in str(_wrong_timestep({-1: 1.1 * base, 0: base, 1: 0.9 * base}, 1.0))
+    steady = {shift: (1 - 0.001 * shift) * base for shift in (-2, -1, 0, 1, 2)}
+    assert _wrong_timestep(steady, 1.0) is None
+    assert "teacher.offset=0" in str(_wrong_timestep(steady | {2: 1.001 * base}, 1.0))
+    assert _wrong_timestep(steady | {1: base + 0.01 * torch.randn(500), 2: 1.001 * base}, 1.0) is None  # by chance
 
 
 def test_a_flow_is_read_too() -> None:
@@ -82,7 +84,7 @@ def test_denoisers_are_what_is_read(tiny_model: Callable[..., Denoises]) -> None
     denoiser = tiny_model()
     found = read(denoiser, torch.randn(4, 1, 8, 8), torch.randn(4, 1, 8, 8))  # pyright: ignore[reportArgumentType]
     assert set(found.errors) == {"x", "eps", "v"}
-    assert set(found.shifts) == {-1, 0, 1}
+    assert set(found.shifts) == {-2, -1, 0, 1, 2}
 
 
 def test_the_doctor_tells_what_there_is(stock: Stock) -> None:
@@ -109,6 +111,19 @@ def test_the_doctor_and_distill_refuse_what_the_data_contradict(
     assert complaint in result.stderr
     assert "teacher.trust=true" in result.stderr
     assert not (tmp_path / "out").exists()
+
+
+def test_the_doctor_leaves_the_teacher_as_it_is(stock: Stock) -> None:
+    """Its trial of the cost trains a copy."""
+    from progdist.doctor import TRIAL
+    from progdist.estimate import measure
+    from progdist.teacher_folder import read_teacher
+
+    denoiser = read_teacher(str(stock())).model.denoiser
+    before = [parameter.clone() for parameter in denoiser.parameters()]
+    measure(denoiser, (1, 8, 8), 2, TRIAL)
+    assert all(torch.equal(a, b) for a, b in zip(before, denoiser.parameters(), strict=True))
+    assert all(parameter.grad is None for parameter in denoiser.parameters())
 
 
 def test_an_offset_that_is_told_is_taken(stock: Stock) -> None:

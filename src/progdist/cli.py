@@ -112,13 +112,14 @@ def distill(
 def doctor(
     model: Annotated[str, typer.Argument(help="A diffusers pipeline folder, a progdist folder, or a hub name.")],
     data: Annotated[str | None, typer.Option(help="Images to try it on, e.g. folder:PATH.")] = None,
+    offset: Annotated[float | None, typer.Option(help="Of the timestep, if not its folder's own.")] = None,
     seed: Seed = 0,
 ) -> None:
     """Say what is inferred of a teacher, and what would go wrong; exit code 2 if something would."""
     from progdist.doctor import examine
 
     amiss = False
-    for line in examine(model, data, seed):
+    for line in examine(model, data, offset, seed):
         amiss |= line.startswith("!")
         console.print(line, highlight=False, markup=False, style="bold red" if line.startswith("!") else None)
     if amiss:

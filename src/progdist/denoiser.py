@@ -33,7 +33,8 @@ class Denoiser(nn.Module):
 
     Args:
         network: called as network(z, timestep, **condition) with z (B, C, ...) and timestep (B,) in float32;
-            returns a tensor (B, heads * C, ...), or an object whose `.sample` is one, as diffusers models do.
+            returns a tensor (B, heads * C, ...), or an object whose `.sample` is one, as diffusers models do;
+            channels beyond those are passed over.
         schedule: alpha and sigma over t in [0, 1].
         parameterization: what the output means.
         timesteps: T; 1024 for models trained here, `num_train_timesteps` for others.
@@ -73,9 +74,14 @@ class Denoiser(nn.Module):
         """
         t = t.double()
         timestep = (self.timesteps * t - self.offset).to(z.device, torch.float32).expand(z.shape[0])
+        output = self.output(z, timestep, **condition)
+        return self.parameterization.denoise(output, z, self.schedule.alpha(t), self.schedule.sigma(t))
+
+    def output(self, z: Tensor, timestep: Tensor, **condition: Tensor) -> Tensor:
+        """F(z, timestep): the network's output without the learned variances that some give in channels beyond it."""
         output = self.network(z, timestep, **condition)
         output = getattr(output, "sample", output)
-        return self.parameterization.denoise(output, z, self.schedule.alpha(t), self.schedule.sigma(t))
+        return output[:, : self.parameterization.heads * z.shape[1]]
 
     def with_network(self, network: nn.Module) -> "Denoiser":
         """The same schedule, meaning and timesteps around another network."""

@@ -19,18 +19,19 @@ from progdist.train import Plan
 TRIAL = Plan(updates=1, batch=64, learning_rate=1e-4)
 
 
-def examine(place: str, source: str | None, seed: int = 0) -> Iterator[str]:
+def examine(place: str, source: str | None, offset: float | None = None, seed: int = 0) -> Iterator[str]:
     """A line for each finding; lines that begin with `!` are what would go wrong.
 
     Args:
         place: a teacher's folder or hub name.
         source: data on which its output is read in every way; None for none.
+        offset: of the timestep, in place of its folder's.
         seed: of the noise and the choice of images.
 
     Raises:
         UserError: the folder cannot be read as a teacher, or the data cannot be brought to its shape.
     """
-    teacher = read_teacher(place)
+    teacher = read_teacher(place, offset)
     yield from teacher.told
     yield from _about_the_form(teacher)
     denoiser = teacher.model.denoiser

@@ -9,6 +9,7 @@ and holds the weights w, gradients w, Adam's moments 2 w, the average or the fro
 saves for the way back.
 """
 
+import copy
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -127,7 +128,8 @@ def _evaluation(recipe: Recipe, rates: Rates) -> Part:
 
 
 def measure(denoiser: Denoiser, shape: tuple[int, int, int], most: int, plan: Plan) -> Rates:
-    """The rates of a denoiser on its device, with batches of up to `most` images (C, H, W)."""
+    """The rates of a denoiser on its device, with batches of up to `most` images (C, H, W); it is left as it is."""
+    denoiser = copy.deepcopy(denoiser)
     device = next(denoiser.parameters()).device
     optimizer = torch.optim.AdamW(denoiser.parameters(), fused=True)
     batch, took = 1, 0.0

@@ -98,7 +98,9 @@ def frame(teacher: Teacher, source: str) -> Data:
         return Data(source=source)
     if shape[1] != shape[2] or shape[0] not in (1, 3):
         raise UserError(f"the teacher makes images of {shape}: bring {source} to that shape yourself")
-    data = Data(source=source, size=shape[1], channels=3 if shape[0] == 3 else 1)
+    grows = max(load_images(source).shape[1:]) < shape[1]
+    channels, resample = (3 if shape[0] == 3 else 1), ("bilinear" if grows else "area")
+    data = Data(source=source, size=shape[1], channels=channels, resample=resample)
     framing: Framing = data.framing()
     if load_images(source, framing).shape != shape:
         raise UserError(f"{source} cannot be brought to the teacher's {shape} (channels, height, width)")

@@ -1,10 +1,17 @@
 r"""Is a teacher what its folder says? Its output is read in every way, on data; the best reading must be its own.
 
 At three noise levels (log-SNR 2, 0 and -2) each parameterization's error mean |x - xh|^2 is measured: a wrong
-prediction type shows as an error several times the best one's. The timestep's convention shows where it matters most,
-at the lowest noise levels of the table, where one entry more or less is a different amount of noise: there the network
-is told the timestep one less, as it is, and one more, and the errors are compared example by example. Rough networks,
-whose errors there hardly depend on the timestep, tell nothing.
+prediction type shows as an error several times the best one's.
+
+The timestep's convention shows in the loss that the network was trained on, as a function of a shift s of its timestep,
+
+    L(s) = mean over the entries k of the table of |F(z_k, k + s) - output_k|^2
+
+A shift turns each sine and cosine of the time embedding by an angle, which the layer after it could have learned: where
+training has come to rest, L is least at s = 0 whatever the network's faults, and at s = 1 if its folder counts one too
+few. The lowest entries tell most, for there one entry more or less is a different amount of noise. Where L has no
+minimum nearby, the network never learned to tell its timesteps apart, or the data are not what it was trained on:
+nothing is concluded.
 """
 
 from dataclasses import dataclass
@@ -21,17 +28,17 @@ from progdist.schedule import RectifiedFlow, Schedule
 LEVELS = (2.0, 0.0, -2.0)
 """Log-SNRs at which the kinds of output are compared."""
 
-LOWEST = (2, 3, 4, 6, 8)
-"""Entries of the table at which timesteps are compared."""
+BANDS = ((1, 1), (2, 2), (3, 4), (5, 8), (9, 16), (17, 32), (33, 64), (65, 128))
+"""First and last entries of the bands of the table in which timesteps are compared; one entry an example in each."""
+
+SHIFTS = (-2, -1, 0, 1, 2)
+"""What is added to the timestep."""
 
 CLEARLY = 0.7
 """A reading is refused where another one's error is less than this share of its own."""
 
 SURELY = 5.0
 """Standard errors by which another timestep must be better."""
-
-WORTH = 0.02
-"""And the share of the error that it must save: a network too rough to tell its timesteps apart is not refused."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +47,7 @@ class Reading:
 
     Attributes:
         errors: parameterization -> mean squared error of the denoised data over the three noise levels.
-        shifts: what is added to the timestep -> mean squared error at the lowest noise levels.
+        shifts: what is added to the timestep -> mean squared error of the output over the lowest noise levels.
         complaint: what is wrong with the folder's own reading, or None.
     """
 
@@ -79,9 +86,7 @@ def read(denoiser: Denoiser, x: Tensor, eps: Tensor, **condition: Tensor) -> Rea
         / len(LEVELS)
         for name in kinds
     }
-    low = [torch.tensor(entry / denoiser.timesteps, dtype=torch.float64) for entry in LOWEST]
-    own_error = partial(error, denoiser.parameterization)
-    shifted = {shift: torch.stack([own_error(denoiser.offset - shift, t) for t in low]).mean(0) for shift in (-1, 0, 1)}
+    shifted = _shifted_errors(denoiser, x, eps, condition)
     complaint = _wrong_kind(errors, own) or _wrong_timestep(shifted, denoiser.offset)
     return Reading(errors, {shift: float(values.mean()) for shift, values in shifted.items()}, complaint)
 
@@ -104,6 +109,23 @@ def _errors(
     return (found - x).square().flatten(1).mean(1) / float(schedule.sigma(t)) ** 2
 
 
+def _shifted_errors(denoiser: Denoiser, x: Tensor, eps: Tensor, condition: dict[str, Tensor]) -> dict[int, Tensor]:
+    """Shift -> L of each example, (B,), up to the last of the BANDS."""
+    draw, count = torch.Generator().manual_seed(0), denoiser.timesteps
+    bands = [(first, last) for first, last in BANDS if last < count - 2]
+    total = {shift: torch.zeros(len(x), device=x.device) for shift in SHIFTS}
+    for first, last in bands:
+        entry = torch.randint(first, last + 1, (len(x),), generator=draw).double()
+        t = (entry + 1) / count
+        z = diffuse(denoiser.schedule, x, eps, t)
+        true = denoiser.parameterization.output(x, eps, denoiser.schedule.alpha(t), denoiser.schedule.sigma(t))
+        for shift in SHIFTS:
+            timestep = (count * t - denoiser.offset + shift).to(x.device, torch.float32)
+            error = (denoiser.output(z, timestep, **condition) - true).square().flatten(1).mean(1)
+            total[shift] += error * (last - first + 1) / sum(end - begin + 1 for begin, end in bands)
+    return total
+
+
 def _wrong_kind(errors: dict[str, float], own: str) -> str | None:
     best = min(errors, key=lambda name: errors[name])
     if best == own or errors[best] > CLEARLY * errors[own]:
@@ -115,13 +137,14 @@ def _wrong_kind(errors: dict[str, float], own: str) -> str | None:
 
 
 def _wrong_timestep(shifted: dict[int, Tensor], offset: float) -> str | None:
+    means = {shift: float(values.mean()) for shift, values in shifted.items()}
     for shift in (-1, 1):
         gain = shifted[0] - shifted[shift]
         sure = float(gain.mean()) > SURELY * float(gain.std()) / len(gain) ** 0.5
-        if sure and float(gain.mean()) > WORTH * float(shifted[0].mean()):
+        if sure and means[2 * shift] > means[shift]:
             return (
-                f"told a timestep that is one {'more' if shift > 0 else 'less'} the network denoises the data better "
-                f"(error {float(shifted[shift].mean()):.4g}, as it is {float(shifted[0].mean()):.4g}): it counts "
-                f"timesteps otherwise; say so with --set teacher.offset={offset - shift:g}"
+                f"told a timestep that is one {'more' if shift > 0 else 'less'} the network fits the data better (error "
+                f"{means[shift]:.4g}, as it is {means[0]:.4g}): it counts timesteps otherwise; say so with "
+                f"--set teacher.offset={offset - shift:g}"
             )
     return None
