@@ -16,7 +16,8 @@ from torch import Tensor
 
 import progdist
 from progdist import Cosine, Denoiser, Discrete, RectifiedFlow, UserError, sample
-from progdist.model_folder import Model, load, save
+from progdist.model import Model
+from progdist.model_folder import load, save
 
 Build = Callable[..., Denoiser]
 

@@ -13,7 +13,8 @@ from typer.testing import CliRunner
 import progdist
 from progdist import Cosine, Denoiser, Discrete, RectifiedFlow, UserError, sample
 from progdist.cli import app
-from progdist.model_folder import Model, load, save
+from progdist.model import Model
+from progdist.model_folder import load, save
 from progdist.parameterization import PARAMETERIZATIONS
 from progdist.train import Progress
 

@@ -168,7 +168,7 @@ def break_bin(place: Path) -> None:
         ),
         (
             lambda place: (place / "unet" / "diffusion_pytorch_model.safetensors").write_bytes(b"no"),
-            "cannot be read",
+            "its weights are 2 bytes",
         ),
     ],
 )

@@ -65,7 +65,7 @@ def save(denoiser: Denoiser, folder: str | Path, *, steps: Sequence[int] = ()) -
     Raises:
         UserError: another network, or the folder exists.
     """
-    from progdist.model_folder import Model
+    from progdist.model import Model
     from progdist.model_folder import save as save_model
 
     save_model(Model(denoiser, steps), Path(folder))

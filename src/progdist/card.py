@@ -47,6 +47,19 @@ for timestep in scheduler.timesteps:
     z = scheduler.step(output, timestep, z).prev_sample
 """
 
+LATENT = """from diffusers import LDMPipeline
+
+pipeline = LDMPipeline.from_pretrained("{place}")
+images = pipeline(batch_size=16, num_inference_steps={steps}).images
+"""
+
+TRANSFORMER = """from diffusers import DiTPipeline
+
+pipeline = DiTPipeline.from_pretrained("{place}")
+labels = [number % {classes} for number in range(16)]
+images = pipeline(labels, guidance_scale=1.0, num_inference_steps={steps}).images
+"""
+
 OURS = """import torch
 import progdist
 
@@ -55,24 +68,50 @@ images = progdist.sample(denoiser, torch.randn(16, {channels}, {height}, {width}
 """
 
 
+OURS_LATENT = """from pathlib import Path
+
+from progdist.making import Wish, make
+from progdist.model_folder import load
+
+images, labels, steps = make(load(Path("{place}")), Wish({steps}, 16, None, seed=0), print)
+"""
+
+
+def _template(stock: str | None, classes: int, latent: bool) -> str:
+    """The code that samples a model of some stock pipeline or scheduler."""
+    match stock:
+        case "DDIMScheduler":
+            return CLASSES if classes else PLAIN
+        case "FlowMatchEulerDiscreteScheduler":
+            return FLOW
+        case "DiTPipeline":
+            return TRANSFORMER
+        case "LDMPipeline" if not classes:
+            return LATENT
+    return OURS_LATENT if latent else OURS
+
+
 def card(
-    told: Mapping[str, Any], scheduler: str | None, image: Sequence[int], records: Sequence[Mapping[str, Any]]
+    told: Mapping[str, Any],
+    stock: str | None,
+    image: Sequence[int],
+    seen: Sequence[int],
+    records: Sequence[Mapping[str, Any]],
 ) -> str:
     """The text.
 
     Args:
         told: what progdist.json says.
-        scheduler: the class of the folder's stock scheduler, if it has one.
+        stock: the class of the folder's stock pipeline or scheduler, if it has one.
         image: (channels, height, width).
+        seen: the shape of what the network sees: `image`, or that of its latents.
         records: evaluations of this model.
     """
     counts = list(told["steps"])
     steps, classes = (counts or [256])[0], len(told["classes"])
-    template = {"DDIMScheduler": CLASSES if classes else PLAIN, "FlowMatchEulerDiscreteScheduler": FLOW}.get(
-        scheduler or "", OURS
-    )
+    template = _template(stock, classes, seen != image)
     labels = f"torch.arange(16) % {classes}" if classes else "None"
-    numbers = {"channels": image[0], "height": image[1], "width": image[2], "classes": classes, "labels": labels}
+    numbers = {"channels": seen[0], "height": seen[1], "width": seen[2], "classes": classes, "labels": labels}
     code = template.format(place=".", steps=steps, **numbers)
     size = f"{image[1]}x{image[2]} with {image[0]} channel{'s' if image[0] > 1 else ''}"
     lines = [

@@ -7,7 +7,6 @@ import torch
 from progdist.data import load_images
 from progdist.estimate import Rates, measure
 from progdist.matching import needs_matching
-from progdist.network import image_shape
 from progdist.parameterization import Eps
 from progdist.proposal import frame, propose_chain
 from progdist.reading import Reading
@@ -35,10 +34,8 @@ def examine(place: str, source: str | None, offset: float | None = None, seed: i
     yield from teacher.told
     yield from _about_the_form(teacher)
     denoiser = teacher.model.denoiser
-    shape = image_shape(denoiser.network)
-    assert shape is not None  # of every UNet2DModel
     yield f"a chain that fits: {' -> '.join(map(str, _some_chain(denoiser.timesteps)))}"
-    yield from _cost(measure(denoiser, shape, TRIAL.batch, TRIAL), denoiser.network)
+    yield from _cost(measure(denoiser, teacher.model.shape, TRIAL.batch, TRIAL), denoiser.network)
     if source is None:
         yield "give --data to try its output and its timesteps"
         return

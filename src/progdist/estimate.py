@@ -19,8 +19,8 @@ from torch import Tensor, nn
 
 from progdist.data import load_images
 from progdist.denoiser import Denoiser
-from progdist.model_folder import Model
-from progdist.network import condition, image_shape
+from progdist.model import Model
+from progdist.network import condition
 from progdist.objective import WEIGHTINGS, denoising_loss
 from progdist.recipe import Recipe, student_name
 from progdist.sections import plan_of
@@ -77,15 +77,13 @@ def estimate(recipe: Recipe) -> Estimate:
     """
     model = _model(recipe)
     denoiser = model.denoiser
-    shape = image_shape(denoiser.network)
-    assert shape is not None  # of every UNet2DModel
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     denoiser.to(device)
     taken = recipe.teacher.model is not None
     teacher_plan = plan_of(recipe.match if taken else recipe.teacher)
     plans = [teacher_plan, *(recipe.distill.plan(link) for link in recipe.distill.links())]
     microbatch = max(plan.batch // plan.microbatches for plan in plans)
-    rates = measure(denoiser, shape, microbatch, plans[-1])
+    rates = measure(denoiser, model.shape, microbatch, plans[-1])
     weights = sum(parameter.nbytes for parameter in denoiser.network.parameters())
     parts = [_part("teacher", teacher_plan, int(taken), rates)]
     for link, plan in zip(recipe.distill.links(), plans[1:], strict=True):
@@ -93,7 +91,7 @@ def estimate(recipe: Recipe) -> Estimate:
     parts.append(_evaluation(recipe, rates))
     return Estimate(
         parameters=sum(parameter.numel() for parameter in denoiser.network.parameters()),
-        image=shape,
+        image=model.image,
         classes=len(model.classes),
         memory=5 * weights + microbatch * rates.saved,
         device=torch.cuda.get_device_name() if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads",

@@ -2,7 +2,8 @@
 
     noise (B, C, H, W) float32 [, labels (B,) int64]  ->  images (B, C, H, W), about [-1, 1]
 
-The batch is free, the number of steps is fixed. No progdist, torch or diffusers is needed to run it.
+A latent model's noise is of its latents, and its decoder is within. The batch is free, the number of steps is fixed. No
+progdist, torch or diffusers is needed to run it.
 """
 
 import warnings
@@ -13,8 +14,8 @@ from torch import Tensor, nn
 
 from progdist._errors import UserError
 from progdist.checkpoint import write_whole
-from progdist.model_folder import Model
-from progdist.network import condition, image_shape
+from progdist.model import Model
+from progdist.network import condition
 from progdist.sampler import ddim_update, time_grid
 
 
@@ -28,7 +29,8 @@ class Loop(nn.Module):
 
     def __init__(self, model: Model, steps: int) -> None:
         super().__init__()
-        self.denoiser, self.grid = model.denoiser, time_grid(steps).tolist()
+        self.denoiser, self.grid, self.autoencoder = model.denoiser, time_grid(steps).tolist(), model.autoencoder
+        self.decoder = model.autoencoder.network if model.autoencoder else None
 
     def forward(self, noise: Tensor, labels: Tensor | None = None) -> Tensor:
         """Images from noise (B, C, H, W) and labels (B,)."""
@@ -37,7 +39,8 @@ class Loop(nn.Module):
         for now, then in zip(self.grid[:-2], self.grid[1:-1], strict=True):
             t, s = (torch.tensor(time, dtype=torch.float64) for time in (now, then))
             z = ddim_update(schedule, z, self.denoiser(z, t, **given), t, s)
-        return self.denoiser(z, torch.tensor(self.grid[-2], dtype=torch.float64), **given)
+        found = self.denoiser(z, torch.tensor(self.grid[-2], dtype=torch.float64), **given)
+        return self.autoencoder.images(found) if self.autoencoder else found
 
 
 def export_onnx(model: Model, steps: int | None, out: Path) -> int:
@@ -62,10 +65,8 @@ def export_onnx(model: Model, steps: int | None, out: Path) -> int:
         import onnxscript  # noqa: F401
     except ImportError as error:
         raise UserError("exporting needs the extra `onnx`: pip install 'progdist[onnx]'") from error
-    shape = image_shape(model.denoiser.network)
-    assert shape is not None  # of every loaded model
     batch = torch.export.Dim("batch", min=1, max=4096)
-    inputs: tuple[Tensor, ...] = (torch.randn(2, *shape),)
+    inputs: tuple[Tensor, ...] = (torch.randn(2, *model.shape),)
     dynamic: list[dict[int, object]] = [{0: batch}]
     names = ["noise"]
     if model.classes:

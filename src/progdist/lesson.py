@@ -5,7 +5,7 @@ for its number of updates, or, with a stopping rule, until its held-out distilla
 """
 
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from statistics import fmean
 from typing import Protocol
@@ -18,7 +18,7 @@ from progdist import model_folder
 from progdist.batches import Batches
 from progdist.convergence import Convergence
 from progdist.images import Images
-from progdist.model_folder import Model
+from progdist.model import Model
 from progdist.network import condition
 from progdist.recipe import Recipe
 from progdist.run_folder import Record, RunFolder
@@ -113,8 +113,7 @@ class Lessons:
         finally:
             self.observer.end()
         training = {"updates": updates, "batch": plan.batch, "seconds": round(seconds, 3)}
-        denoiser = model.denoiser.with_network(network)
-        model_folder.save(Model(denoiser, model.steps, model.lineage, model.classes, model.data, training), place)
+        model_folder.save(replace(model, denoiser=model.denoiser.with_network(network), training=training), place)
         checkpoints.clear()
         return self.on_device(model_folder.load(place))
 
@@ -172,5 +171,4 @@ class Lessons:
 
     def on_device(self, model: Model) -> Model:
         """The model, moved to the accelerator."""
-        model.denoiser.to(self.accelerator.device)
-        return model
+        return model.to(self.accelerator.device)

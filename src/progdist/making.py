@@ -17,8 +17,8 @@ from progdist.data import load_images
 from progdist.evaluate import quality, root_mean_square
 from progdist.features import feature_space
 from progdist.images import Framing, Images
-from progdist.model_folder import Model, load
-from progdist.network import image_shape
+from progdist.model import Model
+from progdist.model_folder import load
 from progdist.run import sample_in_batches
 from progdist.run_folder import write_grid
 from progdist.sampler import Step, ancestral
@@ -59,10 +59,8 @@ class Wish:
 
 
 def noise_of(model: Model, count: int, seed: int) -> Tensor:
-    """The noise that `progdist sample --seed` starts from: (count, C, H, W)."""
-    shape = image_shape(model.denoiser.network)
-    assert shape is not None  # a loaded model is a UNet2DModel
-    return torch.randn(count, *shape, generator=generator(seed, SAMPLING_NOISE))
+    """The noise that `progdist sample --seed` starts from: (count, C, H, W), of latents for a latent model."""
+    return torch.randn(count, *model.shape, generator=generator(seed, SAMPLING_NOISE))
 
 
 def make(model: Model, wish: Wish, say: Say) -> tuple[Tensor, Tensor, int]:
@@ -82,7 +80,7 @@ def make(model: Model, wish: Wish, say: Say) -> tuple[Tensor, Tensor, int]:
         raise UserError(f"label {wish.label} is out of range: expected {expected}")
     labels = torch.arange(wish.count) % max(1, classes) if wish.label is None else torch.full((wish.count,), wish.label)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    model.denoiser.to(device)
+    model.to(device)
     noise, draw = noise_of(model, wish.count, wish.seed), generator(wish.seed, SAMPLING_NOISE, 1)
     images = sample_in_batches(model, noise, labels, steps, BATCH, clip=wish.clip, method=wish.how(), draw=draw)
     return images, labels, steps
@@ -151,8 +149,8 @@ def images_for(model: Model, source: str, say: Say) -> Images:
     Raises:
         UserError: they cannot be.
     """
-    images, shape = load_images(source), image_shape(model.denoiser.network)
-    if images.shape != shape and shape is not None and shape[1] == shape[2]:
+    images, shape = load_images(source), model.image
+    if images.shape != shape and shape[1] == shape[2]:
         say(f"{source} is brought to the model's {shape[1]}x{shape[2]}")
         images = load_images(source, Framing(shape[1], 3 if shape[0] == 3 else 1))
     if images.shape != shape:

@@ -1,97 +1,61 @@
 """A model on disk: a diffusers pipeline folder, and progdist.json beside it.
 
-    unet/  scheduler/  model_index.json      what stock diffusers loads and samples
-    progdist.json                            schedule, parameterization, step counts, lineage, versions
+    unet/ or transformer/  scheduler/  model_index.json     what stock diffusers loads and samples
+    vae/ or vqvae/                                          of a latent model
+    progdist.json                   schedule, parameterization, step counts, lineage, versions
 
 The scheduler in the folder visits exactly our grid wherever the step count divides T: trailing timesteps, betas from
 the schedule itself. A stock sampler then makes the images that `progdist sample` makes. A rectified flow with velocity
 output has FlowMatchEulerDiscreteScheduler, whose own default grid is another: give it ours, set_timesteps(sigmas=[1,
-(N-1)/N, ..., 1/N]). Other pairs, (x, eps) among them, have no stock scheduler; their folder holds the network and
-progdist.json alone.
+(N-1)/N, ..., 1/N]). Other pairs, (x, eps) among them, have no stock scheduler, and some networks no stock pipeline;
+their folder holds the parts and progdist.json alone.
 """
 
 import errno
 import re
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 import safetensors
-import torch
+from diffusers import LDMPipeline  # pyright: ignore[reportPrivateImportUsage]
+from diffusers.models.transformers.dit_transformer_2d import DiTTransformer2DModel
 from diffusers.models.unets.unet_2d import UNet2DModel
 from diffusers.pipelines.ddim.pipeline_ddim import DDIMPipeline
+from diffusers.pipelines.dit.pipeline_dit import DiTPipeline
+from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from diffusers.schedulers.scheduling_ddim import DDIMScheduler
-from diffusers.schedulers.scheduling_flow_match_euler_discrete import FlowMatchEulerDiscreteScheduler
 
 from progdist._errors import UserError
 from progdist.card import card
-from progdist.checkpoint import read_json, read_tensors, write_json, write_whole
+from progdist.checkpoint import read_json, write_json, write_whole
 from progdist.denoiser import Denoiser
-from progdist.network import image_shape
+from progdist.latents import Autoencoder
+from progdist.model import Model, parameterization_name, stock_scheduler
 from progdist.parameterization import PARAMETERIZATIONS
-from progdist.schedule import SCHEDULES, RectifiedFlow, Schedule, VariancePreserving
+from progdist.parts import AUTOENCODERS, read_part
+from progdist.schedule import SCHEDULES, Schedule
 
-PREDICTION_TYPES: dict[str, Literal["sample", "epsilon", "v_prediction"]] = {
-    "x": "sample",
-    "eps": "epsilon",
-    "v": "v_prediction",
-}
-"""Our parameterizations as DDIMScheduler names them."""
-
-
-@dataclass(frozen=True)
-class Model:
-    """A denoiser with what its folder tells of it.
-
-    Attributes:
-        denoiser: ready to sample.
-        steps: the step counts it was trained for; empty for a model of any step count.
-        lineage: the step counts of its ancestors, teacher first.
-        classes: names of the classes, in the order of the labels; empty if unconditional.
-        data: the source of its training images.
-        training: numbers of its training, for the record.
-    """
-
-    denoiser: Denoiser
-    steps: Sequence[int] = ()
-    lineage: Sequence[int] = ()
-    classes: Sequence[str] = ()
-    data: str = ""
-    training: Mapping[str, Any] = field(default_factory=dict)
-
-
-def stock_scheduler(denoiser: Denoiser) -> DDIMScheduler | FlowMatchEulerDiscreteScheduler | None:
-    """The diffusers scheduler that samples this denoiser's network on our grid; None where there is none."""
-    schedule, kind, count = denoiser.schedule, _name(denoiser), denoiser.timesteps
-    if isinstance(schedule, VariancePreserving) and kind in PREDICTION_TYPES and denoiser.offset == 1:
-        t = torch.arange(count + 1, dtype=torch.float64) / count
-        alpha_bar = schedule.alpha(t) ** 2
-        betas = 1 - alpha_bar[1:] / alpha_bar[:-1].clone().index_fill_(0, torch.tensor(0), 1.0)
-        return DDIMScheduler(
-            num_train_timesteps=count,
-            trained_betas=betas.tolist(),
-            timestep_spacing="trailing",
-            prediction_type=PREDICTION_TYPES[kind],
-            clip_sample=False,
-        )
-    if isinstance(schedule, RectifiedFlow) and kind == "velocity" and denoiser.offset == 0:
-        return FlowMatchEulerDiscreteScheduler(num_train_timesteps=count)
-    return None
+Diffuses = UNet2DModel | DiTTransformer2DModel
+"""Networks that have a folder."""
 
 
 def save(model: Model, folder: Path) -> None:
     """Write a model folder; it appears whole or not at all.
 
     Raises:
-        UserError: the network is no UNet2DModel, or the folder exists.
+        UserError: the network is not one of diffusers', or the folder exists.
         OSError: it cannot be written.
     """
     network = model.denoiser.network
-    if not isinstance(network, UNet2DModel):
-        raise UserError(f"only a UNet2DModel has a model folder, got {type(network).__name__}: save its state_dict")
+    if not isinstance(network, Diffuses):
+        raise UserError(
+            f"only a UNet2DModel or DiTTransformer2DModel has a model folder, got {type(network).__name__}: save its "
+            "state_dict"
+        )
     if folder.exists():
         raise UserError(f"{folder} exists: choose another folder, or remove it")
     partial = folder.with_name(f".{folder.name}.partial")
@@ -107,24 +71,47 @@ def save(model: Model, folder: Path) -> None:
         shutil.rmtree(partial, ignore_errors=True)
 
 
-def _write(model: Model, network: UNet2DModel, place: Path) -> None:
+def _write(model: Model, network: Diffuses, place: Path) -> None:
     scheduler = stock_scheduler(model.denoiser)
-    if isinstance(scheduler, DDIMScheduler):
-        DDIMPipeline(network, scheduler).save_pretrained(place)
+    if isinstance(scheduler, DDIMScheduler) and (pipeline := _pipeline(model, network, scheduler)):
+        pipeline.save_pretrained(place)
     else:
-        network.save_pretrained(place / "unet")
+        network.save_pretrained(place / _part(network))
         if scheduler:
             scheduler.save_pretrained(place / "scheduler")
+        if model.autoencoder:
+            model.autoencoder.network.save_pretrained(place / model.autoencoder.part)
     write_json(place / "progdist.json", _description(model))
     write_card(model, place, ())
 
 
+def _pipeline(model: Model, network: Diffuses, scheduler: DDIMScheduler) -> DiffusionPipeline | None:
+    """The stock pipeline of the model; None where there is none."""
+    autoencoder = cast(Any, model.autoencoder.network if model.autoencoder else None)
+    if isinstance(network, UNet2DModel):
+        return LDMPipeline(autoencoder, network, scheduler) if autoencoder else DDIMPipeline(network, scheduler)
+    return DiTPipeline(network, autoencoder, cast(Any, scheduler)) if autoencoder else None
+
+
+def _part(network: Diffuses) -> str:
+    """Where a network lies within a folder."""
+    return "unet" if isinstance(network, UNet2DModel) else "transformer"
+
+
 def write_card(model: Model, place: Path, records: Sequence[Mapping[str, Any]]) -> None:
     """Write the folder's README.md, with the model's evaluations."""
-    scheduler, shape = stock_scheduler(model.denoiser), image_shape(model.denoiser.network)
-    assert shape is not None  # of every UNet2DModel
-    text = card(_description(model), type(scheduler).__name__ if scheduler else None, shape, records)
-    write_whole(place / "README.md", text.encode())
+    write_whole(
+        place / "README.md", card(_description(model), _stock(model), model.image, model.shape, records).encode()
+    )
+
+
+def _stock(model: Model) -> str | None:
+    """The stock pipeline of a latent model, or the stock scheduler of another; None where there is none."""
+    scheduler, network = stock_scheduler(model.denoiser), cast(Diffuses, model.denoiser.network)
+    pipeline = _pipeline(model, network, scheduler) if isinstance(scheduler, DDIMScheduler) else None
+    latent = type(pipeline).__name__ if pipeline and model.autoencoder else None
+    plain = type(scheduler).__name__ if scheduler and not model.autoencoder and _part(network) == "unet" else None
+    return latent or plain
 
 
 def load(folder: Path) -> Model:
@@ -136,13 +123,11 @@ def load(folder: Path) -> Model:
     if not (folder / "progdist.json").is_file():
         raise UserError(f"{folder} is no model folder (it has no progdist.json): give a folder that progdist wrote")
     told = read_json(folder / "progdist.json")
-    config = read_json(folder / "unet" / "config.json")
-    weights = read_tensors(folder / "unet" / "diffusion_pytorch_model.safetensors")
     try:
-        network = cast(UNet2DModel, UNet2DModel.from_config(config))
-        network.load_state_dict(weights)
+        transformer = (folder / "transformer").is_dir()
+        network = read_part(folder, *(("transformer", DiTTransformer2DModel) if transformer else ("unet", UNet2DModel)))
         denoiser = Denoiser(
-            network.eval(),
+            network,
             _schedule(told["schedule"]),
             PARAMETERIZATIONS[told["parameterization"]],
             timesteps=int(told["timesteps"]),
@@ -150,7 +135,10 @@ def load(folder: Path) -> Model:
         )
         counts = {name: tuple(int(count) for count in told[name]) for name in ("steps", "lineage")}
         classes = tuple(str(name) for name in told["classes"])
-        return Model(denoiser, **counts, classes=classes, data=told["data"], training=told["training"])
+        autoencoder = read_autoencoder(folder)
+        return Model(
+            denoiser, **counts, classes=classes, data=told["data"], training=told["training"], autoencoder=autoencoder
+        )
     except UserError as error:
         raise UserError(f"{folder} is damaged: {error}") from error
     except (KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:
@@ -158,9 +146,20 @@ def load(folder: Path) -> Model:
         raise UserError(f"{folder} is damaged ({reason}): restore it, or make it again") from error
 
 
-def _name(denoiser: Denoiser) -> str:
-    """The parameterization's name."""
-    return next(name for name, kind in PARAMETERIZATIONS.items() if type(kind) is type(denoiser.parameterization))
+def read_autoencoder(folder: Path) -> Autoencoder | None:
+    """The autoencoder of a latent model's folder; None where there is none.
+
+    Raises:
+        UserError: it is damaged, or of an unknown kind.
+    """
+    for part in ("vae", "vqvae"):
+        if (folder / part).is_dir():
+            config = folder / part / "config.json"
+            name = read_json(config).get("_class_name") if config.is_file() else "AutoencoderKL"
+            if name not in AUTOENCODERS:
+                raise UserError(f"{folder / part} is a {name}: expected one of {', '.join(AUTOENCODERS)}")
+            return Autoencoder(cast(Any, read_part(folder, part, AUTOENCODERS[name])).requires_grad_(False), part)
+    return None
 
 
 def _schedule(told: Mapping[str, Any]) -> Schedule:
@@ -175,7 +174,7 @@ def _description(model: Model) -> dict[str, Any]:
     kind = next(name for name, cls in SCHEDULES.items() if type(schedule) is cls)
     return {
         "schedule": {"kind": kind, **asdict(schedule)},
-        "parameterization": _name(model.denoiser),
+        "parameterization": parameterization_name(model.denoiser),
         "timesteps": model.denoiser.timesteps,
         "timestep_offset": model.denoiser.offset,
         "steps": list(model.steps),

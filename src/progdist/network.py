@@ -10,6 +10,7 @@ from typing import Any, cast
 
 from diffusers.models.attention_processor import Attention
 from diffusers.models.resnet import ResnetBlock2D
+from diffusers.models.transformers.dit_transformer_2d import DiTTransformer2DModel
 from diffusers.models.unets.unet_2d import UNet2DModel
 from torch import Tensor, nn
 
@@ -107,8 +108,8 @@ def _zero_last_layers(network: UNet2DModel) -> None:
 
 
 def image_shape(network: nn.Module) -> tuple[int, int, int] | None:
-    """(channels, height, width) of the data of a UNet2DModel; None for other networks."""
-    if not isinstance(network, UNet2DModel):
+    """(channels, height, width) of the data of a diffusers network; None for other networks."""
+    if not isinstance(network, UNet2DModel | DiTTransformer2DModel):
         return None
     size = network.config["sample_size"]
     height, width = (size, size) if isinstance(size, int) else size
@@ -116,7 +117,9 @@ def image_shape(network: nn.Module) -> tuple[int, int, int] | None:
 
 
 def class_count(network: nn.Module) -> int:
-    """How many classes the network is conditioned on; 0 for an unconditional one."""
+    """How many classes the network is conditioned on, the one that stands for none included; 0 if on none."""
+    if isinstance(network, DiTTransformer2DModel):
+        return network.config["num_embeds_ada_norm"] + 1  # its table has one more, for none
     return (network.config["num_class_embeds"] or 0) if isinstance(network, UNet2DModel) else 0
 
 

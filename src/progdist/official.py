@@ -31,7 +31,7 @@ from torch import Tensor
 
 from progdist._errors import UserError
 from progdist.denoiser import Denoiser
-from progdist.model_folder import Model
+from progdist.model import Model
 from progdist.network import unet
 from progdist.parameterization import PARAMETERIZATIONS
 from progdist.schedule import Cosine

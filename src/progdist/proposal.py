@@ -10,7 +10,6 @@ from pathlib import Path
 from progdist._errors import UserError
 from progdist.data import load_images
 from progdist.images import Framing
-from progdist.network import image_shape
 from progdist.recipe import Recipe
 from progdist.sections import Data, Distillation, Evaluation, Matching, StageTraining, Training
 from progdist.teacher_folder import Teacher
@@ -92,8 +91,7 @@ def propose(
 
 def frame(teacher: Teacher, source: str) -> Data:
     """The data in the shape that the teacher makes."""
-    shape = image_shape(teacher.model.denoiser.network)
-    assert shape is not None  # of every UNet2DModel
+    shape = teacher.model.image
     if load_images(source).shape == shape:
         return Data(source=source)
     if shape[1] != shape[2] or shape[0] not in (1, 3):

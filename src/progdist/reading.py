@@ -143,7 +143,7 @@ def _wrong_timestep(shifted: dict[int, Tensor], offset: float) -> str | None:
         sure = float(gain.mean()) > SURELY * float(gain.std()) / len(gain) ** 0.5
         if sure and means[2 * shift] > means[shift]:
             return (
-                f"told a timestep that is one {'more' if shift > 0 else 'less'} the network fits the data better (error "
+                f"told a timestep one {'more' if shift > 0 else 'less'} the network fits the data better (error "
                 f"{means[shift]:.4g}, as it is {means[0]:.4g}): it counts timesteps otherwise; say so with "
                 f"--set teacher.offset={offset - shift:g}"
             )

@@ -22,15 +22,18 @@ from progdist.denoiser import Denoises
 from progdist.evaluate import Quality, quality, root_mean_square
 from progdist.features import FeatureSpace, feature_space
 from progdist.images import Images
+from progdist.latents import encoded
 from progdist.lesson import Observer
-from progdist.model_folder import Model, write_card
-from progdist.network import condition, image_shape
+from progdist.model import Model
+from progdist.model_folder import write_card
+from progdist.network import condition
 from progdist.reading import Reading, read
 from progdist.recipe import Recipe, student_name
 from progdist.recipe_file import read_recipe, write_recipe
 from progdist.run_folder import GRID, Record, RunFolder, write_grid
 from progdist.sampler import Step, sample
-from progdist.teaching import Teaching
+from progdist.teacher_folder import Teacher, read_teacher
+from progdist.teaching import Teaching, untrained
 from progdist.train import autocast
 
 EVALUATION_NOISE = 1_000_000
@@ -66,9 +69,18 @@ class Run:
         return [(space, space(pixels)) for space in spaces]
 
     @cached_property
+    def given(self) -> Teacher | None:
+        """The teacher to take, or None where one is trained."""
+        told = self.recipe.teacher
+        return read_teacher(told.model, told.offset) if told.model else None
+
+    @cached_property
     def teaching(self) -> Teaching:
-        """The trainings."""
-        return Teaching(self.recipe, self.images, self.folder, self.observer, self.accelerator)
+        """The trainings, on what the networks see: the images, or their latents."""
+        seen = self.images
+        if self.given and (autoencoder := self.given.model.to(self.accelerator.device).autoencoder):
+            seen = encoded(self.images, autoencoder, self.folder.latents(), self.observer.note)
+        return Teaching(self.recipe, self.given, seen, self.folder, self.observer, self.accelerator)
 
     def everything(self) -> list[Record]:
         """Teacher, students and their evaluations, in order; what exists is not made again."""
@@ -80,8 +92,8 @@ class Run:
         self.observer.note(f"{self.images.name}: {len(self.images)} images of {'x'.join(map(str, self.images.shape))}")
         teacher = model = self.teaching.teacher()
         reference, *others = self.recipe.measurements()
-        if self.teaching.given:
-            self.evaluate("given", self.teaching.given.model, reference[1])
+        if self.given:
+            self.evaluate("given", self.given.model, reference[1])
         self.evaluate(reference[0], teacher, reference[1])
         for number, stage in enumerate(self.recipe.distill.links(), 1):
             model = self.teaching.student(model, number, stage)
@@ -94,22 +106,28 @@ class Run:
         """Find every mistake that can be found before hours are spent, then make the folder this run's own."""
         if self.accelerator.num_processes > 1:
             raise UserError(f"{self.accelerator.num_processes} processes were started: a run takes one for now")
-        _ = self.spaces, self.teaching.untrained(), self.teaching.lessons.held_out
-        if self.teaching.given:
-            self._fits(self.teaching.given.model)
-            self._reads_well(self.teaching.given.model)
+        _ = self.spaces
+        if rule := self.recipe.distill.stop:
+            self.images.split(rule.held_out, self.recipe.seed)
+        if self.given:
+            self._fits(self.given.model)
+            self._reads_well(self.given.model)
+        else:
+            untrained(self.recipe, self.images.shape, self.images.classes, self.images.name)
         names = ["teacher", *(student_name(stage.steps) for stage in self.recipe.distill.links())]
         finished = {name for name in names if self.folder.model(name).exists()}
         self.folder.claim(write_recipe(self.recipe), lambda old: self.recipe.continues(read_recipe(str(old)), finished))
 
     def _fits(self, model: Model) -> None:
         """Refuse a teacher that the data or the chain does not suit."""
-        shape, classes = image_shape(model.denoiser.network), len(self.images.classes)
+        shape, classes = model.image, len(self.images.classes)
         if shape != self.images.shape:
             raise UserError(
                 f"the teacher makes images of {shape}, {self.images.name} holds {self.images.shape} (channels, height, "
                 "width): set data.size and data.channels"
             )
+        if model.autoencoder and self.recipe.data.flip:
+            raise UserError("data.flip is of images, and a latent model sees latents, encoded once: set it to false")
         if model.classes and not classes:
             raise UserError(f"the teacher has {len(model.classes)} classes, but {self.images.name} has no labels")
         if model.classes and classes > len(model.classes):
@@ -125,7 +143,7 @@ class Run:
         """Refuse a teacher whose output the data contradict, unless it is trusted."""
         if self.recipe.teacher.trust or self.folder.model("teacher").exists():
             return
-        model.denoiser.to(self.accelerator.device)
+        model.to(self.accelerator.device)
         if complaint := try_readings(model, self.images, self.recipe.seed).complaint:
             raise UserError(f"{self.recipe.teacher.model}: {complaint} (or take it with --set teacher.trust=true)")
 
@@ -134,7 +152,7 @@ class Run:
         if any(record["model"] == name and record["steps"] == steps for record in self.folder.read("evaluations")):
             return
         started = time.perf_counter()
-        given = self.teaching.given if name == "given" else None
+        given = self.given if name == "given" else None
         images, labels = self.samples(model, steps, denoiser=self.teaching.reference(given) if given else None)
         seconds = time.perf_counter() - started
         path = self.folder.reference()
@@ -172,7 +190,7 @@ class Run:
         """
         wanted = self.recipe.evaluate
         draw = generator(self.recipe.seed, EVALUATION_NOISE)
-        noise = torch.randn(wanted.samples, *self.images.shape, generator=draw)
+        noise = torch.randn(wanted.samples, *model.shape, generator=draw)
         labels = self.images.spread_labels(wanted.samples)
         images = sample_in_batches(
             model,
@@ -193,6 +211,7 @@ def try_readings(model: Model, images: Images, seed: int) -> Reading:
     """Every reading of a model's output, tried on up to READ_ON images."""
     device = next(model.denoiser.parameters()).device
     x, labels = images.sample(READ_ON, seed)
+    x = model.autoencoder.encode(x) if model.autoencoder else x
     eps = torch.randn(x.shape, generator=generator(seed, EVALUATION_NOISE, 2))
     return read(model.denoiser, x.to(device), eps.to(device), **condition(model.denoiser.network, labels.to(device)))
 
@@ -212,7 +231,7 @@ def sample_in_batches(
 ) -> Tensor:
     """Images (N, C, H, W) on the CPU from noise (N, C, H, W), labels (N,), and the noise of stochastic methods.
 
-    `denoiser` stands in for the model's own.
+    The noise is of a latent model's latents. `denoiser` stands in for the model's own.
     """
     device = next(model.denoiser.parameters()).device
     images = []
@@ -223,7 +242,7 @@ def sample_in_batches(
                 denoiser or model.denoiser, part.to(device), steps, method=method, clip=clip, generator=draw, **given
             )
             images.append(made.float().cpu())
-    return torch.cat(images)
+    return model.autoencoder.decode(torch.cat(images)) if model.autoencoder else torch.cat(images)
 
 
 def open_run(recipe: Recipe, out: Path, observer: Observer) -> Run:

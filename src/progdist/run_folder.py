@@ -6,6 +6,7 @@ student-0128/ ...       a model folder for every stage
 checkpoints/NAME/       of the model under way
 metrics.jsonl           loss, gradient norm and learning rate along the way
 evaluations.jsonl       every model at its step counts
+latents.safetensors     the encoded data of a latent model
 samples/                what the models make from one noise, as grids
 report.html
 """
@@ -141,6 +142,10 @@ class RunFolder:
     def reference(self) -> Path:
         """The teacher's own images at the largest step count measured, which fidelity is measured against."""
         return self.root / "samples" / "reference.safetensors"
+
+    def latents(self) -> Path:
+        """The encoded data of a latent model."""
+        return self.root / "latents.safetensors"
 
     def _records(self, kind: str) -> Path:
         return self.root / f"{kind}.jsonl"

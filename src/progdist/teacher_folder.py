@@ -1,8 +1,9 @@
 """A teacher from a stock diffusers pipeline folder: everything inferred from the folder's own configs.
 
     model_index.json            which parts there are
-    unet/                       a UNet2DModel: image size, channels, classes; its weights as safetensors, never a pickle
+    unet/ or transformer/       a UNet2DModel or DiTTransformer2DModel: size, channels, classes; safetensors, no pickle
     scheduler/                  the betas (or a rectified flow), the number of timesteps, what the output means
+    vae/ or vqvae/              of a latent model: the data are encoded before anything else
 
 What the folder says is also tried on data: the output is read in every way, and the timestep shifted by one either
 way, and the reading that denoises best must be the folder's own.
@@ -13,15 +14,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
-from diffusers.models.unets.unet_2d import UNet2DModel
 from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 
 from progdist._errors import UserError
-from progdist.checkpoint import read_json, read_tensors
+from progdist.checkpoint import read_json
 from progdist.denoiser import Denoiser
-from progdist.model_folder import PREDICTION_TYPES, Model, load
-from progdist.network import image_shape
+from progdist.model import PREDICTION_TYPES, Model
+from progdist.model_folder import load, read_autoencoder
+from progdist.network import class_count
 from progdist.parameterization import PARAMETERIZATIONS, Parameterization
+from progdist.parts import NETWORKS, read_part
 from progdist.schedule import Discrete, RectifiedFlow, Schedule
 
 DISCRETE = ("DDPMScheduler", "DDIMScheduler", "PNDMScheduler", "DPMSolverMultistepScheduler", "EulerDiscreteScheduler")
@@ -62,16 +64,16 @@ def read_teacher(place: str, offset: float | None = None) -> Teacher:
             f"{folder} has no model_index.json: give a folder that a diffusers pipeline's save_pretrained made"
         )
     index = read_json(folder / "model_index.json")
-    network = _network(folder, index)
+    part, kind_of_network = _network(folder, index)
+    network = read_part(folder, part, NETWORKS[kind_of_network])
     scheduler = _config(folder, "scheduler", "scheduler_config.json")
     schedule, kind, usual = _meaning(folder, scheduler)
     timesteps = int(scheduler.get("num_train_timesteps", 1000))
     offset = usual if offset is None else offset
     denoiser = Denoiser(network, schedule, kind, timesteps=timesteps, offset=offset)
-    count = int(network.config["num_class_embeds"] or 0)
-    model = Model(denoiser, classes=tuple(map(str, range(count))))
+    model = Model(denoiser, classes=_classes(index, class_count(network)), autoencoder=read_autoencoder(folder))
     clip = bool(scheduler.get("clip_sample", scheduler.get("_class_name") in ("DDPMScheduler", "DDIMScheduler")))
-    told = (f"{folder}: UNet2DModel with {scheduler['_class_name']}", *_describe(model, schedule))
+    told = (f"{folder}: {type(network).__name__} with {scheduler['_class_name']}", *_describe(model, schedule))
     return Teacher(model, clip and not isinstance(schedule, RectifiedFlow), told)
 
 
@@ -97,31 +99,23 @@ def _config(folder: Path, part: str, name: str) -> dict[str, Any]:
     return read_json(folder / part / name)
 
 
-def _network(folder: Path, index: Mapping[str, Any]) -> UNet2DModel:
-    """The network with its weights, in evaluation mode."""
+def _network(folder: Path, index: Mapping[str, Any]) -> tuple[str, str]:
+    """Where the network lies in the folder, and its class."""
     parts = {
         name: value[1] for name, value in index.items() if isinstance(value, list) and len(value) == 2 and value[1]
     }
-    if parts.get("unet") != "UNet2DModel":
-        held = ", ".join(f"{name}: {kind}" for name, kind in sorted(parts.items())) or "nothing"
-        raise UserError(f"{folder} holds {held}: only pipelines of a UNet2DModel can be distilled for now")
-    config = _config(folder, "unet", "config.json")
-    path = folder / "unet" / "diffusion_pytorch_model.safetensors"
-    pickled = [name for kind in ("*.bin", "*.ckpt", "*.pt") for name in sorted((folder / "unet").glob(kind))]
-    if not path.is_file() and pickled:
-        raise UserError(
-            f"{pickled[0]} is a pickle, which can run code and is never loaded: save the pipeline again with "
-            "save_pretrained(folder, safe_serialization=True)"
-        )
-    if not path.is_file():
-        raise UserError(f"{folder} lacks unet/{path.name}: restore the file, or save the pipeline again")
-    try:
-        network = cast(UNet2DModel, UNet2DModel.from_config(config))
-        network.load_state_dict(read_tensors(path))
-    except (KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:
-        reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
-        raise UserError(f"{folder}/unet is damaged ({reason}): restore it, or save the pipeline again") from error
-    return network.eval()
+    for name in ("unet", "transformer"):
+        if parts.get(name) in NETWORKS:
+            return name, parts[name]
+    held = ", ".join(f"{name}: {kind}" for name, kind in sorted(parts.items())) or "nothing"
+    raise UserError(f"{folder} holds {held}: only pipelines of a UNet2DModel or DiTTransformer2DModel can be distilled")
+
+
+def _classes(index: Mapping[str, Any], count: int) -> tuple[str, ...]:
+    """Names of the classes: those that the pipeline tells, else numbers."""
+    names = index.get("id2label")
+    names = names if isinstance(names, dict) else {}
+    return tuple(str(names.get(str(number), number)) for number in range(count))
 
 
 def _meaning(folder: Path, config: Mapping[str, Any]) -> tuple[Schedule, Parameterization, float]:
@@ -147,14 +141,15 @@ def _meaning(folder: Path, config: Mapping[str, Any]) -> tuple[Schedule, Paramet
 
 def _describe(model: Model, schedule: Schedule) -> tuple[str, ...]:
     """What was inferred, for people."""
-    network, denoiser = cast(UNet2DModel, model.denoiser.network), model.denoiser
-    shape = "x".join(map(str, image_shape(network) or ()))
-    count = sum(parameter.numel() for parameter in network.parameters())
+    denoiser, latent = model.denoiser, model.autoencoder
+    image, seen = ("x".join(map(str, shape)) for shape in (model.image, model.shape))
+    count = sum(parameter.numel() for parameter in denoiser.network.parameters())
     kind = next(name for name, value in PARAMETERIZATIONS.items() if value is denoiser.parameterization)
     last = schedule.alphas_cumprod[-1] if isinstance(schedule, Discrete) else 0.0
     return (
-        f"{count:,} parameters, images of {shape}, "
+        f"{count:,} parameters, images of {image}, "
         + (f"{len(model.classes)} classes" if model.classes else "unconditional"),
+        *((f"a latent model: {type(latent.network).__name__} makes latents of {seen}",) if latent else ()),
         f"{type(schedule).__name__} schedule of {denoiser.timesteps} timesteps, output {kind}, timestep = "
         f"{denoiser.timesteps} t - {denoiser.offset:g}",
         *((f"its schedule ends at a signal-to-noise ratio of {last / (1 - last):.1e}, not 0",) if last > 0 else ()),

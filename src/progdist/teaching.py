@@ -14,14 +14,14 @@ from progdist.distillation import Stage, distillation_loss
 from progdist.images import Images
 from progdist.lesson import HELD_OUT_NOISE, Lessons, Observer
 from progdist.matching import Clipped, Guided, match_by_band, matched_form, matching_loss, needs_matching
-from progdist.model_folder import Model
+from progdist.model import Model
 from progdist.network import condition, unet
 from progdist.objective import WEIGHTINGS, denoising_loss
 from progdist.parameterization import PARAMETERIZATIONS
 from progdist.recipe import Recipe, student_name
 from progdist.run_folder import RunFolder
 from progdist.sections import plan_of
-from progdist.teacher_folder import Teacher, read_teacher
+from progdist.teacher_folder import Teacher
 
 
 def untrained(recipe: Recipe, image: tuple[int, int, int], classes: tuple[str, ...], data: str) -> Model:
@@ -47,6 +47,7 @@ class Teaching:
     """The trainings of one recipe in one folder on one accelerator."""
 
     recipe: Recipe
+    given: Teacher | None
     images: Images
     folder: RunFolder
     observer: Observer
@@ -56,12 +57,6 @@ class Teaching:
     def lessons(self) -> Lessons:
         """Trains each network."""
         return Lessons(self.recipe, self.images, self.folder, self.observer, self.accelerator)
-
-    @cached_property
-    def given(self) -> Teacher | None:
-        """The teacher to take, or None where one is trained."""
-        told = self.recipe.teacher
-        return read_teacher(told.model, told.offset) if told.model else None
 
     def untrained(self) -> Model:
         """The teacher before its training, or as it was given."""
@@ -126,7 +121,8 @@ class Teaching:
             weighting=WEIGHTINGS[self.recipe.distill.weighting],
         )
         lineage = (*teacher.lineage, stage.steps * stage.substeps)
-        model = Model(_copy(teacher.denoiser), (stage.steps,), lineage, teacher.classes, self.images.name)
+        student = replace(teacher, denoiser=_copy(teacher.denoiser), steps=(stage.steps,), lineage=lineage)
+        model = replace(student, data=self.images.name, training={})
         plan = self.recipe.distill.plan(stage)
         return self.lessons.learn(student_name(stage.steps), number, model, objective, plan)
 

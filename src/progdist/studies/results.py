@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from progdist.checkpoint import write_whole
-from progdist.model_folder import Model
+from progdist.model import Model
 from progdist.run import Run
 from progdist.run_folder import Record, RunFolder
 from progdist.sampler import Step

@@ -14,7 +14,7 @@ from matplotlib.axes import Axes
 from progdist import model_folder
 from progdist._errors import UserError
 from progdist.lesson import Observer
-from progdist.model_folder import Model
+from progdist.model import Model
 from progdist.recipe import student_name
 from progdist.recipe_file import read_recipe, write_recipe
 from progdist.run import Run, open_run

@@ -1,0 +1,214 @@
+"""Transformers and latent models: what stock pipelines make, we make; the data are encoded once."""
+
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+import pytest
+import torch
+from diffusers import DiTPipeline, LDMPipeline  # pyright: ignore[reportPrivateImportUsage]
+from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+from diffusers.models.autoencoders.vq_model import VQModel
+from diffusers.models.transformers.dit_transformer_2d import DiTTransformer2DModel
+from diffusers.models.unets.unet_2d import UNet2DModel
+from diffusers.schedulers.scheduling_ddim import DDIMScheduler
+from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
+from torch import Tensor
+
+from conftest import call
+from progdist import UserError
+from progdist.data import load_images
+from progdist.latents import encoded
+from progdist.making import Wish, make
+from progdist.model_folder import load
+from progdist.teacher_folder import read_teacher
+
+HALF: dict[str, Any] = {
+    "in_channels": 1,
+    "out_channels": 1,
+    "block_out_channels": (8, 16),
+    "down_block_types": ("DownEncoderBlock2D",) * 2,
+    "up_block_types": ("UpDecoderBlock2D",) * 2,
+    "norm_num_groups": 4,
+}
+
+
+def transformer() -> DiTTransformer2DModel:
+    """Two blocks of a class-conditional transformer that also gives a variance, its last layers not zero."""
+    torch.manual_seed(0)
+    network = DiTTransformer2DModel(
+        num_attention_heads=2,
+        attention_head_dim=8,
+        in_channels=4,
+        out_channels=8,
+        num_layers=2,
+        sample_size=4,
+        num_embeds_ada_norm=10,
+    )
+    for parameter in network.parameters():
+        if not parameter.any():
+            torch.nn.init.normal_(parameter, std=0.05)
+    return network.eval()
+
+
+@pytest.fixture(params=["DiT", "LDM"])
+def latent(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
+    """A stock pipeline folder of a latent model of 8x8 images."""
+    torch.manual_seed(0)
+    place, scheduler = tmp_path / request.param, DDPMScheduler(clip_sample=False)
+    if request.param == "DiT":
+        DiTPipeline(transformer(), AutoencoderKL(**HALF), scheduler).save_pretrained(place)  # pyright: ignore
+    else:
+        unet = UNet2DModel(
+            sample_size=4,
+            in_channels=3,
+            out_channels=3,
+            block_out_channels=(8, 16),
+            down_block_types=("DownBlock2D",) * 2,
+            up_block_types=("UpBlock2D",) * 2,
+            norm_num_groups=4,
+        )
+        LDMPipeline(
+            VQModel(latent_channels=3, **HALF), unet, DDIMScheduler.from_config(scheduler.config)
+        ).save_pretrained(place)
+    return place
+
+
+QUICK = ("--updates", 2, "--batch", 8, "--start", 8, "--set", "evaluate.samples=16", "--set", "evaluate.resamples=2")
+UNTRAINED = ("--set", "teacher.trust=true")
+
+
+def distilled(latent: Path, out: Path, *more: object) -> Path:
+    result = call("distill", latent, "--data", "digits", "--out", out, *QUICK, *UNTRAINED, *more)
+    assert result.exit_code == 0, result.output
+    return out / "student-0004"
+
+
+@torch.no_grad()
+def stock_images(folder: Path, noise: Tensor, steps: int, labels: list[int]) -> Tensor:
+    """What the folder's own stock parts make of the noise, (N, C, H, W)."""
+    index = json.loads((folder / "model_index.json").read_text())
+    kind = DiTPipeline if index["_class_name"] == "DiTPipeline" else LDMPipeline
+    pipeline: Any = kind.from_pretrained(folder)
+    given = {"class_labels": torch.tensor(labels)} if kind is DiTPipeline else {}
+    network = pipeline.transformer if given else pipeline.unet
+    autoencoder = pipeline.vae if given else pipeline.vqvae
+    pipeline.scheduler.set_timesteps(steps)
+    z = noise
+    for t in pipeline.scheduler.timesteps:
+        output = network(z, t.expand(len(z)), **given).sample[:, : z.shape[1]]
+        z = pipeline.scheduler.step(output, t, z).prev_sample
+    return autoencoder.decode(z / autoencoder.config.scaling_factor).sample
+
+
+def test_a_latent_model_is_distilled_and_stock_parts_make_its_images(latent: Path, tmp_path: Path) -> None:
+    student = distilled(latent, tmp_path / "out")
+    model = load(student)
+    assert (model.image, model.shape[1:]) == ((1, 8, 8), (4, 4))
+    images, labels, steps = make(model, Wish(None, 5, None, 0), print)
+    from progdist.making import noise_of
+
+    theirs = stock_images(student, noise_of(model, 5, 0), steps, labels.tolist())
+    torch.testing.assert_close(images, theirs, rtol=0, atol=1e-4)
+    assert images.shape == (5, 1, 8, 8)
+    assert len(model.classes) == (11 if latent.name == "DiT" else 0)
+
+
+def test_the_data_are_encoded_once(latent: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    distilled(latent, tmp_path / "out")
+    cache = tmp_path / "out" / "latents.safetensors"
+    before = cache.stat().st_mtime_ns
+    told = read_teacher(str(latent)).model.autoencoder
+    assert told is not None
+    monkeypatch.setattr(type(told), "encode", lambda self, images: pytest.fail("encoded again"))
+    distilled(latent, tmp_path / "out")
+    images = load_images("digits")
+    latents = encoded(images, told, cache, print)
+    assert cache.stat().st_mtime_ns == before
+    assert latents.shape == read_teacher(str(latent)).model.shape
+    assert torch.equal(latents.spread_labels(9), images.spread_labels(9))
+
+
+def test_latents_are_those_of_the_stock_autoencoder(latent: Path) -> None:
+    autoencoder = read_teacher(str(latent)).model.autoencoder
+    assert autoencoder is not None
+    x = load_images("digits").sample(3, 0)[0]
+    network: Any = autoencoder.network
+    found = network.encode(x)
+    means = found.latent_dist.mode() if hasattr(found, "latent_dist") else found.latents
+    torch.testing.assert_close(autoencoder.encode(x), 0.18215 * means)
+    torch.testing.assert_close(autoencoder.decode(0.18215 * means), network.decode(means).sample, rtol=1e-4, atol=1e-4)
+
+
+def test_the_card_of_a_latent_model_runs(latent: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    student = distilled(latent, tmp_path / "out")
+    text = (student / "README.md").read_text()
+    assert "Images of 8x8 with 1 channel" in text
+    code = re.search(r"```python\n(.*?)```", text, re.DOTALL)
+    assert code
+    monkeypatch.chdir(student)
+    found: dict[str, Any] = {}
+    exec(code[1], found)
+    assert len(found["images"]) == 16
+    assert np.asarray(found["images"][0]).shape == (8, 8)
+
+
+def test_onnx_holds_the_decoder(latent: Path, tmp_path: Path) -> None:
+    model = load(distilled(latent, tmp_path / "out"))
+    assert call("export", tmp_path / "out" / "student-0004", "--onnx", tmp_path / "s.onnx").exit_code == 0
+    session = onnxruntime.InferenceSession(tmp_path / "s.onnx", providers=["CPUExecutionProvider"])
+    from progdist.making import noise_of
+
+    inputs = {"noise": noise_of(model, 3, 0).numpy()}
+    if model.classes:
+        inputs["labels"] = np.arange(3)
+    theirs = torch.from_numpy(session.run(None, inputs)[0])
+    torch.testing.assert_close(theirs, make(model, Wish(4, 3, None, 0), print)[0], rtol=0, atol=1e-4)
+
+
+def test_guidance_of_a_transformer_uses_the_class_for_none(tmp_path: Path) -> None:
+    place = tmp_path / "DiT"
+    DiTPipeline(transformer(), AutoencoderKL(**HALF), DDPMScheduler(clip_sample=False)).save_pretrained(  # pyright: ignore
+        place
+    )
+    distilled(place, tmp_path / "out", "--guidance", 2)
+
+
+@pytest.mark.parametrize(
+    ("damage", "says"),
+    [
+        (lambda place, part: (place / part / "config.json").unlink(), "config.json"),
+        (lambda place, part: next((place / part).glob("*.safetensors")).unlink(), "lacks"),
+        (lambda place, part: next((place / part).glob("*.safetensors")).rename(place / part / "a.bin"), "is a pickle"),
+    ],
+)
+def test_a_damaged_autoencoder_is_one_line(
+    latent: Path, tmp_path: Path, damage: Callable[[Path, str], None], says: str
+) -> None:
+    damage(latent, "vae" if latent.name == "DiT" else "vqvae")
+    result = call("distill", latent, "--data", "digits", "--out", tmp_path / "out")
+    assert result.exit_code == 2, result.output
+    assert says in result.stderr
+    assert result.stderr.count("\n") == 1
+
+
+def test_flipping_is_of_images(latent: Path, tmp_path: Path) -> None:
+    result = call(
+        "distill", latent, "--data", "digits", "--out", tmp_path / "out", *UNTRAINED, "--set", "data.flip=true"
+    )
+    assert result.exit_code == 2
+    assert "data.flip" in result.stderr
+
+
+def test_a_cache_of_other_data_is_refused(latent: Path, tmp_path: Path) -> None:
+    autoencoder = read_teacher(str(latent)).model.autoencoder
+    assert autoencoder is not None
+    images = load_images("digits")
+    few, _ = images.split(1700, 0)
+    encoded(few, autoencoder, tmp_path / "c.safetensors", print)
+    with pytest.raises(UserError, match="remove it to encode"):
+        encoded(images, autoencoder, tmp_path / "c.safetensors", print)
