@@ -236,6 +236,27 @@ def test_a_folder_that_is_not_there(tmp_path: Path) -> None:
     assert "is no folder" in result.stderr
 
 
+def test_a_name_on_the_hub(stock: Stock, monkeypatch: pytest.MonkeyPatch) -> None:
+    place, asked = stock(), {}
+
+    def download(name: str, **how: object) -> str:
+        asked.update(name=name, **how)
+        return str(place)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", download)
+    assert read_teacher("somebody/their-model").model.denoiser.timesteps == 1000
+    assert asked["name"] == "somebody/their-model"
+    assert "*.bin" in asked["ignore_patterns"]  # pickles are not even fetched
+
+    def refuse(name: str, **how: object) -> str:
+        raise OSError("404 Client Error: not found")
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", refuse)
+    result = call("doctor", "somebody/nothing")
+    assert result.exit_code == 2
+    assert "the hub does not give it (404 Client Error" in result.stderr
+
+
 def test_every_field_of_stage_0(stock: Stock) -> None:
     """match.* changes the plan of the teacher's stage."""
     from progdist.sections import Matching, plan_of
@@ -244,6 +265,7 @@ def test_every_field_of_stage_0(stock: Stock) -> None:
     changes = {
         "updates": 9, "batch": 16, "learning_rate": 0.5, "warmup": 9, "anneal": "none", "weight_decay": 0.1,
         "clip": 0.5, "ema": 0.5, "microbatches": 2, "precision": "bf16", "checkpoint_every": 77,
+        "gradient_checkpointing": True, "lora_rank": 3,
     }  # fmt: skip
     for field, value in changes.items():
         assert getattr(plan_of(Matching.model_validate({field: value})), field) == value != getattr(base, field)

@@ -205,6 +205,7 @@ CHANGES: dict[str, tuple[Any, Seen]] = {
 PLANS = {
     "updates": 99, "batch": 16, "learning_rate": 0.5, "warmup": 9, "weight_decay": 0.1,
     "clip": 0.5, "ema": 0.5, "microbatches": 2, "precision": "bf16", "checkpoint_every": 77,
+    "gradient_checkpointing": True, "lora_rank": 3,
 }  # fmt: skip
 for _section, _seen in (("teacher", the_teachers_plan), ("distill", the_stages)):
     _fields = Recipe.model_fields[_section].annotation.model_fields  # pyright: ignore

@@ -6,7 +6,7 @@ forward and back (g), and per update of the optimiser (o). A stage of U updates 
     U (B (k f + g) + o)
 
 and holds the weights w, gradients w, Adam's moments 2 w, the average or the frozen teacher w, and what one microbatch
-saves for the way back.
+saves for the way back; of a low-rank student, w once.
 """
 
 import copy
@@ -26,7 +26,7 @@ from progdist.recipe import Recipe, student_name
 from progdist.sections import plan_of
 from progdist.teacher_folder import read_teacher
 from progdist.teaching import untrained
-from progdist.train import Plan, autocast
+from progdist.train import Plan, autocast, recompute
 
 LONG_ENOUGH = 1.0
 """Seconds that a measured pass should take; the batch is doubled until it does, or is the recipe's own."""
@@ -93,7 +93,7 @@ def estimate(recipe: Recipe) -> Estimate:
         parameters=sum(parameter.numel() for parameter in denoiser.network.parameters()),
         image=model.image,
         classes=len(model.classes),
-        memory=5 * weights + microbatch * rates.saved,
+        memory=(1 if plans[-1].lora_rank else 5) * weights + microbatch * rates.saved,
         device=torch.cuda.get_device_name() if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads",
         rates=rates,
         parts=tuple(parts),
@@ -128,6 +128,8 @@ def _evaluation(recipe: Recipe, rates: Rates) -> Part:
 def measure(denoiser: Denoiser, shape: tuple[int, int, int], most: int, plan: Plan) -> Rates:
     """The rates of a denoiser on its device, with batches of up to `most` images (C, H, W); it is left as it is."""
     denoiser = copy.deepcopy(denoiser)
+    if plan.gradient_checkpointing:
+        recompute(denoiser.network)
     device = next(denoiser.parameters()).device
     optimizer = torch.optim.AdamW(denoiser.parameters(), fused=True)
     batch, took = 1, 0.0

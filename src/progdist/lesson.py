@@ -15,6 +15,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from progdist import model_folder
+from progdist.adapters import low_rank_student, merged
 from progdist.batches import Batches
 from progdist.convergence import Convergence
 from progdist.images import Images
@@ -95,15 +96,17 @@ class Lessons:
                 line = {key: value for key, value in asdict(progress).items() if key != "seconds"}
                 self.folder.append("metrics", {"model": name, **line})
 
+        seed, network = self.recipe.seed + 7919 * number, model.denoiser.network
+        low_rank = low_rank_student(network, plan.lora_rank, seed) if plan.lora_rank else None
         self.observer.begin(name, plan.updates)
         try:
             network, updates, seconds = train(
-                model.denoiser.network.requires_grad_(True),
+                low_rank or network.requires_grad_(True),
                 loss,
                 batches,
                 plan,
                 accelerator=self.accelerator,
-                seed=self.recipe.seed + 7919 * number,
+                seed=seed,
                 checkpoints=checkpoints,
                 observe=observe,
                 stop=self._stopping(name, number, loss, plan),
@@ -112,6 +115,7 @@ class Lessons:
             raise NotFinite(f"{name}: {error}") from error
         finally:
             self.observer.end()
+        network = merged(network) if low_rank else network
         training = {"updates": updates, "batch": plan.batch, "seconds": round(seconds, 3)}
         model_folder.save(replace(model, denoiser=model.denoiser.with_network(network), training=training), place)
         checkpoints.clear()

@@ -7,6 +7,7 @@ The teacher is a `Denoiser` around any `torch.nn.Module`; data are tensors of an
 
 import copy
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any, Literal
 
@@ -71,6 +72,7 @@ def distill(
     weighting: str = "truncated_snr",
     precision: Literal["float32", "bf16"] = "float32",
     microbatches: int = 1,
+    gradient_checkpointing: bool = False,
     label: str | None = None,
     seed: int = 0,
     observe: Callable[[int, Progress], None] = lambda steps, progress: None,
@@ -90,6 +92,8 @@ def distill(
         weighting: the name of one in WEIGHTINGS.
         precision: "bf16" autocasts the network.
         microbatches: parts of a batch, to save memory; the result is the same but for rounding.
+        gradient_checkpointing: compute inner values twice rather than keep them; the network needs diffusers' method
+            enable_gradient_checkpointing().
         label: the keyword under which the network takes the labels (B,); None for an unconditional one.
         seed: of all randomness.
         observe: told the student's step count (the teacher's in the matching stage) and the progress of each update.
@@ -105,6 +109,9 @@ def distill(
     if kind is None:
         raise UserError(f"weighting {weighting!r} is unknown: use one of {', '.join(WEIGHTINGS)}")
 
+    plan = Plan(1, batch, learning_rate, anneal=anneal, microbatches=microbatches, precision=precision)
+    plan = replace(plan, gradient_checkpointing=gradient_checkpointing)
+
     def trained(student: Denoiser, number: int, loss: Callable[..., Tensor], count: int, steps: int) -> Denoiser:
         def of_batch(network: nn.Module, given: Batch) -> Tensor:
             labels = {label: given["labels"]} if label else {}
@@ -114,7 +121,7 @@ def distill(
             student.network.requires_grad_(True),
             of_batch,
             Batches(examples, batch, seed, number, labelled=True),
-            Plan(count, batch, learning_rate, anneal=anneal, microbatches=microbatches, precision=precision),
+            replace(plan, updates=count),
             accelerator=accelerator,
             seed=seed + number,
             observe=partial(observe, steps),

@@ -101,6 +101,7 @@ class Optimisation(Part):
     ema: Share = 0.9999
     weighting: Weight = "truncated_snr"
     microbatches: PositiveInt = 1
+    gradient_checkpointing: bool = False
     precision: Precision = "float32"
     checkpoint_every: PositiveInt = 1000
 
@@ -131,6 +132,7 @@ class Matching(Optimisation):
     warmup: Annotated[int, Field(ge=0)] = 100
     anneal: Literal["linear", "none"] = "linear"
     ema: Share = 0.0
+    lora_rank: Annotated[int, Field(ge=0)] = 0
     guidance: Annotated[float, Field(gt=0)] | None = None
     null_class: Annotated[int, Field(ge=0)] | None = None
 
@@ -160,7 +162,8 @@ class Distillation(Part):
 
     The chain goes from `start` to `end` by dividing by `substeps`, or is given whole as a list; each count must divide
     the one before it, and their ratio is the number of teacher steps to one of the student. `stages` overrides, by
-    the student's step count. With `stop`, `updates` is the most that a stage takes.
+    the student's step count. With `lora_rank` students learn corrections of that rank alone (see `progdist.adapters`).
+    With `stop`, `updates` is the most that a stage takes.
     """
 
     start: PositiveInt = 256
@@ -174,6 +177,8 @@ class Distillation(Part):
     clip: Annotated[float, Field(ge=0)] = 1.0
     weighting: Weight = "truncated_snr"
     microbatches: PositiveInt = 1
+    gradient_checkpointing: bool = False
+    lora_rank: Annotated[int, Field(ge=0)] = 0
     precision: Precision = "float32"
     checkpoint_every: PositiveInt = 1000
     stop: Stop | None = None

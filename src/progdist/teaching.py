@@ -22,6 +22,7 @@ from progdist.recipe import Recipe, student_name
 from progdist.run_folder import RunFolder
 from progdist.sections import plan_of
 from progdist.teacher_folder import Teacher
+from progdist.train import Plan
 
 
 def untrained(recipe: Recipe, image: tuple[int, int, int], classes: tuple[str, ...], data: str) -> Model:
@@ -82,9 +83,10 @@ class Teaching:
         if place.exists():
             return self.lessons.on_device(model_folder.load(place))
         frozen = self.reference(given)
-        student = replace(model, denoiser=matched_form(_copy(model.denoiser)))
+        plan = plan_of(match)
+        student = replace(model, denoiser=matched_form(_start(model.denoiser, plan)))
         objective = partial(matching_loss, teacher=frozen, weighting=WEIGHTINGS[match.weighting])
-        matched = self.lessons.learn("teacher", 0, student, objective, plan_of(match))
+        matched = self.lessons.learn("teacher", 0, student, objective, plan)
         self._report_match(matched, frozen)
         return matched
 
@@ -120,12 +122,12 @@ class Teaching:
             substeps=stage.substeps,
             weighting=WEIGHTINGS[self.recipe.distill.weighting],
         )
-        lineage = (*teacher.lineage, stage.steps * stage.substeps)
-        student = replace(teacher, denoiser=_copy(teacher.denoiser), steps=(stage.steps,), lineage=lineage)
+        plan, lineage = self.recipe.distill.plan(stage), (*teacher.lineage, stage.steps * stage.substeps)
+        student = replace(teacher, denoiser=_start(teacher.denoiser, plan), steps=(stage.steps,), lineage=lineage)
         model = replace(student, data=self.images.name, training={})
-        plan = self.recipe.distill.plan(stage)
         return self.lessons.learn(student_name(stage.steps), number, model, objective, plan)
 
 
-def _copy(denoiser: Denoiser) -> Denoiser:
-    return denoiser.with_network(copy.deepcopy(denoiser.network))
+def _start(teacher: Denoiser, plan: Plan) -> Denoiser:
+    """Where a student begins: a copy of its teacher, or the teacher itself, whose weights a low-rank student shares."""
+    return teacher if plan.lora_rank else teacher.with_network(copy.deepcopy(teacher.network))

@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal, cast
 
 import torch
 from accelerate import Accelerator
@@ -47,6 +47,8 @@ class Plan:
         ema: decay of the weights' average; 0 for none.
         dropout: whether the network's dropout is at work.
         microbatches: parts in which a process takes its rows, to save memory.
+        gradient_checkpointing: compute the network's inner values twice rather than keep them, to save memory.
+        lora_rank: of the corrections that alone are trained (see `progdist.adapters`); 0 for all weights.
         precision: "bf16" autocasts the network, "float32" does not.
         checkpoint_every: updates between checkpoints.
     """
@@ -61,6 +63,8 @@ class Plan:
     ema: float = 0.0
     dropout: bool = False
     microbatches: int = 1
+    gradient_checkpointing: bool = False
+    lora_rank: int = 0
     precision: Literal["float32", "bf16"] = "float32"
     checkpoint_every: int = 1000
 
@@ -84,6 +88,18 @@ class Progress:
 
 class NotFinite(UserError):
     """A loss or gradient that is not finite."""
+
+
+def recompute(network: nn.Module) -> None:
+    """Have a network compute its inner values again on the way back, as diffusers' networks can.
+
+    Raises:
+        UserError: it cannot.
+    """
+    if not hasattr(network, "enable_gradient_checkpointing"):
+        kind = type(network).__name__
+        raise UserError(f"{kind} has no enable_gradient_checkpointing(): leave gradient_checkpointing, or give it one")
+    cast(Any, network).enable_gradient_checkpointing()
 
 
 def autocast(device: torch.device, precision: str) -> torch.autocast | nullcontext[None]:
@@ -128,6 +144,8 @@ def train(
     parts = accelerator.num_processes * plan.microbatches
     if plan.batch % parts:
         raise UserError(f"batch {plan.batch} does not divide into {parts} (processes times microbatches)")
+    if plan.gradient_checkpointing:
+        recompute(network)
     prepared = accelerator.prepare(network)
     state = _State(network, plan)
     if checkpoints is not None and (latest := checkpoints.latest()):
