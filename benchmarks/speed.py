@@ -13,7 +13,6 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from accelerate import Accelerator
 from rich.console import Console
 from torch import Tensor
 
@@ -24,6 +23,7 @@ from progdist.progress import Terminal
 from progdist.recipe_file import read_recipe
 from progdist.run import Run
 from progdist.run_folder import RunFolder
+from progdist.team import Team
 from progdist.train import autocast
 
 
@@ -42,7 +42,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("recipe", nargs="?", default="digits")
     recipe = read_recipe(parser.parse_args().recipe)
-    run = Run(recipe, RunFolder(Path("unused")), Terminal(Console()), Accelerator())
+    run = Run(recipe, RunFolder(Path("unused")), Terminal(Console()), Team())
     student, teacher = run.teaching.untrained().denoiser, run.teaching.untrained().denoiser.requires_grad_(False)
     size = recipe.distill.batch
     x, eps = torch.randn(2, size, *run.images.shape)

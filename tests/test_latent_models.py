@@ -72,9 +72,8 @@ def latent(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
             up_block_types=("UpBlock2D",) * 2,
             norm_num_groups=4,
         )
-        LDMPipeline(
-            VQModel(latent_channels=3, **HALF), unet, DDIMScheduler.from_config(scheduler.config)
-        ).save_pretrained(place)
+        ddim = DDIMScheduler(clip_sample=False)
+        LDMPipeline(VQModel(latent_channels=3, **HALF), unet, ddim).save_pretrained(place)
     return place
 
 

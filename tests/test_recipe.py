@@ -8,7 +8,6 @@ from typing import Any, get_args
 import numpy as np
 import pytest
 import torch
-from accelerate import Accelerator
 from pydantic import BaseModel
 
 from conftest import TINY
@@ -19,6 +18,7 @@ from progdist.run import Run
 from progdist.run_folder import RunFolder
 from progdist.sections import StageTraining, plan_of
 from progdist.teaching import Teaching
+from progdist.team import Team
 from progdist.train import Plan
 
 Seen = Callable[[Recipe], Any]
@@ -39,7 +39,7 @@ class Silent:
 
 
 def a_run(recipe: Recipe, folder: Path = Path("/nowhere")) -> Run:
-    return Run(recipe, RunFolder(folder), Silent(), Accelerator())
+    return Run(recipe, RunFolder(folder), Silent(), Team())
 
 
 def the_network(recipe: Recipe) -> Any:  # noqa: ANN401
@@ -205,7 +205,7 @@ CHANGES: dict[str, tuple[Any, Seen]] = {
 PLANS = {
     "updates": 99, "batch": 16, "learning_rate": 0.5, "warmup": 9, "weight_decay": 0.1,
     "clip": 0.5, "ema": 0.5, "microbatches": 2, "precision": "bf16", "checkpoint_every": 77,
-    "gradient_checkpointing": True, "lora_rank": 3,
+    "gradient_checkpointing": True, "lora_rank": 3, "most_skips": 2,
 }  # fmt: skip
 for _section, _seen in (("teacher", the_teachers_plan), ("distill", the_stages)):
     _fields = Recipe.model_fields[_section].annotation.model_fields  # pyright: ignore

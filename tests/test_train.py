@@ -157,8 +157,9 @@ def test_dropout_is_at_work_only_where_it_is_asked_for() -> None:
     assert equal(trained(PLAN)[0], trained(PLAN)[0])
 
 
+@pytest.mark.parametrize("skips", [0, 3])
 @pytest.mark.parametrize("bad", ["loss", "gradient"])
-def test_what_is_not_finite_stops_the_training(tmp_path: Path, bad: str) -> None:
+def test_what_is_not_finite_stops_the_training(tmp_path: Path, bad: str, skips: int) -> None:
     module, count = network(), 0
 
     def poisoned(module: nn.Module, batch: Batch) -> Tensor:
@@ -169,12 +170,40 @@ def test_what_is_not_finite_stops_the_training(tmp_path: Path, bad: str) -> None
             return loss
         return loss * math.nan if bad == "loss" else loss + (loss - loss.detach()).abs().sqrt() * 0
 
+    plan = replace(PLAN, most_skips=skips)
     with pytest.raises(NotFinite) as caught:
-        train(module, poisoned, batches, PLAN, accelerator=Accelerator(), checkpoints=Checkpoints(tmp_path))
-    assert "update 7 of 12" in str(caught.value)
+        train(module, poisoned, batches, plan, accelerator=Accelerator(), checkpoints=Checkpoints(tmp_path))
+    assert f"update {7 + skips} of 12" in str(caught.value)
     assert str(tmp_path / "00000004.safetensors") in str(caught.value)
     assert all(parameter.isfinite().all() for parameter in module.parameters())
     assert Checkpoints(tmp_path).latest_path() == tmp_path / "00000004.safetensors"
+
+
+@pytest.mark.parametrize("ema", [0.0, 0.9])
+def test_an_update_that_is_not_finite_makes_no_step(ema: float) -> None:
+    """Weights, average and moments are as before it; its place in the order of batches is used up."""
+    seen: list[Tensor] = []
+    told: list[Progress] = []
+
+    def poisoned(module: nn.Module, batch: Batch) -> Tensor:
+        seen.append(torch.cat([parameter.detach().flatten() for parameter in module.parameters()]))
+        return error(module, batch) * (math.inf if len(seen) in (3, 4) else 1)
+
+    plan = replace(PLAN, ema=ema, most_skips=2)
+    train(network(), poisoned, batches, plan, accelerator=Accelerator(), observe=told.append)
+    assert torch.equal(seen[2], seen[3])
+    assert torch.equal(seen[2], seen[4])
+    assert not torch.equal(seen[1], seen[2])
+    assert not torch.equal(seen[4], seen[5])
+    assert [progress.skipped for progress in told] == [0, 0, 1, 2] + [2] * 8
+    assert [progress.finite for progress in told] == [True, True, False, False] + [True] * 8
+    assert [progress.update for progress in told] == list(range(1, 13))
+
+
+def test_a_checkpoint_of_another_network_is_one_line(tmp_path: Path) -> None:
+    Checkpoints(tmp_path).save(Checkpoint(4, {"network.a": torch.zeros(2)}, {"seconds": 1.0, "skipped": 0}))
+    with pytest.raises(UserError, match="another network or another version"):
+        trained(PLAN, Checkpoints(tmp_path))
 
 
 def test_checkpoints_keep_the_last_and_are_whole(tmp_path: Path) -> None:

@@ -78,13 +78,16 @@ class Checkpoint:
 
 @dataclass(frozen=True)
 class Checkpoints:
-    """The checkpoints of one stage, the last `keep` of them."""
+    """The checkpoints of one stage, the last `keep` of them; read-only in all processes of a run but the first."""
 
     folder: Path
     keep: int = 2
+    writes: bool = True
 
-    def save(self, checkpoint: Checkpoint) -> Path:
+    def save(self, checkpoint: Checkpoint) -> None:
         """Write one, then drop the oldest; the JSON file comes last and makes it count."""
+        if not self.writes:
+            return
         path = self.folder / f"{checkpoint.update:08d}.safetensors"
         tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in checkpoint.tensors.items()}
         content = safetensors.torch.save(tensors)
@@ -94,7 +97,6 @@ class Checkpoints:
         for update in self._updates()[: -self.keep]:
             self._path(update).with_suffix(".json").unlink()
             self._path(update).unlink(missing_ok=True)
-        return path
 
     def latest(self, say: Callable[[str], None] = lambda text: None) -> Checkpoint | None:
         """The newest that is whole, or None; `say` is told of those that are not."""
@@ -119,7 +121,8 @@ class Checkpoints:
 
     def clear(self) -> None:
         """Remove them all: what they led to is finished."""
-        shutil.rmtree(self.folder, ignore_errors=True)
+        if self.writes:
+            shutil.rmtree(self.folder, ignore_errors=True)
 
     def latest_path(self) -> Path | None:
         """Where the newest is, or None."""

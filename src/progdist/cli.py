@@ -10,7 +10,7 @@ import typer
 from progdist import __version__
 from progdist.sampler import METHODS
 from progdist.studies.commands import COMMANDS
-from progdist.terminal import console, mended_by_the_user, say
+from progdist.terminal import RANK, console, mended_by_the_user, say
 
 app = typer.Typer(
     name="progdist",
@@ -57,8 +57,7 @@ def run(
             console.print(part, highlight=False)
         return
     folder = out or Path("runs") / resolved.name
-    _start_over(folder, fresh)
-    _finish(carry_out(resolved, folder, Terminal(console)), folder)
+    _finish(carry_out(resolved, folder, Terminal(console), fresh=fresh), folder)
 
 
 @app.command()
@@ -100,9 +99,8 @@ def distill(
         guidance=guidance,
     )
     recipe = override(proposed, set_ or [])
-    _start_over(folder, fresh)
     console.print(f"chain: {' -> '.join(map(str, recipe.distill.counts()))}", highlight=False)
-    _finish(carry_out(recipe, folder, Terminal(console)), folder)
+    _finish(carry_out(recipe, folder, Terminal(console), fresh=fresh), folder)
     last = folder / f"student-{recipe.distill.counts()[-1]:04d}"
     console.print(f"The student: {last}", highlight=False, soft_wrap=True)
 
@@ -242,16 +240,10 @@ def recipes(name: Annotated[str | None, typer.Argument(help="Print this one whol
         console.print(f"[bold]{known:15}[/bold] {read_recipe(known).about}", highlight=False)
 
 
-def _start_over(folder: Path, fresh: bool) -> None:
-    """Set an older run aside, if that is wished."""
-    from progdist.run_folder import RunFolder
-
-    if fresh and (aside := RunFolder(folder).set_aside()):
-        console.print(f"the older run is now {aside}", highlight=False, soft_wrap=True)
-
-
 def _finish(records: list[dict[str, Any]], folder: Path) -> None:
-    """The table of a run, and its report."""
+    """The table of a run, and its report; told and written by its first process."""
+    if RANK > 0:
+        return
     from progdist.progress import quality_table
     from progdist.report import quality_rows, write_report
     from progdist.run_folder import RunFolder

@@ -6,7 +6,7 @@ r"""How good samples are: distances to the data, agreement with their classes, a
                        arXiv 1801.01401), times 1000
     fidelity           the root mean square difference of pixels in [-1, 1] from images made from the same noise
 
-Both distances are torchmetrics'. The Frechet distance has a positive bias of order 1/n, so compare only distances of
+Both distances are torchmetrics', of one process's features alone. The Frechet distance has a positive bias of order 1/n, so compare only distances of
 equally many samples.
 """
 
@@ -38,7 +38,7 @@ class _Given(nn.Module):
 
 def frechet_distance(a: Tensor, b: Tensor) -> float:
     """The Frechet distance of features a (N, D) and b (M, D)."""
-    metric = FrechetInceptionDistance(feature=_Given(a.shape[1])).set_dtype(torch.float64)
+    metric = FrechetInceptionDistance(feature=_Given(a.shape[1]), sync_on_compute=False).set_dtype(torch.float64)
     metric.update(a.double(), real=True)
     metric.update(b.double(), real=False)
     return float(metric.compute())
@@ -78,7 +78,8 @@ def _kernel(data: Tensor, samples: Tensor, size: int, subsets: int, seed: int) -
     with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
         warnings.filterwarnings("ignore", message="Metric `Kernel Inception Distance` will save all")
         torch.manual_seed(seed)
-        metric = KernelInceptionDistance(feature=_Given(data.shape[1]), subsets=subsets, subset_size=size)
+        given = _Given(data.shape[1])
+        metric = KernelInceptionDistance(given, subsets=subsets, subset_size=size, sync_on_compute=False)
         metric.update(data, real=True)
         metric.update(samples, real=False)
         mean, spread = metric.compute()

@@ -41,14 +41,13 @@ class Pending:
         else:
             raise Interrupted(number)
 
-    def raise_if_asked(self) -> None:
-        """Stop, if a signal asked for it.
+    def stop(self) -> None:
+        """Stop now, as the waiting signal asks, or one that another process of the run got.
 
         Raises:
-            Interrupted: it did.
+            Interrupted: always.
         """
-        if self.asked is not None:
-            raise Interrupted(self.asked)
+        raise Interrupted(self.asked if self.asked is not None else signal.SIGTERM)
 
     @contextmanager
     def among_updates(self) -> Iterator[None]:

@@ -11,7 +11,6 @@ from statistics import fmean
 from typing import Protocol
 
 import torch
-from accelerate import Accelerator
 from torch import Tensor, nn
 
 from progdist import model_folder
@@ -23,6 +22,7 @@ from progdist.model import Model
 from progdist.network import condition
 from progdist.recipe import Recipe
 from progdist.run_folder import Record, RunFolder
+from progdist.team import Team
 from progdist.train import Batch, Loss, NotFinite, Plan, Progress, autocast, train
 
 HELD_OUT_NOISE = 3_000_000
@@ -53,13 +53,13 @@ class Observer(Protocol):
 
 @dataclass(frozen=True)
 class Lessons:
-    """Trains the networks of one recipe in one folder on one accelerator."""
+    """Trains the networks of one recipe in one folder with one team."""
 
     recipe: Recipe
     images: Images
     folder: RunFolder
     observer: Observer
-    accelerator: Accelerator
+    team: Team
 
     def learn(self, name: str, number: int, model: Model, objective: Objective, plan: Plan) -> Model:
         """The model from its folder, or trained and put there.
@@ -75,7 +75,7 @@ class Lessons:
             NotFinite: names the model, the update and the last good checkpoint.
         """
         place = self.folder.model(name)
-        if place.exists():
+        if self.team.decided(place.exists):
             return self.on_device(model_folder.load(place))
 
         def loss(network: nn.Module, batch: Batch) -> Tensor:
@@ -92,8 +92,10 @@ class Lessons:
 
         def observe(progress: Progress) -> None:
             self.observer.progress(progress)
-            if progress.update % every == 0:
-                line = {key: value for key, value in asdict(progress).items() if key != "seconds"}
+            if not progress.finite:
+                self.folder.append("metrics", {"model": name, "update": progress.update, "skipped": progress.skipped})
+            elif progress.update % every == 0:
+                line = {key: value for key, value in asdict(progress).items() if key not in ("seconds", "skipped")}
                 self.folder.append("metrics", {"model": name, **line})
 
         seed, network = self.recipe.seed + 7919 * number, model.denoiser.network
@@ -105,7 +107,7 @@ class Lessons:
                 loss,
                 batches,
                 plan,
-                accelerator=self.accelerator,
+                accelerator=self.team.accelerator,
                 seed=seed,
                 checkpoints=checkpoints,
                 observe=observe,
@@ -117,7 +119,8 @@ class Lessons:
             self.observer.end()
         network = merged(network) if low_rank else network
         training = {"updates": updates, "batch": plan.batch, "seconds": round(seconds, 3)}
-        model_folder.save(replace(model, denoiser=model.denoiser.with_network(network), training=training), place)
+        done = replace(model, denoiser=model.denoiser.with_network(network), training=training)
+        self.team.decided(lambda: model_folder.save(done, place))
         checkpoints.clear()
         return self.on_device(model_folder.load(place))
 
@@ -144,8 +147,9 @@ class Lessons:
         losses = [record["held_out_loss"] for record in told if "held_out_loss" in record]
 
         def stop(network: nn.Module, update: int) -> bool:
-            if update % rule.every:
-                return False
+            return update % rule.every == 0 and self.team.decided(lambda: measured(network, update))
+
+        def measured(network: nn.Module, update: int) -> bool:
             losses.append(self._mean_loss(network, loss, same, plan))
             record: Record = {"model": name, "update": update, "held_out_loss": losses[-1]}
             converged = convergence.reached(losses)
@@ -165,7 +169,7 @@ class Lessons:
     @torch.no_grad()
     def _mean_loss(self, network: nn.Module, loss: Loss, batches: Iterable[Batch], plan: Plan) -> float:
         """The mean loss over batches of equal size."""
-        device = self.accelerator.device
+        device = self.team.device
         means = []
         for batch in batches:
             placed = {key: value if key == "u" else value.to(device) for key, value in batch.items()}
@@ -175,4 +179,4 @@ class Lessons:
 
     def on_device(self, model: Model) -> Model:
         """The model, moved to the accelerator."""
-        return model.to(self.accelerator.device)
+        return model.to(self.team.device)

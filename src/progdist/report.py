@@ -144,7 +144,7 @@ def _loss_figure(folder: RunFolder) -> Figure:
     figure, axes = _axes(4.0)
     curves: dict[str, list[tuple[int, float]]] = {}
     for record in folder.read("metrics"):
-        if "loss" not in record:  # a measurement of the stopping rule
+        if "loss" not in record:  # a measurement of the stopping rule, or an update passed over
             continue
         curves.setdefault(record["model"], []).append((record["update"], record["loss"]))
     colours = matplotlib.colormaps["viridis"](np.linspace(0, 0.9, max(1, len(curves) - 1)))

@@ -10,7 +10,6 @@ from functools import cached_property
 from pathlib import Path
 
 import torch
-from accelerate import Accelerator
 from safetensors.torch import save as to_bytes
 from torch import Tensor
 
@@ -34,6 +33,7 @@ from progdist.run_folder import GRID, Record, RunFolder, write_grid
 from progdist.sampler import Step, sample
 from progdist.teacher_folder import Teacher, read_teacher
 from progdist.teaching import Teaching, untrained
+from progdist.team import Team
 from progdist.train import autocast
 
 EVALUATION_NOISE = 1_000_000
@@ -45,12 +45,12 @@ READ_ON = 256
 
 @dataclass(frozen=True)
 class Run:
-    """One recipe in one folder on one accelerator."""
+    """One recipe in one folder with one team."""
 
     recipe: Recipe
     folder: RunFolder
     observer: Observer
-    accelerator: Accelerator
+    team: Team
 
     @cached_property
     def images(self) -> Images:
@@ -78,9 +78,11 @@ class Run:
     def teaching(self) -> Teaching:
         """The trainings, on what the networks see: the images, or their latents."""
         seen = self.images
-        if self.given and (autoencoder := self.given.model.to(self.accelerator.device).autoencoder):
-            seen = encoded(self.images, autoencoder, self.folder.latents(), self.observer.note)
-        return Teaching(self.recipe, self.given, seen, self.folder, self.observer, self.accelerator)
+        if self.given and (autoencoder := self.given.model.to(self.team.device).autoencoder):
+            cache, say = self.folder.latents(), self.observer.note
+            self.team.decided(lambda: encoded(self.images, autoencoder, cache, say).shape)
+            seen = encoded(self.images, autoencoder, cache, say)
+        return Teaching(self.recipe, self.given, seen, self.folder, self.observer, self.team)
 
     def everything(self) -> list[Record]:
         """Teacher, students and their evaluations, in order; what exists is not made again."""
@@ -104,8 +106,6 @@ class Run:
 
     def prepare(self) -> None:
         """Find every mistake that can be found before hours are spent, then make the folder this run's own."""
-        if self.accelerator.num_processes > 1:
-            raise UserError(f"{self.accelerator.num_processes} processes were started: a run takes one for now")
         _ = self.spaces
         if rule := self.recipe.distill.stop:
             self.images.split(rule.held_out, self.recipe.seed)
@@ -116,7 +116,10 @@ class Run:
             untrained(self.recipe, self.images.shape, self.images.classes, self.images.name)
         names = ["teacher", *(student_name(stage.steps) for stage in self.recipe.distill.links())]
         finished = {name for name in names if self.folder.model(name).exists()}
-        self.folder.claim(write_recipe(self.recipe), lambda old: self.recipe.continues(read_recipe(str(old)), finished))
+        resolved = write_recipe(self.recipe)
+        self.team.decided(
+            lambda: self.folder.claim(resolved, lambda old: self.recipe.continues(read_recipe(str(old)), finished))
+        )
 
     def _fits(self, model: Model) -> None:
         """Refuse a teacher that the data or the chain does not suit."""
@@ -143,18 +146,24 @@ class Run:
         """Refuse a teacher whose output the data contradict, unless it is trusted."""
         if self.recipe.teacher.trust or self.folder.model("teacher").exists():
             return
-        model.to(self.accelerator.device)
-        if complaint := try_readings(model, self.images, self.recipe.seed).complaint:
+        model.to(self.team.device)
+        complaint = self.team.decided(lambda: try_readings(model, self.images, self.recipe.seed).complaint)
+        if complaint:
             raise UserError(f"{self.recipe.teacher.model}: {complaint} (or take it with --set teacher.trust=true)")
 
     def evaluate(self, name: str, model: Model, steps: int) -> None:
         """Measure a model at a step count, keep the record and a grid of its samples."""
-        if any(record["model"] == name and record["steps"] == steps for record in self.folder.read("evaluations")):
+        key = (name, steps)
+        if self.team.decided(lambda: key in {(one["model"], one["steps"]) for one in self.folder.read("evaluations")}):
             return
         started = time.perf_counter()
         given = self.given if name == "given" else None
         images, labels = self.samples(model, steps, denoiser=self.teaching.reference(given) if given else None)
         seconds = time.perf_counter() - started
+        self.team.decided(lambda: self._keep(name, model, steps, images, labels, seconds))
+
+    def _keep(self, name: str, model: Model, steps: int, images: Tensor, labels: Tensor, seconds: float) -> None:
+        """Compare a model's images with the data; write the record, the grid and the card."""
         path = self.folder.reference()
         if not path.is_file():
             write_whole(path, to_bytes({"images": images}))
@@ -192,18 +201,23 @@ class Run:
         draw = generator(self.recipe.seed, EVALUATION_NOISE)
         noise = torch.randn(wanted.samples, *model.shape, generator=draw)
         labels = self.images.spread_labels(wanted.samples)
-        images = sample_in_batches(
-            model,
-            noise,
-            labels,
-            steps,
-            wanted.batch,
-            precision=wanted.precision,
-            clip=wanted.clip,
-            method=method,
-            draw=generator(self.recipe.seed, EVALUATION_NOISE, 1),
-            denoiser=denoiser,
+        parts = list(zip(noise.split(wanted.batch), labels.split(wanted.batch), strict=True))
+        draw = generator(self.recipe.seed, EVALUATION_NOISE, 1)
+        made = self.team.shared(
+            lambda place: sample_in_batches(
+                model,
+                *parts[place],
+                steps,
+                wanted.batch,
+                precision=wanted.precision,
+                clip=wanted.clip,
+                method=method,
+                draw=draw,
+                denoiser=denoiser,
+            ),
+            len(parts),
         )
+        images = torch.cat(made)
         return images, labels
 
 
@@ -246,17 +260,19 @@ def sample_in_batches(
 
 
 def open_run(recipe: Recipe, out: Path, observer: Observer) -> Run:
-    """A recipe in a folder, on this machine's accelerator."""
-    return Run(recipe, RunFolder(out), observer, Accelerator())
+    """A recipe in a folder, on this machine."""
+    team = Team()
+    return Run(recipe, RunFolder(out, writes=team.leads), observer, team)
 
 
-def run(recipe: Recipe, out: Path, observer: Observer) -> list[Record]:
-    """Carry out a recipe in a folder, or go on with it.
+def run(recipe: Recipe, out: Path, observer: Observer, *, fresh: bool = False) -> list[Record]:
+    """Carry out a recipe in a folder, or go on with it; with other processes, if they were started together.
 
     Args:
         recipe: what to do.
         out: the run's folder; made if missing.
         observer: told of what happens.
+        fresh: start over; an older run in the folder is renamed.
 
     Returns:
         The evaluation records.
@@ -264,4 +280,7 @@ def run(recipe: Recipe, out: Path, observer: Observer) -> list[Record]:
     Raises:
         UserError: anything the user can mend; what is written stays.
     """
-    return open_run(recipe, out, observer).everything()
+    opened = open_run(recipe, out, observer)
+    if fresh and (aside := opened.team.decided(opened.folder.set_aside)):
+        observer.note(f"the older run is now {aside}")
+    return opened.everything()

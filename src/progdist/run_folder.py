@@ -43,9 +43,10 @@ GAP = 1
 
 @dataclass(frozen=True)
 class RunFolder:
-    """Paths and records of one run."""
+    """Paths and records of one run; read-only in all of its processes but the first."""
 
     root: Path
+    writes: bool = True
 
     def set_aside(self) -> Path | None:
         """Rename the folder, if it is there, so that a run starts anew in its place; nothing is deleted.
@@ -61,11 +62,14 @@ class RunFolder:
 
     @contextmanager
     def owned(self) -> Iterator[None]:
-        """Hold the folder against a second process; the system lets go of it when this one ends, however it ends.
+        """Hold the folder against a second run; the system lets go of it when this process ends, however it ends.
 
         Raises:
             UserError: another process holds it.
         """
+        if not self.writes:
+            yield
+            return
         self.root.mkdir(parents=True, exist_ok=True)
         with (self.root / OWNER).open("a+") as file:
             try:
@@ -110,10 +114,12 @@ class RunFolder:
 
     def checkpoints(self, name: str) -> Checkpoints:
         """The checkpoints of one model's training."""
-        return Checkpoints(self.root / "checkpoints" / name)
+        return Checkpoints(self.root / "checkpoints" / name, writes=self.writes)
 
     def append(self, kind: str, record: Record) -> None:
         """Add a line to metrics or evaluations."""
+        if not self.writes:
+            return
         with self._records(kind).open("ab+") as file:
             torn = file.tell() > 0
             if torn:
@@ -132,6 +138,8 @@ class RunFolder:
 
     def keep(self, kind: str, wanted: Callable[[Record], bool]) -> None:
         """Drop the records that are not wanted."""
+        if not self.writes:
+            return
         lines = (json.dumps(record) + "\n" for record in self.read(kind) if wanted(record))
         write_whole(self._records(kind), "".join(lines).encode())
 

@@ -102,6 +102,7 @@ class Optimisation(Part):
     weighting: Weight = "truncated_snr"
     microbatches: PositiveInt = 1
     gradient_checkpointing: bool = False
+    most_skips: Annotated[int, Field(ge=0)] = 10
     precision: Precision = "float32"
     checkpoint_every: PositiveInt = 1000
 
@@ -178,6 +179,7 @@ class Distillation(Part):
     weighting: Weight = "truncated_snr"
     microbatches: PositiveInt = 1
     gradient_checkpointing: bool = False
+    most_skips: Annotated[int, Field(ge=0)] = 10
     lora_rank: Annotated[int, Field(ge=0)] = 0
     precision: Precision = "float32"
     checkpoint_every: PositiveInt = 1000

@@ -5,7 +5,6 @@ from dataclasses import dataclass, replace
 from functools import cached_property, partial
 
 import torch
-from accelerate import Accelerator
 
 from progdist import model_folder
 from progdist._errors import UserError
@@ -22,6 +21,7 @@ from progdist.recipe import Recipe, student_name
 from progdist.run_folder import RunFolder
 from progdist.sections import plan_of
 from progdist.teacher_folder import Teacher
+from progdist.team import Team
 from progdist.train import Plan
 
 
@@ -45,19 +45,19 @@ def untrained(recipe: Recipe, image: tuple[int, int, int], classes: tuple[str, .
 
 @dataclass(frozen=True)
 class Teaching:
-    """The trainings of one recipe in one folder on one accelerator."""
+    """The trainings of one recipe in one folder with one team."""
 
     recipe: Recipe
     given: Teacher | None
     images: Images
     folder: RunFolder
     observer: Observer
-    accelerator: Accelerator
+    team: Team
 
     @cached_property
     def lessons(self) -> Lessons:
         """Trains each network."""
-        return Lessons(self.recipe, self.images, self.folder, self.observer, self.accelerator)
+        return Lessons(self.recipe, self.images, self.folder, self.observer, self.team)
 
     def untrained(self) -> Model:
         """The teacher before its training, or as it was given."""
@@ -78,21 +78,23 @@ class Teaching:
         """The given teacher as it is, or its student of stage 0."""
         place, match = self.folder.model("teacher"), self.recipe.match
         model = replace(given.model, data=self.images.name)
-        if not place.exists() and match.guidance is None and not needs_matching(model.denoiser):
-            model_folder.save(replace(model, training={"updates": 0, "batch": 0, "seconds": 0.0}), place)
-        if place.exists():
+        as_it_is = match.guidance is None and not needs_matching(model.denoiser)
+        if as_it_is and not self.team.decided(place.exists):
+            untouched = replace(model, training={"updates": 0, "batch": 0, "seconds": 0.0})
+            self.team.decided(lambda: model_folder.save(untouched, place))
+        if self.team.decided(place.exists):
             return self.lessons.on_device(model_folder.load(place))
         frozen = self.reference(given)
         plan = plan_of(match)
         student = replace(model, denoiser=matched_form(_start(model.denoiser, plan)))
         objective = partial(matching_loss, teacher=frozen, weighting=WEIGHTINGS[match.weighting])
         matched = self.lessons.learn("teacher", 0, student, objective, plan)
-        self._report_match(matched, frozen)
+        self.team.decided(lambda: self._report_match(matched, frozen))
         return matched
 
     def _report_match(self, matched: Model, frozen: Denoises) -> None:
         """How near stage 0 came to the given teacher, in each band of the log-SNR."""
-        size, device = min(512, len(self.images)), self.accelerator.device
+        size, device = min(512, len(self.images)), self.team.device
         batch = next(self.lessons.batches(self.images, size, HELD_OUT_NOISE)(0, 1, slice(size)))
         labels = condition(matched.denoiser.network, batch["labels"].to(device))
         x, eps = batch["x"].to(device), batch["eps"].to(device)
@@ -104,7 +106,7 @@ class Teaching:
     def reference(self, given: Teacher) -> Denoises:
         """The given teacher's predictions as its student shall learn them: guided, and clipped if its sampler clips."""
         match, model = self.recipe.match, given.model
-        frozen: Denoises = model.denoiser.to(self.accelerator.device).requires_grad_(False)
+        frozen: Denoises = model.denoiser.to(self.team.device).requires_grad_(False)
         if match.guidance is not None:
             null_class = match.null_class if match.null_class is not None else len(model.classes) - 1
             if not 0 <= null_class < len(model.classes):
@@ -114,7 +116,7 @@ class Teaching:
 
     def student(self, teacher: Model, number: int, stage: Stage) -> Model:
         """The student of one stage, begun from its teacher's weights."""
-        frozen = teacher.denoiser.to(self.accelerator.device).requires_grad_(False)
+        frozen = teacher.denoiser.to(self.team.device).requires_grad_(False)
         objective = partial(
             distillation_loss,
             teacher=frozen,

@@ -1,7 +1,9 @@
 """What every command shares: the console, remarks on standard error, and mistakes told in one line."""
 
 import errno
+import os
 import sys
+import time
 from collections.abc import Callable
 from functools import wraps
 from typing import ParamSpec
@@ -13,7 +15,13 @@ from rich.console import Console
 from progdist._errors import UserError
 from progdist.interruption import Interrupted, interruptible
 
-console = Console()
+RANK = int(os.environ.get("RANK", "0"))
+"""Which of the processes of a run this is, as torchrun tells; only the first one speaks."""
+
+PATIENCE = 3.0
+"""Seconds for which another process lets the first one speak of a mistake that all have met."""
+
+console = Console(quiet=RANK > 0)
 P = ParamSpec("P")
 
 
@@ -26,7 +34,8 @@ def mended_by_the_user(command: Callable[P, None]) -> Callable[P, None]:
             with interruptible():
                 command(*args, **kwargs)
         except Interrupted as stop:
-            say(f"progdist: stopped by {stop}; what was written is kept, and the same command again goes on from there")
+            if RANK == 0:
+                say(f"progdist: stopped by {stop}; what was written is kept; the same command again goes on from there")
             raise typer.Exit(128 + stop.number) from None
         except UserError as error:
             _refuse(str(error))
@@ -44,6 +53,9 @@ def say(text: str) -> None:
 
 
 def _refuse(line: str) -> None:
+    if RANK > 0:
+        time.sleep(PATIENCE)  # the launcher ends this process as soon as another one has spoken and ended
+        line = f"process {RANK}: {line}"
     say(f"progdist: {' '.join(line.split())}")
     raise typer.Exit(2)
 

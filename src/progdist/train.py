@@ -12,7 +12,7 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, cast
 
 import torch
@@ -49,6 +49,7 @@ class Plan:
         microbatches: parts in which a process takes its rows, to save memory.
         gradient_checkpointing: compute the network's inner values twice rather than keep them, to save memory.
         lora_rank: of the corrections that alone are trained (see `progdist.adapters`); 0 for all weights.
+        most_skips: updates in a row that are passed over because their loss or gradient is not finite.
         precision: "bf16" autocasts the network, "float32" does not.
         checkpoint_every: updates between checkpoints.
     """
@@ -65,6 +66,7 @@ class Plan:
     microbatches: int = 1
     gradient_checkpointing: bool = False
     lora_rank: int = 0
+    most_skips: int = 10
     precision: Literal["float32", "bf16"] = "float32"
     checkpoint_every: int = 1000
 
@@ -77,13 +79,19 @@ class Plan:
 
 @dataclass(frozen=True)
 class Progress:
-    """What an observer is told after each update (counted from 1)."""
+    """What an observer is told after each update (counted from 1); `skipped` counts those that made no step."""
 
     update: int
     loss: float
     gradient_norm: float
     learning_rate: float
     seconds: float
+    skipped: int = 0
+
+    @property
+    def finite(self) -> bool:
+        """Whether the update made a step."""
+        return math.isfinite(self.loss) and math.isfinite(self.gradient_norm)
 
 
 class NotFinite(UserError):
@@ -137,7 +145,8 @@ def train(
         together.
 
     Raises:
-        NotFinite: names the update and the last checkpoint. Nothing is repaired and no step is taken.
+        NotFinite: more updates in a row than the plan's `most_skips` gave a loss or gradient that is not finite. None
+            of them made a step, nothing is repaired; the last checkpoint is named.
         Interrupted: a signal asked for the end, and a checkpoint is kept.
         UserError: the batch does not divide among processes and microbatches.
     """
@@ -149,7 +158,14 @@ def train(
     prepared = accelerator.prepare(network)
     state = _State(network, plan)
     if checkpoints is not None and (latest := checkpoints.latest()):
-        state.restore(latest)
+        try:
+            state.restore(latest)
+        except (KeyError, RuntimeError, ValueError) as error:
+            reason = " ".join(str(error).split())[:100]
+            raise UserError(
+                f"{checkpoints.latest_path()} is of another network or another version of progdist ({reason}): start "
+                "over with --fresh, or remove it to train this model anew"
+            ) from error
     prepared.train(plan.dropout)
     share = plan.batch // accelerator.num_processes
     rows = slice(accelerator.process_index * share, (accelerator.process_index + 1) * share)
@@ -157,16 +173,18 @@ def train(
     with PENDING.among_updates():
         for batch in batches(state.update, plan.updates, rows):
             torch.manual_seed(seed + state.update * accelerator.num_processes + accelerator.process_index)
-            value, norm = _gradient(prepared, loss, batch, plan, accelerator)
-            if not (math.isfinite(value) and math.isfinite(norm)):
-                raise NotFinite(_explain(state.update + 1, plan, value, norm, checkpoints))
-            due = state.update % plan.checkpoint_every == 0 or PENDING.asked is not None
-            if checkpoints is not None and state.update and due:
+            value, norm, asked = _gradient(prepared, loss, batch, plan, accelerator)
+            told = Progress(state.update + 1, value, norm, plan.rate(state.update), 0.0, state.skipped)
+            due = state.update and (state.update % plan.checkpoint_every == 0 or asked)
+            if checkpoints is not None and due and told.finite:
                 checkpoints.save(state.checkpoint())  # its weights have just given a finite loss and gradient
-            PENDING.raise_if_asked()
-            state.step()
+            if asked:
+                PENDING.stop()
+            state.step() if told.finite else state.skip()
+            if state.in_a_row > plan.most_skips:
+                raise NotFinite(_explain(state.update, plan, value, norm, checkpoints))
             state.seconds = time.perf_counter() - started
-            observe(Progress(state.update, value, norm, plan.rate(state.update - 1), state.seconds))
+            observe(replace(told, seconds=state.seconds, skipped=state.skipped))
             if stop(network, state.update):
                 break
     if not all(parameter.isfinite().all() for parameter in network.parameters()):
@@ -176,8 +194,12 @@ def train(
 
 def _gradient(
     network: nn.Module, loss: Loss, batch: Batch, plan: Plan, accelerator: Accelerator
-) -> tuple[float, float]:
-    """Leave the gradient of the global batch's mean loss in the parameters; the loss and the gradient's norm."""
+) -> tuple[float, float, bool]:
+    """Leave the gradient of the global batch's mean loss in the parameters.
+
+    Returns:
+        The loss, the gradient's norm, and whether any process was asked to stop: the same in all of them.
+    """
     device = accelerator.device
     parts = [{} for _ in range(plan.microbatches)]
     for name, tensor in batch.items():
@@ -193,8 +215,9 @@ def _gradient(
             accelerator.backward(value)
         total += value.detach()
     norm = accelerator.clip_grad_norm_(network.parameters(), plan.clip or math.inf)
-    mean = accelerator.reduce(total, "mean")
-    return float(mean), float(norm)  # pyright: ignore[reportArgumentType]
+    asked = torch.full((), float(PENDING.asked is not None), device=device)
+    mean, stops = cast(Tensor, accelerator.reduce(torch.stack([total, asked]), "mean"))
+    return float(mean), float(norm), bool(stops)  # pyright: ignore[reportArgumentType]
 
 
 def _explain(update: int, plan: Plan, value: float, norm: float, checkpoints: Checkpoints | None) -> str:
@@ -215,8 +238,13 @@ class _State:
         self.optimizer = torch.optim.AdamW(parameters, plan.learning_rate, weight_decay=plan.weight_decay, fused=True)
         averaging = get_ema_multi_avg_fn(plan.ema)
         self.average = AveragedModel(network, multi_avg_fn=averaging, use_buffers=True) if plan.ema else None
-        self.update = 0
+        self.update = self.skipped = self.in_a_row = 0
         self.seconds = 0.0
+
+    def skip(self) -> None:
+        """Pass over an update whose gradient is not finite: nothing but its number changes."""
+        self.optimizer.zero_grad()
+        self.update, self.skipped, self.in_a_row = self.update + 1, self.skipped + 1, self.in_a_row + 1
 
     def step(self) -> None:
         """One optimiser step with the gradient in place."""
@@ -226,7 +254,7 @@ class _State:
         self.optimizer.zero_grad()
         if self.average is not None:
             self.average.update_parameters(self.network)
-        self.update += 1
+        self.update, self.in_a_row = self.update + 1, 0
 
     def result(self) -> nn.Module:
         """The average where there is one, else the network."""
@@ -238,7 +266,7 @@ class _State:
             tensors |= {f"average.{name}": tensor for name, tensor in self.average.state_dict().items()}
         for index, moments in self.optimizer.state_dict()["state"].items():
             tensors |= {f"optimizer.{index}.{name}": tensor for name, tensor in moments.items()}
-        return Checkpoint(self.update, tensors, {"seconds": self.seconds})
+        return Checkpoint(self.update, tensors, {"seconds": self.seconds, "skipped": self.skipped})
 
     def restore(self, checkpoint: Checkpoint) -> None:
         groups: dict[str, dict[str, Tensor]] = {"network": {}, "average": {}, "optimizer": {}}
@@ -254,3 +282,4 @@ class _State:
             self.average.load_state_dict(groups["average"])
         self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": moments})
         self.update, self.seconds = checkpoint.update, checkpoint.numbers["seconds"]
+        self.skipped = checkpoint.numbers["skipped"]

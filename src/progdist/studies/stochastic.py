@@ -52,7 +52,7 @@ def stochastic(finished: Path, levels: int, most: int, observer: Observer) -> st
     for steps in counts:
         for kind, name in ((TEACHER, "teacher"), (STUDENT, student_name(steps))):
             model = model_folder.load(run.folder.model(name))
-            model.denoiser.to(run.accelerator.device)
+            model.denoiser.to(run.team.device)
             records += _all_methods(run, folder, kind, model, steps, levels)
             best = _best(records, kind, steps)
             level = "" if best["level"] is None else f" (level {best['level']:.1f})"

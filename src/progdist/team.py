@@ -1,0 +1,63 @@
+"""Several processes at one run: the first of them reads what is there, decides and writes; all know what it found.
+
+Started alone, a process is a team of one. Under torchrun or `accelerate launch` the processes share batches, gradients
+and samples; the folder of the run must be one that all of them see.
+"""
+
+from collections.abc import Callable
+from typing import Any, TypeVar, cast
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list, gather_object
+
+from progdist._errors import UserError
+
+Found = TypeVar("Found")
+
+
+class Team:
+    """The processes of one run, as one of them sees it.
+
+    Attributes:
+        accelerator: where this process computes, in the precision that the recipe says.
+    """
+
+    def __init__(self) -> None:
+        self.accelerator = Accelerator(cpu=not torch.accelerator.is_available(), mixed_precision="no")
+
+    @property
+    def device(self) -> torch.device:
+        """Where this process computes."""
+        return self.accelerator.device
+
+    @property
+    def leads(self) -> bool:
+        """Whether this is the first process, which alone writes."""
+        return self.accelerator.is_main_process
+
+    def decided(self, find: Callable[[], Found]) -> Found:
+        """What the first process finds; the others wait for it.
+
+        Raises:
+            UserError: in all processes, if the first one met it.
+        """
+        if self.accelerator.num_processes == 1:
+            return find()
+        told: list[Any] = [None, None]
+        if self.leads:
+            try:
+                told[0] = find()
+            except UserError as error:
+                told[1] = str(error)
+        broadcast_object_list(told)
+        if told[1] is not None:
+            raise UserError(told[1])
+        return cast(Found, told[0])
+
+    def shared(self, work: Callable[[int], Found], count: int) -> list[Found]:
+        """[work(0), ..., work(count - 1)], known to all; each process does every n-th of them."""
+        number, index = self.accelerator.num_processes, self.accelerator.process_index
+        mine = [(place, work(place)) for place in range(index, count, number)]
+        everything = gather_object(mine) if number > 1 else mine
+        return [found for _, found in sorted(everything, key=lambda pair: pair[0])]
