@@ -6,8 +6,8 @@ r"""How good samples are: distances to the data, agreement with their classes, a
                        arXiv 1801.01401), times 1000
     fidelity           the root mean square difference of pixels in [-1, 1] from images made from the same noise
 
-Both distances are torchmetrics', of one process's features alone. The Frechet distance has a positive bias of order 1/n, so compare only distances of
-equally many samples.
+Both distances are torchmetrics', of one process's features alone. The Frechet distance has a positive bias of order
+1/n, so compare only distances of equally many samples.
 """
 
 import warnings
