@@ -3,6 +3,7 @@
 import os
 
 os.environ["CUDA_VISIBLE_DEVICES"] = ""  # every number here is of a CPU
+os.environ["OMP_NUM_THREADS"] = "1"  # the tests themselves run side by side
 
 from collections.abc import Callable
 from pathlib import Path
@@ -30,9 +31,6 @@ teacher: {updates: 12, batch: 8, learning_rate: 1.0e-3, warmup: 2, ema: 0.9, che
 distill: {start: 8, end: 1, updates: 3, batch: 8, learning_rate: 1.0e-3, checkpoint_every: 2}
 evaluate: {samples: 96, features: [digits, pixels], resamples: 4}
 """
-
-
-torch.set_num_threads(1)  # the tests themselves run side by side
 
 
 @pytest.fixture(autouse=True)

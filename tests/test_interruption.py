@@ -1,13 +1,15 @@
 """A run that is killed, stopped or started twice loses nothing; damaged checkpoints are passed over."""
 
 import json
+import multiprocessing
 import os
 import random
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import pytest
@@ -16,11 +18,11 @@ from typer.testing import CliRunner
 
 from conftest import TINY
 from progdist.checkpoint import Checkpoint, Checkpoints
-from progdist.cli import app
+from progdist.cli import app, start
 from progdist.interruption import PENDING, Interrupted, interruptible
 
 MODELS = ("teacher", "student-0004", "student-0002")
-KILLS = int(os.environ.get("KILLS", "3"))
+KILLS = int(os.environ.get("KILLS", "20"))
 """Kill points of the test; `make torture` tries more."""
 
 
@@ -28,18 +30,58 @@ KILLS = int(os.environ.get("KILLS", "3"))
 def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Long enough to be killed in: some seconds of updates, a checkpoint every few."""
     path = tmp_path_factory.mktemp("recipe") / "slow.yaml"
-    text = TINY.replace("updates: 12", "updates: 120").replace("end: 1, updates: 3", "end: 2, updates: 60")
-    text = text.replace("checkpoint_every: 4", "checkpoint_every: 10").replace(
-        "checkpoint_every: 2", "checkpoint_every: 7"
+    text = TINY.replace("updates: 12", "updates: 50").replace("end: 1, updates: 3", "end: 2, updates: 25")
+    text = text.replace("checkpoint_every: 4", "checkpoint_every: 5").replace(
+        "checkpoint_every: 2", "checkpoint_every: 4"
     )
+    text = text.replace("multipliers: [1, 2]", "multipliers: [1]")
     path.write_text(text.replace("samples: 96, features: [digits, pixels]", "samples: 16, features: [digits]"))
     return path
 
 
-def begin(recipe: Path, out: Path) -> "subprocess.Popen[str]":
-    words = [sys.executable, "-m", "progdist", "run", str(recipe), "--out", str(out)]
-    alone = os.environ | {"OMP_NUM_THREADS": "1"}  # the tests run side by side
-    return subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=alone)
+PREPARED = multiprocessing.get_context("forkserver")
+"""Starts processes from one that has imported everything, so that runs begin at once."""
+PREPARED.set_forkserver_preload(
+    ["progdist.cli", "progdist.run", "progdist.progress", "progdist.report", "sklearn.datasets", "scipy.linalg"]
+)
+
+
+@dataclass
+class Started:
+    """A run in a process of its own."""
+
+    process: BaseProcess
+    said: Path
+
+    @property
+    def pid(self) -> int:
+        return self.process.pid or 0
+
+    def poll(self) -> int | None:
+        return self.process.exitcode
+
+    def send_signal(self, number: signal.Signals) -> None:
+        os.kill(self.pid, number)
+
+    def finish(self) -> tuple[int | None, str]:
+        """Exit code, and what was said on standard error."""
+        self.process.join(180)
+        assert self.process.exitcode is not None, "the run hangs"
+        return self.process.exitcode, self.said.read_text()
+
+
+def carry_out(words: list[str], said: Path) -> None:
+    for stream, number in ((said.with_suffix(".out"), 1), (said, 2)):
+        with stream.open("wb") as file:
+            os.dup2(file.fileno(), number)
+    start(words)
+
+
+def begin(recipe: Path, out: Path) -> Started:
+    said = out.with_suffix(f".{random.random()}.err")
+    process = PREPARED.Process(target=carry_out, args=(["run", str(recipe), "--out", str(out)], said))
+    process.start()
+    return Started(process, said)
 
 
 def updates(out: Path) -> int:
@@ -47,7 +89,7 @@ def updates(out: Path) -> int:
     return len(path.read_bytes().splitlines()) if path.exists() else 0
 
 
-def wait_for(process: "subprocess.Popen[str]", ready: Callable[[], bool]) -> None:
+def wait_for(process: "Started | subprocess.Popen[str]", ready: Callable[[], bool]) -> None:
     while not ready() and process.poll() is None:
         time.sleep(0.005)
 
@@ -55,9 +97,8 @@ def wait_for(process: "subprocess.Popen[str]", ready: Callable[[], bool]) -> Non
 @pytest.fixture(scope="module")
 def whole(recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("whole") / "run"
-    process = begin(recipe, out)
-    _, complaint = process.communicate()
-    assert process.returncode == 0, complaint
+    code, complaint = begin(recipe, out).finish()
+    assert code == 0, complaint
     return out
 
 
@@ -76,15 +117,13 @@ def test_a_signal_keeps_the_update_and_says_how_to_go_on(
     process = begin(recipe, out)
     wait_for(process, lambda: updates(out) > 15)
     process.send_signal(number)
-    _, said = process.communicate()
-    assert process.returncode == code, said
+    ended, said = process.finish()
+    assert ended == code, said
     assert f"stopped by {number.name}" in said
     assert said.count("\n") == 1
     kept = max(int(path.stem) for path in (out / "checkpoints" / "teacher").glob("*.json"))
     assert kept == updates(out)  # no update is lost
-    process = begin(recipe, out)
-    assert process.communicate() is not None
-    assert process.returncode == 0
+    assert begin(recipe, out).finish()[0] == 0
     assert equal(out, whole)
 
 
@@ -95,11 +134,10 @@ def test_a_run_killed_anywhere_ends_the_same(recipe: Path, whole: Path, tmp_path
     wanted = draw.randrange(1, updates(whole))
     wait_for(process, lambda: updates(out) >= wanted)
     time.sleep(draw.random() * 0.05)
-    process.kill()
-    process.communicate()
-    process = begin(recipe, out)
-    _, said = process.communicate()
-    assert process.returncode == 0, said
+    process.send_signal(signal.SIGKILL)
+    process.finish()
+    code, said = begin(recipe, out).finish()
+    assert code == 0, said
     assert equal(out, whole)
 
 
@@ -108,8 +146,8 @@ def test_a_second_process_is_refused_and_a_dead_ones_hold_is_gone(recipe: Path, 
     process = begin(recipe, out)
     wait_for(process, lambda: updates(out) > 2)
     result = CliRunner().invoke(app, ["run", str(recipe), "--out", str(out)])
-    process.kill()
-    process.communicate()
+    process.send_signal(signal.SIGKILL)
+    process.finish()
     assert result.exit_code == 2
     assert f"is in use by process {process.pid}" in result.stderr.replace("\n", " ")
     assert CliRunner().invoke(app, ["run", str(recipe), "--out", str(out)]).exit_code == 0
