@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/ready
 
-.PHONY: demo test lint torture bench clean
+.PHONY: demo test lint torture fuzz bench clean
 
 demo: $(READY)          ## teach, distil, measure and report on real digits, in under ten minutes on two cores
 	$(BIN)/progdist run digits --out runs/demo
@@ -18,7 +18,10 @@ lint: $(READY)
 	$(BIN)/pyright
 
 torture: $(READY)       ## a tiny run killed at 200 random points, each continued to the same bits
-	KILLS=200 $(BIN)/pytest -n 2 tests/test_interruption.py -k killed
+	KILLS=200 $(BIN)/pytest -n 2 --dist worksteal tests/test_interruption.py -k killed
+
+fuzz: $(READY)          ## a thousand changed files of each kind that is read
+	FUZZ=1000 $(BIN)/pytest -s tests/test_hostile.py
 
 bench: $(READY)         ## the cost of one update and one sample
 	$(BIN)/python benchmarks/speed.py

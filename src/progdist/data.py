@@ -13,6 +13,8 @@ With a `size`, an image is centre-cropped to a square and resampled to size x si
 mean of the old ones it covers) or `bilinear` (with antialiasing). Without one, all images must have one size.
 """
 
+import struct
+import warnings
 import zipfile
 import zlib
 from collections.abc import Callable
@@ -27,7 +29,7 @@ from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from progdist._errors import UserError
-from progdist.formats import read_cifar, read_idx
+from progdist.formats import read_cifar, read_idx, read_npz
 from progdist.images import SUFFIXES, Framing, Images, to_uint8
 
 
@@ -57,6 +59,10 @@ def _digits(framing: Framing) -> Images:
     return _pixels("digits", to_uint8(levels), labels, framing)
 
 
+_UNREADABLE = (UnidentifiedImageError, OSError, ValueError, TypeError, SyntaxError, EOFError, zlib.error, struct.error)
+"""What Pillow raises of damaged files."""
+
+
 @dataclass(frozen=True)
 class _Files:
     """Image files, opened when they are asked for."""
@@ -66,9 +72,10 @@ class _Files:
 
     def __call__(self, index: int) -> Tensor:
         try:
-            with Image.open(self.paths[index]) as image:
+            bombs = warnings.catch_warnings(action="error", category=Image.DecompressionBombWarning)
+            with bombs, Image.open(self.paths[index]) as image:
                 return self.framing(image)
-        except (UnidentifiedImageError, OSError) as error:
+        except (*_UNREADABLE, Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
             raise UserError(f"{self.paths[index]} cannot be read as an image ({error}): mend or remove it") from error
 
 
@@ -110,9 +117,8 @@ def _cifar(place: str, framing: Framing) -> Images:
 
 def _npz(place: str, framing: Framing) -> Images:
     try:
-        with Path(place).expanduser().open("rb") as file, np.load(file, allow_pickle=False) as arrays:
-            images, labels = arrays["images"], arrays.get("labels")
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, zipfile.BadZipFile, zlib.error) as error:
+        images, labels = read_npz(Path(place).expanduser())
+    except (OSError, ValueError, KeyError, TypeError, NotImplementedError, *_NOT_ARRAYS) as error:
         raise UserError(f"npz:{place} cannot be read ({error}): expected arrays `images` and `labels`") from error
     if images.ndim not in (3, 4) or (images.ndim == 4 and images.shape[-1] not in (1, 3)):
         raise UserError(f"npz:{place}: images are {images.shape}, expected (N, H, W) or (N, H, W, 1 or 3)")
@@ -125,6 +131,10 @@ def _npz(place: str, framing: Framing) -> Images:
     if framing.size in (None, tensor.shape[-1]) and framing.channels in (None, tensor.shape[1]):
         return _in_memory(f"npz:{place}", tensor, labels)
     return _pixels(f"npz:{place}", to_uint8(tensor), labels, framing)
+
+
+_NOT_ARRAYS = (AttributeError, SyntaxError, RuntimeError, EOFError, struct.error, zipfile.BadZipFile, zlib.error)
+"""What numpy and zipfile raise of damaged files, beside the usual."""
 
 
 def _hub(place: str, framing: Framing) -> Images:

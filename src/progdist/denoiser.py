@@ -11,8 +11,12 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
+from progdist._errors import UserError
 from progdist.parameterization import Parameterization
 from progdist.schedule import RectifiedFlow, Schedule
+
+MOST_TIMESTEPS = 1_000_000
+"""More than any network was trained with; stock schedulers hold a table of them."""
 
 
 class Denoises(Protocol):
@@ -41,7 +45,7 @@ class Denoiser(nn.Module):
         offset: what is taken from T t; None for 0 with a rectified flow and 1 otherwise.
 
     Raises:
-        UserError: the output cannot denoise at some time of the schedule (eps at zero SNR).
+        UserError: the output cannot denoise at some time of the schedule (eps at zero SNR), or T is not 1 to a million.
     """
 
     def __init__(
@@ -55,6 +59,8 @@ class Denoiser(nn.Module):
     ) -> None:
         super().__init__()
         parameterization.check(schedule)
+        if not 1 <= timesteps <= MOST_TIMESTEPS:
+            raise UserError(f"timesteps is {timesteps}, expected 1 to {MOST_TIMESTEPS:,}: give the teacher's own count")
         self.network = network
         self.schedule = schedule
         self.parameterization = parameterization

@@ -4,10 +4,14 @@ Every length is checked against the file itself before anything is made of it.
 """
 
 import gzip
+import io
+import math
 import pickletools
 import struct
+import zipfile
 import zlib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,6 +36,30 @@ def read_idx(path: Path) -> NDArray[np.uint8]:
     if data.size != int(np.prod(shape, dtype=object)):
         raise UserError(f"{path} holds {data.size} bytes where its header says {shape}: fetch the file again")
     return data.reshape(shape)
+
+
+def read_npz(path: Path) -> tuple[NDArray[Any], NDArray[Any] | None]:
+    """The arrays `images`, and `labels` if any, of an npz file; no array is larger than what the file holds of it.
+
+    Raises:
+        ValueError, and whatever numpy and zipfile raise of damaged files.
+    """
+    with zipfile.ZipFile(path) as file:
+        return _array(file, "images.npy"), _array(file, "labels.npy") if "labels.npy" in file.namelist() else None
+
+
+def _array(file: zipfile.ZipFile, name: str) -> NDArray[Any]:
+    """One array, whose header is believed only if as many bytes follow it."""
+    content = file.read(name)
+    stream = io.BytesIO(content)
+    version = np.lib.format.read_magic(stream)
+    reader = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+    shape, fortran, dtype = reader(stream)
+    count = math.prod(shape)
+    if dtype.hasobject or count < 0 or count * dtype.itemsize != len(content) - stream.tell():
+        raise ValueError(f"{name} says that it is {shape} of {dtype}, but holds {len(content)} bytes")
+    flat = np.frombuffer(content, dtype, count, stream.tell())
+    return flat.reshape(shape, order="F" if fortran else "C")
 
 
 def read_cifar(folder: Path) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:

@@ -31,7 +31,7 @@ from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 
 from progdist._errors import UserError
 from progdist.card import card
-from progdist.checkpoint import read_json, write_json, write_whole
+from progdist.checkpoint import checksum, read_json, write_json, write_whole
 from progdist.denoiser import Denoiser
 from progdist.latents import Autoencoder
 from progdist.model import Model, parameterization_name, stock_scheduler
@@ -81,7 +81,8 @@ def _write(model: Model, network: Diffuses, place: Path) -> None:
             scheduler.save_pretrained(place / "scheduler")
         if model.autoencoder:
             model.autoencoder.network.save_pretrained(place / model.autoencoder.part)
-    write_json(place / "progdist.json", _description(model))
+    sums = {str(path.relative_to(place)): checksum(path) for path in sorted(place.rglob("*.safetensors"))}
+    write_json(place / "progdist.json", {**_description(model), "sha256": sums})
     write_card(model, place, ())
 
 
@@ -123,6 +124,7 @@ def load(folder: Path) -> Model:
     if not (folder / "progdist.json").is_file():
         raise UserError(f"{folder} is no model folder (it has no progdist.json): give a folder that progdist wrote")
     told = read_json(folder / "progdist.json")
+    _refuse_other_weights(folder, told.get("sha256", {}))
     try:
         transformer = (folder / "transformer").is_dir()
         network = read_part(folder, *(("transformer", DiTTransformer2DModel) if transformer else ("unet", UNet2DModel)))
@@ -141,9 +143,24 @@ def load(folder: Path) -> Model:
         )
     except UserError as error:
         raise UserError(f"{folder} is damaged: {error}") from error
-    except (KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, RuntimeError, AttributeError, ArithmeticError, IndexError) as error:
         reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
         raise UserError(f"{folder} is damaged ({reason}): restore it, or make it again") from error
+
+
+def _refuse_other_weights(folder: Path, sums: object) -> None:
+    """Refuse weights that are not those that were written."""
+    if not isinstance(sums, dict):
+        raise UserError(
+            f"{folder}/progdist.json: sha256 is a {type(sums).__name__}, expected names and sums: restore it"
+        )
+    for path in sorted(folder.rglob("*.safetensors")):
+        name = str(path.relative_to(folder))
+        if name in sums and checksum(path) != sums[name]:
+            raise UserError(
+                f"{path} is not what was written: restore it (or, if you changed it on purpose, remove its line from "
+                f"sha256 in {folder}/progdist.json)"
+            )
 
 
 def read_autoencoder(folder: Path) -> Autoencoder | None:

@@ -4,6 +4,7 @@ An unknown key is refused, with the nearest known one named. `progdist recipes` 
 """
 
 import difflib
+import reprlib
 from collections.abc import Iterable, Mapping
 from importlib.resources import files
 from pathlib import Path
@@ -15,6 +16,10 @@ from pydantic import BaseModel, ValidationError
 from progdist._errors import UserError
 from progdist.recipe import Recipe
 from progdist.sections import StageTraining
+
+_SHORT = reprlib.Repr()
+_SHORT.maxlevel, _SHORT.maxstring, _SHORT.maxother = 2, 100, 100
+"""Shows what was got in few words, whatever it is."""
 
 
 def shipped() -> dict[str, str]:
@@ -44,7 +49,7 @@ def read_recipe(place: str, overrides: Iterable[str] = ()) -> Recipe:
         )
     try:
         content = yaml.safe_load(text)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, RecursionError, ValueError) as error:
         raise UserError(f"recipe {place} is not YAML: {' '.join(str(error).split())}") from error
     if not isinstance(content, dict):
         raise UserError(f"recipe {place} is not a map of keys to values: see `progdist recipes`")
@@ -65,7 +70,7 @@ def _validated(content: dict[Any, Any], overrides: Iterable[str], what: str) -> 
         for setting in overrides:
             _override(content, setting)
         return Recipe.model_validate(content)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, RecursionError) as error:
         raise UserError(f"{what}: --set is not YAML: {' '.join(str(error).split())}") from error
     except ValidationError as error:
         raise UserError(f"{what}: {_first_problem(error)}") from error
@@ -112,7 +117,7 @@ def _first_problem(error: ValidationError) -> str:
         return f"key {where} is unknown: did you mean {near[0]}? (known here: {', '.join(known)})"
     if problem["type"] == "missing":
         return f"key {where} is missing: {problem['msg'].lower()}"
-    got = "" if isinstance(problem["input"], Mapping | BaseModel) else f", got {problem['input']!r}"
+    got = "" if isinstance(problem["input"], Mapping | BaseModel) else f", got {_SHORT.repr(problem['input'])}"
     return f"{where}: {problem['msg'].removeprefix('Value error, ')}{got}"
 
 

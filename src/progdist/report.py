@@ -35,14 +35,28 @@ def write_report(folder: RunFolder) -> Path:
     """Write report.html into a run's folder.
 
     Raises:
-        UserError: the folder holds no evaluated run.
+        UserError: the folder holds no evaluated run, or damaged records.
     """
+    try:
+        page = _page(folder)
+    except UserError:
+        raise
+    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())[:100]}"
+        raise UserError(f"{folder.root} holds damaged records ({reason}): restore its .jsonl files") from error
+    path = folder.root / "report.html"
+    write_whole(path, page.encode())
+    return path
+
+
+def _page(folder: RunFolder) -> str:
+    """The page of a run."""
     records = sorted(folder.read("evaluations"), key=lambda record: -record["steps"])
     if not records or not (folder.root / "recipe.yaml").is_file():
         raise UserError(f"{folder.root} holds no evaluated run: give the --out folder of `progdist run`")
     environment = jinja2.Environment(loader=jinja2.PackageLoader("progdist"), autoescape=True)
     features = [result["features"] for result in records[0]["quality"]]
-    page = environment.get_template("report.html").render(
+    return environment.get_template("report.html").render(
         recipe=(folder.root / "recipe.yaml").read_text(),
         name=folder.root.resolve().name,
         features=features,
@@ -57,9 +71,6 @@ def write_report(folder: RunFolder) -> Path:
         versions={name: version(name) for name in ("progdist", "torch", "diffusers", "accelerate")},
         machine=_machine(),
     )
-    path = folder.root / "report.html"
-    write_whole(path, page.encode())
-    return path
 
 
 def quality_rows(records: list[Record]) -> list[dict[str, Any]]:

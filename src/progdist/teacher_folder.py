@@ -18,7 +18,7 @@ from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 
 from progdist._errors import UserError
 from progdist.checkpoint import read_json
-from progdist.denoiser import Denoiser
+from progdist.denoiser import MOST_TIMESTEPS, Denoiser
 from progdist.model import PREDICTION_TYPES, Model
 from progdist.model_folder import load, read_autoencoder
 from progdist.network import class_count
@@ -67,8 +67,9 @@ def read_teacher(place: str, offset: float | None = None) -> Teacher:
     part, kind_of_network = _network(folder, index)
     network = read_part(folder, part, NETWORKS[kind_of_network])
     scheduler = _config(folder, "scheduler", "scheduler_config.json")
+    _believable(folder, scheduler)
     schedule, kind, usual = _meaning(folder, scheduler)
-    timesteps = int(scheduler.get("num_train_timesteps", 1000))
+    timesteps = scheduler.get("num_train_timesteps", 1000)
     offset = usual if offset is None else offset
     denoiser = Denoiser(network, schedule, kind, timesteps=timesteps, offset=offset)
     model = Model(denoiser, classes=_classes(index, class_count(network)), autoencoder=read_autoencoder(folder))
@@ -116,6 +117,13 @@ def _classes(index: Mapping[str, Any], count: int) -> tuple[str, ...]:
     names = index.get("id2label")
     names = names if isinstance(names, dict) else {}
     return tuple(str(names.get(str(number), number)) for number in range(count))
+
+
+def _believable(folder: Path, config: Mapping[str, Any]) -> None:
+    """Refuse a number of timesteps that no model has, before a table of them is made."""
+    count = config.get("num_train_timesteps", 1000)
+    if not isinstance(count, int) or not 1 <= count <= MOST_TIMESTEPS:
+        raise UserError(f"{folder}/scheduler is damaged (num_train_timesteps is {str(count)[:50]}): restore it")
 
 
 def _meaning(folder: Path, config: Mapping[str, Any]) -> tuple[Schedule, Parameterization, float]:
