@@ -59,7 +59,7 @@ def _digits(framing: Framing) -> Images:
     return _pixels("digits", to_uint8(levels), labels, framing)
 
 
-_UNREADABLE = (UnidentifiedImageError, OSError, ValueError, TypeError, SyntaxError, EOFError, zlib.error, struct.error)
+_UNREADABLE = (UnidentifiedImageError, OSError, ValueError, TypeError, SyntaxError, EOFError, MemoryError, struct.error)
 """What Pillow raises of damaged files."""
 
 
@@ -119,7 +119,9 @@ def _npz(place: str, framing: Framing) -> Images:
     try:
         images, labels = read_npz(Path(place).expanduser())
     except (OSError, ValueError, KeyError, TypeError, NotImplementedError, *_NOT_ARRAYS) as error:
-        raise UserError(f"npz:{place} cannot be read ({error}): expected arrays `images` and `labels`") from error
+        raise UserError(
+            f"npz:{place} cannot be read ({str(error)[:200]}): expected arrays `images` and `labels`"
+        ) from error
     if images.ndim not in (3, 4) or (images.ndim == 4 and images.shape[-1] not in (1, 3)):
         raise UserError(f"npz:{place}: images are {images.shape}, expected (N, H, W) or (N, H, W, 1 or 3)")
     if images.dtype == np.uint8:

@@ -51,7 +51,7 @@ class Model:
         shape = image_shape(self.denoiser.network)
         if shape is None:
             kind = type(self.denoiser.network).__name__
-            raise UserError(f"a {kind} does not tell the shape of its data: only diffusers networks have a folder")
+            raise UserError(f"this {kind} does not tell the shape of its data: set sample_size in its config.json")
         return shape
 
     @property

@@ -108,12 +108,12 @@ def _zero_last_layers(network: UNet2DModel) -> None:
 
 
 def image_shape(network: nn.Module) -> tuple[int, int, int] | None:
-    """(channels, height, width) of the data of a diffusers network; None for other networks."""
+    """(channels, height, width) of the data of a diffusers network; None for networks that do not tell."""
     if not isinstance(network, UNet2DModel | DiTTransformer2DModel):
         return None
     size = network.config["sample_size"]
-    height, width = (size, size) if isinstance(size, int) else size
-    return network.config["in_channels"], height, width
+    sides = (size, size) if isinstance(size, int) else tuple(size or ())
+    return (network.config["in_channels"], *sides) if len(sides) == 2 else None
 
 
 def class_count(network: nn.Module) -> int:

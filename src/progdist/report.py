@@ -41,7 +41,7 @@ def write_report(folder: RunFolder) -> Path:
         page = _page(folder)
     except UserError:
         raise
-    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
+    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, jinja2.TemplateError) as error:
         reason = f"{type(error).__name__}: {' '.join(str(error).split())[:100]}"
         raise UserError(f"{folder.root} holds damaged records ({reason}): restore its .jsonl files") from error
     path = folder.root / "report.html"

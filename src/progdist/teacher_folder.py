@@ -29,6 +29,9 @@ from progdist.schedule import Discrete, RectifiedFlow, Schedule
 DISCRETE = ("DDPMScheduler", "DDIMScheduler", "PNDMScheduler", "DPMSolverMultistepScheduler", "EulerDiscreteScheduler")
 """Stock schedulers whose noise is a table of betas."""
 
+TABLE = ("num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "trained_betas")
+"""What a stock scheduler's table is made from."""
+
 FLOW = ("FlowMatchEulerDiscreteScheduler",)
 
 
@@ -138,7 +141,7 @@ def _meaning(folder: Path, config: Mapping[str, Any]) -> tuple[Schedule, Paramet
     if kind not in kinds:
         raise UserError(f"{folder}/scheduler has prediction_type {kind!r}: expected one of {', '.join(kinds)}")
     try:
-        known = {key: value for key, value in config.items() if key.startswith(("beta", "trained_betas", "num_train"))}
+        known = {key: config[key] for key in TABLE if key in config}
         known["rescale_betas_zero_snr"] = bool(config.get("rescale_betas_zero_snr", False))
         table = DDPMScheduler.from_config({**known, "_class_name": "DDPMScheduler"})
         schedule = Discrete(tuple(cast(Any, table).alphas_cumprod.double().tolist()))
