@@ -37,7 +37,7 @@ SHIFTS = (-2, -1, 0, 1, 2)
 CLEARLY = 0.7
 """A reading is refused where another one's error is less than this share of its own."""
 
-SURELY = 5.0
+SURELY = 4.0
 """Standard errors by which another timestep must be better."""
 
 

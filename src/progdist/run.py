@@ -39,7 +39,7 @@ from progdist.train import autocast
 EVALUATION_NOISE = 1_000_000
 """The stage number under which the noise of evaluation is drawn, apart from all training."""
 
-READ_ON = 256
+READ_ON = 512
 """Images on which the readings of a teacher's output are tried."""
 
 
