@@ -34,9 +34,9 @@ def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def begin(launcher: tuple[str, ...], recipe: Path, out: Path) -> "subprocess.Popen[str]":
+def begin(launcher: tuple[str, ...], recipe: Path, out: Path, *more: str) -> "subprocess.Popen[str]":
     """The run under a launcher and its options; none for one process alone."""
-    words = [sys.executable, *launcher, "-m", "progdist", "run", str(recipe), "--out", str(out)]
+    words = [sys.executable, *launcher, "-m", "progdist", "run", str(recipe), "--out", str(out), *more]
     alone = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     return subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=alone)
 
@@ -129,3 +129,27 @@ def test_a_mistake_is_told_once(recipe: Path, tmp_path: Path) -> None:
     assert told.returncode != 0
     assert told.stderr.count("progdist: data source 'nothing' is unknown") == 1
     assert "process 1: " not in told.stderr
+
+
+def test_sharded_training_is_the_same_and_what_it_writes_is_whole(recipe: Path, tmp_path: Path) -> None:
+    """Two processes with half of every weight each, stopped; one with the whole goes on from their checkpoint."""
+    settings = ("--set", "teacher.ema=0", "--set", "teacher.checkpoint_every=5")
+    code, _, complained = finish(begin((), recipe, tmp_path / "alone", *settings))
+    assert code == 0, complained
+    out = tmp_path / "run"
+    process = begin((*TORCHRUN, "2"), recipe, out, *settings, "--shard")
+    wait_for(process, lambda: updates(out) > 75)
+    process.send_signal(signal.SIGTERM)
+    _, _, complained = finish(process)
+    assert "stopped by SIGTERM" in complained
+    assert difference(weights(tmp_path / "alone", "teacher"), weights(out, "teacher")) < 1e-5
+    assert list((out / "checkpoints" / "student-0004").glob("*.json"))
+    code, _, complained = finish(begin((), recipe, out, *settings))
+    assert code == 0, complained
+    assert difference(weights(tmp_path / "alone", "student-0004"), weights(out, "student-0004")) < 1e-5
+
+
+def test_sharding_takes_several_processes(recipe: Path, tmp_path: Path) -> None:
+    code, _, complained = finish(begin((), recipe, tmp_path / "run", "--shard"))
+    assert code == 2
+    assert "sharding needs several processes" in complained

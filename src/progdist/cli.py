@@ -20,6 +20,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 Fresh = Annotated[bool, typer.Option("--fresh", help="Start over; an older run is renamed, never deleted.")]
+Shard = Annotated[bool, typer.Option("--shard", help="Spread the network in training over the processes (FSDP2).")]
 Seed = Annotated[int, typer.Option(help="Seed of the noise.", min=0)]
 
 
@@ -43,6 +44,7 @@ def run(
     set_: Annotated[list[str] | None, typer.Option("--set", help="key=value, e.g. distill.updates=500.")] = None,
     out: Annotated[Path | None, typer.Option(help="The run's folder; runs/NAME if not given.")] = None,
     fresh: Fresh = False,
+    shard: Shard = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be built, and its cost.")] = False,
 ) -> None:
     """Teach, distil, evaluate and report; the same command again continues."""
@@ -57,7 +59,7 @@ def run(
             console.print(part, highlight=False)
         return
     folder = out or Path("runs") / resolved.name
-    _finish(carry_out(resolved, folder, Terminal(console), fresh=fresh), folder)
+    _finish(carry_out(resolved, folder, Terminal(console), fresh=fresh, shards=shard), folder)
 
 
 @app.command()
@@ -74,6 +76,7 @@ def distill(
     guidance: Annotated[float | None, typer.Option(help="Scale of classifier-free guidance to take in.")] = None,
     set_: Annotated[list[str] | None, typer.Option("--set", help="Any key of the recipe, as in `run`.")] = None,
     fresh: Fresh = False,
+    shard: Shard = False,
 ) -> None:
     """Bring your own teacher: distil a trained model; the same command again continues."""
     from progdist.progress import Terminal
@@ -100,7 +103,7 @@ def distill(
     )
     recipe = override(proposed, set_ or [])
     console.print(f"chain: {' -> '.join(map(str, recipe.distill.counts()))}", highlight=False)
-    _finish(carry_out(recipe, folder, Terminal(console), fresh=fresh), folder)
+    _finish(carry_out(recipe, folder, Terminal(console), fresh=fresh, shards=shard), folder)
     last = folder / f"student-{recipe.distill.counts()[-1]:04d}"
     console.print(f"The student: {last}", highlight=False, soft_wrap=True)
 

@@ -112,6 +112,7 @@ class Lessons:
                 checkpoints=checkpoints,
                 observe=observe,
                 stop=self._stopping(name, number, loss, plan),
+                sharded=self.team.shards,
             )
         except NotFinite as error:
             raise NotFinite(f"{name}: {error}") from error
@@ -147,7 +148,7 @@ class Lessons:
         losses = [record["held_out_loss"] for record in told if "held_out_loss" in record]
 
         def stop(network: nn.Module, update: int) -> bool:
-            return update % rule.every == 0 and self.team.decided(lambda: measured(network, update))
+            return update % rule.every == 0 and measured(network, update)
 
         def measured(network: nn.Module, update: int) -> bool:
             losses.append(self._mean_loss(network, loss, same, plan))
@@ -162,7 +163,7 @@ class Lessons:
                 )
                 self.observer.note(f"{name}: {said}")
             self.folder.append("metrics", record)
-            return converged
+            return self.team.decided(lambda: converged)
 
         return stop
 

@@ -259,13 +259,13 @@ def sample_in_batches(
     return model.autoencoder.decode(torch.cat(images)) if model.autoencoder else torch.cat(images)
 
 
-def open_run(recipe: Recipe, out: Path, observer: Observer) -> Run:
+def open_run(recipe: Recipe, out: Path, observer: Observer, *, shards: bool = False) -> Run:
     """A recipe in a folder, on this machine."""
-    team = Team()
+    team = Team(shards=shards)
     return Run(recipe, RunFolder(out, writes=team.leads), observer, team)
 
 
-def run(recipe: Recipe, out: Path, observer: Observer, *, fresh: bool = False) -> list[Record]:
+def run(recipe: Recipe, out: Path, observer: Observer, *, fresh: bool = False, shards: bool = False) -> list[Record]:
     """Carry out a recipe in a folder, or go on with it; with other processes, if they were started together.
 
     Args:
@@ -273,6 +273,7 @@ def run(recipe: Recipe, out: Path, observer: Observer, *, fresh: bool = False) -
         out: the run's folder; made if missing.
         observer: told of what happens.
         fresh: start over; an older run in the folder is renamed.
+        shards: spread each network over the processes while it trains (see `progdist.sharding`).
 
     Returns:
         The evaluation records.
@@ -280,7 +281,7 @@ def run(recipe: Recipe, out: Path, observer: Observer, *, fresh: bool = False) -
     Raises:
         UserError: anything the user can mend; what is written stays.
     """
-    opened = open_run(recipe, out, observer)
+    opened = open_run(recipe, out, observer, shards=shards)
     if fresh and (aside := opened.team.decided(opened.folder.set_aside)):
         observer.note(f"the older run is now {aside}")
     return opened.everything()

@@ -21,10 +21,17 @@ class Team:
 
     Attributes:
         accelerator: where this process computes, in the precision that the recipe says.
+        shards: whether the network in training is spread over the processes (see `progdist.sharding`).
+
+    Raises:
+        UserError: there is nothing to spread it over.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, shards: bool = False) -> None:
+        self.shards = shards
         self.accelerator = Accelerator(cpu=not torch.accelerator.is_available(), mixed_precision="no")
+        if shards and self.accelerator.num_processes == 1:
+            raise UserError("sharding needs several processes: start them with torchrun, or leave --shard")
 
     @property
     def device(self) -> torch.device:

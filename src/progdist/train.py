@@ -8,6 +8,7 @@ The loss is a function loss(network, batch) -> (B,); what a batch holds is betwe
 decay is decoupled and scaled by the rate, as in the official code; with 0 this is Adam.
 """
 
+import copy
 import math
 import time
 from collections.abc import Callable, Iterator
@@ -18,11 +19,13 @@ from typing import Any, Literal, cast
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from progdist._errors import UserError
 from progdist.checkpoint import Checkpoint, Checkpoints
 from progdist.interruption import PENDING
+from progdist.sharding import shard, spread, whole
 
 Batch = dict[str, Tensor]
 Loss = Callable[[nn.Module, Batch], Tensor]
@@ -126,6 +129,7 @@ def train(
     checkpoints: Checkpoints | None = None,
     observe: Callable[[Progress], None] = lambda progress: None,
     stop: Callable[[nn.Module, int], bool] = lambda network, update: False,
+    sharded: bool = False,
 ) -> tuple[nn.Module, int, float]:
     """Train a network, from its latest checkpoint if there is one.
 
@@ -139,10 +143,11 @@ def train(
         checkpoints: where to go on from, and to write to.
         observe: told of every update.
         stop: asked after every update, counted from 1, whether to end before the plan does; given the network as it is.
+        sharded: spread the network over the processes (see `progdist.sharding`).
 
     Returns:
-        The network, or its average where the plan has one; the updates made; and the seconds of training, all sessions
-        together.
+        The network (a new one if it was spread), or its average where the plan has one; the updates made; and the
+        seconds of training, all sessions together.
 
     Raises:
         NotFinite: more updates in a row than the plan's `most_skips` gave a loss or gradient that is not finite. None
@@ -155,12 +160,16 @@ def train(
         raise UserError(f"batch {plan.batch} does not divide into {parts} (processes times microbatches)")
     if plan.gradient_checkpointing:
         recompute(network)
-    prepared = accelerator.prepare(network)
+    if sharded and (plan.ema or accelerator.num_processes == 1):
+        raise UserError("sharding needs several processes (torchrun), and no average of the weights: set ema to 0")
+    plain = copy.deepcopy(network) if sharded else network
+    device = accelerator.device
+    prepared = shard(network.to(device), device) if sharded else accelerator.prepare(network)
     state = _State(network, plan)
     if checkpoints is not None and (latest := checkpoints.latest()):
         try:
             state.restore(latest)
-        except (KeyError, RuntimeError, ValueError) as error:
+        except (LookupError, RuntimeError, ValueError) as error:
             reason = " ".join(str(error).split())[:100]
             raise UserError(
                 f"{checkpoints.latest_path()} is of another network or another version of progdist ({reason}): start "
@@ -187,9 +196,11 @@ def train(
             observe(replace(told, seconds=state.seconds, skipped=state.skipped))
             if stop(network, state.update):
                 break
-    if not all(parameter.isfinite().all() for parameter in network.parameters()):
+    if sharded:
+        plain.load_state_dict(whole(network.state_dict()))
+    if not all(parameter.isfinite().all() for parameter in plain.parameters()):
         raise NotFinite(_explain(state.update, plan, value, math.inf, checkpoints))
-    return state.result().eval(), state.update, state.seconds
+    return (plain if sharded else state.result()).eval(), state.update, state.seconds
 
 
 def _gradient(
@@ -215,6 +226,7 @@ def _gradient(
             accelerator.backward(value)
         total += value.detach()
     norm = accelerator.clip_grad_norm_(network.parameters(), plan.clip or math.inf)
+    norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
     asked = torch.full((), float(PENDING.asked is not None), device=device)
     mean, stops = cast(Tensor, accelerator.reduce(torch.stack([total, asked]), "mean"))
     return float(mean), float(norm), bool(stops)  # pyright: ignore[reportArgumentType]
@@ -261,11 +273,11 @@ class _State:
         return self.network if self.average is None else self.average.module
 
     def checkpoint(self) -> Checkpoint:
-        tensors = {f"network.{name}": tensor for name, tensor in self.network.state_dict().items()}
+        tensors = {f"network.{name}": tensor for name, tensor in whole(self.network.state_dict()).items()}
         if self.average is not None:
             tensors |= {f"average.{name}": tensor for name, tensor in self.average.state_dict().items()}
         for index, moments in self.optimizer.state_dict()["state"].items():
-            tensors |= {f"optimizer.{index}.{name}": tensor for name, tensor in moments.items()}
+            tensors |= {f"optimizer.{index}.{name}": tensor for name, tensor in whole(moments).items()}
         return Checkpoint(self.update, tensors, {"seconds": self.seconds, "skipped": self.skipped})
 
     def restore(self, checkpoint: Checkpoint) -> None:
@@ -276,8 +288,10 @@ class _State:
         moments: dict[int, dict[str, Tensor]] = {}
         for name, tensor in groups["optimizer"].items():
             index, _, rest = name.partition(".")
-            moments.setdefault(int(index), {})[rest] = tensor
-        self.network.load_state_dict(groups["network"])
+            learning = self.optimizer.param_groups[0]["params"][int(index)]
+            moments.setdefault(int(index), {})[rest] = spread(tensor, learning)
+        own = self.network.state_dict()
+        self.network.load_state_dict({name: spread(tensor, own[name]) for name, tensor in groups["network"].items()})
         if self.average is not None:
             self.average.load_state_dict(groups["average"])
         self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": moments})
