@@ -8,8 +8,8 @@ from typer.testing import CliRunner
 
 from progdist.cli import app
 from progdist.convergence import Convergence
+from progdist.plan import Progress
 from progdist.progress import Terminal
-from progdist.train import Progress
 
 
 def first_stop(rule: Convergence, losses: list[float]) -> int | None:

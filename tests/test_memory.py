@@ -18,7 +18,8 @@ from progdist.estimate import measure
 from progdist.model_folder import load
 from progdist.network import unet
 from progdist.parameterization import PARAMETERIZATIONS
-from progdist.train import Batch, Plan, train
+from progdist.plan import Plan
+from progdist.train import Batch, train
 
 PLAN = Plan(updates=3, batch=4, learning_rate=1e-3)
 

@@ -16,7 +16,7 @@ from progdist.cli import app
 from progdist.model import Model
 from progdist.model_folder import load, save
 from progdist.parameterization import PARAMETERIZATIONS
-from progdist.train import Progress
+from progdist.plan import Progress
 
 
 class Linear(nn.Module):

@@ -163,7 +163,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_trained_teacher_is_told_from_one_that_counts_otherwise(
     trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, offset: int
 ) -> None:
-    monkeypatch.setattr("progdist.run.READ_ON", 1797)
+    monkeypatch.setattr("progdist.trial.READ_ON", 1797)
     words = ("distill", trained, "--data", "digits", "--out", tmp_path / "out", "--set", f"teacher.offset={offset}")
     brief = ("--start", 8, "--updates", 1, "--batch", 8, "--set", "evaluate.samples=8", "--set", "evaluate.resamples=2")
     for result in (call("doctor", trained, "--data", "digits", "--offset", offset), call(*words, *brief)):

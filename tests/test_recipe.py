@@ -12,6 +12,7 @@ from pydantic import BaseModel
 
 from conftest import TINY
 from progdist import UserError
+from progdist.plan import Plan
 from progdist.recipe import Recipe
 from progdist.recipe_file import read_recipe, shipped, write_recipe
 from progdist.run import Run
@@ -19,7 +20,6 @@ from progdist.run_folder import RunFolder
 from progdist.sections import StageTraining, plan_of
 from progdist.teaching import Teaching
 from progdist.team import Team
-from progdist.train import Plan
 
 Seen = Callable[[Recipe], Any]
 

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from progdist import UserError
 from progdist.checkpoint import Checkpoint, Checkpoints
-from progdist.train import Batch, NotFinite, Plan, Progress, train
+from progdist.plan import Plan, Progress
+from progdist.train import Batch, NotFinite, train
 
 PLAN = Plan(updates=12, batch=8, learning_rate=1e-2, checkpoint_every=4)
 

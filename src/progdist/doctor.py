@@ -8,12 +8,12 @@ from progdist.data import load_images
 from progdist.estimate import Rates, measure
 from progdist.matching import needs_matching
 from progdist.parameterization import Eps
+from progdist.plan import Plan
 from progdist.proposal import frame, propose_chain
 from progdist.reading import Reading
-from progdist.run import try_readings
 from progdist.schedule import Discrete
 from progdist.teacher_folder import Teacher, read_teacher
-from progdist.train import Plan
+from progdist.trial import try_readings
 
 TRIAL = Plan(updates=1, batch=64, learning_rate=1e-4)
 

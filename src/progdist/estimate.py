@@ -22,11 +22,12 @@ from progdist.denoiser import Denoiser
 from progdist.model import Model
 from progdist.network import condition
 from progdist.objective import WEIGHTINGS, denoising_loss
+from progdist.plan import Plan
 from progdist.recipe import Recipe, student_name
 from progdist.sections import plan_of
 from progdist.teacher_folder import read_teacher
 from progdist.teaching import untrained
-from progdist.train import Plan, autocast, recompute
+from progdist.train import autocast, recompute
 
 LONG_ENOUGH = 1.0
 """Seconds that a measured pass should take; the batch is doubled until it does, or is the recipe's own."""

@@ -20,10 +20,11 @@ from progdist.convergence import Convergence
 from progdist.images import Images
 from progdist.model import Model
 from progdist.network import condition
+from progdist.plan import Plan, Progress
 from progdist.recipe import Recipe
 from progdist.run_folder import Record, RunFolder
 from progdist.team import Team
-from progdist.train import Batch, Loss, NotFinite, Plan, Progress, autocast, train
+from progdist.train import Batch, Loss, NotFinite, autocast, train
 
 HELD_OUT_NOISE = 3_000_000
 """The stage number under which the noise of held-out losses is drawn, apart from all training."""

@@ -19,9 +19,9 @@ from progdist.features import feature_space
 from progdist.images import Framing, Images
 from progdist.model import Model
 from progdist.model_folder import load
-from progdist.run import sample_in_batches
 from progdist.run_folder import write_grid
 from progdist.sampler import Step, ancestral
+from progdist.trial import sample_in_batches
 
 Say = Callable[[str], None]
 

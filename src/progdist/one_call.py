@@ -22,7 +22,8 @@ from progdist.denoiser import Denoiser
 from progdist.distillation import distillation_loss, stages
 from progdist.matching import matched_form, matching_loss, needs_matching
 from progdist.objective import WEIGHTINGS
-from progdist.train import Batch, Plan, Progress, train
+from progdist.plan import Plan, Progress
+from progdist.train import Batch, train
 
 
 class Items(Dataset[tuple[Tensor, int]]):

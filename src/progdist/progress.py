@@ -7,7 +7,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from progdist import train
+from progdist import plan
 from progdist.run_folder import Record
 
 if TYPE_CHECKING:  # a slow import, needed by --dry-run alone
@@ -47,7 +47,7 @@ class Terminal:
             self.bar.start()
             self.bar.add_task(title, total=updates, says="")
 
-    def progress(self, progress: train.Progress) -> None:
+    def progress(self, progress: plan.Progress) -> None:
         """Show one update."""
         self.loss = progress.loss if self.loss is None else SMOOTHING * self.loss + (1 - SMOOTHING) * progress.loss
         self.first = progress.update - 1 if self.first is None else self.first

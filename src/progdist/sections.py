@@ -6,8 +6,8 @@ from pydantic import BaseModel, ConfigDict, Field, PositiveInt, model_validator
 
 from progdist.distillation import Stage, halvings, stages
 from progdist.images import Framing, Resample
+from progdist.plan import Plan
 from progdist.schedule import Cosine, Discrete, RectifiedFlow, Schedule
-from progdist.train import Plan
 
 Weight = Literal["constant", "snr", "truncated_snr", "snr_plus_one", "velocity"]
 Rate = Annotated[float, Field(gt=0)]
@@ -89,7 +89,7 @@ def _divided(part: Divided) -> Divided:
 
 
 class Optimisation(Part):
-    """How one network is trained on data (see `progdist.train.Plan`)."""
+    """How one network is trained on data (see `progdist.plan.Plan`)."""
 
     updates: PositiveInt = 100_000
     batch: PositiveInt = 128

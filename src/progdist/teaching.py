@@ -17,12 +17,12 @@ from progdist.model import Model
 from progdist.network import condition, unet
 from progdist.objective import WEIGHTINGS, denoising_loss
 from progdist.parameterization import PARAMETERIZATIONS
+from progdist.plan import Plan
 from progdist.recipe import Recipe, student_name
 from progdist.run_folder import RunFolder
 from progdist.sections import plan_of
 from progdist.teacher_folder import Teacher
 from progdist.team import Team
-from progdist.train import Plan
 
 
 def untrained(recipe: Recipe, image: tuple[int, int, int], classes: tuple[str, ...], data: str) -> Model:

@@ -13,19 +13,20 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
-from typing import Any, Literal, cast
+from dataclasses import replace
+from typing import Any, cast
 
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from progdist._errors import UserError
-from progdist.checkpoint import Checkpoint, Checkpoints
+from progdist.checkpoint import Checkpoints
 from progdist.interruption import PENDING
-from progdist.sharding import shard, spread, whole
+from progdist.plan import Plan, Progress
+from progdist.sharding import shard, whole
+from progdist.training_state import State
 
 Batch = dict[str, Tensor]
 Loss = Callable[[nn.Module, Batch], Tensor]
@@ -33,68 +34,6 @@ Loss = Callable[[nn.Module, Batch], Tensor]
 
 BatchesOf = Callable[[int, int, slice], Iterator[Batch]]
 """(first update, last update, rows of the global batch) -> batches."""
-
-
-@dataclass(frozen=True)
-class Plan:
-    """How one network is trained.
-
-    Args:
-        updates: K, optimiser steps.
-        batch: examples in a global batch.
-        learning_rate: at its highest.
-        warmup: updates over which the rate rises from 0.
-        anneal: "linear" to 0 at the last update, or "none".
-        weight_decay: decoupled, scaled by the rate.
-        clip: global gradient norm; 0 for no clipping.
-        ema: decay of the weights' average; 0 for none.
-        dropout: whether the network's dropout is at work.
-        microbatches: parts in which a process takes its rows, to save memory.
-        gradient_checkpointing: compute the network's inner values twice rather than keep them, to save memory.
-        lora_rank: of the corrections that alone are trained (see `progdist.adapters`); 0 for all weights.
-        most_skips: updates in a row that are passed over because their loss or gradient is not finite.
-        precision: "bf16" autocasts the network, "float32" does not.
-        checkpoint_every: updates between checkpoints.
-    """
-
-    updates: int
-    batch: int
-    learning_rate: float
-    warmup: int = 0
-    anneal: Literal["linear", "none"] = "none"
-    weight_decay: float = 0.0
-    clip: float = 1.0
-    ema: float = 0.0
-    dropout: bool = False
-    microbatches: int = 1
-    gradient_checkpointing: bool = False
-    lora_rank: int = 0
-    most_skips: int = 10
-    precision: Literal["float32", "bf16"] = "float32"
-    checkpoint_every: int = 1000
-
-    def rate(self, update: int) -> float:
-        """The learning rate of one update, counted from 0."""
-        rise = min(1.0, (update + 1) / self.warmup) if self.warmup else 1.0
-        fall = 1 - update / self.updates if self.anneal == "linear" else 1.0
-        return self.learning_rate * rise * fall
-
-
-@dataclass(frozen=True)
-class Progress:
-    """What an observer is told after each update (counted from 1); `skipped` counts those that made no step."""
-
-    update: int
-    loss: float
-    gradient_norm: float
-    learning_rate: float
-    seconds: float
-    skipped: int = 0
-
-    @property
-    def finite(self) -> bool:
-        """Whether the update made a step."""
-        return math.isfinite(self.loss) and math.isfinite(self.gradient_norm)
 
 
 class NotFinite(UserError):
@@ -165,7 +104,7 @@ def train(
     plain = copy.deepcopy(network) if sharded else network
     device = accelerator.device
     prepared = shard(network.to(device), device) if sharded else accelerator.prepare(network)
-    state = _State(network, plan)
+    state = State(network, plan)
     if checkpoints is not None and (latest := checkpoints.latest()):
         try:
             state.restore(latest)
@@ -239,61 +178,3 @@ def _explain(update: int, plan: Plan, value: float, norm: float, checkpoints: Ch
         f"update {update} of {plan.updates}: loss {value:g} and gradient norm {norm:g} are not both finite; {kept}: "
         "lower the learning rate or use precision float32 with --set, and run again to continue"
     )
-
-
-class _State:
-    """The network, its average and the optimiser's moments: what a checkpoint holds."""
-
-    def __init__(self, network: nn.Module, plan: Plan) -> None:
-        self.network, self.plan = network, plan
-        parameters = [parameter for parameter in network.parameters() if parameter.requires_grad]
-        self.optimizer = torch.optim.AdamW(parameters, plan.learning_rate, weight_decay=plan.weight_decay, fused=True)
-        averaging = get_ema_multi_avg_fn(plan.ema)
-        self.average = AveragedModel(network, multi_avg_fn=averaging, use_buffers=True) if plan.ema else None
-        self.update = self.skipped = self.in_a_row = 0
-        self.seconds = 0.0
-
-    def skip(self) -> None:
-        """Pass over an update whose gradient is not finite: nothing but its number changes."""
-        self.optimizer.zero_grad()
-        self.update, self.skipped, self.in_a_row = self.update + 1, self.skipped + 1, self.in_a_row + 1
-
-    def step(self) -> None:
-        """One optimiser step with the gradient in place."""
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.plan.rate(self.update)
-        self.optimizer.step()
-        self.optimizer.zero_grad()
-        if self.average is not None:
-            self.average.update_parameters(self.network)
-        self.update, self.in_a_row = self.update + 1, 0
-
-    def result(self) -> nn.Module:
-        """The average where there is one, else the network."""
-        return self.network if self.average is None else self.average.module
-
-    def checkpoint(self) -> Checkpoint:
-        tensors = {f"network.{name}": tensor for name, tensor in whole(self.network.state_dict()).items()}
-        if self.average is not None:
-            tensors |= {f"average.{name}": tensor for name, tensor in self.average.state_dict().items()}
-        for index, moments in self.optimizer.state_dict()["state"].items():
-            tensors |= {f"optimizer.{index}.{name}": tensor for name, tensor in whole(moments).items()}
-        return Checkpoint(self.update, tensors, {"seconds": self.seconds, "skipped": self.skipped})
-
-    def restore(self, checkpoint: Checkpoint) -> None:
-        groups: dict[str, dict[str, Tensor]] = {"network": {}, "average": {}, "optimizer": {}}
-        for name, tensor in checkpoint.tensors.items():
-            kind, _, rest = name.partition(".")
-            groups[kind][rest] = tensor
-        moments: dict[int, dict[str, Tensor]] = {}
-        for name, tensor in groups["optimizer"].items():
-            index, _, rest = name.partition(".")
-            learning = self.optimizer.param_groups[0]["params"][int(index)]
-            moments.setdefault(int(index), {})[rest] = spread(tensor, learning)
-        own = self.network.state_dict()
-        self.network.load_state_dict({name: spread(tensor, own[name]) for name, tensor in groups["network"].items()})
-        if self.average is not None:
-            self.average.load_state_dict(groups["average"])
-        self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": moments})
-        self.update, self.seconds = checkpoint.update, checkpoint.numbers["seconds"]
-        self.skipped = checkpoint.numbers["skipped"]
