@@ -168,7 +168,8 @@ def _loss_figure(folder: RunFolder) -> Figure:
     axes.set_yscale("log")
     axes.set_xlabel("share of the stage's updates")
     axes.set_ylabel("loss")
-    figure.legend(loc="outside lower center", frameon=False, fontsize=8, ncols=5)
+    if curves:
+        figure.legend(loc="outside lower center", frameon=False, fontsize=8, ncols=5)
     return figure
 
 
