@@ -19,12 +19,12 @@ from torch import Tensor
 from progdist.distillation import distillation_loss
 from progdist.network import condition
 from progdist.objective import WEIGHTINGS, denoising_loss
+from progdist.precision import Precision, autocast
 from progdist.progress import Terminal
 from progdist.recipe_file import read_recipe
 from progdist.run import Run
 from progdist.run_folder import RunFolder
 from progdist.team import Team
-from progdist.train import autocast
 
 
 def median_ms(work: Callable[[], object], repeats: int = 10) -> float:
@@ -54,20 +54,21 @@ def main() -> None:
         distillation_loss, student, teacher, x, eps, u, steps=4, weighting=WEIGHTINGS["truncated_snr"], **given
     )
 
-    def update(loss: Callable[[], Tensor], precision: str) -> None:
+    def update(loss: Callable[[], Tensor], precision: Precision) -> None:
         with autocast(torch.device("cpu"), precision):
             value = loss().mean()
         value.backward()
         optimizer.step()
         optimizer.zero_grad()
 
-    def evaluate(precision: str) -> None:
+    def evaluate(precision: Precision) -> None:
         with torch.no_grad(), autocast(torch.device("cpu"), precision):
             student(eps, 1 - u, **given)
 
     print(f"{recipe.name}: {sum(p.numel() for p in student.parameters()):,} parameters, batch {size}")
     print(f"{'':10}{'teacher update':>16}{'student update':>16}{'evaluation':>14}   (ms)")
-    for precision in ("float32", "bf16"):
+    both: tuple[Precision, ...] = ("float32", "bf16")
+    for precision in both:
         row = [median_ms(partial(update, loss, precision)) for loss in (teach, distil)]
         row.append(median_ms(partial(evaluate, precision)))
         print(f"{precision:10}{row[0]:16.1f}{row[1]:16.1f}{row[2]:14.1f}")

@@ -23,13 +23,15 @@ from progdist.network import unet
 from progdist.parameterization import PARAMETERIZATIONS
 from progdist.schedule import Schedule
 
+torch.set_flush_denormal(True)  # as the commands do
+
 TINY = """
 name: tiny
 data: {source: digits}
 network: {width: 8, multipliers: [1, 2], groups: 4}
-teacher: {updates: 12, batch: 8, learning_rate: 1.0e-3, warmup: 2, ema: 0.9, checkpoint_every: 4}
-distill: {start: 8, end: 1, updates: 3, batch: 8, learning_rate: 1.0e-3, checkpoint_every: 2}
-evaluate: {samples: 96, features: [digits, pixels], resamples: 4}
+teacher: {updates: 12, batch: 8, learning_rate: 1.0e-3, warmup: 2, ema: 0.9, checkpoint_every: 4, precision: float32}
+distill: {start: 8, end: 1, updates: 3, batch: 8, learning_rate: 1.0e-3, checkpoint_every: 2, precision: float32}
+evaluate: {samples: 96, features: [digits, pixels], resamples: 4, precision: float32}
 """
 
 
@@ -73,6 +75,20 @@ def name(value: object) -> str:
 
 def call(*words: object) -> Result:
     return CliRunner().invoke(app, [str(word) for word in words])
+
+
+class Silent:
+    """An observer that keeps what it is told."""
+
+    def __init__(self) -> None:
+        self.notes: list[str] = []
+
+    def begin(self, title: str, updates: int) -> None: ...
+    def progress(self, progress: object) -> None: ...
+    def end(self) -> None: ...
+    def evaluated(self, record: dict[str, Any]) -> None: ...
+    def note(self, text: str) -> None:
+        self.notes.append(text)
 
 
 def stock_network(classes: int | None = None) -> UNet2DModel:

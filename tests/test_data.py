@@ -285,3 +285,15 @@ def test_flips_mirror_about_half() -> None:
     same = (straight == flipped).flatten(1).all(1)
     assert 200 < int(same.sum()) < 300
     assert torch.equal(flipped[~same], straight[~same].flip(-1))
+
+
+def test_folders_behind_links_count_and_hidden_ones_do_not(tmp_path: Path, pixels: NDArray[np.uint8]) -> None:
+    for place in ("elsewhere/cats", "data/dogs", "data/.cache", "data/dogs/.thumbnails"):
+        (tmp_path / place).mkdir(parents=True)
+        Image.fromarray(pixels[0]).save(tmp_path / place / "a.png")
+    Image.fromarray(pixels[0]).save(tmp_path / "data" / "dogs" / "._b.png")
+    (tmp_path / "data" / "cats").symlink_to(tmp_path / "elsewhere" / "cats", target_is_directory=True)
+    (tmp_path / "data" / "dogs" / "round").symlink_to(tmp_path / "data", target_is_directory=True)  # a circle
+    images = load_images(f"folder:{tmp_path / 'data'}")
+    assert images.classes == ("cats", "dogs")
+    assert len(images) == 2

@@ -19,6 +19,7 @@ from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 from torch import Tensor
 
+import progdist
 from conftest import call
 from progdist import UserError
 from progdist.data import load_images
@@ -211,3 +212,36 @@ def test_a_cache_of_other_data_is_refused(latent: Path, tmp_path: Path) -> None:
     encoded(few, autoencoder, tmp_path / "c.safetensors", print)
     with pytest.raises(UserError, match="remove it to encode"):
         encoded(images, autoencoder, tmp_path / "c.safetensors", print)
+
+
+def test_loading_keeps_the_autoencoder(latent: Path, tmp_path: Path) -> None:
+    """`progdist.sample` gives images of a latent model, and saving it again keeps its autoencoder."""
+    student = distilled(latent, tmp_path / "out")
+    denoiser, model = progdist.load(student), load(student)
+    noise, count = torch.randn(3, *model.shape), len(model.classes)
+    given: dict[str, Any] = {"class_labels": torch.arange(3)} if count else {}
+    images = progdist.sample(denoiser, noise, 4, **given)
+    torch.testing.assert_close(images, stock_images(student, noise, 4, list(range(3))), rtol=0, atol=1e-4)
+    progdist.save(denoiser, tmp_path / "again", steps=[4])
+    torch.testing.assert_close(progdist.sample(progdist.load(tmp_path / "again"), noise, 4, **given), images)
+    assert load(tmp_path / "again").autoencoder is not None
+    with pytest.raises(progdist.UserError, match="clip is of images"):
+        progdist.sample(denoiser, noise, 4, clip=True, **given)
+
+
+def test_latents_are_not_clipped(latent: Path, tmp_path: Path) -> None:
+    words = ("--data", "digits", "--out", tmp_path / "out", *QUICK, *UNTRAINED)
+    result = call("distill", latent, *words, "--set", "evaluate.clip=true")
+    assert result.exit_code == 2, result.output
+    assert "a latent model's samples are latents" in result.stderr
+    student = distilled(latent, tmp_path / "out")
+    result = call("sample", student, "--clip", "--out", tmp_path / "a.png")
+    assert result.exit_code == 2
+    assert "--clip is of images" in result.stderr
+
+
+def test_an_autoencoder_with_a_word_for_its_scale_is_refused(latent: Path) -> None:
+    config = next(latent.glob("v*/config.json"))
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"scaling_factor": "x"}))
+    with pytest.raises(progdist.UserError, match="scaling_factor is 'x'"):
+        read_teacher(str(latent))

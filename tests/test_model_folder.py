@@ -167,3 +167,54 @@ def test_a_damaged_folder_is_refused(tiny_model: Build, tmp_path: Path, damage: 
         load(tmp_path / "model")
     assert "\n" not in str(caught.value)
     assert str(tmp_path / "model") in str(caught.value)
+
+
+def test_classes_are_kept(tiny_model: Build, tmp_path: Path) -> None:
+    denoiser = tiny_model(classes=3)
+    progdist.save(denoiser, tmp_path / "numbers")
+    assert load(tmp_path / "numbers").classes == ("0", "1", "2")
+    progdist.save(denoiser, tmp_path / "names", classes=("ant", "bee", "cat"))
+    assert load(tmp_path / "names").classes == ("ant", "bee", "cat")
+    with pytest.raises(UserError, match="one for each"):
+        progdist.save(denoiser, tmp_path / "other", classes=("ant",))
+
+
+@pytest.mark.parametrize("shift", [1.0, 3.0])
+def test_a_shifted_flow_visits_its_own_grid_in_stock(tiny_model: Build, tmp_path: Path, shift: float) -> None:
+    progdist.save(tiny_model(RectifiedFlow(shift), "velocity", timesteps=1000), tmp_path / "model")
+    scheduler: Any = FlowMatchEulerDiscreteScheduler.from_pretrained(tmp_path / "model", subfolder="scheduler")
+    scheduler.set_timesteps(sigmas=[1.0, 0.75, 0.5, 0.25])
+    unet, noise = stock_unet(tmp_path / "model"), torch.randn(3, 1, 8, 8)
+    images = noise
+    with torch.no_grad():
+        for t in scheduler.timesteps:
+            images = scheduler.step(unet(images, t).sample, t, images).prev_sample
+    torch.testing.assert_close(images, sample(progdist.load(tmp_path / "model"), noise, 4), rtol=0, atol=1e-4)
+
+
+class OwnSchedule(Cosine):
+    """A user's own."""
+
+
+def test_a_schedule_of_ones_own_has_no_folder(tiny_model: Build, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="not OwnSchedule with V"):
+        progdist.save(tiny_model(OwnSchedule()), tmp_path / "model")
+    assert not (tmp_path / "model").exists()
+
+
+def test_weights_that_were_not_written_are_refused(tiny_model: Build, tmp_path: Path) -> None:
+    progdist.save(tiny_model(), tmp_path / "model")
+    weights = tmp_path / "model" / "unet" / "diffusion_pytorch_model.safetensors"
+    (weights.parent / "more.safetensors").write_bytes(weights.read_bytes())
+    with pytest.raises(UserError, match=r"more.safetensors is not one of the files that were written"):
+        load(tmp_path / "model")
+    _told(tmp_path / "model" / "progdist.json", sha256={})
+    assert load(tmp_path / "model").steps == ()  # as the message says, and as early folders are
+
+
+@pytest.mark.parametrize("steps", [[10**13], [0], [True, "4"], [4.5]])
+def test_step_counts_that_no_model_has_are_refused(tiny_model: Build, tmp_path: Path, steps: list[Any]) -> None:
+    progdist.save(tiny_model(), tmp_path / "model")
+    _told(tmp_path / "model" / "progdist.json", steps=steps)
+    with pytest.raises(UserError, match="damaged"):
+        load(tmp_path / "model")

@@ -15,7 +15,7 @@ from progdist import Cosine, Denoiser, Discrete, RectifiedFlow, UserError, sampl
 from progdist.cli import app
 from progdist.model import Model
 from progdist.model_folder import load, save
-from progdist.parameterization import PARAMETERIZATIONS
+from progdist.parameterization import PARAMETERIZATIONS, V
 from progdist.plan import Progress
 
 
@@ -95,6 +95,10 @@ def ragged() -> Iterator[Tensor]:
         ([], {}, "no data"),
         (torch.zeros(4, 2), {"weighting": "snrr"}, "constant, snr"),
         (list(ragged()), {"batch": 2, "updates": 1}, "one shape"),
+        (torch.zeros(4, 2), {"precision": "fp16"}, "auto, float32, bf16"),
+        (torch.zeros(4, 2), {"anneal": "cosine"}, "linear, none"),
+        (torch.zeros(4, 2), {"updates": {4: 1}}, r"has keys \[4\], and the students' steps are \[2\]"),
+        (torch.zeros(4, 2), {"updates": 0}, "at least 1"),
     ],
 )
 def test_mistakes_are_named(data: Any, how: dict[str, Any], says: str) -> None:  # noqa: ANN401
@@ -110,8 +114,6 @@ def test_the_card_is_right(
 ) -> None:  # fmt: skip
     """Its own code, run in the folder, samples; its header is the hub's."""
     denoiser = tiny_model(schedule, kind, classes)
-    if kind == "x_eps" and classes:
-        return  # its code samples through progdist without classes: see `progdist sample --label`
     place = tmp_path / "student"
     save(Model(denoiser, (4,), (16, 8), tuple(map(str, range(classes))), "digits"), place)
     text = (place / "README.md").read_text()
@@ -147,3 +149,74 @@ def test_onnx_needs_a_step_count(tiny_model: Callable[..., Denoiser], tmp_path: 
     result = CliRunner().invoke(app, ["export", str(tmp_path / "teacher"), "--onnx", str(tmp_path / "t.onnx")])
     assert result.exit_code == 2
     assert "--steps" in result.stderr
+
+
+def test_a_weighting_that_is_nothing_at_one_step_is_refused() -> None:
+    network = exact_teacher().network
+    flow = Denoiser(network, RectifiedFlow(), PARAMETERIZATIONS["velocity"])
+    with pytest.raises(UserError, match="0 at t = 1"):
+        progdist.distill(flow, torch.zeros(4, 2), [4, 2, 1], weighting="snr")
+    progdist.distill(flow, torch.zeros(4, 2), [4, 2], weighting="snr", updates=1, batch=2)
+
+
+def test_the_callers_random_numbers_and_environment_are_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    data, how = torch.randn(16, 2), {"updates": 3, "batch": 8, "learning_rate": 1e-2}
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    plain = progdist.distill(exact_teacher(), data, [4, 2], **how)
+    assert torch.equal(torch.rand(3), expected)
+    monkeypatch.setenv("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "4")
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
+    again = progdist.distill(exact_teacher(), data, [4, 2], **how)
+    assert torch.equal(plain.network.table, again.network.table)  # pyright: ignore
+
+
+class Placed(nn.Module):
+    """A network that takes what is on its own device, and nothing else."""
+
+    def __init__(self, device: str) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(2, device=device))
+
+    def forward(self, z: Tensor, timestep: Tensor, class_labels: Tensor | None = None) -> Tensor:
+        given = (z, timestep) if class_labels is None else (z, timestep, class_labels)
+        assert {tensor.device.type for tensor in given} == {self.weight.device.type}
+        return self.weight * z
+
+
+@pytest.mark.parametrize("method", ["ddim", "ancestral", "overshoot", "heun"])
+def test_no_tensor_is_made_on_the_wrong_device(method: str) -> None:
+    """On the meta device, which refuses the CPU's tensors: losses, targets and samples stay where the data are."""
+    teacher, student = (Denoiser(Placed("meta"), Cosine(), PARAMETERIZATIONS["v"]) for _ in range(2))
+    x, u = torch.zeros(4, 2, device="meta"), torch.rand(4, dtype=torch.float64)
+    labels = torch.zeros(4, dtype=torch.int64, device="meta")
+    weighting = progdist.WEIGHTINGS["truncated_snr"]
+    loss = progdist.distillation_loss(student, teacher, x, x, u, steps=4, weighting=weighting, class_labels=labels)
+    assert loss.device.type == "meta"
+    assert progdist.denoising_loss(student, x, x, u, weighting=weighting).device.type == "meta"
+    assert sample(student, x, 4, method=method, clip=True).device.type == "meta"
+
+
+def test_a_student_comes_back_to_where_its_teacher_was(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[torch.device] = []
+    to = Denoiser.to
+
+    def watched(self: Denoiser, *where: Any, **how: Any) -> Denoiser:  # noqa: ANN401
+        seen.append(where[0])
+        return to(self, *where, **how)
+
+    monkeypatch.setattr(Denoiser, "to", watched)
+    student = progdist.distill(exact_teacher(), torch.randn(8, 2), [4, 2], updates=1, batch=4)
+    assert seen[-1] == torch.device("cpu")
+    assert sample(student, torch.randn(3, 2), 2).shape == (3, 2)
+
+
+class OwnOutput(V):
+    """A user's own."""
+
+
+def test_an_output_of_ones_own_can_be_distilled() -> None:
+    teacher = Denoiser(exact_teacher().network, Cosine(), OwnOutput())
+    student = progdist.distill(teacher, torch.randn(8, 2), [4, 2], updates=1, batch=4)
+    assert type(student.parameterization) is OwnOutput

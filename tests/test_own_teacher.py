@@ -8,16 +8,22 @@ from typing import Any
 
 import pytest
 import torch
+from diffusers.pipelines.ddim.pipeline_ddim import DDIMPipeline
 from diffusers.schedulers.scheduling_ddim import DDIMScheduler, rescale_zero_terminal_snr
 from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 from diffusers.schedulers.scheduling_flow_match_euler_discrete import FlowMatchEulerDiscreteScheduler
 
-from conftest import Stock, call, stock_network
+from conftest import Silent, Stock, call, stock_network
 from progdist import Cosine, Discrete, RectifiedFlow, UserError, sample
 from progdist.analytic import Gaussian
+from progdist.estimate import estimate
 from progdist.matching import Clipped, Guided, equal_snr, match_by_band, matched_form, matching_loss, needs_matching
+from progdist.model import Model
+from progdist.model_folder import save
 from progdist.objective import WEIGHTINGS
 from progdist.proposal import propose_chain
+from progdist.recipe_file import read_recipe, validated
+from progdist.run import open_run
 from progdist.teacher_folder import read_teacher
 
 
@@ -103,8 +109,7 @@ def test_a_stock_teacher_is_sampled_as_stock_samples_it(stock: Stock, name: str)
     scheduler = SCHEDULERS[name]
     teacher = read_teacher(str(stock(scheduler)))
     noise = torch.randn(4, 1, 8, 8)
-    denoiser = Clipped(teacher.model.denoiser) if teacher.clip else teacher.model.denoiser
-    ours = sample(denoiser, noise, 20)
+    ours = sample(teacher.limited(teacher.model.denoiser), noise, 20)
     theirs = DDIMScheduler.from_config(scheduler.config, timestep_spacing="trailing", set_alpha_to_one=True)
     theirs.set_timesteps(20)  # pyright: ignore
     z, network = noise, stock_network()
@@ -112,7 +117,7 @@ def test_a_stock_teacher_is_sampled_as_stock_samples_it(stock: Stock, name: str)
         for timestep in theirs.timesteps:  # pyright: ignore
             output = network(z, timestep).sample
             z = theirs.step(output, timestep, z, use_clipped_model_output=True).prev_sample  # pyright: ignore
-    assert teacher.clip
+    assert teacher.clip == 1
     torch.testing.assert_close(ours, z, rtol=0, atol=2e-4)
 
 
@@ -121,7 +126,7 @@ def test_a_flow_is_a_rectified_flow(stock: Stock) -> None:
     assert teacher.model.denoiser.schedule == RectifiedFlow()
     assert teacher.model.denoiser.offset == 0
     assert len(teacher.model.classes) == 10
-    assert not teacher.clip
+    assert teacher.clip is None
     assert not needs_matching(teacher.model.denoiser)
 
 
@@ -244,17 +249,23 @@ def test_a_name_on_the_hub(stock: Stock, monkeypatch: pytest.MonkeyPatch) -> Non
         return str(place)
 
     monkeypatch.setattr("huggingface_hub.snapshot_download", download)
-    assert read_teacher("somebody/their-model").model.denoiser.timesteps == 1000
-    assert asked["name"] == "somebody/their-model"
-    assert "*.bin" in asked["ignore_patterns"]  # pickles are not even fetched
+    assert read_teacher("hub:somebody/their-model@v2").model.denoiser.timesteps == 1000
+    assert (asked["name"], asked["revision"]) == ("somebody/their-model", "v2")
+    assert all(pattern.endswith((".json", ".safetensors")) for pattern in asked["allow_patterns"])  # no pickles
+    assert "text_encoder/*.safetensors" not in asked["allow_patterns"]
 
     def refuse(name: str, **how: object) -> str:
         raise OSError("404 Client Error: not found")
 
     monkeypatch.setattr("huggingface_hub.snapshot_download", refuse)
-    result = call("doctor", "somebody/nothing")
+    result = call("doctor", "hub:somebody/nothing")
     assert result.exit_code == 2
-    assert "the hub does not give it (404 Client Error" in result.stderr
+    assert "cannot be fetched (404 Client Error" in result.stderr
+    asked.clear()
+    result = call("doctor", "my-models/mistyped")  # a folder's name is never asked for on the hub
+    assert result.exit_code == 2
+    assert "hub:my-models/mistyped if you mean" in result.stderr
+    assert asked == {}
 
 
 def test_every_field_of_stage_0(stock: Stock) -> None:
@@ -270,3 +281,165 @@ def test_every_field_of_stage_0(stock: Stock) -> None:
     for field, value in changes.items():
         assert getattr(plan_of(Matching.model_validate({field: value})), field) == value != getattr(base, field)
     assert set(changes) == set(Matching.model_fields) - {"weighting", "guidance", "null_class"}
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"clip_sample_range": 0.5},
+        {"thresholding": True, "sample_max_value": 1.5, "dynamic_thresholding_ratio": 0.9},
+    ],
+    ids=["range", "thresholding"],
+)
+def test_a_stock_samplers_limits_are_kept(stock: Stock, settings: dict[str, Any]) -> None:
+    """Clipping to another range and dynamic thresholding, against stock DDIM."""
+    scheduler = DDIMScheduler(prediction_type="sample", timestep_spacing="trailing", **settings)
+    teacher = read_teacher(str(stock(scheduler)))
+    noise, network = torch.randn(4, 1, 8, 8), stock_network()
+    ours = sample(teacher.limited(teacher.model.denoiser), noise, 10)
+    theirs: Any = DDIMScheduler.from_config(scheduler.config, set_alpha_to_one=True)
+    theirs.set_timesteps(10)
+    z = noise
+    with torch.no_grad():
+        for timestep in theirs.timesteps:
+            z = theirs.step(network(z, timestep).sample, timestep, z, use_clipped_model_output=True).prev_sample
+    torch.testing.assert_close(ours, z, rtol=0, atol=2e-4)
+    assert not torch.allclose(ours, sample(teacher.model.denoiser, noise, 10), atol=1e-2)
+
+
+def test_limits_are_learned_where_there_is_no_stage_0(stock: Stock, tmp_path: Path) -> None:
+    """A zero-SNR teacher of x is halved as it is: its first student learns from clipped predictions."""
+    scheduler = DDIMScheduler(prediction_type="sample", rescale_betas_zero_snr=True, clip_sample_range=0.25)
+    place = stock(scheduler)
+    result = call("distill", place, "--data", "digits", "--out", tmp_path / "out", *QUICK, *UNTRAINED)
+    assert result.exit_code == 0, result.output
+    run = open_run(read_recipe(str(tmp_path / "out" / "recipe.yaml")), tmp_path / "out", Silent())
+    teacher = run.teaching.teacher()
+    assert teacher.training["updates"] == 0
+    z, t = torch.randn(4, 1, 8, 8), torch.tensor(0.5, dtype=torch.float64)
+    found = run.teaching.as_sampled(teacher)(z, t)
+    assert float(found.abs().max()) <= 0.25 < float(teacher.denoiser(z, t).abs().max())
+    records = [json.loads(line) for line in (tmp_path / "out" / "evaluations.jsonl").read_text().splitlines()]
+    assert records[0]["quality"][0]["frechet"] == records[1]["quality"][0]["frechet"]  # given and teacher are one
+
+
+@pytest.mark.parametrize("data", [False, True])
+def test_a_zero_snr_teacher_is_taken(stock: Stock, data: bool) -> None:
+    place = stock(DDIMScheduler(prediction_type="v_prediction", rescale_betas_zero_snr=True))
+    result = call("doctor", place, *(("--data", "digits") if data else ()))
+    assert "unknown" not in result.output
+    assert result.exception is None or isinstance(result.exception, SystemExit)
+    assert "it can be halved as it is" in result.output
+    assert not data or "read as" in result.output
+
+
+def test_a_distilled_teacher_starts_at_its_own_steps(tiny_model: Callable[..., Any], tmp_path: Path) -> None:
+    save(Model(tiny_model(), (8,), (16,)), tmp_path / "student")
+    result = call("distill", tmp_path / "student", "--data", "digits", "--out", tmp_path / "out", *QUICK)
+    assert result.exit_code == 0, result.output
+    assert "chain: 8 -> 4" in result.output
+    told = json.loads((tmp_path / "out" / "student-0004" / "progdist.json").read_text())
+    assert told["lineage"] == [16, 8]
+    for more, says in (
+        (("--steps", 3), "distilled for 8 steps"),
+        (("--set", "distill.chain=[16, 8, 4]"), "distilled for 8 steps and the chain starts at 16"),
+        (("--guidance", 2), "a distilled teacher knows only its own"),
+    ):
+        result = call("distill", tmp_path / "student", "--data", "digits", "--out", tmp_path / "no", *QUICK, *more)
+        assert result.exit_code == 2, result.output
+        assert says in result.stderr
+    assert "8 -> 4" in call("doctor", tmp_path / "student").output
+
+
+def test_a_learned_variance_is_sliced_off(stock: Stock, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The student's folder is a stock pipeline that samples, though the teacher's network had twice the channels."""
+    place = stock(DDPMScheduler(variance_type="learned_range"))
+    wide = stock_network()
+    wide.conv_out = torch.nn.Conv2d(wide.conv_out.in_channels, 2, 3, padding=1)
+    wide.register_to_config(out_channels=2)
+    wide.save_pretrained(place / "unet")
+    result = call("distill", place, "--data", "digits", "--out", tmp_path / "out", *QUICK, *UNTRAINED)
+    assert result.exit_code == 0, result.output
+    pipeline = DDIMPipeline.from_pretrained(tmp_path / "out" / "student-0004")
+    pipeline.set_progress_bar_config(disable=True)
+    made: Any = pipeline(batch_size=2, num_inference_steps=4, output_type="np")
+    assert made.images.shape == (2, 8, 8, 1)
+    teacher, z = read_teacher(str(place)), torch.randn(2, 1, 8, 8)
+    torch.testing.assert_close(teacher.model.denoiser.network(z, 5).sample, wide(z, 5).sample[:, :1])
+
+
+def test_guidance_never_takes_a_real_class_for_none(stock: Stock, tmp_path: Path) -> None:
+    place, words = stock(classes=10), ("--data", "digits", "--out", tmp_path / "out", *QUICK, *UNTRAINED)
+    result = call("distill", place, *words, "--guidance", 2)
+    assert result.exit_code == 2, result.output
+    assert "name it with --set match.null_class=N" in result.stderr
+    assert not (tmp_path / "out").exists()
+    assert call("distill", place, *words, "--guidance", 2, "--set", "match.null_class=9").exit_code == 0
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (("--guidance", 0), "match.guidance: Input should be greater than 0"),
+        (("--set", "distill.start=8"), "start has no effect beside chain"),
+        (("--set", "distill.substeps=4"), "substeps has no effect beside chain"),
+        (("--set", "teacher.learning_rate=0.1"), "teacher.learning_rate is of a teacher that is trained"),
+        (("--set", "evaluate.samples=1"), "evaluate.samples"),
+    ],
+)
+def test_what_has_no_effect_is_refused(stock: Stock, tmp_path: Path, words: tuple[object, ...], says: str) -> None:
+    result = call("distill", stock(), "--data", "digits", "--out", tmp_path / "out", *QUICK, *UNTRAINED, *words)
+    assert result.exit_code == 2, result.output
+    assert says in result.stderr
+    assert result.stderr.count("\n") == 1
+
+
+def test_a_folder_of_any_name(stock: Stock, tmp_path: Path) -> None:
+    result = call("distill", stock(), "--data", "digits", "--out", tmp_path / "my run", *QUICK, *UNTRAINED)
+    assert result.exit_code == 0, result.output
+    assert read_recipe(str(tmp_path / "my run" / "recipe.yaml")).name == "my-run"
+
+
+def test_an_offset_of_our_own_folder_is_kept(tiny_model: Callable[..., Any], tmp_path: Path) -> None:
+    save(Model(tiny_model()), tmp_path / "model")
+    assert read_teacher(str(tmp_path / "model"), 0.0).model.denoiser.offset == 0
+    assert "timestep = 1024 t - 0" in call("doctor", tmp_path / "model", "--offset", 0).output
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [({"use_dynamic_shifting": True}, "shifts its times by the size"), ({"shift": 0.0}, "damaged")],
+)
+def test_a_flow_that_cannot_be_taken(stock: Stock, settings: dict[str, Any], says: str) -> None:
+    place = stock(FlowMatchEulerDiscreteScheduler())
+    config = place / "scheduler" / "scheduler_config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | settings))
+    with pytest.raises(UserError, match=says):
+        read_teacher(str(place))
+
+
+def test_a_shifted_flow_is_sampled_as_stock_samples_it(stock: Stock) -> None:
+    place = stock(FlowMatchEulerDiscreteScheduler(shift=3.0))
+    teacher = read_teacher(str(place))
+    assert teacher.model.denoiser.schedule == RectifiedFlow(3.0)
+    theirs: Any = FlowMatchEulerDiscreteScheduler.from_pretrained(place, subfolder="scheduler")
+    theirs.set_timesteps(sigmas=[1 - i / 8 for i in range(8)])
+    noise, network = torch.randn(3, 1, 8, 8), stock_network()
+    z = noise
+    with torch.no_grad():
+        for timestep in theirs.timesteps:
+            z = theirs.step(network(z, timestep).sample, timestep, z).prev_sample
+    torch.testing.assert_close(sample(teacher.model.denoiser, noise, 8), z, rtol=0, atol=2e-4)
+
+
+@pytest.mark.parametrize("kind", ["flow", "eps", "guided"])
+def test_the_estimate_counts_stage_0_as_it_is(stock: Stock, tmp_path: Path, kind: str) -> None:
+    """No updates where there is no stage 0, two evaluations of the teacher where it is guided."""
+    place = stock(FlowMatchEulerDiscreteScheduler() if kind == "flow" else None, classes=11)
+    content = {"name": "a", "data": {"source": "digits"}, "teacher": {"model": str(place)}}
+    settings = ("match={updates: 5, batch: 4}", "distill={chain: [8, 4], updates: 3, batch: 4}", "evaluate.samples=10")
+    recipe = validated(content, (*settings, *(("match.guidance=2",) if kind == "guided" else ())), "test")
+    parts = {part.name: part for part in estimate(recipe).parts}
+    assert parts["teacher"].updates == (0 if kind == "flow" else 5)
+    assert parts["teacher"].frozen_evaluations == {"flow": 0, "eps": 20, "guided": 40}[kind]
+    assert parts["evaluation"].frozen_evaluations == 10 * (8 + 4 + 4 + {"flow": 8, "eps": 8, "guided": 16}[kind])

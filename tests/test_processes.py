@@ -19,9 +19,9 @@ RECIPE = """
 name: shared
 data: {source: digits}
 network: {width: 8, multipliers: [1, 2], groups: 4}
-teacher: {updates: 50, batch: 16, learning_rate: 1.0e-3, warmup: 2, ema: 0.9, checkpoint_every: 10}
-distill: {start: 8, end: 4, updates: 50, batch: 16, learning_rate: 1.0e-3, checkpoint_every: 10}
-evaluate: {samples: 96, batch: 16, features: [digits], resamples: 4}
+teacher: {updates: 50, batch: 16, learning_rate: 1.0e-3, warmup: 2, ema: 0.9, checkpoint_every: 10, precision: float32}
+distill: {start: 8, end: 4, updates: 50, batch: 16, learning_rate: 1.0e-3, checkpoint_every: 10, precision: float32}
+evaluate: {samples: 96, batch: 16, features: [digits], resamples: 4, precision: float32}
 """
 TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node")
 ACCELERATE = ("-m", "accelerate.commands.launch", "--multi_gpu", "--mixed_precision", "no", "--num_processes")
@@ -129,6 +129,44 @@ def test_a_mistake_is_told_once(recipe: Path, tmp_path: Path) -> None:
     assert told.returncode != 0
     assert told.stderr.count("progdist: data source 'nothing' is unknown") == 1
     assert "process 1: " not in told.stderr
+
+
+VIEWS = """
+import sys
+from pathlib import Path
+import torch
+from progdist._errors import UserError
+from progdist.checkpoint import Checkpoint, Checkpoints
+from progdist.team import agreed_checkpoint, new_accelerator
+
+accelerator = new_accelerator()
+seen = [int(word) for word in sys.argv[2 + accelerator.process_index].split(",")]
+checkpoints = Checkpoints(Path(sys.argv[1]) / str(accelerator.process_index), keep=9)
+for update in seen:
+    checkpoints.save(Checkpoint(update, {"a": torch.ones(1)}, {}))
+try:
+    told = agreed_checkpoint(checkpoints, accelerator)
+    print(f"process {accelerator.process_index} goes on from {told.update if told else None}", flush=True)
+except UserError as error:
+    print(f"process {accelerator.process_index} stops: {error}", flush=True)
+"""
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "says"),
+    [
+        ("4,8", "4,8,12", ["process 0 goes on from 8", "process 1 goes on from 8"]),
+        ("4,8", "4", ["process 0 stops: process 1: ", "process 1 stops: process 1: "]),
+    ],
+)
+def test_the_first_process_chooses_the_checkpoint(tmp_path: Path, first: str, second: str, says: list[str]) -> None:
+    (tmp_path / "views.py").write_text(VIEWS)
+    words = [sys.executable, *TORCHRUN, "2", str(tmp_path / "views.py"), str(tmp_path), first, second]
+    alone = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    told = subprocess.run(words, capture_output=True, text=True, env=alone, timeout=600)
+    assert told.returncode == 0, told.stderr
+    for words in says:
+        assert words in told.stdout
 
 
 def test_sharded_training_is_the_same_and_what_it_writes_is_whole(recipe: Path, tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import pytest
 import torch
 from pydantic import BaseModel
 
-from conftest import TINY
+from conftest import TINY, Silent, call
 from progdist import UserError
 from progdist.plan import Plan
 from progdist.recipe import Recipe
@@ -22,20 +22,6 @@ from progdist.teaching import Teaching
 from progdist.team import Team
 
 Seen = Callable[[Recipe], Any]
-
-
-class Silent:
-    """An observer that keeps what it is told."""
-
-    def __init__(self) -> None:
-        self.notes: list[str] = []
-
-    def begin(self, title: str, updates: int) -> None: ...
-    def progress(self, progress: object) -> None: ...
-    def end(self) -> None: ...
-    def evaluated(self, record: dict[str, Any]) -> None: ...
-    def note(self, text: str) -> None:
-        self.notes.append(text)
 
 
 def a_run(recipe: Recipe, folder: Path = Path("/nowhere")) -> Run:
@@ -136,7 +122,9 @@ def the_evaluations(recipe: Recipe) -> Any:  # noqa: ANN401
             lambda self, name, model, steps: told.append((name, steps, self.recipe.evaluate.resamples)),
         )  # fmt: skip
         patch.setattr(RunFolder, "claim", lambda *arguments: None)
-        a_run(recipe).everything()
+        patch.setattr(Run, "_write_page", lambda self: None)
+        with TemporaryDirectory() as folder:
+            a_run(recipe, Path(folder)).everything()
     return told
 
 
@@ -304,6 +292,9 @@ def test_shipped_recipes_are_valid(name: str) -> None:
         ("evaluate.features=[]", "at least one"),
         ("distill.chain=[]", "at least 2"),
         ("distill.chain=[12, 6]", "set noise.timesteps"),
+        ("distill={chain: [8, 4], start: 8}", "start has no effect beside chain"),
+        ("match.guidance=2.0", "match is stage 0 of a teacher.model"),
+        ("match.null_class=2", "match is stage 0 of a teacher.model"),
         ("distill.microbatches=3", "3 microbatches"),
         ("teacher.learning_rate=.inf", "finite"),
         ("noise.log_snr_max=.nan", "not above"),
@@ -363,3 +354,29 @@ def test_class_conditioning_needs_labels(tmp_path: Path) -> None:
     (tmp_path / "r.yaml").write_text(TINY.replace("digits}", f"npz:{tmp_path}/plain.npz" + "}"))
     with pytest.raises(UserError, match="has no labels"):
         a_run(read_recipe(str(tmp_path / "r.yaml"), ["network.class_conditional=true"])).teaching.untrained()
+
+
+def test_recipes_of_earlier_versions_are_still_read(tmp_path: Path) -> None:
+    """They were written whole: a chain beside the defaults of what it replaces, float32 in sections without effect."""
+    path = tmp_path / "recipe.yaml"
+    path.write_text(
+        "{name: a, data: {source: digits}, teacher: {model: x, precision: float32}, match: {precision: bf16},"
+        " distill: {start: 256, end: 1, substeps: 2, chain: [8, 4], precision: float32}}"
+    )
+    recipe = read_recipe(str(path))
+    assert recipe.distill.counts() == [8, 4]
+    assert recipe.precisions() == {"match": "bf16", "distill": "float32", "evaluate": "auto"}
+
+
+def test_a_mistake_of_the_whole_recipe_reads_well(tiny_recipe: Path) -> None:
+    with pytest.raises(UserError) as caught:
+        read_recipe(str(tiny_recipe), ["network=null"])
+    assert ": :" not in str(caught.value)
+    assert "give either network" in str(caught.value)
+
+
+def test_a_weighting_that_is_nothing_at_one_step_is_refused(tiny_recipe: Path, tmp_path: Path) -> None:
+    settings = ("--set", "noise.kind=rectified_flow", "--set", "parameterization=velocity")
+    result = call("run", tiny_recipe, "--out", tmp_path / "run", *settings, "--set", "distill.weighting=snr")
+    assert result.exit_code == 2, result.output
+    assert "the weighting is 0 at t = 1" in result.stderr

@@ -223,7 +223,7 @@ def test_mistakes_are_one_line_and_exit_code_2(
     refused(call("run", tiny_recipe, "--out", tmp_path / "b", "--set", "network.multipliers=[1,1,1,1,1]"), "halve")
     refused(call("run", tiny_recipe, "--out", tmp_path / "c", "--set", "teacher.microbatches=3"), "not divide")
     refused(call("sample", tmp_path / "nowhere"), "no model folder")
-    refused(call("sample", student, "--steps", 0), "at least 1")
+    refused(call("sample", student, "--steps", 0), "takes 1 to")
     refused(call("sample", student, "--label", 10), "label 10 is out of range", "0 to 9")
     refused(call("sample", out / "teacher"), "--steps")
     refused(call("sample", student, "--out", tmp_path / "x.jpg"), ".png or .npz")
@@ -272,7 +272,11 @@ def test_weights_that_cannot_be_written_are_told(tiny_recipe: Path, tmp_path: Pa
         refused(call("run", tiny_recipe, "--out", tmp_path / "run", *settings), "teacher", "ulimit")
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-    assert sorted(path.name for path in (tmp_path / "run").glob("[!.]*")) == ["metrics.jsonl", "recipe.yaml"]
+    assert sorted(path.name for path in (tmp_path / "run").glob("[!.]*")) == [
+        "metrics.jsonl",
+        "recipe.yaml",
+        "report.html",
+    ]
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(
@@ -328,3 +332,77 @@ def test_the_module_runs_and_reports_mistakes_without_a_traceback(tmp_path: Path
     assert done.returncode == 2
     assert done.stderr.count("\n") == 1
     assert "Traceback" not in done.stderr
+
+
+def test_evaluate_repeats_what_a_recipe_measures(finished: tuple[Path, Result], tmp_path: Path) -> None:
+    """The same clipping, method, batch and precision can be asked for, and each of them reaches the samples."""
+    out, _ = finished
+    words = ("evaluate", out / "student-0004", "--data", "digits", "-n", 48, "--json", "--precision", "float32")
+
+    def measured(*more: object) -> dict[str, Any]:
+        result = call(*words, *more)
+        assert result.exit_code == 0, result.output
+        return json.loads(result.stdout)
+
+    plain = measured()
+    assert measured("--batch", 7)["frechet"] == pytest.approx(plain["frechet"], rel=1e-3)
+    assert measured("--clip")["frechet"] != plain["frechet"]
+    ancestral = measured("--method", "ancestral")["frechet"]
+    assert ancestral != plain["frechet"] != measured("--precision", "bf16")["frechet"]
+    assert measured("--method", "ancestral", "--level", 0.3)["frechet"] != ancestral
+    assert measured("--method", "heun")["network_evaluations"] == 7
+    for more, says in (
+        (("--precision", "fp16"), "auto, float32, bf16"),
+        (("--level", 0.5), "of the method ancestral"),
+        (("--teacher-steps", 8), "of --teacher"),
+    ):
+        refused(call(*words, *more), says)
+
+
+def test_the_page_is_there_from_the_start(tiny_recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is written before the first update and after each measurement, and says what is next until all is done."""
+    from progdist import run as module
+
+    pages: list[str] = []
+    write = module.write_report
+
+    def watched(folder: Any) -> Path:  # noqa: ANN401
+        path = write(folder)
+        pages.append(path.read_text())
+        return path
+
+    monkeypatch.setattr(module, "write_report", watched)
+    result = call("run", tiny_recipe, "--out", tmp_path / "run", "--set", "distill.chain=[8, 4, 2]")
+    assert result.exit_code == 0, result.output
+    assert f"live report: {tmp_path / 'run' / 'report.html'}" in result.output.replace("\n", "")
+    assert ["the teacher is next" in page for page in pages] == [True, False, False, False]
+    assert ["the student of 4 steps is next" in page for page in pages] == [False, True, False, False]
+    assert ["http-equiv" in page for page in pages] == [True, True, True, False]
+    assert "student-0004" in pages[2]
+
+
+def test_a_file_system_without_locks_is_no_other_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from progdist.run_folder import RunFolder
+
+    def nothing(file: Any, how: int) -> None:  # noqa: ANN401
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    said: list[str] = []
+    monkeypatch.setattr("fcntl.flock", nothing)
+    with RunFolder(tmp_path / "run").owned(said.append):
+        pass
+    assert "cannot be locked (No locks available)" in said[0]
+
+
+def test_a_skipped_update_leaves_the_loss_that_is_shown(capsys: pytest.CaptureFixture[str]) -> None:
+    from rich.console import Console
+
+    from progdist.plan import Progress
+    from progdist.progress import Terminal
+
+    terminal = Terminal(Console(width=80))
+    terminal.begin("teacher", 3)
+    for update, loss in enumerate((math.nan, 0.5, math.nan), 1):
+        terminal.progress(Progress(update, loss, 1.0, 1e-3, 0.1))
+    terminal.end()
+    assert "loss 0.5000" in capsys.readouterr().out

@@ -151,7 +151,7 @@ def test_n_steps_are_n_evaluations() -> None:
 
 
 def test_mistakes_are_named() -> None:
-    with pytest.raises(UserError, match="at least 1"):
+    with pytest.raises(UserError, match="takes 1 to"):
         sample(Official(0), torch.randn(1, 1), 0)
     with pytest.raises(UserError, match="ddim, ancestral"):
         sample(Official(0), torch.randn(1, 1), 1, method="dddim")
@@ -190,3 +190,14 @@ def test_network_evaluations_are_counted(method: str) -> None:
 
     sample(Counting(Cosine(), torch.tensor(0.3), 0.5), torch.randn(2, 1), 5, method=method)
     assert len(calls) == network_evaluations(5, method)
+
+
+def test_a_number_of_steps_that_would_fill_the_memory_is_refused() -> None:
+    with pytest.raises(UserError, match="1,000,000"):
+        sample(Gaussian(Cosine(), torch.tensor(0.0), 1.0), torch.randn(2, 2), 10**13)
+
+
+def test_euler_in_log_snr_says_where_it_cannot_begin() -> None:
+    exact = Gaussian(RectifiedFlow(), torch.tensor(0.0), 1.0)
+    with pytest.raises(UserError, match="use ddim"):
+        sample(exact, torch.randn(2, 2), 4, method="euler_log_snr")

@@ -71,3 +71,19 @@ def test_discrete_reaches_zero_snr_exactly() -> None:
 def test_a_table_that_is_no_schedule_is_refused(table: tuple[float, ...]) -> None:
     with pytest.raises(UserError, match="fall"):
         Discrete(table)
+
+
+@pytest.mark.parametrize("shift", [0.5, 1.0, 3.0])
+def test_a_shifted_flow_is_the_flow_at_other_times(shift: float) -> None:
+    shifted, plain = RectifiedFlow(shift), RectifiedFlow()
+    t = torch.linspace(0, 1, 11, dtype=torch.float64)
+    sigma = shift * t / (1 + (shift - 1) * t)
+    torch.testing.assert_close(shifted.sigma(t), plain.sigma(sigma))
+    torch.testing.assert_close(shifted.alpha(t), plain.alpha(sigma))
+    torch.testing.assert_close(shifted.network_time(t), sigma)
+    assert (float(shifted.alpha(t[-1])), float(shifted.sigma(t[0]))) == (0, 0)
+
+
+def test_a_shift_is_positive() -> None:
+    with pytest.raises(UserError, match="positive"):
+        RectifiedFlow(0.0)

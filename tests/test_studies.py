@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from conftest import call, name
+from conftest import Silent, call, name
 from progdist import Cosine, RectifiedFlow
 from progdist.recipe_file import read_recipe
 from progdist.run import open_run
@@ -16,7 +16,6 @@ from progdist.sampler import network_evaluations
 from progdist.schedule import Schedule
 from progdist.studies.budget import _variant
 from progdist.studies.integrators import mixture_errors, order, steps_within
-from test_recipe import Silent
 
 
 def results(folder: Path) -> list[dict[str, Any]]:
@@ -191,3 +190,18 @@ def test_saved_bytes_are_those_of_autograd() -> None:
     network = torch.nn.Linear(3, 5, bias=False)
     x = torch.randn(7, 3)
     assert _saved_bytes(lambda: (network(x) ** 2).sum(), network) == 4 * (7 * 3 + 7 * 5)
+
+
+def test_integrators_leave_out_what_cannot_begin(finished: Path, tmp_path: Path) -> None:
+    from diffusers.models.unets.unet_2d import UNet2DModel
+
+    import progdist
+
+    network: Any = UNet2DModel.from_pretrained(finished / "teacher", subfolder="unet")
+    flow = progdist.Denoiser(network, progdist.RectifiedFlow(), progdist.PARAMETERIZATIONS["velocity"], timesteps=1000)
+    progdist.save(flow, tmp_path / "flow")
+    result = call("integrators", tmp_path / "flow", "-n", 16, "--evaluations", 4, "--out", tmp_path / "out")
+    assert result.exit_code == 0, result.output
+    assert "euler_log_snr is left out" in result.output
+    methods = {json.loads(line)["method"] for line in (tmp_path / "out" / "results.jsonl").read_text().splitlines()}
+    assert methods == {"ddim", "euler", "heun", "rk4"}

@@ -64,20 +64,12 @@ OURS = """import torch
 import progdist
 
 denoiser = progdist.load("{place}")
-images = progdist.sample(denoiser, torch.randn(16, {channels}, {height}, {width}), {steps})
+noise = torch.randn(16, {channels}, {height}, {width})
+images = progdist.sample(denoiser, noise, {steps}{condition})
 """
 
 
-OURS_LATENT = """from pathlib import Path
-
-from progdist.making import Wish, make
-from progdist.model_folder import load
-
-images, labels, steps = make(load(Path("{place}")), Wish({steps}, 16, None, seed=0), print)
-"""
-
-
-def _template(stock: str | None, classes: int, latent: bool) -> str:
+def _template(stock: str | None, classes: int) -> str:
     """The code that samples a model of some stock pipeline or scheduler."""
     match stock:
         case "DDIMScheduler":
@@ -88,7 +80,7 @@ def _template(stock: str | None, classes: int, latent: bool) -> str:
             return TRANSFORMER
         case "LDMPipeline" if not classes:
             return LATENT
-    return OURS_LATENT if latent else OURS
+    return OURS
 
 
 def card(
@@ -109,9 +101,17 @@ def card(
     """
     counts = list(told["steps"])
     steps, classes = (counts or [256])[0], len(told["classes"])
-    template = _template(stock, classes, seen != image)
+    template = _template(stock, classes)
     labels = f"torch.arange(16) % {classes}" if classes else "None"
-    numbers = {"channels": seen[0], "height": seen[1], "width": seen[2], "classes": classes, "labels": labels}
+    condition = f", class_labels={labels}" if classes else ""
+    numbers = {
+        "channels": seen[0],
+        "height": seen[1],
+        "width": seen[2],
+        "classes": classes,
+        "labels": labels,
+        "condition": condition,
+    }
     code = template.format(place=".", steps=steps, **numbers)
     size = f"{image[1]}x{image[2]} with {image[0]} channel{'s' if image[0] > 1 else ''}"
     lines = [

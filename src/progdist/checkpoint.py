@@ -108,12 +108,17 @@ class Checkpoints:
         """The newest that is whole, or None; `say` is told of those that are not."""
         for update in reversed(self._updates()):
             try:
-                return self._whole(update)
+                return self.at(update)
             except UserError as error:
                 say(f"{error}: the one before it is taken")
         return None
 
-    def _whole(self, update: int) -> Checkpoint:
+    def at(self, update: int) -> Checkpoint:
+        """That of one update.
+
+        Raises:
+            UserError: it is missing or damaged.
+        """
         path = self._path(update)
         told = read_json(path.with_suffix(".json"))
         try:

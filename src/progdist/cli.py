@@ -2,12 +2,14 @@
 
 import json
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, cast, get_args
 
 import torch
 import typer
 
 from progdist import __version__
+from progdist._errors import UserError
+from progdist.precision import Precision
 from progdist.sampler import METHODS
 from progdist.studies.commands import COMMANDS
 from progdist.terminal import RANK, console, mended_by_the_user, say
@@ -65,7 +67,7 @@ def run(
 @app.command()
 @mended_by_the_user
 def distill(
-    model: Annotated[str, typer.Argument(help="A diffusers pipeline folder, a progdist folder, or a hub name.")],
+    model: Annotated[str, typer.Argument(help="A diffusers pipeline folder, a progdist folder, or hub:OWNER/NAME.")],
     data: Annotated[str, typer.Option(help="digits, folder:PATH, idx:PATH, npz:PATH or hub:NAME.")],
     steps: Annotated[int, typer.Option(help="Of the student.", min=1)] = 4,
     out: Annotated[Path | None, typer.Option(help="The run's folder; runs/NAME-STEPS if not given.")] = None,
@@ -111,7 +113,7 @@ def distill(
 @app.command()
 @mended_by_the_user
 def doctor(
-    model: Annotated[str, typer.Argument(help="A diffusers pipeline folder, a progdist folder, or a hub name.")],
+    model: Annotated[str, typer.Argument(help="A diffusers pipeline folder, a progdist folder, or hub:OWNER/NAME.")],
     data: Annotated[str | None, typer.Option(help="Images to try it on, e.g. folder:PATH.")] = None,
     offset: Annotated[float | None, typer.Option(help="Of the timestep, if not its folder's own.")] = None,
     seed: Seed = 0,
@@ -155,16 +157,26 @@ def evaluate(
     steps: Annotated[int | None, typer.Option(help="Sampling steps; each model's own if not given.")] = None,
     count: Annotated[int, typer.Option("--count", "-n", help="Samples of each model.", min=2)] = 2048,
     features: Annotated[str, typer.Option(help="digits, fashion-mnist, pixels or inception.")] = "pixels",
+    method: Annotated[str, typer.Option(help=f"One of {', '.join(METHODS)}.")] = "ddim",
+    level: Annotated[float, typer.Option(help="Of ancestral's variance: lower bound to upper.", min=0, max=1)] = 1.0,
+    clip: Annotated[bool, typer.Option("--clip", help="Keep every denoised image within [-1, 1].")] = False,
+    batch: Annotated[int, typer.Option(help="Images made at a time.", min=1)] = 256,
+    precision: Annotated[str, typer.Option(help="auto, float32 or bf16.")] = "auto",
     teacher: Annotated[Path | None, typer.Option(help="Also give the RMSE to this model's images.")] = None,
-    teacher_steps: Annotated[int, typer.Option(help="The steps that the teacher takes.")] = 256,
+    teacher_steps: Annotated[int | None, typer.Option(help="Steps that --teacher takes; 256 if not given.")] = None,
     seed: Seed = 0,
     json_: Annotated[bool, typer.Option("--json", help="One JSON object per model.")] = False,
 ) -> None:
     """Measure models against data."""
     from progdist.making import Reference, Wish, compare
 
-    reference = Reference(teacher, teacher_steps) if teacher else None
-    for result in compare(models, data, Wish(steps, count, None, seed), features, reference, say):
+    if teacher_steps is not None and teacher is None:
+        raise UserError("--teacher-steps is of --teacher, which is not given: give it, or leave both")
+    if precision not in get_args(Precision):
+        raise UserError(f"--precision {precision} is unknown: use one of {', '.join(get_args(Precision))}")
+    reference = Reference(teacher, teacher_steps or 256) if teacher else None
+    wish = Wish(steps, count, None, seed, method, clip, level, batch, cast(Precision, precision))
+    for result in compare(models, data, wish, features, reference, say):
         if json_:
             typer.echo(json.dumps(result))
         else:
@@ -248,7 +260,7 @@ def _finish(records: list[dict[str, Any]], folder: Path) -> None:
     if RANK > 0:
         return
     from progdist.progress import quality_table
-    from progdist.report import quality_rows, write_report
+    from progdist.report import quality_rows
     from progdist.run_folder import RunFolder
 
     quality = records[0]["quality"][0]
@@ -256,7 +268,7 @@ def _finish(records: list[dict[str, Any]], folder: Path) -> None:
     console.print(quality_table(quality_rows(records), quality["features"], quality["samples"]))
     if quality["warning"]:
         console.print(f"Warning: {quality['warning']}", highlight=False)
-    console.print(f"Report: {write_report(RunFolder(folder))}", highlight=False, soft_wrap=True)
+    console.print(f"Report: {RunFolder(folder).report()}", highlight=False, soft_wrap=True)
 
 
 for study in COMMANDS:

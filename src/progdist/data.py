@@ -3,7 +3,7 @@
 A source is named in one word:
 
     digits          scikit-learn's 1,797 handwritten digits, 8x8, ten classes (embedded, nothing to fetch)
-    folder:PATH     image files; class folders give labels, a flat folder gives none
+    folder:PATH     image files; class folders give labels, a flat folder gives none; hidden files are passed over
     idx:PATH        a folder with MNIST-format files, gzipped or not
     cifar:PATH      the folder of CIFAR-10's binary or python version
     npz:PATH        arrays `images` (N, H, W) or (N, H, W, C), uint8 or float in [-1, 1], and `labels` (N,) if any
@@ -13,11 +13,12 @@ With a `size`, an image is centre-cropped to a square and resampled to size x si
 mean of the old ones it covers) or `bilinear` (with antialiasing). Without one, all images must have one size.
 """
 
+import os
 import struct
 import warnings
 import zipfile
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -83,14 +84,30 @@ def _folder(place: str, framing: Framing) -> Images:
     root = Path(place).expanduser()
     if not root.is_dir():
         raise UserError(f"folder:{place} is no folder: give the path of a folder of images")
-    paths = sorted(path for path in root.rglob("*") if path.suffix.lower() in SUFFIXES)
-    names = tuple(sorted({path.relative_to(root).parts[0] for path in paths if path.parent != root}))
-    flat = sum(path.parent == root for path in paths)
+    paths = sorted(_image_files(root, set()))
+    classes = [path.relative_to(root).parts[0] for path in paths if path.parent != root]
+    names, flat = tuple(sorted(set(classes))), len(paths) - len(classes)
     if names and flat:
         raise UserError(f"folder:{place} holds {flat} images beside class folders: move them into class folders")
-    labels = torch.tensor([names.index(path.relative_to(root).parts[0]) for path in paths]) if names else None
-
+    numbers = {name: number for number, name in enumerate(names)}
+    labels = torch.tensor([numbers[name] for name in classes]) if names else None
     return Images(f"folder:{place}", len(paths), _Files(paths, framing), labels, names)
+
+
+def _image_files(folder: Path, seen: set[Path]) -> Iterator[Path]:
+    """The image files in a folder and below, behind symbolic links, too; nothing whose name begins with a dot."""
+    real = folder.resolve()
+    if real in seen:  # a link to a folder that holds it
+        return
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if entry.name.startswith("."):
+                continue
+            path = folder / entry.name
+            if entry.is_dir():
+                yield from _image_files(path, seen | {real})
+            elif path.suffix.lower() in SUFFIXES:
+                yield path
 
 
 def _idx(place: str, framing: Framing) -> Images:

@@ -1,9 +1,10 @@
 r"""A denoiser: (z_t, t) -> xh, the one contract between networks and everything that uses them.
 
-    xh(z, t) = denoise(F(z, timestep), z, alpha_t, sigma_t),    timestep = T t - offset
+    xh(z, t) = denoise(F(z, timestep), z, alpha_t, sigma_t),    timestep = T tau_t - offset
 
-The timestep is what stock diffusers hands the same network. Its DDIM counts a table of T noise levels from 0, so that
-entry i is t = (i + 1) / T and the offset is 1; its flow matching hands over T t itself, and the offset is 0.
+tau_t is the time that the network is told: t itself, or sigma_t of a rectified flow, whose grid may be shifted. The
+timestep is what stock diffusers hands the same network. Its DDIM counts a table of T noise levels from 0, so that
+entry i is t = (i + 1) / T and the offset is 1; its flow matching hands over T sigma_t, and the offset is 0.
 """
 
 from typing import Protocol
@@ -79,9 +80,12 @@ class Denoiser(nn.Module):
             xh, of the shape and precision of z.
         """
         t = t.double()
-        timestep = (self.timesteps * t - self.offset).to(z.device, torch.float32).expand(z.shape[0])
-        output = self.output(z, timestep, **condition)
+        output = self.output(z, self.timestep(t).to(z.device, torch.float32).expand(z.shape[0]), **condition)
         return self.parameterization.denoise(output, z, self.schedule.alpha(t), self.schedule.sigma(t))
+
+    def timestep(self, t: Tensor) -> Tensor:
+        """What the network is told of times t: float64, of t's shape."""
+        return self.timesteps * self.schedule.network_time(t) - self.offset
 
     def output(self, z: Tensor, timestep: Tensor, **condition: Tensor) -> Tensor:
         """F(z, timestep): the network's output without the learned variances that some give in channels beyond it."""
@@ -92,3 +96,11 @@ class Denoiser(nn.Module):
     def with_network(self, network: nn.Module) -> "Denoiser":
         """The same schedule, meaning and timesteps around another network."""
         return Denoiser(network, self.schedule, self.parameterization, timesteps=self.timesteps, offset=self.offset)
+
+    def with_form_of(self, other: "Denoiser") -> "Denoiser":
+        """The network, schedule and meaning of another, with whatever else belongs to this one."""
+        return other
+
+    def with_offset(self, offset: float) -> "Denoiser":
+        """The same network, told timesteps by another convention."""
+        return Denoiser(self.network, self.schedule, self.parameterization, timesteps=self.timesteps, offset=offset)

@@ -117,6 +117,19 @@ def distillation_loss(
     return weighted_error(weighting, student.schedule, student(z, t, **condition), target, t)
 
 
+def check_weighting(schedule: Schedule, weighting: Weighting, steps: int) -> None:
+    """Refuse a weighting that is 0 at the only time at which a student of one step is trained.
+
+    Raises:
+        UserError: it is.
+    """
+    if steps == 1 and float(weighting(schedule.rho(torch.ones((), dtype=torch.float64)) ** 2)) == 0:
+        raise UserError(
+            "the weighting is 0 at t = 1, where the schedule has no signal, and a student of 1 step is trained there "
+            "alone: use truncated_snr, or end the chain at 2 steps"
+        )
+
+
 @dataclass(frozen=True)
 class Stage:
     """One link of the chain: a teacher of `substeps * steps` steps becomes a student of `steps`."""

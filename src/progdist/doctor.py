@@ -9,7 +9,7 @@ from progdist.estimate import Rates, measure
 from progdist.matching import needs_matching
 from progdist.parameterization import Eps
 from progdist.plan import Plan
-from progdist.proposal import frame, propose_chain
+from progdist.proposal import chain_for, frame
 from progdist.reading import Reading
 from progdist.schedule import Discrete
 from progdist.teacher_folder import Teacher, read_teacher
@@ -34,12 +34,16 @@ def examine(place: str, source: str | None, offset: float | None = None, seed: i
     yield from teacher.told
     yield from _about_the_form(teacher)
     denoiser = teacher.model.denoiser
-    yield f"a chain that fits: {' -> '.join(map(str, _some_chain(denoiser.timesteps)))}"
+    if chain := _some_chain(teacher):
+        yield f"a chain that fits: {' -> '.join(map(str, chain))}"
     yield from _cost(measure(denoiser, teacher.model.shape, TRIAL.batch, TRIAL), denoiser.network)
     if source is None:
         yield "give --data to try its output and its timesteps"
         return
     images = load_images(source, frame(teacher, source).framing())
+    if teacher.model.steps:
+        yield "it was distilled and knows only the times of its own steps: its output is not tried on data"
+        return
     yield from _trial(try_readings(teacher.model, images, seed))
     if len(teacher.model.classes) > len(images.classes) > 0:
         spare = len(teacher.model.classes) - 1
@@ -54,13 +58,21 @@ def _about_the_form(teacher: Teacher) -> Iterator[str]:
         yield "its schedule ends above zero SNR: stage 0 teaches a student on the rescaled schedule first"
     else:
         yield "it can be halved as it is"
-    if teacher.clip:
-        yield "its sampler keeps denoised images within [-1, 1]: stage 0 learns the clipped predictions"
+    learner = "stage 0" if needs_matching(denoiser) else "the first student"
+    if teacher.threshold is not None:
+        yield f"its sampler thresholds denoised images dynamically: {learner} learns the thresholded predictions"
+    elif teacher.clip is not None:
+        bound = f"[-{teacher.clip:g}, {teacher.clip:g}]"
+        yield f"its sampler keeps denoised images within {bound}: {learner} learns the clipped predictions"
 
 
-def _some_chain(timesteps: int) -> list[int]:
-    target = next(count for count in (4, 3, 5, 2, 1) if timesteps % count == 0)
-    return propose_chain(timesteps, target, 256)
+def _some_chain(teacher: Teacher) -> list[int]:
+    """A chain to few steps; empty for a teacher of one step."""
+    if tuple(teacher.model.steps) == (1,):
+        return []
+    most = max(teacher.model.steps, default=teacher.model.denoiser.timesteps)
+    target = next(count for count in (4, 3, 5, 2, 1) if most % count == 0 and count < most)
+    return chain_for(teacher, target, 256)
 
 
 def _cost(rates: Rates, network: torch.nn.Module) -> Iterator[str]:

@@ -12,22 +12,24 @@ saves for the way back; of a low-rank student, w once.
 import copy
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 
 from progdist.data import load_images
 from progdist.denoiser import Denoiser
+from progdist.matching import needs_matching
 from progdist.model import Model
 from progdist.network import condition
 from progdist.objective import WEIGHTINGS, denoising_loss
 from progdist.plan import Plan
+from progdist.precision import autocast
 from progdist.recipe import Recipe, student_name
 from progdist.sections import plan_of
 from progdist.teacher_folder import read_teacher
 from progdist.teaching import untrained
-from progdist.train import autocast, recompute
+from progdist.train import recompute
 
 LONG_ENOUGH = 1.0
 """Seconds that a measured pass should take; the batch is doubled until it does, or is the recipe's own."""
@@ -80,13 +82,15 @@ def estimate(recipe: Recipe) -> Estimate:
     denoiser = model.denoiser
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     denoiser.to(device)
-    taken = recipe.teacher.model is not None
+    taken, guided = recipe.teacher.model is not None, recipe.match.guidance is not None
     teacher_plan = plan_of(recipe.match if taken else recipe.teacher)
+    if taken and not guided and not needs_matching(denoiser):
+        teacher_plan = replace(teacher_plan, updates=0)
     plans = [teacher_plan, *(recipe.distill.plan(link) for link in recipe.distill.links())]
     microbatch = max(plan.batch // plan.microbatches for plan in plans)
     rates = measure(denoiser, model.shape, microbatch, plans[-1])
     weights = sum(parameter.nbytes for parameter in denoiser.network.parameters())
-    parts = [_part("teacher", teacher_plan, int(taken), rates)]
+    parts = [_part("teacher", teacher_plan, int(taken) * (2 if guided else 1), rates)]
     for link, plan in zip(recipe.distill.links(), plans[1:], strict=True):
         parts.append(_part(student_name(link.steps), plan, link.substeps, rates))
     parts.append(_evaluation(recipe, rates))
@@ -122,7 +126,11 @@ def _part(name: str, plan: Plan, substeps: int, rates: Rates) -> Part:
 
 def _evaluation(recipe: Recipe, rates: Rates) -> Part:
     """Teacher and students at all counts that are measured."""
-    evaluations = recipe.evaluate.samples * sum(steps for _, steps in recipe.measurements())
+    measurements = recipe.measurements()
+    steps = sum(steps for _, steps in measurements)
+    if recipe.teacher.model is not None:  # as it was given, too
+        steps += measurements[0][1] * (2 if recipe.match.guidance is not None else 1)
+    evaluations = recipe.evaluate.samples * steps
     return Part("evaluation", 0, recipe.evaluate.batch, evaluations, 0, evaluations * rates.evaluation / 3600)
 
 

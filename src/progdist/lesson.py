@@ -21,10 +21,11 @@ from progdist.images import Images
 from progdist.model import Model
 from progdist.network import condition
 from progdist.plan import Plan, Progress
+from progdist.precision import autocast, resolve
 from progdist.recipe import Recipe
 from progdist.run_folder import Record, RunFolder
 from progdist.team import Team
-from progdist.train import Batch, Loss, NotFinite, autocast, train
+from progdist.train import Batch, Loss, NotFinite, train
 
 HELD_OUT_NOISE = 3_000_000
 """The stage number under which the noise of held-out losses is drawn, apart from all training."""
@@ -120,7 +121,8 @@ class Lessons:
         finally:
             self.observer.end()
         network = merged(network) if low_rank else network
-        training = {"updates": updates, "batch": plan.batch, "seconds": round(seconds, 3)}
+        precision = resolve(plan.precision, self.team.device)
+        training = {"updates": updates, "batch": plan.batch, "seconds": round(seconds, 3), "precision": precision}
         done = replace(model, denoiser=model.denoiser.with_network(network), training=training)
         self.team.decided(lambda: model_folder.save(done, place))
         checkpoints.clear()

@@ -19,13 +19,13 @@ from progdist.features import feature_space
 from progdist.images import Framing, Images
 from progdist.model import Model
 from progdist.model_folder import load
+from progdist.precision import Precision
 from progdist.run_folder import write_grid
-from progdist.sampler import Step, ancestral
+from progdist.sampler import Step, ancestral, network_evaluations
 from progdist.trial import sample_in_batches
 
 Say = Callable[[str], None]
 
-BATCH = 256
 
 SAMPLING_NOISE = 2_000_000
 """The stage number under which the noise of `progdist sample` is drawn, apart from that of any run."""
@@ -43,6 +43,8 @@ class Wish:
         method: of sampling, one of `sampler.METHODS`.
         clip: keep every denoised image within [-1, 1].
         level: of the ancestral sampler's variance, from 0, its lower bound, to 1, its upper.
+        batch: how many at a time.
+        precision: of the network.
     """
 
     steps: int | None
@@ -52,6 +54,8 @@ class Wish:
     method: str = "ddim"
     clip: bool = False
     level: float = 1.0
+    batch: int = 256
+    precision: Precision = "float32"
 
     def how(self) -> str | Step:
         """The method with its variance."""
@@ -67,8 +71,12 @@ def make(model: Model, wish: Wish, say: Say) -> tuple[Tensor, Tensor, int]:
     """Images (N, C, H, W), their labels (N,), and the steps they took.
 
     Raises:
-        UserError: a label out of range, or no step count to be had.
+        UserError: a label out of range, no step count to be had, or an option that has no effect.
     """
+    if wish.level != 1 and wish.method != "ancestral":
+        raise UserError(f"--level is of the method ancestral, and {wish.method} adds no such noise: leave it")
+    if wish.clip and model.autoencoder:
+        raise UserError("--clip is of images, and a latent model samples latents: leave it")
     steps = wish.steps if wish.steps is not None else min(model.steps, default=None)
     if steps is None:
         raise UserError("this model was trained for any number of steps: say how many with --steps, e.g. --steps 256")
@@ -82,7 +90,17 @@ def make(model: Model, wish: Wish, say: Say) -> tuple[Tensor, Tensor, int]:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model.to(device)
     noise, draw = noise_of(model, wish.count, wish.seed), generator(wish.seed, SAMPLING_NOISE, 1)
-    images = sample_in_batches(model, noise, labels, steps, BATCH, clip=wish.clip, method=wish.how(), draw=draw)
+    images = sample_in_batches(
+        model,
+        noise,
+        labels,
+        steps,
+        wish.batch,
+        precision=wish.precision,
+        clip=wish.clip,
+        method=wish.how(),
+        draw=draw,
+    )
     return images, labels, steps
 
 
@@ -136,7 +154,7 @@ def compare(
         yield {
             "model": str(folder),
             "steps": steps,
-            "network_evaluations": steps,
+            "network_evaluations": network_evaluations(steps, wish.method),
             "seconds_per_image": seconds,
             "rmse": None if taught is None else root_mean_square(made, taught),
             **asdict(result),

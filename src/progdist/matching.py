@@ -19,6 +19,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from progdist._shape import per_example
 from progdist.denoiser import Denoiser, Denoises
 from progdist.objective import Weighting, diffuse, weighted_error
 from progdist.parameterization import PARAMETERIZATIONS, Eps
@@ -53,9 +54,38 @@ class Guided:
 
 @dataclass(frozen=True)
 class Clipped:
-    """A denoiser whose predictions are kept within [-1, 1], as many image samplers do."""
+    """A denoiser whose predictions are kept within [-bound, bound], as many image samplers do."""
 
     denoiser: Denoises
+    bound: float = 1.0
+
+    @property
+    def schedule(self) -> Schedule:
+        """The denoiser's."""
+        return self.denoiser.schedule
+
+    def __call__(self, z: Tensor, t: Tensor, **condition: Tensor) -> Tensor:
+        """xh within [-bound, bound]."""
+        return self.denoiser(z, t, **condition).clamp(-self.bound, self.bound)
+
+
+@dataclass(frozen=True)
+class Thresholded:
+    """A denoiser whose predictions are divided by their own largest value (dynamic thresholding).
+
+        xh clipped to [-s, s], over s,    s = the quantile of |xh| over an example's elements, within [1, most]
+
+    Source: Saharia et al. 2022 (arXiv 2205.11487), section 2.3; diffusers' `thresholding`.
+
+    Args:
+        denoiser: whose predictions are taken.
+        ratio: the quantile, in [0, 1].
+        most: the largest s.
+    """
+
+    denoiser: Denoises
+    ratio: float
+    most: float
 
     @property
     def schedule(self) -> Schedule:
@@ -64,7 +94,10 @@ class Clipped:
 
     def __call__(self, z: Tensor, t: Tensor, **condition: Tensor) -> Tensor:
         """xh within [-1, 1]."""
-        return self.denoiser(z, t, **condition).clamp(-1, 1)
+        x = self.denoiser(z, t, **condition)
+        s = x.flatten(1).abs().float().quantile(self.ratio, dim=1).clamp(1, max(1.0, self.most))
+        s = per_example(s, x)
+        return x.clamp(-s, s) / s
 
 
 def needs_matching(teacher: Denoiser) -> bool:

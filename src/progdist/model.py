@@ -7,13 +7,14 @@ from typing import Any, Literal
 import torch
 from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 from diffusers.schedulers.scheduling_flow_match_euler_discrete import FlowMatchEulerDiscreteScheduler
+from torch import nn
 
 from progdist._errors import UserError
 from progdist.denoiser import Denoiser
 from progdist.latents import Autoencoder
 from progdist.network import image_shape
-from progdist.parameterization import PARAMETERIZATIONS
-from progdist.schedule import RectifiedFlow, VariancePreserving
+from progdist.parameterization import Parameterization
+from progdist.schedule import RectifiedFlow, Schedule, VariancePreserving
 
 PREDICTION_TYPES: dict[str, Literal["sample", "epsilon", "v_prediction"]] = {
     "x": "sample",
@@ -21,6 +22,47 @@ PREDICTION_TYPES: dict[str, Literal["sample", "epsilon", "v_prediction"]] = {
     "v": "v_prediction",
 }
 """Our parameterizations as DDIMScheduler names them."""
+
+
+class LatentDenoiser(Denoiser):
+    """A denoiser of latents with the autoencoder that makes images of them; arguments as of Denoiser.
+
+    Args:
+        autoencoder: decodes what is sampled.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        schedule: Schedule,
+        parameterization: Parameterization,
+        *,
+        autoencoder: Autoencoder,
+        timesteps: int = 1024,
+        offset: float | None = None,
+    ) -> None:
+        super().__init__(network, schedule, parameterization, timesteps=timesteps, offset=offset)
+        self.autoencoder = autoencoder
+
+    def with_network(self, network: nn.Module) -> "LatentDenoiser":
+        """The same around another network."""
+        return latent_denoiser(super().with_network(network), self.autoencoder)
+
+    def with_form_of(self, other: Denoiser) -> "LatentDenoiser":
+        """Another denoiser of these latents."""
+        return latent_denoiser(other, self.autoencoder)
+
+
+def latent_denoiser(denoiser: Denoiser, autoencoder: Autoencoder) -> LatentDenoiser:
+    """A denoiser, together with the autoencoder of its latents."""
+    return LatentDenoiser(
+        denoiser.network,
+        denoiser.schedule,
+        denoiser.parameterization,
+        autoencoder=autoencoder,
+        timesteps=denoiser.timesteps,
+        offset=denoiser.offset,
+    )
 
 
 @dataclass(frozen=True)
@@ -67,14 +109,9 @@ class Model:
         return self
 
 
-def parameterization_name(denoiser: Denoiser) -> str:
-    """The parameterization's name."""
-    return next(name for name, kind in PARAMETERIZATIONS.items() if type(kind) is type(denoiser.parameterization))
-
-
 def stock_scheduler(denoiser: Denoiser) -> DDIMScheduler | FlowMatchEulerDiscreteScheduler | None:
     """The diffusers scheduler that samples this denoiser's network on our grid; None where there is none."""
-    schedule, kind, count = denoiser.schedule, parameterization_name(denoiser), denoiser.timesteps
+    schedule, kind, count = denoiser.schedule, denoiser.parameterization.name, denoiser.timesteps
     if isinstance(schedule, VariancePreserving) and kind in PREDICTION_TYPES and denoiser.offset == 1:
         t = torch.arange(count + 1, dtype=torch.float64) / count
         alpha_bar = schedule.alpha(t) ** 2
@@ -87,5 +124,5 @@ def stock_scheduler(denoiser: Denoiser) -> DDIMScheduler | FlowMatchEulerDiscret
             clip_sample=False,
         )
     if isinstance(schedule, RectifiedFlow) and kind == "velocity" and denoiser.offset == 0:
-        return FlowMatchEulerDiscreteScheduler(num_train_timesteps=count)
+        return FlowMatchEulerDiscreteScheduler(num_train_timesteps=count, shift=schedule.shift)
     return None

@@ -12,6 +12,7 @@ their folder holds the parts and progdist.json alone.
 """
 
 import errno
+import math
 import re
 import shutil
 from collections.abc import Mapping, Sequence
@@ -32,9 +33,9 @@ from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 from progdist._errors import UserError
 from progdist.card import card
 from progdist.checkpoint import checksum, read_json, write_json, write_whole
-from progdist.denoiser import Denoiser
+from progdist.denoiser import MOST_TIMESTEPS, Denoiser
 from progdist.latents import Autoencoder
-from progdist.model import Model, parameterization_name, stock_scheduler
+from progdist.model import Model, stock_scheduler
 from progdist.parameterization import PARAMETERIZATIONS
 from progdist.parts import AUTOENCODERS, read_part
 from progdist.schedule import SCHEDULES, Schedule
@@ -55,6 +56,13 @@ def save(model: Model, folder: Path) -> None:
         raise UserError(
             f"only a UNet2DModel or DiTTransformer2DModel has a model folder, got {type(network).__name__}: save its "
             "state_dict"
+        )
+    schedule, kind = model.denoiser.schedule, model.denoiser.parameterization
+    known = (SCHEDULES.get(schedule.name), type(PARAMETERIZATIONS.get(kind.name)))
+    if (type(schedule), type(kind)) != known:
+        raise UserError(
+            f"a model folder records progdist's own schedules and outputs, not {type(schedule).__name__} "
+            f"with {type(kind).__name__}: save the network's state_dict"
         )
     if folder.exists():
         raise UserError(f"{folder} exists: choose another folder, or remove it")
@@ -135,7 +143,7 @@ def load(folder: Path) -> Model:
             timesteps=int(told["timesteps"]),
             offset=float(told["timestep_offset"]),
         )
-        counts = {name: tuple(int(count) for count in told[name]) for name in ("steps", "lineage")}
+        counts = {name: tuple(_step_count(count) for count in told[name]) for name in ("steps", "lineage")}
         classes = tuple(str(name) for name in told["classes"])
         autoencoder = read_autoencoder(folder)
         return Model(
@@ -148,18 +156,31 @@ def load(folder: Path) -> Model:
         raise UserError(f"{folder} is damaged ({reason}): restore it, or make it again") from error
 
 
+def _step_count(number: object) -> int:
+    """A number of steps that a model can take.
+
+    Raises:
+        ValueError: it is none.
+    """
+    if not isinstance(number, int) or not 1 <= number <= MOST_TIMESTEPS:
+        raise ValueError(f"a step count is {str(number)[:50]}, expected 1 to {MOST_TIMESTEPS:,}")
+    return number
+
+
 def _refuse_other_weights(folder: Path, sums: object) -> None:
-    """Refuse weights that are not those that were written."""
+    """Refuse weights that are not those that were written; folders of early versions have no sums."""
+    where = folder / "progdist.json"
     if not isinstance(sums, dict):
-        raise UserError(
-            f"{folder}/progdist.json: sha256 is a {type(sums).__name__}, expected names and sums: restore it"
-        )
-    for path in sorted(folder.rglob("*.safetensors")):
-        name = str(path.relative_to(folder))
-        if name in sums and checksum(path) != sums[name]:
+        raise UserError(f"{where}: sha256 is a {type(sums).__name__}, expected names and sums: restore it")
+    held = {str(path.relative_to(folder)): path for path in sorted(folder.rglob("*.safetensors"))}
+    for name in sorted(held.keys() ^ sums.keys()) if sums else ():
+        what = "is not one of the files that were written" if name in held else "is missing"
+        raise UserError(f"{folder / str(name)} {what}: restore the folder (or remove sha256 from {where})")
+    for name, path in held.items():
+        if sums and checksum(path) != sums[name]:
             raise UserError(
-                f"{path} is not what was written: restore it (or, if you changed it on purpose, remove its line from "
-                f"sha256 in {folder}/progdist.json)"
+                f"{path} is not what was written: restore it (or, if you changed it on purpose, remove sha256 from "
+                f"{where})"
             )
 
 
@@ -175,7 +196,12 @@ def read_autoencoder(folder: Path) -> Autoencoder | None:
             name = read_json(config).get("_class_name") if config.is_file() else "AutoencoderKL"
             if name not in AUTOENCODERS:
                 raise UserError(f"{folder / part} is a {name}: expected one of {', '.join(AUTOENCODERS)}")
-            return Autoencoder(cast(Any, read_part(folder, part, AUTOENCODERS[name])).requires_grad_(False), part)
+            network = cast(Any, read_part(folder, part, AUTOENCODERS[name])).requires_grad_(False)
+            for key in ("scaling_factor", "shift_factor"):
+                number = network.config.get(key) or 0.0
+                if not isinstance(number, int | float) or not math.isfinite(number):
+                    raise UserError(f"{config}: {key} is {str(number)[:50]!r}, expected a number: restore it")
+            return Autoencoder(network, part)
     return None
 
 
@@ -188,10 +214,9 @@ def _schedule(told: Mapping[str, Any]) -> Schedule:
 def _description(model: Model) -> dict[str, Any]:
     """What progdist.json says."""
     schedule: Any = model.denoiser.schedule
-    kind = next(name for name, cls in SCHEDULES.items() if type(schedule) is cls)
     return {
-        "schedule": {"kind": kind, **asdict(schedule)},
-        "parameterization": parameterization_name(model.denoiser),
+        "schedule": {"kind": schedule.name, **asdict(schedule)},
+        "parameterization": model.denoiser.parameterization.name,
         "timesteps": model.denoiser.timesteps,
         "timestep_offset": model.denoiser.offset,
         "steps": list(model.steps),

@@ -6,7 +6,7 @@ returns 0 and an untrained block passes its input on.
 """
 
 from collections.abc import Sequence
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 from diffusers.models.attention_processor import Attention
 from diffusers.models.resnet import ResnetBlock2D
@@ -15,6 +15,8 @@ from diffusers.models.unets.unet_2d import UNet2DModel
 from torch import Tensor, nn
 
 from progdist._errors import UserError
+
+Network = TypeVar("Network", bound=nn.Module)
 
 
 def unet(
@@ -114,6 +116,22 @@ def image_shape(network: nn.Module) -> tuple[int, int, int] | None:
     size = network.config["sample_size"]
     sides = (size, size) if isinstance(size, int) else tuple(size or ())
     return (network.config["in_channels"], *sides) if len(sides) == 2 else None
+
+
+def without_variance(network: Network) -> Network:
+    """The network itself, without the output channels in which a U-Net tells a learned variance.
+
+    They are of use to an ancestral sampler alone, and no stock pipeline takes a U-Net that has them.
+    """
+    if isinstance(network, UNet2DModel):
+        channels, last = network.config["in_channels"], network.conv_out
+        if last.out_channels == 2 * channels:
+            narrow = nn.Conv2d(last.in_channels, channels, last.kernel_size[0], padding=last.padding[0])
+            kept = {name: tensor[:channels].clone() for name, tensor in last.state_dict().items()}
+            narrow.load_state_dict(kept)
+            network.conv_out = narrow
+            network.register_to_config(out_channels=channels)
+    return network
 
 
 def class_count(network: nn.Module) -> int:

@@ -9,20 +9,21 @@ import copy
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
-from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from progdist._errors import UserError
 from progdist.batches import Batches
 from progdist.denoiser import Denoiser
-from progdist.distillation import distillation_loss, stages
+from progdist.distillation import check_weighting, distillation_loss, stages
 from progdist.matching import matched_form, matching_loss, needs_matching
 from progdist.objective import WEIGHTINGS
 from progdist.plan import Plan, Progress
+from progdist.precision import Precision
+from progdist.team import new_accelerator
 from progdist.train import Batch, train
 
 
@@ -71,7 +72,7 @@ def distill(
     learning_rate: float = 1e-4,
     anneal: Literal["linear", "none"] = "linear",
     weighting: str = "truncated_snr",
-    precision: Literal["float32", "bf16"] = "float32",
+    precision: Precision = "auto",
     microbatches: int = 1,
     gradient_checkpointing: bool = False,
     label: str | None = None,
@@ -91,7 +92,7 @@ def distill(
         learning_rate: of Adam, at its highest.
         anneal: "linear" to 0 within each stage, or "none".
         weighting: the name of one in WEIGHTINGS.
-        precision: "bf16" autocasts the network.
+        precision: "float32", "bf16", or "auto" for what is faster on the device.
         microbatches: parts of a batch, to save memory; the result is the same but for rounding.
         gradient_checkpointing: compute inner values twice rather than keep them; the network needs diffusers' method
             enable_gradient_checkpointing().
@@ -100,16 +101,18 @@ def distill(
         observe: told the student's step count (the teacher's in the matching stage) and the progress of each update.
 
     Returns:
-        The last student: sample it in `chain[-1]` steps.
+        The last student, on the device where the teacher was: sample it in `chain[-1]` steps.
 
     Raises:
-        UserError: a chain that does not divide, no data, examples of different shapes, or a loss that is not finite.
+        UserError: a chain that does not divide, no data, examples of different shapes, an option or a key of `updates`
+            that is none, or a loss that is not finite.
     """
-    links, examples, accelerator = stages(chain), Items(data), Accelerator()
-    kind = WEIGHTINGS.get(weighting)
-    if kind is None:
-        raise UserError(f"weighting {weighting!r} is unknown: use one of {', '.join(WEIGHTINGS)}")
-
+    links, examples, accelerator = stages(chain), Items(data), new_accelerator()
+    _one_of("weighting", weighting, WEIGHTINGS)
+    _one_of("precision", precision, get_args(Precision))
+    _one_of("anneal", anneal, ("linear", "none"))
+    kind, counts = WEIGHTINGS[weighting], _updates(updates, [link.steps for link in links])
+    check_weighting(matched_form(teacher).schedule, kind, chain[-1])
     plan = Plan(1, batch, learning_rate, anneal=anneal, microbatches=microbatches, precision=precision)
     plan = replace(plan, gradient_checkpointing=gradient_checkpointing)
 
@@ -135,10 +138,31 @@ def distill(
         loss = partial(matching_loss, teacher=current, weighting=kind)
         current = _frozen(trained(student, 0, loss, match_updates, chain[0]), accelerator.device)
     for number, link in enumerate(links, 1):
-        count = updates[link.steps] if isinstance(updates, Mapping) else updates
         loss = partial(distillation_loss, teacher=current, steps=link.steps, substeps=link.substeps, weighting=kind)
-        current = _frozen(trained(_copy(current), number, loss, count, link.steps), accelerator.device)
-    return current
+        current = _frozen(trained(_copy(current), number, loss, counts[link.steps], link.steps), accelerator.device)
+    return teacher.with_form_of(current).to(_device(teacher))
+
+
+def _one_of(name: str, value: str, known: Iterable[str]) -> None:
+    if value not in known:
+        raise UserError(f"{name} {value!r} is unknown: use one of {', '.join(known)}")
+
+
+def _updates(updates: int | Mapping[int, int], steps: Sequence[int]) -> Mapping[int, int]:
+    """The updates of every stage, by the student's step count."""
+    counts = updates if isinstance(updates, Mapping) else dict.fromkeys(steps, updates)
+    if odd := sorted(counts.keys() ^ set(steps)):
+        raise UserError(
+            f"updates has the keys {sorted(counts)}, and the students' steps are {list(steps)}: mend {odd[0]}"
+        )
+    if wrong := [count for count in counts.values() if count < 1]:
+        raise UserError(f"updates is {wrong[0]}: give every stage at least 1")
+    return counts
+
+
+def _device(denoiser: Denoiser) -> torch.device:
+    """Where its weights are; the CPU if it has none."""
+    return next((parameter.device for parameter in denoiser.parameters()), torch.device("cpu"))
 
 
 def _copy(denoiser: Denoiser) -> Denoiser:

@@ -18,6 +18,7 @@ The way back, F(x, eps), needs no division, so it stands at both endpoints; only
 """
 
 from abc import ABC, abstractmethod
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -31,9 +32,11 @@ class Parameterization(ABC):
     """How a network's output relates to data x and noise eps.
 
     Attributes:
+        name: under which a model folder records it; an output of your own needs none, and has no folder.
         heads: the output holds this many times the data's channels.
     """
 
+    name: ClassVar[str] = "custom"
     heads: int = 1
 
     @abstractmethod
@@ -75,6 +78,8 @@ class OneHead(Parameterization):
 class X(OneHead):
     """F ~ x."""
 
+    name: ClassVar[str] = "x"
+
     def coefficients(self, alpha: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
         """(0, 1)."""
         return torch.zeros_like(alpha), torch.ones_like(alpha)
@@ -86,6 +91,8 @@ class X(OneHead):
 
 class Eps(OneHead):
     """F ~ eps."""
+
+    name: ClassVar[str] = "eps"
 
     def coefficients(self, alpha: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
         """(1 / alpha, -sigma / alpha)."""
@@ -107,6 +114,8 @@ class Eps(OneHead):
 class V(OneHead):
     """F ~ v = alpha eps - sigma x."""
 
+    name: ClassVar[str] = "v"
+
     def coefficients(self, alpha: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
         """(alpha, -sigma) / (alpha^2 + sigma^2)."""
         norm = alpha**2 + sigma**2
@@ -120,6 +129,8 @@ class V(OneHead):
 class Velocity(OneHead):
     """F ~ eps - x, the straight-line velocity of flow matching."""
 
+    name: ClassVar[str] = "velocity"
+
     def coefficients(self, alpha: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
         """(1, -sigma) / (alpha + sigma)."""
         return 1 / (alpha + sigma), -sigma / (alpha + sigma)
@@ -132,6 +143,7 @@ class Velocity(OneHead):
 class XEps(Parameterization):
     """F = (F_x, F_eps) stacked along the channels: each says what x is, weighted by sigma^2 and alpha^2."""
 
+    name: ClassVar[str] = "x_eps"
     heads = 2
 
     def denoise(self, output: Tensor, z: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
@@ -147,10 +159,4 @@ class XEps(Parameterization):
         return torch.cat([x, eps], dim=1)
 
 
-PARAMETERIZATIONS: dict[str, Parameterization] = {
-    "x": X(),
-    "eps": Eps(),
-    "v": V(),
-    "velocity": Velocity(),
-    "x_eps": XEps(),
-}
+PARAMETERIZATIONS: dict[str, Parameterization] = {kind.name: kind for kind in (X(), Eps(), V(), Velocity(), XEps())}

@@ -4,6 +4,8 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
+from progdist.precision import Precision
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -23,7 +25,7 @@ class Plan:
         gradient_checkpointing: compute the network's inner values twice rather than keep them, to save memory.
         lora_rank: of the corrections that alone are trained (see `progdist.adapters`); 0 for all weights.
         most_skips: updates in a row that are passed over because their loss or gradient is not finite.
-        precision: "bf16" autocasts the network, "float32" does not.
+        precision: "bf16" autocasts the network, "float32" does not, "auto" takes what is faster on the device.
         checkpoint_every: updates between checkpoints.
     """
 
@@ -40,7 +42,7 @@ class Plan:
     gradient_checkpointing: bool = False
     lora_rank: int = 0
     most_skips: int = 10
-    precision: Literal["float32", "bf16"] = "float32"
+    precision: Precision = "auto"
     checkpoint_every: int = 1000
 
     def rate(self, update: int) -> float:

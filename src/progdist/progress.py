@@ -49,11 +49,12 @@ class Terminal:
 
     def progress(self, progress: plan.Progress) -> None:
         """Show one update."""
-        self.loss = progress.loss if self.loss is None else SMOOTHING * self.loss + (1 - SMOOTHING) * progress.loss
+        if progress.finite:
+            self.loss = progress.loss if self.loss is None else SMOOTHING * self.loss + (1 - SMOOTHING) * progress.loss
         self.first = progress.update - 1 if self.first is None else self.first
         now = time.monotonic()
         rate = (progress.update - self.first) / max(now - self.started, 1e-3)
-        says = f"{rate:5.1f}/s  loss {self.loss:.4f}"
+        says = f"{rate:5.1f}/s" + ("" if self.loss is None else f"  loss {self.loss:.4f}")
         if self.bar is not None:
             self.bar.update(self.bar.task_ids[0], completed=progress.update, says=says)
         elif now - self.shown > PLAIN_EVERY:

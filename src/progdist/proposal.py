@@ -5,13 +5,15 @@ chain does. It starts at the largest such count, up to `start`, that the target 
 largest ratios come first, where a step changes least: 200 -> 40 -> 8 -> 4 for T = 1000.
 """
 
+import re
 from pathlib import Path
 
 from progdist._errors import UserError
 from progdist.data import load_images
 from progdist.images import Framing
 from progdist.recipe import Recipe
-from progdist.sections import Data, Distillation, Evaluation, Matching, StageTraining, Training
+from progdist.recipe_file import validated
+from progdist.sections import Data
 from progdist.teacher_folder import Teacher
 
 
@@ -71,22 +73,39 @@ def propose(
     Raises:
         UserError: no chain leads to `steps`, or the data cannot be brought to the teacher's shape.
     """
-    chain = propose_chain(teacher.model.denoiser.timesteps, steps, start)
+    chain = chain_for(teacher, steps, start)
     training = {"batch": batch, "learning_rate": 5e-4}
-    return Recipe(
-        name=name,
-        about=f"{place} distilled to {steps} steps",
-        data=frame(teacher, source),
-        teacher=Training(model=place),
-        match=Matching(updates=match_updates or 4 * updates, guidance=guidance, **training),
-        distill=Distillation(
-            chain=tuple(chain),
-            updates=updates,
-            stages={count: StageTraining(updates=2 * updates) for count in chain[1:][-2:]},
+    content = {
+        "name": re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-._") or "run",
+        "about": f"{place} distilled to {steps} steps",
+        "data": frame(teacher, source).model_dump(),
+        "teacher": {"model": place},
+        "match": {"updates": match_updates or 4 * updates, "guidance": guidance, **training},
+        "distill": {
+            "chain": chain,
+            "updates": updates,
+            "stages": {count: {"updates": 2 * updates} for count in chain[1:][-2:]},
             **training,
-        ),
-        evaluate=Evaluation(samples=1024),
-    )
+        },
+        "evaluate": {"samples": 1024},
+    }
+    return validated(content, (), f"distilling {place}")
+
+
+def chain_for(teacher: Teacher, target: int, start: int) -> list[int]:
+    """The chain of a teacher: from at most `start` steps, or from the steps that it was itself distilled for.
+
+    Raises:
+        UserError: none leads to `target`.
+    """
+    known = [count for count in teacher.model.steps if count > target and count % target == 0]
+    if teacher.model.steps and not known:
+        counts = ", ".join(map(str, teacher.model.steps))
+        raise UserError(
+            f"the teacher was itself distilled for {counts} steps, of which --steps {target} is no proper divisor: "
+            "choose one that is"
+        )
+    return propose_chain(teacher.model.denoiser.timesteps, target, max(known, default=start))
 
 
 def frame(teacher: Teacher, source: str) -> Data:

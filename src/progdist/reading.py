@@ -15,7 +15,6 @@ nothing is concluded.
 """
 
 from dataclasses import dataclass
-from functools import partial
 
 import torch
 from torch import Tensor
@@ -75,38 +74,30 @@ def read(denoiser: Denoiser, x: Tensor, eps: Tensor, **condition: Tensor) -> Rea
         eps: standard normal noise (B, ...).
         condition: passed to the network.
     """
-    schedule = denoiser.schedule
-    own = next(name for name, kind in PARAMETERIZATIONS.items() if kind is denoiser.parameterization)
-    kinds = ("velocity", "x") if isinstance(schedule, RectifiedFlow) else ("x", "eps", "v")
-    error = partial(_errors, denoiser.network, schedule, denoiser.timesteps, x=x, eps=eps, condition=condition)
-    errors = {
-        name: sum(
-            float(error(PARAMETERIZATIONS[name], denoiser.offset, time_of(schedule, level)).mean()) for level in LEVELS
-        )
-        / len(LEVELS)
-        for name in kinds
-    }
+    if isinstance(denoiser.schedule, RectifiedFlow):  # the network is told sigma, so it is one of every shift
+        kind, count, offset = denoiser.parameterization, denoiser.timesteps, denoiser.offset
+        denoiser = Denoiser(denoiser.network, RectifiedFlow(), kind, timesteps=count, offset=offset)
+    own = denoiser.parameterization
+    total = {kind.name: 0.0 for kind in _kinds(denoiser)}
+    for level in LEVELS:
+        t = time_of(denoiser.schedule, level)
+        alpha, sigma = denoiser.schedule.alpha(t), denoiser.schedule.sigma(t)
+        z = diffuse(denoiser.schedule, x, eps, t)
+        output = denoiser.output(z, denoiser.timestep(t).to(z.device, torch.float32).expand(len(z)), **condition)
+        for kind in _kinds(denoiser):
+            error = (kind.denoise(output, z, alpha, sigma) - x).square().mean() / float(sigma) ** 2
+            total[kind.name] += float(error) / len(LEVELS)
     shifted = _shifted_errors(denoiser, x, eps, condition)
-    complaint = _wrong_kind(errors, own) or _wrong_timestep(shifted, denoiser.offset)
-    return Reading(errors, {shift: float(values.mean()) for shift, values in shifted.items()}, complaint)
+    complaint = _wrong_kind(total, own.name) or _wrong_timestep(shifted, denoiser.offset)
+    return Reading(total, {shift: float(values.mean()) for shift, values in shifted.items()}, complaint)
 
 
-def _errors(
-    network: torch.nn.Module,
-    schedule: Schedule,
-    timesteps: int,
-    kind: Parameterization,
-    offset: float,
-    t: Tensor,
-    *,
-    x: Tensor,
-    eps: Tensor,
-    condition: dict[str, Tensor],
-) -> Tensor:
-    """mean |x - xh|^2 / sigma^2 of each example, (B,), with the output read as `kind`."""
-    tried = Denoiser(network, schedule, kind, timesteps=timesteps, offset=offset)
-    found = tried(diffuse(schedule, x, eps, t), t, **condition)
-    return (found - x).square().flatten(1).mean(1) / float(schedule.sigma(t)) ** 2
+def _kinds(denoiser: Denoiser) -> list[Parameterization]:
+    """What the output may mean: what the folder says, and the usual outputs of its schedule, of equally many heads."""
+    own = denoiser.parameterization
+    names = ("velocity", "x") if isinstance(denoiser.schedule, RectifiedFlow) else ("x", "eps", "v")
+    others = [PARAMETERIZATIONS[name] for name in names if name != own.name]
+    return [own, *(kind for kind in others if kind.heads == own.heads)]
 
 
 def _shifted_errors(denoiser: Denoiser, x: Tensor, eps: Tensor, condition: dict[str, Tensor]) -> dict[int, Tensor]:
@@ -120,7 +111,7 @@ def _shifted_errors(denoiser: Denoiser, x: Tensor, eps: Tensor, condition: dict[
         z = diffuse(denoiser.schedule, x, eps, t)
         true = denoiser.parameterization.output(x, eps, denoiser.schedule.alpha(t), denoiser.schedule.sigma(t))
         for shift in SHIFTS:
-            timestep = (count * t - denoiser.offset + shift).to(x.device, torch.float32)
+            timestep = (denoiser.timestep(t) + shift).to(x.device, torch.float32)
             error = (denoiser.output(z, timestep, **condition) - true).square().flatten(1).mean(1)
             total[shift] += error * (last - first + 1) / sum(end - begin + 1 for begin, end in bands)
     return total

@@ -3,11 +3,12 @@
 Every key has a default but `name`, `data` and `network`. `recipe_file` reads and writes recipes as YAML.
 """
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
+from progdist.precision import Precision
 from progdist.sections import Data, Distillation, Evaluation, Matching, Network, Noise, Part, Training
 
 
@@ -34,6 +35,12 @@ class Recipe(Part):
             raise ValueError("teacher.offset and teacher.trust are of a teacher.model that is taken, and there is none")
         if self.teacher.model is not None and (self.noise != Noise() or self.parameterization != "v"):
             raise ValueError("noise and parameterization are those of teacher.model: leave them out")
+        if self.teacher.model is None and _changed(self.match, ()):
+            raise ValueError("match is stage 0 of a teacher.model that is taken, and there is none: leave it out")
+        if self.teacher.model is not None and (given := _changed(self.teacher, {"model", "offset", "trust"})):
+            raise ValueError(
+                f"teacher.{given[0]} is of a teacher that is trained, and teacher.model is taken: leave it out"
+            )
         if self.evaluate.most_steps is not None and self.evaluate.most_steps < self.distill.counts()[-1]:
             raise ValueError(f"evaluate.most_steps {self.evaluate.most_steps} leaves no model of the chain to measure")
         for count in self.distill.counts() if self.network else ():
@@ -56,6 +63,18 @@ class Recipe(Part):
                     wanted.append(("teacher", count))
         return wanted
 
+    def precisions(self) -> dict[str, Precision]:
+        """The precision of every section that has one and is used."""
+        names = ("teacher" if self.teacher.model is None else "match", "distill", "evaluate")
+        return {name: getattr(self, name).precision for name in names}
+
+    def with_precisions(self, precisions: Mapping[str, Precision]) -> "Recipe":
+        """The recipe with the precision of some sections replaced."""
+        parts = {name: getattr(self, name) for name in precisions}
+        return self.model_copy(
+            update={name: part.model_copy(update={"precision": precisions[name]}) for name, part in parts.items()}
+        )
+
     def continues(self, old: "Recipe", finished: Collection[str]) -> bool:
         """Whether a run of `old` can go on under this recipe: it changes only how models yet to be finished train."""
         trained = {"teacher": self.teacher, "match": self.match, "distill": self.distill}
@@ -68,6 +87,14 @@ class Recipe(Part):
         same_plans = all(old.distill.plan(stage) == self.distill.plan(stage) for stage in students)
         same_kind = (old.distill.weighting, old.distill.stop) == (self.distill.weighting, self.distill.stop)
         return same_plans and (not students or same_kind)
+
+
+def _changed(part: Part, without: Collection[str]) -> list[str]:
+    """The keys of a section that are not at their defaults, but for some; earlier versions wrote float32 everywhere."""
+    usual: dict[str, tuple[object, ...]]
+    usual = {name: (field.get_default(call_default_factory=True),) for name, field in type(part).model_fields.items()}
+    usual["precision"] = ("auto", "float32")
+    return [name for name in usual if name not in without and getattr(part, name) not in usual[name]]
 
 
 def student_name(steps: int) -> str:

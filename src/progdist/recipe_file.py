@@ -15,7 +15,7 @@ from pydantic import BaseModel, ValidationError
 
 from progdist._errors import UserError
 from progdist.recipe import Recipe
-from progdist.sections import StageTraining
+from progdist.sections import HALVING, StageTraining
 
 _SHORT = reprlib.Repr()
 _SHORT.maxlevel, _SHORT.maxstring, _SHORT.maxother = 2, 100, 100
@@ -53,7 +53,7 @@ def read_recipe(place: str, overrides: Iterable[str] = ()) -> Recipe:
         raise UserError(f"recipe {place} is not YAML: {' '.join(str(error).split())}") from error
     if not isinstance(content, dict):
         raise UserError(f"recipe {place} is not a map of keys to values: see `progdist recipes`")
-    return _validated(content, overrides, f"recipe {place}")
+    return validated(content, overrides, f"recipe {place}")
 
 
 def override(recipe: Recipe, overrides: Iterable[str]) -> Recipe:
@@ -62,10 +62,15 @@ def override(recipe: Recipe, overrides: Iterable[str]) -> Recipe:
     Raises:
         UserError: it then says something that no recipe can say.
     """
-    return _validated(recipe.model_dump(), overrides, recipe.name)
+    return validated(recipe.model_dump(), overrides, recipe.name)
 
 
-def _validated(content: dict[Any, Any], overrides: Iterable[str], what: str) -> Recipe:
+def validated(content: dict[Any, Any], overrides: Iterable[str], what: str) -> Recipe:
+    """The recipe that a map of keys describes, with overrides; `what` names it in messages.
+
+    Raises:
+        UserError: it says something that no recipe can say.
+    """
     try:
         for setting in overrides:
             _override(content, setting)
@@ -101,6 +106,9 @@ def _override(content: dict[Any, Any], override: str) -> None:
         if not isinstance(content, dict):
             raise UserError(f"--set {override!r}: {parent} is a value, not a section")
     content[_key(last)] = yaml.safe_load(value)
+    if name == "distill.chain":  # given whole, it takes the place of what it would be made from
+        for replaced in HALVING:
+            content.pop(replaced, None)
 
 
 def _key(word: str) -> str | int:
@@ -118,7 +126,7 @@ def _first_problem(error: ValidationError) -> str:
     if problem["type"] == "missing":
         return f"key {where} is missing: {problem['msg'].lower()}"
     got = "" if isinstance(problem["input"], Mapping | BaseModel) else f", got {_SHORT.repr(problem['input'])}"
-    return f"{where}: {problem['msg'].removeprefix('Value error, ')}{got}"
+    return f"{where}{': ' if where else ''}{problem['msg'].removeprefix('Value error, ')}{got}"
 
 
 def _fields(location: tuple[int | str, ...]) -> list[str]:

@@ -17,9 +17,12 @@ import numpy as np
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, NullFormatter
 
 from progdist._errors import UserError
 from progdist.checkpoint import read_json, write_whole
+from progdist.recipe import Recipe
+from progdist.recipe_file import read_recipe
 from progdist.run_folder import Record, RunFolder
 
 TEACHER, STUDENT = "#c2410c", "#1d4ed8"
@@ -32,10 +35,10 @@ STYLE: dict[Any, Any] = {
 
 
 def write_report(folder: RunFolder) -> Path:
-    """Write report.html into a run's folder.
+    """Write report.html into a run's folder, as far as the run has come.
 
     Raises:
-        UserError: the folder holds no evaluated run, or damaged records.
+        UserError: the folder holds no run, or damaged records.
     """
     try:
         page = _page(folder)
@@ -44,33 +47,46 @@ def write_report(folder: RunFolder) -> Path:
     except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, jinja2.TemplateError) as error:
         reason = f"{type(error).__name__}: {' '.join(str(error).split())[:100]}"
         raise UserError(f"{folder.root} holds damaged records ({reason}): restore its .jsonl files") from error
-    path = folder.root / "report.html"
-    write_whole(path, page.encode())
-    return path
+    write_whole(folder.report(), page.encode())
+    return folder.report()
 
 
 def _page(folder: RunFolder) -> str:
     """The page of a run."""
     records = sorted(folder.read("evaluations"), key=lambda record: -record["steps"])
-    if not records or not (folder.root / "recipe.yaml").is_file():
-        raise UserError(f"{folder.root} holds no evaluated run: give the --out folder of `progdist run`")
+    if not folder.recipe().is_file():
+        raise UserError(f"{folder.root} holds no run: give the --out folder of `progdist run`")
+    recipe = read_recipe(str(folder.recipe()))
     environment = jinja2.Environment(loader=jinja2.PackageLoader("progdist"), autoescape=True)
-    features = [result["features"] for result in records[0]["quality"]]
+    first = records[0]["quality"] if records else []
+    features = [result["features"] for result in first]
+    rows = quality_rows(records)
     return environment.get_template("report.html").render(
-        recipe=(folder.root / "recipe.yaml").read_text(),
+        recipe=folder.recipe().read_text(),
         name=folder.root.resolve().name,
+        counts=recipe.distill.counts(),
+        next=_next(recipe, records),
         features=features,
-        figures=[_svg(_quality_figure(records, number)) for number in range(len(features))],
-        losses=_svg(_loss_figure(folder)),
+        figures=[_svg(_quality_figure(records, number)) for number in range(len(features) if rows else 0)],
+        losses=_svg(losses) if (losses := _loss_figure(folder)) else "",
         slides=_slides(folder, records),
-        rows=quality_rows(records),
+        rows=rows,
         costs=cost_rows(folder),
-        classified=records[0]["quality"][0]["agreement"] is not None,
-        warning=records[0]["quality"][0]["warning"],
-        samples=records[0]["quality"][0]["samples"],
+        classified=bool(first) and first[0]["agreement"] is not None,
+        warning=first[0]["warning"] if first else None,
+        samples=first[0]["samples"] if first else 0,
         versions={name: version(name) for name in ("progdist", "torch", "diffusers", "accelerate")},
         machine=_machine(),
     )
+
+
+def _next(recipe: Recipe, records: list[Record]) -> str:
+    """What a run that is not finished trains or measures next; nothing where it is finished."""
+    known = {(record["model"], record["steps"]) for record in records}
+    for model, steps in recipe.measurements():
+        if (model, steps) not in known:
+            return "the teacher" if model == "teacher" and not known else f"the student of {steps} steps"
+    return ""
 
 
 def quality_rows(records: list[Record]) -> list[dict[str, Any]]:
@@ -79,6 +95,8 @@ def quality_rows(records: list[Record]) -> list[dict[str, Any]]:
     `ratio` is the Frechet distance as a multiple of the teacher's at its full step count.
     """
     teachers = [record for record in records if record["model"] == "teacher"]
+    if not teachers:
+        return []
     best = max(teachers, key=lambda record: record["steps"])["quality"][0]["frechet"]
     rows = []
     for steps in sorted({record["steps"] for record in records}, reverse=True):
@@ -118,11 +136,20 @@ def _machine() -> str:
 
 
 def _axes(height: float) -> tuple[Figure, Axes]:
-    figure = Figure(figsize=(7.2, height), layout="constrained")
+    figure = Figure(figsize=(7.2, height))
     axes = figure.add_subplot()
+    figure.subplots_adjust(left=0.1, right=0.98, top=0.97, bottom=0.5 / height)
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(alpha=0.25, linewidth=0.6)
     return figure, axes
+
+
+def log_scale(axes: Axes) -> None:
+    """A logarithmic y axis with plain numbers at its ticks: typeset powers of ten take a second to lay out."""
+    axes.set_yscale("log")
+    plain = FuncFormatter(lambda value, place: f"{value:g}")
+    axes.yaxis.set_major_formatter(plain)
+    axes.yaxis.set_minor_formatter(NullFormatter())
 
 
 def _quality_figure(records: list[Record], number: int) -> Figure:
@@ -143,21 +170,23 @@ def draw_quality(axes: Axes, records: list[Record], number: int) -> None:
         axes.fill_between(steps, low, high, color=colour, alpha=0.15, linewidth=0)
     counts = sorted({record["steps"] for record in records})
     axes.set_xscale("log", base=2)
-    axes.set_yscale("log")
+    log_scale(axes)
     axes.set_xticks(counts, [str(count) for count in counts])
     axes.set_xlabel("sampling steps")
     axes.set_ylabel("Fréchet distance")
     axes.legend(frameon=False)
 
 
-def _loss_figure(folder: RunFolder) -> Figure:
-    """Training loss of every model, smoothed over a fiftieth of its updates."""
-    figure, axes = _axes(4.0)
+def _loss_figure(folder: RunFolder) -> Figure | None:
+    """Training loss of every model, smoothed over a fiftieth of its updates; None where none is recorded."""
     curves: dict[str, list[tuple[int, float]]] = {}
     for record in folder.read("metrics"):
         if "loss" not in record:  # a measurement of the stopping rule, or an update passed over
             continue
         curves.setdefault(record["model"], []).append((record["update"], record["loss"]))
+    if not curves:
+        return None
+    figure, axes = _axes(4.0)
     colours = matplotlib.colormaps["viridis"](np.linspace(0, 0.9, max(1, len(curves) - 1)))
     for index, (name, points) in enumerate(curves.items()):
         updates, losses = (np.array(column) for column in zip(*points, strict=True))
@@ -165,11 +194,11 @@ def _loss_figure(folder: RunFolder) -> Figure:
         smooth = np.convolve(losses, np.ones(width) / width, "valid")
         colour = TEACHER if name == "teacher" else colours[index - 1]
         axes.plot(updates[width - 1 :] / updates[-1], smooth, color=colour, label=name, linewidth=1.3)
-    axes.set_yscale("log")
+    log_scale(axes)
     axes.set_xlabel("share of the stage's updates")
     axes.set_ylabel("loss")
-    if curves:
-        figure.legend(loc="outside lower center", frameon=False, fontsize=8, ncols=5)
+    figure.subplots_adjust(bottom=1.1 / figure.get_figheight())
+    figure.legend(loc="lower center", frameon=False, fontsize=8, ncols=5)
     return figure
 
 

@@ -18,19 +18,24 @@ from progdist.batches import generator
 from progdist.checkpoint import read_tensors, write_whole
 from progdist.data import load_images
 from progdist.denoiser import Denoises
+from progdist.distillation import check_weighting
 from progdist.evaluate import Quality, quality, root_mean_square
 from progdist.features import FeatureSpace, feature_space
 from progdist.images import Images
 from progdist.latents import encoded
 from progdist.lesson import Observer
+from progdist.matching import matched_form
 from progdist.model import Model
 from progdist.model_folder import write_card
+from progdist.objective import WEIGHTINGS
+from progdist.precision import Precision, bf16_speedup, emulation_warning, resolve
 from progdist.recipe import Recipe, student_name
 from progdist.recipe_file import read_recipe, write_recipe
+from progdist.report import write_report
 from progdist.run_folder import GRID, Record, RunFolder, write_grid
 from progdist.sampler import Step
 from progdist.teacher_folder import Teacher, read_teacher
-from progdist.teaching import Teaching, untrained
+from progdist.teaching import Teaching, null_class, untrained
 from progdist.team import Team
 from progdist.trial import EVALUATION_NOISE, sample_in_batches, try_readings
 
@@ -79,21 +84,25 @@ class Run:
     def everything(self) -> list[Record]:
         """Teacher, students and their evaluations, in order; what exists is not made again."""
         self.prepare()
-        with self.folder.owned():
+        with self.folder.owned(self.observer.note):
+            self._write_page()
             return self._carried_out()
 
     def _carried_out(self) -> list[Record]:
         self.observer.note(f"{self.images.name}: {len(self.images)} images of {'x'.join(map(str, self.images.shape))}")
+        self.observer.note(f"live report: {self.folder.report()}")
         teacher = model = self.teaching.teacher()
         reference, *others = self.recipe.measurements()
         if self.given:
             self.evaluate("given", self.given.model, reference[1])
         self.evaluate(reference[0], teacher, reference[1])
+        self._write_page()
         for number, stage in enumerate(self.recipe.distill.links(), 1):
             model = self.teaching.student(model, number, stage)
             for name, steps in others:
                 if steps == stage.steps:
                     self.evaluate(name, model if name == "student" else teacher, steps)
+            self._write_page()
         return list(self.folder.read("evaluations"))
 
     def prepare(self) -> None:
@@ -104,8 +113,9 @@ class Run:
         if self.given:
             self._fits(self.given.model)
             self._reads_well(self.given.model)
-        else:
-            untrained(self.recipe, self.images.shape, self.images.classes, self.images.name)
+        start = matched_form(self.given.model.denoiser) if self.given else self._untrained().denoiser
+        weighting = WEIGHTINGS[self.recipe.distill.weighting]
+        check_weighting(start.schedule, weighting, self.recipe.distill.counts()[-1])
         names = ["teacher", *(student_name(stage.steps) for stage in self.recipe.distill.links())]
         finished = {name for name in names if self.folder.model(name).exists()}
         resolved = write_recipe(self.recipe)
@@ -113,9 +123,28 @@ class Run:
             lambda: self.folder.claim(resolved, lambda old: self.recipe.continues(read_recipe(str(old)), finished))
         )
 
+    def _untrained(self) -> Model:
+        return untrained(self.recipe, self.images.shape, self.images.classes, self.images.name)
+
+    def _write_page(self) -> None:
+        """Write report.html as far as the run has come."""
+        self.team.decided(lambda: write_report(self.folder))
+
     def _fits(self, model: Model) -> None:
         """Refuse a teacher that the data or the chain does not suit."""
-        shape, classes = model.image, len(self.images.classes)
+        shape, classes, counts = model.image, len(self.images.classes), self.recipe.distill.counts()
+        if model.steps and counts[0] not in model.steps:
+            known = ", ".join(map(str, model.steps))
+            raise UserError(
+                f"the teacher was distilled for {known} steps and the chain starts at {counts[0]}: set distill.start "
+                "(or distill.chain) to start there"
+            )
+        if model.steps and self.recipe.match.guidance is not None:
+            raise UserError("guidance is taken in at all times, and a distilled teacher knows only its own: leave it")
+        if model.autoencoder and self.recipe.evaluate.clip:
+            raise UserError("evaluate.clip is of images, and a latent model's samples are latents: set it to false")
+        if self.given:
+            null_class(self.recipe, self.given.model, self.images)
         if shape != self.images.shape:
             raise UserError(
                 f"the teacher makes images of {shape}, {self.images.name} holds {self.images.shape} (channels, height, "
@@ -136,7 +165,7 @@ class Run:
 
     def _reads_well(self, model: Model) -> None:
         """Refuse a teacher whose output the data contradict, unless it is trusted."""
-        if self.recipe.teacher.trust or self.folder.model("teacher").exists():
+        if self.recipe.teacher.trust or model.steps or self.folder.model("teacher").exists():
             return
         model.to(self.team.device)
         complaint = self.team.decided(lambda: try_readings(model, self.images, self.recipe.seed).complaint)
@@ -149,10 +178,15 @@ class Run:
         if self.team.decided(lambda: key in {(one["model"], one["steps"]) for one in self.folder.read("evaluations")}):
             return
         started = time.perf_counter()
-        given = self.given if name == "given" else None
-        images, labels = self.samples(model, steps, denoiser=self.teaching.reference(given) if given else None)
+        images, labels = self.samples(model, steps, denoiser=self._predictions(name, model))
         seconds = time.perf_counter() - started
         self.team.decided(lambda: self._keep(name, model, steps, images, labels, seconds))
+
+    def _predictions(self, name: str, model: Model) -> Denoises:
+        """What is sampled: teachers as their own samplers clip and guide them."""
+        if name == "given" and self.given:
+            return self.teaching.reference(self.given)
+        return self.teaching.as_sampled(model) if name == "teacher" else model.denoiser
 
     def _keep(self, name: str, model: Model, steps: int, images: Tensor, labels: Tensor, seconds: float) -> None:
         """Compare a model's images with the data; write the record, the grid and the card."""
@@ -213,10 +247,40 @@ class Run:
         return images, labels
 
 
-def open_run(recipe: Recipe, out: Path, observer: Observer, *, shards: bool = False) -> Run:
-    """A recipe in a folder, on this machine."""
+def open_run(recipe: Recipe, out: Path, observer: Observer, *, shards: bool = False, fresh: bool = False) -> Run:
+    """A recipe in a folder, on this machine; with `fresh` an older run in the folder is renamed first."""
     team = Team(shards=shards)
-    return Run(recipe, RunFolder(out, writes=team.leads), observer, team)
+    folder = RunFolder(out, writes=team.leads)
+    if fresh and (aside := team.decided(folder.set_aside)):
+        observer.note(f"the older run is now {aside}")
+    chosen, remarks = team.decided(lambda: with_precision(recipe, folder.recipe(), team.device))
+    for remark in remarks:
+        observer.note(remark)
+    return Run(chosen, folder, observer, team)
+
+
+def with_precision(recipe: Recipe, file: Path, device: torch.device) -> tuple[Recipe, list[str]]:
+    """The recipe with no `auto` left, and what a person is to be told of it.
+
+    Args:
+        recipe: in which `auto` is the precision with which the run in the folder was begun, or what pays here.
+        file: of that run's resolved recipe, if there is one.
+        device: on which the run computes.
+    """
+    before = read_recipe(str(file)) if file.is_file() else None
+    asked: dict[str, Precision] = recipe.precisions()
+    kept: dict[str, Precision] = before.precisions() if before else {}
+    here = resolve("auto", device)
+    chosen: dict[str, Precision]
+    chosen = {name: here if kept.get(name, "auto") == "auto" else kept[name] for name in asked if asked[name] == "auto"}
+    remarks = []
+    if other := [name for name, precision in chosen.items() if precision != here]:
+        remarks.append(f"{' and '.join(other)}: {chosen[other[0]]}, as the run was begun; here {here} is faster")
+    elif chosen:
+        remarks.append(f"precision: {here} (bf16 would be {bf16_speedup(device.type):.2g} times as fast as float32)")
+    if "bf16" in (asked | chosen).values() and (warning := emulation_warning(device)):
+        remarks.append(f"warning: {warning}")
+    return recipe.with_precisions(chosen), remarks
 
 
 def run(recipe: Recipe, out: Path, observer: Observer, *, fresh: bool = False, shards: bool = False) -> list[Record]:
@@ -235,7 +299,4 @@ def run(recipe: Recipe, out: Path, observer: Observer, *, fresh: bool = False, s
     Raises:
         UserError: anything the user can mend; what is written stays.
     """
-    opened = open_run(recipe, out, observer, shards=shards)
-    if fresh and (aside := opened.team.decided(opened.folder.set_aside)):
-        observer.note(f"the older run is now {aside}")
-    return opened.everything()
+    return open_run(recipe, out, observer, shards=shards, fresh=fresh).everything()

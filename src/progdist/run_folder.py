@@ -11,6 +11,7 @@ samples/                what the models make from one noise, as grids
 report.html
 """
 
+import errno
 import fcntl
 import itertools
 import json
@@ -33,6 +34,9 @@ Record = dict[str, Any]
 
 OWNER = ".owner"
 """The file that names the process at work in the folder."""
+
+HELD = (errno.EWOULDBLOCK, errno.EAGAIN, errno.EACCES)
+"""What the system answers where another process holds a lock; any other answer means that there are no locks."""
 
 GRID = 64
 """Images in a sample grid, eight to a row."""
@@ -61,8 +65,10 @@ class RunFolder:
         return self.root.rename(free)
 
     @contextmanager
-    def owned(self) -> Iterator[None]:
+    def owned(self, note: Callable[[str], None] = lambda text: None) -> Iterator[None]:
         """Hold the folder against a second run; the system lets go of it when this process ends, however it ends.
+
+        `note` is told where the file system has no locks, and a second run would not be noticed.
 
         Raises:
             UserError: another process holds it.
@@ -75,6 +81,10 @@ class RunFolder:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError as error:
+                if error.errno not in HELD:
+                    note(f"warning: {self.root} cannot be locked ({error.strerror}): see that no second run uses it")
+                    yield
+                    return
                 file.seek(0)
                 owner = file.read().strip() or "another process"
                 raise UserError(
@@ -95,7 +105,7 @@ class RunFolder:
         Raises:
             UserError: the folder belongs to a run of another recipe, or is something else.
         """
-        path = self.root / "recipe.yaml"
+        path = self.recipe()
         if path.is_file():
             if path.read_text() == recipe:
                 return
@@ -107,6 +117,14 @@ class RunFolder:
         elif self.root.exists() and (not self.root.is_dir() or any(p.name != OWNER for p in self.root.iterdir())):
             raise UserError(f"{self.root} is there and is no run: choose another --out")
         write_whole(path, recipe.encode())
+
+    def recipe(self) -> Path:
+        """Where the resolved recipe is."""
+        return self.root / "recipe.yaml"
+
+    def report(self) -> Path:
+        """Where the page is."""
+        return self.root / "report.html"
 
     def model(self, name: str) -> Path:
         """A model's folder: `teacher` or `student-0004`."""

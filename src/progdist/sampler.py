@@ -112,7 +112,13 @@ def flow(schedule: Schedule, predict: Predict, z: Tensor, t: Tensor) -> tuple[Te
 def euler_in_log_snr(
     schedule: Schedule, predict: Predict, z: Tensor, t: Tensor, s: Tensor, generator: torch.Generator | None
 ) -> Tensor:
-    """One step of Euler's method with the log-SNR as time."""
+    """One step of Euler's method with the log-SNR as time.
+
+    Raises:
+        UserError: it begins at zero SNR, where the log-SNR is infinite.
+    """
+    if not schedule.log_snr(t).isfinite().all():
+        raise UserError("euler_log_snr cannot begin at zero SNR, where the log-SNR is infinite: use ddim or euler")
     slope, rate = flow(schedule, predict, z, t)
     span = (schedule.log_snr(s) - schedule.log_snr(t)) / rate
     return z + per_example(span, z) * slope
@@ -152,6 +158,10 @@ EVALUATIONS_PER_STEP = {"heun": 2, "rk4": 4}
 """Of the network, for the methods that take more than one."""
 
 
+MOST_STEPS = 1_000_000
+"""More than any sampler takes: a larger number is a mistake, and would fill the memory with times."""
+
+
 def network_evaluations(steps: int, method: str = "ddim") -> int:
     """How often `sample` calls the network: the last step, which returns the denoised data, calls it once."""
     return EVALUATIONS_PER_STEP.get(method, 1) * (steps - 1) + 1
@@ -161,10 +171,10 @@ def time_grid(steps: int) -> Tensor:
     """1, (N-1)/N, ..., 0 in float64, (N + 1,).
 
     Raises:
-        UserError: steps is not positive.
+        UserError: steps is not 1 to MOST_STEPS.
     """
-    if steps < 1:
-        raise UserError(f"steps is {steps}: sampling takes at least 1 step")
+    if not 1 <= steps <= MOST_STEPS:
+        raise UserError(f"steps is {steps}: sampling takes 1 to {MOST_STEPS:,} steps")
     return torch.arange(steps, -1, -1, dtype=torch.float64) / steps
 
 

@@ -21,7 +21,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Self
+from typing import ClassVar, Self
 
 import torch
 from torch import Tensor
@@ -30,7 +30,13 @@ from progdist._errors import UserError
 
 
 class Schedule(ABC):
-    """alpha_t and sigma_t for t in [0, 1]; t = 1 is noise."""
+    """alpha_t and sigma_t for t in [0, 1]; t = 1 is noise.
+
+    Attributes:
+        name: under which a model folder records it; a schedule of your own needs none, and has no folder.
+    """
+
+    name: ClassVar[str] = "custom"
 
     @abstractmethod
     def alpha(self, t: Tensor) -> Tensor:
@@ -47,6 +53,10 @@ class Schedule(ABC):
     def log_snr(self, t: Tensor) -> Tensor:
         """lambda_t = 2 log rho_t; infinite where alpha or sigma is 0."""
         return 2 * self.rho(t).log()
+
+    def network_time(self, t: Tensor) -> Tensor:
+        """The time in [0, 1] that a network is told: t itself, unless a schedule says otherwise."""
+        return t
 
 
 class VariancePreserving(Schedule):
@@ -72,6 +82,7 @@ class Cosine(VariancePreserving):
     The defaults are the paper's (appendix E). With infinite bounds phi runs from 0 to pi/2 and both ends are exact.
     """
 
+    name: ClassVar[str] = "cosine"
     log_snr_max: float = 20.0
     log_snr_min: float = -20.0
 
@@ -95,6 +106,7 @@ class Discrete(VariancePreserving):
         alphas_cumprod: T numbers in [0, 1), falling.
     """
 
+    name: ClassVar[str] = "discrete"
     alphas_cumprod: tuple[float, ...]
 
     def __post_init__(self) -> None:
@@ -150,19 +162,37 @@ class Discrete(VariancePreserving):
 
 @dataclass(frozen=True)
 class RectifiedFlow(Schedule):
-    """Straight lines from data to noise: alpha = 1 - t, sigma = t."""
+    """Straight lines from data to noise: alpha = 1 - sigma.
+
+        sigma_t = shift t / (1 + (shift - 1) t)
+
+    A shift above 1 spends more of the steps where there is more noise, as large images need (Esser et al. 2024, arXiv
+    2403.03206, section 5.3.2). The network is told sigma_t, so one network serves every shift.
+    """
+
+    name: ClassVar[str] = "rectified_flow"
+    shift: float = 1.0
+
+    def __post_init__(self) -> None:
+        """Refuse a shift that is none."""
+        if not self.shift > 0:
+            raise UserError(f"shift is {self.shift}, expected a positive number: 1 for no shift")
 
     def alpha(self, t: Tensor) -> Tensor:
-        """1 - t."""
-        return 1 - t.double()
+        """1 - sigma_t."""
+        t = t.double()
+        return (1 - t) / (1 + (self.shift - 1) * t)
 
     def sigma(self, t: Tensor) -> Tensor:
-        """The time t itself."""
-        return t.double()
+        """Shift t / (1 + (shift - 1) t)."""
+        t = t.double()
+        return self.shift * t / (1 + (self.shift - 1) * t)
+
+    def network_time(self, t: Tensor) -> Tensor:
+        """sigma_t."""
+        return self.sigma(t)
 
 
 SCHEDULES: dict[str, type[Cosine] | type[Discrete] | type[RectifiedFlow]] = {
-    "cosine": Cosine,
-    "discrete": Discrete,
-    "rectified_flow": RectifiedFlow,
+    kind.name: kind for kind in (Cosine, Discrete, RectifiedFlow)
 }

@@ -1,18 +1,18 @@
 """The sections of a recipe: data, noise, network, trainings, the chain of stages, evaluation."""
 
-from typing import Annotated, Literal, Self, TypeVar
+from typing import Annotated, Any, Literal, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt, model_validator
 
 from progdist.distillation import Stage, halvings, stages
 from progdist.images import Framing, Resample
 from progdist.plan import Plan
+from progdist.precision import Precision
 from progdist.schedule import Cosine, Discrete, RectifiedFlow, Schedule
 
 Weight = Literal["constant", "snr", "truncated_snr", "snr_plus_one", "velocity"]
 Rate = Annotated[float, Field(gt=0)]
 Share = Annotated[float, Field(ge=0, lt=1)]
-Precision = Literal["float32", "bf16"]
 Divided = TypeVar("Divided", "Optimisation", "Distillation")
 
 
@@ -103,7 +103,7 @@ class Optimisation(Part):
     microbatches: PositiveInt = 1
     gradient_checkpointing: bool = False
     most_skips: Annotated[int, Field(ge=0)] = 10
-    precision: Precision = "float32"
+    precision: Precision = "auto"
     checkpoint_every: PositiveInt = 1000
 
     @model_validator(mode="after")
@@ -138,6 +138,10 @@ class Matching(Optimisation):
     null_class: Annotated[int, Field(ge=0)] | None = None
 
 
+HALVING = {"start": 256, "end": 1, "substeps": 2}
+"""What a chain is made from where it is not given whole."""
+
+
 class StageTraining(Part):
     """What one stage changes; what is not said is as in `distill`."""
 
@@ -161,15 +165,15 @@ class Stop(Part):
 class Distillation(Part):
     """The chain of stages and how each is trained.
 
-    The chain goes from `start` to `end` by dividing by `substeps`, or is given whole as a list; each count must divide
-    the one before it, and their ratio is the number of teacher steps to one of the student. `stages` overrides, by
-    the student's step count. With `lora_rank` students learn corrections of that rank alone (see `progdist.adapters`).
-    With `stop`, `updates` is the most that a stage takes.
+    The chain goes from `start` (256) to `end` (1) by dividing by `substeps` (2), or is given whole as a list; each
+    count must divide the one before it, and their ratio is the number of teacher steps to one of the student. `stages`
+    overrides, by the student's step count. With `lora_rank` students learn corrections of that rank alone (see
+    `progdist.adapters`). With `stop`, `updates` is the most that a stage takes.
     """
 
-    start: PositiveInt = 256
-    end: PositiveInt = 1
-    substeps: Annotated[int, Field(ge=2)] = 2
+    start: PositiveInt | None = None
+    end: PositiveInt | None = None
+    substeps: Annotated[int, Field(ge=2)] | None = None
     chain: Annotated[tuple[PositiveInt, ...], Field(min_length=2)] | None = None
     updates: PositiveInt = 50_000
     batch: PositiveInt = 128
@@ -181,20 +185,34 @@ class Distillation(Part):
     gradient_checkpointing: bool = False
     most_skips: Annotated[int, Field(ge=0)] = 10
     lora_rank: Annotated[int, Field(ge=0)] = 0
-    precision: Precision = "float32"
+    precision: Precision = "auto"
     checkpoint_every: PositiveInt = 1000
     stop: Stop | None = None
     stages: dict[int, StageTraining] = Field(default_factory=dict)
 
+    @model_validator(mode="before")
+    @classmethod
+    def _without_what_was_written_beside_a_chain(cls, content: Any) -> Any:  # noqa: ANN401
+        """Recipes that earlier versions wrote whole have `chain` and the defaults of what it replaces."""
+        beside = isinstance(content, dict) and content.get("chain") is not None
+        if beside and all(content.get(name) == usual for name, usual in HALVING.items()):
+            return {name: value for name, value in content.items() if name not in HALVING}
+        return content
+
     @model_validator(mode="after")
     def _check(self) -> Self:
+        if self.chain and (given := [name for name in HALVING if getattr(self, name) is not None]):
+            raise ValueError(f"{given[0]} has no effect beside chain, which is given whole: set distill.chain")
         if unknown := set(self.stages) - {stage.steps for stage in self.links()}:
             raise ValueError(f"stages {sorted(unknown)} are not in the chain {self.counts()}")
         return _divided(self)
 
     def counts(self) -> list[int]:
         """The step counts, teacher first."""
-        return list(self.chain) if self.chain else halvings(self.start, self.end, self.substeps)
+        if self.chain:
+            return list(self.chain)
+        start, end, substeps = (getattr(self, name) or usual for name, usual in HALVING.items())
+        return halvings(start, end, substeps)
 
     def links(self) -> list[Stage]:
         """The stages in order."""
@@ -217,7 +235,7 @@ class Evaluation(Part):
     features: tuple[Literal["digits", "fashion-mnist", "pixels", "inception"], ...] = ("pixels",)
     resamples: Annotated[int, Field(ge=2)] = 100
     batch: PositiveInt = 256
-    precision: Precision = "float32"
+    precision: Precision = "auto"
     clip: bool = False
     most_steps: PositiveInt | None = None
     teacher_every: PositiveInt = 1

@@ -10,7 +10,7 @@ way, and the reading that denoises best must be the folder's own.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -18,10 +18,11 @@ from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 
 from progdist._errors import UserError
 from progdist.checkpoint import read_json
-from progdist.denoiser import MOST_TIMESTEPS, Denoiser
+from progdist.denoiser import MOST_TIMESTEPS, Denoiser, Denoises
+from progdist.matching import Clipped, Thresholded
 from progdist.model import PREDICTION_TYPES, Model
 from progdist.model_folder import load, read_autoencoder
-from progdist.network import class_count
+from progdist.network import class_count, without_variance
 from progdist.parameterization import PARAMETERIZATIONS, Parameterization
 from progdist.parts import NETWORKS, read_part
 from progdist.schedule import Discrete, RectifiedFlow, Schedule
@@ -34,6 +35,17 @@ TABLE = ("num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "trai
 
 FLOW = ("FlowMatchEulerDiscreteScheduler",)
 
+LIMITS = {"clip_sample_range": 1.0, "dynamic_thresholding_ratio": 0.995, "sample_max_value": 1.0}
+"""The numbers by which stock schedulers clip and threshold, with diffusers' defaults."""
+
+FETCHED = (
+    "model_index.json",
+    "progdist.json",
+    *(f"{part}/*.json" for part in ("unet", "transformer", "vae", "vqvae", "scheduler")),
+    *(f"{part}/*.safetensors" for part in ("unet", "transformer", "vae", "vqvae")),
+)
+"""What is fetched of a model on the hub: no pickles, and no parts that are not used."""
+
 
 @dataclass(frozen=True)
 class Teacher:
@@ -41,17 +53,25 @@ class Teacher:
 
     Attributes:
         model: the denoiser and its classes.
-        clip: whether the folder's scheduler keeps denoised images within [-1, 1].
         told: what was inferred, a line each.
+        clip: the bound within which the folder's scheduler keeps denoised images; None where it does not.
+        threshold: the quantile and the largest value of its dynamic thresholding, which takes the place of clipping.
     """
 
     model: Model
-    clip: bool
     told: tuple[str, ...]
+    clip: float | None = None
+    threshold: tuple[float, float] | None = None
+
+    def limited(self, denoiser: Denoises) -> Denoises:
+        """A denoiser with its predictions kept within the limits of the folder's scheduler."""
+        if self.threshold is not None:
+            return Thresholded(denoiser, *self.threshold)
+        return denoiser if self.clip is None else Clipped(denoiser, self.clip)
 
 
 def read_teacher(place: str, offset: float | None = None) -> Teacher:
-    """A model folder of ours, a stock diffusers pipeline folder, or a name on the Hugging Face hub.
+    """A model folder of ours, a stock diffusers pipeline folder, or `hub:owner/name[@revision]` on the hub.
 
     `offset` replaces that of the timestep, for networks that were trained with another convention.
 
@@ -61,14 +81,15 @@ def read_teacher(place: str, offset: float | None = None) -> Teacher:
     folder = _found(place)
     if (folder / "progdist.json").is_file():
         model = load(folder)
-        return Teacher(model, False, (f"{folder}: a progdist model", *_describe(model, model.denoiser.schedule)))
+        model = model if offset is None else replace(model, denoiser=model.denoiser.with_offset(offset))
+        return Teacher(model, (f"{folder}: a progdist model", *_describe(model, model.denoiser.schedule)))
     if not (folder / "model_index.json").is_file():
         raise UserError(
             f"{folder} has no model_index.json: give a folder that a diffusers pipeline's save_pretrained made"
         )
     index = read_json(folder / "model_index.json")
     part, kind_of_network = _network(folder, index)
-    network = read_part(folder, part, NETWORKS[kind_of_network])
+    network = without_variance(read_part(folder, part, NETWORKS[kind_of_network]))
     scheduler = _config(folder, "scheduler", "scheduler_config.json")
     _believable(folder, scheduler)
     schedule, kind, usual = _meaning(folder, scheduler)
@@ -76,25 +97,45 @@ def read_teacher(place: str, offset: float | None = None) -> Teacher:
     offset = usual if offset is None else offset
     denoiser = Denoiser(network, schedule, kind, timesteps=timesteps, offset=offset)
     model = Model(denoiser, classes=_classes(index, class_count(network)), autoencoder=read_autoencoder(folder))
-    clip = bool(scheduler.get("clip_sample", scheduler.get("_class_name") in ("DDPMScheduler", "DDIMScheduler")))
     told = (f"{folder}: {type(network).__name__} with {scheduler['_class_name']}", *_describe(model, schedule))
-    return Teacher(model, clip and not isinstance(schedule, RectifiedFlow), told)
+    return Teacher(model, told, *_limits(folder, scheduler))
+
+
+def _limits(folder: Path, config: Mapping[str, Any]) -> tuple[float | None, tuple[float, float] | None]:
+    """The bound within which a scheduler clips, and the numbers of its dynamic thresholding; None where it does not."""
+    images = config.get("_class_name") in ("DDPMScheduler", "DDIMScheduler")
+    numbers = [config.get(name, usual) for name, usual in LIMITS.items()]
+    if not all(isinstance(number, int | float) and number > 0 for number in numbers):
+        raise UserError(f"{folder}/scheduler is damaged ({dict(zip(LIMITS, numbers, strict=True))}): restore it")
+    bound, ratio, most = map(float, numbers)
+    if config.get("thresholding", False):
+        return None, (min(ratio, 1.0), most)
+    return (bound if config.get("clip_sample", images) and images else None), None
 
 
 def _found(place: str) -> Path:
-    """The folder itself, fetched from the hub if it is a name there."""
+    """The folder itself, or that of a model on the hub once it is fetched."""
+    if place.startswith("hub:"):
+        return _fetched(place)
     folder = Path(place).expanduser()
     if folder.is_dir():
         return folder
-    if place.count("/") == 1 and not place.startswith((".", "/", "~")):
-        from huggingface_hub import snapshot_download
+    hint = f", or hub:{place} if you mean a model on the Hugging Face hub" if place.count("/") == 1 else ""
+    raise UserError(f"{place} is no folder: give a diffusers pipeline folder{hint}")
 
-        try:
-            return Path(snapshot_download(place, ignore_patterns=["*.bin", "*.ckpt", "*.pt", "*.msgpack"]))
-        except Exception as error:  # the library raises many kinds: all mean that it cannot be had
-            reason = " ".join(str(error).split())[:150]
-            raise UserError(f"{place} is no folder here, and the hub does not give it ({reason})") from error
-    raise UserError(f"{place} is no folder: give a diffusers pipeline folder, or a name on the hub (owner/model)")
+
+def _fetched(place: str) -> Path:
+    """The folder of `hub:owner/name[@revision]`, of which only FETCHED is fetched."""
+    from huggingface_hub import snapshot_download
+
+    name, _, revision = place.removeprefix("hub:").partition("@")
+    try:
+        return Path(snapshot_download(name, revision=revision or None, allow_patterns=list(FETCHED)))
+    except Exception as error:  # the library raises many kinds: all mean that it cannot be had
+        reason = " ".join(str(error).split())[:150]
+        raise UserError(
+            f"{place} cannot be fetched ({reason}): expected hub:owner/name or hub:owner/name@rev"
+        ) from error
 
 
 def _config(folder: Path, part: str, name: str) -> dict[str, Any]:
@@ -133,7 +174,7 @@ def _meaning(folder: Path, config: Mapping[str, Any]) -> tuple[Schedule, Paramet
     """The schedule, what the output means, and the timestep's offset, from a scheduler's config."""
     name = config.get("_class_name")
     if name in FLOW:
-        return RectifiedFlow(), PARAMETERIZATIONS["velocity"], 0.0
+        return _flow(folder, config), PARAMETERIZATIONS["velocity"], 0.0
     if name not in DISCRETE:
         raise UserError(f"{folder} has scheduler {name}: expected one of {', '.join((*DISCRETE, *FLOW))}")
     kinds = {theirs: ours for ours, theirs in PREDICTION_TYPES.items()}
@@ -150,18 +191,32 @@ def _meaning(folder: Path, config: Mapping[str, Any]) -> tuple[Schedule, Paramet
     return schedule, PARAMETERIZATIONS[kinds[kind]], 1.0
 
 
+def _flow(folder: Path, config: Mapping[str, Any]) -> RectifiedFlow:
+    """The rectified flow of a stock scheduler, whose times are shifted towards noise."""
+    if config.get("use_dynamic_shifting", False):
+        raise UserError(
+            f"{folder}/scheduler shifts its times by the size of each image (use_dynamic_shifting), which only its "
+            "pipeline knows: set it to false, and shift to the number that is used at your size"
+        )
+    shift = config.get("shift", 1.0)
+    if not isinstance(shift, int | float) or not 0 < shift < 1000:
+        raise UserError(f"{folder}/scheduler is damaged (shift is {str(shift)[:50]}): restore it")
+    return RectifiedFlow(float(shift))
+
+
 def _describe(model: Model, schedule: Schedule) -> tuple[str, ...]:
     """What was inferred, for people."""
     denoiser, latent = model.denoiser, model.autoencoder
     image, seen = ("x".join(map(str, shape)) for shape in (model.image, model.shape))
     count = sum(parameter.numel() for parameter in denoiser.network.parameters())
-    kind = next(name for name, value in PARAMETERIZATIONS.items() if value is denoiser.parameterization)
     last = schedule.alphas_cumprod[-1] if isinstance(schedule, Discrete) else 0.0
     return (
         f"{count:,} parameters, images of {image}, "
         + (f"{len(model.classes)} classes" if model.classes else "unconditional"),
         *((f"a latent model: {type(latent.network).__name__} makes latents of {seen}",) if latent else ()),
-        f"{type(schedule).__name__} schedule of {denoiser.timesteps} timesteps, output {kind}, timestep = "
-        f"{denoiser.timesteps} t - {denoiser.offset:g}",
+        f"{type(schedule).__name__} schedule of {denoiser.timesteps} timesteps, output "
+        f"{denoiser.parameterization.name}, timestep = {denoiser.timesteps} "
+        f"{'sigma' if isinstance(schedule, RectifiedFlow) else 't'} - {denoiser.offset:g}",
+        *((f"distilled for {', '.join(map(str, model.steps))} steps",) if model.steps else ()),
         *((f"its schedule ends at a signal-to-noise ratio of {last / (1 - last):.1e}, not 0",) if last > 0 else ()),
     )

@@ -12,7 +12,7 @@ from progdist.denoiser import Denoiser, Denoises
 from progdist.distillation import Stage, distillation_loss
 from progdist.images import Images
 from progdist.lesson import HELD_OUT_NOISE, Lessons, Observer
-from progdist.matching import Clipped, Guided, match_by_band, matched_form, matching_loss, needs_matching
+from progdist.matching import Guided, match_by_band, matched_form, matching_loss, needs_matching
 from progdist.model import Model
 from progdist.network import condition, unet
 from progdist.objective import WEIGHTINGS, denoising_loss
@@ -105,18 +105,20 @@ class Teaching:
 
     def reference(self, given: Teacher) -> Denoises:
         """The given teacher's predictions as its student shall learn them: guided, and clipped if its sampler clips."""
-        match, model = self.recipe.match, given.model
-        frozen: Denoises = model.denoiser.to(self.team.device).requires_grad_(False)
-        if match.guidance is not None:
-            null_class = match.null_class if match.null_class is not None else len(model.classes) - 1
-            if not 0 <= null_class < len(model.classes):
-                raise UserError(f"guidance needs a class that stands for none: {null_class} is not one of the model's")
-            frozen = Guided(model.denoiser, match.guidance, null_class)
-        return Clipped(frozen) if given.clip else frozen
+        frozen: Denoises = given.model.denoiser.to(self.team.device).requires_grad_(False)
+        none = null_class(self.recipe, given.model, self.images)
+        if self.recipe.match.guidance is not None and none is not None:
+            frozen = Guided(given.model.denoiser, self.recipe.match.guidance, none)
+        return given.limited(frozen)
+
+    def as_sampled(self, teacher: Model) -> Denoises:
+        """The predictions of the run's teacher, clipped as its sampler clips them if no stage 0 has learned that."""
+        frozen = _frozen(teacher, self.team.device)
+        return self.given.limited(frozen) if self.given and teacher.training["updates"] == 0 else frozen
 
     def student(self, teacher: Model, number: int, stage: Stage) -> Model:
         """The student of one stage, begun from its teacher's weights."""
-        frozen = teacher.denoiser.to(self.team.device).requires_grad_(False)
+        frozen = self.as_sampled(teacher) if number == 1 else _frozen(teacher, self.team.device)
         objective = partial(
             distillation_loss,
             teacher=frozen,
@@ -128,6 +130,30 @@ class Teaching:
         student = replace(teacher, denoiser=_start(teacher.denoiser, plan), steps=(stage.steps,), lineage=lineage)
         model = replace(student, data=self.images.name, training={})
         return self.lessons.learn(student_name(stage.steps), number, model, objective, plan)
+
+
+def null_class(recipe: Recipe, model: Model, images: Images) -> int | None:
+    """The class that stands for none where guidance is taken in from a model; None without guidance.
+
+    Raises:
+        UserError: it is not one of the model's, or none is named and each of the model's classes is one of the data's.
+    """
+    if recipe.match.guidance is None:
+        return None
+    known, named = len(model.classes), recipe.match.null_class
+    none = named if named is not None else known - 1
+    if not 0 <= none < known:
+        raise UserError(f"guidance needs a class that stands for none: {none} is not one of the model's")
+    if named is None and known <= len(images.classes):
+        raise UserError(
+            f"guidance needs a class that stands for none, and all {known} classes of the teacher are those of "
+            f"{images.name}: name it with --set match.null_class=N"
+        )
+    return none
+
+
+def _frozen(model: Model, device: torch.device) -> Denoiser:
+    return model.denoiser.to(device).requires_grad_(False)
 
 
 def _start(teacher: Denoiser, plan: Plan) -> Denoiser:

@@ -9,11 +9,49 @@ from typing import Any, TypeVar, cast
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import broadcast_object_list, gather_object
+from accelerate.utils import GradientAccumulationPlugin, broadcast_object_list, gather_object
 
 from progdist._errors import UserError
+from progdist.checkpoint import Checkpoint, Checkpoints
 
 Found = TypeVar("Found")
+
+
+def new_accelerator() -> Accelerator:
+    """accelerate's view of this process, whatever its environment variables say of precision and accumulation.
+
+    Both are ours: the recipe's precision is autocast, and microbatches are added up, in the training loop.
+    """
+    return Accelerator(
+        cpu=not torch.accelerator.is_available(),
+        mixed_precision="no",
+        gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
+    )
+
+
+def agreed_checkpoint(
+    checkpoints: Checkpoints, accelerator: Accelerator, say: Callable[[str], None] = lambda text: None
+) -> Checkpoint | None:
+    """The newest whole checkpoint that the first process sees, read by all; None where it sees none.
+
+    Raises:
+        UserError: in all processes, if one of them cannot read that checkpoint.
+    """
+    latest = checkpoints.latest(say) if accelerator.is_main_process else None
+    if accelerator.num_processes == 1:
+        return latest
+    update: list[int | None] = [latest.update if latest else None]
+    broadcast_object_list(update)
+    problem = None
+    if update[0] is not None and latest is None:
+        try:
+            latest = checkpoints.at(update[0])
+        except UserError as error:
+            problem = f"process {accelerator.process_index}: {error}: all processes must see one folder"
+    problems = [told for told in gather_object([problem]) if told]
+    if problems:
+        raise UserError(problems[0])
+    return latest
 
 
 class Team:
@@ -29,7 +67,7 @@ class Team:
 
     def __init__(self, *, shards: bool = False) -> None:
         self.shards = shards
-        self.accelerator = Accelerator(cpu=not torch.accelerator.is_available(), mixed_precision="no")
+        self.accelerator = new_accelerator()
         if shards and self.accelerator.num_processes == 1:
             raise UserError("sharding needs several processes: start them with torchrun, or leave --shard")
 

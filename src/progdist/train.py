@@ -12,7 +12,7 @@ import copy
 import math
 import time
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from typing import Any, cast
 
@@ -25,7 +25,9 @@ from progdist._errors import UserError
 from progdist.checkpoint import Checkpoints
 from progdist.interruption import PENDING
 from progdist.plan import Plan, Progress
+from progdist.precision import autocast
 from progdist.sharding import shard, whole
+from progdist.team import agreed_checkpoint
 from progdist.training_state import State
 
 Batch = dict[str, Tensor]
@@ -50,11 +52,6 @@ def recompute(network: nn.Module) -> None:
         kind = type(network).__name__
         raise UserError(f"{kind} has no enable_gradient_checkpointing(): leave gradient_checkpointing, or give it one")
     cast(Any, network).enable_gradient_checkpointing()
-
-
-def autocast(device: torch.device, precision: str) -> torch.autocast | nullcontext[None]:
-    """The context in which a network runs in the given precision."""
-    return torch.autocast(device.type, torch.bfloat16) if precision == "bf16" else nullcontext()
 
 
 def train(
@@ -105,7 +102,7 @@ def train(
     device = accelerator.device
     prepared = shard(network.to(device), device) if sharded else accelerator.prepare(network)
     state = State(network, plan)
-    if checkpoints is not None and (latest := checkpoints.latest()):
+    if checkpoints is not None and (latest := agreed_checkpoint(checkpoints, accelerator)):
         try:
             state.restore(latest)
         except (LookupError, RuntimeError, ValueError) as error:
@@ -118,7 +115,7 @@ def train(
     share = plan.batch // accelerator.num_processes
     rows = slice(accelerator.process_index * share, (accelerator.process_index + 1) * share)
     started, value = time.perf_counter() - state.seconds, 0.0
-    with PENDING.among_updates():
+    with PENDING.among_updates(), _own_generators(device):
         for batch in batches(state.update, plan.updates, rows):
             torch.manual_seed(seed + state.update * accelerator.num_processes + accelerator.process_index)
             value, norm, asked = _gradient(prepared, loss, batch, plan, accelerator)
@@ -140,6 +137,13 @@ def train(
     if not all(parameter.isfinite().all() for parameter in plain.parameters()):
         raise NotFinite(_explain(state.update, plan, value, math.inf, checkpoints))
     return (plain if sharded else state.result()).eval(), state.update, state.seconds
+
+
+def _own_generators(device: torch.device) -> AbstractContextManager[None]:
+    """The context in which training may seed torch's generators, and after which they are the caller's again."""
+    if device.type == "cpu":
+        return torch.random.fork_rng([])
+    return torch.random.fork_rng([device], device_type=device.type)
 
 
 def _gradient(

@@ -8,9 +8,9 @@ from progdist.denoiser import Denoises
 from progdist.images import Images
 from progdist.model import Model
 from progdist.network import condition
+from progdist.precision import Precision, autocast
 from progdist.reading import Reading, read
 from progdist.sampler import Step, sample
-from progdist.train import autocast
 
 EVALUATION_NOISE = 1_000_000
 """The stage number under which the noise of evaluation is drawn, apart from all training."""
@@ -35,7 +35,7 @@ def sample_in_batches(
     steps: int,
     batch: int,
     *,
-    precision: str = "float32",
+    precision: Precision = "float32",
     clip: bool = False,
     method: str | Step = "ddim",
     draw: torch.Generator | None = None,
