@@ -3,10 +3,13 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/ready
 
-.PHONY: demo test lint torture fuzz bench clean
+.PHONY: demo check test lint torture fuzz bench clean
 
-demo: $(READY)          ## teach, distil, measure and report on real digits, in under ten minutes on two cores
+demo: $(READY)          ## teach, distil, measure and report on real digits, in five minutes on two cores
 	$(BIN)/progdist run digits --out runs/demo
+
+check: lint             ## lint, types, contracts and the quick tests, in under two minutes
+	$(BIN)/pytest -n 2 --dist worksteal -m "not slow"
 
 test: lint browser      ## everything that is checked
 	$(BIN)/pytest -n 2 --dist worksteal

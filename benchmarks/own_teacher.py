@@ -22,6 +22,7 @@ from progdist.data import load_images
 from progdist.evaluate import Quality, quality
 from progdist.features import feature_space
 from progdist.images import Images
+from progdist.precision import autocast
 from progdist.proposal import frame
 from progdist.teacher_folder import read_teacher
 
@@ -40,7 +41,7 @@ def stock_samples(folder: Path, steps: int, images: Images, count: int, seed: in
         z = torch.randn(len(part), *images.shape, generator=draw)
         given = {"class_labels": part} if network.config.num_class_embeds else {}
         for timestep in scheduler.timesteps:
-            with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+            with torch.no_grad(), autocast(torch.device("cpu"), "auto"):
                 output = network(z, timestep.expand(len(part)), **given).sample.float()
             random = {} if flow else {"generator": draw}
             z = scheduler.step(output, timestep, z, **random).prev_sample

@@ -58,16 +58,14 @@ def main() -> None:
     for update in range(arguments.updates):
         chosen = torch.randint(len(images), (64,))
         clean, noise = images[chosen], torch.randn(64, 1, 16, 16)
-        with torch.autocast("cpu", torch.bfloat16):
-            if flow:
-                sigma = torch.rand(64)
-                noisy = torch.lerp(clean, noise, sigma[:, None, None, None])
-                output = model(noisy, 1000 * sigma, class_labels=labels[chosen]).sample
-                loss = mse_loss(output.float(), noise - clean)
-            else:
-                timesteps = torch.randint(1000, (64,))
-                noisy = noising.add_noise(clean, noise, timesteps)
-                loss = mse_loss(model(noisy, timesteps).sample.float(), noise)
+        if flow:
+            sigma = torch.rand(64)
+            noisy = torch.lerp(clean, noise, sigma[:, None, None, None])
+            loss = mse_loss(model(noisy, 1000 * sigma, class_labels=labels[chosen]).sample, noise - clean)
+        else:
+            timesteps = torch.randint(1000, (64,))
+            noisy = noising.add_noise(clean, noise, timesteps)
+            loss = mse_loss(model(noisy, timesteps).sample, noise)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()

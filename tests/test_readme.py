@@ -1,17 +1,100 @@
-"""What the README says runs as it is written."""
+"""What the README says runs as it is written: every command, every snippet.
+
+Commands run in the README's order in one folder, in which the person's own model, images and recipe lie. Training is
+made short by settings that the README does not have; nothing else is changed.
+"""
 
 import re
+import shlex
+import shutil
+import tomllib
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
+from conftest import TINY, call
 from progdist.network import unet
 from progdist.recipe_file import shipped
 
-README = (Path(__file__).parents[1] / "README.md").read_text()
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
 BLOCKS = re.findall(r"```python\n(.*?)```", README, re.S)
+COMMANDS = [re.sub(r"\s+#.*", "", line) for line in re.findall(r"^    (\S.*)$", README, re.M)]
+
+SHORT = {
+    "run digits": "network.width=8 network.groups=4 teacher.updates=2 evaluate.samples=16 evaluate.resamples=2",
+    "run digits --set": "teacher.updates=2 evaluate.samples=16 evaluate.resamples=2",
+    "run my-recipe.yaml": "teacher.updates=2",
+    "distill": "match.updates=2 evaluate.samples=16 evaluate.resamples=2 teacher.trust=true",
+    "stochastic": "",
+}
+STAGES = ("--set", "distill.stages={}", "--set", "distill.updates=1")
+NOT_RUN = {
+    "run fashion-mnist": "its data are a package of their own",
+    "ablation": "test_studies.py runs it",
+    "budget": "test_studies.py runs it",
+    "run cifar10": "builds the paper's network: test_studies.py makes dry runs",
+}
+
+
+@pytest.fixture(scope="module")
+def desk(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with what the README takes for granted."""
+    place = tmp_path_factory.mktemp("desk")
+    shutil.copytree(ROOT / "tests" / "data" / "stock_teacher", place / "my-model")
+    shutil.copy(ROOT / "tests" / "data" / "checkpoint_8", place)
+    (place / "my-images").mkdir()
+    for number in range(20):
+        pixels = np.random.default_rng(number).integers(0, 255, (8, 8), dtype=np.uint8)
+        Image.fromarray(pixels).save(place / "my-images" / f"{number}.png")
+    (place / "my-recipe.yaml").write_text(TINY)
+    return place
+
+
+def shortened(words: list[str]) -> list[str]:
+    """A command with settings that make its training short."""
+    key = next((key for key in sorted(SHORT, key=len, reverse=True) if " ".join(words).startswith(key)), None)
+    if key is None or words[0] not in ("run", "distill"):
+        return words
+    settings = [word for setting in SHORT[key].split() for word in ("--set", setting)]
+    own = words[words.index("--set") :] if "--set" in words else []
+    return [*words, *settings, *STAGES[: 2 if own else 4]]
+
+
+@pytest.mark.slow
+def test_every_command_runs_in_its_order(desk: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(desk)
+    done = 0
+    for command in COMMANDS:
+        program, *words = shlex.split(command)
+        if program != "progdist" or any(" ".join(words).startswith(key) for key in NOT_RUN):
+            continue
+        if words[:3] == ["run", "digits", "--set"]:
+            words = ["run", "digits", "--set", "distill.updates=2", *words[4:]]
+        if words[0] == "doctor":  # the images are noise, which the teacher has never seen
+            assert call(*words).exit_code in (0, 2)
+            continue
+        result = call(*shortened(words), *(("--most", 4, "--levels", 2) if words[0] == "stochastic" else ()))
+        assert result.exit_code == 0, f"{command}: {result.output}"
+        done += 1
+    assert done >= 12
+    assert (desk / "grid.png").is_file()
+    assert (desk / "student.onnx").is_file()
+
+
+@pytest.mark.slow
+def test_the_snippet_of_the_stock_pipeline_runs(desk: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(desk)
+    if not Path("runs/digits").exists():
+        result = call(*shortened(["run", "digits"]))
+        assert result.exit_code == 0, result.output
+    names: dict[str, Any] = {}
+    exec(next(text for text in BLOCKS if "DDIMPipeline" in text).replace("batch_size=64", "batch_size=2"), names)
+    assert len(names["images"]) == 2
 
 
 def test_the_example_of_ones_own_model_runs() -> None:
@@ -25,14 +108,21 @@ def test_the_example_of_ones_own_model_runs() -> None:
     assert names["images"].shape == (3, 1, 8, 8)
 
 
-def test_recipes_and_commands_that_it_names_exist() -> None:
+def test_every_snippet_and_command_is_one_that_is_known() -> None:
+    """What a test here does not run must be named here."""
+    assert all("DDIMPipeline" in block or "progdist.distill(" in block for block in BLOCKS)
     from progdist.cli import app
 
     commands = {command.name or str(command.callback.__name__) for command in app.registered_commands}  # pyright: ignore
-    assert set(re.findall(r"^    progdist ([a-z-]+)", README, re.M)) <= commands
+    for command in COMMANDS:
+        program, *words = command.split()
+        assert program in ("pip", "progdist", "torchrun")
+        assert program != "progdist" or words[0] in commands
     assert {name for name in re.findall(r"progdist run ([a-z0-9-]+)\s", README)} <= set(shipped())
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    assert set(re.findall(r"progdist\[(\w+)\]", README)) <= set(extras)
 
 
-@pytest.mark.parametrize("target", re.findall(r"^    make (\w+)", README, re.M))
+@pytest.mark.parametrize("target", re.findall(r"`make (\w+)`", README))
 def test_make_targets_that_it_names_exist(target: str) -> None:
-    assert f"\n{target}:" in (Path(__file__).parents[1] / "Makefile").read_text()
+    assert f"\n{target}:" in (ROOT / "Makefile").read_text()
