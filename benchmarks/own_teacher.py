@@ -18,13 +18,13 @@ import torch
 from diffusers import UNet2DModel
 from torch import Tensor
 
-from progdist.data import load_images
-from progdist.evaluate import Quality, quality
-from progdist.features import feature_space
-from progdist.images import Images
-from progdist.precision import autocast
-from progdist.proposal import frame
-from progdist.teacher_folder import read_teacher
+from progdist._utils.precision import autocast
+from progdist.data.images import Images
+from progdist.data.sources import load_images
+from progdist.evaluation.features import feature_space
+from progdist.evaluation.metrics import Quality, quality
+from progdist.models.io.diffusers_pipeline import read_teacher
+from progdist.recipes.from_teacher import frame
 
 
 def stock_samples(folder: Path, steps: int, images: Images, count: int, seed: int) -> tuple[Tensor, Tensor]:
@@ -33,7 +33,7 @@ def stock_samples(folder: Path, steps: int, images: Images, count: int, seed: in
     scheduler = getattr(diffusers, told["_class_name"]).from_pretrained(folder, subfolder="scheduler")
     network: Any = UNet2DModel.from_pretrained(folder, subfolder="unet")
     flow = told["_class_name"].startswith("FlowMatch")
-    labels = images.spread_labels(count)
+    labels = images.stratified_labels(count)
     draw, made = torch.Generator().manual_seed(seed), []
     for part in labels.split(512):
         grid = {"sigmas": [1 - i / steps for i in range(steps)]} if flow else {"num_inference_steps": steps}
@@ -60,7 +60,7 @@ def main() -> None:
     parser.add_argument("-n", type=int, default=1797)
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
-    images = load_images(arguments.data, frame(read_teacher(str(arguments.teacher)), arguments.data).framing())
+    images = load_images(arguments.data, frame(read_teacher(str(arguments.teacher)), arguments.data).transform())
     space = feature_space("pixels", images.shape)
     data = space(images.sample(10_000, 0)[0])
     found: list[Quality] = []

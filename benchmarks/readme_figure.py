@@ -9,8 +9,9 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 from PIL import Image
 
-from progdist.report import STUDENT, TEACHER, draw_quality
-from progdist.run_folder import GAP, RunFolder
+from progdist.data.grid import GAP
+from progdist.runs.folder import RunFolder
+from progdist.runs.report import STUDENT, TEACHER, draw_quality
 
 COUNTS = (256, 16, 4, 2, 1)
 

@@ -12,19 +12,19 @@ from statistics import mean, stdev
 
 import torch
 
-from progdist.data import load_images
-from progdist.evaluate import quality
-from progdist.features import feature_space
-from progdist.making import Wish, make
-from progdist.model_folder import load
-from progdist.recipe import student_name
-from progdist.recipe_file import read_recipe
+from progdist.data.sources import load_images
+from progdist.evaluation.features import feature_space
+from progdist.evaluation.generate import SamplingOptions, make
+from progdist.evaluation.metrics import quality
+from progdist.models.io.folder import load
+from progdist.recipes.files import read_recipe
+from progdist.recipes.recipe import student_name
 
 
 def distances(folder: Path, steps: int, count: int, seed: int, data: str, features: list[str]) -> list[float]:
     """The Frechet distance of a model's samples in every feature space."""
     images = load_images(data)
-    made, _, _ = make(load(folder), Wish(steps, count, None, seed, batch=600), print)
+    made, _, _ = make(load(folder), SamplingOptions(steps, count, None, seed, batch=600), print)
     found = []
     for name in features:
         space = feature_space(name, images.shape)

@@ -16,15 +16,15 @@ import torch
 from rich.console import Console
 from torch import Tensor
 
-from progdist.distillation import distillation_loss
-from progdist.network import condition
-from progdist.objective import WEIGHTINGS, denoising_loss
-from progdist.precision import Precision, autocast
-from progdist.progress import Terminal
-from progdist.recipe_file import read_recipe
-from progdist.run import Run
-from progdist.run_folder import RunFolder
-from progdist.team import Team
+from progdist._utils.precision import Precision, autocast
+from progdist.cli.progress import Terminal
+from progdist.diffusion.loss import WEIGHTINGS, denoising_loss
+from progdist.distillation.progressive import distillation_loss
+from progdist.models.unet import condition
+from progdist.recipes.files import read_recipe
+from progdist.runs.folder import RunFolder
+from progdist.runs.run import Run
+from progdist.training.distributed import Distributed
 
 
 def median_ms(work: Callable[[], object], repeats: int = 10) -> float:
@@ -42,8 +42,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("recipe", nargs="?", default="digits")
     recipe = read_recipe(parser.parse_args().recipe)
-    run = Run(recipe, RunFolder(Path("unused")), Terminal(Console()), Team())
-    student, teacher = run.teaching.untrained().denoiser, run.teaching.untrained().denoiser.requires_grad_(False)
+    run = Run(recipe, RunFolder(Path("unused")), Terminal(Console()), Distributed())
+    student, teacher = run.stages.untrained().denoiser, run.stages.untrained().denoiser.requires_grad_(False)
     size = recipe.distill.batch
     x, eps = torch.randn(2, size, *run.images.shape)
     u = torch.rand(size, dtype=torch.float64)

@@ -13,8 +13,8 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from progdist.data import load_images
-from progdist.features import Classifier
+from progdist.data.sources import load_images
+from progdist.evaluation.features import Classifier
 
 CLASSIFIERS = Path(__file__).parents[1] / "src" / "progdist" / "classifiers"
 

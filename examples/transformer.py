@@ -8,8 +8,8 @@ from torch import Tensor, nn
 from torch.nn.functional import pixel_shuffle, pixel_unshuffle
 
 import progdist
-from progdist.data import load_images
-from progdist.run_folder import write_grid
+from progdist.data.grid import write_grid
+from progdist.data.sources import load_images
 
 
 class Transformer(nn.Module):

@@ -18,10 +18,10 @@ from torch import Tensor
 from typer.testing import CliRunner, Result
 
 from progdist import Cosine, Denoiser
-from progdist.cli import app
-from progdist.network import unet
-from progdist.parameterization import PARAMETERIZATIONS
-from progdist.schedule import Schedule
+from progdist.cli.app import app
+from progdist.diffusion.parameterization import PARAMETERIZATIONS
+from progdist.diffusion.schedule import Schedule
+from progdist.models.unet import unet
 
 torch.set_flush_denormal(True)  # as the commands do
 
@@ -77,8 +77,8 @@ def call(*words: object) -> Result:
     return CliRunner().invoke(app, [str(word) for word in words])
 
 
-class Silent:
-    """An observer that keeps what it is told."""
+class SilentCallback:
+    """An callback that keeps what it is told."""
 
     def __init__(self) -> None:
         self.notes: list[str] = []

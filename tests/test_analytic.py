@@ -5,8 +5,8 @@ import torch
 
 from conftest import name, times
 from progdist import Cosine, RectifiedFlow
-from progdist.analytic import Gaussian, Mixture
-from progdist.schedule import Schedule
+from progdist.diffusion.analytic import Gaussian, Mixture
+from progdist.diffusion.schedule import Schedule
 
 
 @pytest.mark.parametrize("schedule", [Cosine(), RectifiedFlow()], ids=name)

@@ -1,4 +1,4 @@
-"""Every source, the framing rules, and the mistakes in them."""
+"""Every source, the transform rules, and the mistakes in them."""
 
 import gzip
 import os
@@ -14,10 +14,10 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 from progdist import UserError
-from progdist.batches import Batches
-from progdist.data import load_images
-from progdist.formats import read_idx
-from progdist.images import Framing, to_uint8
+from progdist.data.formats import read_idx
+from progdist.data.images import ImageTransform, to_uint8
+from progdist.data.sources import load_images
+from progdist.training.batches import Batches
 
 
 def idx(path: Path, array: NDArray[np.uint8]) -> None:
@@ -76,22 +76,24 @@ def test_npz_bytes_and_floats(tmp_path: Path, pixels: NDArray[np.uint8]) -> None
 
 def test_area_resampling_is_a_mean_of_the_centre_square(tmp_path: Path) -> None:
     wide = np.random.default_rng(1).integers(0, 256, (8, 12), dtype=np.uint8)
-    framed = Framing(size=4)(Image.fromarray(wide))
+    framed = ImageTransform(size=4)(Image.fromarray(wide))
     means = wide[:, 2:10].reshape(4, 2, 4, 2).mean((1, 3)) / 127.5 - 1
     np.testing.assert_allclose(framed[0].numpy(), means, atol=1 / 127)
-    smooth = Framing(size=4, resample="bilinear")(Image.fromarray(wide))
+    smooth = ImageTransform(size=4, resample="bilinear")(Image.fromarray(wide))
     assert not torch.equal(framed, smooth)
-    assert Framing(channels=3)(Image.fromarray(wide)).shape == (3, 8, 12)
-    assert Framing()(Image.fromarray(wide).convert("RGBA")).shape == (3, 8, 12)
+    assert ImageTransform(channels=3)(Image.fromarray(wide)).shape == (3, 8, 12)
+    assert ImageTransform()(Image.fromarray(wide).convert("RGBA")).shape == (3, 8, 12)
 
 
 @pytest.mark.parametrize("count", [100, 1797, 5000])
 def test_spread_labels_have_the_datas_shares(count: int) -> None:
     images = load_images("digits")
     assert images.labels is not None
-    shares = [labels.bincount(minlength=10) / len(labels) for labels in (images.labels, images.spread_labels(count))]
+    shares = [
+        labels.bincount(minlength=10) / len(labels) for labels in (images.labels, images.stratified_labels(count))
+    ]
     torch.testing.assert_close(*shares, rtol=0, atol=0.011)
-    assert len(images.spread_labels(count)[:20].unique()) > 4
+    assert len(images.stratified_labels(count)[:20].unique()) > 4
 
 
 def test_cifars_binary_version(tmp_path: Path) -> None:
@@ -239,7 +241,7 @@ def test_images_of_two_sizes_need_a_size(tmp_path: Path, pixels: NDArray[np.uint
     images = load_images(f"folder:{tmp_path}")
     with pytest.raises(UserError, match="give a size"):
         images[1]
-    assert load_images(f"folder:{tmp_path}", Framing(size=8))[1][0].shape == (1, 8, 8)
+    assert load_images(f"folder:{tmp_path}", ImageTransform(size=8))[1][0].shape == (1, 8, 8)
 
 
 def test_an_idx_header_that_promises_terabytes_costs_nothing(tmp_path: Path) -> None:

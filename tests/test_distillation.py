@@ -11,12 +11,13 @@ from torch import Tensor
 
 from conftest import name, times
 from progdist import WEIGHTINGS, Cosine, Discrete, RectifiedFlow, UserError, distillation_target
-from progdist._shape import per_example
-from progdist.analytic import Mixture
-from progdist.distillation import distillation_loss, halvings, stages, substep_times, substep_weights
-from progdist.objective import denoising_loss
-from progdist.sampler import ddim, ddim_update
-from progdist.schedule import Schedule
+from progdist._utils.broadcasting import per_example
+from progdist.diffusion.analytic import Mixture
+from progdist.diffusion.loss import denoising_loss
+from progdist.diffusion.sampler import ddim, ddim_update
+from progdist.diffusion.schedule import Schedule
+from progdist.distillation.chain import halvings, stages
+from progdist.distillation.progressive import distillation_loss, substep_times, substep_weights
 from test_sampler import Official
 
 DATA = Path(__file__).parent / "data"

@@ -5,9 +5,9 @@ import torch
 from torch import Tensor
 
 from progdist import UserError
-from progdist.data import load_images
-from progdist.evaluate import frechet_distance, frechet_interval, kernel_distance, quality, root_mean_square
-from progdist.features import CLASSIFIERS, feature_space
+from progdist.data.sources import load_images
+from progdist.evaluation.features import CLASSIFIERS, feature_space
+from progdist.evaluation.metrics import frechet_distance, frechet_interval, kernel_distance, quality, root_mean_square
 
 
 def with_moments(mean: Tensor, covariance: Tensor, count: int = 500) -> Tensor:
@@ -59,7 +59,7 @@ def test_kernel_distance_is_the_unbiased_estimate_with_its_error() -> None:
 
 @pytest.mark.parametrize("name", CLASSIFIERS)
 def test_shipped_classifiers_are_small(name: str) -> None:
-    from progdist import features
+    from progdist.evaluation import features
 
     path = features.files("progdist") / "classifiers" / f"{name}.safetensors"
     assert len(path.read_bytes()) < 1_000_000

@@ -31,16 +31,18 @@ from PIL import Image
 import progdist
 from conftest import TINY, stock_network
 from progdist import Cosine, Denoiser, UserError
-from progdist.checkpoint import Checkpoint, Checkpoints
-from progdist.data import load_images
-from progdist.model_folder import load
-from progdist.network import unet
-from progdist.official import import_checkpoint
-from progdist.parameterization import PARAMETERIZATIONS
-from progdist.recipe_file import read_recipe
-from progdist.report import write_report
-from progdist.run_folder import RunFolder
-from progdist.teacher_folder import read_teacher
+from progdist.data.sources import load_images
+from progdist.diffusion.parameterization import PARAMETERIZATIONS
+from progdist.models.io.diffusers_pipeline import read_teacher
+from progdist.models.io.folder import load
+from progdist.models.io.jax_checkpoint import import_checkpoint
+from progdist.models.unet import unet
+from progdist.recipes.files import read_recipe
+from progdist.runs.folder import RunFolder
+from progdist.runs.report import write_report
+from progdist.training.checkpoint import Checkpoint, Checkpoints
+
+pytestmark = pytest.mark.slow
 
 FUZZ = int(os.environ.get("FUZZ", "200"))
 """Changed files of each kind."""

@@ -17,9 +17,11 @@ import torch
 from typer.testing import CliRunner
 
 from conftest import TINY
-from progdist.checkpoint import Checkpoint, Checkpoints
-from progdist.cli import app, start
-from progdist.interruption import PENDING, Interrupted, interruptible
+from progdist._utils.signals import SHUTDOWN, Interrupted, interruptible
+from progdist.cli.app import app, start
+from progdist.training.checkpoint import Checkpoint, Checkpoints
+
+pytestmark = pytest.mark.slow
 
 MODELS = ("teacher", "student-0004", "student-0002")
 KILLS = int(os.environ.get("KILLS", "20"))
@@ -42,7 +44,14 @@ def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
 PREPARED = multiprocessing.get_context("forkserver")
 """Starts processes from one that has imported everything, so that runs begin at once."""
 PREPARED.set_forkserver_preload(
-    ["progdist.cli", "progdist.run", "progdist.progress", "progdist.report", "sklearn.datasets", "scipy.linalg"]
+    [
+        "progdist.cli.app",
+        "progdist.runs.run",
+        "progdist.cli.progress",
+        "progdist.runs.report",
+        "sklearn.datasets",
+        "scipy.linalg",
+    ]
 )
 
 
@@ -70,7 +79,7 @@ class Started:
         return self.process.exitcode, self.said.read_text()
 
 
-def carry_out(words: list[str], said: Path) -> None:
+def run_recipe(words: list[str], said: Path) -> None:
     for stream, number in ((said.with_suffix(".out"), 1), (said, 2)):
         with stream.open("wb") as file:
             os.dup2(file.fileno(), number)
@@ -79,7 +88,7 @@ def carry_out(words: list[str], said: Path) -> None:
 
 def begin(recipe: Path, out: Path) -> Started:
     said = out.with_suffix(f".{random.random()}.err")
-    process = PREPARED.Process(target=carry_out, args=(["run", str(recipe), "--out", str(out)], said))
+    process = PREPARED.Process(target=run_recipe, args=(["run", str(recipe), "--out", str(out)], said))
     process.start()
     return Started(process, said)
 
@@ -97,8 +106,8 @@ def wait_for(process: "Started | subprocess.Popen[str]", ready: Callable[[], boo
 @pytest.fixture(scope="module")
 def whole(recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("whole") / "run"
-    code, complaint = begin(recipe, out).finish()
-    assert code == 0, complaint
+    code, problem = begin(recipe, out).finish()
+    assert code == 0, problem
     return out
 
 
@@ -194,10 +203,10 @@ def test_a_damaged_checkpoint_is_passed_over_and_said(
 
 def test_a_second_signal_stops_at_once() -> None:
     with interruptible():
-        with pytest.raises(Interrupted), PENDING.among_updates():
+        with pytest.raises(Interrupted), SHUTDOWN.deferred_signals():
             signal.raise_signal(signal.SIGTERM)
-            assert PENDING.asked == signal.SIGTERM
+            assert SHUTDOWN.requested == signal.SIGTERM
             signal.raise_signal(signal.SIGTERM)
         with pytest.raises(Interrupted):  # nothing is under way: the first one does
-            PENDING.asked = None
+            SHUTDOWN.requested = None
             signal.raise_signal(signal.SIGINT)

@@ -22,11 +22,13 @@ from torch import Tensor
 import progdist
 from conftest import call
 from progdist import UserError
-from progdist.data import load_images
-from progdist.latents import encoded
-from progdist.making import Wish, make
-from progdist.model_folder import load
-from progdist.teacher_folder import read_teacher
+from progdist.data.latents import encoded
+from progdist.data.sources import load_images
+from progdist.evaluation.generate import SamplingOptions, make
+from progdist.models.io.diffusers_pipeline import read_teacher
+from progdist.models.io.folder import load
+
+pytestmark = pytest.mark.slow
 
 HALF: dict[str, Any] = {
     "in_channels": 1,
@@ -109,10 +111,10 @@ def test_a_latent_model_is_distilled_and_stock_parts_make_its_images(latent: Pat
     student = distilled(latent, tmp_path / "out")
     model = load(student)
     assert (model.image, model.shape[1:]) == ((1, 8, 8), (4, 4))
-    images, labels, steps = make(model, Wish(None, 5, None, 0), print)
-    from progdist.making import noise_of
+    images, labels, steps = make(model, SamplingOptions(None, 5, None, 0), print)
+    from progdist.evaluation.generate import sampling_noise
 
-    theirs = stock_images(student, noise_of(model, 5, 0), steps, labels.tolist())
+    theirs = stock_images(student, sampling_noise(model, 5, 0), steps, labels.tolist())
     torch.testing.assert_close(images, theirs, rtol=0, atol=1e-4)
     assert images.shape == (5, 1, 8, 8)
     assert len(model.classes) == (11 if latent.name == "DiT" else 0)
@@ -130,7 +132,7 @@ def test_the_data_are_encoded_once(latent: Path, tmp_path: Path, monkeypatch: py
     latents = encoded(images, told, cache, print)
     assert cache.stat().st_mtime_ns == before
     assert latents.shape == read_teacher(str(latent)).model.shape
-    assert torch.equal(latents.spread_labels(9), images.spread_labels(9))
+    assert torch.equal(latents.stratified_labels(9), images.stratified_labels(9))
 
 
 def test_latents_are_those_of_the_stock_autoencoder(latent: Path) -> None:
@@ -159,15 +161,15 @@ def test_the_card_of_a_latent_model_runs(latent: Path, tmp_path: Path, monkeypat
 
 def test_onnx_holds_the_decoder(latent: Path, tmp_path: Path) -> None:
     model = load(distilled(latent, tmp_path / "out"))
-    assert call("export", tmp_path / "out" / "student-0004", "--onnx", tmp_path / "s.onnx").exit_code == 0
+    assert call("export", tmp_path / "out" / "student-0004", "--steps", 1, "--onnx", tmp_path / "s.onnx").exit_code == 0
     session = onnxruntime.InferenceSession(tmp_path / "s.onnx", providers=["CPUExecutionProvider"])
-    from progdist.making import noise_of
+    from progdist.evaluation.generate import sampling_noise
 
-    inputs = {"noise": noise_of(model, 3, 0).numpy()}
+    inputs = {"noise": sampling_noise(model, 3, 0).numpy()}
     if model.classes:
         inputs["labels"] = np.arange(3)
     theirs = torch.from_numpy(session.run(None, inputs)[0])
-    torch.testing.assert_close(theirs, make(model, Wish(4, 3, None, 0), print)[0], rtol=0, atol=1e-4)
+    torch.testing.assert_close(theirs, make(model, SamplingOptions(1, 3, None, 0), print)[0], rtol=0, atol=1e-4)
 
 
 def test_guidance_of_a_transformer_uses_the_class_for_none(tmp_path: Path) -> None:

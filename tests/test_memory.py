@@ -12,16 +12,16 @@ from torch import Tensor, nn
 
 from conftest import call, stock_network
 from progdist import Cosine, Denoiser, UserError
-from progdist.adapters import low_rank_student, merged
-from progdist.doctor import TRIAL
-from progdist.estimate import measure
-from progdist.model_folder import load
-from progdist.network import unet
-from progdist.parameterization import PARAMETERIZATIONS
-from progdist.plan import Plan
-from progdist.train import Batch, train
+from progdist.cli.doctor import TRIAL
+from progdist.diffusion.parameterization import PARAMETERIZATIONS
+from progdist.models.io.folder import load
+from progdist.models.unet import unet
+from progdist.runs.estimate import measure
+from progdist.training.config import TrainConfig
+from progdist.training.loop import Batch, train
+from progdist.training.lora import add_lora, merge_lora
 
-PLAN = Plan(updates=3, batch=4, learning_rate=1e-3)
+PLAN = TrainConfig(updates=3, batch=4, learning_rate=1e-3)
 
 
 def batches(first: int, last: int, rows: slice) -> list[Batch]:
@@ -37,8 +37,8 @@ def weights(network: nn.Module) -> Tensor:
     return torch.cat([parameter.detach().flatten() for parameter in network.parameters()])
 
 
-def trained(network: nn.Module, plan: Plan = PLAN) -> nn.Module:
-    return train(network, error, batches, plan, accelerator=Accelerator())[0]  # pyright: ignore[reportArgumentType]
+def trained(network: nn.Module, config: TrainConfig = PLAN) -> nn.Module:
+    return train(network, error, batches, config, accelerator=Accelerator())[0]  # pyright: ignore[reportArgumentType]
 
 
 def test_inner_values_computed_twice_are_the_same() -> None:
@@ -63,7 +63,7 @@ def test_a_network_without_the_method_is_refused() -> None:
 def test_a_low_rank_student_begins_as_its_teacher_and_shares_its_weights() -> None:
     teacher = stock_network()
     before = weights(teacher)
-    student = low_rank_student(teacher, 2, seed=0)
+    student = add_lora(teacher, 2, seed=0)
     z, timestep = torch.randn(2, 1, 8, 8), torch.zeros(2)
     assert torch.equal(student(z, timestep).sample, teacher(z, timestep).sample)
     learning = [parameter for parameter in student.parameters() if parameter.requires_grad]
@@ -73,7 +73,7 @@ def test_a_low_rank_student_begins_as_its_teacher_and_shares_its_weights() -> No
     assert 0 < sum(parameter.numel() for parameter in learning) < 0.5 * len(before)
     student = trained(student)
     assert torch.equal(weights(teacher), before)
-    plain = merged(student)
+    plain = merge_lora(student)
     assert plain.state_dict().keys() == teacher.state_dict().keys()
     assert torch.equal(weights(teacher), before)
     assert not torch.allclose(plain(z, timestep).sample, teacher(z, timestep).sample, atol=1e-4)
@@ -82,7 +82,7 @@ def test_a_low_rank_student_begins_as_its_teacher_and_shares_its_weights() -> No
 
 def test_corrections_are_of_the_rank() -> None:
     teacher = stock_network()
-    plain = merged(trained(low_rank_student(teacher, 2, seed=0)))
+    plain = merge_lora(trained(add_lora(teacher, 2, seed=0)))
     for (name, new), old in zip(plain.named_parameters(), teacher.parameters(), strict=True):
         if new.ndim == 4 and "attn" not in name:
             assert torch.linalg.matrix_rank((new - old).flatten(1), atol=1e-5) <= 2
@@ -99,4 +99,4 @@ def test_a_low_rank_run_leaves_plain_folders(tiny_recipe: Path, tmp_path: Path) 
 def test_without_the_extra_it_is_said(monkeypatch: pytest.MonkeyPatch, tiny_model: Callable[..., Denoiser]) -> None:
     monkeypatch.setitem(sys.modules, "peft", None)
     with pytest.raises(UserError, match=r"progdist\[lora\]"):
-        low_rank_student(tiny_model().network, 2, seed=0)
+        add_lora(tiny_model().network, 2, seed=0)

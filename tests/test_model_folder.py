@@ -16,8 +16,8 @@ from torch import Tensor
 
 import progdist
 from progdist import Cosine, Denoiser, Discrete, RectifiedFlow, UserError, sample
-from progdist.model import Model
-from progdist.model_folder import load, save
+from progdist.models.io.folder import load, save
+from progdist.models.model import Model
 
 Build = Callable[..., Denoiser]
 

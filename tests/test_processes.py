@@ -14,6 +14,8 @@ from safetensors.torch import load_file
 
 from test_interruption import updates, wait_for
 
+pytestmark = pytest.mark.slow
+
 MODELS = ("teacher", "student-0004")
 RECIPE = """
 name: shared
@@ -135,17 +137,17 @@ VIEWS = """
 import sys
 from pathlib import Path
 import torch
-from progdist._errors import UserError
-from progdist.checkpoint import Checkpoint, Checkpoints
-from progdist.team import agreed_checkpoint, new_accelerator
+from progdist._utils.errors import UserError
+from progdist.training.checkpoint import Checkpoint, Checkpoints
+from progdist.training.distributed import load_agreed_checkpoint, make_accelerator
 
-accelerator = new_accelerator()
+accelerator = make_accelerator()
 seen = [int(word) for word in sys.argv[2 + accelerator.process_index].split(",")]
 checkpoints = Checkpoints(Path(sys.argv[1]) / str(accelerator.process_index), keep=9)
 for update in seen:
     checkpoints.save(Checkpoint(update, {"a": torch.ones(1)}, {}))
 try:
-    told = agreed_checkpoint(checkpoints, accelerator)
+    told = load_agreed_checkpoint(checkpoints, accelerator)
     print(f"process {accelerator.process_index} goes on from {told.update if told else None}", flush=True)
 except UserError as error:
     print(f"process {accelerator.process_index} stops: {error}", flush=True)

@@ -10,11 +10,11 @@ from torch import Tensor, nn
 
 from conftest import Stock, call
 from progdist import Cosine, Denoiser, Discrete, RectifiedFlow
-from progdist.analytic import Gaussian
-from progdist.denoiser import Denoises
-from progdist.parameterization import PARAMETERIZATIONS, V
-from progdist.reading import _wrong_timestep, read, time_of
-from progdist.schedule import Schedule
+from progdist.diffusion.analytic import Gaussian
+from progdist.diffusion.denoiser import DenoiserProtocol
+from progdist.diffusion.parameterization import PARAMETERIZATIONS, V
+from progdist.diffusion.schedule import Schedule
+from progdist.distillation.teacher_check import _wrong_timestep, read, time_of
 
 WIDTH = 0.003  # narrow data: at the lowest noise levels the noise can still be told from them
 
@@ -41,7 +41,7 @@ def reading(
     network = Exact(schedule, truth, true_offset)
     denoiser = Denoiser(network, schedule, PARAMETERIZATIONS[said], timesteps=1000, offset=said_offset)
     x, eps = 0.3 + WIDTH * torch.randn(256, 8), torch.randn(256, 8)
-    return read(denoiser, x, eps).complaint
+    return read(denoiser, x, eps).problem
 
 
 @pytest.mark.parametrize("level", [2.0, 0.0, -2.0])
@@ -53,18 +53,18 @@ def test_the_time_of_a_level(schedule: Schedule, level: float) -> None:
 @pytest.mark.parametrize("truth", ["x", "eps", "v"])
 @pytest.mark.parametrize("said", ["x", "eps", "v"])
 def test_a_wrong_kind_of_output_is_found(truth: str, said: str) -> None:
-    complaint = reading(Discrete.linear(), truth, said)
-    assert (complaint is None) == (truth == said)
-    if complaint:
-        assert f"predicts {said}, but read as {truth}" in complaint
+    problem = reading(Discrete.linear(), truth, said)
+    assert (problem is None) == (truth == said)
+    if problem:
+        assert f"predicts {said}, but read as {truth}" in problem
 
 
 @pytest.mark.parametrize("said", [0.0, 1.0, 2.0])
 def test_a_timestep_that_is_off_by_one_is_found(said: float) -> None:
-    complaint = reading(Discrete.linear(), "eps", "eps", 1.0, said)
-    assert (complaint is None) == (said == 1)
-    if complaint:
-        assert "teacher.offset=1" in complaint
+    problem = reading(Discrete.linear(), "eps", "eps", 1.0, said)
+    assert (problem is None) == (said == 1)
+    if problem:
+        assert "teacher.offset=1" in problem
 
 
 def test_a_network_that_cannot_tell_its_timesteps_apart_is_not_refused() -> None:
@@ -81,7 +81,7 @@ def test_a_flow_is_read_too() -> None:
     assert "read as velocity" in str(reading(RectifiedFlow(), "velocity", "x", 0.0, 0.0))
 
 
-def test_denoisers_are_what_is_read(tiny_model: Callable[..., Denoises]) -> None:
+def test_denoisers_are_what_is_read(tiny_model: Callable[..., DenoiserProtocol]) -> None:
     denoiser = tiny_model()
     found = read(denoiser, torch.randn(4, 1, 8, 8), torch.randn(4, 1, 8, 8))  # pyright: ignore[reportArgumentType]
     assert set(found.errors) == {"x", "eps", "v"}
@@ -96,29 +96,30 @@ def test_the_doctor_tells_what_there_is(stock: Stock) -> None:
     assert "200 -> 40 -> 8 -> 4" in " ".join(result.output.split())
 
 
+@pytest.mark.slow
 def test_the_doctor_and_distill_refuse_what_the_data_contradict(
     stock: Stock,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     place = stock()
-    complaint = "the folder says its network predicts eps, but read as v it denoises the data better"
-    monkeypatch.setattr("progdist.reading._wrong_kind", lambda errors, own: complaint)
+    problem = "the folder says its network predicts eps, but read as v it denoises the data better"
+    monkeypatch.setattr("progdist.distillation.teacher_check._wrong_kind", lambda errors, own: problem)
     result = call("doctor", place, "--data", "digits")
     assert result.exit_code == 2
-    assert f"! {complaint}" in " ".join(result.output.split())
+    assert f"! {problem}" in " ".join(result.output.split())
     result = call("distill", place, "--data", "digits", "--out", tmp_path / "out")
     assert result.exit_code == 2
-    assert complaint in result.stderr
+    assert problem in result.stderr
     assert "teacher.trust=true" in result.stderr
     assert not (tmp_path / "out").exists()
 
 
 def test_the_doctor_leaves_the_teacher_as_it_is(stock: Stock) -> None:
     """Its trial of the cost trains a copy."""
-    from progdist.doctor import TRIAL
-    from progdist.estimate import measure
-    from progdist.teacher_folder import read_teacher
+    from progdist.cli.doctor import TRIAL
+    from progdist.models.io.diffusers_pipeline import read_teacher
+    from progdist.runs.estimate import measure
 
     denoiser = read_teacher(str(stock())).model.denoiser
     before = [parameter.clone() for parameter in denoiser.parameters()]
@@ -128,7 +129,7 @@ def test_the_doctor_leaves_the_teacher_as_it_is(stock: Stock) -> None:
 
 
 def test_an_offset_that_is_told_is_taken(stock: Stock) -> None:
-    from progdist.teacher_folder import read_teacher
+    from progdist.models.io.diffusers_pipeline import read_teacher
 
     assert read_teacher(str(stock())).model.denoiser.offset == 1
     assert read_teacher(str(stock()), 0).model.denoiser.offset == 0
@@ -138,11 +139,12 @@ TRAINED = Path(__file__).parent / "data" / "stock_teacher"
 """A teacher that stock code trained for long enough to tell its timesteps apart (see tests/data/README.md)."""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("offset", [0, 1, 2])
 def test_a_trained_teacher_is_told_from_one_that_counts_otherwise(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, offset: int
 ) -> None:
-    monkeypatch.setattr("progdist.trial.READ_ON", 1797)
+    monkeypatch.setattr("progdist.evaluation.teacher_check.READ_ON", 1797)
     words = ("distill", TRAINED, "--data", "digits", "--out", tmp_path / "out", "--set", f"teacher.offset={offset}")
     brief = ("--start", 8, "--updates", 1, "--batch", 8, "--set", "evaluate.samples=8", "--set", "evaluate.resamples=2")
     for result in (call("doctor", TRAINED, "--data", "digits", "--offset", offset), call(*words, *brief)):
@@ -152,6 +154,7 @@ def test_a_trained_teacher_is_told_from_one_that_counts_otherwise(
     assert (tmp_path / "out").exists() == (offset == 1)
 
 
+@pytest.mark.slow
 def test_a_trained_teacher_with_a_wrong_prediction_type_is_refused(tmp_path: Path) -> None:
     place = tmp_path / "wrong"
     shutil.copytree(TRAINED, place)
@@ -181,7 +184,7 @@ def test_every_pair_of_schedule_and_output_can_be_tried(schedule: Schedule, kind
     network = Exact(RectifiedFlow() if isinstance(schedule, RectifiedFlow) else schedule, kind, 1.0)
     denoiser = Denoiser(network, schedule, PARAMETERIZATIONS[kind], timesteps=1000, offset=1.0)
     found = read(denoiser, 0.3 + WIDTH * torch.randn(256, 8), torch.randn(256, 8))
-    assert found.complaint is None
+    assert found.problem is None
     assert kind in found.errors
     assert found.errors[kind] == min(found.errors.values())
 
@@ -197,4 +200,4 @@ class Own(Cosine):
 def test_an_output_and_a_schedule_of_ones_own_can_be_tried() -> None:
     schedule = Own()
     denoiser = Denoiser(Exact(schedule, "v", 1.0), schedule, Halved(), timesteps=1000)
-    assert read(denoiser, 0.3 + WIDTH * torch.randn(64, 8), torch.randn(64, 8)).complaint is None
+    assert read(denoiser, 0.3 + WIDTH * torch.randn(64, 8), torch.randn(64, 8)).problem is None

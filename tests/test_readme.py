@@ -17,8 +17,8 @@ import torch
 from PIL import Image
 
 from conftest import TINY, call
-from progdist.network import unet
-from progdist.recipe_file import shipped
+from progdist.models.unet import unet
+from progdist.recipes.files import shipped
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -111,7 +111,7 @@ def test_the_example_of_ones_own_model_runs() -> None:
 def test_every_snippet_and_command_is_one_that_is_known() -> None:
     """What a test here does not run must be named here."""
     assert all("DDIMPipeline" in block or "progdist.distill(" in block for block in BLOCKS)
-    from progdist.cli import app
+    from progdist.cli.app import app
 
     commands = {command.name or str(command.callback.__name__) for command in app.registered_commands}  # pyright: ignore
     for command in COMMANDS:

@@ -10,36 +10,36 @@ import pytest
 import torch
 from pydantic import BaseModel
 
-from conftest import TINY, Silent, call
+from conftest import TINY, SilentCallback, call
 from progdist import UserError
-from progdist.plan import Plan
-from progdist.recipe import Recipe
-from progdist.recipe_file import read_recipe, shipped, write_recipe
-from progdist.run import Run
-from progdist.run_folder import RunFolder
-from progdist.sections import StageTraining, plan_of
-from progdist.teaching import Teaching
-from progdist.team import Team
+from progdist.recipes.files import read_recipe, shipped, write_recipe
+from progdist.recipes.recipe import Recipe
+from progdist.recipes.schema import StageTraining, train_config
+from progdist.runs.folder import RunFolder
+from progdist.runs.run import Run
+from progdist.runs.stages import RunStages
+from progdist.training.config import TrainConfig
+from progdist.training.distributed import Distributed
 
 Seen = Callable[[Recipe], Any]
 
 
 def a_run(recipe: Recipe, folder: Path = Path("/nowhere")) -> Run:
-    return Run(recipe, RunFolder(folder), Silent(), Team())
+    return Run(recipe, RunFolder(folder), SilentCallback(), Distributed())
 
 
 def the_network(recipe: Recipe) -> Any:  # noqa: ANN401
-    network = a_run(recipe).teaching.untrained().denoiser.network
+    network = a_run(recipe).stages.untrained().denoiser.network
     config = {key: value for key, value in dict(network.config).items() if not key.startswith("_")}  # pyright: ignore
     return config, {key: tuple(value.shape) for key, value in network.state_dict().items()}
 
 
 def the_weights(recipe: Recipe) -> Any:  # noqa: ANN401
-    return [p.sum().item() for p in a_run(recipe).teaching.untrained().denoiser.network.parameters()]
+    return [p.sum().item() for p in a_run(recipe).stages.untrained().denoiser.network.parameters()]
 
 
 def the_schedule(recipe: Recipe) -> Any:  # noqa: ANN401
-    denoiser = a_run(recipe).teaching.untrained().denoiser
+    denoiser = a_run(recipe).stages.untrained().denoiser
     return denoiser.schedule, denoiser.timesteps
 
 
@@ -52,14 +52,14 @@ def the_batches(recipe: Recipe) -> Any:  # noqa: ANN401
     """What `train` is given, without training."""
     given: dict[str, Any] = {}
 
-    def spy(network: object, loss: object, batches: Any, plan: Plan, **rest: object) -> None:  # noqa: ANN401
-        given.update(flip=batches.flip, workers=batches.workers, size=batches.size, plan=plan)
+    def spy(network: object, loss: object, batches: Any, config: TrainConfig, **rest: object) -> None:  # noqa: ANN401
+        given.update(flip=batches.flip, workers=batches.workers, size=batches.size, plan=config)
         raise UserError("seen")
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("progdist.lesson.train", spy)
+        patch.setattr("progdist.runs.stage_trainer.train", spy)
         with TemporaryDirectory() as folder, pytest.raises(UserError, match="seen"):
-            a_run(recipe, Path(folder)).teaching.teacher()
+            a_run(recipe, Path(folder)).stages.teacher()
     return given
 
 
@@ -67,24 +67,24 @@ def the_weighting(recipe: Recipe) -> Any:  # noqa: ANN401
     """The losses of one batch of the teacher's training and of the first stage."""
     losses = []
 
-    def spy(network: Any, loss: Any, batches: Any, plan: Plan, **rest: object) -> None:  # noqa: ANN401
+    def spy(network: Any, loss: Any, batches: Any, config: TrainConfig, **rest: object) -> None:  # noqa: ANN401
         losses.append(loss(network, next(batches(0, 1, slice(0, 8)))).tolist())
         raise UserError("seen")
 
     with pytest.MonkeyPatch.context() as patch, TemporaryDirectory() as folder:
-        patch.setattr("progdist.lesson.train", spy)
+        patch.setattr("progdist.runs.stage_trainer.train", spy)
         run = a_run(recipe, Path(folder))
         with pytest.raises(UserError, match="seen"):
-            run.teaching.teacher()
-        model = run.teaching.untrained()
+            run.stages.teacher()
+        model = run.stages.untrained()
         torch.nn.init.normal_(model.denoiser.network.conv_out.weight)  # pyright: ignore
         with pytest.raises(UserError, match="seen"):
-            run.teaching.student(model, 1, recipe.distill.links()[0])
+            run.stages.student(model, 1, recipe.distill.links()[0])
     return losses
 
 
 def the_teachers_plan(recipe: Recipe) -> Any:  # noqa: ANN401
-    return plan_of(recipe.teacher)
+    return train_config(recipe.teacher)
 
 
 def the_stages(recipe: Recipe) -> Any:  # noqa: ANN401
@@ -101,9 +101,9 @@ def the_samples(recipe: Recipe) -> Any:  # noqa: ANN401
         return noise
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("progdist.run.sample_in_batches", spy)
+        patch.setattr("progdist.runs.run.sample_in_batches", spy)
         run = a_run(recipe)
-        run.samples(run.teaching.untrained(), 4)
+        run.samples(run.stages.untrained(), 4)
     return told
 
 
@@ -115,8 +115,8 @@ def the_evaluations(recipe: Recipe) -> Any:  # noqa: ANN401
     """Which models are measured, and with how many resamples, in a run whose training does nothing."""
     told: list[Any] = []
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Teaching, "teacher", Teaching.untrained)
-        patch.setattr(Teaching, "student", lambda self, model, number, stage: model)
+        patch.setattr(RunStages, "teacher", RunStages.untrained)
+        patch.setattr(RunStages, "student", lambda self, model, number, stage: model)
         patch.setattr(
             Run, "evaluate",
             lambda self, name, model, steps: told.append((name, steps, self.recipe.evaluate.resamples)),
@@ -124,7 +124,7 @@ def the_evaluations(recipe: Recipe) -> Any:  # noqa: ANN401
         patch.setattr(RunFolder, "claim", lambda *arguments: None)
         patch.setattr(Run, "_write_page", lambda self: None)
         with TemporaryDirectory() as folder:
-            a_run(recipe, Path(folder)).everything()
+            a_run(recipe, Path(folder)).run()
     return told
 
 
@@ -132,9 +132,9 @@ def the_stopping(recipe: Recipe) -> Any:  # noqa: ANN401
     """The held-out measurements of one stage."""
     with TemporaryDirectory() as folder:
         run = a_run(recipe, Path(folder))
-        model = run.teaching.untrained()
+        model = run.stages.untrained()
         torch.nn.init.normal_(model.denoiser.network.conv_out.weight)  # pyright: ignore
-        run.teaching.student(model, 1, recipe.distill.links()[0])
+        run.stages.student(model, 1, recipe.distill.links()[0])
         return [record for record in run.folder.read("metrics") if "held_out_loss" in record]
 
 
@@ -353,7 +353,7 @@ def test_class_conditioning_needs_labels(tmp_path: Path) -> None:
     np.savez(tmp_path / "plain.npz", images=np.zeros((5, 8, 8), np.uint8))
     (tmp_path / "r.yaml").write_text(TINY.replace("digits}", f"npz:{tmp_path}/plain.npz" + "}"))
     with pytest.raises(UserError, match="has no labels"):
-        a_run(read_recipe(str(tmp_path / "r.yaml"), ["network.class_conditional=true"])).teaching.untrained()
+        a_run(read_recipe(str(tmp_path / "r.yaml"), ["network.class_conditional=true"])).stages.untrained()
 
 
 def test_recipes_of_earlier_versions_are_still_read(tmp_path: Path) -> None:

@@ -19,11 +19,12 @@ from PIL import Image
 from typer.testing import Result
 
 from conftest import call
-from progdist import checkpoint
-from progdist.batches import generator
-from progdist.checkpoint import read_tensors
-from progdist.making import SAMPLING_NOISE
+from progdist._utils.files import read_tensors
+from progdist._utils.random import SAMPLING_NOISE, generator
+from progdist.training import checkpoint
 from test_model_folder import stock, stock_ddim, stock_unet
+
+pytestmark = pytest.mark.slow
 
 
 def refused(result: Result, *says: str) -> None:
@@ -125,7 +126,7 @@ def test_an_interrupted_run_goes_on_to_the_same_end(
         def note(self, text: str) -> None: ...
 
     with monkeypatch.context() as patch:
-        patch.setattr("progdist.progress.Terminal", Interrupting)
+        patch.setattr("progdist.cli.progress.Terminal", Interrupting)
         assert call(*command).exit_code == 130
     assert not (tmp_path / "run" / "student-0001").exists()
     assert call(*command).exit_code == 0
@@ -253,7 +254,7 @@ def test_a_full_disk_loses_nothing(tiny_recipe: Path, tmp_path: Path, monkeypatc
             raise OSError(errno.ENOSPC, "No space left on device", str(path))
         whole(path, content)
 
-    whole = checkpoint.write_whole
+    whole = checkpoint.atomic_write
     with monkeypatch.context() as patch:
         patch.setattr(checkpoint, "write_whole", full)
         refused(call(*command), "No space left on device", "free some space")
@@ -284,7 +285,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(
 ) -> None:
     """The stage, the update and the last good checkpoint are named; with another rate the run then goes on."""
     command = ["run", tiny_recipe, "--out", tmp_path / "run", "--set", "distill.checkpoint_every=1"]
-    from progdist.distillation import distillation_loss
+    from progdist.distillation.progressive import distillation_loss
 
     count = 0
 
@@ -295,8 +296,8 @@ def test_a_loss_that_is_not_finite_stops_the_run(
         return loss * math.nan if count == 3 else loss
 
     with monkeypatch.context() as patch:
-        patch.setattr("progdist.teaching.distillation_loss", breaking)
-        result = call(*command, "--set", "distill.most_skips=0")
+        patch.setattr("progdist.runs.stages.distillation_loss", breaking)
+        result = call(*command, "--set", "distill.max_skipped_updates=0")
     checkpoint = tmp_path / "run" / "checkpoints" / "student-0004" / "00000001.safetensors"
     refused(result, "student-0004: update 3 of 3", "not both finite", str(checkpoint))
     assert checkpoint.is_file()
@@ -361,7 +362,7 @@ def test_evaluate_repeats_what_a_recipe_measures(finished: tuple[Path, Result], 
 
 def test_the_page_is_there_from_the_start(tiny_recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """It is written before the first update and after each measurement, and says what is next until all is done."""
-    from progdist import run as module
+    from progdist.runs import run as module
 
     pages: list[str] = []
     write = module.write_report
@@ -382,14 +383,14 @@ def test_the_page_is_there_from_the_start(tiny_recipe: Path, tmp_path: Path, mon
 
 
 def test_a_file_system_without_locks_is_no_other_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from progdist.run_folder import RunFolder
+    from progdist.runs.folder import RunFolder
 
     def nothing(file: Any, how: int) -> None:  # noqa: ANN401
         raise OSError(errno.ENOLCK, "No locks available")
 
     said: list[str] = []
     monkeypatch.setattr("fcntl.flock", nothing)
-    with RunFolder(tmp_path / "run").owned(said.append):
+    with RunFolder(tmp_path / "run").locked(said.append):
         pass
     assert "cannot be locked (No locks available)" in said[0]
 
@@ -397,8 +398,8 @@ def test_a_file_system_without_locks_is_no_other_run(tmp_path: Path, monkeypatch
 def test_a_skipped_update_leaves_the_loss_that_is_shown(capsys: pytest.CaptureFixture[str]) -> None:
     from rich.console import Console
 
-    from progdist.plan import Progress
-    from progdist.progress import Terminal
+    from progdist.cli.progress import Terminal
+    from progdist.training.callbacks import Progress
 
     terminal = Terminal(Console(width=80))
     terminal.begin("teacher", 3)

@@ -11,9 +11,9 @@ from torch import Tensor
 
 from conftest import name, times
 from progdist import Cosine, RectifiedFlow, UserError, sample
-from progdist.analytic import Gaussian
-from progdist.sampler import METHODS, ancestral, ddim_update, flow, network_evaluations, overshoot, time_grid
-from progdist.schedule import Schedule
+from progdist.diffusion.analytic import Gaussian
+from progdist.diffusion.sampler import METHODS, ancestral, ddim_update, flow, network_evaluations, overshoot, time_grid
+from progdist.diffusion.schedule import Schedule
 
 DATA = Path(__file__).parent / "data"
 

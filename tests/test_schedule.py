@@ -10,7 +10,7 @@ from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 
 from conftest import name, times
 from progdist import Cosine, Discrete, RectifiedFlow, UserError
-from progdist.schedule import Schedule, VariancePreserving
+from progdist.diffusion.schedule import Schedule, VariancePreserving
 
 DATA = Path(__file__).parent / "data"
 ALL = [Cosine(), Cosine(math.inf, -math.inf), Discrete.linear(), Discrete.scaled_linear(), RectifiedFlow()]

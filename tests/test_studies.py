@@ -8,14 +8,16 @@ from typing import Any
 import pytest
 import torch
 
-from conftest import Silent, call, name
+from conftest import SilentCallback, call, name
 from progdist import Cosine, RectifiedFlow
-from progdist.recipe_file import read_recipe
-from progdist.run import open_run
-from progdist.sampler import network_evaluations
-from progdist.schedule import Schedule
-from progdist.studies.budget import _variant
-from progdist.studies.integrators import mixture_errors, order, steps_within
+from progdist.diffusion.sampler import network_evaluations
+from progdist.diffusion.schedule import Schedule
+from progdist.recipes.files import read_recipe
+from progdist.runs.run import open_run
+from progdist.runs.studies.budget import _variant
+from progdist.runs.studies.integrators import mixture_errors, order, steps_within
+
+pytestmark = pytest.mark.slow
 
 
 def results(folder: Path) -> list[dict[str, Any]]:
@@ -149,7 +151,7 @@ def test_a_dry_run_foretells_and_writes_nothing(quick: Path, tmp_path: Path, mon
     monkeypatch.chdir(tmp_path)
     result = call("run", quick, "--dry-run")
     assert result.exit_code == 0, result.output
-    network = open_run(read_recipe(str(quick)), tmp_path / "r", Silent()).teaching.untrained().denoiser.network
+    network = open_run(read_recipe(str(quick)), tmp_path / "r", SilentCallback()).stages.untrained().denoiser.network
     assert f"{sum(parameter.numel() for parameter in network.parameters()):,} parameters" in result.output
     assert max(map(len, result.output.splitlines())) <= 80
     assert list(tmp_path.iterdir()) == []
@@ -168,11 +170,11 @@ def test_a_dry_run_needs_no_data_where_the_recipe_says_enough(tmp_path: Path, qu
 
 def test_the_estimates_arithmetic(quick: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With known rates the hours are U (B (k f + g) + o), and evaluations are counted stage by stage."""
-    from progdist import estimate as room
+    from progdist.runs import estimate as module
 
-    rates: Callable[..., room.Rates] = lambda *rest: room.Rates(0.5, 2.0, 0.25, 1000)  # noqa: E731
-    monkeypatch.setattr(room, "measure", rates)
-    found = room.estimate(read_recipe(str(quick), ["distill.chain=[8,2,1]", "distill.stages.1.updates=5"]))
+    rates: Callable[..., module.Rates] = lambda *rest: module.Rates(0.5, 2.0, 0.25, 1000)  # noqa: E731
+    monkeypatch.setattr(module, "measure", rates)
+    found = module.estimate(read_recipe(str(quick), ["distill.chain=[8,2,1]", "distill.stages.1.updates=5"]))
     teacher, first, last, evaluation = found.parts
     assert (teacher.name, teacher.frozen_evaluations, teacher.trained_evaluations) == ("teacher", 0, 12 * 8)
     assert teacher.hours == pytest.approx(12 * (8 * 2.0 + 0.25) / 3600)
@@ -185,7 +187,7 @@ def test_the_estimates_arithmetic(quick: Path, monkeypatch: pytest.MonkeyPatch) 
 
 def test_saved_bytes_are_those_of_autograd() -> None:
     """y = sum((x W)^2): autograd keeps x and x W, and W is a weight that is there anyway."""
-    from progdist.estimate import _saved_bytes
+    from progdist.runs.estimate import _saved_bytes
 
     network = torch.nn.Linear(3, 5, bias=False)
     x = torch.randn(7, 3)

@@ -12,11 +12,12 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from progdist import UserError
-from progdist.checkpoint import Checkpoint, Checkpoints
-from progdist.plan import Plan, Progress
-from progdist.train import Batch, NotFinite, train
+from progdist.training.callbacks import Progress
+from progdist.training.checkpoint import Checkpoint, Checkpoints
+from progdist.training.config import TrainConfig
+from progdist.training.loop import Batch, NotFinite, train
 
-PLAN = Plan(updates=12, batch=8, learning_rate=1e-2, checkpoint_every=4)
+PLAN = TrainConfig(updates=12, batch=8, learning_rate=1e-2, checkpoint_every=4)
 
 
 def network() -> nn.Module:
@@ -34,10 +35,10 @@ def error(module: nn.Module, batch: Batch) -> Tensor:
     return (module(batch["x"]) - batch["y"]).square().mean(1)
 
 
-def trained(plan: Plan, checkpoints: Checkpoints | None = None, start: nn.Module | None = None) -> tuple:
+def trained(config: TrainConfig, checkpoints: Checkpoints | None = None, start: nn.Module | None = None) -> tuple:
     told: list[Progress] = []
     module, _, _ = train(
-        start or network(), error, batches, plan,
+        start or network(), error, batches, config,
         accelerator=Accelerator(), checkpoints=checkpoints, observe=told.append,
     )  # fmt: skip
     return dict(module.state_dict()), told
@@ -66,7 +67,7 @@ def test_a_resumed_training_is_the_uninterrupted_one(tmp_path: Path, ema: float,
         train(network(), error, batches, plan, accelerator=Accelerator(), checkpoints=checkpoints, observe=until)
     rest, told_later = trained(plan, checkpoints)
     assert equal(whole, rest)
-    first = 4 * ((stopped - 1) // 4)  # a checkpoint is written after the observer is told
+    first = 4 * ((stopped - 1) // 4)  # a checkpoint is written after the callback is told
     assert [progress.update for progress in told_later] == list(range(first + 1, 13))
     assert [p.loss for p in told[first:]] == [p.loss for p in told_later]
 
@@ -171,9 +172,9 @@ def test_what_is_not_finite_stops_the_training(tmp_path: Path, bad: str, skips: 
             return loss
         return loss * math.nan if bad == "loss" else loss + (loss - loss.detach()).abs().sqrt() * 0
 
-    plan = replace(PLAN, most_skips=skips)
+    config = replace(PLAN, max_skipped_updates=skips)
     with pytest.raises(NotFinite) as caught:
-        train(module, poisoned, batches, plan, accelerator=Accelerator(), checkpoints=Checkpoints(tmp_path))
+        train(module, poisoned, batches, config, accelerator=Accelerator(), checkpoints=Checkpoints(tmp_path))
     assert f"update {7 + skips} of 12" in str(caught.value)
     assert str(tmp_path / "00000004.safetensors") in str(caught.value)
     assert all(parameter.isfinite().all() for parameter in module.parameters())
@@ -190,8 +191,8 @@ def test_an_update_that_is_not_finite_makes_no_step(ema: float) -> None:
         seen.append(torch.cat([parameter.detach().flatten() for parameter in module.parameters()]))
         return error(module, batch) * (math.inf if len(seen) in (3, 4) else 1)
 
-    plan = replace(PLAN, ema=ema, most_skips=2)
-    train(network(), poisoned, batches, plan, accelerator=Accelerator(), observe=told.append)
+    config = replace(PLAN, ema=ema, max_skipped_updates=2)
+    train(network(), poisoned, batches, config, accelerator=Accelerator(), observe=told.append)
     assert torch.equal(seen[2], seen[3])
     assert torch.equal(seen[2], seen[4])
     assert not torch.equal(seen[1], seen[2])
@@ -227,5 +228,5 @@ def test_it_ends_when_told_to_stop() -> None:
         asked.append(update)
         return update == 3
 
-    _, updates, _ = train(network(), error, batches, Plan(9, 8, 1e-2), accelerator=Accelerator(), stop=stop)
+    _, updates, _ = train(network(), error, batches, TrainConfig(9, 8, 1e-2), accelerator=Accelerator(), stop=stop)
     assert (updates, asked) == (3, [1, 2, 3])

@@ -9,16 +9,16 @@ order, each opening with its equations.
 from importlib.metadata import version
 from typing import TYPE_CHECKING
 
-from progdist._errors import UserError
+from progdist._utils.errors import UserError
 from progdist.api import load, sample, save
-from progdist.denoiser import Denoiser
-from progdist.distillation import distillation_loss, distillation_target
-from progdist.objective import WEIGHTINGS, denoising_loss
-from progdist.parameterization import PARAMETERIZATIONS
-from progdist.schedule import Cosine, Discrete, RectifiedFlow, Schedule
+from progdist.diffusion.denoiser import Denoiser
+from progdist.diffusion.loss import WEIGHTINGS, denoising_loss
+from progdist.diffusion.parameterization import PARAMETERIZATIONS
+from progdist.diffusion.schedule import Cosine, Discrete, RectifiedFlow, Schedule
+from progdist.distillation.progressive import distillation_loss, distillation_target
 
 if TYPE_CHECKING:
-    from progdist.one_call import distill
+    from progdist.runs.distill import distill
 
 __version__ = version("progdist")
 
@@ -44,7 +44,7 @@ __all__ = [
 def __getattr__(name: str) -> object:
     """`distill`, imported when it is first asked for: accelerate takes seconds."""
     if name == "distill":
-        from progdist.one_call import distill
+        from progdist.runs.distill import distill
 
         return distill
     raise AttributeError(f"module 'progdist' has no attribute {name!r}")

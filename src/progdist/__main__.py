@@ -1,5 +1,5 @@
 """`python -m progdist`."""
 
-from progdist.cli import start
+from progdist.cli.app import start
 
 start()

@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING, cast
 import torch
 from torch import Tensor
 
-from progdist import sampler
-from progdist._errors import UserError
-from progdist.denoiser import Denoiser, Denoises
-from progdist.sampler import Step
+from progdist._utils.errors import UserError
+from progdist.diffusion import sampler
+from progdist.diffusion.denoiser import Denoiser, DenoiserProtocol
+from progdist.diffusion.sampler import Step
 
 if TYPE_CHECKING:  # diffusers takes seconds to import
-    from progdist.latents import Autoencoder
+    from progdist.models.autoencoder import Autoencoder
 
 
 def load(folder: str | Path) -> Denoiser:
@@ -22,8 +22,8 @@ def load(folder: str | Path) -> Denoiser:
     Raises:
         UserError: the folder is missing, no model folder, or damaged.
     """
-    from progdist.model import latent_denoiser
-    from progdist.model_folder import load as load_model
+    from progdist.models.io.folder import load as load_model
+    from progdist.models.model import latent_denoiser
 
     model = load_model(Path(folder))
     return latent_denoiser(model.denoiser, model.autoencoder) if model.autoencoder else model.denoiser
@@ -42,9 +42,9 @@ def save(denoiser: Denoiser, folder: str | Path, *, steps: Sequence[int] = (), c
         UserError: another network, a schedule or output of your own, names of other than the network's classes, or the
             folder exists.
     """
-    from progdist.model import Model
-    from progdist.model_folder import save as save_model
-    from progdist.network import class_count
+    from progdist.models.io.folder import save as save_model
+    from progdist.models.model import Model
+    from progdist.models.unet import class_count
 
     count = class_count(denoiser.network)
     if classes and len(classes) != count:
@@ -54,7 +54,7 @@ def save(denoiser: Denoiser, folder: str | Path, *, steps: Sequence[int] = (), c
 
 
 def sample(
-    denoiser: Denoises,
+    denoiser: DenoiserProtocol,
     noise: Tensor,
     steps: int,
     *,
@@ -87,6 +87,6 @@ def sample(
     return autoencoder.decode(data).to(noise.device) if autoencoder else data
 
 
-def _autoencoder(denoiser: Denoises) -> "Autoencoder | None":
+def _autoencoder(denoiser: DenoiserProtocol) -> "Autoencoder | None":
     """That of a LatentDenoiser; None of any other."""
     return cast("Autoencoder | None", getattr(denoiser, "autoencoder", None))

@@ -1,0 +1,94 @@
+"""What is to be known of a teacher before it is distilled, in plain words, with the remedy where something is amiss."""
+
+from collections.abc import Iterator
+
+import torch
+
+from progdist.data.sources import load_images
+from progdist.diffusion.parameterization import Eps
+from progdist.diffusion.schedule import Discrete
+from progdist.distillation.conversion import needs_conversion
+from progdist.distillation.teacher_check import TeacherCheck
+from progdist.evaluation.teacher_check import check_on_images
+from progdist.models.io.diffusers_pipeline import Teacher, read_teacher
+from progdist.recipes.from_teacher import chain_for, frame
+from progdist.runs.estimate import Rates, measure
+from progdist.training.config import TrainConfig
+
+TRIAL = TrainConfig(updates=1, batch=64, learning_rate=1e-4)
+
+
+def examine(place: str, source: str | None, offset: float | None = None, seed: int = 0) -> Iterator[str]:
+    """A line for each finding; lines that begin with `!` are what would go wrong.
+
+    Args:
+        place: a teacher's folder or hub name.
+        source: data on which its output is read in every way; None for none.
+        offset: of the timestep, in place of its folder's.
+        seed: of the noise and the choice of images.
+
+    Raises:
+        UserError: the folder cannot be read as a teacher, or the data cannot be brought to its shape.
+    """
+    teacher = read_teacher(place, offset)
+    yield from teacher.told
+    yield from _about_the_form(teacher)
+    denoiser = teacher.model.denoiser
+    if chain := _some_chain(teacher):
+        yield f"a chain that fits: {' -> '.join(map(str, chain))}"
+    yield from _cost(measure(denoiser, teacher.model.shape, TRIAL.batch, TRIAL), denoiser.network)
+    if source is None:
+        yield "give --data to try its output and its timesteps"
+        return
+    images = load_images(source, frame(teacher, source).transform())
+    if teacher.model.steps:
+        yield "it was distilled and knows only the times of its own steps: its output is not tried on data"
+        return
+    yield from _trial(check_on_images(teacher.model, images, seed))
+    if len(teacher.model.classes) > len(images.classes) > 0:
+        spare = len(teacher.model.classes) - 1
+        yield f"more classes than {source} has: if class {spare} stands for none, --guidance can be taken in"
+
+
+def _about_the_form(teacher: Teacher) -> Iterator[str]:
+    denoiser = teacher.model.denoiser
+    if isinstance(denoiser.parameterization, Eps):
+        yield "it predicts eps, which says nothing of the image where all is noise: stage 0 teaches a v student first"
+    elif isinstance(denoiser.schedule, Discrete) and needs_conversion(denoiser):
+        yield "its schedule ends above zero SNR: stage 0 teaches a student on the rescaled schedule first"
+    else:
+        yield "it can be halved as it is"
+    learner = "stage 0" if needs_conversion(denoiser) else "the first student"
+    if teacher.threshold is not None:
+        yield f"its sampler thresholds denoised images dynamically: {learner} learns the thresholded predictions"
+    elif teacher.clip is not None:
+        bound = f"[-{teacher.clip:g}, {teacher.clip:g}]"
+        yield f"its sampler keeps denoised images within {bound}: {learner} learns the clipped predictions"
+
+
+def _some_chain(teacher: Teacher) -> list[int]:
+    """A chain to few steps; empty for a teacher of one step."""
+    if tuple(teacher.model.steps) == (1,):
+        return []
+    most = max(teacher.model.steps, default=teacher.model.denoiser.timesteps)
+    target = next(count for count in (4, 3, 5, 2, 1) if most % count == 0 and count < most)
+    return chain_for(teacher, target, 256)
+
+
+def _cost(rates: Rates, network: torch.nn.Module) -> Iterator[str]:
+    weights = sum(parameter.nbytes for parameter in network.parameters())
+    memory = (5 * weights + TRIAL.batch * rates.saved) / 2**30
+    update = TRIAL.batch * (2 * rates.evaluation + rates.training) + rates.optimizer
+    device = "CUDA" if torch.cuda.is_available() else f"CPU, {torch.get_num_threads()} threads"
+    yield (
+        f"a stage of 1,000 updates of {TRIAL.batch} images: about {1000 * update / 60:.0f} min here ({device}), "
+        f"{memory:.1f} GiB"
+    )
+
+
+def _trial(reading: TeacherCheck) -> Iterator[str]:
+    told = ", ".join(f"{name} {error:.3g}" for name, error in reading.errors.items())
+    yield f"its output read as (error of the denoised data, less is better): {told}"
+    told = ", ".join(f"{shift:+d} {error:.4g}" for shift, error in reading.shifts.items())
+    yield f"its timestep shifted by: {told}"
+    yield f"! {reading.problem}" if reading.problem else "what its folder says agrees with the data"

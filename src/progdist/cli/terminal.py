@@ -1,0 +1,74 @@
+"""What every command shares: the console, remarks on standard error, and mistakes told in one line."""
+
+import errno
+import os
+import sys
+import time
+from collections.abc import Callable
+from functools import wraps
+from typing import ParamSpec
+
+import torch
+import typer
+from rich.console import Console
+
+from progdist._utils.errors import UserError
+from progdist._utils.signals import Interrupted, interruptible
+
+RANK = int(os.environ.get("RANK", "0"))
+"""Which of the processes of a run this is, as torchrun tells; only the first one speaks."""
+
+ERROR_GRACE_SECONDS = 3.0
+"""Seconds for which another process lets the first one speak of a mistake that all have met."""
+
+console = Console(quiet=RANK > 0)
+P = ParamSpec("P")
+
+
+def user_errors(command: Callable[P, None]) -> Callable[P, None]:
+    """Turn mistakes of the user and of the disk into one line and exit code 2, signals into theirs and 128 + number."""
+
+    @wraps(command)
+    def guarded(*args: P.args, **kwargs: P.kwargs) -> None:
+        try:
+            with interruptible():
+                command(*args, **kwargs)
+        except Interrupted as stop:
+            if RANK == 0:
+                write_message(
+                    f"progdist: stopped by {stop}; what was written is kept; the same command again goes on from there"
+                )
+            raise typer.Exit(128 + stop.number) from None
+        except UserError as error:
+            _refuse(str(error))
+        except torch.OutOfMemoryError as error:
+            _refuse(f"out of memory ({str(error).splitlines()[0]}): use a smaller batch, or more microbatches")
+        except OSError as error:
+            _refuse(_explain(error))
+
+    return guarded
+
+
+def write_message(text: str) -> None:
+    """A remark, apart from the results."""
+    sys.stderr.write(f"{text}\n")
+
+
+def _refuse(line: str) -> None:
+    if RANK > 0:
+        time.sleep(ERROR_GRACE_SECONDS)  # the launcher ends this process as soon as another one has spoken and ended
+        line = f"process {RANK}: {line}"
+    write_message(f"progdist: {' '.join(line.split())}")
+    raise typer.Exit(2)
+
+
+def _explain(error: OSError) -> str:
+    place = error.filename or "the output folder"
+    remedy = {
+        errno.ENOSPC: "free some space",
+        errno.EFBIG: "allow larger files (ulimit -f)",
+        errno.EDQUOT: "free some space, or ask for a larger quota",
+        errno.EACCES: "choose a place you may write to and read from",
+        errno.EROFS: "choose a place that is not read-only",
+    }.get(error.errno or 0, "check the path")
+    return f"{place}: {error.strerror or error}: {remedy} and run again; what was written is kept"

@@ -1,0 +1,1 @@
+"""Images in: sources, formats, latents, grids."""

@@ -1,0 +1,30 @@
+"""Grids of sample images, as PNG files."""
+
+from pathlib import Path
+
+from PIL import Image
+from torch import Tensor
+
+from progdist.data.images import to_uint8
+
+GRID = 64
+"""Images in a run's sample grid, eight to a row."""
+
+GAP = 1
+"""Grey pixels between the images of a grid."""
+
+
+def write_grid(images: Tensor, path: Path, columns: int = 8) -> None:
+    """Images (B, C, H, W) in [-1, 1] as one PNG, row by row with a gap of one pixel."""
+    pixels = to_uint8(images)
+    count, height, width, channels = pixels.shape
+    rows = -(-count // columns)
+    size = (columns * (width + GAP) - GAP, rows * (height + GAP) - GAP)
+    sheet = Image.new("L", size, 128) if channels == 1 else Image.new("RGB", size, (128, 128, 128))
+    for index, image in enumerate(pixels):
+        tile = Image.fromarray(image[..., 0] if channels == 1 else image)
+        sheet.paste(tile, (index % columns * (width + GAP), index // columns * (height + GAP)))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.partial")
+    sheet.save(partial, format="png")
+    partial.replace(path)

@@ -1,0 +1,106 @@
+r"""A denoiser: (z_t, t) -> xh, the one contract between networks and everything that uses them.
+
+    xh(z, t) = denoise(F(z, timestep), z, alpha_t, sigma_t),    timestep = T tau_t - offset
+
+tau_t is the time that the network is told: t itself, or sigma_t of a rectified flow, whose grid may be shifted. The
+timestep is what stock diffusers hands the same network. Its DDIM counts a table of T noise levels from 0, so that
+entry i is t = (i + 1) / T and the offset is 1; its flow matching hands over T sigma_t, and the offset is 0.
+"""
+
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from progdist._utils.errors import UserError
+from progdist.diffusion.parameterization import Parameterization
+from progdist.diffusion.schedule import RectifiedFlow, Schedule
+
+MOST_TIMESTEPS = 1_000_000
+"""More than any network was trained with; stock schedulers hold a table of them."""
+
+
+class DenoiserProtocol(Protocol):
+    """Anything with a schedule that maps (z_t, t) to the denoised data."""
+
+    @property
+    def schedule(self) -> Schedule:
+        """The schedule that its latents follow."""
+        ...
+
+    def __call__(self, z: Tensor, t: Tensor, **condition: Tensor) -> Tensor:
+        """xh for latents z (B, ...) at times t, (B,) or ()."""
+        ...
+
+
+class Denoiser(nn.Module):
+    """A network with the schedule and the meaning of its output.
+
+    Args:
+        network: called as network(z, timestep, **condition) with z (B, C, ...) and timestep (B,) in float32;
+            returns a tensor (B, heads * C, ...), or an object whose `.sample` is one, as diffusers models do;
+            channels beyond those are passed over.
+        schedule: alpha and sigma over t in [0, 1].
+        parameterization: what the output means.
+        timesteps: T; 1024 for models trained here, `num_train_timesteps` for others.
+        offset: what is taken from T t; None for 0 with a rectified flow and 1 otherwise.
+
+    Raises:
+        UserError: the output cannot denoise at some time of the schedule (eps at zero SNR), or T is not 1 to a million.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        schedule: Schedule,
+        parameterization: Parameterization,
+        *,
+        timesteps: int = 1024,
+        offset: float | None = None,
+    ) -> None:
+        super().__init__()
+        parameterization.check(schedule)
+        if not 1 <= timesteps <= MOST_TIMESTEPS:
+            raise UserError(f"timesteps is {timesteps}, expected 1 to {MOST_TIMESTEPS:,}: give the teacher's own count")
+        self.network = network
+        self.schedule = schedule
+        self.parameterization = parameterization
+        self.timesteps = timesteps
+        self.offset = offset if offset is not None else float(not isinstance(schedule, RectifiedFlow))
+
+    def forward(self, z: Tensor, t: Tensor, **condition: Tensor) -> Tensor:
+        """The denoised data.
+
+        Args:
+            z: latents (B, C, ...).
+            t: times in [0, 1], float64, (B,) or ().
+            condition: passed to the network as it is, e.g. class_labels (B,) int64.
+
+        Returns:
+            xh, of the shape and precision of z.
+        """
+        t = t.double()
+        output = self.output(z, self.timestep(t).to(z.device, torch.float32).expand(z.shape[0]), **condition)
+        return self.parameterization.denoise(output, z, self.schedule.alpha(t), self.schedule.sigma(t))
+
+    def timestep(self, t: Tensor) -> Tensor:
+        """What the network is told of times t: float64, of t's shape."""
+        return self.timesteps * self.schedule.network_time(t) - self.offset
+
+    def output(self, z: Tensor, timestep: Tensor, **condition: Tensor) -> Tensor:
+        """F(z, timestep): the network's output without the learned variances that some give in channels beyond it."""
+        output = self.network(z, timestep, **condition)
+        output = getattr(output, "sample", output)
+        return output[:, : self.parameterization.heads * z.shape[1]]
+
+    def with_network(self, network: nn.Module) -> "Denoiser":
+        """The same schedule, meaning and timesteps around another network."""
+        return Denoiser(network, self.schedule, self.parameterization, timesteps=self.timesteps, offset=self.offset)
+
+    def with_form_of(self, other: "Denoiser") -> "Denoiser":
+        """The network, schedule and meaning of another, with whatever else belongs to this one."""
+        return other
+
+    def with_offset(self, offset: float) -> "Denoiser":
+        """The same network, told timesteps by another convention."""
+        return Denoiser(self.network, self.schedule, self.parameterization, timesteps=self.timesteps, offset=offset)

@@ -1,0 +1,1 @@
+"""The method: targets, losses, the chain, stage 0; imports torch alone."""

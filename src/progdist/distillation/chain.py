@@ -1,0 +1,52 @@
+"""The chain of step counts: 256 -> 128 -> ... -> 1, or any other in which each count divides the one before.
+
+A link of the chain is a stage: a teacher of k N steps and its student of N.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+from progdist._utils.errors import UserError
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One link of the chain: a teacher of `substeps * steps` steps becomes a student of `steps`."""
+
+    steps: int
+    substeps: int
+
+
+def halvings(start: int, end: int, substeps: int = 2) -> list[int]:
+    """[start, start / k, ..., end], e.g. 256 and 4 give [256, 128, 64, 32, 16, 8, 4].
+
+    Raises:
+        UserError: dividing by k does not lead from start to end.
+    """
+    chain = [start]
+    while chain[-1] > end and substeps > 1 and chain[-1] % substeps == 0:
+        chain.append(chain[-1] // substeps)
+    if chain[-1] != end or end < 1 or start == end:
+        raise UserError(
+            f"dividing {start} steps by {substeps} again and again does not reach {end}: choose a start that is {end} "
+            f"times a power of {substeps}, or give the chain as a list"
+        )
+    return chain
+
+
+def stages(chain: Sequence[int]) -> list[Stage]:
+    """The links of a chain of step counts; any whole ratio is legal, as 1000, 500, 250, 125, 25, 5, 1.
+
+    Raises:
+        UserError: fewer than two counts, or one that is no multiple of the next.
+    """
+    if len(chain) < 2:
+        raise UserError(f"chain {list(chain)} has no stage: give the teacher's steps and at least one student's")
+    for teacher, student in pairwise(chain):
+        if student < 1 or teacher <= student or teacher % student:
+            raise UserError(
+                f"chain {list(chain)}: {teacher} teacher steps are no multiple of {student} student steps; "
+                "each count must divide the one before it"
+            )
+    return [Stage(student, teacher // student) for teacher, student in pairwise(chain)]

@@ -1,0 +1,172 @@
+r"""Stage 0: a student that means the same as its teacher, in a form that few steps can use.
+
+Predictions of eps say nothing of x where there is no signal, and guidance takes two evaluations a step. So before
+any halving a student, with output v and a schedule that ends in pure noise, learns the teacher's own predictions at
+all times,
+
+    loss = w(t) mean |xh(z_t, t) - xh_teacher(z_t, t')|^2,    SNR(t') = SNR(t)
+
+where t' is the teacher's time of the same signal-to-noise ratio: a variance-preserving latent is then one of both
+schedules. Beyond the teacher's last noise level t' = 1.
+
+Guidance (Ho & Salimans 2022, arXiv 2207.12598) mixes two predictions, and the student learns the mixture:
+
+    xh = xh(z, t, none) + g (xh(z, t, class) - xh(z, t, none))
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from progdist._utils.broadcasting import per_example
+from progdist.diffusion.denoiser import Denoiser, DenoiserProtocol
+from progdist.diffusion.loss import Weighting, diffuse, weighted_error
+from progdist.diffusion.parameterization import PARAMETERIZATIONS, Eps
+from progdist.diffusion.schedule import Discrete, Schedule
+
+
+@dataclass(frozen=True)
+class Guided:
+    """Classifier-free guidance as one denoiser.
+
+    Args:
+        denoiser: class-conditional, taking `class_labels`.
+        scale: g; 1 is no guidance.
+        null_class: the label that stands for none.
+    """
+
+    denoiser: Denoiser
+    scale: float
+    null_class: int
+
+    @property
+    def schedule(self) -> Schedule:
+        """The denoiser's."""
+        return self.denoiser.schedule
+
+    def __call__(self, z: Tensor, t: Tensor, **condition: Tensor) -> Tensor:
+        """The mixture for latents z (B, ...) and labels class_labels (B,): two evaluations of the network."""
+        none = torch.full_like(condition["class_labels"], self.null_class)
+        free = self.denoiser(z, t, **{**condition, "class_labels": none})
+        return free + self.scale * (self.denoiser(z, t, **condition) - free)
+
+
+@dataclass(frozen=True)
+class Clipped:
+    """A denoiser whose predictions are kept within [-bound, bound], as many image samplers do."""
+
+    denoiser: DenoiserProtocol
+    bound: float = 1.0
+
+    @property
+    def schedule(self) -> Schedule:
+        """The denoiser's."""
+        return self.denoiser.schedule
+
+    def __call__(self, z: Tensor, t: Tensor, **condition: Tensor) -> Tensor:
+        """xh within [-bound, bound]."""
+        return self.denoiser(z, t, **condition).clamp(-self.bound, self.bound)
+
+
+@dataclass(frozen=True)
+class Thresholded:
+    """A denoiser whose predictions are divided by their own largest value (dynamic thresholding).
+
+        xh clipped to [-s, s], over s,    s = the quantile of |xh| over an example's elements, within [1, most]
+
+    Source: Saharia et al. 2022 (arXiv 2205.11487), section 2.3; diffusers' `thresholding`.
+
+    Args:
+        denoiser: whose predictions are taken.
+        ratio: the quantile, in [0, 1].
+        most: the largest s.
+    """
+
+    denoiser: DenoiserProtocol
+    ratio: float
+    most: float
+
+    @property
+    def schedule(self) -> Schedule:
+        """The denoiser's."""
+        return self.denoiser.schedule
+
+    def __call__(self, z: Tensor, t: Tensor, **condition: Tensor) -> Tensor:
+        """xh within [-1, 1]."""
+        x = self.denoiser(z, t, **condition)
+        s = x.flatten(1).abs().float().quantile(self.ratio, dim=1).clamp(1, max(1.0, self.most))
+        s = per_example(s, x)
+        return x.clamp(-s, s) / s
+
+
+def needs_conversion(teacher: Denoiser) -> bool:
+    """Whether the teacher cannot be halved as it is: it predicts eps, or its schedule ends above zero SNR."""
+    ends_above_zero = isinstance(teacher.schedule, Discrete) and teacher.schedule.alphas_cumprod[-1] > 0
+    return isinstance(teacher.parameterization, Eps) or ends_above_zero
+
+
+def converted_form(teacher: Denoiser) -> Denoiser:
+    """The teacher's own network with the form its student takes: v, and a schedule that ends in pure noise."""
+    schedule = teacher.schedule.rescaled() if isinstance(teacher.schedule, Discrete) else teacher.schedule
+    kind = PARAMETERIZATIONS["v"] if isinstance(teacher.parameterization, Eps) else teacher.parameterization
+    return Denoiser(teacher.network, schedule, kind, timesteps=teacher.timesteps, offset=teacher.offset)
+
+
+def equal_snr(schedule: Schedule, other: Schedule, t: Tensor) -> Tensor:
+    """The times t' of `other` at which it has the SNR of `schedule` at t; float64, of t's shape."""
+    if not isinstance(other, Discrete):
+        return t  # only tables are rescaled: any other schedule is its own
+    return other.time(torch.atan2(schedule.sigma(t), schedule.alpha(t)))
+
+
+def conversion_loss(
+    student: DenoiserProtocol,
+    teacher: DenoiserProtocol,
+    x: Tensor,
+    eps: Tensor,
+    u: Tensor,
+    *,
+    weighting: Weighting,
+    **condition: Tensor,
+) -> Tensor:
+    """The weighted error of the student against the teacher's prediction at the same SNR.
+
+    Args:
+        student: the one to train.
+        teacher: frozen.
+        x: data (B, ...).
+        eps: standard normal noise (B, ...).
+        u: uniform in [0, 1), float64 (B,); t = 1 - u.
+        weighting: one of WEIGHTINGS, or your own.
+        condition: passed on to both.
+
+    Returns:
+        (B,), one loss per example.
+    """
+    t = 1 - u
+    z = diffuse(student.schedule, x, eps, t)
+    with torch.no_grad():
+        target = teacher(z, equal_snr(student.schedule, teacher.schedule, t), **condition)
+    return weighted_error(weighting, student.schedule, student(z, t, **condition), target, t)
+
+
+BANDS = (-float("inf"), -6.0, -2.0, 2.0, 6.0, float("inf"))
+"""Edges of the log-SNR bands in which a match is reported."""
+
+
+@torch.no_grad()
+def error_by_band(
+    student: DenoiserProtocol, teacher: DenoiserProtocol, x: Tensor, eps: Tensor, u: Tensor, **condition: Tensor
+) -> dict[str, float]:
+    """The RMS difference of the two predictions of x in each log-SNR band; arguments as in `conversion_loss`."""
+    t = 1 - u
+    z = diffuse(student.schedule, x, eps, t)
+    target = teacher(z, equal_snr(student.schedule, teacher.schedule, t), **condition)
+    difference = (student(z, t, **condition) - target).square().flatten(1).mean(1).double().cpu()
+    place = torch.bucketize(student.schedule.log_snr(t), torch.tensor(BANDS[1:-1], dtype=torch.float64))
+    return {
+        f"{BANDS[band]:g} to {BANDS[band + 1]:g}": float(difference[place == band].mean().sqrt())
+        for band in range(len(BANDS) - 1)
+        if (place == band).any()
+    }

@@ -1,0 +1,141 @@
+r"""Is a teacher what its folder says? Its output is read in every way, on data; the best reading must be its own.
+
+At three noise levels (log-SNR 2, 0 and -2) each parameterization's error mean |x - xh|^2 is measured: a wrong
+prediction type shows as an error several times the best one's.
+
+The timestep's convention shows in the loss that the network was trained on, as a function of a shift s of its timestep,
+
+    L(s) = mean over the entries k of the table of |F(z_k, k + s) - output_k|^2
+
+A shift turns each sine and cosine of the time embedding by an angle, which the layer after it could have learned: where
+training has come to rest, L is least at s = 0 whatever the network's faults, and at s = 1 if its folder counts one too
+few. The lowest entries tell most, for there one entry more or less is a different amount of noise. Where L has no
+minimum nearby, the network never learned to tell its timesteps apart, or the data are not what it was trained on:
+nothing is concluded.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from progdist.diffusion.denoiser import Denoiser
+from progdist.diffusion.loss import diffuse
+from progdist.diffusion.parameterization import PARAMETERIZATIONS, Parameterization
+from progdist.diffusion.schedule import RectifiedFlow, Schedule
+
+LEVELS = (2.0, 0.0, -2.0)
+"""Log-SNRs at which the kinds of output are compared."""
+
+BANDS = ((1, 1), (2, 2), (3, 4), (5, 8), (9, 16), (17, 32), (33, 64), (65, 128))
+"""First and last entries of the bands of the table in which timesteps are compared; one entry an example in each."""
+
+SHIFTS = (-2, -1, 0, 1, 2)
+"""What is added to the timestep."""
+
+ERROR_RATIO = 0.7
+"""A reading is refused where another one's error is less than this share of its own."""
+
+STANDARD_ERRORS = 4.0
+"""Standard errors by which another timestep must be better."""
+
+
+@dataclass(frozen=True)
+class TeacherCheck:
+    """What was measured.
+
+    Attributes:
+        errors: parameterization -> mean squared error of the denoised data over the three noise levels.
+        shifts: what is added to the timestep -> mean squared error of the output over the lowest noise levels.
+        problem: what is wrong with the folder's own reading, or None.
+    """
+
+    errors: dict[str, float]
+    shifts: dict[int, float]
+    problem: str | None
+
+
+def time_of(schedule: Schedule, log_snr: float) -> Tensor:
+    """The t in (0, 1) at which the schedule has a log-SNR, by bisection; () in float64."""
+    low, high = torch.tensor(0.0, dtype=torch.float64), torch.tensor(1.0, dtype=torch.float64)
+    for _ in range(60):
+        middle = (low + high) / 2
+        low, high = (middle, high) if schedule.log_snr(middle) > log_snr else (low, middle)
+    return low
+
+
+@torch.no_grad()
+def read(denoiser: Denoiser, x: Tensor, eps: Tensor, **condition: Tensor) -> TeacherCheck:
+    """Try every reading of a denoiser's network.
+
+    Args:
+        denoiser: as its folder describes it.
+        x: data (B, ...), some hundred examples.
+        eps: standard normal noise (B, ...).
+        condition: passed to the network.
+    """
+    if isinstance(denoiser.schedule, RectifiedFlow):  # the network is told sigma, so it is one of every shift
+        kind, count, offset = denoiser.parameterization, denoiser.timesteps, denoiser.offset
+        denoiser = Denoiser(denoiser.network, RectifiedFlow(), kind, timesteps=count, offset=offset)
+    own = denoiser.parameterization
+    total = {kind.name: 0.0 for kind in _kinds(denoiser)}
+    for level in LEVELS:
+        t = time_of(denoiser.schedule, level)
+        alpha, sigma = denoiser.schedule.alpha(t), denoiser.schedule.sigma(t)
+        z = diffuse(denoiser.schedule, x, eps, t)
+        output = denoiser.output(z, denoiser.timestep(t).to(z.device, torch.float32).expand(len(z)), **condition)
+        for kind in _kinds(denoiser):
+            error = (kind.denoise(output, z, alpha, sigma) - x).square().mean() / float(sigma) ** 2
+            total[kind.name] += float(error) / len(LEVELS)
+    shifted = _shifted_errors(denoiser, x, eps, condition)
+    problem = _wrong_parameterization(total, own.name) or _wrong_timestep(shifted, denoiser.offset)
+    return TeacherCheck(total, {shift: float(values.mean()) for shift, values in shifted.items()}, problem)
+
+
+def _kinds(denoiser: Denoiser) -> list[Parameterization]:
+    """What the output may mean: what the folder says, and the usual outputs of its schedule, of equally many heads."""
+    own = denoiser.parameterization
+    names = ("velocity", "x") if isinstance(denoiser.schedule, RectifiedFlow) else ("x", "eps", "v")
+    others = [PARAMETERIZATIONS[name] for name in names if name != own.name]
+    return [own, *(kind for kind in others if kind.heads == own.heads)]
+
+
+def _shifted_errors(denoiser: Denoiser, x: Tensor, eps: Tensor, condition: dict[str, Tensor]) -> dict[int, Tensor]:
+    """Shift -> L of each example, (B,), up to the last of the BANDS."""
+    draw, count = torch.Generator().manual_seed(0), denoiser.timesteps
+    bands = [(first, last) for first, last in BANDS if last < count - 2]
+    total = {shift: torch.zeros(len(x), device=x.device) for shift in SHIFTS}
+    for first, last in bands:
+        entry = torch.randint(first, last + 1, (len(x),), generator=draw).double()
+        t = (entry + 1) / count
+        z = diffuse(denoiser.schedule, x, eps, t)
+        true = denoiser.parameterization.output(x, eps, denoiser.schedule.alpha(t), denoiser.schedule.sigma(t))
+        for shift in SHIFTS:
+            timestep = (denoiser.timestep(t) + shift).to(x.device, torch.float32)
+            error = (denoiser.output(z, timestep, **condition) - true).square().flatten(1).mean(1)
+            total[shift] += error * (last - first + 1) / sum(end - begin + 1 for begin, end in bands)
+    return total
+
+
+def _wrong_parameterization(errors: dict[str, float], own: str) -> str | None:
+    best = min(errors, key=lambda name: errors[name])
+    if best == own or errors[best] > ERROR_RATIO * errors[own]:
+        return None
+    return (
+        f"the folder says its network predicts {own}, but read as {best} it denoises the data better (error "
+        f"{errors[best]:.3g}, as {own} {errors[own]:.3g}): mend prediction_type in scheduler/scheduler_config.json"
+    )
+
+
+def _wrong_timestep(shifted: dict[int, Tensor], offset: float) -> str | None:
+    means = {shift: float(values.mean()) for shift, values in shifted.items()}
+    for shift in (-1, 1):
+        gain = shifted[0] - shifted[shift]
+        sure = float(gain.mean()) > STANDARD_ERRORS * float(gain.std()) / len(gain) ** 0.5
+        if sure and means[2 * shift] > means[shift]:
+            return (
+                f"told a timestep one {'more' if shift > 0 else 'less'} the network fits the data better (error "
+                f"{means[shift]:.4g}, as it is {means[0]:.4g}): it counts timesteps otherwise; say so with "
+                f"--set teacher.offset={offset - shift:g}"
+            )
+    return None

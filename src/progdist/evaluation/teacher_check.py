@@ -1,0 +1,21 @@
+"""A teacher's output tried on images, through its autoencoder if it has one."""
+
+import torch
+
+from progdist._utils.random import EVALUATION_NOISE, generator
+from progdist.data.images import Images
+from progdist.distillation.teacher_check import TeacherCheck, read
+from progdist.models.model import Model
+from progdist.models.unet import condition
+
+CHECK_IMAGES = 512
+"""Images on which the readings of a teacher's output are tried."""
+
+
+def check_on_images(model: Model, images: Images, seed: int) -> TeacherCheck:
+    """Every reading of a model's output, tried on up to CHECK_IMAGES images."""
+    device = next(model.denoiser.parameters()).device
+    x, labels = images.sample(CHECK_IMAGES, seed)
+    x = model.autoencoder.encode(x) if model.autoencoder else x
+    eps = torch.randn(x.shape, generator=generator(seed, EVALUATION_NOISE, 2))
+    return read(model.denoiser, x.to(device), eps.to(device), **condition(model.denoiser.network, labels.to(device)))

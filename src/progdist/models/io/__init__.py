@@ -1,0 +1,1 @@
+"""Models on disk: read as untrusted, written as diffusers reads them."""

@@ -1,0 +1,222 @@
+"""A teacher from a stock diffusers pipeline folder: everything inferred from the folder's own configs.
+
+    model_index.json            which parts there are
+    unet/ or transformer/       a UNet2DModel or DiTTransformer2DModel: size, channels, classes; safetensors, no pickle
+    scheduler/                  the betas (or a rectified flow), the number of timesteps, what the output means
+    vae/ or vqvae/              of a latent model: the data are encoded before anything else
+
+What the folder says is also tried on data: the output is read in every way, and the timestep shifted by one either
+way, and the reading that denoises best must be the folder's own.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, cast
+
+from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
+
+from progdist._utils.errors import UserError
+from progdist._utils.files import read_json
+from progdist.diffusion.denoiser import MOST_TIMESTEPS, Denoiser, DenoiserProtocol
+from progdist.diffusion.parameterization import PARAMETERIZATIONS, Parameterization
+from progdist.diffusion.schedule import Discrete, RectifiedFlow, Schedule
+from progdist.distillation.conversion import Clipped, Thresholded
+from progdist.models.io.folder import load, read_autoencoder
+from progdist.models.io.safe_loading import NETWORKS, load_component
+from progdist.models.model import PREDICTION_TYPES, Model
+from progdist.models.unet import class_count, without_variance
+
+DISCRETE = ("DDPMScheduler", "DDIMScheduler", "PNDMScheduler", "DPMSolverMultistepScheduler", "EulerDiscreteScheduler")
+"""Stock schedulers whose noise is a table of betas."""
+
+TABLE = ("num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "trained_betas")
+"""What a stock scheduler's table is made from."""
+
+FLOW = ("FlowMatchEulerDiscreteScheduler",)
+
+LIMITS = {"clip_sample_range": 1.0, "dynamic_thresholding_ratio": 0.995, "sample_max_value": 1.0}
+"""The numbers by which stock schedulers clip and threshold, with diffusers' defaults."""
+
+FETCHED = (
+    "model_index.json",
+    "progdist.json",
+    *(f"{part}/*.json" for part in ("unet", "transformer", "vae", "vqvae", "scheduler")),
+    *(f"{part}/*.safetensors" for part in ("unet", "transformer", "vae", "vqvae")),
+)
+"""What is fetched of a model on the hub: no pickles, and no parts that are not used."""
+
+
+@dataclass(frozen=True)
+class Teacher:
+    """A model to distil, and how its own folder samples it.
+
+    Attributes:
+        model: the denoiser and its classes.
+        told: what was inferred, a line each.
+        clip: the bound within which the folder's scheduler keeps denoised images; None where it does not.
+        threshold: the quantile and the largest value of its dynamic thresholding, which takes the place of clipping.
+    """
+
+    model: Model
+    told: tuple[str, ...]
+    clip: float | None = None
+    threshold: tuple[float, float] | None = None
+
+    def limited(self, denoiser: DenoiserProtocol) -> DenoiserProtocol:
+        """A denoiser with its predictions kept within the limits of the folder's scheduler."""
+        if self.threshold is not None:
+            return Thresholded(denoiser, *self.threshold)
+        return denoiser if self.clip is None else Clipped(denoiser, self.clip)
+
+
+def read_teacher(place: str, offset: float | None = None) -> Teacher:
+    """A model folder of ours, a stock diffusers pipeline folder, or `hub:owner/name[@revision]` on the hub.
+
+    `offset` replaces that of the timestep, for networks that were trained with another convention.
+
+    Raises:
+        UserError: it is missing, damaged, or of a kind that cannot be distilled here.
+    """
+    folder = _resolve_folder(place)
+    if (folder / "progdist.json").is_file():
+        model = load(folder)
+        model = model if offset is None else replace(model, denoiser=model.denoiser.with_offset(offset))
+        return Teacher(model, (f"{folder}: a progdist model", *_describe(model, model.denoiser.schedule)))
+    if not (folder / "model_index.json").is_file():
+        raise UserError(
+            f"{folder} has no model_index.json: give a folder that a diffusers pipeline's save_pretrained made"
+        )
+    index = read_json(folder / "model_index.json")
+    part, kind_of_network = _network(folder, index)
+    network = without_variance(load_component(folder, part, NETWORKS[kind_of_network]))
+    scheduler = _config(folder, "scheduler", "scheduler_config.json")
+    _check_timesteps(folder, scheduler)
+    schedule, kind, usual = _interpret_scheduler(folder, scheduler)
+    timesteps = scheduler.get("num_train_timesteps", 1000)
+    offset = usual if offset is None else offset
+    denoiser = Denoiser(network, schedule, kind, timesteps=timesteps, offset=offset)
+    model = Model(denoiser, classes=_classes(index, class_count(network)), autoencoder=read_autoencoder(folder))
+    told = (f"{folder}: {type(network).__name__} with {scheduler['_class_name']}", *_describe(model, schedule))
+    return Teacher(model, told, *_limits(folder, scheduler))
+
+
+def _limits(folder: Path, config: Mapping[str, Any]) -> tuple[float | None, tuple[float, float] | None]:
+    """The bound within which a scheduler clips, and the numbers of its dynamic thresholding; None where it does not."""
+    images = config.get("_class_name") in ("DDPMScheduler", "DDIMScheduler")
+    numbers = [config.get(name, usual) for name, usual in LIMITS.items()]
+    if not all(isinstance(number, int | float) and number > 0 for number in numbers):
+        raise UserError(f"{folder}/scheduler is damaged ({dict(zip(LIMITS, numbers, strict=True))}): restore it")
+    bound, ratio, most = map(float, numbers)
+    if config.get("thresholding", False):
+        return None, (min(ratio, 1.0), most)
+    return (bound if config.get("clip_sample", images) and images else None), None
+
+
+def _resolve_folder(place: str) -> Path:
+    """The folder itself, or that of a model on the hub once it is fetched."""
+    if place.startswith("hub:"):
+        return _download(place)
+    folder = Path(place).expanduser()
+    if folder.is_dir():
+        return folder
+    hint = f", or hub:{place} if you mean a model on the Hugging Face hub" if place.count("/") == 1 else ""
+    raise UserError(f"{place} is no folder: give a diffusers pipeline folder{hint}")
+
+
+def _download(place: str) -> Path:
+    """The folder of `hub:owner/name[@revision]`, of which only FETCHED is fetched."""
+    from huggingface_hub import snapshot_download
+
+    name, _, revision = place.removeprefix("hub:").partition("@")
+    try:
+        return Path(snapshot_download(name, revision=revision or None, allow_patterns=list(FETCHED)))
+    except Exception as error:  # the library raises many kinds: all mean that it cannot be had
+        reason = " ".join(str(error).split())[:150]
+        raise UserError(
+            f"{place} cannot be fetched ({reason}): expected hub:owner/name or hub:owner/name@rev"
+        ) from error
+
+
+def _config(folder: Path, part: str, name: str) -> dict[str, Any]:
+    if not (folder / part / name).is_file():
+        raise UserError(f"{folder} lacks {part}/{name}: restore the file, or save the pipeline again")
+    return read_json(folder / part / name)
+
+
+def _network(folder: Path, index: Mapping[str, Any]) -> tuple[str, str]:
+    """Where the network lies in the folder, and its class."""
+    parts = {
+        name: value[1] for name, value in index.items() if isinstance(value, list) and len(value) == 2 and value[1]
+    }
+    for name in ("unet", "transformer"):
+        if parts.get(name) in NETWORKS:
+            return name, parts[name]
+    held = ", ".join(f"{name}: {kind}" for name, kind in sorted(parts.items())) or "nothing"
+    raise UserError(f"{folder} holds {held}: only pipelines of a UNet2DModel or DiTTransformer2DModel can be distilled")
+
+
+def _classes(index: Mapping[str, Any], count: int) -> tuple[str, ...]:
+    """Names of the classes: those that the pipeline tells, else numbers."""
+    names = index.get("id2label")
+    names = names if isinstance(names, dict) else {}
+    return tuple(str(names.get(str(number), number)) for number in range(count))
+
+
+def _check_timesteps(folder: Path, config: Mapping[str, Any]) -> None:
+    """Refuse a number of timesteps that no model has, before a table of them is made."""
+    count = config.get("num_train_timesteps", 1000)
+    if not isinstance(count, int) or not 1 <= count <= MOST_TIMESTEPS:
+        raise UserError(f"{folder}/scheduler is damaged (num_train_timesteps is {str(count)[:50]}): restore it")
+
+
+def _interpret_scheduler(folder: Path, config: Mapping[str, Any]) -> tuple[Schedule, Parameterization, float]:
+    """The schedule, what the output means, and the timestep's offset, from a scheduler's config."""
+    name = config.get("_class_name")
+    if name in FLOW:
+        return _flow(folder, config), PARAMETERIZATIONS["velocity"], 0.0
+    if name not in DISCRETE:
+        raise UserError(f"{folder} has scheduler {name}: expected one of {', '.join((*DISCRETE, *FLOW))}")
+    kinds = {theirs: ours for ours, theirs in PREDICTION_TYPES.items()}
+    kind = config.get("prediction_type", "epsilon")
+    if kind not in kinds:
+        raise UserError(f"{folder}/scheduler has prediction_type {kind!r}: expected one of {', '.join(kinds)}")
+    try:
+        known = {key: config[key] for key in TABLE if key in config}
+        known["rescale_betas_zero_snr"] = bool(config.get("rescale_betas_zero_snr", False))
+        table = DDPMScheduler.from_config({**known, "_class_name": "DDPMScheduler"})
+        schedule = Discrete(tuple(cast(Any, table).alphas_cumprod.double().tolist()))
+    except (NotImplementedError, TypeError, ValueError, RuntimeError) as error:
+        raise UserError(f"{folder}/scheduler is damaged ({' '.join(str(error).split())[:200]}): restore it") from error
+    return schedule, PARAMETERIZATIONS[kinds[kind]], 1.0
+
+
+def _flow(folder: Path, config: Mapping[str, Any]) -> RectifiedFlow:
+    """The rectified flow of a stock scheduler, whose times are shifted towards noise."""
+    if config.get("use_dynamic_shifting", False):
+        raise UserError(
+            f"{folder}/scheduler shifts its times by the size of each image (use_dynamic_shifting), which only its "
+            "pipeline knows: set it to false, and shift to the number that is used at your size"
+        )
+    shift = config.get("shift", 1.0)
+    if not isinstance(shift, int | float) or not 0 < shift < 1000:
+        raise UserError(f"{folder}/scheduler is damaged (shift is {str(shift)[:50]}): restore it")
+    return RectifiedFlow(float(shift))
+
+
+def _describe(model: Model, schedule: Schedule) -> tuple[str, ...]:
+    """What was inferred, for people."""
+    denoiser, latent = model.denoiser, model.autoencoder
+    image, seen = ("x".join(map(str, shape)) for shape in (model.image, model.shape))
+    count = sum(parameter.numel() for parameter in denoiser.network.parameters())
+    last = schedule.alphas_cumprod[-1] if isinstance(schedule, Discrete) else 0.0
+    return (
+        f"{count:,} parameters, images of {image}, "
+        + (f"{len(model.classes)} classes" if model.classes else "unconditional"),
+        *((f"a latent model: {type(latent.network).__name__} makes latents of {seen}",) if latent else ()),
+        f"{type(schedule).__name__} schedule of {denoiser.timesteps} timesteps, output "
+        f"{denoiser.parameterization.name}, timestep = {denoiser.timesteps} "
+        f"{'sigma' if isinstance(schedule, RectifiedFlow) else 't'} - {denoiser.offset:g}",
+        *((f"distilled for {', '.join(map(str, model.steps))} steps",) if model.steps else ()),
+        *((f"its schedule ends at a signal-to-noise ratio of {last / (1 - last):.1e}, not 0",) if last > 0 else ()),
+    )

@@ -1,0 +1,230 @@
+"""A model on disk: a diffusers pipeline folder, and progdist.json beside it.
+
+    unet/ or transformer/  scheduler/  model_index.json     what stock diffusers loads and samples
+    vae/ or vqvae/                                          of a latent model
+    progdist.json                   schedule, parameterization, step counts, lineage, versions
+
+The scheduler in the folder visits exactly our grid wherever the step count divides T: trailing timesteps, betas from
+the schedule itself. A stock sampler then makes the images that `progdist sample` makes. A rectified flow with velocity
+output has FlowMatchEulerDiscreteScheduler, whose own default grid is another: give it ours, set_timesteps(sigmas=[1,
+(N-1)/N, ..., 1/N]). Other pairs, (x, eps) among them, have no stock scheduler, and some networks no stock pipeline;
+their folder holds the parts and progdist.json alone.
+"""
+
+import errno
+import math
+import re
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, cast
+
+import safetensors
+from diffusers import LDMPipeline  # pyright: ignore[reportPrivateImportUsage]
+from diffusers.models.transformers.dit_transformer_2d import DiTTransformer2DModel
+from diffusers.models.unets.unet_2d import UNet2DModel
+from diffusers.pipelines.ddim.pipeline_ddim import DDIMPipeline
+from diffusers.pipelines.dit.pipeline_dit import DiTPipeline
+from diffusers.pipelines.pipeline_utils import DiffusionPipeline
+from diffusers.schedulers.scheduling_ddim import DDIMScheduler
+
+from progdist._utils.errors import UserError
+from progdist._utils.files import atomic_write, checksum, read_json, write_json
+from progdist.diffusion.denoiser import MOST_TIMESTEPS, Denoiser
+from progdist.diffusion.parameterization import PARAMETERIZATIONS
+from progdist.diffusion.schedule import SCHEDULES, Schedule
+from progdist.models.autoencoder import Autoencoder
+from progdist.models.io.model_card import card
+from progdist.models.io.safe_loading import AUTOENCODERS, load_component
+from progdist.models.model import Model, stock_scheduler
+
+Diffuses = UNet2DModel | DiTTransformer2DModel
+"""Networks that have a folder."""
+
+
+def save(model: Model, folder: Path) -> None:
+    """Write a model folder; it appears whole or not at all.
+
+    Raises:
+        UserError: the network is not one of diffusers', or the folder exists.
+        OSError: it cannot be written.
+    """
+    network = model.denoiser.network
+    if not isinstance(network, Diffuses):
+        raise UserError(
+            f"only a UNet2DModel or DiTTransformer2DModel has a model folder, got {type(network).__name__}: save its "
+            "state_dict"
+        )
+    schedule, kind = model.denoiser.schedule, model.denoiser.parameterization
+    known = (SCHEDULES.get(schedule.name), type(PARAMETERIZATIONS.get(kind.name)))
+    if (type(schedule), type(kind)) != known:
+        raise UserError(
+            f"a model folder records progdist's own schedules and outputs, not {type(schedule).__name__} "
+            f"with {type(kind).__name__}: save the network's state_dict"
+        )
+    if folder.exists():
+        raise UserError(f"{folder} exists: choose another folder, or remove it")
+    partial = folder.with_name(f".{folder.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    try:
+        partial.mkdir(parents=True)
+        _write(model, network, partial)
+        partial.replace(folder)
+    except safetensors.SafetensorError as error:  # how its writer reports a full disk
+        number = re.search(r"os error (\d+)", str(error))
+        raise OSError(int(number[1]) if number else errno.EIO, " ".join(str(error).split()), str(folder)) from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _write(model: Model, network: Diffuses, place: Path) -> None:
+    scheduler = stock_scheduler(model.denoiser)
+    if isinstance(scheduler, DDIMScheduler) and (pipeline := _pipeline(model, network, scheduler)):
+        pipeline.save_pretrained(place)
+    else:
+        network.save_pretrained(place / _part(network))
+        if scheduler:
+            scheduler.save_pretrained(place / "scheduler")
+        if model.autoencoder:
+            model.autoencoder.network.save_pretrained(place / model.autoencoder.part)
+    sums = {str(path.relative_to(place)): checksum(path) for path in sorted(place.rglob("*.safetensors"))}
+    write_json(place / "progdist.json", {**_description(model), "sha256": sums})
+    write_card(model, place, ())
+
+
+def _pipeline(model: Model, network: Diffuses, scheduler: DDIMScheduler) -> DiffusionPipeline | None:
+    """The stock pipeline of the model; None where there is none."""
+    autoencoder = cast(Any, model.autoencoder.network if model.autoencoder else None)
+    if isinstance(network, UNet2DModel):
+        return LDMPipeline(autoencoder, network, scheduler) if autoencoder else DDIMPipeline(network, scheduler)
+    return DiTPipeline(network, autoencoder, cast(Any, scheduler)) if autoencoder else None
+
+
+def _part(network: Diffuses) -> str:
+    """Where a network lies within a folder."""
+    return "unet" if isinstance(network, UNet2DModel) else "transformer"
+
+
+def write_card(model: Model, place: Path, records: Sequence[Mapping[str, Any]]) -> None:
+    """Write the folder's README.md, with the model's evaluations."""
+    atomic_write(
+        place / "README.md", card(_description(model), _stock(model), model.image, model.shape, records).encode()
+    )
+
+
+def _stock(model: Model) -> str | None:
+    """The stock pipeline of a latent model, or the stock scheduler of another; None where there is none."""
+    scheduler, network = stock_scheduler(model.denoiser), cast(Diffuses, model.denoiser.network)
+    pipeline = _pipeline(model, network, scheduler) if isinstance(scheduler, DDIMScheduler) else None
+    latent = type(pipeline).__name__ if pipeline and model.autoencoder else None
+    plain = type(scheduler).__name__ if scheduler and not model.autoencoder and _part(network) == "unet" else None
+    return latent or plain
+
+
+def load(folder: Path) -> Model:
+    """Read a model folder, with the network in evaluation mode on the CPU.
+
+    Raises:
+        UserError: it is missing, no model folder, or damaged.
+    """
+    if not (folder / "progdist.json").is_file():
+        raise UserError(f"{folder} is no model folder (it has no progdist.json): give a folder that progdist wrote")
+    told = read_json(folder / "progdist.json")
+    _verify_checksums(folder, told.get("sha256", {}))
+    try:
+        transformer = (folder / "transformer").is_dir()
+        network = load_component(
+            folder, *(("transformer", DiTTransformer2DModel) if transformer else ("unet", UNet2DModel))
+        )
+        denoiser = Denoiser(
+            network,
+            _schedule(told["schedule"]),
+            PARAMETERIZATIONS[told["parameterization"]],
+            timesteps=int(told["timesteps"]),
+            offset=float(told["timestep_offset"]),
+        )
+        counts = {name: tuple(_step_count(count) for count in told[name]) for name in ("steps", "lineage")}
+        classes = tuple(str(name) for name in told["classes"])
+        autoencoder = read_autoencoder(folder)
+        return Model(
+            denoiser, **counts, classes=classes, data=told["data"], training=told["training"], autoencoder=autoencoder
+        )
+    except UserError as error:
+        raise UserError(f"{folder} is damaged: {error}") from error
+    except (KeyError, TypeError, ValueError, RuntimeError, AttributeError, ArithmeticError, IndexError) as error:
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+        raise UserError(f"{folder} is damaged ({reason}): restore it, or make it again") from error
+
+
+def _step_count(number: object) -> int:
+    """A number of steps that a model can take.
+
+    Raises:
+        ValueError: it is none.
+    """
+    if not isinstance(number, int) or not 1 <= number <= MOST_TIMESTEPS:
+        raise ValueError(f"a step count is {str(number)[:50]}, expected 1 to {MOST_TIMESTEPS:,}")
+    return number
+
+
+def _verify_checksums(folder: Path, sums: object) -> None:
+    """Refuse weights that are not those that were written; folders of early versions have no sums."""
+    where = folder / "progdist.json"
+    if not isinstance(sums, dict):
+        raise UserError(f"{where}: sha256 is a {type(sums).__name__}, expected names and sums: restore it")
+    held = {str(path.relative_to(folder)): path for path in sorted(folder.rglob("*.safetensors"))}
+    for name in sorted(held.keys() ^ sums.keys()) if sums else ():
+        what = "is not one of the files that were written" if name in held else "is missing"
+        raise UserError(f"{folder / str(name)} {what}: restore the folder (or remove sha256 from {where})")
+    for name, path in held.items():
+        if sums and checksum(path) != sums[name]:
+            raise UserError(
+                f"{path} is not what was written: restore it (or, if you changed it on purpose, remove sha256 from "
+                f"{where})"
+            )
+
+
+def read_autoencoder(folder: Path) -> Autoencoder | None:
+    """The autoencoder of a latent model's folder; None where there is none.
+
+    Raises:
+        UserError: it is damaged, or of an unknown kind.
+    """
+    for part in ("vae", "vqvae"):
+        if (folder / part).is_dir():
+            config = folder / part / "config.json"
+            name = read_json(config).get("_class_name") if config.is_file() else "AutoencoderKL"
+            if name not in AUTOENCODERS:
+                raise UserError(f"{folder / part} is a {name}: expected one of {', '.join(AUTOENCODERS)}")
+            network = cast(Any, load_component(folder, part, AUTOENCODERS[name])).requires_grad_(False)
+            for key in ("scaling_factor", "shift_factor"):
+                number = network.config.get(key) or 0.0
+                if not isinstance(number, int | float) or not math.isfinite(number):
+                    raise UserError(f"{config}: {key} is {str(number)[:50]!r}, expected a number: restore it")
+            return Autoencoder(network, part)
+    return None
+
+
+def _schedule(told: Mapping[str, Any]) -> Schedule:
+    """A schedule from its description."""
+    numbers: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in told.items()}
+    return SCHEDULES[numbers.pop("kind")](**numbers)
+
+
+def _description(model: Model) -> dict[str, Any]:
+    """What progdist.json says."""
+    schedule: Any = model.denoiser.schedule
+    return {
+        "schedule": {"kind": schedule.name, **asdict(schedule)},
+        "parameterization": model.denoiser.parameterization.name,
+        "timesteps": model.denoiser.timesteps,
+        "timestep_offset": model.denoiser.offset,
+        "steps": list(model.steps),
+        "lineage": list(model.lineage),
+        "classes": list(model.classes),
+        "data": model.data,
+        "training": dict(model.training),
+        "versions": {name: version(name) for name in ("progdist", "torch", "diffusers")},
+    }

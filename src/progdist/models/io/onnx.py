@@ -1,0 +1,91 @@
+"""A student as one ONNX file: noise in, images out, the whole sampling loop within.
+
+    noise (B, C, H, W) float32 [, labels (B,) int64]  ->  images (B, C, H, W), about [-1, 1]
+
+A latent model's noise is of its latents, and its decoder is within. The batch is free, the number of steps is fixed. No
+progdist, torch or diffusers is needed to run it.
+"""
+
+import warnings
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from progdist._utils.errors import UserError
+from progdist._utils.files import atomic_write
+from progdist.diffusion.sampler import ddim_update, time_grid
+from progdist.models.model import Model
+from progdist.models.unet import condition
+
+
+class Loop(nn.Module):
+    """DDIM in a fixed number of steps.
+
+    Args:
+        model: a loaded model.
+        steps: N.
+    """
+
+    def __init__(self, model: Model, steps: int) -> None:
+        super().__init__()
+        self.denoiser, self.grid, self.autoencoder = model.denoiser, time_grid(steps).tolist(), model.autoencoder
+        self.decoder = model.autoencoder.network if model.autoencoder else None
+
+    def forward(self, noise: Tensor, labels: Tensor | None = None) -> Tensor:
+        """Images from noise (B, C, H, W) and labels (B,)."""
+        given = {} if labels is None else condition(self.denoiser.network, labels)
+        z, schedule = noise, self.denoiser.schedule
+        for now, then in zip(self.grid[:-2], self.grid[1:-1], strict=True):
+            t, s = (torch.tensor(time, dtype=torch.float64) for time in (now, then))
+            z = ddim_update(schedule, z, self.denoiser(z, t, **given), t, s)
+        found = self.denoiser(z, torch.tensor(self.grid[-2], dtype=torch.float64), **given)
+        return self.autoencoder.images(found) if self.autoencoder else found
+
+
+def export_onnx(model: Model, steps: int | None, out: Path) -> int:
+    """Write a model's sampling loop as ONNX, and check it.
+
+    Args:
+        model: as loaded.
+        steps: N; None for the model's own.
+        out: the file.
+
+    Returns:
+        The number of steps.
+
+    Raises:
+        UserError: no step count, or the extra `onnx` is missing.
+    """
+    steps = steps if steps is not None else min(model.steps, default=None)
+    if steps is None:
+        raise UserError("this model was trained for any number of steps: say how many with --steps, e.g. --steps 16")
+    try:
+        import onnx  # noqa: F401
+        import onnxscript  # noqa: F401
+    except ImportError as error:
+        raise UserError("exporting needs the extra `onnx`: pip install 'progdist[onnx]'") from error
+    batch = torch.export.Dim("batch", min=1, max=4096)
+    inputs: tuple[Tensor, ...] = (torch.randn(2, *model.shape),)
+    dynamic: list[dict[int, object]] = [{0: batch}]
+    names = ["noise"]
+    if model.classes:
+        inputs, dynamic, names = (
+            (*inputs, torch.zeros(2, dtype=torch.int64)),
+            [*dynamic, {0: batch}],
+            ["noise", "labels"],
+        )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the exporter's, about its own parts
+        program = torch.onnx.export(
+            Loop(model, steps).eval(),
+            inputs,
+            dynamo=True,
+            dynamic_shapes=dynamic,
+            input_names=names,
+            output_names=["images"],
+            verbose=False,
+        )
+    assert program is not None  # of the dynamo exporter
+    atomic_write(out, program.model_proto.SerializeToString())
+    return steps

@@ -1,0 +1,143 @@
+"""Recipes as YAML: read with their mistakes explained, overridden by dotted names, written whole.
+
+An unknown key is refused, with the nearest known one named. `progdist recipes` lists those that ship.
+"""
+
+import difflib
+import reprlib
+from collections.abc import Iterable, Mapping
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, get_args
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from progdist._utils.errors import UserError
+from progdist.recipes.recipe import Recipe
+from progdist.recipes.schema import HALVING, StageTraining
+
+_SHORT = reprlib.Repr()
+_SHORT.maxlevel, _SHORT.maxstring, _SHORT.maxother = 2, 100, 100
+"""Shows what was got in few words, whatever it is."""
+
+
+def shipped() -> dict[str, str]:
+    """The recipes that come with progdist: name -> YAML text."""
+    folder = files("progdist") / "recipes" / "presets"
+    texts = {entry.name.removesuffix(".yaml"): entry.read_text() for entry in folder.iterdir()}
+    return dict(sorted(texts.items()))
+
+
+def read_recipe(place: str, overrides: Iterable[str] = ()) -> Recipe:
+    """A recipe from a file, or the name of one that ships, with `key.key=value` overrides.
+
+    Raises:
+        UserError: it cannot be found or read, or says something that no recipe can notify.
+    """
+    path = Path(place)
+    known = shipped()
+    if place in known:
+        text = known[place]
+    elif path.is_file():
+        text = _text(path)
+    else:
+        near = difflib.get_close_matches(place, known, 1)
+        hint = f"did you mean {near[0]}? " if near else ""
+        raise UserError(
+            f"recipe {place!r} is neither a file nor one that ships: {hint}use {', '.join(known)} or a path"
+        )
+    try:
+        content = yaml.safe_load(text)
+    except (yaml.YAMLError, RecursionError, ValueError) as error:
+        raise UserError(f"recipe {place} is not YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(content, dict):
+        raise UserError(f"recipe {place} is not a map of keys to values: see `progdist recipes`")
+    return validated(content, overrides, f"recipe {place}")
+
+
+def override(recipe: Recipe, overrides: Iterable[str]) -> Recipe:
+    """The recipe with `key.key=value` overrides.
+
+    Raises:
+        UserError: it then says something that no recipe can notify.
+    """
+    return validated(recipe.model_dump(), overrides, recipe.name)
+
+
+def validated(content: dict[Any, Any], overrides: Iterable[str], what: str) -> Recipe:
+    """The recipe that a map of keys describes, with overrides; `what` names it in messages.
+
+    Raises:
+        UserError: it says something that no recipe can notify.
+    """
+    try:
+        for setting in overrides:
+            _override(content, setting)
+        return Recipe.model_validate(content)
+    except (yaml.YAMLError, RecursionError) as error:
+        raise UserError(f"{what}: --set is not YAML: {' '.join(str(error).split())}") from error
+    except ValidationError as error:
+        raise UserError(f"{what}: {_first_problem(error)}") from error
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text()
+    except UnicodeDecodeError as error:
+        raise UserError(f"recipe {path} is not text: give a YAML file") from error
+
+
+def write_recipe(recipe: Recipe) -> str:
+    """The whole recipe as YAML, defaults and all."""
+    return yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False)
+
+
+def _override(content: dict[Any, Any], override: str) -> None:
+    """Set one dotted key; the value is read as YAML."""
+    name, equals, value = override.partition("=")
+    if not equals:
+        raise UserError(f"--set {override!r} has no value: write key=value, e.g. distill.updates=500")
+    *parents, last = name.split(".")
+    for parent in parents:
+        if content.get(_key(parent)) is None:
+            content[_key(parent)] = {}
+        content = content[_key(parent)]
+        if not isinstance(content, dict):
+            raise UserError(f"--set {override!r}: {parent} is a value, not a section")
+    content[_key(last)] = yaml.safe_load(value)
+    if name == "distill.chain":  # given whole, it takes the place of what it would be made from
+        for replaced in HALVING:
+            content.pop(replaced, None)
+
+
+def _key(word: str) -> str | int:
+    return int(word) if word.isdigit() else word
+
+
+def _first_problem(error: ValidationError) -> str:
+    """The first of pydantic's complaints, as a sentence that says what to do."""
+    problem = error.errors()[0]
+    where = ".".join(str(part) for part in problem["loc"])
+    if problem["type"] == "extra_forbidden":
+        known = _fields(problem["loc"][:-1])
+        near = difflib.get_close_matches(str(problem["loc"][-1]), known, 1, 0.0)
+        return f"key {where} is unknown: did you mean {near[0]}? (known here: {', '.join(known)})"
+    if problem["type"] == "missing":
+        return f"key {where} is missing: {problem['msg'].lower()}"
+    got = "" if isinstance(problem["input"], Mapping | BaseModel) else f", got {_SHORT.repr(problem['input'])}"
+    return f"{where}{': ' if where else ''}{problem['msg'].removeprefix('Value error, ')}{got}"
+
+
+def _fields(location: tuple[int | str, ...]) -> list[str]:
+    """The known keys of the section at a place in the recipe."""
+    section: type[BaseModel] = Recipe
+    for name in location:
+        if isinstance(name, int):
+            section = StageTraining
+        elif name in section.model_fields:
+            annotation = section.model_fields[name].annotation
+            kinds = [kind for kind in (annotation, *get_args(annotation)) if isinstance(kind, type)]
+            parts = [kind for kind in kinds if issubclass(kind, BaseModel)]
+            section = StageTraining if name == "stages" else parts[0]
+    return list(section.model_fields)

@@ -1,0 +1,129 @@
+"""A run proposed for a teacher that is given: its chain, its data's frame, its stages.
+
+Stock samplers visit our grid only at step counts that divide the teacher's number of timesteps T, so every count of the
+chain does. It starts at the largest such count, up to `start`, that the target divides, and each ratio is a prime; the
+largest ratios come first, where a step changes least: 200 -> 40 -> 8 -> 4 for T = 1000.
+"""
+
+import re
+from pathlib import Path
+
+from progdist._utils.errors import UserError
+from progdist.data.images import ImageTransform
+from progdist.data.sources import load_images
+from progdist.models.io.diffusers_pipeline import Teacher
+from progdist.recipes.files import validated
+from progdist.recipes.recipe import Recipe
+from progdist.recipes.schema import Data
+
+
+def divisor_chain(timesteps: int, target: int, start: int) -> list[int]:
+    """Step counts from at most `start` down to `target`, all dividing `timesteps`, each ratio a prime.
+
+    Raises:
+        UserError: the target does not divide `timesteps`, or there is nothing to divide.
+    """
+    if target < 1 or timesteps % target:
+        divisors = [count for count in range(1, 17) if timesteps % count == 0]
+        raise UserError(
+            f"--steps {target} does not divide the teacher's {timesteps} timesteps, so stock samplers would visit "
+            f"other times: choose one of {', '.join(map(str, divisors))}"
+        )
+    counts = [count for count in range(target, min(start, timesteps) + 1, target) if timesteps % count == 0]
+    if counts[-1:] in ([], [target]):
+        raise UserError(f"--start {start} leaves nothing to distil: give at least {2 * target}")
+    ratio, factors = counts[-1] // target, []
+    for prime in range(2, ratio + 1):
+        while ratio % prime == 0:
+            factors.append(prime)
+            ratio //= prime
+    chain = [counts[-1]]
+    for factor in reversed(factors):
+        chain.append(chain[-1] // factor)
+    return chain
+
+
+def recipe_for_teacher(
+    place: str,
+    teacher: Teacher,
+    source: str,
+    *,
+    name: str,
+    steps: int,
+    start: int = 256,
+    updates: int = 1000,
+    match_updates: int | None = None,
+    batch: int = 64,
+    guidance: float | None = None,
+) -> Recipe:
+    """The recipe with which `progdist distill` goes to work.
+
+    Args:
+        place: the teacher's folder or hub name.
+        teacher: as read from there.
+        source: the data.
+        name: of the run.
+        steps: the last student's.
+        start: the most steps of the chain's first count.
+        updates: of each stage; the last two take twice as many, as the paper's do.
+        match_updates: of stage 0, if it is needed; four times `updates` if not given.
+        batch: of all training.
+        guidance: its scale, or None.
+
+    Raises:
+        UserError: no chain leads to `steps`, or the data cannot be brought to the teacher's shape.
+    """
+    chain = chain_for(teacher, steps, start)
+    training = {"batch": batch, "learning_rate": 5e-4}
+    content = {
+        "name": re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-._") or "run",
+        "about": f"{place} distilled to {steps} steps",
+        "data": frame(teacher, source).model_dump(),
+        "teacher": {"model": place},
+        "match": {"updates": match_updates or 4 * updates, "guidance": guidance, **training},
+        "distill": {
+            "chain": chain,
+            "updates": updates,
+            "stages": {count: {"updates": 2 * updates} for count in chain[1:][-2:]},
+            **training,
+        },
+        "evaluate": {"samples": 1024},
+    }
+    return validated(content, (), f"distilling {place}")
+
+
+def chain_for(teacher: Teacher, target: int, start: int) -> list[int]:
+    """The chain of a teacher: from at most `start` steps, or from the steps that it was itself distilled for.
+
+    Raises:
+        UserError: none leads to `target`.
+    """
+    known = [count for count in teacher.model.steps if count > target and count % target == 0]
+    if teacher.model.steps and not known:
+        counts = ", ".join(map(str, teacher.model.steps))
+        raise UserError(
+            f"the teacher was itself distilled for {counts} steps, of which --steps {target} is no proper divisor: "
+            "choose one that is"
+        )
+    return divisor_chain(teacher.model.denoiser.timesteps, target, max(known, default=start))
+
+
+def frame(teacher: Teacher, source: str) -> Data:
+    """The data in the shape that the teacher makes."""
+    shape = teacher.model.image
+    if load_images(source).shape == shape:
+        return Data(source=source)
+    if shape[1] != shape[2] or shape[0] not in (1, 3):
+        raise UserError(f"the teacher makes images of {shape}: bring {source} to that shape yourself")
+    grows = max(load_images(source).shape[1:]) < shape[1]
+    channels, resample = (3 if shape[0] == 3 else 1), ("bilinear" if grows else "area")
+    data = Data(source=source, size=shape[1], channels=channels, resample=resample)
+    transform: ImageTransform = data.transform()
+    if load_images(source, transform).shape != shape:
+        raise UserError(f"{source} cannot be brought to the teacher's {shape} (channels, height, width)")
+    return data
+
+
+def default_output(source: str, steps: int) -> Path:
+    """Where the run of a teacher goes if nothing is said."""
+    return Path("runs") / f"{Path(source).name}-{steps}"

@@ -1,0 +1,102 @@
+"""What a run is: data, schedule, network, the teacher's training, the chain of stages, evaluation.
+
+Every key has a default but `name`, `data` and `network`. `recipe_file` reads and writes recipes as YAML.
+"""
+
+from collections.abc import Collection, Mapping
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, model_validator
+
+from progdist._utils.precision import Precision
+from progdist.recipes.schema import Conversion, Data, Distillation, Evaluation, Network, Noise, Part, Training
+
+
+class Recipe(Part):
+    """A run: data, schedule, network, the teacher's training, distillation, evaluation."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+    about: str = ""
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
+    data: Data
+    noise: Noise = Noise()
+    parameterization: Literal["x", "eps", "v", "velocity", "x_eps"] = "v"
+    network: Network | None = None
+    teacher: Training = Training()
+    match: Conversion = Conversion()
+    distill: Distillation = Distillation()
+    evaluate: Evaluation = Evaluation()
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if (self.network is None) == (self.teacher.model is None):
+            raise ValueError("give either network, to train a teacher, or teacher.model, to take one")
+        if self.teacher.model is None and (self.teacher.offset is not None or self.teacher.trust):
+            raise ValueError("teacher.offset and teacher.trust are of a teacher.model that is taken, and there is none")
+        if self.teacher.model is not None and (self.noise != Noise() or self.parameterization != "v"):
+            raise ValueError("noise and parameterization are those of teacher.model: leave them out")
+        if self.teacher.model is None and _changed(self.match, ()):
+            raise ValueError("match is stage 0 of a teacher.model that is taken, and there is none: leave it out")
+        if self.teacher.model is not None and (given := _changed(self.teacher, {"model", "offset", "trust"})):
+            raise ValueError(
+                f"teacher.{given[0]} is of a teacher that is trained, and teacher.model is taken: leave it out"
+            )
+        if self.evaluate.most_steps is not None and self.evaluate.most_steps < self.distill.counts()[-1]:
+            raise ValueError(f"evaluate.most_steps {self.evaluate.most_steps} leaves no model of the chain to measure")
+        for count in self.distill.counts() if self.network else ():
+            if self.noise.timesteps % count and count % self.noise.timesteps:
+                raise ValueError(
+                    f"noise.timesteps {self.noise.timesteps} is no multiple of the chain's {count} steps, so stock "
+                    f"samplers would visit other times: set noise.timesteps to one, e.g. {max(self.distill.counts())}"
+                )
+        return self
+
+    def measurements(self) -> list[tuple[Literal["teacher", "student"], int]]:
+        """(model, steps) of every measurement, in order; the first is the reference."""
+        counts = self.distill.counts()
+        most = self.evaluate.most_steps or counts[0]
+        wanted: list[tuple[Literal["teacher", "student"], int]] = [("teacher", next(c for c in counts if c <= most))]
+        for number, count in enumerate(counts[1:], 1):
+            if count <= most:
+                wanted.append(("student", count))
+                if number % self.evaluate.teacher_every == 0 and ("teacher", count) not in wanted:
+                    wanted.append(("teacher", count))
+        return wanted
+
+    def precisions(self) -> dict[str, Precision]:
+        """The precision of every section that has one and is used."""
+        names = ("teacher" if self.teacher.model is None else "match", "distill", "evaluate")
+        return {name: getattr(self, name).precision for name in names}
+
+    def with_precisions(self, precisions: Mapping[str, Precision]) -> "Recipe":
+        """The recipe with the precision of some sections replaced."""
+        parts = {name: getattr(self, name) for name in precisions}
+        return self.model_copy(
+            update={name: part.model_copy(update={"precision": precisions[name]}) for name, part in parts.items()}
+        )
+
+    def continues(self, old: "Recipe", finished: Collection[str]) -> bool:
+        """Whether a run of `old` can go on under this recipe: it changes only how models yet to be finished train."""
+        trained = {"teacher": self.teacher, "match": self.match, "distill": self.distill}
+        same_chain = old.distill.counts() == self.distill.counts()
+        if old.model_copy(update=trained) != self or not same_chain:
+            return False
+        if "teacher" in finished and (old.teacher, old.match) != (self.teacher, self.match):
+            return False
+        students = [stage for stage in self.distill.links() if student_name(stage.steps) in finished]
+        same_plans = all(old.distill.plan(stage) == self.distill.plan(stage) for stage in students)
+        same_kind = (old.distill.weighting, old.distill.stop) == (self.distill.weighting, self.distill.stop)
+        return same_plans and (not students or same_kind)
+
+
+def _changed(part: Part, without: Collection[str]) -> list[str]:
+    """The keys of a section that are not at their defaults, but for some; earlier versions wrote float32 everywhere."""
+    usual: dict[str, tuple[object, ...]]
+    usual = {name: (field.get_default(call_default_factory=True),) for name, field in type(part).model_fields.items()}
+    usual["precision"] = ("auto", "float32")
+    return [name for name in usual if name not in without and getattr(part, name) not in usual[name]]
+
+
+def student_name(steps: int) -> str:
+    """The name of the student of so many steps, and of its folder in a run."""
+    return f"student-{steps:04d}"

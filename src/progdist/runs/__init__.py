@@ -1,0 +1,1 @@
+"""Recipes carried out: stages, folders, reports, estimates."""

@@ -1,0 +1,168 @@
+"""A run on disk.
+
+recipe.yaml             the resolved recipe
+teacher/                a model folder
+student-0128/ ...       a model folder for every stage
+checkpoints/NAME/       of the model under way
+metrics.jsonl           loss, gradient norm and learning rate along the way
+evaluations.jsonl       every model at its step counts
+latents.safetensors     the encoded data of a latent model
+samples/                what the models make from one noise, as grids
+report.html
+"""
+
+import errno
+import fcntl
+import itertools
+import json
+import os
+import socket
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from progdist._utils.errors import UserError
+from progdist._utils.files import atomic_write
+from progdist.training.checkpoint import Checkpoints
+
+Record = dict[str, Any]
+
+LOCK_FILE = ".owner"
+"""The file that names the process at work in the folder."""
+
+HELD = (errno.EWOULDBLOCK, errno.EAGAIN, errno.EACCES)
+"""What the system answers where another process holds a lock; any other answer means that there are no locks."""
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """Paths and records of one run; read-only in all of its processes but the first."""
+
+    root: Path
+    writes: bool = True
+
+    def move_aside(self) -> Path | None:
+        """Rename the folder, if it is there, so that a run starts anew in its place; nothing is deleted.
+
+        Returns:
+            Its new name, or None.
+        """
+        if not self.root.exists():
+            return None
+        names = (self.root.with_name(f"{self.root.name}.old-{number}") for number in itertools.count(1))
+        free = next(name for name in names if not name.exists())
+        return self.root.rename(free)
+
+    @contextmanager
+    def locked(self, note: Callable[[str], None] = lambda text: None) -> Iterator[None]:
+        """Hold the folder against a second run; the system lets go of it when this process ends, however it ends.
+
+        `note` is told where the file system has no locks, and a second run would not be noticed.
+
+        Raises:
+            UserError: another process holds it.
+        """
+        if not self.writes:
+            yield
+            return
+        self.root.mkdir(parents=True, exist_ok=True)
+        with (self.root / LOCK_FILE).open("a+") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                if error.errno not in HELD:
+                    note(f"warning: {self.root} cannot be locked ({error.strerror}): see that no second run uses it")
+                    yield
+                    return
+                file.seek(0)
+                owner = file.read().strip() or "another process"
+                raise UserError(
+                    f"{self.root} is in use by {owner}: wait for it, stop it, or choose another --out"
+                ) from error
+            file.truncate(0)
+            file.write(f"process {os.getpid()} on {socket.gethostname()}")
+            file.flush()
+            yield
+
+    def claim(self, recipe: str, continues: Callable[[Path], bool]) -> None:
+        """Write the resolved recipe, or find one there that it goes on with.
+
+        Args:
+            recipe: as YAML.
+            continues: whether it may take the place of the one in the file.
+
+        Raises:
+            UserError: the folder belongs to a run of another recipe, or is something else.
+        """
+        path = self.recipe()
+        if path.is_file():
+            if path.read_text() == recipe:
+                return
+            if not continues(path):
+                raise UserError(
+                    f"{self.root} holds a run of another recipe (see {path}): choose another --out, or give the same "
+                    "recipe and --set values to continue it (how models yet to be finished train may change)"
+                )
+        elif self.root.exists() and (not self.root.is_dir() or any(p.name != LOCK_FILE for p in self.root.iterdir())):
+            raise UserError(f"{self.root} is there and is no run: choose another --out")
+        atomic_write(path, recipe.encode())
+
+    def recipe(self) -> Path:
+        """Where the resolved recipe is."""
+        return self.root / "recipe.yaml"
+
+    def report(self) -> Path:
+        """Where the page is."""
+        return self.root / "report.html"
+
+    def model(self, name: str) -> Path:
+        """A model's folder: `teacher` or `student-0004`."""
+        return self.root / name
+
+    def checkpoints(self, name: str) -> Checkpoints:
+        """The checkpoints of one model's training."""
+        return Checkpoints(self.root / "checkpoints" / name, writes=self.writes)
+
+    def append(self, kind: str, record: Record) -> None:
+        """Add a line to metrics or evaluations."""
+        if not self.writes:
+            return
+        with self._records(kind).open("ab+") as file:
+            torn = file.tell() > 0
+            if torn:
+                file.seek(-1, os.SEEK_END)
+                torn = file.read(1) != b"\n"  # the last line of a run that was killed: begin a new one
+            file.write(("\n" * torn + json.dumps(record) + "\n").encode())
+
+    def read(self, kind: str) -> Iterator[Record]:
+        """All whole lines of metrics or evaluations."""
+        path = self._records(kind)
+        for line in path.read_text().splitlines() if path.is_file() else ():
+            try:
+                yield json.loads(line)
+            except ValueError:  # the last line of a run that was killed
+                continue
+
+    def keep(self, kind: str, wanted: Callable[[Record], bool]) -> None:
+        """Drop the records that are not wanted."""
+        if not self.writes:
+            return
+        lines = (json.dumps(record) + "\n" for record in self.read(kind) if wanted(record))
+        atomic_write(self._records(kind), "".join(lines).encode())
+
+    def grid(self, name: str, steps: int) -> Path:
+        """Where a model's sample grid is."""
+        return self.root / "samples" / f"{name}-{steps:04d}.png"
+
+    def reference(self) -> Path:
+        """The teacher's own images at the largest step count measured, which fidelity is measured against."""
+        return self.root / "samples" / "reference.safetensors"
+
+    def latents(self) -> Path:
+        """The encoded data of a latent model."""
+        return self.root / "latents.safetensors"
+
+    def _records(self, kind: str) -> Path:
+        return self.root / f"{kind}.jsonl"

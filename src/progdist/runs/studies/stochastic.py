@@ -1,0 +1,111 @@
+"""Figure 4 and appendix F: stochastic sampling of the undistilled teacher and of its distilled students.
+
+The ancestral sampler's variance lies between two bounds; 11 levels, evenly spaced in its logarithm, are tried for every
+model and step count, and the best is kept. Beside it stands the sampler that takes a deterministic step of twice the
+length and adds noise back by one step.
+"""
+
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from matplotlib.axes import Axes
+
+from progdist._utils.errors import UserError
+from progdist.diffusion.sampler import Step, ancestral, overshoot
+from progdist.models.io import folder as model_folder
+from progdist.models.model import Model
+from progdist.recipes.files import read_recipe, write_recipe
+from progdist.recipes.recipe import student_name
+from progdist.runs.folder import Record, RunFolder
+from progdist.runs.run import Run, open_run
+from progdist.runs.studies.results import COLOURS, distance, markdown, measured, panels, write_study
+from progdist.training.callbacks import Callback
+
+TEACHER, STUDENT = "undistilled", "distilled"
+
+
+def stochastic(finished: Path, levels: int, most: int, callback: Callback) -> str:
+    """Measure the models of a finished run under stochastic sampling, into its folder `stochastic`.
+
+    Args:
+        finished: the folder of a run.
+        levels: of the variance, from its lower to its upper bound.
+        most: the largest step count that is measured.
+        callback: told of every step count.
+
+    Returns:
+        The table, as Markdown.
+
+    Raises:
+        UserError: the folder holds no finished run, or none of its students is as short as `most`.
+    """
+    recipe = read_recipe(str(finished / "recipe.yaml")) if (finished / "recipe.yaml").is_file() else None
+    if recipe is None or not RunFolder(finished).model("teacher").exists():
+        raise UserError(f"{finished} holds no finished run: give the --out folder of `progdist run`")
+    counts = [count for count in recipe.distill.counts()[1:] if count <= most]
+    if not counts:
+        raise UserError(f"--most {most}: the run's students take {recipe.distill.counts()[1:]} steps")
+    run, folder = open_run(recipe, finished, callback), RunFolder(finished / "stochastic")
+    folder.claim(write_recipe(recipe), lambda old: False)
+    records = []
+    for steps in counts:
+        for kind, name in ((TEACHER, "teacher"), (STUDENT, student_name(steps))):
+            model = model_folder.load(run.folder.model(name))
+            model.denoiser.to(run.distributed.device)
+            records += _all_methods(run, folder, kind, model, steps, levels)
+            best = _best(records, kind, steps)
+            level = "" if best["level"] is None else f" (level {best['level']:.1f})"
+            callback.note(f"{kind} at {steps}: best Fréchet {best['frechet']:.3f}{level}")
+    table = _table(records, counts)
+    figure, axes = panels(2, 4.2)
+    _draw(axes[0], records, counts, "figure 4", ((STUDENT, "ddim"), (TEACHER, "ddim"), (TEACHER, "ancestral")))
+    pairs = [(kind, method) for kind in (STUDENT, TEACHER) for method in ("ddim", "ancestral", "overshoot")]
+    _draw(axes[1], records, counts, "appendix F", pairs)
+    write_study(folder, table, figure)
+    return table
+
+
+def _all_methods(run: Run, folder: RunFolder, kind: str, model: Model, steps: int, levels: int) -> list[Record]:
+    """One model at one step count by every method."""
+    methods: list[tuple[str, float | None, str | Step]] = [("ddim", None, "ddim"), ("overshoot", None, overshoot)]
+    gammas = [number / (levels - 1) for number in range(levels)]
+    methods += [("ancestral", gamma, partial(ancestral, gamma=gamma)) for gamma in gammas]
+    records = []
+    for method, level, step in methods if steps > 1 else methods[:1]:  # the last step adds no noise
+        key = {"model": kind, "steps": steps, "method": method, "level": level}
+        records.append(measured(folder, key, lambda step=step: distance(run, model, steps, step)))
+    return records
+
+
+def _best(records: list[Record], kind: str, steps: int, method: str = "ancestral") -> Record:
+    """The best record of a method; of one step all methods are DDIM."""
+    chosen = [record for record in records if (record["model"], record["steps"]) == (kind, steps)]
+    by_method = [record for record in chosen if record["method"] == method]
+    return min(by_method or chosen, key=lambda record: record["frechet"])
+
+
+def _table(records: list[Record], counts: list[int]) -> str:
+    rows = []
+    for steps in counts:
+        for kind in (TEACHER, STUDENT):
+            best = _best(records, kind, steps)
+            plain, over = (_best(records, kind, steps, method)["frechet"] for method in ("ddim", "overshoot"))
+            level = "" if best["level"] is None else f" (level {best['level']:.1f})"
+            rows.append([str(steps), kind, f"{plain:.3f}", f"{best['frechet']:.3f}{level}", f"{over:.3f}"])
+    return markdown(["steps", "model", "DDIM", "ancestral at its best", "overshoot"], rows)
+
+
+def _draw(axes: Axes, records: list[Record], counts: list[int], title: str, lines: Any) -> None:  # noqa: ANN401
+    styles = {"ddim": "o-", "ancestral": "^--", "overshoot": "s:"}
+    for kind, method in lines:
+        values = [_best(records, kind, steps, method)["frechet"] for steps in counts]
+        colour = COLOURS[0] if kind == STUDENT else COLOURS[1]
+        axes.plot(counts, values, styles[method], color=colour, markersize=4, label=f"{kind}, {method}")
+    axes.set_xscale("log", base=2)
+    axes.set_yscale("log")
+    axes.set_xticks(counts, [str(count) for count in counts])
+    axes.set_xlabel("sampling steps")
+    axes.set_ylabel(f"Fréchet distance ({records[0]['features']} features)")
+    axes.set_title(title, fontsize=10)
+    axes.legend(frameon=False, fontsize=8)

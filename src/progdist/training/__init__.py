@@ -1,0 +1,1 @@
+"""The training machinery; knows neither the mathematics nor diffusers."""

@@ -1,0 +1,94 @@
+"""Checkpoints of one model's training: the last few, each with its checksum.
+
+The tensors come first and the JSON file that makes them count comes last, so a checkpoint is whole or is not there.
+"""
+
+import hashlib
+import re
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import safetensors.torch
+from torch import Tensor
+
+from progdist._utils.errors import UserError
+from progdist._utils.files import atomic_write, read_json, write_json
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What is needed to go on with a stage: after how many updates, tensors by name, and numbers."""
+
+    update: int
+    tensors: Mapping[str, Tensor]
+    numbers: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Checkpoints:
+    """The checkpoints of one stage, the last `keep` of them; read-only in all processes of a run but the first."""
+
+    folder: Path
+    keep: int = 2
+    writes: bool = True
+
+    def save(self, checkpoint: Checkpoint) -> None:
+        """Write one, then drop the oldest; the JSON file comes last and makes it count."""
+        if not self.writes:
+            return
+        path = self.folder / f"{checkpoint.update:08d}.safetensors"
+        tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in checkpoint.tensors.items()}
+        content = safetensors.torch.save(tensors)
+        atomic_write(path, content)
+        told = {"update": checkpoint.update, "bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+        write_json(path.with_suffix(".json"), {**told, "numbers": dict(checkpoint.numbers)})
+        for update in self._updates()[: -self.keep]:
+            self._path(update).with_suffix(".json").unlink()
+            self._path(update).unlink(missing_ok=True)
+
+    def latest(self, notify: Callable[[str], None] = lambda text: None) -> Checkpoint | None:
+        """The newest that is whole, or None; `say` is told of those that are not."""
+        for update in reversed(self._updates()):
+            try:
+                return self.at(update)
+            except UserError as error:
+                notify(f"{error}: the one before it is taken")
+        return None
+
+    def at(self, update: int) -> Checkpoint:
+        """That of one update.
+
+        Raises:
+            UserError: it is missing or damaged.
+        """
+        path = self._path(update)
+        told = read_json(path.with_suffix(".json"))
+        try:
+            content = path.read_bytes()
+            same = (len(content), hashlib.sha256(content).hexdigest()) == (told["bytes"], told["sha256"])
+            if not same:
+                raise UserError(f"checkpoint {path} is not what was written")
+            return Checkpoint(update, safetensors.torch.load(content), dict(told["numbers"]))
+        except (OSError, KeyError, TypeError, ValueError, safetensors.SafetensorError) as error:
+            raise UserError(f"checkpoint {path} cannot be read ({error})") from error
+
+    def clear(self) -> None:
+        """Remove them all: what they led to is finished."""
+        if self.writes:
+            shutil.rmtree(self.folder, ignore_errors=True)
+
+    def latest_path(self) -> Path | None:
+        """Where the newest is, or None."""
+        updates = self._updates()
+        return self._path(updates[-1]) if updates else None
+
+    def _path(self, update: int) -> Path:
+        return self.folder / f"{update:08d}.safetensors"
+
+    def _updates(self) -> list[int]:
+        names = (path.stem for path in self.folder.glob("*.json"))
+        return sorted(int(name) for name in names if re.fullmatch(r"\d{8,}", name))

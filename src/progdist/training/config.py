@@ -1,0 +1,51 @@
+"""How one network is trained, in numbers, and what is told of each update."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from progdist._utils.precision import Precision
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """How one network is trained.
+
+    Args:
+        updates: K, optimiser steps.
+        batch: examples in a global batch.
+        learning_rate: at its highest.
+        warmup: updates over which the rate rises from 0.
+        anneal: "linear" to 0 at the last update, or "none".
+        weight_decay: decoupled, scaled by the rate.
+        clip: global gradient norm; 0 for no clipping.
+        ema: decay of the weights' average; 0 for none.
+        dropout: whether the network's dropout is at work.
+        microbatches: parts in which a process takes its rows, to save memory.
+        gradient_checkpointing: compute the network's inner values twice rather than keep them, to save memory.
+        lora_rank: of the corrections that alone are trained (see `progdist.training.lora`); 0 for all weights.
+        max_skipped_updates: updates in a row that are passed over because their loss or gradient is not finite.
+        precision: "bf16" autocasts the network, "float32" does not, "auto" takes what is faster on the device.
+        checkpoint_every: updates between checkpoints.
+    """
+
+    updates: int
+    batch: int
+    learning_rate: float
+    warmup: int = 0
+    anneal: Literal["linear", "none"] = "none"
+    weight_decay: float = 0.0
+    clip: float = 1.0
+    ema: float = 0.0
+    dropout: bool = False
+    microbatches: int = 1
+    gradient_checkpointing: bool = False
+    lora_rank: int = 0
+    max_skipped_updates: int = 10
+    precision: Precision = "auto"
+    checkpoint_every: int = 1000
+
+    def rate(self, update: int) -> float:
+        """The learning rate of one update, counted from 0."""
+        rise = min(1.0, (update + 1) / self.warmup) if self.warmup else 1.0
+        fall = 1 - update / self.updates if self.anneal == "linear" else 1.0
+        return self.learning_rate * rise * fall

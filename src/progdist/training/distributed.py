@@ -1,0 +1,138 @@
+"""Several processes at one run: the first of them reads what is there, decides and writes; all know what it found.
+
+Started alone, a process is a team of one. Under torchrun or `accelerate launch` the processes share batches, gradients
+and samples; the folder of the run must be one that all of them see.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar, cast
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import GradientAccumulationPlugin, broadcast_object_list, gather_object
+from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor, distribute_tensor
+
+from progdist._utils.errors import UserError
+from progdist.training.checkpoint import Checkpoint, Checkpoints
+
+Found = TypeVar("Found")
+
+
+def make_accelerator() -> Accelerator:
+    """accelerate's view of this process, whatever its environment variables say of precision and accumulation.
+
+    Both are ours: the recipe's precision is autocast, and microbatches are added up, in the training loop.
+    """
+    return Accelerator(
+        cpu=not torch.accelerator.is_available(),
+        mixed_precision="no",
+        gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
+    )
+
+
+def load_agreed_checkpoint(
+    checkpoints: Checkpoints, accelerator: Accelerator, notify: Callable[[str], None] = lambda text: None
+) -> Checkpoint | None:
+    """The newest whole checkpoint that the first process sees, read by all; None where it sees none.
+
+    Raises:
+        UserError: in all processes, if one of them cannot read that checkpoint.
+    """
+    latest = checkpoints.latest(notify) if accelerator.is_main_process else None
+    if accelerator.num_processes == 1:
+        return latest
+    update: list[int | None] = [latest.update if latest else None]
+    broadcast_object_list(update)
+    problem = None
+    if update[0] is not None and latest is None:
+        try:
+            latest = checkpoints.at(update[0])
+        except UserError as error:
+            problem = f"process {accelerator.process_index}: {error}: all processes must see one folder"
+    problems = [told for told in gather_object([problem]) if told]
+    if problems:
+        raise UserError(problems[0])
+    return latest
+
+
+class Distributed:
+    """The processes of one run, as one of them sees it.
+
+    Attributes:
+        accelerator: where this process computes, in the precision that the recipe says.
+        shards: whether the network in training is spread over the processes (see `progdist.training.sharding`).
+
+    Raises:
+        UserError: there is nothing to spread it over.
+    """
+
+    def __init__(self, *, shards: bool = False) -> None:
+        self.shards = shards
+        self.accelerator = make_accelerator()
+        if shards and self.accelerator.num_processes == 1:
+            raise UserError("sharding needs several processes: start them with torchrun, or leave --shard")
+
+    @property
+    def device(self) -> torch.device:
+        """Where this process computes."""
+        return self.accelerator.device
+
+    @property
+    def is_main_process(self) -> bool:
+        """Whether this is the first process, which alone writes."""
+        return self.accelerator.is_main_process
+
+    def on_main_process(self, find: Callable[[], Found]) -> Found:
+        """What the first process finds; the others wait for it.
+
+        Raises:
+            UserError: in all processes, if the first one met it.
+        """
+        if self.accelerator.num_processes == 1:
+            return find()
+        told: list[Any] = [None, None]
+        if self.is_main_process:
+            try:
+                told[0] = find()
+            except UserError as error:
+                told[1] = str(error)
+        broadcast_object_list(told)
+        if told[1] is not None:
+            raise UserError(told[1])
+        return cast(Found, told[0])
+
+    def map_over_ranks(self, work: Callable[[int], Found], count: int) -> list[Found]:
+        """[work(0), ..., work(count - 1)], known to all; each process does every n-th of them."""
+        number, index = self.accelerator.num_processes, self.accelerator.process_index
+        mine = [(place, work(place)) for place in range(index, count, number)]
+        everything = gather_object(mine) if number > 1 else mine
+        return [found for _, found in sorted(everything, key=lambda pair: pair[0])]
+
+
+def shard(network: nn.Module, device: torch.device) -> nn.Module:
+    """The network itself, its weights now spread over all processes, block by block."""
+    mesh = init_device_mesh(device.type, (torch.distributed.get_world_size(),))
+    lists = [module for module in network.modules() if isinstance(module, nn.ModuleList)]
+    for blocks in reversed(lists):  # the innermost first
+        for block in blocks:
+            if any(parameter.requires_grad for parameter in block.parameters()):
+                fully_shard(block, mesh=mesh)
+    fully_shard(network, mesh=mesh)
+    return network
+
+
+def gather(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The same tensors, each gathered on the CPU; all processes must ask."""
+    return {
+        name: tensor.full_tensor().cpu() if isinstance(tensor, DTensor) else tensor for name, tensor in tensors.items()
+    }
+
+
+def distribute(tensor: Tensor, like: Tensor) -> Tensor:
+    """A whole tensor spread as another one is; itself where that is not spread, or of another shape."""
+    if not isinstance(like, DTensor) or tensor.shape != like.shape:
+        return tensor
+    return distribute_tensor(tensor.to(like.device), like.device_mesh, like.placements)

@@ -1,0 +1,41 @@
+"""Algorithm 2's "while not converged" as a rule that can be stated.
+
+Every so many updates the held-out distillation loss L_j is measured on the same examples and noise. With its moving
+average over w measurements
+
+    A_j = (L_{j-w+1} + ... + L_j) / w
+
+training has converged at the first j >= 2w at which w more measurements have not improved it by the stated fraction:
+
+    A_j > (1 - fraction) A_{j-w}
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import fmean
+
+
+@dataclass(frozen=True)
+class EarlyStopping:
+    """The rule.
+
+    Args:
+        every: updates between measurements.
+        window: w, measurements in the average.
+        fraction: the improvement that is still worth going on for, in [0, 1).
+    """
+
+    every: int
+    window: int
+    fraction: float
+
+    def averages(self, losses: Sequence[float]) -> tuple[float, float] | None:
+        """(A_{j-w}, A_j) of the measurements so far, or None while there are fewer than 2w."""
+        if len(losses) < 2 * self.window:
+            return None
+        return fmean(losses[-2 * self.window : -self.window]), fmean(losses[-self.window :])
+
+    def reached(self, losses: Sequence[float]) -> bool:
+        """Whether the last measurement is the one to stop at."""
+        averages = self.averages(losses)
+        return averages is not None and averages[1] > (1 - self.fraction) * averages[0]
