@@ -36,7 +36,7 @@ def test_a_loss_with_a_floor_stops_when_the_rest_is_small() -> None:
 def words(tiny_recipe: Path) -> list[str]:
     """The command of a run with the rule, but for its folder."""
     rule = {"every": 2, "window": 2, "fraction": 0.9, "held_out": 64}
-    plan = {"updates": 40, "anneal": "none", "learning_rate": 1e-3, "end": 2}
+    plan = {"updates": 40, "lr_scheduler": "constant", "learning_rate": 1e-3, "end": 2}
     settings = [f"distill.{key}={value}" for key, value in plan.items()]
     settings += [f"distill.stop.{key}={value}" for key, value in rule.items()]
     return ["run", str(tiny_recipe), *(word for setting in settings for word in ("--set", setting))]

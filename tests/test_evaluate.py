@@ -61,7 +61,7 @@ def test_kernel_distance_is_the_unbiased_estimate_with_its_error() -> None:
 def test_shipped_classifiers_are_small(name: str) -> None:
     from progdist.evaluation import features
 
-    path = features.files("progdist") / "classifiers" / f"{name}.safetensors"
+    path = features.files("progdist") / "evaluation" / "classifiers" / f"{name}.safetensors"
     assert len(path.read_bytes()) < 1_000_000
     assert feature_space(name, CLASSIFIERS[name])(torch.zeros(3, *CLASSIFIERS[name])).shape == (3, 64)
 

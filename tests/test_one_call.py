@@ -73,7 +73,9 @@ def test_updates_by_stage_labels_and_observer() -> None:
 
 def test_microbatches_give_the_same_student() -> None:
     data, how = torch.randn(64, 2), {"updates": 5, "batch": 8, "learning_rate": 1e-2}
-    whole, parts = (progdist.distill(exact_teacher(), data, [4, 2], microbatches=n, **how) for n in (1, 4))
+    whole, parts = (
+        progdist.distill(exact_teacher(), data, [4, 2], gradient_accumulation_steps=n, **how) for n in (1, 4)
+    )
     torch.testing.assert_close(whole.network.table, parts.network.table, rtol=1e-5, atol=1e-6)
 
 
@@ -96,8 +98,8 @@ def ragged() -> Iterator[Tensor]:
         (torch.zeros(4, 2), {"weighting": "snrr"}, "constant, snr"),
         (list(ragged()), {"batch": 2, "updates": 1}, "one shape"),
         (torch.zeros(4, 2), {"precision": "fp16"}, "auto, float32, bf16"),
-        (torch.zeros(4, 2), {"anneal": "cosine"}, "linear, none"),
-        (torch.zeros(4, 2), {"updates": {4: 1}}, r"has keys \[4\], and the students' steps are \[2\]"),
+        (torch.zeros(4, 2), {"lr_scheduler": "cosine"}, "linear, constant"),
+        (torch.zeros(4, 2), {"updates": {4: 1}}, r"has the keys \[4\], and the students' steps are \[2\]"),
         (torch.zeros(4, 2), {"updates": 0}, "at least 1"),
     ],
 )

@@ -192,15 +192,15 @@ CHANGES: dict[str, tuple[Any, Seen]] = {
 }
 PLANS = {
     "updates": 99, "batch": 16, "learning_rate": 0.5, "warmup": 9, "weight_decay": 0.1,
-    "clip": 0.5, "ema": 0.5, "microbatches": 2, "precision": "bf16", "checkpoint_every": 77,
-    "gradient_checkpointing": True, "lora_rank": 3, "most_skips": 2,
+    "max_grad_norm": 0.5, "ema": 0.5, "gradient_accumulation_steps": 2, "precision": "bf16", "checkpoint_every": 77,
+    "gradient_checkpointing": True, "lora_rank": 3, "max_skipped_updates": 2,
 }  # fmt: skip
 for _section, _seen in (("teacher", the_teachers_plan), ("distill", the_stages)):
     _fields = Recipe.model_fields[_section].annotation.model_fields  # pyright: ignore
     CHANGES |= {f"{_section}.{key}": (value, _seen) for key, value in PLANS.items() if key in _fields}
 CHANGES |= {
-    "teacher.anneal": ("linear", the_teachers_plan),
-    "distill.anneal": ("none", the_stages),
+    "teacher.lr_scheduler": ("linear", the_teachers_plan),
+    "distill.lr_scheduler": ("constant", the_stages),
 }
 
 
@@ -250,7 +250,7 @@ def test_every_field_changes_what_is_built(tiny: Callable[..., Recipe], field: s
 
 def test_a_stage_overrides_only_what_it_says(tiny: Callable[..., Recipe]) -> None:
     for field in StageTraining.model_fields:
-        value = {"updates": 50, "learning_rate": 0.25, "anneal": "none"}[field]
+        value = {"updates": 50, "learning_rate": 0.25, "lr_scheduler": "constant"}[field]
         recipe = tiny(**{f"distill.stages.2.{field}": value})
         plans = {link.steps: plan for link, plan in the_stages(recipe) for link in [link]}
         assert getattr(plans[2], field) == value
@@ -295,7 +295,7 @@ def test_shipped_recipes_are_valid(name: str) -> None:
         ("distill={chain: [8, 4], start: 8}", "start has no effect beside chain"),
         ("match.guidance=2.0", "match is stage 0 of a teacher.model"),
         ("match.null_class=2", "match is stage 0 of a teacher.model"),
-        ("distill.microbatches=3", "3 microbatches"),
+        ("distill.gradient_accumulation_steps=3", "3 gradient_accumulation_steps"),
         ("teacher.learning_rate=.inf", "finite"),
         ("noise.log_snr_max=.nan", "not above"),
         ("noise={kind: linear, log_snr_max: 3}", "of the cosine schedule"),

@@ -222,7 +222,10 @@ def test_mistakes_are_one_line_and_exit_code_2(
     empty = f"data.source=folder:{tmp_path}/empty"
     refused(call("run", tiny_recipe, "--out", tmp_path / "a", "--set", empty), "no images")
     refused(call("run", tiny_recipe, "--out", tmp_path / "b", "--set", "network.multipliers=[1,1,1,1,1]"), "halve")
-    refused(call("run", tiny_recipe, "--out", tmp_path / "c", "--set", "teacher.microbatches=3"), "not divide")
+    refused(
+        call("run", tiny_recipe, "--out", tmp_path / "c", "--set", "teacher.gradient_accumulation_steps=3"),
+        "not divide",
+    )
     refused(call("sample", tmp_path / "nowhere"), "no model folder")
     refused(call("sample", student, "--steps", 0), "takes 1 to")
     refused(call("sample", student, "--label", 10), "label 10 is out of range", "0 to 9")
@@ -354,7 +357,7 @@ def test_evaluate_repeats_what_a_recipe_measures(finished: tuple[Path, Result], 
     assert measured("--method", "heun")["network_evaluations"] == 7
     for more, says in (
         (("--precision", "fp16"), "auto, float32, bf16"),
-        (("--level", 0.5), "of the method ancestral"),
+        (("--variance", 0.5), "of the method ancestral"),
         (("--teacher-steps", 8), "of --teacher"),
     ):
         refused(call(*words, *more), says)

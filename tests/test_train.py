@@ -52,7 +52,7 @@ def equal(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
 @pytest.mark.parametrize("stopped", [1, 4, 7, 11])
 def test_a_resumed_training_is_the_uninterrupted_one(tmp_path: Path, ema: float, stopped: int) -> None:
     """Bit for bit, dropout and average and all, wherever it was stopped."""
-    plan = replace(PLAN, ema=ema, dropout=True, anneal="linear", warmup=3)
+    plan = replace(PLAN, ema=ema, dropout=True, lr_scheduler="linear", warmup=3)
     whole, told = trained(plan)
 
     class Stop(Exception):
@@ -74,11 +74,11 @@ def test_a_resumed_training_is_the_uninterrupted_one(tmp_path: Path, ema: float,
 
 def test_microbatches_change_nothing() -> None:
     whole, _ = trained(PLAN)
-    parts, _ = trained(replace(PLAN, microbatches=4))
+    parts, _ = trained(replace(PLAN, gradient_accumulation_steps=4))
     for key, value in whole.items():
         torch.testing.assert_close(parts[key], value, rtol=1e-4, atol=1e-6)
     with pytest.raises(UserError, match="does not divide"):
-        trained(replace(PLAN, microbatches=3))
+        trained(replace(PLAN, gradient_accumulation_steps=3))
 
 
 def test_one_update_is_adamw() -> None:
@@ -96,11 +96,13 @@ def test_one_update_is_adamw() -> None:
 
 
 def test_the_rate_rises_and_falls() -> None:
-    plan = replace(PLAN, updates=10, learning_rate=1.0, warmup=4, anneal="linear")
+    plan = replace(PLAN, updates=10, learning_rate=1.0, warmup=4, lr_scheduler="linear")
     assert [plan.rate(k) for k in (0, 1, 3, 5, 9)] == pytest.approx([0.25, 0.5 * 0.9, 0.7, 0.5, 0.1])
-    assert replace(plan, warmup=0, anneal="none").rate(9) == 1
-    _, told = trained(replace(PLAN, warmup=4, anneal="linear"))
-    assert [p.learning_rate for p in told] == [replace(PLAN, warmup=4, anneal="linear").rate(k) for k in range(12)]
+    assert replace(plan, warmup=0, lr_scheduler="constant").rate(9) == 1
+    _, told = trained(replace(PLAN, warmup=4, lr_scheduler="linear"))
+    assert [p.learning_rate for p in told] == [
+        replace(PLAN, warmup=4, lr_scheduler="linear").rate(k) for k in range(12)
+    ]
 
 
 def test_the_average_begins_as_a_copy() -> None:

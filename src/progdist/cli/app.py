@@ -23,6 +23,7 @@ app = typer.Typer(
 )
 Fresh = Annotated[bool, typer.Option("--fresh", help="Start over; an older run is renamed, never deleted.")]
 Shard = Annotated[bool, typer.Option("--shard", help="Spread the network in training over the processes (FSDP2).")]
+VARIANCE = "Of --method ancestral: 0 for the lower bound of the variance, 1 for the upper."
 Seed = Annotated[int, typer.Option(help="Seed of the noise.", min=0)]
 
 
@@ -138,7 +139,7 @@ def sample(
     out: Annotated[Path, typer.Option(help="A PNG file (a grid), or .npz (float32 images).")] = Path("samples.png"),
     label: Annotated[int | None, typer.Option(help="The class; all in turn if not given.", min=0)] = None,
     method: Annotated[str, typer.Option(help=f"One of {', '.join(METHODS)}.")] = "ddim",
-    level: Annotated[float, typer.Option(help="Of ancestral's variance: lower bound to upper.", min=0, max=1)] = 1.0,
+    level: Annotated[float, typer.Option("--variance", "--level", help=VARIANCE, min=0, max=1)] = 1.0,
     clip: Annotated[bool, typer.Option("--clip", help="Keep every denoised image within [-1, 1].")] = False,
     seed: Seed = 0,
     columns: Annotated[int, typer.Option(help="Columns of the grid.", min=1)] = 8,
@@ -158,7 +159,7 @@ def evaluate(
     count: Annotated[int, typer.Option("--count", "-n", help="Samples of each model.", min=2)] = 2048,
     features: Annotated[str, typer.Option(help="digits, fashion-mnist, pixels or inception.")] = "pixels",
     method: Annotated[str, typer.Option(help=f"One of {', '.join(METHODS)}.")] = "ddim",
-    level: Annotated[float, typer.Option(help="Of ancestral's variance: lower bound to upper.", min=0, max=1)] = 1.0,
+    level: Annotated[float, typer.Option("--variance", "--level", help=VARIANCE, min=0, max=1)] = 1.0,
     clip: Annotated[bool, typer.Option("--clip", help="Keep every denoised image within [-1, 1].")] = False,
     batch: Annotated[int, typer.Option(help="Images made at a time.", min=1)] = 256,
     precision: Annotated[str, typer.Option(help="auto, float32 or bf16.")] = "auto",

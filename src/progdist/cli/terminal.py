@@ -42,7 +42,7 @@ def user_errors(command: Callable[P, None]) -> Callable[P, None]:
         except UserError as error:
             _refuse(str(error))
         except torch.OutOfMemoryError as error:
-            _refuse(f"out of memory ({str(error).splitlines()[0]}): use a smaller batch, or more microbatches")
+            _refuse(f"out of memory ({str(error).splitlines()[0]}): use a smaller batch, or accumulate gradients")
         except OSError as error:
             _refuse(_explain(error))
 

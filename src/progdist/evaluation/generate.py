@@ -70,7 +70,7 @@ def make(model: Model, options: SamplingOptions, notify: Notify) -> tuple[Tensor
         UserError: a label out of range, no step count to be had, or an option that has no effect.
     """
     if options.level != 1 and options.method != "ancestral":
-        raise UserError(f"--level is of the method ancestral, and {options.method} adds no such noise: leave it")
+        raise UserError(f"--variance is of the method ancestral, and {options.method} adds no such noise: leave it")
     if options.clip and model.autoencoder:
         raise UserError("--clip is of images, and a latent model samples latents: leave it")
     steps = options.steps if options.steps is not None else min(model.steps, default=None)

@@ -4,8 +4,9 @@ An unknown key is refused, with the nearest known one named. `progdist recipes` 
 """
 
 import difflib
+import logging
 import reprlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, get_args
@@ -16,6 +17,14 @@ from pydantic import BaseModel, ValidationError
 from progdist._utils.errors import UserError
 from progdist.recipes.recipe import Recipe
 from progdist.recipes.schema import HALVING, StageTraining
+
+RENAMED = {
+    "microbatches": "gradient_accumulation_steps",
+    "clip": "max_grad_norm",
+    "anneal": "lr_scheduler",
+    "most_skips": "max_skipped_updates",
+}
+"""Keys of training sections in recipes of version 0.1.0, and their present names."""
 
 _SHORT = reprlib.Repr()
 _SHORT.maxlevel, _SHORT.maxstring, _SHORT.maxother = 2, 100, 100
@@ -74,6 +83,8 @@ def validated(content: dict[Any, Any], overrides: Iterable[str], what: str) -> R
     try:
         for setting in overrides:
             _override(content, setting)
+        for notice in _rename_old_keys(content):
+            logging.getLogger("progdist").warning("%s: %s", what, notice)
         return Recipe.model_validate(content)
     except (yaml.YAMLError, RecursionError) as error:
         raise UserError(f"{what}: --set is not YAML: {' '.join(str(error).split())}") from error
@@ -109,6 +120,24 @@ def _override(content: dict[Any, Any], override: str) -> None:
     if name == "distill.chain":  # given whole, it takes the place of what it would be made from
         for replaced in HALVING:
             content.pop(replaced, None)
+
+
+def _rename_old_keys(content: dict[Any, Any]) -> Iterator[str]:
+    """Give keys of earlier versions their present names, with a notice for each."""
+    sections = {name: content.get(name) for name in ("teacher", "match", "distill")}
+    stages = (sections["distill"] or {}).get("stages") if isinstance(sections["distill"], dict) else None
+    if isinstance(stages, dict):
+        sections |= {f"distill.stages.{steps}": stage for steps, stage in stages.items()}
+    for place, section in sections.items():
+        if not isinstance(section, dict):
+            continue
+        for old, new in RENAMED.items():
+            if old in section:
+                section[new] = section.pop(old)
+                yield f"{place}.{old} is now called {new}"
+        if section.get("lr_scheduler") == "none":
+            section["lr_scheduler"] = "constant"
+            yield f"{place}.lr_scheduler none is now called constant"
 
 
 def _key(word: str) -> str | int:

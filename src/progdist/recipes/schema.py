@@ -82,9 +82,11 @@ class Network(Part):
 
 
 def _check_batch(part: Optimized) -> Optimized:
-    """The section itself, if its batch divides into its microbatches."""
-    if part.batch % part.microbatches:
-        raise ValueError(f"batch {part.batch} does not divide into {part.microbatches} microbatches")
+    """The section itself, if its batch divides into its gradient_accumulation_steps."""
+    if part.batch % part.gradient_accumulation_steps:
+        raise ValueError(
+            f"batch {part.batch} does not divide into {part.gradient_accumulation_steps} gradient_accumulation_steps"
+        )
     return part
 
 
@@ -95,12 +97,12 @@ class Optimization(Part):
     batch: PositiveInt = 128
     learning_rate: Rate = 2e-4
     warmup: Annotated[int, Field(ge=0)] = 1000
-    anneal: Literal["linear", "none"] = "none"
+    lr_scheduler: Literal["linear", "constant"] = "constant"
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
-    clip: Annotated[float, Field(ge=0)] = 1.0
+    max_grad_norm: Annotated[float, Field(ge=0)] = 1.0
     ema: Share = 0.9999
     weighting: Weight = "truncated_snr"
-    microbatches: PositiveInt = 1
+    gradient_accumulation_steps: PositiveInt = 1
     gradient_checkpointing: bool = False
     max_skipped_updates: Annotated[int, Field(ge=0)] = 10
     precision: Precision = "auto"
@@ -131,7 +133,7 @@ class Conversion(Optimization):
 
     updates: PositiveInt = 5_000
     warmup: Annotated[int, Field(ge=0)] = 100
-    anneal: Literal["linear", "none"] = "linear"
+    lr_scheduler: Literal["linear", "constant"] = "linear"
     ema: Share = 0.0
     lora_rank: Annotated[int, Field(ge=0)] = 0
     guidance: Annotated[float, Field(gt=0)] | None = None
@@ -147,7 +149,7 @@ class StageTraining(Part):
 
     updates: PositiveInt | None = None
     learning_rate: Rate | None = None
-    anneal: Literal["linear", "none"] | None = None
+    lr_scheduler: Literal["linear", "constant"] | None = None
 
 
 class Stop(Part):
@@ -178,10 +180,10 @@ class Distillation(Part):
     updates: PositiveInt = 50_000
     batch: PositiveInt = 128
     learning_rate: Rate = 5e-5
-    anneal: Literal["linear", "none"] = "linear"
-    clip: Annotated[float, Field(ge=0)] = 1.0
+    lr_scheduler: Literal["linear", "constant"] = "linear"
+    max_grad_norm: Annotated[float, Field(ge=0)] = 1.0
     weighting: Weight = "truncated_snr"
-    microbatches: PositiveInt = 1
+    gradient_accumulation_steps: PositiveInt = 1
     gradient_checkpointing: bool = False
     max_skipped_updates: Annotated[int, Field(ge=0)] = 10
     lora_rank: Annotated[int, Field(ge=0)] = 0

@@ -72,10 +72,10 @@ def distill(
     match_updates: int = 4000,
     batch: int = 64,
     learning_rate: float = 1e-4,
-    anneal: Literal["linear", "none"] = "linear",
+    lr_scheduler: Literal["linear", "constant"] = "linear",
     weighting: str = "truncated_snr",
     precision: Precision = "auto",
-    microbatches: int = 1,
+    gradient_accumulation_steps: int = 1,
     gradient_checkpointing: bool = False,
     label: str | None = None,
     seed: int = 0,
@@ -92,10 +92,10 @@ def distill(
         match_updates: of the first student, where one is needed.
         batch: examples in an update.
         learning_rate: of Adam, at its highest.
-        anneal: "linear" to 0 within each stage, or "none".
+        lr_scheduler: "linear" to 0 within each stage, or "constant".
         weighting: the name of one in WEIGHTINGS.
         precision: "float32", "bf16", or "auto" for what is faster on the device.
-        microbatches: parts of a batch, to save memory; the result is the same but for rounding.
+        gradient_accumulation_steps: parts of a batch, to save memory; the result is the same but for rounding.
         gradient_checkpointing: compute inner values twice rather than keep them; the network needs diffusers' method
             enable_gradient_checkpointing().
         label: the keyword under which the network takes the labels (B,); None for an unconditional one.
@@ -112,10 +112,17 @@ def distill(
     links, examples, accelerator = stages(chain), TensorData(data), make_accelerator()
     _one_of("weighting", weighting, WEIGHTINGS)
     _one_of("precision", precision, get_args(Precision))
-    _one_of("anneal", anneal, ("linear", "none"))
+    _one_of("lr_scheduler", lr_scheduler, ("linear", "constant"))
     kind, counts = WEIGHTINGS[weighting], _updates(updates, [link.steps for link in links])
     check_weighting(converted_form(teacher).schedule, kind, chain[-1])
-    config = TrainConfig(1, batch, learning_rate, anneal=anneal, microbatches=microbatches, precision=precision)
+    config = TrainConfig(
+        1,
+        batch,
+        learning_rate,
+        lr_scheduler=lr_scheduler,
+        gradient_accumulation_steps=gradient_accumulation_steps,
+        precision=precision,
+    )
     config = replace(config, gradient_checkpointing=gradient_checkpointing)
 
     def trained(student: Denoiser, number: int, loss: Callable[..., Tensor], count: int, steps: int) -> Denoiser:

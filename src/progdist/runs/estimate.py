@@ -86,7 +86,7 @@ def estimate(recipe: Recipe) -> Estimate:
     if taken and not guided and not needs_conversion(denoiser):
         teacher_plan = replace(teacher_plan, updates=0)
     plans = [teacher_plan, *(recipe.distill.plan(link) for link in recipe.distill.links())]
-    microbatch = max(config.batch // config.microbatches for config in plans)
+    microbatch = max(config.batch // config.gradient_accumulation_steps for config in plans)
     rates = measure(denoiser, model.shape, microbatch, plans[-1])
     weights = sum(parameter.nbytes for parameter in denoiser.network.parameters())
     parts = [_part("teacher", teacher_plan, int(taken) * (2 if guided else 1), rates)]

@@ -15,12 +15,12 @@ class TrainConfig:
         batch: examples in a global batch.
         learning_rate: at its highest.
         warmup: updates over which the rate rises from 0.
-        anneal: "linear" to 0 at the last update, or "none".
+        lr_scheduler: "linear" to 0 at the last update, or "constant".
         weight_decay: decoupled, scaled by the rate.
-        clip: global gradient norm; 0 for no clipping.
+        max_grad_norm: to which gradients are clipped; 0 for no clipping.
         ema: decay of the weights' average; 0 for none.
         dropout: whether the network's dropout is at work.
-        microbatches: parts in which a process takes its rows, to save memory.
+        gradient_accumulation_steps: parts in which a process takes its rows, to save memory.
         gradient_checkpointing: compute the network's inner values twice rather than keep them, to save memory.
         lora_rank: of the corrections that alone are trained (see `progdist.training.lora`); 0 for all weights.
         max_skipped_updates: updates in a row that are passed over because their loss or gradient is not finite.
@@ -32,12 +32,12 @@ class TrainConfig:
     batch: int
     learning_rate: float
     warmup: int = 0
-    anneal: Literal["linear", "none"] = "none"
+    lr_scheduler: Literal["linear", "constant"] = "constant"
     weight_decay: float = 0.0
-    clip: float = 1.0
+    max_grad_norm: float = 1.0
     ema: float = 0.0
     dropout: bool = False
-    microbatches: int = 1
+    gradient_accumulation_steps: int = 1
     gradient_checkpointing: bool = False
     lora_rank: int = 0
     max_skipped_updates: int = 10
@@ -47,5 +47,5 @@ class TrainConfig:
     def rate(self, update: int) -> float:
         """The learning rate of one update, counted from 0."""
         rise = min(1.0, (update + 1) / self.warmup) if self.warmup else 1.0
-        fall = 1 - update / self.updates if self.anneal == "linear" else 1.0
+        fall = 1 - update / self.updates if self.lr_scheduler == "linear" else 1.0
         return self.learning_rate * rise * fall

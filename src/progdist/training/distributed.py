@@ -24,7 +24,7 @@ Found = TypeVar("Found")
 def make_accelerator() -> Accelerator:
     """accelerate's view of this process, whatever its environment variables say of precision and accumulation.
 
-    Both are ours: the recipe's precision is autocast, and microbatches are added up, in the training loop.
+    Both are ours: the training loop autocasts to the recipe's precision and accumulates gradients itself.
     """
     return Accelerator(
         cpu=not torch.accelerator.is_available(),

@@ -77,11 +77,13 @@ def train(
         NotFinite: more updates in a row than `config.max_skipped_updates` gave a loss or gradient that is not finite.
             None of them made a step; the last checkpoint is named.
         Interrupted: a signal asked for the end, and a checkpoint is kept.
-        UserError: the batch does not divide among processes and microbatches.
+        UserError: the batch does not divide among processes and gradient_accumulation_steps.
     """
-    parts = accelerator.num_processes * config.microbatches
+    parts = accelerator.num_processes * config.gradient_accumulation_steps
     if config.batch % parts:
-        raise UserError(f"batch {config.batch} does not divide into {parts} (processes times microbatches)")
+        raise UserError(
+            f"batch {config.batch} does not divide into {parts} (processes times gradient_accumulation_steps)"
+        )
     if config.gradient_checkpointing:
         enable_gradient_checkpointing(network)
     if sharded and (config.ema or accelerator.num_processes == 1):
@@ -143,20 +145,20 @@ def _gradient(
         The loss, the gradient's norm, and whether any process was asked to stop: the same in all of them.
     """
     device = accelerator.device
-    parts = [{} for _ in range(config.microbatches)]
+    parts = [{} for _ in range(config.gradient_accumulation_steps)]
     for name, tensor in batch.items():
         placed = tensor if tensor.dtype == torch.float64 else tensor.to(device)  # times stay on the CPU
-        for part, piece in zip(parts, placed.chunk(config.microbatches), strict=True):
+        for part, piece in zip(parts, placed.chunk(config.gradient_accumulation_steps), strict=True):
             part[name] = piece
     total = torch.zeros((), device=device)
     for number, part in enumerate(parts, 1):
-        last = number == config.microbatches
+        last = number == config.gradient_accumulation_steps
         with nullcontext() if last else accelerator.no_sync(network):
             with autocast(device, config.precision):
-                value = loss(network, part).float().mean() / config.microbatches
+                value = loss(network, part).float().mean() / config.gradient_accumulation_steps
             accelerator.backward(value)
         total += value.detach()
-    norm = accelerator.clip_grad_norm_(network.parameters(), config.clip or math.inf)
+    norm = accelerator.clip_grad_norm_(network.parameters(), config.max_grad_norm or math.inf)
     norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
     asked = torch.full((), float(SHUTDOWN.requested is not None), device=device)
     mean, stops = cast(Tensor, accelerator.reduce(torch.stack([total, asked]), "mean"))
