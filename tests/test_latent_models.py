@@ -247,3 +247,16 @@ def test_an_autoencoder_with_a_word_for_its_scale_is_refused(latent: Path) -> No
     config.write_text(json.dumps(json.loads(config.read_text()) | {"scaling_factor": "x"}))
     with pytest.raises(progdist.UserError, match="scaling_factor is 'x'"):
         read_teacher(str(latent))
+
+
+def test_the_code_of_old_cards_still_runs(latent: Path, tmp_path: Path) -> None:
+    student = distilled(latent, tmp_path / "out")
+    names: dict[str, Any] = {}
+    code = (
+        "from pathlib import Path\n"
+        "from progdist.making import Wish, make\n"
+        "from progdist.model_folder import load\n"
+        f"images, labels, steps = make(load(Path({str(student)!r})), Wish(4, 3, None, seed=0), print)\n"
+    )
+    exec(code, names)
+    assert names["images"].shape == (3, 1, 8, 8)

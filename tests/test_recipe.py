@@ -79,7 +79,7 @@ def the_weighting(recipe: Recipe) -> Any:  # noqa: ANN401
         model = run.stages.untrained()
         torch.nn.init.normal_(model.denoiser.network.conv_out.weight)  # pyright: ignore
         with pytest.raises(UserError, match="seen"):
-            run.stages.student(model, 1, recipe.distill.links()[0])
+            run.stages.student(1, recipe.distill.links()[0], model)
     return losses
 
 
@@ -116,7 +116,7 @@ def the_evaluations(recipe: Recipe) -> Any:  # noqa: ANN401
     told: list[Any] = []
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(RunStages, "teacher", RunStages.untrained)
-        patch.setattr(RunStages, "student", lambda self, model, number, stage: model)
+        patch.setattr(RunStages, "student", lambda self, number, stage, model: model)
         patch.setattr(
             Run, "evaluate",
             lambda self, name, model, steps: told.append((name, steps, self.recipe.evaluate.resamples)),
@@ -134,7 +134,7 @@ def the_stopping(recipe: Recipe) -> Any:  # noqa: ANN401
         run = a_run(recipe, Path(folder))
         model = run.stages.untrained()
         torch.nn.init.normal_(model.denoiser.network.conv_out.weight)  # pyright: ignore
-        run.stages.student(model, 1, recipe.distill.links()[0])
+        run.stages.student(1, recipe.distill.links()[0], model)
         return [record for record in run.folder.read("metrics") if "held_out_loss" in record]
 
 
@@ -380,3 +380,14 @@ def test_a_weighting_that_is_nothing_at_one_step_is_refused(tiny_recipe: Path, t
     result = call("run", tiny_recipe, "--out", tmp_path / "run", *settings, "--set", "distill.weighting=snr")
     assert result.exit_code == 2, result.output
     assert "the weighting is 0 at t = 1" in result.stderr
+
+
+def test_keys_of_version_0_1_are_read_with_a_notice(tiny_recipe: Path, caplog: pytest.LogCaptureFixture) -> None:
+    old = ["teacher.microbatches=2", "teacher.clip=0.5", "distill.anneal=none", "distill.most_skips=3"]
+    recipe = read_recipe(str(tiny_recipe), [*old, "distill.stages={4: {anneal: linear}}"])
+    assert (recipe.teacher.gradient_accumulation_steps, recipe.teacher.max_grad_norm) == (2, 0.5)
+    assert (recipe.distill.lr_scheduler, recipe.distill.max_skipped_updates) == ("constant", 3)
+    assert recipe.distill.stages[4].lr_scheduler == "linear"
+    notices = [record.getMessage() for record in caplog.records]
+    assert any("teacher.microbatches is now called gradient_accumulation_steps" in notice for notice in notices)
+    assert len(notices) == 6

@@ -16,6 +16,11 @@ HELD_OUT_NOISE = 3_000_000
 """Stage number of the noise of held-out losses; the number of the stage is added."""
 
 
+def stage_seed(seed: int, number: int) -> int:
+    """The seed of the dropout masks and adapters of one stage (0: the teacher) of a run with a seed."""
+    return seed + 7919 * number
+
+
 def generator(*position: int) -> torch.Generator:
     """A CPU generator for one position, e.g. (seed, stage, update): nonnegative integers."""
     word = np.random.SeedSequence(position).generate_state(1, np.uint64)[0]

@@ -89,7 +89,7 @@ def distill(
     from progdist.runs.run import run as run_recipe
 
     teacher = read_teacher(model)
-    for line in teacher.told:
+    for line in teacher.summary:
         console.print(line, highlight=False)
     folder = out or default_output(model, steps)
     proposed = recipe_for_teacher(

@@ -18,11 +18,11 @@ from progdist.training.config import TrainConfig
 TRIAL = TrainConfig(updates=1, batch=64, learning_rate=1e-4)
 
 
-def examine(place: str, source: str | None, offset: float | None = None, seed: int = 0) -> Iterator[str]:
+def examine(source_model: str, source: str | None, offset: float | None = None, seed: int = 0) -> Iterator[str]:
     """A line for each finding; lines that begin with `!` are what would go wrong.
 
     Args:
-        place: a teacher's folder or hub name.
+        source_model: a teacher's folder or hub name.
         source: data on which its output is read in every way; None for none.
         offset: of the timestep, in place of its folder's.
         seed: of the noise and the choice of images.
@@ -30,8 +30,8 @@ def examine(place: str, source: str | None, offset: float | None = None, seed: i
     Raises:
         UserError: the folder cannot be read as a teacher, or the data cannot be brought to its shape.
     """
-    teacher = read_teacher(place, offset)
-    yield from teacher.told
+    teacher = read_teacher(source_model, offset)
+    yield from teacher.summary
     yield from _about_the_form(teacher)
     denoiser = teacher.model.denoiser
     if chain := _some_chain(teacher):
@@ -87,8 +87,8 @@ def _cost(rates: Rates, network: torch.nn.Module) -> Iterator[str]:
 
 
 def _trial(reading: TeacherCheck) -> Iterator[str]:
-    told = ", ".join(f"{name} {error:.3g}" for name, error in reading.errors.items())
-    yield f"its output read as (error of the denoised data, less is better): {told}"
-    told = ", ".join(f"{shift:+d} {error:.4g}" for shift, error in reading.shifts.items())
-    yield f"its timestep shifted by: {told}"
+    listed = ", ".join(f"{name} {error:.3g}" for name, error in reading.errors.items())
+    yield f"its output read as (error of the denoised data, less is better): {listed}"
+    listed = ", ".join(f"{shift:+d} {error:.4g}" for shift, error in reading.shifts.items())
+    yield f"its timestep shifted by: {listed}"
     yield f"! {reading.problem}" if reading.problem else "what its folder says agrees with the data"

@@ -40,14 +40,14 @@ def load_images(source: str, transform: ImageTransform | None = None) -> Images:
     Raises:
         UserError: the source is unknown, missing, empty or damaged.
     """
-    kind, _, place = source.partition(":")
+    scheme, _, path_text = source.partition(":")
     transform = transform or ImageTransform()
-    if kind == "digits":
+    if scheme == "digits":
         return _digits(transform)
-    if kind not in _READERS or not place:
+    if scheme not in _READERS or not path_text:
         kinds = ", ".join(["digits", *(f"{name}:PATH" for name in _READERS)])
         raise UserError(f"data source {source!r} is unknown: use one of {kinds}")
-    return _READERS[kind](place, transform)
+    return _READERS[scheme](path_text, transform)
 
 
 def _digits(transform: ImageTransform) -> Images:
@@ -80,18 +80,18 @@ class _Files:
             raise UserError(f"{self.paths[index]} cannot be read as an image ({error}): mend or remove it") from error
 
 
-def _folder(place: str, transform: ImageTransform) -> Images:
-    root = Path(place).expanduser()
+def _folder(path_text: str, transform: ImageTransform) -> Images:
+    root = Path(path_text).expanduser()
     if not root.is_dir():
-        raise UserError(f"folder:{place} is no folder: give the path of a folder of images")
+        raise UserError(f"folder:{path_text} is no folder: give the path of a folder of images")
     paths = sorted(_image_files(root, set()))
     classes = [path.relative_to(root).parts[0] for path in paths if path.parent != root]
     names, flat = tuple(sorted(set(classes))), len(paths) - len(classes)
     if names and flat:
-        raise UserError(f"folder:{place} holds {flat} images beside class folders: move them into class folders")
+        raise UserError(f"folder:{path_text} holds {flat} images beside class folders: move them into class folders")
     numbers = {name: number for number, name in enumerate(names)}
     labels = torch.tensor([numbers[name] for name in classes]) if names else None
-    return Images(f"folder:{place}", len(paths), _Files(paths, transform), labels, names)
+    return Images(f"folder:{path_text}", len(paths), _Files(paths, transform), labels, names)
 
 
 def _image_files(folder: Path, seen: set[Path]) -> Iterator[Path]:
@@ -110,8 +110,8 @@ def _image_files(folder: Path, seen: set[Path]) -> Iterator[Path]:
                 yield path
 
 
-def _idx(place: str, transform: ImageTransform) -> Images:
-    root = Path(place).expanduser()
+def _idx(path_text: str, transform: ImageTransform) -> Images:
+    root = Path(path_text).expanduser()
     found: dict[str, Path] = {}
     for part in ("train-images", "train-labels"):
         candidates = sorted(root.glob(f"{part}*"))
@@ -119,58 +119,58 @@ def _idx(place: str, transform: ImageTransform) -> Images:
             found[part] = candidates[0]
     if "train-images" not in found:
         raise UserError(
-            f"idx:{place} holds no train-images file: for Fashion-MNIST install Debian's dataset-fashion-mnist "
+            f"idx:{path_text} holds no train-images file: for Fashion-MNIST install Debian's dataset-fashion-mnist "
             "(apt-get install dataset-fashion-mnist), or fetch the four files and name their folder with "
             "--set data.source=idx:FOLDER"
         )
     labels = read_idx(found["train-labels"]) if "train-labels" in found else None
-    return _pixels(f"idx:{place}", read_idx(found["train-images"]), labels, transform)
+    return _pixels(f"idx:{path_text}", read_idx(found["train-images"]), labels, transform)
 
 
-def _cifar(place: str, transform: ImageTransform) -> Images:
-    images, labels = read_cifar(Path(place).expanduser())
-    return _pixels(f"cifar:{place}", images, labels, transform)
+def _cifar(path_text: str, transform: ImageTransform) -> Images:
+    images, labels = read_cifar(Path(path_text).expanduser())
+    return _pixels(f"cifar:{path_text}", images, labels, transform)
 
 
-def _npz(place: str, transform: ImageTransform) -> Images:
+def _npz(path_text: str, transform: ImageTransform) -> Images:
     try:
-        images, labels = read_npz(Path(place).expanduser())
+        images, labels = read_npz(Path(path_text).expanduser())
     except (OSError, ValueError, KeyError, TypeError, NotImplementedError, *_NOT_ARRAYS) as error:
         raise UserError(
-            f"npz:{place} cannot be read ({str(error)[:200]}): expected arrays `images` and `labels`"
+            f"npz:{path_text} cannot be read ({str(error)[:200]}): expected arrays `images` and `labels`"
         ) from error
     if images.ndim not in (3, 4) or (images.ndim == 4 and images.shape[-1] not in (1, 3)):
-        raise UserError(f"npz:{place}: images are {images.shape}, expected (N, H, W) or (N, H, W, 1 or 3)")
+        raise UserError(f"npz:{path_text}: images are {images.shape}, expected (N, H, W) or (N, H, W, 1 or 3)")
     if images.dtype == np.uint8:
-        return _pixels(f"npz:{place}", images, labels, transform)
+        return _pixels(f"npz:{path_text}", images, labels, transform)
     if not np.issubdtype(images.dtype, np.floating) or not (np.abs(images) <= 1).all():
-        raise UserError(f"npz:{place}: images are {images.dtype}, expected uint8, or floats in [-1, 1]")
+        raise UserError(f"npz:{path_text}: images are {images.dtype}, expected uint8, or floats in [-1, 1]")
     tensor = torch.from_numpy(images.astype(np.float32))
     tensor = tensor.movedim(-1, 1) if tensor.ndim == 4 else tensor.unsqueeze(1)
     if transform.size in (None, tensor.shape[-1]) and transform.channels in (None, tensor.shape[1]):
-        return _in_memory(f"npz:{place}", tensor, labels)
-    return _pixels(f"npz:{place}", to_uint8(tensor), labels, transform)
+        return _in_memory(f"npz:{path_text}", tensor, labels)
+    return _pixels(f"npz:{path_text}", to_uint8(tensor), labels, transform)
 
 
 _NOT_ARRAYS = (AttributeError, SyntaxError, RuntimeError, EOFError, struct.error, zipfile.BadZipFile, zlib.error)
 """What numpy and zipfile raise of damaged files, beside the usual."""
 
 
-def _hub(place: str, transform: ImageTransform) -> Images:
+def _hub(path_text: str, transform: ImageTransform) -> Images:
     try:
         from datasets import load_dataset  # pyright: ignore[reportMissingImports]
     except ImportError as error:
         raise UserError("hub: data needs the extra `hub`: pip install 'progdist[hub]'") from error
     try:
-        table: Any = load_dataset(place, split="train")
+        table: Any = load_dataset(path_text, split="train")
     except Exception as error:  # the library raises many kinds: all mean that it cannot be had
-        raise UserError(f"hub:{place} cannot be loaded ({' '.join(str(error).split())})") from error
+        raise UserError(f"hub:{path_text} cannot be loaded ({' '.join(str(error).split())})") from error
     image_column = next((name for name in ("image", "img", "png", "jpg") if name in table.column_names), None)
     if image_column is None:
-        raise UserError(f"hub:{place} has columns {table.column_names}, none of them image, img, png or jpg")
+        raise UserError(f"hub:{path_text} has columns {table.column_names}, none of them image, img, png or jpg")
     label_column = next((name for name in ("label", "labels", "fine_label") if name in table.column_names), None)
     labels = None if label_column is None else torch.tensor(table[label_column][:])
-    return Images(f"hub:{place}", len(table), lambda index: transform(table[index][image_column]), labels)
+    return Images(f"hub:{path_text}", len(table), lambda index: transform(table[index][image_column]), labels)
 
 
 def _pixels(name: str, pixels: NDArray[np.uint8], labels: NDArray[Any] | None, transform: ImageTransform) -> Images:

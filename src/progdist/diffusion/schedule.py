@@ -154,9 +154,9 @@ class Discrete(VariancePreserving):
         alpha_bar = torch.tensor((1.0, *self.alphas_cumprod), dtype=torch.float64, device=t.device)
         alpha, sigma = alpha_bar.sqrt(), (1 - alpha_bar).sqrt()
         phi, psi = torch.atan2(sigma, alpha), torch.atan2(alpha, sigma)
-        place = t.double() * len(self.alphas_cumprod)
-        below = place.floor().long().clamp(0, len(self.alphas_cumprod) - 1)
-        part = place - below
+        position = t.double() * len(self.alphas_cumprod)
+        below = position.floor().long().clamp(0, len(self.alphas_cumprod) - 1)
+        part = position - below
         return phi[below].lerp(phi[below + 1], part), psi[below].lerp(psi[below + 1], part)
 
 

@@ -1,11 +1,13 @@
 """The chain of step counts: 256 -> 128 -> ... -> 1, or any other in which each count divides the one before.
 
-A link of the chain is a stage: a teacher of k N steps and its student of N.
+A link of the chain is a stage: a teacher of k N steps and its student of N, which becomes the teacher of the next stage
+(paper, Algorithm 2).
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import TypeVar
 
 from progdist._utils.errors import UserError
 
@@ -50,3 +52,24 @@ def stages(chain: Sequence[int]) -> list[Stage]:
                 "each count must divide the one before it"
             )
     return [Stage(student, teacher // student) for teacher, student in pairwise(chain)]
+
+
+Trained = TypeVar("Trained")
+
+
+def distill_chain(
+    teacher: Trained, chain: Sequence[Stage], train_student: Callable[[int, Stage, Trained], Trained]
+) -> Iterator[tuple[Stage, Trained]]:
+    """Train the students of a chain one after another, each on the one before it.
+
+    Args:
+        teacher: of the first stage.
+        chain: the stages in order.
+        train_student: given the number of the stage (from 1), the stage and its teacher.
+
+    Yields:
+        Every stage with its student.
+    """
+    for number, stage in enumerate(chain, 1):
+        teacher = train_student(number, stage, teacher)
+        yield stage, teacher

@@ -109,8 +109,8 @@ def needs_conversion(teacher: Denoiser) -> bool:
 def converted_form(teacher: Denoiser) -> Denoiser:
     """The teacher's own network with the form its student takes: v, and a schedule that ends in pure noise."""
     schedule = teacher.schedule.rescaled() if isinstance(teacher.schedule, Discrete) else teacher.schedule
-    kind = PARAMETERIZATIONS["v"] if isinstance(teacher.parameterization, Eps) else teacher.parameterization
-    return Denoiser(teacher.network, schedule, kind, timesteps=teacher.timesteps, offset=teacher.offset)
+    form = PARAMETERIZATIONS["v"] if isinstance(teacher.parameterization, Eps) else teacher.parameterization
+    return Denoiser(teacher.network, schedule, form, timesteps=teacher.timesteps, offset=teacher.offset)
 
 
 def equal_snr(schedule: Schedule, other: Schedule, t: Tensor) -> Tensor:
@@ -164,9 +164,9 @@ def error_by_band(
     z = diffuse(student.schedule, x, eps, t)
     target = teacher(z, equal_snr(student.schedule, teacher.schedule, t), **condition)
     difference = (student(z, t, **condition) - target).square().flatten(1).mean(1).double().cpu()
-    place = torch.bucketize(student.schedule.log_snr(t), torch.tensor(BANDS[1:-1], dtype=torch.float64))
+    band_index = torch.bucketize(student.schedule.log_snr(t), torch.tensor(BANDS[1:-1], dtype=torch.float64))
     return {
-        f"{BANDS[band]:g} to {BANDS[band + 1]:g}": float(difference[place == band].mean().sqrt())
+        f"{BANDS[band]:g} to {BANDS[band + 1]:g}": float(difference[band_index == band].mean().sqrt())
         for band in range(len(BANDS) - 1)
-        if (place == band).any()
+        if (band_index == band).any()
     }

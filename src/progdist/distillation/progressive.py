@@ -16,6 +16,8 @@ for j < k - 1, and the last is 1 less the others. A sampler's last step returns 
 t = 1/N, ..., 1 only, and becomes the next teacher.
 """
 
+from collections.abc import Callable
+from functools import partial
 from itertools import pairwise
 
 import torch
@@ -27,6 +29,7 @@ from progdist.diffusion.denoiser import DenoiserProtocol
 from progdist.diffusion.loss import Weighting, diffuse, weighted_error
 from progdist.diffusion.sampler import ddim_update, scales
 from progdist.diffusion.schedule import Schedule
+from progdist.distillation.chain import Stage
 
 
 def substep_times(t: Tensor, s: Tensor, substeps: int) -> Tensor:
@@ -113,6 +116,11 @@ def distillation_loss(
     z = diffuse(student.schedule, x, eps, t)
     target = distillation_target(teacher, z, t, s, substeps=substeps, **condition)
     return weighted_error(weighting, student.schedule, student(z, t, **condition), target, t)
+
+
+def stage_loss(teacher: DenoiserProtocol, stage: Stage, weighting: Weighting) -> Callable[..., Tensor]:
+    """The loss of one stage: `distillation_loss` with its teacher, steps and weighting already bound."""
+    return partial(distillation_loss, teacher=teacher, steps=stage.steps, substeps=stage.substeps, weighting=weighting)
 
 
 def check_weighting(schedule: Schedule, weighting: Weighting, steps: int) -> None:

@@ -80,8 +80,8 @@ def _kernel(data: Tensor, samples: Tensor, size: int, subsets: int, seed: int) -
     with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
         warnings.filterwarnings("ignore", message="Metric `Kernel Inception Distance` will save all")
         torch.manual_seed(seed)
-        given = _PrecomputedFeatures(data.shape[1])
-        metric = KernelInceptionDistance(given, subsets=subsets, subset_size=size, sync_on_compute=False)
+        precomputed = _PrecomputedFeatures(data.shape[1])
+        metric = KernelInceptionDistance(precomputed, subsets=subsets, subset_size=size, sync_on_compute=False)
         metric.update(data, real=True)
         metric.update(samples, real=False)
         mean, spread = metric.compute()

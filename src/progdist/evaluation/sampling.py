@@ -31,9 +31,15 @@ def sample_in_batches(
     images = []
     with autocast(device, precision):
         for part, classes in zip(noise.split(batch), labels.split(batch), strict=True):
-            given = condition(model.denoiser.network, classes.to(device))
+            condition_kwargs = condition(model.denoiser.network, classes.to(device))
             made = sample(
-                denoiser or model.denoiser, part.to(device), steps, method=method, clip=clip, generator=draw, **given
+                denoiser or model.denoiser,
+                part.to(device),
+                steps,
+                method=method,
+                clip=clip,
+                generator=draw,
+                **condition_kwargs,
             )
             images.append(made.float().cpu())
     return model.autoencoder.decode(torch.cat(images)) if model.autoencoder else torch.cat(images)

@@ -44,7 +44,7 @@ def divisor_chain(timesteps: int, target: int, start: int) -> list[int]:
 
 
 def recipe_for_teacher(
-    place: str,
+    source_model: str,
     teacher: Teacher,
     source: str,
     *,
@@ -59,7 +59,7 @@ def recipe_for_teacher(
     """The recipe with which `progdist distill` goes to work.
 
     Args:
-        place: the teacher's folder or hub name.
+        source_model: the teacher's folder or hub name.
         teacher: as read from there.
         source: the data.
         name: of the run.
@@ -77,9 +77,9 @@ def recipe_for_teacher(
     training = {"batch": batch, "learning_rate": 5e-4}
     content = {
         "name": re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-._") or "run",
-        "about": f"{place} distilled to {steps} steps",
+        "about": f"{source_model} distilled to {steps} steps",
         "data": frame(teacher, source).model_dump(),
-        "teacher": {"model": place},
+        "teacher": {"model": source_model},
         "match": {"updates": match_updates or 4 * updates, "guidance": guidance, **training},
         "distill": {
             "chain": chain,
@@ -89,7 +89,7 @@ def recipe_for_teacher(
         },
         "evaluate": {"samples": 1024},
     }
-    return validated(content, (), f"distilling {place}")
+    return validated(content, (), f"distilling {source_model}")
 
 
 def chain_for(teacher: Teacher, target: int, start: int) -> list[int]:

@@ -17,11 +17,12 @@ from torch.utils.data import Dataset
 
 from progdist._utils.errors import UserError
 from progdist._utils.precision import Precision
+from progdist._utils.random import stage_seed
 from progdist.diffusion.denoiser import Denoiser
 from progdist.diffusion.loss import WEIGHTINGS
-from progdist.distillation.chain import stages
+from progdist.distillation.chain import Stage, distill_chain, stages
 from progdist.distillation.conversion import conversion_loss, converted_form, needs_conversion
-from progdist.distillation.progressive import check_weighting, distillation_loss
+from progdist.distillation.progressive import check_weighting, stage_loss
 from progdist.training.batches import Batches
 from progdist.training.callbacks import Progress
 from progdist.training.config import TrainConfig
@@ -113,8 +114,8 @@ def distill(
     _one_of("weighting", weighting, WEIGHTINGS)
     _one_of("precision", precision, get_args(Precision))
     _one_of("lr_scheduler", lr_scheduler, ("linear", "constant"))
-    kind, counts = WEIGHTINGS[weighting], _updates(updates, [link.steps for link in links])
-    check_weighting(converted_form(teacher).schedule, kind, chain[-1])
+    weighting_function, counts = WEIGHTINGS[weighting], _updates(updates, [link.steps for link in links])
+    check_weighting(converted_form(teacher).schedule, weighting_function, chain[-1])
     config = TrainConfig(
         1,
         batch,
@@ -126,9 +127,15 @@ def distill(
     config = replace(config, gradient_checkpointing=gradient_checkpointing)
 
     def trained(student: Denoiser, number: int, loss: Callable[..., Tensor], count: int, steps: int) -> Denoiser:
-        def of_batch(network: nn.Module, given: Batch) -> Tensor:
-            labels = {label: given["labels"]} if label else {}
-            return loss(student.with_network(network), x=given["x"], eps=given["eps"], u=given["u"], **labels)
+        def of_batch(network: nn.Module, examples_batch: Batch) -> Tensor:
+            labels = {label: examples_batch["labels"]} if label else {}
+            return loss(
+                student.with_network(network),
+                x=examples_batch["x"],
+                eps=examples_batch["eps"],
+                u=examples_batch["u"],
+                **labels,
+            )
 
         network, _, _ = train(
             student.network.requires_grad_(True),
@@ -136,7 +143,7 @@ def distill(
             Batches(examples, batch, seed, number, labelled=True),
             replace(config, updates=count),
             accelerator=accelerator,
-            seed=seed + number,
+            seed=stage_seed(seed, number),
             observe=partial(observe, steps),
         )
         return student.with_network(network)
@@ -144,11 +151,15 @@ def distill(
     current = _frozen(teacher, accelerator.device)
     if needs_conversion(teacher):
         student = converted_form(_copy(current))
-        loss = partial(conversion_loss, teacher=current, weighting=kind)
+        loss = partial(conversion_loss, teacher=current, weighting=weighting_function)
         current = _frozen(trained(student, 0, loss, match_updates, chain[0]), accelerator.device)
-    for number, link in enumerate(links, 1):
-        loss = partial(distillation_loss, teacher=current, steps=link.steps, substeps=link.substeps, weighting=kind)
-        current = _frozen(trained(_copy(current), number, loss, counts[link.steps], link.steps), accelerator.device)
+
+    def train_student(number: int, stage: Stage, teacher: Denoiser) -> Denoiser:
+        loss = stage_loss(teacher, stage, weighting_function)
+        return _frozen(trained(_copy(teacher), number, loss, counts[stage.steps], stage.steps), accelerator.device)
+
+    for _, student in distill_chain(current, links, train_student):
+        current = student
     return teacher.with_form_of(current).to(_device(teacher))
 
 

@@ -144,17 +144,19 @@ def measure(denoiser: Denoiser, shape: tuple[int, int, int], most: int, config: 
     while True:
         z = torch.randn(batch, *shape, device=device)
         u = torch.rand(batch, dtype=torch.float64)
-        given = condition(denoiser.network, torch.zeros(batch, dtype=torch.int64, device=device))
+        condition_kwargs = condition(denoiser.network, torch.zeros(batch, dtype=torch.int64, device=device))
 
-        def passes(z: Tensor = z, u: Tensor = u, given: dict[str, Tensor] = given) -> None:
+        def passes(z: Tensor = z, u: Tensor = u, condition_kwargs: dict[str, Tensor] = condition_kwargs) -> None:
             with autocast(device, config.precision):
-                loss = denoising_loss(denoiser, z, z, u, weighting=WEIGHTINGS["truncated_snr"], **given).mean()
+                loss = denoising_loss(
+                    denoiser, z, z, u, weighting=WEIGHTINGS["truncated_snr"], **condition_kwargs
+                ).mean()
             loss.backward()
 
         @torch.no_grad()
-        def evaluates(z: Tensor = z, u: Tensor = u, given: dict[str, Tensor] = given) -> None:
+        def evaluates(z: Tensor = z, u: Tensor = u, condition_kwargs: dict[str, Tensor] = condition_kwargs) -> None:
             with autocast(device, config.precision):
-                denoiser(z, 1 - u, **given)
+                denoiser(z, 1 - u, **condition_kwargs)
 
         took = _seconds(passes, device)
         if took > LONG_ENOUGH or batch == most:

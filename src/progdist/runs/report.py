@@ -111,12 +111,12 @@ def quality_rows(records: list[Record]) -> list[dict[str, Any]]:
 
 def cost_rows(folder: RunFolder) -> list[dict[str, Any]]:
     """Updates, seconds and share of the teacher's training for every model of the run, and for all students."""
-    told = [
+    trainings = [
         (path.parent.name, read_json(path)["training"])
         for path in sorted(folder.root.glob("*/progdist.json"), key=lambda path: path.parent.name, reverse=True)
     ]
-    teacher = next((numbers["seconds"] for name, numbers in told if name == "teacher"), None)
-    rows = [{"name": name, **numbers} for name, numbers in told]
+    teacher = next((numbers["seconds"] for name, numbers in trainings if name == "teacher"), None)
+    rows = [{"name": name, **numbers} for name, numbers in trainings]
     students = [row for row in rows if row["name"] != "teacher"]
     rows.append(
         {
@@ -147,7 +147,7 @@ def _axes(height: float) -> tuple[Figure, Axes]:
 def log_scale(axes: Axes) -> None:
     """A logarithmic y axis with plain numbers at its ticks: typeset powers of ten take a second to lay out."""
     axes.set_yscale("log")
-    plain = FuncFormatter(lambda value, place: f"{value:g}")
+    plain = FuncFormatter(lambda value, tick: f"{value:g}")
     axes.yaxis.set_major_formatter(plain)
     axes.yaxis.set_minor_formatter(NullFormatter())
 

@@ -24,6 +24,7 @@ from progdist.data.sources import load_images
 from progdist.diffusion.denoiser import DenoiserProtocol
 from progdist.diffusion.loss import WEIGHTINGS
 from progdist.diffusion.sampler import Step
+from progdist.distillation.chain import distill_chain
 from progdist.distillation.conversion import converted_form
 from progdist.distillation.progressive import check_weighting
 from progdist.evaluation.features import FeatureSpace, feature_space
@@ -44,7 +45,7 @@ from progdist.training.distributed import Distributed
 
 @dataclass(frozen=True)
 class Run:
-    """One recipe in one folder with one distributed."""
+    """One recipe in one folder."""
 
     recipe: Recipe
     folder: RunFolder
@@ -70,8 +71,8 @@ class Run:
     @cached_property
     def given(self) -> Teacher | None:
         """The teacher to take, or None where one is trained."""
-        told = self.recipe.teacher
-        return read_teacher(told.model, told.offset) if told.model else None
+        records = self.recipe.teacher
+        return read_teacher(records.model, records.offset) if records.model else None
 
     @cached_property
     def stages(self) -> RunStages:
@@ -93,17 +94,16 @@ class Run:
     def _run_stages(self) -> list[Record]:
         self.callback.note(f"{self.images.name}: {len(self.images)} images of {'x'.join(map(str, self.images.shape))}")
         self.callback.note(f"live report: {self.folder.report()}")
-        teacher = model = self.stages.teacher()
+        teacher = self.stages.teacher()
         reference, *others = self.recipe.measurements()
         if self.given:
             self.evaluate("given", self.given.model, reference[1])
         self.evaluate(reference[0], teacher, reference[1])
         self._write_page()
-        for number, stage in enumerate(self.recipe.distill.links(), 1):
-            model = self.stages.student(model, number, stage)
+        for stage, student in distill_chain(teacher, self.recipe.distill.links(), self.stages.student):
             for name, steps in others:
                 if steps == stage.steps:
-                    self.evaluate(name, model if name == "student" else teacher, steps)
+                    self.evaluate(name, student if name == "student" else teacher, steps)
             self._write_page()
         return list(self.folder.read("evaluations"))
 
@@ -213,8 +213,8 @@ class Run:
         self.folder.append("evaluations", record)
         place = self.folder.model(student_name(steps) if name == "student" else name)
         if place.is_dir():
-            told = (each for each in self.folder.read("evaluations") if each["model"] == name)
-            write_card(model, place, [each for each in told if name == "teacher" or each["steps"] == steps])
+            records = (each for each in self.folder.read("evaluations") if each["model"] == name)
+            write_card(model, place, [each for each in records if name == "teacher" or each["steps"] == steps])
         self.callback.evaluated(record)
 
     def qualities(self, model: Model, images: Tensor, labels: Tensor) -> list[Quality]:

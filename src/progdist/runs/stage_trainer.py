@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from progdist._utils.precision import autocast, resolve
-from progdist._utils.random import HELD_OUT_NOISE
+from progdist._utils.random import HELD_OUT_NOISE, stage_seed
 from progdist.data.images import Images
 from progdist.models.io import folder as model_folder
 from progdist.models.model import Model
@@ -34,7 +34,7 @@ Objective = Callable[..., Tensor]
 
 @dataclass(frozen=True)
 class StageTrainer:
-    """Trains the networks of one recipe in one folder with one distributed."""
+    """Trains the networks of one recipe in one folder."""
 
     recipe: Recipe
     images: Images
@@ -55,14 +55,14 @@ class StageTrainer:
         Raises:
             NotFinite: names the model, the update and the last good checkpoint.
         """
-        place = self.folder.model(name)
-        if self.distributed.on_main_process(place.exists):
-            return self.on_device(model_folder.load(place))
+        model_folder_path = self.folder.model(name)
+        if self.distributed.on_main_process(model_folder_path.exists):
+            return self.on_device(model_folder.load(model_folder_path))
 
         def loss(network: nn.Module, batch: Batch) -> Tensor:
-            given = condition(model.denoiser.network, batch["labels"])
+            condition_kwargs = condition(model.denoiser.network, batch["labels"])
             student = model.denoiser.with_network(network)
-            return objective(student, x=batch["x"], eps=batch["eps"], u=batch["u"], **given)
+            return objective(student, x=batch["x"], eps=batch["eps"], u=batch["u"], **condition_kwargs)
 
         checkpoints = self.folder.checkpoints(name)
         latest = checkpoints.latest(self.callback.note)
@@ -79,7 +79,7 @@ class StageTrainer:
                 line = {key: value for key, value in asdict(progress).items() if key not in ("seconds", "skipped")}
                 self.folder.append("metrics", {"model": name, **line})
 
-        seed, network = self.recipe.seed + 7919 * number, model.denoiser.network
+        seed, network = stage_seed(self.recipe.seed, number), model.denoiser.network
         low_rank = add_lora(network, config.lora_rank, seed) if config.lora_rank else None
         self.callback.begin(name, config.updates)
         try:
@@ -103,9 +103,9 @@ class StageTrainer:
         precision = resolve(config.precision, self.distributed.device)
         training = {"updates": updates, "batch": config.batch, "seconds": round(seconds, 3), "precision": precision}
         done = replace(model, denoiser=model.denoiser.with_network(network), training=training)
-        self.distributed.on_main_process(lambda: model_folder.save(done, place))
+        self.distributed.on_main_process(lambda: model_folder.save(done, model_folder_path))
         checkpoints.clear()
-        return self.on_device(model_folder.load(place))
+        return self.on_device(model_folder.load(model_folder_path))
 
     def batches(self, images: Images, size: int, number: int) -> Batches:
         """The batches of one place in the run."""
@@ -126,8 +126,8 @@ class StageTrainer:
         convergence = EarlyStopping(rule.every, rule.window, rule.fraction)
         size = min(config.batch, len(held))
         same = list(self.batches(held, size, HELD_OUT_NOISE + number)(0, len(held) // size, slice(size)))
-        told = (record for record in self.folder.read("metrics") if record["model"] == name)
-        losses = [record["held_out_loss"] for record in told if "held_out_loss" in record]
+        records = (record for record in self.folder.read("metrics") if record["model"] == name)
+        losses = [record["held_out_loss"] for record in records if "held_out_loss" in record]
 
         def stop(network: nn.Module, update: int) -> bool:
             return update % rule.every == 0 and measured(network, update)

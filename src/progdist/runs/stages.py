@@ -1,4 +1,4 @@
-"""Who teaches whom: the teacher on the data, or taken as it is given; each student on the one before it."""
+"""The starting model and the loss of every stage: the teacher on the data, or as given; each student on its teacher."""
 
 import copy
 from dataclasses import dataclass, replace
@@ -14,7 +14,7 @@ from progdist.diffusion.loss import WEIGHTINGS, denoising_loss
 from progdist.diffusion.parameterization import PARAMETERIZATIONS
 from progdist.distillation.chain import Stage
 from progdist.distillation.conversion import Guided, conversion_loss, converted_form, error_by_band, needs_conversion
-from progdist.distillation.progressive import distillation_loss
+from progdist.distillation.progressive import stage_loss
 from progdist.models.io import folder as model_folder
 from progdist.models.io.diffusers_pipeline import Teacher
 from progdist.models.model import Model
@@ -48,7 +48,7 @@ def untrained(recipe: Recipe, image: tuple[int, int, int], classes: tuple[str, .
 
 @dataclass(frozen=True)
 class RunStages:
-    """The trainings of one recipe in one folder with one distributed."""
+    """The stages of one recipe in one folder."""
 
     recipe: Recipe
     given: Teacher | None
@@ -73,20 +73,20 @@ class RunStages:
         """The trained teacher, or the given one in a form that can be halved."""
         if self.given:
             return self._convert(self.given)
-        told = self.recipe.teacher
-        objective = partial(denoising_loss, weighting=WEIGHTINGS[told.weighting])
-        return self.trainer.fit("teacher", 0, self.untrained(), objective, train_config(told))
+        section = self.recipe.teacher
+        objective = partial(denoising_loss, weighting=WEIGHTINGS[section.weighting])
+        return self.trainer.fit("teacher", 0, self.untrained(), objective, train_config(section))
 
     def _convert(self, given: Teacher) -> Model:
         """The given teacher as it is, or its student of stage 0."""
-        place, match = self.folder.model("teacher"), self.recipe.match
+        path, match = self.folder.model("teacher"), self.recipe.match
         model = replace(given.model, data=self.images.name)
         as_it_is = match.guidance is None and not needs_conversion(model.denoiser)
-        if as_it_is and not self.distributed.on_main_process(place.exists):
+        if as_it_is and not self.distributed.on_main_process(path.exists):
             untouched = replace(model, training={"updates": 0, "batch": 0, "seconds": 0.0})
-            self.distributed.on_main_process(lambda: model_folder.save(untouched, place))
-        if self.distributed.on_main_process(place.exists):
-            return self.trainer.on_device(model_folder.load(place))
+            self.distributed.on_main_process(lambda: model_folder.save(untouched, path))
+        if self.distributed.on_main_process(path.exists):
+            return self.trainer.on_device(model_folder.load(path))
         frozen = self.reference(given)
         config = train_config(match)
         student = replace(model, denoiser=converted_form(_initial_student(model.denoiser, config)))
@@ -103,8 +103,8 @@ class RunStages:
         x, eps = batch["x"].to(device), batch["eps"].to(device)
         bands = error_by_band(matched.denoiser, frozen, x, eps, batch["u"], **labels)
         self.folder.append("metrics", {"model": "teacher", "update": matched.training["updates"], "match": bands})
-        told = ", ".join(f"{difference:.3f} at {band}" for band, difference in bands.items())
-        self.callback.note(f"stage 0 differs from the given teacher by (RMS, log-SNR): {told}")
+        section = ", ".join(f"{difference:.3f} at {band}" for band, difference in bands.items())
+        self.callback.note(f"stage 0 differs from the given teacher by (RMS, log-SNR): {section}")
 
     def reference(self, given: Teacher) -> DenoiserProtocol:
         """The given teacher's predictions as its student shall learn them: guided, and clipped if its sampler clips."""
@@ -119,16 +119,10 @@ class RunStages:
         frozen = _frozen(teacher, self.distributed.device)
         return self.given.limited(frozen) if self.given and teacher.training["updates"] == 0 else frozen
 
-    def student(self, teacher: Model, number: int, stage: Stage) -> Model:
+    def student(self, number: int, stage: Stage, teacher: Model) -> Model:
         """The student of one stage, begun from its teacher's weights."""
         frozen = self.as_sampled(teacher) if number == 1 else _frozen(teacher, self.distributed.device)
-        objective = partial(
-            distillation_loss,
-            teacher=frozen,
-            steps=stage.steps,
-            substeps=stage.substeps,
-            weighting=WEIGHTINGS[self.recipe.distill.weighting],
-        )
+        objective = stage_loss(frozen, stage, WEIGHTINGS[self.recipe.distill.weighting])
         config, lineage = self.recipe.distill.plan(stage), (*teacher.lineage, stage.steps * stage.substeps)
         student = replace(
             teacher, denoiser=_initial_student(teacher.denoiser, config), steps=(stage.steps,), lineage=lineage

@@ -99,8 +99,8 @@ class _Positions(Sampler[list[int]]):
     def __iter__(self) -> Iterator[list[int]]:
         batches, count = self.batches, len(self.batches.images)
         for update in self.updates:
-            places = range(update * batches.size, (update + 1) * batches.size)[self.rows]
-            epochs = (divmod(place, count) for place in places)
+            positions_in_walk = range(update * batches.size, (update + 1) * batches.size)[self.rows]
+            epochs = (divmod(position, count) for position in positions_in_walk)
             yield [int(_order(count, batches.seed, batches.stage, epoch)[index]) for epoch, index in epochs]
 
 

@@ -44,8 +44,8 @@ class Checkpoints:
         tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in checkpoint.tensors.items()}
         content = safetensors.torch.save(tensors)
         atomic_write(path, content)
-        told = {"update": checkpoint.update, "bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
-        write_json(path.with_suffix(".json"), {**told, "numbers": dict(checkpoint.numbers)})
+        metadata = {"update": checkpoint.update, "bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+        write_json(path.with_suffix(".json"), {**metadata, "numbers": dict(checkpoint.numbers)})
         for update in self._updates()[: -self.keep]:
             self._path(update).with_suffix(".json").unlink()
             self._path(update).unlink(missing_ok=True)
@@ -66,13 +66,13 @@ class Checkpoints:
             UserError: it is missing or damaged.
         """
         path = self._path(update)
-        told = read_json(path.with_suffix(".json"))
+        metadata = read_json(path.with_suffix(".json"))
         try:
             content = path.read_bytes()
-            same = (len(content), hashlib.sha256(content).hexdigest()) == (told["bytes"], told["sha256"])
+            same = (len(content), hashlib.sha256(content).hexdigest()) == (metadata["bytes"], metadata["sha256"])
             if not same:
                 raise UserError(f"checkpoint {path} is not what was written")
-            return Checkpoint(update, safetensors.torch.load(content), dict(told["numbers"]))
+            return Checkpoint(update, safetensors.torch.load(content), dict(metadata["numbers"]))
         except (OSError, KeyError, TypeError, ValueError, safetensors.SafetensorError) as error:
             raise UserError(f"checkpoint {path} cannot be read ({error})") from error
 

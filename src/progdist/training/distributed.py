@@ -52,7 +52,7 @@ def load_agreed_checkpoint(
             latest = checkpoints.at(update[0])
         except UserError as error:
             problem = f"process {accelerator.process_index}: {error}: all processes must see one folder"
-    problems = [told for told in gather_object([problem]) if told]
+    problems = [outcome for outcome in gather_object([problem]) if outcome]
     if problems:
         raise UserError(problems[0])
     return latest
@@ -93,21 +93,21 @@ class Distributed:
         """
         if self.accelerator.num_processes == 1:
             return find()
-        told: list[Any] = [None, None]
+        outcome: list[Any] = [None, None]
         if self.is_main_process:
             try:
-                told[0] = find()
+                outcome[0] = find()
             except UserError as error:
-                told[1] = str(error)
-        broadcast_object_list(told)
-        if told[1] is not None:
-            raise UserError(told[1])
-        return cast(Found, told[0])
+                outcome[1] = str(error)
+        broadcast_object_list(outcome)
+        if outcome[1] is not None:
+            raise UserError(outcome[1])
+        return cast(Found, outcome[0])
 
     def map_over_ranks(self, work: Callable[[int], Found], count: int) -> list[Found]:
         """[work(0), ..., work(count - 1)], known to all; each process does every n-th of them."""
         number, index = self.accelerator.num_processes, self.accelerator.process_index
-        mine = [(place, work(place)) for place in range(index, count, number)]
+        mine = [(index_of_work, work(index_of_work)) for index_of_work in range(index, count, number)]
         everything = gather_object(mine) if number > 1 else mine
         return [found for _, found in sorted(everything, key=lambda pair: pair[0])]
 

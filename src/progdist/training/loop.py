@@ -109,17 +109,17 @@ def train(
         for batch in batches(state.update, config.updates, rows):
             torch.manual_seed(seed + state.update * accelerator.num_processes + accelerator.process_index)
             value, norm, asked = _gradient(prepared, loss, batch, config, accelerator)
-            told = Progress(state.update + 1, value, norm, config.rate(state.update), 0.0, state.skipped)
+            progress = Progress(state.update + 1, value, norm, config.rate(state.update), 0.0, state.skipped)
             due = state.update and (state.update % config.checkpoint_every == 0 or asked)
-            if checkpoints is not None and due and told.finite:
+            if checkpoints is not None and due and progress.finite:
                 checkpoints.save(state.checkpoint())  # its weights have just given a finite loss and gradient
             if asked:
                 SHUTDOWN.stop()
-            state.step() if told.finite else state.skip()
+            state.step() if progress.finite else state.skip()
             if state.skipped_in_a_row > config.max_skipped_updates:
                 raise NotFinite(_explain(state.update, config, value, norm, checkpoints))
             state.seconds = time.perf_counter() - started
-            observe(replace(told, seconds=state.seconds, skipped=state.skipped))
+            observe(replace(progress, seconds=state.seconds, skipped=state.skipped))
             if stop(network, state.update):
                 break
     if sharded:

@@ -53,13 +53,13 @@ class Teacher:
 
     Attributes:
         model: the denoiser and its classes.
-        told: what was inferred, a line each.
+        summary: what was inferred, a line each.
         clip: the bound within which the folder's scheduler keeps denoised images; None where it does not.
         threshold: the quantile and the largest value of its dynamic thresholding, which takes the place of clipping.
     """
 
     model: Model
-    told: tuple[str, ...]
+    summary: tuple[str, ...]
     clip: float | None = None
     threshold: tuple[float, float] | None = None
 
@@ -70,7 +70,7 @@ class Teacher:
         return denoiser if self.clip is None else Clipped(denoiser, self.clip)
 
 
-def read_teacher(place: str, offset: float | None = None) -> Teacher:
+def read_teacher(source_model: str, offset: float | None = None) -> Teacher:
     """A model folder of ours, a stock diffusers pipeline folder, or `hub:owner/name[@revision]` on the hub.
 
     `offset` replaces that of the timestep, for networks that were trained with another convention.
@@ -78,7 +78,7 @@ def read_teacher(place: str, offset: float | None = None) -> Teacher:
     Raises:
         UserError: it is missing, damaged, or of a kind that cannot be distilled here.
     """
-    folder = _resolve_folder(place)
+    folder = _resolve_folder(source_model)
     if (folder / "progdist.json").is_file():
         model = load(folder)
         model = model if offset is None else replace(model, denoiser=model.denoiser.with_offset(offset))
@@ -92,13 +92,13 @@ def read_teacher(place: str, offset: float | None = None) -> Teacher:
     network = without_variance(load_component(folder, part, NETWORKS[kind_of_network]))
     scheduler = _config(folder, "scheduler", "scheduler_config.json")
     _check_timesteps(folder, scheduler)
-    schedule, kind, usual = _interpret_scheduler(folder, scheduler)
+    schedule, parameterization, usual = _interpret_scheduler(folder, scheduler)
     timesteps = scheduler.get("num_train_timesteps", 1000)
     offset = usual if offset is None else offset
-    denoiser = Denoiser(network, schedule, kind, timesteps=timesteps, offset=offset)
+    denoiser = Denoiser(network, schedule, parameterization, timesteps=timesteps, offset=offset)
     model = Model(denoiser, classes=_classes(index, class_count(network)), autoencoder=read_autoencoder(folder))
-    told = (f"{folder}: {type(network).__name__} with {scheduler['_class_name']}", *_describe(model, schedule))
-    return Teacher(model, told, *_limits(folder, scheduler))
+    summary = (f"{folder}: {type(network).__name__} with {scheduler['_class_name']}", *_describe(model, schedule))
+    return Teacher(model, summary, *_limits(folder, scheduler))
 
 
 def _limits(folder: Path, config: Mapping[str, Any]) -> tuple[float | None, tuple[float, float] | None]:
@@ -113,28 +113,30 @@ def _limits(folder: Path, config: Mapping[str, Any]) -> tuple[float | None, tupl
     return (bound if config.get("clip_sample", images) and images else None), None
 
 
-def _resolve_folder(place: str) -> Path:
+def _resolve_folder(source_model: str) -> Path:
     """The folder itself, or that of a model on the hub once it is fetched."""
-    if place.startswith("hub:"):
-        return _download(place)
-    folder = Path(place).expanduser()
+    if source_model.startswith("hub:"):
+        return _download(source_model)
+    folder = Path(source_model).expanduser()
     if folder.is_dir():
         return folder
-    hint = f", or hub:{place} if you mean a model on the Hugging Face hub" if place.count("/") == 1 else ""
-    raise UserError(f"{place} is no folder: give a diffusers pipeline folder{hint}")
+    hint = (
+        f", or hub:{source_model} if you mean a model on the Hugging Face hub" if source_model.count("/") == 1 else ""
+    )
+    raise UserError(f"{source_model} is no folder: give a diffusers pipeline folder{hint}")
 
 
-def _download(place: str) -> Path:
+def _download(source_model: str) -> Path:
     """The folder of `hub:owner/name[@revision]`, of which only FETCHED is fetched."""
     from huggingface_hub import snapshot_download
 
-    name, _, revision = place.removeprefix("hub:").partition("@")
+    name, _, revision = source_model.removeprefix("hub:").partition("@")
     try:
         return Path(snapshot_download(name, revision=revision or None, allow_patterns=list(FETCHED)))
     except Exception as error:  # the library raises many kinds: all mean that it cannot be had
         reason = " ".join(str(error).split())[:150]
         raise UserError(
-            f"{place} cannot be fetched ({reason}): expected hub:owner/name or hub:owner/name@rev"
+            f"{source_model} cannot be fetched ({reason}): expected hub:owner/name or hub:owner/name@rev"
         ) from error
 
 
@@ -152,8 +154,10 @@ def _network(folder: Path, index: Mapping[str, Any]) -> tuple[str, str]:
     for name in ("unet", "transformer"):
         if parts.get(name) in NETWORKS:
             return name, parts[name]
-    held = ", ".join(f"{name}: {kind}" for name, kind in sorted(parts.items())) or "nothing"
-    raise UserError(f"{folder} holds {held}: only pipelines of a UNet2DModel or DiTTransformer2DModel can be distilled")
+    listed = ", ".join(f"{name}: {class_name}" for name, class_name in sorted(parts.items())) or "nothing"
+    raise UserError(
+        f"{folder} holds {listed}: only pipelines of a UNet2DModel or DiTTransformer2DModel can be distilled"
+    )
 
 
 def _classes(index: Mapping[str, Any], count: int) -> tuple[str, ...]:
@@ -178,9 +182,11 @@ def _interpret_scheduler(folder: Path, config: Mapping[str, Any]) -> tuple[Sched
     if name not in DISCRETE:
         raise UserError(f"{folder} has scheduler {name}: expected one of {', '.join((*DISCRETE, *FLOW))}")
     kinds = {theirs: ours for ours, theirs in PREDICTION_TYPES.items()}
-    kind = config.get("prediction_type", "epsilon")
-    if kind not in kinds:
-        raise UserError(f"{folder}/scheduler has prediction_type {kind!r}: expected one of {', '.join(kinds)}")
+    parameterization = config.get("prediction_type", "epsilon")
+    if parameterization not in kinds:
+        raise UserError(
+            f"{folder}/scheduler has prediction_type {parameterization!r}: expected one of {', '.join(kinds)}"
+        )
     try:
         known = {key: config[key] for key in TABLE if key in config}
         known["rescale_betas_zero_snr"] = bool(config.get("rescale_betas_zero_snr", False))
@@ -188,7 +194,7 @@ def _interpret_scheduler(folder: Path, config: Mapping[str, Any]) -> tuple[Sched
         schedule = Discrete(tuple(cast(Any, table).alphas_cumprod.double().tolist()))
     except (NotImplementedError, TypeError, ValueError, RuntimeError) as error:
         raise UserError(f"{folder}/scheduler is damaged ({' '.join(str(error).split())[:200]}): restore it") from error
-    return schedule, PARAMETERIZATIONS[kinds[kind]], 1.0
+    return schedule, PARAMETERIZATIONS[kinds[parameterization]], 1.0
 
 
 def _flow(folder: Path, config: Mapping[str, Any]) -> RectifiedFlow:

@@ -79,19 +79,19 @@ def save(model: Model, folder: Path) -> None:
         shutil.rmtree(partial, ignore_errors=True)
 
 
-def _write(model: Model, network: Diffuses, place: Path) -> None:
+def _write(model: Model, network: Diffuses, target: Path) -> None:
     scheduler = stock_scheduler(model.denoiser)
     if isinstance(scheduler, DDIMScheduler) and (pipeline := _pipeline(model, network, scheduler)):
-        pipeline.save_pretrained(place)
+        pipeline.save_pretrained(target)
     else:
-        network.save_pretrained(place / _part(network))
+        network.save_pretrained(target / _part(network))
         if scheduler:
-            scheduler.save_pretrained(place / "scheduler")
+            scheduler.save_pretrained(target / "scheduler")
         if model.autoencoder:
-            model.autoencoder.network.save_pretrained(place / model.autoencoder.part)
-    sums = {str(path.relative_to(place)): checksum(path) for path in sorted(place.rglob("*.safetensors"))}
-    write_json(place / "progdist.json", {**_description(model), "sha256": sums})
-    write_card(model, place, ())
+            model.autoencoder.network.save_pretrained(target / model.autoencoder.part)
+    sums = {str(path.relative_to(target)): checksum(path) for path in sorted(target.rglob("*.safetensors"))}
+    write_json(target / "progdist.json", {**_description(model), "sha256": sums})
+    write_card(model, target, ())
 
 
 def _pipeline(model: Model, network: Diffuses, scheduler: DDIMScheduler) -> DiffusionPipeline | None:
@@ -107,10 +107,10 @@ def _part(network: Diffuses) -> str:
     return "unet" if isinstance(network, UNet2DModel) else "transformer"
 
 
-def write_card(model: Model, place: Path, records: Sequence[Mapping[str, Any]]) -> None:
+def write_card(model: Model, target: Path, records: Sequence[Mapping[str, Any]]) -> None:
     """Write the folder's README.md, with the model's evaluations."""
     atomic_write(
-        place / "README.md", card(_description(model), _stock(model), model.image, model.shape, records).encode()
+        target / "README.md", card(_description(model), _stock(model), model.image, model.shape, records).encode()
     )
 
 
@@ -131,8 +131,8 @@ def load(folder: Path) -> Model:
     """
     if not (folder / "progdist.json").is_file():
         raise UserError(f"{folder} is no model folder (it has no progdist.json): give a folder that progdist wrote")
-    told = read_json(folder / "progdist.json")
-    _verify_checksums(folder, told.get("sha256", {}))
+    metadata = read_json(folder / "progdist.json")
+    _verify_checksums(folder, metadata.get("sha256", {}))
     try:
         transformer = (folder / "transformer").is_dir()
         network = load_component(
@@ -140,16 +140,21 @@ def load(folder: Path) -> Model:
         )
         denoiser = Denoiser(
             network,
-            _schedule(told["schedule"]),
-            PARAMETERIZATIONS[told["parameterization"]],
-            timesteps=int(told["timesteps"]),
-            offset=float(told["timestep_offset"]),
+            _schedule(metadata["schedule"]),
+            PARAMETERIZATIONS[metadata["parameterization"]],
+            timesteps=int(metadata["timesteps"]),
+            offset=float(metadata["timestep_offset"]),
         )
-        counts = {name: tuple(_step_count(count) for count in told[name]) for name in ("steps", "lineage")}
-        classes = tuple(str(name) for name in told["classes"])
+        counts = {name: tuple(_step_count(count) for count in metadata[name]) for name in ("steps", "lineage")}
+        classes = tuple(str(name) for name in metadata["classes"])
         autoencoder = read_autoencoder(folder)
         return Model(
-            denoiser, **counts, classes=classes, data=told["data"], training=told["training"], autoencoder=autoencoder
+            denoiser,
+            **counts,
+            classes=classes,
+            data=metadata["data"],
+            training=metadata["training"],
+            autoencoder=autoencoder,
         )
     except UserError as error:
         raise UserError(f"{folder} is damaged: {error}") from error
@@ -207,9 +212,11 @@ def read_autoencoder(folder: Path) -> Autoencoder | None:
     return None
 
 
-def _schedule(told: Mapping[str, Any]) -> Schedule:
+def _schedule(metadata: Mapping[str, Any]) -> Schedule:
     """A schedule from its description."""
-    numbers: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in told.items()}
+    numbers: dict[str, Any] = {
+        name: tuple(value) if isinstance(value, list) else value for name, value in metadata.items()
+    }
     return SCHEDULES[numbers.pop("kind")](**numbers)
 
 

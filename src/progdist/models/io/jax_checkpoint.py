@@ -233,12 +233,12 @@ def _rename(path: str, levels: int) -> str:
         raise UserError(f"the parameters are of another network: {path} is not one of its names")
     rooms = {"block": "resnets", "attn": "attentions"}
     if found["mid_part"]:
-        place = f"mid_block.{rooms[found['mid_part']]}.{int(found['mid_index']) - 1}"
+        module_path = f"mid_block.{rooms[found['mid_part']]}.{int(found['mid_index']) - 1}"
     else:
         way, level = found["way"], int(found["level"])
-        place = f"{way}_blocks.{level if way == 'down' else levels - 1 - level}"
-        place += f".{rooms[found['part']]}.{found['index']}" if found["part"] else f".{way}samplers.0"
-    return f"{place}.{INNER.get(parts[1], parts[1])}.{kind}"
+        module_path = f"{way}_blocks.{level if way == 'down' else levels - 1 - level}"
+        module_path += f".{rooms[found['part']]}.{found['index']}" if found["part"] else f".{way}samplers.0"
+    return f"{module_path}.{INNER.get(parts[1], parts[1])}.{kind}"
 
 
 def _reorder(path: str, value: Tensor) -> Tensor:

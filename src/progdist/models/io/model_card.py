@@ -84,30 +84,30 @@ def _template(stock: str | None, classes: int) -> str:
 
 
 def card(
-    told: Mapping[str, Any],
+    description: Mapping[str, Any],
     stock: str | None,
     image: Sequence[int],
-    seen: Sequence[int],
+    latent_shape: Sequence[int],
     records: Sequence[Mapping[str, Any]],
 ) -> str:
     """The text.
 
     Args:
-        told: what progdist.json says.
+        description: what progdist.json says.
         stock: the class of the folder's stock pipeline or scheduler, if it has one.
         image: (channels, height, width).
-        seen: the shape of what the network sees: `image`, or that of its latents.
+        latent_shape: the shape of what the network sees: `image`, or that of its latents.
         records: evaluations of this model.
     """
-    counts = list(told["steps"])
-    steps, classes = (counts or [256])[0], len(told["classes"])
+    counts = list(description["steps"])
+    steps, classes = (counts or [256])[0], len(description["classes"])
     template = _template(stock, classes)
     labels = f"torch.arange(16) % {classes}" if classes else "None"
     condition = f", class_labels={labels}" if classes else ""
     numbers = {
-        "channels": seen[0],
-        "height": seen[1],
-        "width": seen[2],
+        "channels": latent_shape[0],
+        "height": latent_shape[1],
+        "width": latent_shape[2],
         "classes": classes,
         "labels": labels,
         "condition": condition,
@@ -119,8 +119,8 @@ def card(
         f"# A diffusion model that samples in {_listed(counts)}\n" if counts else "# A diffusion model\n",
         f"Images of {size}, "
         + (f"{classes} classes" if classes else "unconditional")
-        + f"; trained on {told['data']}.",
-        _lineage(told),
+        + f"; trained on {description['data']}.",
+        _lineage(description),
         f"\n```python\n{code}```\n",
         _measured(records),
     ]
@@ -131,13 +131,13 @@ def _listed(counts: Sequence[int]) -> str:
     return f"{' or '.join(map(str, counts))} step{'s' if list(counts) != [1] else ''}"
 
 
-def _lineage(told: Mapping[str, Any]) -> str:
-    if not told["lineage"]:
+def _lineage(description: Mapping[str, Any]) -> str:
+    if not description["lineage"]:
         return ""
-    chain = " -> ".join(map(str, (*told["lineage"], *told["steps"])))
+    chain = " -> ".join(map(str, (*description["lineage"], *description["steps"])))
     return (
         f"Made by [progressive distillation](https://arxiv.org/abs/2202.00512), {chain} steps. It is good at "
-        f"{_listed(told['steps'])} and poor at any other count."
+        f"{_listed(description['steps'])} and poor at any other count."
     )
 
 

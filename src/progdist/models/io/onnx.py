@@ -34,12 +34,12 @@ class Loop(nn.Module):
 
     def forward(self, noise: Tensor, labels: Tensor | None = None) -> Tensor:
         """Images from noise (B, C, H, W) and labels (B,)."""
-        given = {} if labels is None else condition(self.denoiser.network, labels)
+        condition_kwargs = {} if labels is None else condition(self.denoiser.network, labels)
         z, schedule = noise, self.denoiser.schedule
         for now, then in zip(self.grid[:-2], self.grid[1:-1], strict=True):
             t, s = (torch.tensor(time, dtype=torch.float64) for time in (now, then))
-            z = ddim_update(schedule, z, self.denoiser(z, t, **given), t, s)
-        found = self.denoiser(z, torch.tensor(self.grid[-2], dtype=torch.float64), **given)
+            z = ddim_update(schedule, z, self.denoiser(z, t, **condition_kwargs), t, s)
+        found = self.denoiser(z, torch.tensor(self.grid[-2], dtype=torch.float64), **condition_kwargs)
         return self.autoencoder.images(found) if self.autoencoder else found
 
 

@@ -44,44 +44,44 @@ MOST = 65_536
 Part = TypeVar("Part", bound=ModelMixin)
 
 
-def load_component(folder: Path, part: str, kind: type[Part]) -> Part:
+def load_component(folder: Path, part: str, component_class: type[Part]) -> Part:
     """One part of a folder with its weights, in float32 and evaluation mode.
 
     Args:
         folder: of the pipeline.
         part: its name in there, e.g. unet.
-        kind: its class.
+        component_class: its class.
 
     Raises:
         UserError: a file is missing, damaged, a pickle, or not what the config describes.
     """
-    place = folder / part
-    if not (place / "config.json").is_file():
+    part_folder = folder / part
+    if not (part_folder / "config.json").is_file():
         raise UserError(f"{folder} lacks {part}/config.json: restore the file, or save the pipeline again")
-    config = read_json(place / "config.json")
+    config = read_json(part_folder / "config.json")
     variant = _variant(folder, part)
-    _check_config_limits(config, place)
+    _check_config_limits(config, part_folder)
     try:
         with _quiet():
-            _check_weight_size(kind, config, place)
-            network, told = cast(Any, kind).from_pretrained(
-                place,
+            _check_weight_size(component_class, config, part_folder)
+            network, info = cast(Any, component_class).from_pretrained(
+                part_folder,
                 variant=variant,
                 use_safetensors=True,
                 local_files_only=True,
                 low_cpu_mem_usage=False,
-                output_loading_info=True,
+                output_info=True,
             )
     except UserError:
         raise
     except Exception as error:  # diffusers checks few of a config's values: whatever comes of others is its damage
         reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
-        raise UserError(f"{place} is damaged ({reason}): restore it, or save the pipeline again") from error
+        raise UserError(f"{part_folder} is damaged ({reason}): restore it, or save the pipeline again") from error
     for what in ("missing_keys", "unexpected_keys", "mismatched_keys", "error_msgs"):
-        if told[what]:
+        if info[what]:
             raise UserError(
-                f"{place} is damaged ({what.replace('_', ' ')}: {str(next(iter(told[what])))[:100]}): restore it, or "
-                "save the pipeline again"
+                f"{part_folder} is damaged ({what.replace('_', ' ')}: {str(next(iter(info[what])))[:100]}): restore it, "
+                "or save the pipeline again"
             )
     return cast(Part, network.float().eval())
 
@@ -98,14 +98,14 @@ def _quiet() -> Iterator[None]:
         logger.setLevel(before)
 
 
-def _check_weight_size(kind: type[ModelMixin], config: Mapping[str, Any], place: Path) -> None:
+def _check_weight_size(component_class: type[ModelMixin], config: Mapping[str, Any], part_folder: Path) -> None:
     """Refuse a network of more numbers than its weight files have bytes, before it is built."""
     with torch.device("meta"):
-        described = cast(Any, kind).from_config(config)
+        described = cast(Any, component_class).from_config(config)
     count = sum(parameter.numel() for parameter in described.parameters())
-    held = sum(path.stat().st_size for path in place.glob("*.safetensors"))
+    held = sum(path.stat().st_size for path in part_folder.glob("*.safetensors"))
     if count > held:
-        raise UserError(f"{place} describes {count:,} numbers, but its weights are {held:,} bytes: restore it")
+        raise UserError(f"{part_folder} describes {count:,} numbers, but its weights are {held:,} bytes: restore it")
 
 
 def _variant(folder: Path, part: str) -> str | None:
@@ -114,22 +114,22 @@ def _variant(folder: Path, part: str) -> str | None:
     Raises:
         UserError: there are none, they are pickles, or their index names files elsewhere.
     """
-    place = folder / part
-    index = place / f"{WEIGHTS}.safetensors.index.json"
+    part_folder = folder / part
+    index = part_folder / f"{WEIGHTS}.safetensors.index.json"
     if index.is_file():
         names = set(read_json(index).get("weight_map", {}).values())
         wrong = [name for name in names if not isinstance(name, str) or Path(name).name != name]
-        missing = [name for name in sorted(names - set(wrong)) if not (place / name).is_file()]
+        missing = [name for name in sorted(names - set(wrong)) if not (part_folder / name).is_file()]
         if wrong or missing or not names:
             what = f"names {str(wrong[0])[:80]!r}" if wrong else f"lacks {(missing or ['any weights'])[0]}"
             raise UserError(f"{index} {what}: restore it, or save the pipeline again")
         return None
-    if (place / f"{WEIGHTS}.safetensors").is_file():
+    if (part_folder / f"{WEIGHTS}.safetensors").is_file():
         return None
-    for path in sorted(place.glob(f"{WEIGHTS}.*.safetensors")):
+    for path in sorted(part_folder.glob(f"{WEIGHTS}.*.safetensors")):
         return path.name.split(".")[1]
     for pattern in PICKLES:
-        for path in sorted(place.glob(pattern)):
+        for path in sorted(part_folder.glob(pattern)):
             raise UserError(
                 f"{path} is a pickle, which can run code and is never loaded: save the pipeline again with "
                 "save_pretrained(folder, safe_serialization=True)"
@@ -137,14 +137,17 @@ def _variant(folder: Path, part: str) -> str | None:
     raise UserError(f"{folder} lacks {part}/{WEIGHTS}.safetensors: restore the file, or save the pipeline again")
 
 
-def _check_config_limits(config: Mapping[str, Any], place: Path) -> None:
+def _check_config_limits(config: Mapping[str, Any], part_folder: Path) -> None:
     """Refuse numbers that no network has, before memory is spent on them."""
     for name, value in config.items():
         values = value if isinstance(value, list) else [value]
         if len(values) > 64:
-            raise UserError(f"{place}/config.json: {name} holds {len(values)} values, expected at most 64: restore it")
+            raise UserError(
+                f"{part_folder}/config.json: {name} holds {len(values)} values, expected at most 64: restore it"
+            )
         for number in values:
             if isinstance(number, int) and not 0 <= number <= LIMITS.get(name, MOST):
                 raise UserError(
-                    f"{place}/config.json: {name} is {number}, expected at most {LIMITS.get(name, MOST)}: restore it"
+                    f"{part_folder}/config.json: {name} is {number}, expected at most {LIMITS.get(name, MOST)}: "
+                    "restore it"
                 )

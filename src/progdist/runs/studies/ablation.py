@@ -105,12 +105,14 @@ def _table(records: list[Record]) -> str:
 def _figure(records: list[Record], recipe: Recipe) -> Figure:
     figure, (axes,) = panels(1, 4.2)
     for sampler, colour, shift in zip(SAMPLERS, COLOURS, (-0.12, 0.12), strict=False):
-        for place, values in enumerate(_cells(records, sampler).values()):
+        for position, values in enumerate(_cells(records, sampler).values()):
             finite = [value for value in values if value is not None]
-            label = sampler if place == 0 else None
-            axes.plot([place + shift] * len(finite), finite, "o", color=colour, markersize=5, alpha=0.75, label=label)
+            label = sampler if position == 0 else None
+            axes.plot(
+                [position + shift] * len(finite), finite, "o", color=colour, markersize=5, alpha=0.75, label=label
+            )
             if len(finite) < len(values):
-                axes.text(place, 1, "diverges", rotation=90, va="top", transform=axes.get_xaxis_transform())
+                axes.text(position, 1, "diverges", rotation=90, va="top", transform=axes.get_xaxis_transform())
     names = [f"{output}\n{weighting.replace('_', ' ')}" for output, weighting in _cells(records, SAMPLERS[0])]
     axes.set_xticks(range(len(names)), names, rotation=60, fontsize=8)
     if any("ddim" in record or "ancestral" in record for record in records):

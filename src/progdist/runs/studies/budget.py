@@ -80,7 +80,7 @@ def _students(run: Run, folder: RunFolder, divisor: int, factor: float) -> list[
     """Train one chain, and measure its students of few steps."""
     model, records, updates, seconds = run.stages.teacher(), [], 0, 0.0
     for number, stage in enumerate(run.recipe.distill.links(), 1):
-        model = run.stages.student(model, number, stage)
+        model = run.stages.student(number, stage, model)
         updates, seconds = updates + model.training["updates"], seconds + model.training["seconds"]
         if stage.steps <= MOST_STEPS:
             key = {"divisor": divisor, "factor": factor, "steps": stage.steps}

@@ -72,8 +72,8 @@ def integrators(trained: Trained, out: Path, budgets: list[int], callback: Callb
     if min(budgets, default=0) < 1:
         raise UserError(f"--evaluations {budgets}: give positive numbers, e.g. --evaluations 8 --evaluations 16")
     model, folder = load(trained.model), RunFolder(out)
-    told = {key: str(value) for key, value in vars(trained).items()}
-    folder.claim("".join(f"{key}: {value}\n" for key, value in told.items()), lambda old: False)
+    settings = {key: str(value) for key, value in vars(trained).items()}
+    folder.claim("".join(f"{key}: {value}\n" for key, value in settings.items()), lambda old: False)
     errors = mixture_errors(model.denoiser.schedule)
     images = images_for_model(model, trained.data, callback.note)
     space = feature_space(trained.features, images.shape)

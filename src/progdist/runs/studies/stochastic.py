@@ -50,37 +50,37 @@ def stochastic(finished: Path, levels: int, most: int, callback: Callback) -> st
     folder.claim(write_recipe(recipe), lambda old: False)
     records = []
     for steps in counts:
-        for kind, name in ((TEACHER, "teacher"), (STUDENT, student_name(steps))):
+        for model_kind, name in ((TEACHER, "teacher"), (STUDENT, student_name(steps))):
             model = model_folder.load(run.folder.model(name))
             model.denoiser.to(run.distributed.device)
-            records += _all_methods(run, folder, kind, model, steps, levels)
-            best = _best(records, kind, steps)
+            records += _all_methods(run, folder, model_kind, model, steps, levels)
+            best = _best(records, model_kind, steps)
             level = "" if best["level"] is None else f" (level {best['level']:.1f})"
-            callback.note(f"{kind} at {steps}: best Fréchet {best['frechet']:.3f}{level}")
+            callback.note(f"{model_kind} at {steps}: best Fréchet {best['frechet']:.3f}{level}")
     table = _table(records, counts)
     figure, axes = panels(2, 4.2)
     _draw(axes[0], records, counts, "figure 4", ((STUDENT, "ddim"), (TEACHER, "ddim"), (TEACHER, "ancestral")))
-    pairs = [(kind, method) for kind in (STUDENT, TEACHER) for method in ("ddim", "ancestral", "overshoot")]
+    pairs = [(model_kind, method) for model_kind in (STUDENT, TEACHER) for method in ("ddim", "ancestral", "overshoot")]
     _draw(axes[1], records, counts, "appendix F", pairs)
     write_study(folder, table, figure)
     return table
 
 
-def _all_methods(run: Run, folder: RunFolder, kind: str, model: Model, steps: int, levels: int) -> list[Record]:
+def _all_methods(run: Run, folder: RunFolder, model_kind: str, model: Model, steps: int, levels: int) -> list[Record]:
     """One model at one step count by every method."""
     methods: list[tuple[str, float | None, str | Step]] = [("ddim", None, "ddim"), ("overshoot", None, overshoot)]
     gammas = [number / (levels - 1) for number in range(levels)]
     methods += [("ancestral", gamma, partial(ancestral, gamma=gamma)) for gamma in gammas]
     records = []
     for method, level, step in methods if steps > 1 else methods[:1]:  # the last step adds no noise
-        key = {"model": kind, "steps": steps, "method": method, "level": level}
+        key = {"model": model_kind, "steps": steps, "method": method, "level": level}
         records.append(measured(folder, key, lambda step=step: distance(run, model, steps, step)))
     return records
 
 
-def _best(records: list[Record], kind: str, steps: int, method: str = "ancestral") -> Record:
+def _best(records: list[Record], model_kind: str, steps: int, method: str = "ancestral") -> Record:
     """The best record of a method; of one step all methods are DDIM."""
-    chosen = [record for record in records if (record["model"], record["steps"]) == (kind, steps)]
+    chosen = [record for record in records if (record["model"], record["steps"]) == (model_kind, steps)]
     by_method = [record for record in chosen if record["method"] == method]
     return min(by_method or chosen, key=lambda record: record["frechet"])
 
@@ -88,20 +88,20 @@ def _best(records: list[Record], kind: str, steps: int, method: str = "ancestral
 def _table(records: list[Record], counts: list[int]) -> str:
     rows = []
     for steps in counts:
-        for kind in (TEACHER, STUDENT):
-            best = _best(records, kind, steps)
-            plain, over = (_best(records, kind, steps, method)["frechet"] for method in ("ddim", "overshoot"))
+        for model_kind in (TEACHER, STUDENT):
+            best = _best(records, model_kind, steps)
+            plain, over = (_best(records, model_kind, steps, method)["frechet"] for method in ("ddim", "overshoot"))
             level = "" if best["level"] is None else f" (level {best['level']:.1f})"
-            rows.append([str(steps), kind, f"{plain:.3f}", f"{best['frechet']:.3f}{level}", f"{over:.3f}"])
+            rows.append([str(steps), model_kind, f"{plain:.3f}", f"{best['frechet']:.3f}{level}", f"{over:.3f}"])
     return markdown(["steps", "model", "DDIM", "ancestral at its best", "overshoot"], rows)
 
 
 def _draw(axes: Axes, records: list[Record], counts: list[int], title: str, lines: Any) -> None:  # noqa: ANN401
     styles = {"ddim": "o-", "ancestral": "^--", "overshoot": "s:"}
-    for kind, method in lines:
-        values = [_best(records, kind, steps, method)["frechet"] for steps in counts]
-        colour = COLOURS[0] if kind == STUDENT else COLOURS[1]
-        axes.plot(counts, values, styles[method], color=colour, markersize=4, label=f"{kind}, {method}")
+    for model_kind, method in lines:
+        values = [_best(records, model_kind, steps, method)["frechet"] for steps in counts]
+        colour = COLOURS[0] if model_kind == STUDENT else COLOURS[1]
+        axes.plot(counts, values, styles[method], color=colour, markersize=4, label=f"{model_kind}, {method}")
     axes.set_xscale("log", base=2)
     axes.set_yscale("log")
     axes.set_xticks(counts, [str(count) for count in counts])
