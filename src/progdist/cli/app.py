@@ -35,7 +35,9 @@ def _version(wanted: bool) -> None:
 
 @app.callback()
 def main(
-    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print it.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
 ) -> None:
     """Progressive distillation: diffusion models that sample in 1 to 8 steps."""
 
@@ -48,7 +50,7 @@ def run(
     out: Annotated[Path | None, typer.Option(help="The run's folder; runs/NAME if not given.")] = None,
     fresh: Fresh = False,
     shard: Shard = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be built, and its cost.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the cost estimate and exit.")] = False,
 ) -> None:
     """Teach, distil, evaluate and report; the same command again continues."""
     from progdist.cli.progress import Terminal, estimate_table
@@ -70,13 +72,17 @@ def run(
 def distill(
     model: Annotated[str, typer.Argument(help="A diffusers pipeline folder, a progdist folder, or hub:OWNER/NAME.")],
     data: Annotated[str, typer.Option(help="digits, folder:PATH, idx:PATH, npz:PATH or hub:NAME.")],
-    steps: Annotated[int, typer.Option(help="Of the student.", min=1)] = 4,
+    steps: Annotated[int, typer.Option(help="Sampling steps of the final student.", min=1)] = 4,
     out: Annotated[Path | None, typer.Option(help="The run's folder; runs/NAME-STEPS if not given.")] = None,
     start: Annotated[int, typer.Option(help="The chain starts at no more steps than this.", min=2)] = 256,
-    updates: Annotated[int, typer.Option(help="Of each stage; the last two take twice as many.", min=1)] = 1000,
-    match_updates: Annotated[int | None, typer.Option(help="Of stage 0; four times --updates.", min=1)] = None,
-    batch: Annotated[int, typer.Option(help="Examples in an update.", min=1)] = 64,
-    guidance: Annotated[float | None, typer.Option(help="Scale of classifier-free guidance to take in.")] = None,
+    updates: Annotated[
+        int, typer.Option(help="Training steps of each stage; the last two stages take twice as many.", min=1)
+    ] = 1000,
+    match_updates: Annotated[
+        int | None, typer.Option(help="Training steps of stage 0; four times --updates if not given.", min=1)
+    ] = None,
+    batch: Annotated[int, typer.Option(help="Batch size.", min=1)] = 64,
+    guidance: Annotated[float | None, typer.Option(help="Guidance scale to distil into the student.")] = None,
     set_: Annotated[list[str] | None, typer.Option("--set", help="Any key of the recipe, as in `run`.")] = None,
     fresh: Fresh = False,
     shard: Shard = False,
@@ -116,7 +122,7 @@ def distill(
 def doctor(
     model: Annotated[str, typer.Argument(help="A diffusers pipeline folder, a progdist folder, or hub:OWNER/NAME.")],
     data: Annotated[str | None, typer.Option(help="Images to try it on, e.g. folder:PATH.")] = None,
-    offset: Annotated[float | None, typer.Option(help="Of the timestep, if not its folder's own.")] = None,
+    offset: Annotated[float | None, typer.Option(help="Timestep offset, if it differs from the folder's.")] = None,
     seed: Seed = 0,
 ) -> None:
     """Say what is inferred of a teacher, and what would go wrong; exit code 2 if something would."""
@@ -257,7 +263,7 @@ def recipes(name: Annotated[str | None, typer.Argument(help="Print this one whol
 
 
 def _finish(records: list[dict[str, Any]], folder: Path) -> None:
-    """The table of a run, and its report; told and written by its first process."""
+    """Print the table of a run and the path of its report, in the main process."""
     if RANK > 0:
         return
     from progdist.cli.progress import quality_table

@@ -1,4 +1,4 @@
-"""What is to be known of a teacher before it is distilled, in plain words, with the remedy where something is amiss."""
+"""Inspect a teacher before it is distilled: what is inferred, and what would go wrong, with the remedy."""
 
 from collections.abc import Iterator
 
@@ -86,9 +86,9 @@ def _cost(rates: Rates, network: torch.nn.Module) -> Iterator[str]:
     )
 
 
-def _trial(reading: TeacherCheck) -> Iterator[str]:
-    listed = ", ".join(f"{name} {error:.3g}" for name, error in reading.errors.items())
+def _trial(check: TeacherCheck) -> Iterator[str]:
+    listed = ", ".join(f"{name} {error:.3g}" for name, error in check.errors.items())
     yield f"its output read as (error of the denoised data, less is better): {listed}"
-    listed = ", ".join(f"{shift:+d} {error:.4g}" for shift, error in reading.shifts.items())
+    listed = ", ".join(f"{shift:+d} {error:.4g}" for shift, error in check.shifts.items())
     yield f"its timestep shifted by: {listed}"
-    yield f"! {reading.problem}" if reading.problem else "what its folder says agrees with the data"
+    yield f"! {check.problem}" if check.problem else "what its folder says agrees with the data"

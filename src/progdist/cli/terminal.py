@@ -1,4 +1,4 @@
-"""What every command shares: the console, remarks on standard error, and mistakes told in one line."""
+"""What every command shares: the console, messages on standard error, and errors shown as one line."""
 
 import errno
 import os

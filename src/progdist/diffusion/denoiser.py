@@ -2,7 +2,7 @@ r"""A denoiser: (z_t, t) -> xh, the one contract between networks and everything
 
     xh(z, t) = denoise(F(z, timestep), z, alpha_t, sigma_t),    timestep = T tau_t - offset
 
-tau_t is the time that the network is told: t itself, or sigma_t of a rectified flow, whose grid may be shifted. The
+tau_t is the time that the network receives: t itself, or sigma_t of a rectified flow, whose grid may be shifted. The
 timestep is what stock diffusers hands the same network. Its DDIM counts a table of T noise levels from 0, so that
 entry i is t = (i + 1) / T and the offset is 1; its flow matching hands over T sigma_t, and the offset is 0.
 """
@@ -84,7 +84,7 @@ class Denoiser(nn.Module):
         return self.parameterization.denoise(output, z, self.schedule.alpha(t), self.schedule.sigma(t))
 
     def timestep(self, t: Tensor) -> Tensor:
-        """What the network is told of times t: float64, of t's shape."""
+        """The timestep that the network receives at times t: float64, of t's shape."""
         return self.timesteps * self.schedule.network_time(t) - self.offset
 
     def output(self, z: Tensor, timestep: Tensor, **condition: Tensor) -> Tensor:
@@ -102,5 +102,5 @@ class Denoiser(nn.Module):
         return other
 
     def with_offset(self, offset: float) -> "Denoiser":
-        """The same network, told timesteps by another convention."""
+        """The same network with another timestep offset."""
         return Denoiser(self.network, self.schedule, self.parameterization, timesteps=self.timesteps, offset=offset)

@@ -55,7 +55,7 @@ class Schedule(ABC):
         return 2 * self.rho(t).log()
 
     def network_time(self, t: Tensor) -> Tensor:
-        """The time in [0, 1] that a network is told: t itself, unless a schedule says otherwise."""
+        """The time in [0, 1] that a network receives: t itself, unless a schedule overrides it."""
         return t
 
 
@@ -167,7 +167,7 @@ class RectifiedFlow(Schedule):
         sigma_t = shift t / (1 + (shift - 1) t)
 
     A shift above 1 spends more of the steps where there is more noise, as large images need (Esser et al. 2024, arXiv
-    2403.03206, section 5.3.2). The network is told sigma_t, so one network serves every shift.
+    2403.03206, section 5.3.2). The network receives sigma_t, so one network serves every shift.
     """
 
     name: ClassVar[str] = "rectified_flow"

@@ -1,4 +1,4 @@
-r"""Is a teacher what its folder says? Its output is read in every way, on data; the best reading must be its own.
+r"""Does a teacher agree with its folder? Every parameterization is tried on data; its own must denoise best.
 
 At three noise levels (log-SNR 2, 0 and -2) each parameterization's error mean |x - xh|^2 is measured: a wrong
 prediction type shows as an error several times the best one's.
@@ -34,7 +34,7 @@ SHIFTS = (-2, -1, 0, 1, 2)
 """What is added to the timestep."""
 
 ERROR_RATIO = 0.7
-"""A reading is refused where another one's error is less than this share of its own."""
+"""A parameterization is refused where another one's error is less than this fraction of its own."""
 
 STANDARD_ERRORS = 4.0
 """Standard errors by which another timestep must be better."""
@@ -47,7 +47,7 @@ class TeacherCheck:
     Attributes:
         errors: parameterization -> mean squared error of the denoised data over the three noise levels.
         shifts: what is added to the timestep -> mean squared error of the output over the lowest noise levels.
-        problem: what is wrong with the folder's own reading, or None.
+        problem: what is wrong with the folder's description, or None.
     """
 
     errors: dict[str, float]
@@ -66,7 +66,7 @@ def time_of(schedule: Schedule, log_snr: float) -> Tensor:
 
 @torch.no_grad()
 def read(denoiser: Denoiser, x: Tensor, eps: Tensor, **condition: Tensor) -> TeacherCheck:
-    """Try every reading of a denoiser's network.
+    """Try every parameterization, and shifted timesteps, on a denoiser's network.
 
     Args:
         denoiser: as its folder describes it.
@@ -74,7 +74,7 @@ def read(denoiser: Denoiser, x: Tensor, eps: Tensor, **condition: Tensor) -> Tea
         eps: standard normal noise (B, ...).
         condition: passed to the network.
     """
-    if isinstance(denoiser.schedule, RectifiedFlow):  # the network is told sigma, so it is one of every shift
+    if isinstance(denoiser.schedule, RectifiedFlow):  # the network receives sigma: one network for every shift
         kind, count, offset = denoiser.parameterization, denoiser.timesteps, denoiser.offset
         denoiser = Denoiser(denoiser.network, RectifiedFlow(), kind, timesteps=count, offset=offset)
     own = denoiser.parameterization
@@ -134,7 +134,7 @@ def _wrong_timestep(shifted: dict[int, Tensor], offset: float) -> str | None:
         sure = float(gain.mean()) > STANDARD_ERRORS * float(gain.std()) / len(gain) ** 0.5
         if sure and means[2 * shift] > means[shift]:
             return (
-                f"told a timestep one {'more' if shift > 0 else 'less'} the network fits the data better (error "
+                f"with a timestep one {'more' if shift > 0 else 'less'} the network fits the data better (error "
                 f"{means[shift]:.4g}, as it is {means[0]:.4g}): it counts timesteps otherwise; say so with "
                 f"--set teacher.offset={offset - shift:g}"
             )

@@ -1,4 +1,4 @@
-"""A model tried: images made with it in batches, and every reading of its output on data."""
+"""Sampling in batches, with autocast and decoding."""
 
 import torch
 from torch import Tensor

@@ -13,7 +13,7 @@ CHECK_IMAGES = 512
 
 
 def check_on_images(model: Model, images: Images, seed: int) -> TeacherCheck:
-    """Every reading of a model's output, tried on up to CHECK_IMAGES images."""
+    """Check a model's parameterization and timesteps on up to CHECK_IMAGES images."""
     device = next(model.denoiser.parameters()).device
     x, labels = images.sample(CHECK_IMAGES, seed)
     x = model.autoencoder.encode(x) if model.autoencoder else x

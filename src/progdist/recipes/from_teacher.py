@@ -1,4 +1,4 @@
-"""A run proposed for a teacher that is given: its chain, its data's frame, its stages.
+"""The recipe for a given teacher: its chain, its data transform, its stages.
 
 Stock samplers visit our grid only at step counts that divide the teacher's number of timesteps T, so every count of the
 chain does. It starts at the largest such count, up to `start`, that the target divides, and each ratio is a prime; the
@@ -56,7 +56,7 @@ def recipe_for_teacher(
     batch: int = 64,
     guidance: float | None = None,
 ) -> Recipe:
-    """The recipe with which `progdist distill` goes to work.
+    """The recipe that `progdist distill` runs.
 
     Args:
         source_model: the teacher's folder or hub name.

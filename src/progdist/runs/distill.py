@@ -97,11 +97,11 @@ def distill(
         weighting: the name of one in WEIGHTINGS.
         precision: "float32", "bf16", or "auto" for what is faster on the device.
         gradient_accumulation_steps: parts of a batch, to save memory; the result is the same but for rounding.
-        gradient_checkpointing: compute inner values twice rather than keep them; the network needs diffusers' method
+        gradient_checkpointing: recompute activations in the backward pass; the network needs diffusers' method
             enable_gradient_checkpointing().
         label: the keyword under which the network takes the labels (B,); None for an unconditional one.
         seed: of all randomness.
-        observe: told the student's step count (the teacher's in the matching stage) and the progress of each update.
+        observe: called with the student's step count (the teacher's in stage 0) and the progress of each update.
 
     Returns:
         The last student, on the device where the teacher was: sample it in `chain[-1]` steps.

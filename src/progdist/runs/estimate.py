@@ -1,4 +1,4 @@
-"""What a run would build, hold and cost, before it is begun.
+"""Cost estimate: what a run would build, how much memory it takes, and for how long.
 
 The network is built whole, and timed on this machine: seconds per example of an evaluation (f), of a training pass
 forward and back (g), and per update of the optimiser (o). A stage of U updates with batch B and k teacher steps takes

@@ -59,7 +59,7 @@ class RunFolder:
     def locked(self, note: Callable[[str], None] = lambda text: None) -> Iterator[None]:
         """Hold the folder against a second run; the system lets go of it when this process ends, however it ends.
 
-        `note` is told where the file system has no locks, and a second run would not be noticed.
+        `note` is called where the file system has no locks, and a second run would not be noticed.
 
         Raises:
             UserError: another process holds it.

@@ -1,4 +1,4 @@
-"""A recipe carried out: teach, distil stage by stage, evaluate every model, report.
+"""Run a recipe: train or read the teacher, distil stage by stage, evaluate every model, write the report.
 
 Each finished model and each finished evaluation stays in the run's folder, so the same command again goes on where it
 stopped and repeats nothing.
@@ -266,7 +266,7 @@ def open_run(recipe: Recipe, out: Path, callback: Callback, *, shards: bool = Fa
 
 
 def with_precision(recipe: Recipe, file: Path, device: torch.device) -> tuple[Recipe, list[str]]:
-    """The recipe with no `auto` left, and what a person is to be told of it.
+    """The recipe with every `auto` resolved, and messages for the user.
 
     Args:
         recipe: in which `auto` is the precision with which the run in the folder was begun, or what pays here.
@@ -290,12 +290,12 @@ def with_precision(recipe: Recipe, file: Path, device: torch.device) -> tuple[Re
 
 
 def run(recipe: Recipe, out: Path, callback: Callback, *, fresh: bool = False, shards: bool = False) -> list[Record]:
-    """Carry out a recipe in a folder, or go on with it; with other processes, if they were started together.
+    """Run a recipe in a folder, or resume it; with several processes under torchrun or accelerate.
 
     Args:
         recipe: what to do.
         out: the run's folder; made if missing.
-        callback: told of what happens.
+        callback: called with everything that happens.
         fresh: start over; an older run in the folder is renamed.
         shards: spread each network over the processes while it trains (see `progdist.training.sharding`).
 

@@ -1,6 +1,6 @@
-"""One network of a run trained, from where its last session left it.
+"""Training of one stage, resumed from its checkpoint.
 
-A finished model is a folder, and one under way has checkpoints; both are found again and gone on with. A stage trains
+A finished stage is a model folder, an unfinished one has checkpoints; both are picked up again. A stage trains
 for its number of updates, or, with a stopping rule, until its held-out distillation loss has converged.
 """
 

@@ -10,7 +10,7 @@ Record = dict[str, Any]
 
 @dataclass(frozen=True)
 class Progress:
-    """What an callback is told after each update (counted from 1); `skipped` counts those that made no step."""
+    """What a callback receives after each update (counted from 1); `skipped` counts those that made no step."""
 
     update: int
     loss: float
@@ -26,19 +26,19 @@ class Progress:
 
 
 class Callback(Protocol):
-    """Whoever watches a run."""
+    """Receives the events of a run."""
 
     def begin(self, title: str, updates: int) -> None:
-        """A network's training starts or goes on."""
+        """The training of a network starts or resumes."""
 
     def progress(self, progress: Progress) -> None:
-        """One update was made."""
+        """An update was made."""
 
     def end(self) -> None:
-        """That network is trained."""
+        """The training of that network ended."""
 
     def evaluated(self, record: Record) -> None:
         """A model was measured at a step count."""
 
     def note(self, text: str) -> None:
-        """Something worth a line."""
+        """A message for the user."""

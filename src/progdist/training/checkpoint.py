@@ -51,7 +51,7 @@ class Checkpoints:
             self._path(update).unlink(missing_ok=True)
 
     def latest(self, notify: Callable[[str], None] = lambda text: None) -> Checkpoint | None:
-        """The newest that is whole, or None; `say` is told of those that are not."""
+        """The newest that is whole, or None; `notify` is called for those that are not."""
         for update in reversed(self._updates()):
             try:
                 return self.at(update)

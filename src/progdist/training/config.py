@@ -1,4 +1,4 @@
-"""How one network is trained, in numbers, and what is told of each update."""
+"""The training configuration of one network."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -20,9 +20,9 @@ class TrainConfig:
         max_grad_norm: to which gradients are clipped; 0 for no clipping.
         ema: decay of the weights' average; 0 for none.
         dropout: whether the network's dropout is at work.
-        gradient_accumulation_steps: parts in which a process takes its rows, to save memory.
-        gradient_checkpointing: compute the network's inner values twice rather than keep them, to save memory.
-        lora_rank: of the corrections that alone are trained (see `progdist.training.lora`); 0 for all weights.
+        gradient_accumulation_steps: parts in which a process takes its share of the batch, to save memory.
+        gradient_checkpointing: recompute activations in the backward pass, to save memory.
+        lora_rank: rank of the LoRA adapters that alone are trained; 0 to train all weights.
         max_skipped_updates: updates in a row that are passed over because their loss or gradient is not finite.
         precision: "bf16" autocasts the network, "float32" does not, "auto" takes what is faster on the device.
         checkpoint_every: updates between checkpoints.

@@ -1,6 +1,6 @@
-"""Several processes at one run: the first of them reads what is there, decides and writes; all know what it found.
+"""Several processes in one run: the main process reads, decides and writes, and broadcasts what it found.
 
-Started alone, a process is a team of one. Under torchrun or `accelerate launch` the processes share batches, gradients
+Started alone there is one process. Under torchrun or `accelerate launch` the processes share batches, gradients
 and samples; the folder of the run must be one that all of them see.
 """
 

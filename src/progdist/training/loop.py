@@ -65,7 +65,7 @@ def train(
         accelerator: where it runs.
         seed: of the dropout masks.
         checkpoints: where to go on from, and to write to.
-        observe: told of every update.
+        observe: called after every update.
         stop: asked after every update, counted from 1, whether to end before the plan does; given the network as it is.
         sharded: spread the network over the processes (see `progdist.training.distributed`).
 

@@ -1,4 +1,4 @@
-r"""Students of low rank: the teacher's weights stay, and each linear or convolutional layer learns a small correction.
+r"""LoRA students: the weights are frozen, and each linear or convolutional layer has a trainable adapter.
 
     W' = W + B A,    A (rank, inputs), B (outputs, rank), B = 0 at first
 
@@ -18,7 +18,7 @@ from progdist._utils.errors import UserError
 
 
 def add_lora(network: nn.Module, rank: int, seed: int) -> nn.Module:
-    """A network that means what the given one does, of which only corrections of a rank can be trained.
+    """A copy of the network with trainable LoRA adapters.
 
     Args:
         network: left as it is but frozen; its weights are shared.
@@ -31,7 +31,7 @@ def add_lora(network: nn.Module, rank: int, seed: int) -> nn.Module:
     try:
         from peft import LoraConfig, inject_adapter_in_model
     except ImportError as error:
-        raise UserError("students of low rank need the extra `lora`: pip install 'progdist[lora]'") from error
+        raise UserError("LoRA students need the extra `lora`: pip install 'progdist[lora]'") from error
     network.requires_grad_(False)
     student = copy.deepcopy(network, {id(shared): shared for shared in network.parameters()})
     names = [name for name, module in student.named_modules() if isinstance(module, nn.Linear | nn.Conv2d)]
@@ -40,7 +40,7 @@ def add_lora(network: nn.Module, rank: int, seed: int) -> nn.Module:
 
 
 def merge_lora(network: nn.Module) -> nn.Module:
-    """A plain copy of a low-rank student, its corrections added to the weights."""
+    """A plain copy of a LoRA student, its adapters merged into the weights."""
     network = copy.deepcopy(network)
     for parent, name, layer in list(_adapted(network)):
         layer.merge()

@@ -1,4 +1,4 @@
-"""The network in training, its average and the optimiser's moments: what an update changes and a checkpoint holds."""
+"""The training state: network, EMA and optimizer moments, as a checkpoint holds them."""
 
 import torch
 from torch import Tensor, nn
@@ -10,7 +10,7 @@ from progdist.training.distributed import distribute, gather
 
 
 class State:
-    """The network, its average and the optimiser's moments: what a checkpoint holds."""
+    """Network, EMA and optimizer moments."""
 
     def __init__(self, network: nn.Module, config: TrainConfig) -> None:
         self.network, self.config = network, config
@@ -24,7 +24,7 @@ class State:
         self.seconds = 0.0
 
     def skip(self) -> None:
-        """Pass over an update whose gradient is not finite: nothing but its number changes."""
+        """Skip an update whose gradient is not finite: only its number is counted."""
         self.optimizer.zero_grad()
         self.update, self.skipped, self.skipped_in_a_row = self.update + 1, self.skipped + 1, self.skipped_in_a_row + 1
 

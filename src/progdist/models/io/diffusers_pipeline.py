@@ -6,7 +6,7 @@
     vae/ or vqvae/              of a latent model: the data are encoded before anything else
 
 What the folder says is also tried on data: the output is read in every way, and the timestep shifted by one either
-way, and the reading that denoises best must be the folder's own.
+way, and what denoises best must be what the folder says.
 """
 
 from collections.abc import Mapping

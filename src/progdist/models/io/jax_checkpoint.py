@@ -44,7 +44,7 @@ DTYPES = {
 TIMESTEPS = 1000
 
 DAMAGE = (ValueError, TypeError, KeyError, OverflowError, RuntimeError, RecursionError, msgpack.UnpackException)
-"""What reading a file that is cut short or hostile can raise."""
+"""What a truncated or hostile file can raise while it is parsed."""
 
 PLACE = re.compile(
     r"(?P<way>down|up)_(?P<level>\d+)\.(?:(?P<part>block|attn)_(?P<index>\d+)|(?:down|up)sample)"

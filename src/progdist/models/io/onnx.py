@@ -1,4 +1,4 @@
-"""A student as one ONNX file: noise in, images out, the whole sampling loop within.
+"""ONNX export of the whole sampling loop: noise in, images out.
 
     noise (B, C, H, W) float32 [, labels (B,) int64]  ->  images (B, C, H, W), about [-1, 1]
 

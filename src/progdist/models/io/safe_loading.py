@@ -80,8 +80,8 @@ def load_component(folder: Path, part: str, component_class: type[Part]) -> Part
     for what in ("missing_keys", "unexpected_keys", "mismatched_keys", "error_msgs"):
         if info[what]:
             raise UserError(
-                f"{part_folder} is damaged ({what.replace('_', ' ')}: {str(next(iter(info[what])))[:100]}): restore it, "
-                "or save the pipeline again"
+                f"{part_folder} is damaged ({what.replace('_', ' ')}: {str(next(iter(info[what])))[:100]}): restore "
+                "it, or save the pipeline again"
             )
     return cast(Part, network.float().eval())
 

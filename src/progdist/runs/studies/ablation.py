@@ -29,7 +29,7 @@ def ablation(recipe: Recipe, out: Path, seeds: int, callback: Callback) -> str:
         recipe: its teacher's training is the budget; its output, weighting and seed are replaced.
         out: the study's folder.
         seeds: the recipe's own and those that follow, so many in all.
-        callback: told of every training.
+        callback: called for every training.
 
     Returns:
         The table, as Markdown.

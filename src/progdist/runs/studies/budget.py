@@ -32,7 +32,7 @@ def budget(recipe: Recipe, out: Path, factors: Sequence[float], divisors: Sequen
         out: the study's folder.
         factors: of the updates of each stage.
         divisors: teacher steps to one of the student, e.g. 2 and 4.
-        callback: told of every training.
+        callback: called for every training.
 
     Returns:
         The table, as Markdown.

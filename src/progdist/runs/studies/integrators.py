@@ -61,7 +61,7 @@ def integrators(trained: Trained, out: Path, budgets: list[int], callback: Callb
         trained: the model and the data.
         out: the study's folder.
         budgets: network evaluations that every integrator may use.
-        callback: told of every measurement.
+        callback: called for every measurement.
 
     Returns:
         Both tables, as Markdown.

@@ -32,7 +32,7 @@ def stochastic(finished: Path, levels: int, most: int, callback: Callback) -> st
         finished: the folder of a run.
         levels: of the variance, from its lower to its upper bound.
         most: the largest step count that is measured.
-        callback: told of every step count.
+        callback: called for every step count.
 
     Returns:
         The table, as Markdown.
