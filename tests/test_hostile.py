@@ -44,7 +44,7 @@ from progdist.training.checkpoint import Checkpoint, Checkpoints
 
 pytestmark = pytest.mark.slow
 
-FUZZ = int(os.environ.get("FUZZ", "200"))
+FUZZ = int(os.environ.get("FUZZ", "40"))
 """Changed files of each kind."""
 
 SECONDS = 10.0

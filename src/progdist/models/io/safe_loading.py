@@ -70,7 +70,7 @@ def load_component(folder: Path, part: str, component_class: type[Part]) -> Part
                 use_safetensors=True,
                 local_files_only=True,
                 low_cpu_mem_usage=False,
-                output_info=True,
+                output_loading_info=True,
             )
     except UserError:
         raise
