@@ -13,7 +13,8 @@ import torch
 
 from progdist import UserError, sample
 from progdist.models.io.folder import load, save
-from progdist.models.io.jax_checkpoint import import_checkpoint, infer_layout, read_checkpoint, translate
+from progdist.models.io.jax_checkpoint import import_checkpoint, read_checkpoint
+from progdist.models.io.jax_parameters import infer_layout, translate
 from test_model_folder import stock, stock_ddim, stock_unet
 
 DATA = Path(__file__).parent / "data"

@@ -75,7 +75,7 @@ def test_the_choice_is_recorded_and_kept_elsewhere(
     tiny_recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("progdist._utils.precision.bf16_speedup", lambda device: 0.1)
-    monkeypatch.setattr("progdist.runs.run.bf16_speedup", lambda device: 0.1)
+    monkeypatch.setattr("progdist.runs.checks.bf16_speedup", lambda device: 0.1)
     words = ("run", tiny_recipe, "--out", tmp_path / "run", *SHORT, *AUTO)
     result = call(*words)
     assert result.exit_code == 0, result.output

@@ -15,7 +15,6 @@ from torch import Tensor
 
 from progdist._utils.errors import UserError
 from progdist._utils.files import atomic_write, read_tensors
-from progdist._utils.precision import Precision, bf16_speedup, emulation_warning, resolve
 from progdist._utils.random import EVALUATION_NOISE, generator
 from progdist.data.grid import GRID, write_grid
 from progdist.data.images import Images
@@ -36,9 +35,10 @@ from progdist.models.io.folder import write_card
 from progdist.models.model import Model
 from progdist.recipes.files import read_recipe, write_recipe
 from progdist.recipes.recipe import Recipe, student_name
+from progdist.runs.checks import check_compatible, with_precision
 from progdist.runs.folder import Record, RunFolder
 from progdist.runs.report import write_report
-from progdist.runs.stages import RunStages, null_class, untrained
+from progdist.runs.stages import RunStages, untrained
 from progdist.training.callbacks import Callback
 from progdist.training.distributed import Distributed
 
@@ -113,9 +113,14 @@ class Run:
         if rule := self.recipe.distill.stop:
             self.images.split(rule.held_out, self.recipe.seed)
         if self.given:
-            self._check_compatible(self.given.model)
+            check_compatible(self.recipe, self.given.model, self.images)
             self._check_teacher(self.given.model)
-        start = converted_form(self.given.model.denoiser) if self.given else self._untrained().denoiser
+        shape, classes, name = self.images.shape, self.images.classes, self.images.name
+        start = (
+            converted_form(self.given.model.denoiser)
+            if self.given
+            else untrained(self.recipe, shape, classes, name).denoiser
+        )
         weighting = WEIGHTINGS[self.recipe.distill.weighting]
         check_weighting(start.schedule, weighting, self.recipe.distill.counts()[-1])
         names = ["teacher", *(student_name(stage.steps) for stage in self.recipe.distill.links())]
@@ -125,45 +130,9 @@ class Run:
             lambda: self.folder.claim(resolved, lambda old: self.recipe.continues(read_recipe(str(old)), finished))
         )
 
-    def _untrained(self) -> Model:
-        return untrained(self.recipe, self.images.shape, self.images.classes, self.images.name)
-
     def _write_page(self) -> None:
         """Write report.html as far as the run has come."""
         self.distributed.on_main_process(lambda: write_report(self.folder))
-
-    def _check_compatible(self, model: Model) -> None:
-        """Refuse a teacher that the data or the chain does not suit."""
-        shape, classes, counts = model.image, len(self.images.classes), self.recipe.distill.counts()
-        if model.steps and counts[0] not in model.steps:
-            known = ", ".join(map(str, model.steps))
-            raise UserError(
-                f"the teacher was distilled for {known} steps and the chain starts at {counts[0]}: set distill.start "
-                "(or distill.chain) to start there"
-            )
-        if model.steps and self.recipe.match.guidance is not None:
-            raise UserError("guidance is taken in at all times, and a distilled teacher knows only its own: leave it")
-        if model.autoencoder and self.recipe.evaluate.clip:
-            raise UserError("evaluate.clip is of images, and a latent model's samples are latents: set it to false")
-        if self.given:
-            null_class(self.recipe, self.given.model, self.images)
-        if shape != self.images.shape:
-            raise UserError(
-                f"the teacher makes images of {shape}, {self.images.name} holds {self.images.shape} (channels, height, "
-                "width): set data.size and data.channels"
-            )
-        if model.autoencoder and self.recipe.data.flip:
-            raise UserError("data.flip is of images, and a latent model sees latents, encoded once: set it to false")
-        if model.classes and not classes:
-            raise UserError(f"the teacher has {len(model.classes)} classes, but {self.images.name} has no labels")
-        if model.classes and classes > len(model.classes):
-            raise UserError(f"{self.images.name} has {classes} classes, the teacher knows {len(model.classes)}")
-        for count in self.recipe.distill.counts():
-            if model.denoiser.timesteps % count:
-                raise UserError(
-                    f"the chain's {count} steps do not divide the teacher's {model.denoiser.timesteps} timesteps, so "
-                    "stock samplers would visit other times: choose counts that do"
-                )
 
     def _check_teacher(self, model: Model) -> None:
         """Refuse a teacher whose output the data contradict, unless it is trusted."""
@@ -263,30 +232,6 @@ def open_run(recipe: Recipe, out: Path, callback: Callback, *, shards: bool = Fa
     for remark in remarks:
         callback.note(remark)
     return Run(chosen, folder, callback, distributed)
-
-
-def with_precision(recipe: Recipe, file: Path, device: torch.device) -> tuple[Recipe, list[str]]:
-    """The recipe with every `auto` resolved, and messages for the user.
-
-    Args:
-        recipe: in which `auto` is the precision with which the run in the folder was begun, or what pays here.
-        file: of that run's resolved recipe, if there is one.
-        device: on which the run computes.
-    """
-    before = read_recipe(str(file)) if file.is_file() else None
-    asked: dict[str, Precision] = recipe.precisions()
-    kept: dict[str, Precision] = before.precisions() if before else {}
-    here = resolve("auto", device)
-    chosen: dict[str, Precision]
-    chosen = {name: here if kept.get(name, "auto") == "auto" else kept[name] for name in asked if asked[name] == "auto"}
-    remarks = []
-    if other := [name for name, precision in chosen.items() if precision != here]:
-        remarks.append(f"{' and '.join(other)}: {chosen[other[0]]}, as the run was begun; here {here} is faster")
-    elif chosen:
-        remarks.append(f"precision: {here} (bf16 would be {bf16_speedup(device.type):.2g} times as fast as float32)")
-    if "bf16" in (asked | chosen).values() and (warning := emulation_warning(device)):
-        remarks.append(f"warning: {warning}")
-    return recipe.with_precisions(chosen), remarks
 
 
 def run(recipe: Recipe, out: Path, callback: Callback, *, fresh: bool = False, shards: bool = False) -> list[Record]:

@@ -1,0 +1,130 @@
+"""The commands that work on model folders."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, cast, get_args
+
+import typer
+
+from progdist._utils.errors import UserError
+from progdist._utils.precision import Precision
+from progdist.cli.terminal import console, write_message
+from progdist.diffusion.sampler import METHODS
+
+VARIANCE = "Of --method ancestral: 0 for the lower bound of the variance, 1 for the upper."
+Seed = Annotated[int, typer.Option(help="Seed of the noise.", min=0)]
+
+
+def doctor(
+    model: Annotated[str, typer.Argument(help="A diffusers pipeline folder, a progdist folder, or hub:OWNER/NAME.")],
+    data: Annotated[str | None, typer.Option(help="Images to try it on, e.g. folder:PATH.")] = None,
+    offset: Annotated[float | None, typer.Option(help="Timestep offset, if it differs from the folder's.")] = None,
+    seed: Seed = 0,
+) -> None:
+    """Say what is inferred of a teacher, and what would go wrong; exit code 2 if something would."""
+    from progdist.cli.doctor import examine
+
+    amiss = False
+    for line in examine(model, data, offset, seed):
+        amiss |= line.startswith("!")
+        console.print(line, highlight=False, markup=False, style="bold red" if line.startswith("!") else None)
+    if amiss:
+        raise typer.Exit(2)
+
+
+def sample(
+    model: Annotated[Path, typer.Argument(help="A model folder.")],
+    steps: Annotated[int | None, typer.Option(help="Sampling steps; the model's own if not given.")] = None,
+    count: Annotated[int, typer.Option("--count", "-n", help="How many images.", min=1)] = 64,
+    out: Annotated[Path, typer.Option(help="A PNG file (a grid), or .npz (float32 images).")] = Path("samples.png"),
+    label: Annotated[int | None, typer.Option(help="The class; all in turn if not given.", min=0)] = None,
+    method: Annotated[str, typer.Option(help=f"One of {', '.join(METHODS)}.")] = "ddim",
+    level: Annotated[float, typer.Option("--variance", "--level", help=VARIANCE, min=0, max=1)] = 1.0,
+    clip: Annotated[bool, typer.Option("--clip", help="Keep every denoised image within [-1, 1].")] = False,
+    seed: Seed = 0,
+    columns: Annotated[int, typer.Option(help="Columns of the grid.", min=1)] = 8,
+) -> None:
+    """Make images with a model."""
+    from progdist.evaluation.generate import SamplingOptions, write_samples
+
+    write_samples(model, SamplingOptions(steps, count, label, seed, method, clip, level), out, columns, write_message)
+
+
+def evaluate(
+    models: Annotated[list[Path], typer.Argument(help="Model folders.")],
+    data: Annotated[str, typer.Option(help="digits, folder:PATH, idx:PATH, npz:PATH or hub:NAME.")],
+    steps: Annotated[int | None, typer.Option(help="Sampling steps; each model's own if not given.")] = None,
+    count: Annotated[int, typer.Option("--count", "-n", help="Samples of each model.", min=2)] = 2048,
+    features: Annotated[str, typer.Option(help="digits, fashion-mnist, pixels or inception.")] = "pixels",
+    method: Annotated[str, typer.Option(help=f"One of {', '.join(METHODS)}.")] = "ddim",
+    level: Annotated[float, typer.Option("--variance", "--level", help=VARIANCE, min=0, max=1)] = 1.0,
+    clip: Annotated[bool, typer.Option("--clip", help="Keep every denoised image within [-1, 1].")] = False,
+    batch: Annotated[int, typer.Option(help="Images made at a time.", min=1)] = 256,
+    precision: Annotated[str, typer.Option(help="auto, float32 or bf16.")] = "auto",
+    teacher: Annotated[Path | None, typer.Option(help="Also give the RMSE to this model's images.")] = None,
+    teacher_steps: Annotated[int | None, typer.Option(help="Steps that --teacher takes; 256 if not given.")] = None,
+    seed: Seed = 0,
+    json_: Annotated[bool, typer.Option("--json", help="One JSON object per model.")] = False,
+) -> None:
+    """Measure models against data."""
+    from progdist.evaluation.generate import Reference, SamplingOptions, compare
+
+    if teacher_steps is not None and teacher is None:
+        raise UserError("--teacher-steps is of --teacher, which is not given: give it, or leave both")
+    if precision not in get_args(Precision):
+        raise UserError(f"--precision {precision} is unknown: use one of {', '.join(get_args(Precision))}")
+    reference = Reference(teacher, teacher_steps or 256) if teacher else None
+    options = SamplingOptions(steps, count, None, seed, method, clip, level, batch, cast(Precision, precision))
+    for result in compare(models, data, options, features, reference, write_message):
+        if json_:
+            typer.echo(json.dumps(result))
+        else:
+            console.print(
+                f"{result['model']} at {result['steps']} steps: Fréchet {result['frechet']:.3f} "
+                f"({result['frechet_low']:.3f} to {result['frechet_high']:.3f}), kernel×1000 {result['kernel']:.3f}"
+                + ("" if result["agreement"] is None else f", class right {100 * result['agreement']:.1f} %")
+                + ("" if result["rmse"] is None else f", RMSE to the teacher {result['rmse']:.3f}")
+                + f", {result['network_evaluations']} network evaluations, "
+                f"{1000 * result['seconds_per_image']:.2f} ms per image",
+                highlight=False,
+            )
+
+
+def export(
+    model: Annotated[Path, typer.Argument(help="A model folder.")],
+    onnx: Annotated[Path, typer.Option("--onnx", help="The file to write.")],
+    steps: Annotated[int | None, typer.Option(help="Sampling steps; the model's own if not given.", min=1)] = None,
+) -> None:
+    """Write a model's whole sampling loop as one ONNX file."""
+    from progdist.models.io.folder import load
+    from progdist.models.io.onnx import export_onnx
+
+    taken = export_onnx(load(model), steps, onnx)
+    console.print(f"{onnx}: noise to images in {taken} step{'s' if taken > 1 else ''}", highlight=False, soft_wrap=True)
+
+
+def import_official(
+    checkpoint: Annotated[Path, typer.Argument(help="A file of the paper's release.")],
+    out: Annotated[Path, typer.Option(help="The model folder to write.")],
+    recipe: Annotated[str | None, typer.Option(help="The recipe it was trained by, e.g. cifar10.")] = None,
+    image_size: Annotated[int | None, typer.Option(help="Height and width of its images.", min=1)] = None,
+    parameterization: Annotated[str | None, typer.Option(help="x, eps, v or x_eps.")] = None,
+) -> None:
+    """Turn a released JAX checkpoint into a model folder."""
+    from progdist.models.io.folder import save
+    from progdist.models.io.jax_checkpoint import import_checkpoint
+    from progdist.recipes.files import read_recipe
+
+    known = read_recipe(recipe) if recipe else None
+    model = import_checkpoint(
+        checkpoint,
+        size=image_size or (known.data.size if known else None),
+        parameterization=parameterization or (known.parameterization if known else None),
+        chain_start=known.distill.counts()[0] if known else 0,
+    )
+    save(model, out)
+    console.print(f"{out}: distilled for {', '.join(map(str, model.steps)) or 'any number of'} steps", highlight=False)
+
+
+COMMANDS: tuple[Callable[..., None], ...] = (doctor, sample, evaluate, export, import_official)

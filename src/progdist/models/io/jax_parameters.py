@@ -1,0 +1,180 @@
+r"""The parameters of a released network -> those of diffusers' UNet2DModel.
+
+Their network sees 1000 t', ours T t - 1 with T = 1000. With tau = 1000 t - 1 their embedding of tau + 1 is a rotation
+of ours, for every frequency w,
+
+    sin w(tau + 1) =  cos w sin(w tau) + sin w cos(w tau)
+    cos w(tau + 1) = -sin w sin(w tau) + cos w cos(w tau)
+
+so the rotation is folded, in float64, into the first layer of the time embedding. Their one-hot classes through a dense
+layer with a bias are an embedding with the bias added to every row.
+
+Source: github.com/google-research/google-research, diffusion_distillation.
+"""
+
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from diffusers.models.unets.unet_2d import UNet2DModel
+from torch import Tensor
+
+from progdist._utils.errors import UserError
+from progdist.models.unet import unet
+
+PLACE = re.compile(
+    r"(?P<way>down|up)_(?P<level>\d+)\.(?:(?P<part>block|attn)_(?P<index>\d+)|(?:down|up)sample)"
+    r"|mid\.(?P<mid_part>block|attn)_(?P<mid_index>\d+)"
+)
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What the names and shapes tell of the network (arguments of `progdist.models.unet.unet`)."""
+
+    channels: int
+    heads: int
+    width: int
+    multipliers: tuple[int, ...]
+    blocks: int
+    attention: tuple[bool, ...]
+    head_size: int | None
+    embedding: int
+    classes: int
+
+    def build(self, size: int) -> UNet2DModel:
+        """The network for images of size x size, with weights yet to be filled in."""
+        return unet(
+            image=(self.channels, size, size),
+            width=self.width,
+            multipliers=self.multipliers,
+            blocks=self.blocks,
+            attention=[size >> level for level, attends in enumerate(self.attention) if attends],
+            head_size=self.head_size,
+            embedding=self.embedding,
+            classes=self.classes,
+            heads=self.heads,
+        )
+
+
+def infer_layout(parameters: Mapping[str, Tensor]) -> Layout:
+    """The network that these parameters belong to.
+
+    Raises:
+        UserError: they are of another network.
+    """
+    try:
+        levels = 1 + max(int(found[1]) for name in parameters if (found := re.match(r"down_(\d+)\.", name)))
+        blocks = sum(bool(re.fullmatch(r"down_0\.block_\d+/conv1/kernel", name)) for name in parameters)
+        _, _, channels, width = parameters["conv_in/kernel"].shape
+        widths = [parameters[f"down_{level}.block_0/conv1/kernel"].shape[-1] for level in range(levels)]
+        queries = [parameters[name].shape for name in parameters if name.endswith("/q/kernel")]
+        sizes, counts = {shape[2] for shape in queries}, {shape[1] for shape in queries}
+        classes = parameters["class_emb/kernel"].shape[0] if "class_emb/kernel" in parameters else 0
+        heads, rest = divmod(parameters["conv_out/kernel"].shape[-1], channels)
+        embedding = parameters["dense0/kernel"].shape[1]
+    except (KeyError, ValueError, IndexError) as error:
+        raise UserError(f"the parameters are of another network: {error} is missing or of another shape") from error
+    if any(count % width for count in widths) or rest or heads not in (1, 2) or (len(sizes) > 1 and counts != {1}):
+        raise UserError(
+            f"the parameters are of another network: level widths {widths} on {width}, {heads} outputs of {channels} "
+            f"channels, attention heads of sizes {sorted(sizes)}"
+        )
+    return Layout(
+        channels=channels,
+        heads=heads,
+        width=width,
+        multipliers=tuple(count // width for count in widths),
+        blocks=blocks,
+        attention=tuple(f"down_{level}.attn_0/q/kernel" in parameters for level in range(levels)),
+        head_size=sizes.pop() if len(sizes) == 1 else None,
+        embedding=embedding,
+        classes=classes,
+    )
+
+
+def translate(parameters: Mapping[str, Tensor], network: UNet2DModel) -> dict[str, Tensor]:
+    """The state of a UNet2DModel from the released parameters, in float32.
+
+    Raises:
+        UserError: a parameter too many, too few, or of another size.
+    """
+    levels = len(network.config["block_out_channels"])
+    state: dict[str, Tensor] = {}
+    for path, value in parameters.items():
+        if path != "class_emb/bias":
+            state[_rename(path, levels)] = _reorder(path, value.double())
+    if "class_emb/bias" in parameters:
+        state["class_embedding.weight"] = state["class_embedding.weight"] + parameters["class_emb/bias"].double()
+    state["time_embedding.linear_1.weight"] = _turn(state["time_embedding.linear_1.weight"])
+    expected = network.state_dict()
+    if expected.keys() != state.keys():
+        odd = sorted(expected.keys() ^ state.keys())
+        raise UserError(f"the parameters are of another network: {len(odd)} differ, the first is {odd[0]}")
+    for name, value in state.items():
+        if value.numel() != expected[name].numel():
+            raise UserError(
+                f"the parameters are of another network: {name} is {tuple(value.shape)}, expected "
+                f"{tuple(expected[name].shape)}"
+            )
+    return {name: value.reshape(expected[name].shape).float() for name, value in state.items()}
+
+
+def _turn(weight: Tensor) -> Tensor:
+    """Fold the step from tau to tau + 1 into the layer behind the embedding (out, [sin, cos])."""
+    sine, cosine = weight.chunk(2, dim=1)
+    half = sine.shape[1]
+    w = torch.exp(-math.log(10_000) * torch.arange(half, dtype=torch.float64) / (half - 1))
+    return torch.cat([sine * w.cos() - cosine * w.sin(), sine * w.sin() + cosine * w.cos()], dim=1)
+
+
+TOP = {
+    "conv_in": "conv_in",
+    "conv_out": "conv_out",
+    "norm_out": "conv_norm_out",
+    "dense0": "time_embedding.linear_1",
+    "dense1": "time_embedding.linear_2",
+    "class_emb": "class_embedding",
+}
+INNER = {
+    "norm": "group_norm",
+    "q": "to_q",
+    "k": "to_k",
+    "v": "to_v",
+    "proj_out": "to_out.0",
+    "temb_proj": "time_emb_proj",
+    "nin_shortcut": "conv_shortcut",
+}
+
+
+def _rename(path: str, levels: int) -> str:
+    """Their name of a parameter -> diffusers'."""
+    *parts, leaf = path.split("/")
+    kind = "bias" if leaf == "bias" else "weight"
+    if len(parts) == 1 and parts[0] in TOP:
+        return f"{TOP[parts[0]]}.{kind}"
+    found = PLACE.fullmatch(parts[0])
+    if found is None or len(parts) != 2:
+        raise UserError(f"the parameters are of another network: {path} is not one of its names")
+    rooms = {"block": "resnets", "attn": "attentions"}
+    if found["mid_part"]:
+        module_path = f"mid_block.{rooms[found['mid_part']]}.{int(found['mid_index']) - 1}"
+    else:
+        way, level = found["way"], int(found["level"])
+        module_path = f"{way}_blocks.{level if way == 'down' else levels - 1 - level}"
+        module_path += f".{rooms[found['part']]}.{found['index']}" if found["part"] else f".{way}samplers.0"
+    return f"{module_path}.{INNER.get(parts[1], parts[1])}.{kind}"
+
+
+def _reorder(path: str, value: Tensor) -> Tensor:
+    """Their order of axes -> torch's: HWIO -> OIHW, (in, out) -> (out, in), heads side by side."""
+    *_, layer, leaf = path.split("/")
+    if leaf != "kernel" or layer == "class_emb":
+        return value.flatten() if leaf != "kernel" else value
+    if layer in ("q", "k", "v"):
+        return value.flatten(1).T
+    if layer == "proj_out" and value.ndim == 3:
+        return value.flatten(0, 1).T
+    return value.permute(3, 2, 0, 1) if value.ndim == 4 else value.mT if value.ndim == 2 else value

@@ -1,0 +1,70 @@
+"""What is checked before a run begins: that teacher, data and chain fit, and which precision it computes in."""
+
+from pathlib import Path
+
+import torch
+
+from progdist._utils.errors import UserError
+from progdist._utils.precision import Precision, bf16_speedup, emulation_warning, resolve
+from progdist.data.images import Images
+from progdist.models.model import Model
+from progdist.recipes.files import read_recipe
+from progdist.recipes.recipe import Recipe
+from progdist.runs.stages import null_class
+
+
+def check_compatible(recipe: Recipe, model: Model, images: Images) -> None:
+    """Refuse a teacher that the data or the chain does not suit."""
+    shape, classes, counts = model.image, len(images.classes), recipe.distill.counts()
+    if model.steps and counts[0] not in model.steps:
+        known = ", ".join(map(str, model.steps))
+        raise UserError(
+            f"the teacher was distilled for {known} steps and the chain starts at {counts[0]}: set distill.start "
+            "(or distill.chain) to start there"
+        )
+    if model.steps and recipe.match.guidance is not None:
+        raise UserError("guidance is taken in at all times, and a distilled teacher knows only its own: leave it")
+    if model.autoencoder and recipe.evaluate.clip:
+        raise UserError("evaluate.clip is of images, and a latent model's samples are latents: set it to false")
+    null_class(recipe, model, images)
+    if shape != images.shape:
+        raise UserError(
+            f"the teacher makes images of {shape}, {images.name} holds {images.shape} (channels, height, "
+            "width): set data.size and data.channels"
+        )
+    if model.autoencoder and recipe.data.flip:
+        raise UserError("data.flip is of images, and a latent model sees latents, encoded once: set it to false")
+    if model.classes and not classes:
+        raise UserError(f"the teacher has {len(model.classes)} classes, but {images.name} has no labels")
+    if model.classes and classes > len(model.classes):
+        raise UserError(f"{images.name} has {classes} classes, the teacher knows {len(model.classes)}")
+    for count in recipe.distill.counts():
+        if model.denoiser.timesteps % count:
+            raise UserError(
+                f"the chain's {count} steps do not divide the teacher's {model.denoiser.timesteps} timesteps, so "
+                "stock samplers would visit other times: choose counts that do"
+            )
+
+
+def with_precision(recipe: Recipe, file: Path, device: torch.device) -> tuple[Recipe, list[str]]:
+    """The recipe with every `auto` resolved, and messages for the user.
+
+    Args:
+        recipe: in which `auto` is the precision with which the run in the folder was begun, or what pays here.
+        file: of that run's resolved recipe, if there is one.
+        device: on which the run computes.
+    """
+    before = read_recipe(str(file)) if file.is_file() else None
+    asked: dict[str, Precision] = recipe.precisions()
+    kept: dict[str, Precision] = before.precisions() if before else {}
+    here = resolve("auto", device)
+    chosen: dict[str, Precision]
+    chosen = {name: here if kept.get(name, "auto") == "auto" else kept[name] for name in asked if asked[name] == "auto"}
+    remarks = []
+    if other := [name for name, precision in chosen.items() if precision != here]:
+        remarks.append(f"{' and '.join(other)}: {chosen[other[0]]}, as the run was begun; here {here} is faster")
+    elif chosen:
+        remarks.append(f"precision: {here} (bf16 would be {bf16_speedup(device.type):.2g} times as fast as float32)")
+    if "bf16" in (asked | chosen).values() and (warning := emulation_warning(device)):
+        remarks.append(f"warning: {warning}")
+    return recipe.with_precisions(chosen), remarks
