@@ -2,8 +2,8 @@
 
     from progdist import Cosine, Denoiser, PARAMETERIZATIONS, distill, sample, load, save
 
-The mathematics stands in `schedule`, `parameterization`, `denoiser`, `sampler`, `objective` and `distillation`, in that
-order, each opening with its equations.
+The mathematics is in `progdist.diffusion` (schedule, parameterization, denoiser, sampler, loss) and the method in
+`progdist.distillation` (progressive, chain, conversion); each module opens with its equations.
 """
 
 from importlib.metadata import version

@@ -1,6 +1,6 @@
 """What a run is: data, schedule, network, the teacher's training, the chain of stages, evaluation.
 
-Every key has a default but `name`, `data` and `network`. `recipe_file` reads and writes recipes as YAML.
+Every key has a default but `name`, `data` and `network`. `recipes.files` reads and writes recipes as YAML.
 """
 
 from collections.abc import Collection, Mapping
