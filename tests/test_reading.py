@@ -104,7 +104,7 @@ def test_the_doctor_and_distill_refuse_what_the_data_contradict(
 ) -> None:
     place = stock()
     problem = "the folder says its network predicts eps, but read as v it denoises the data better"
-    monkeypatch.setattr("progdist.distillation.teacher_check._wrong_kind", lambda errors, own: problem)
+    monkeypatch.setattr("progdist.distillation.teacher_check._wrong_parameterization", lambda errors, own: problem)
     result = call("doctor", place, "--data", "digits")
     assert result.exit_code == 2
     assert f"! {problem}" in " ".join(result.output.split())
@@ -144,7 +144,7 @@ TRAINED = Path(__file__).parent / "data" / "stock_teacher"
 def test_a_trained_teacher_is_told_from_one_that_counts_otherwise(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, offset: int
 ) -> None:
-    monkeypatch.setattr("progdist.evaluation.teacher_check.READ_ON", 1797)
+    monkeypatch.setattr("progdist.evaluation.teacher_check.CHECK_IMAGES", 1797)
     words = ("distill", TRAINED, "--data", "digits", "--out", tmp_path / "out", "--set", f"teacher.offset={offset}")
     brief = ("--start", 8, "--updates", 1, "--batch", 8, "--set", "evaluate.samples=8", "--set", "evaluate.resamples=2")
     for result in (call("doctor", TRAINED, "--data", "digits", "--offset", offset), call(*words, *brief)):

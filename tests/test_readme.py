@@ -30,8 +30,13 @@ SHORT = {
     "run digits --set": "teacher.updates=2 evaluate.samples=16 evaluate.resamples=2",
     "run my-recipe.yaml": "teacher.updates=2",
     "distill": "match.updates=2 evaluate.samples=16 evaluate.resamples=2 teacher.trust=true",
-    "stochastic": "",
 }
+FEW = {
+    "stochastic": ("--most", 4, "--levels", 2),
+    "evaluate": ("-n", 24, "--batch", 24),
+    "integrators": ("-n", 16, "--evaluations", 4),
+}
+FAST = ("--teacher-steps", 8)
 STAGES = ("--set", "distill.stages={}", "--set", "distill.updates=1")
 NOT_RUN = {
     "run fashion-mnist": "its data are a package of their own",
@@ -78,7 +83,7 @@ def test_every_command_runs_in_its_order(desk: Path, monkeypatch: pytest.MonkeyP
         if words[0] == "doctor":  # the images are noise, which the teacher has never seen
             assert call(*words).exit_code in (0, 2)
             continue
-        result = call(*shortened(words), *(("--most", 4, "--levels", 2) if words[0] == "stochastic" else ()))
+        result = call(*shortened(words), *FEW.get(words[0], ()), *(FAST if "--teacher" in words else ()))
         assert result.exit_code == 0, f"{command}: {result.output}"
         done += 1
     assert done >= 12

@@ -232,7 +232,7 @@ def test_mistakes_are_one_line_and_exit_code_2(
     refused(call("sample", out / "teacher"), "--steps")
     refused(call("sample", student, "--out", tmp_path / "x.jpg"), ".png or .npz")
     refused(call("evaluate", student, "--data", "digits", "--features", "fashion-mnist"), "pixels")
-    refused(call("report", tmp_path), "no evaluated run")
+    refused(call("report", tmp_path), "holds no run")
     np.savez(tmp_path / "wide.npz", images=np.zeros((4, 8, 12, 3), np.uint8))
     shutil.copytree(student, tmp_path / "cut")
     weights = tmp_path / "cut" / "unet" / "diffusion_pytorch_model.safetensors"
@@ -259,7 +259,7 @@ def test_a_full_disk_loses_nothing(tiny_recipe: Path, tmp_path: Path, monkeypatc
 
     whole = checkpoint.atomic_write
     with monkeypatch.context() as patch:
-        patch.setattr(checkpoint, "write_whole", full)
+        patch.setattr(checkpoint, "atomic_write", full)
         refused(call(*command), "No space left on device", "free some space")
     assert (tmp_path / "run" / "teacher" / "progdist.json").is_file()
     teacher = (tmp_path / "run" / "teacher" / "progdist.json").stat().st_mtime_ns
@@ -299,7 +299,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(
         return loss * math.nan if count == 3 else loss
 
     with monkeypatch.context() as patch:
-        patch.setattr("progdist.runs.stages.distillation_loss", breaking)
+        patch.setattr("progdist.distillation.progressive.distillation_loss", breaking)
         result = call(*command, "--set", "distill.max_skipped_updates=0")
     checkpoint = tmp_path / "run" / "checkpoints" / "student-0004" / "00000001.safetensors"
     refused(result, "student-0004: update 3 of 3", "not both finite", str(checkpoint))

@@ -83,7 +83,7 @@ def test_microbatches_change_nothing() -> None:
 
 def test_one_update_is_adamw() -> None:
     """theta - rate wd theta - rate sign-like step, written out."""
-    plan = replace(PLAN, updates=1, weight_decay=0.1, clip=0.0)
+    plan = replace(PLAN, updates=1, weight_decay=0.1, max_grad_norm=0.0)
     before = network()
     after, _ = trained(plan, start=copy.deepcopy(before))
     batch = next(batches(0, 1, slice(0, 8)))
@@ -134,11 +134,11 @@ def test_the_whole_gradient_is_clipped_at_once() -> None:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(torch.optim.AdamW, "step", spy)
-        _, told = trained(replace(PLAN, updates=3, clip=1e-3), start=copy.deepcopy(module))
+        _, told = trained(replace(PLAN, updates=3, max_grad_norm=1e-3), start=copy.deepcopy(module))
         assert seen == pytest.approx([1e-3] * 3, rel=1e-2)
         assert all(progress.gradient_norm > 1e-2 for progress in told)
         seen.clear()
-        _, told = trained(replace(PLAN, updates=3, clip=0.0), start=module)
+        _, told = trained(replace(PLAN, updates=3, max_grad_norm=0.0), start=module)
         assert seen == pytest.approx([progress.gradient_norm for progress in told])
 
 
