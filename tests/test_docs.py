@@ -29,7 +29,7 @@ def test_the_way_from_a_folder_to_a_student(tmp_path: Path) -> None:
     said = {}
     for command in commands:
         told = subprocess.run(
-            command.split(), cwd=tmp_path, env=os.environ | {"PATH": path}, capture_output=True, text=True, timeout=400
+            command.split(), cwd=tmp_path, env=os.environ | {"PATH": path}, capture_output=True, text=True, timeout=3600
         )
         assert told.returncode == 0, f"{command}: {told.stdout}{told.stderr}"
         said[command.split()[1]] = " ".join(told.stdout.split())

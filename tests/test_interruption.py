@@ -74,7 +74,7 @@ class Started:
 
     def finish(self) -> tuple[int | None, str]:
         """Exit code, and what was said on standard error."""
-        self.process.join(180)
+        self.process.join(1800)
         assert self.process.exitcode is not None, "the run hangs"
         return self.process.exitcode, self.said.read_text()
 

@@ -45,7 +45,7 @@ def begin(launcher: tuple[str, ...], recipe: Path, out: Path, *more: str) -> "su
 
 def finish(process: "subprocess.Popen[str]") -> tuple[int, str, str]:
     try:
-        said, complained = process.communicate(timeout=180)
+        said, complained = process.communicate(timeout=1800)
     except subprocess.TimeoutExpired:
         for child in psutil.Process(process.pid).children(recursive=True):
             child.kill()
@@ -127,7 +127,7 @@ def test_a_signal_to_the_launcher_keeps_the_update(recipe: Path, tmp_path: Path)
 
 def test_a_mistake_is_told_once(recipe: Path, tmp_path: Path) -> None:
     words = [sys.executable, *TORCHRUN, "2", "-m", "progdist", "run", str(recipe), "--set", "data.source=nothing"]
-    told = subprocess.run([*words, "--out", str(tmp_path / "run")], capture_output=True, text=True, timeout=120)
+    told = subprocess.run([*words, "--out", str(tmp_path / "run")], capture_output=True, text=True, timeout=1200)
     assert told.returncode != 0
     assert told.stderr.count("progdist: data source 'nothing' is unknown") == 1
     assert "process 1: " not in told.stderr
@@ -165,7 +165,7 @@ def test_the_first_process_chooses_the_checkpoint(tmp_path: Path, first: str, se
     (tmp_path / "views.py").write_text(VIEWS)
     words = [sys.executable, *TORCHRUN, "2", str(tmp_path / "views.py"), str(tmp_path), first, second]
     alone = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    told = subprocess.run(words, capture_output=True, text=True, env=alone, timeout=600)
+    told = subprocess.run(words, capture_output=True, text=True, env=alone, timeout=1200)
     assert told.returncode == 0, told.stderr
     for words in says:
         assert words in told.stdout
