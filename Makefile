@@ -8,7 +8,7 @@ READY := .venv/ready
 demo: $(READY)          ## teach, distil, measure and report on real digits, in about six minutes on two cores
 	$(BIN)/progdist run digits --out runs/demo
 
-check: lint             ## lint, types, contracts and the quick tests, in under two minutes
+check: lint             ## lint, types, contracts and the quick tests, in about three minutes
 	$(BIN)/pytest -n 2 --dist worksteal -m "not slow"
 
 test: lint browser      ## everything that is checked

@@ -24,7 +24,7 @@ from progdist.training.checkpoint import Checkpoint, Checkpoints
 pytestmark = pytest.mark.slow
 
 MODELS = ("teacher", "student-0004", "student-0002")
-KILLS = int(os.environ.get("KILLS", "6"))
+KILLS = int(os.environ.get("KILLS", "4"))
 """Kill points of the test; `make torture` tries more."""
 
 
