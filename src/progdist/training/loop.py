@@ -66,11 +66,11 @@ def train(
         seed: of the dropout masks.
         checkpoints: where to go on from, and to write to.
         observe: called after every update.
-        stop: asked after every update, counted from 1, whether to end before the plan does; given the network as it is.
+        stop: asked after every update (from 1) whether to end before config.updates; given the network as it is.
         sharded: spread the network over the processes (see `progdist.training.distributed`).
 
     Returns:
-        The network (a new one if it was spread), or its average where the plan has one; the updates made; and the
+        The network (a new one if it was spread), or its EMA where the config has one; the updates made; and the
         seconds of training, all sessions together.
 
     Raises:
