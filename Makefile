@@ -3,12 +3,12 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/ready
 
-.PHONY: demo check test lint torture fuzz bench clean
+.PHONY: demo check test lint torture fuzz bench gpu clean
 
 demo: $(READY)          ## teach, distil, measure and report on real digits, in about six minutes on two cores
 	$(BIN)/progdist run digits --out runs/demo
 
-check: lint             ## lint, types, contracts and the quick tests, in about three minutes
+check: lint             ## lint, types, contracts and the quick tests, in about two minutes
 	$(BIN)/pytest -n 2 --dist worksteal -m "not slow"
 
 test: lint browser      ## everything that is checked
@@ -21,13 +21,16 @@ lint: $(READY)
 	$(BIN)/pyright
 
 torture: $(READY)       ## a tiny run killed at 200 random points, each continued to the same bits
-	KILLS=200 $(BIN)/pytest -n 2 --dist worksteal tests/test_interruption.py -k killed
+	KILLS=200 $(BIN)/pytest -n 2 --dist worksteal tests/runs/test_interruption.py -k killed
 
 fuzz: $(READY)          ## a thousand changed files of each kind that is read
-	FUZZ=1000 $(BIN)/pytest -s tests/test_hostile.py
+	FUZZ=1000 $(BIN)/pytest -s tests/test_damaged_files.py
 
-bench: $(READY)         ## the cost of one update and one sample
-	$(BIN)/python benchmarks/speed.py
+bench: $(READY)         ## the cost of one update and one sample, against the bare network and stock code
+	$(BIN)/python benchmarks/performance.py
+
+gpu: $(READY)           ## on a machine with CUDA: parity with the CPU, speed, memory, whole runs, in under ten minutes
+	$(BIN)/python benchmarks/gpu.py
 
 .PHONY: browser
 browser: $(READY)       ## headless Chromium, for the test of the report; the test is skipped where it cannot be had

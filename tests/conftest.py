@@ -1,38 +1,44 @@
-"""What several tests need: exact denoisers, a tiny model, a tiny recipe."""
+"""Fixtures of several wings, and the devices that tests see."""
 
 import os
 
-os.environ["CUDA_VISIBLE_DEVICES"] = ""  # every number here is of a CPU
 os.environ["OMP_NUM_THREADS"] = "1"  # the tests themselves run side by side
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from diffusers.models.unets.unet_2d import UNet2DModel
 from diffusers.pipelines.ddpm.pipeline_ddpm import DDPMPipeline
 from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
-from torch import Tensor
-from typer.testing import CliRunner, Result
+from typer.testing import Result
 
 from progdist import Cosine, Denoiser
-from progdist.cli.app import app
 from progdist.diffusion.parameterization import PARAMETERIZATIONS
 from progdist.diffusion.schedule import Schedule
 from progdist.models.unet import unet
+from progdist.runs.estimate import Rates
+from support.commands import TINY, succeeds
+from support.latent import SAVE, distill_latent
+from support.stock import SaveStock, stock_network
 
 torch.set_flush_denormal(True)  # as the commands do
 
-TINY = """
-name: tiny
-data: {source: digits}
-network: {width: 8, multipliers: [1, 2], groups: 4}
-teacher: {updates: 12, batch: 8, learning_rate: 1.0e-3, warmup: 2, ema: 0.9, checkpoint_every: 4, precision: float32}
-distill: {start: 8, end: 1, updates: 3, batch: 8, learning_rate: 1.0e-3, checkpoint_every: 2, precision: float32}
-evaluate: {samples: 96, features: [digits, pixels], resamples: 4, precision: float32}
-"""
+HAS_CUDA = torch.cuda.is_available()
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    if item.get_closest_marker("cuda") and not HAS_CUDA:
+        pytest.skip("no CUDA device")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _cpu() -> Iterator[None]:
+    """Whatever chooses its device chooses the CPU, whose numbers most tests hold; tests marked cuda name theirs."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.cuda, "is_available", lambda: False)
+        yield
 
 
 @pytest.fixture(autouse=True)
@@ -47,75 +53,59 @@ def tiny_recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+@pytest.fixture(scope="session")
+def finished(tiny_recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Result]:
+    """The class-conditional run of the tiny recipe, and what the command printed. Tests leave the folder as it is."""
+    out = tmp_path_factory.mktemp("run") / "tiny"
+    return out, succeeds("run", tiny_recipe, "--out", out, "--set", "network.class_conditional=true")
+
+
+@pytest.fixture
+def known_rates(monkeypatch: pytest.MonkeyPatch) -> Rates:
+    """What costs are estimated from, in place of measurements on this machine, which take seconds."""
+    rates = Rates(evaluation=0.5, training=2.0, optimizer=0.25, saved=1000)
+    for module in ("progdist.runs.estimate", "progdist.cli.doctor"):
+        monkeypatch.setattr(f"{module}.measure", lambda *arguments: rates)
+    return rates
+
+
 @pytest.fixture
 def tiny_model() -> Callable[..., Denoiser]:
     """Make a small U-Net whose last layers are not zero, around any schedule and parameterization."""
 
-    def build(schedule: Schedule | None = None, kind: str = "v", classes: int = 0, timesteps: int = 1024) -> Denoiser:
-        parameterization = PARAMETERIZATIONS[kind]
-        network = unet(
-            image=(1, 8, 8), width=8, multipliers=(1, 2), groups=4, classes=classes, heads=parameterization.heads
-        )
+    def build(
+        schedule: Schedule | None = None, parameterization: str = "v", classes: int = 0, timesteps: int = 1024
+    ) -> Denoiser:
+        output = PARAMETERIZATIONS[parameterization]
+        network = unet(image=(1, 8, 8), width=8, multipliers=(1, 2), groups=4, classes=classes, heads=output.heads)
         for parameter in network.parameters():
             if not parameter.any():
                 torch.nn.init.normal_(parameter, std=0.1)
-        return Denoiser(network.eval(), schedule or Cosine(), parameterization, timesteps=timesteps)
+        return Denoiser(network.eval(), schedule or Cosine(), output, timesteps=timesteps)
 
     return build
 
 
-def times(*values: float) -> Tensor:
-    return torch.tensor(values, dtype=torch.float64)
-
-
-def name(value: object) -> str:
-    """A short name for a parameter of a test."""
-    return value if isinstance(value, str) else type(value).__name__
-
-
-def call(*words: object) -> Result:
-    return CliRunner().invoke(app, [str(word) for word in words])
-
-
-class SilentCallback:
-    """An callback that keeps what it is told."""
-
-    def __init__(self) -> None:
-        self.notes: list[str] = []
-
-    def begin(self, title: str, updates: int) -> None: ...
-    def progress(self, progress: object) -> None: ...
-    def end(self) -> None: ...
-    def evaluated(self, record: dict[str, Any]) -> None: ...
-    def note(self, text: str) -> None:
-        self.notes.append(text)
-
-
-def stock_network(classes: int | None = None) -> UNet2DModel:
-    torch.manual_seed(0)
-    return UNet2DModel(
-        sample_size=8,
-        in_channels=1,
-        out_channels=1,
-        block_out_channels=(8, 16),
-        layers_per_block=1,
-        down_block_types=("DownBlock2D", "DownBlock2D"),
-        up_block_types=("UpBlock2D", "UpBlock2D"),
-        norm_num_groups=4,
-        num_class_embeds=classes,
-    ).eval()
-
-
-Stock = Callable[..., Path]
-
-
 @pytest.fixture
-def stock(tmp_path: Path) -> Stock:
+def stock(tmp_path: Path) -> SaveStock:
     """Write a pipeline folder with stock code alone."""
 
     def write(scheduler: Any = None, classes: int | None = None) -> Path:  # noqa: ANN401
-        place = tmp_path / "stock"
-        DDPMPipeline(stock_network(classes), scheduler or DDPMScheduler()).save_pretrained(place)
-        return place
+        folder = tmp_path / "stock"
+        DDPMPipeline(stock_network(classes), scheduler or DDPMScheduler()).save_pretrained(folder)
+        return folder
 
     return write
+
+
+@pytest.fixture(params=SAVE)
+def latent(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
+    """A stock pipeline folder of a latent model of 8x8 images."""
+    return SAVE[request.param](tmp_path / request.param)
+
+
+@pytest.fixture(scope="session", params=SAVE)
+def latent_student(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a student of four steps of a latent model. Tests leave it as it is."""
+    folder = tmp_path_factory.mktemp("latent")
+    return distill_latent(SAVE[request.param](folder / request.param), folder / "out")

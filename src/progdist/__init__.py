@@ -10,7 +10,7 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING
 
 from progdist._utils.errors import UserError
-from progdist.api import load, sample, save
+from progdist.api.models import load, sample, save
 from progdist.diffusion.denoiser import Denoiser
 from progdist.diffusion.loss import WEIGHTINGS, denoising_loss
 from progdist.diffusion.parameterization import PARAMETERIZATIONS
@@ -18,7 +18,7 @@ from progdist.diffusion.schedule import Cosine, Discrete, RectifiedFlow, Schedul
 from progdist.distillation.progressive import distillation_loss, distillation_target
 
 if TYPE_CHECKING:
-    from progdist.runs.distill import distill
+    from progdist.api.distill import distill
 
 __version__ = version("progdist")
 
@@ -44,7 +44,7 @@ __all__ = [
 def __getattr__(name: str) -> object:
     """`distill`, imported when it is first asked for: accelerate takes seconds."""
     if name == "distill":
-        from progdist.runs.distill import distill
+        from progdist.api.distill import distill
 
         return distill
     raise AttributeError(f"module 'progdist' has no attribute {name!r}")

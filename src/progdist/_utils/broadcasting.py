@@ -1,6 +1,12 @@
-"""Broadcast a per-example vector over a batch."""
+"""Per-example numbers: where they are computed, and how they are broadcast over a batch."""
 
+import torch
 from torch import Tensor
+
+
+def time_device(device: torch.device) -> torch.device:
+    """Where times are computed for batches on a device: there, or on the CPU if the device has no float64."""
+    return torch.device("cpu") if device.type == "mps" else device
 
 
 def per_example(values: Tensor, batch: Tensor) -> Tensor:

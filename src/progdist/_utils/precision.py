@@ -83,6 +83,8 @@ def enable_gradient_checkpointing(network: nn.Module) -> None:
         UserError: it cannot.
     """
     if not hasattr(network, "enable_gradient_checkpointing"):
-        kind = type(network).__name__
-        raise UserError(f"{kind} has no enable_gradient_checkpointing(): leave gradient_checkpointing, or give it one")
+        network_class = type(network).__name__
+        raise UserError(
+            f"{network_class} has no enable_gradient_checkpointing(): leave gradient_checkpointing, or give it one"
+        )
     cast(Any, network).enable_gradient_checkpointing()

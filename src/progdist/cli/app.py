@@ -7,6 +7,7 @@ import torch
 import typer
 
 from progdist import __version__
+from progdist._utils.errors import UserError
 from progdist.cli import models, studies
 from progdist.cli.terminal import RANK, console, user_errors
 
@@ -65,7 +66,7 @@ def run(
 @user_errors
 def distill(
     model: Annotated[str, typer.Argument(help="A diffusers pipeline folder, a progdist folder, or hub:OWNER/NAME.")],
-    data: Annotated[str, typer.Option(help="digits, folder:PATH, idx:PATH, npz:PATH or hub:NAME.")],
+    data: Annotated[str, typer.Option(help="digits, folder:PATH, captions:PATH, idx:PATH, npz:PATH or hub:NAME.")],
     steps: Annotated[int, typer.Option(help="Sampling steps of the final student.", min=1)] = 4,
     out: Annotated[Path | None, typer.Option(help="The run's folder; runs/NAME-STEPS if not given.")] = None,
     start: Annotated[int, typer.Option(help="The chain starts at no more steps than this.", min=2)] = 256,
@@ -76,7 +77,11 @@ def distill(
         int | None, typer.Option(help="Training steps of stage 0; four times --updates if not given.", min=1)
     ] = None,
     batch: Annotated[int, typer.Option(help="Batch size.", min=1)] = 64,
-    guidance: Annotated[float | None, typer.Option(help="Guidance scale to distil into the student.")] = None,
+    guidance: Annotated[
+        str | None,
+        typer.Option(help="Guidance scale to distil into the student, or a range LO:HI that it can be given."),
+    ] = None,
+    negative: Annotated[str | None, typer.Option(help="A prompt that guidance leads away from, for good.")] = None,
     set_: Annotated[list[str] | None, typer.Option("--set", help="Any key of the recipe, as in `run`.")] = None,
     fresh: Fresh = False,
     shard: Shard = False,
@@ -102,7 +107,8 @@ def distill(
         updates=updates,
         match_updates=match_updates,
         batch=batch,
-        guidance=guidance,
+        guidance=_guidance(guidance),
+        negative=negative,
     )
     recipe = override(proposed, set_ or [])
     console.print(f"chain: {' -> '.join(map(str, recipe.distill.counts()))}", highlight=False)
@@ -133,6 +139,19 @@ def recipes(name: Annotated[str | None, typer.Argument(help="Print this one whol
         return
     for known in shipped():
         console.print(f"[bold]{known:15}[/bold] {read_recipe(known).about}", highlight=False)
+
+
+def _guidance(text: str | None) -> float | tuple[float, float] | None:
+    """A guidance scale, or LO:HI."""
+    if text is None:
+        return None
+    try:
+        numbers = [float(number) for number in text.split(":")]
+    except ValueError:
+        numbers = []
+    if len(numbers) not in (1, 2):
+        raise UserError(f"--guidance {text} is no scale: give a number, e.g. 3, or a range, e.g. 1:8")
+    return numbers[0] if len(numbers) == 1 else (numbers[0], numbers[1])
 
 
 def _finish(records: list[dict[str, Any]], folder: Path) -> None:

@@ -1,9 +1,12 @@
 """Inspect a teacher before it is distilled: what is inferred, and what would go wrong, with the remedy."""
 
+import math
 from collections.abc import Iterator
 
 import torch
 
+from progdist.data.embeddings import row_bytes
+from progdist.data.images import CaptionedImages, Images
 from progdist.data.sources import load_images
 from progdist.diffusion.parameterization import Eps
 from progdist.diffusion.schedule import Discrete
@@ -41,6 +44,7 @@ def examine(source_model: str, source: str | None, offset: float | None = None, 
         yield "give --data to try its output and its timesteps"
         return
     images = load_images(source, frame(teacher, source).transform())
+    yield from _caches(teacher, images)
     if teacher.model.steps:
         yield "it was distilled and knows only the times of its own steps: its output is not tried on data"
         return
@@ -48,6 +52,23 @@ def examine(source_model: str, source: str | None, offset: float | None = None, 
     if len(teacher.model.classes) > len(images.classes) > 0:
         spare = len(teacher.model.classes) - 1
         yield f"more classes than {source} has: if class {spare} stands for none, --guidance can be taken in"
+
+
+def _caches(teacher: Teacher, images: Images) -> Iterator[str]:
+    """What is encoded once and kept in the run's folder, and how large that is."""
+    model = teacher.model
+    if (model.text is None) != (not isinstance(images, CaptionedImages)):
+        lacks, remedy = ("the data have no", "captions") if model.text else ("the teacher takes no", "folder")
+        yield f"! {lacks} captions: give {remedy}:FOLDER"
+        return
+    if model.text:
+        size = len(images.classes) * row_bytes(model.text.encoder())
+        yield (
+            f"{len(images)} pairs of image and caption, {len(images.classes)} distinct captions: "
+            f"{size / 1000:,.1f} kB of embeddings"
+        )
+    if model.autoencoder:
+        yield f"{4 * len(images) * math.prod(model.shape) / 1000:,.1f} kB of latents"
 
 
 def _about_the_form(teacher: Teacher) -> Iterator[str]:

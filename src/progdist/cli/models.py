@@ -44,16 +44,21 @@ def sample(
     clip: Annotated[bool, typer.Option("--clip", help="Keep every denoised image within [-1, 1].")] = False,
     seed: Seed = 0,
     columns: Annotated[int, typer.Option(help="Columns of the grid.", min=1)] = 8,
+    prompt: Annotated[list[str] | None, typer.Option(help="What to make; several times for all in turn.")] = None,
+    guidance: Annotated[float | None, typer.Option(help="Guidance scale, of a model distilled for a range.")] = None,
 ) -> None:
     """Make images with a model."""
     from progdist.evaluation.generate import SamplingOptions, write_samples
 
-    write_samples(model, SamplingOptions(steps, count, label, seed, method, clip, level), out, columns, write_message)
+    options = SamplingOptions(
+        steps, count, label, seed, method, clip, level, prompts=tuple(prompt or ()), guidance=guidance
+    )
+    write_samples(model, options, out, columns, write_message)
 
 
 def evaluate(
     models: Annotated[list[Path], typer.Argument(help="Model folders.")],
-    data: Annotated[str, typer.Option(help="digits, folder:PATH, idx:PATH, npz:PATH or hub:NAME.")],
+    data: Annotated[str, typer.Option(help="digits, folder:PATH, captions:PATH, idx:PATH, npz:PATH or hub:NAME.")],
     steps: Annotated[int | None, typer.Option(help="Sampling steps; each model's own if not given.")] = None,
     count: Annotated[int, typer.Option("--count", "-n", help="Samples of each model.", min=2)] = 2048,
     features: Annotated[str, typer.Option(help="digits, fashion-mnist, pixels or inception.")] = "pixels",
@@ -68,7 +73,8 @@ def evaluate(
     json_: Annotated[bool, typer.Option("--json", help="One JSON object per model.")] = False,
 ) -> None:
     """Measure models against data."""
-    from progdist.evaluation.generate import Reference, SamplingOptions, compare
+    from progdist.evaluation.compare import Reference, compare
+    from progdist.evaluation.generate import SamplingOptions
 
     if teacher_steps is not None and teacher is None:
         raise UserError("--teacher-steps is of --teacher, which is not given: give it, or leave both")

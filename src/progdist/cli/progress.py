@@ -109,10 +109,10 @@ def quality_table(rows: list[dict[str, Any]], features: str, samples: int) -> Ta
 def estimate_table(name: str, estimated: "Estimate") -> tuple[str, Table]:
     """A run estimated, in 80 columns."""
     channels, height, width = estimated.image
-    kind = f", {estimated.classes} classes" if estimated.classes else ""
+    classes = f", {estimated.classes} classes" if estimated.classes else ""
     rates = estimated.rates
     head = (
-        f"{name}: images of {channels}x{height}x{width}{kind}; {estimated.parameters:,} parameters; "
+        f"{name}: images of {channels}x{height}x{width}{classes}; {estimated.parameters:,} parameters; "
         f"about {estimated.memory / 2**30:.1f} GiB while training.\n"
         f"Measured on {estimated.device}: {1000 * rates.evaluation:.3g} ms an evaluation, "
         f"{1000 * rates.training:.3g} ms a training pass, per image."

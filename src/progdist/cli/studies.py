@@ -62,7 +62,9 @@ def stochastic(
 
 def integrators(
     model: Annotated[Path, typer.Argument(help="A model folder, best one that was not distilled.")],
-    data: Annotated[str, typer.Option(help="digits, folder:PATH, idx:PATH, npz:PATH or hub:NAME.")] = "digits",
+    data: Annotated[
+        str, typer.Option(help="digits, folder:PATH, captions:PATH, idx:PATH, npz:PATH or hub:NAME.")
+    ] = "digits",
     features: Annotated[str, typer.Option(help="digits, fashion-mnist, pixels or inception.")] = "pixels",
     count: Annotated[int, typer.Option("--count", "-n", help="Samples of each.", min=2)] = 1024,
     evaluations: Annotated[list[int] | None, typer.Option(help="Budgets; 4, 8, ..., 128 if not given.")] = None,

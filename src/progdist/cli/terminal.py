@@ -63,7 +63,7 @@ def _refuse(line: str) -> None:
 
 
 def _explain(error: OSError) -> str:
-    place = error.filename or "the output folder"
+    path = error.filename or "the output folder"
     remedy = {
         errno.ENOSPC: "free some space",
         errno.EFBIG: "allow larger files (ulimit -f)",
@@ -71,4 +71,4 @@ def _explain(error: OSError) -> str:
         errno.EACCES: "choose a place you may write to and read from",
         errno.EROFS: "choose a place that is not read-only",
     }.get(error.errno or 0, "check the path")
-    return f"{place}: {error.strerror or error}: {remedy} and run again; what was written is kept"
+    return f"{path}: {error.strerror or error}: {remedy} and run again; what was written is kept"

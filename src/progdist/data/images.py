@@ -1,8 +1,8 @@
 """A set of images as tensors in [-1, 1] with labels, and how a picture is framed to become one."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, replace
+from typing import Any, Literal, Self
 
 import numpy as np
 import torch
@@ -40,10 +40,14 @@ class ImageTransform:
         return from_uint8(np.asarray(image))
 
 
-def from_uint8(pixels: NDArray[np.uint8]) -> Tensor:
-    """(H, W) or (H, W, C) of 0..255 -> (C, H, W) in [-1, 1]."""
-    tensor = torch.from_numpy(np.array(pixels)).float() / 127.5 - 1
-    return tensor.movedim(-1, 0) if tensor.ndim == 3 else tensor.unsqueeze(0)
+def from_uint8(pixels: NDArray[np.uint8], white: float = 255.0) -> Tensor:
+    """(H, W) or (H, W, C) of 0..white -> (C, H, W) in [-1, 1]."""
+    return _channels_first(torch.from_numpy(np.array(pixels)).float() / (white / 2) - 1)
+
+
+def _channels_first(pixels: Tensor) -> Tensor:
+    """(H, W) or (H, W, C) -> (C, H, W)."""
+    return pixels.movedim(-1, 0) if pixels.ndim == 3 else pixels.unsqueeze(0)
 
 
 def to_uint8(images: Tensor) -> NDArray[np.uint8]:
@@ -51,21 +55,69 @@ def to_uint8(images: Tensor) -> NDArray[np.uint8]:
     return ((images.clamp(-1, 1) + 1) * 127.5).round().byte().movedim(1, -1).cpu().numpy()
 
 
+@dataclass(frozen=True)
+class Reader:
+    """Reads the images of a source by their index, as its transform says."""
+
+    transform: ImageTransform
+
+    def __call__(self, index: int) -> Tensor:
+        """Image (C, H, W) in [-1, 1]."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class ArrayReader(Reader):
+    """Images kept as the bytes that they are, brought to [-1, 1] and framed when they are read.
+
+    Attributes:
+        transform: how they are framed.
+        pixels: (N, H, W) or (N, H, W, 1 or 3): bytes of 0..`white`, or floats in [-1, 1].
+        white: the byte that stands for 1.
+    """
+
+    pixels: NDArray[Any]
+    white: float = 255.0
+
+    def __call__(self, index: int) -> Tensor:
+        """Image (C, H, W) in [-1, 1]."""
+        pixels, transform = self.pixels[index], self.transform
+        is_bytes = pixels.dtype == np.uint8
+        image = (
+            from_uint8(pixels, self.white) if is_bytes else _channels_first(torch.from_numpy(np.array(pixels)).float())
+        )
+        channels, height, width = image.shape
+        square = transform.size is None or (height, width) == (transform.size, transform.size)
+        if square and transform.channels in (None, channels):
+            return image
+        framed = to_uint8(image[None])[0]
+        return transform(Image.fromarray(framed[..., 0] if channels == 1 else framed))
+
+
 class Images(Dataset[tuple[Tensor, int]]):
     """A data set of (image in [-1, 1], label) pairs.
 
     Args:
         name: the source it came from.
+        count: how many images.
         get: index -> image (C, H, W).
         labels: int64 (N,), or None where there are none (every label is then 0).
         classes: names of the classes, in the order of the labels.
+        shape: of every image; None to open the first and see.
 
     Raises:
         UserError: no images, or labels that do not fit.
     """
 
     def __init__(
-        self, name: str, count: int, get: Callable[[int], Tensor], labels: Tensor | None, classes: tuple[str, ...] = ()
+        self,
+        name: str,
+        count: int,
+        get: Callable[[int], Tensor],
+        labels: Tensor | None,
+        classes: tuple[str, ...] = (),
+        *,
+        shape: tuple[int, int, int] | None = None,
     ) -> None:
         if count == 0:
             raise UserError(f"{name} holds no images: give a source with at least one ({' '.join(sorted(SUFFIXES))})")
@@ -78,8 +130,10 @@ class Images(Dataset[tuple[Tensor, int]]):
         self.classes = classes or tuple(str(label) for label in range(top))
         if len(self.classes) < top:
             raise UserError(f"{name}: label {top - 1} is out of range for {len(self.classes)} classes")
-        first = get(0)
-        self.shape: tuple[int, int, int] = (first.shape[0], first.shape[1], first.shape[2])
+        if shape is None:
+            channels, height, width = get(0).shape
+            shape = (channels, height, width)
+        self.shape = shape
 
     def __len__(self) -> int:
         """The number of images."""
@@ -101,9 +155,19 @@ class Images(Dataset[tuple[Tensor, int]]):
             return torch.zeros(count, dtype=torch.int64)
         even = torch.arange(count) * len(self) // count
         order = torch.randperm(count, generator=torch.Generator().manual_seed(0))
-        return self.labels.sort().values[even][order]
+        return torch.searchsorted(self.labels.bincount().cumsum(0), even, right=True)[order]
 
-    def split(self, count: int, seed: int) -> tuple["Images", "Images"]:
+    def reframed(self, transform: ImageTransform) -> Self:
+        """The same source under another transform; nothing is searched or read again but the first image.
+
+        Raises:
+            UserError: they are no images that can be framed anew, such as latents.
+        """
+        if not isinstance(self.get, Reader):
+            raise UserError(f"{self.name} cannot be framed anew: open the images themselves")
+        return type(self)(self.name, self.count, replace(self.get, transform=transform), self.labels, self.classes)
+
+    def split(self, count: int, seed: int) -> tuple[Self, Self]:
         """(all but `count` images, those `count`), chosen by the seed.
 
         Raises:
@@ -114,15 +178,26 @@ class Images(Dataset[tuple[Tensor, int]]):
         order = torch.randperm(len(self), generator=torch.Generator().manual_seed(seed))
         return self._subset(order[count:].sort().values), self._subset(order[:count].sort().values)
 
-    def _subset(self, chosen: Tensor) -> "Images":
+    def _subset(self, chosen: Tensor) -> Self:
         labels = None if self.labels is None else self.labels[chosen]
-        return Images(self.name, len(chosen), _Subset(self.get, chosen), labels, self.classes)
+        return type(self)(self.name, len(chosen), _Subset(self.get, chosen), labels, self.classes, shape=self.shape)
+
+    def chosen(self, count: int, seed: int) -> Tensor:
+        """The indices of `count` images without repeats, in rising order, chosen by the seed; all if count >= N."""
+        return torch.randperm(len(self), generator=torch.Generator().manual_seed(seed))[:count].sort().values
+
+    def at(self, indices: Tensor) -> tuple[Tensor, Tensor]:
+        """The images (B, C, H, W) and labels (B,) of some indices (B,)."""
+        pairs = [self[index] for index in indices.tolist()]
+        return torch.stack([image for image, _ in pairs]), torch.tensor([label for _, label in pairs])
 
     def sample(self, count: int, seed: int) -> tuple[Tensor, Tensor]:
-        """`count` images (without repeats while they last) and labels, chosen by the seed; all if count >= N."""
-        order = torch.randperm(len(self), generator=torch.Generator().manual_seed(seed))[:count].sort().values
-        pairs = [self[int(index)] for index in order]
-        return torch.stack([image for image, _ in pairs]), torch.tensor([label for _, label in pairs])
+        """`count` images and labels, chosen by the seed as in `chosen`, all in memory."""
+        return self.at(self.chosen(count, seed))
+
+
+class CaptionedImages(Images):
+    """A data set of (image in [-1, 1], caption's number) pairs; `classes` are the distinct captions."""
 
 
 @dataclass(frozen=True)

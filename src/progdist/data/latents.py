@@ -1,19 +1,21 @@
-"""The latents of a set of images: encoded once, kept in one file."""
+"""The latents of a set of images: encoded once, by all processes, and read from their shards."""
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol
 
-import safetensors.torch
 import torch
 from torch import Tensor
 
 from progdist._utils.errors import UserError
-from progdist._utils.files import atomic_write, read_tensors
 from progdist.data.images import Images
+from progdist.data.shards import TensorShards
+from progdist.data.streams import StreamedImages
 
 BATCH = 64
 """Images encoded at a time."""
+
+ROWS = 4096
+"""Latents in a shard: 64 MiB of 4x32x32 numbers."""
 
 
 class Encoder(Protocol):
@@ -24,18 +26,71 @@ class Encoder(Protocol):
         ...
 
 
-def encoded(images: Images, autoencoder: Encoder, cache: Path, notify: Callable[[str], None]) -> Images:
-    """The latents of a set of images, with its labels; read from the cache, or made and put there.
+def begin_latents(images: Images, folder: Path) -> int:
+    """Make the folder that the latents of a set of images go into, unless it is there; one process does this.
+
+    Returns:
+        How many shards are yet to be written.
 
     Raises:
-        UserError: the cache is damaged, or of another number of images.
+        UserError: what is there is damaged, or of another number of images.
     """
-    if not cache.is_file():
-        notify(f"{images.name}: {len(images)} images are encoded once")
-        every = (torch.stack([images[i][0] for i in part.tolist()]) for part in torch.arange(len(images)).split(BATCH))
-        latents = torch.cat([autoencoder.encode(part) for part in every])
-        atomic_write(cache, safetensors.torch.save({"latents": latents}))
-    latents = read_tensors(cache).get("latents", torch.empty(0))
-    if len(latents) != len(images):
-        raise UserError(f"{cache} holds {len(latents)} latents of {len(images)} images: remove it to encode them anew")
-    return Images(images.name, len(images), latents.__getitem__, images.labels, images.classes)
+    if isinstance(images, StreamedImages):
+        raise UserError(f"{images.name} is a stream, which cannot be encoded once: give a latent model folder: or npz:")
+    shards = _shards(images, folder)
+    if shards.path.is_file():  # as version 0.1.0 wrote them
+        _checked(images, shards)
+        return 0
+    if not (folder / "index.json").is_file():
+        shards.write_index()
+    if not shards.agrees():
+        raise UserError(f"{folder} holds no latents of {len(images)} images: remove it to encode them anew")
+    return len(shards.absent())
+
+
+def encode(images: Images, autoencoder: Encoder, folder: Path, process: int = 0, processes: int = 1) -> None:
+    """Write one process's share of the shards that are absent; call `begin_latents` first.
+
+    Args:
+        images: the whole set.
+        autoencoder: encodes BATCH images at a time.
+        folder: of the shards.
+        process: number of this process, from 0.
+        processes: how many share the work.
+    """
+    shards = _shards(images, folder)
+    if shards.path.is_file():
+        return
+    spans = shards.spans()
+    for number in range(process, len(spans), processes):
+        if (folder / f"{number:05d}.safetensors").is_file():
+            continue
+        batches = torch.arange(spans[number].start, spans[number].stop).split(BATCH)
+        shards.write(number, (autoencoder.encode(images.at(batch)[0]) for batch in batches))
+
+
+def open_latents(images: Images, folder: Path) -> Images:
+    """The latents of a set of images with its labels, mapped from their shards.
+
+    Raises:
+        UserError: a shard is absent, or damaged, or they are of another number of images.
+    """
+    shards = _shards(images, folder)
+    if not shards.path.is_file() and (absent := shards.absent()):
+        raise UserError(f"{folder} lacks {len(absent)} shards: run the same command again to encode them")
+    return _checked(images, shards)
+
+
+def _checked(images: Images, shards: TensorShards) -> Images:
+    try:
+        return type(images)(images.name, len(images), shards.__getitem__, images.labels, images.classes)
+    except UserError as error:
+        raise UserError(f"{error}; {len(images)} latents are wanted: remove it to encode them anew") from error
+
+
+def _shards(images: Images, folder: Path) -> TensorShards:
+    """The shards; or the one file beside the folder in which version 0.1.0 kept all latents."""
+    single = folder.with_name(f"{folder.name}.safetensors")
+    if single.is_file():
+        return TensorShards(single, len(images), len(images))
+    return TensorShards(folder, len(images), ROWS)

@@ -1,13 +1,15 @@
 r"""A denoiser: (z_t, t) -> xh, the one contract between networks and everything that uses them.
 
-    xh(z, t) = denoise(F(z, timestep), z, alpha_t, sigma_t),    timestep = T tau_t - offset
+    xh(z, t, c) = denoise(F(z, timestep, c), z, alpha_t, sigma_t),    timestep = T tau_t - offset
 
+The condition c is tensors by name, each with a row for every example: labels, embeddings of captions, guidance scales.
 tau_t is the time that the network receives: t itself, or sigma_t of a rectified flow, whose grid may be shifted. The
 timestep is what stock diffusers hands the same network. Its DDIM counts a table of T noise levels from 0, so that
 entry i is t = (i + 1) / T and the offset is 1; its flow matching hands over T sigma_t, and the offset is 0.
 """
 
-from typing import Protocol
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -44,6 +46,7 @@ class Denoiser(nn.Module):
         parameterization: what the output means.
         timesteps: T; 1024 for models trained here, `num_train_timesteps` for others.
         offset: what is taken from T t; None for 0 with a rectified flow and 1 otherwise.
+        arguments: the condition as the network's own keyword arguments; as it is if not given.
 
     Raises:
         UserError: the output cannot denoise at some time of the schedule (eps at zero SNR), or T is not 1 to a million.
@@ -57,6 +60,7 @@ class Denoiser(nn.Module):
         *,
         timesteps: int = 1024,
         offset: float | None = None,
+        arguments: Callable[..., Mapping[str, Any]] = dict,
     ) -> None:
         super().__init__()
         parameterization.check(schedule)
@@ -67,6 +71,7 @@ class Denoiser(nn.Module):
         self.parameterization = parameterization
         self.timesteps = timesteps
         self.offset = offset if offset is not None else float(not isinstance(schedule, RectifiedFlow))
+        self.arguments = arguments
 
     def forward(self, z: Tensor, t: Tensor, **condition: Tensor) -> Tensor:
         """The denoised data.
@@ -74,7 +79,7 @@ class Denoiser(nn.Module):
         Args:
             z: latents (B, C, ...).
             t: times in [0, 1], float64, (B,) or ().
-            condition: passed to the network as it is, e.g. class_labels (B,) int64.
+            condition: passed to the network by way of `arguments`, e.g. class_labels (B,) int64.
 
         Returns:
             xh, of the shape and precision of z.
@@ -89,13 +94,28 @@ class Denoiser(nn.Module):
 
     def output(self, z: Tensor, timestep: Tensor, **condition: Tensor) -> Tensor:
         """F(z, timestep): the network's output without the learned variances that some give in channels beyond it."""
-        output = self.network(z, timestep, **condition)
+        output = self.network(z, timestep, **self.arguments(**condition))
         output = getattr(output, "sample", output)
         return output[:, : self.parameterization.heads * z.shape[1]]
 
+    def parts(self) -> dict[str, Any]:
+        """What it is made of: the arguments of Denoiser by name."""
+        return {
+            "network": self.network,
+            "schedule": self.schedule,
+            "parameterization": self.parameterization,
+            "timesteps": self.timesteps,
+            "offset": self.offset,
+            "arguments": self.arguments,
+        }
+
+    def with_parts(self, **parts: Any) -> "Denoiser":  # noqa: ANN401  (each is an argument of Denoiser)
+        """The same with some of its parts replaced."""
+        return Denoiser(**{**self.parts(), **parts})
+
     def with_network(self, network: nn.Module) -> "Denoiser":
         """The same schedule, meaning and timesteps around another network."""
-        return Denoiser(network, self.schedule, self.parameterization, timesteps=self.timesteps, offset=self.offset)
+        return self.with_parts(network=network)
 
     def with_form_of(self, other: "Denoiser") -> "Denoiser":
         """The network, schedule and meaning of another, with whatever else belongs to this one."""
@@ -103,4 +123,4 @@ class Denoiser(nn.Module):
 
     def with_offset(self, offset: float) -> "Denoiser":
         """The same network with another timestep offset."""
-        return Denoiser(self.network, self.schedule, self.parameterization, timesteps=self.timesteps, offset=offset)
+        return self.with_parts(offset=offset)

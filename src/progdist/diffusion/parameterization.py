@@ -159,4 +159,4 @@ class XEps(Parameterization):
         return torch.cat([x, eps], dim=1)
 
 
-PARAMETERIZATIONS: dict[str, Parameterization] = {kind.name: kind for kind in (X(), Eps(), V(), Velocity(), XEps())}
+PARAMETERIZATIONS: dict[str, Parameterization] = {each.name: each for each in (X(), Eps(), V(), Velocity(), XEps())}

@@ -33,7 +33,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from progdist._utils.broadcasting import per_example
+from progdist._utils.broadcasting import per_example, time_device
 from progdist._utils.errors import UserError
 from progdist.diffusion.denoiser import DenoiserProtocol
 from progdist.diffusion.schedule import Schedule
@@ -212,7 +212,7 @@ def sample(
     predict: Predict = partial(denoiser, **condition)
     if clip:
         predict = partial(_clipped, predict)
-    grid, z = time_grid(steps), noise
+    grid, z = time_grid(steps).to(time_device(noise.device)), noise
     for t, s in pairwise(grid[:-1]):
         z = step(denoiser.schedule, predict, z, t, s, generator)
     return predict(z, grid[-2])

@@ -12,8 +12,8 @@ A variance-preserving schedule has alpha^2 + sigma^2 = 1, so one angle phi descr
 The angle and its complement psi = pi/2 - phi are computed each for itself, so that alpha = sin psi keeps
 all its digits where it is small, and is exactly 0 where psi is.
 
-Every function takes times as a float64 tensor of any shape and returns float64 of that shape; a schedule
-itself holds numbers, no tensors and no device. Source: Salimans & Ho 2022, section 2 and appendix E;
+Every function takes times as a float64 tensor of any shape and returns float64 of that shape, on its device; a
+schedule itself is numbers (the angles of a table are cached). Source: Salimans & Ho 2022, section 2 and appendix E;
 Liu et al. 2022 (arXiv 2209.03003) for the rectified flow.
 """
 
@@ -21,6 +21,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import ClassVar, Self
 
 import torch
@@ -143,21 +144,32 @@ class Discrete(VariancePreserving):
 
     def time(self, phi: Tensor) -> Tensor:
         """The t whose angle is phi (any shape, float64), or 1 where phi is beyond the table's last."""
-        grid = torch.arange(len(self.alphas_cumprod) + 1, dtype=torch.float64, device=phi.device)
-        table = self.angles(grid / len(self.alphas_cumprod))[0]
+        table = self._table(phi.device)[0]
         above = torch.searchsorted(table, phi.contiguous()).clamp(1, len(self.alphas_cumprod))
-        part = ((phi - table[above - 1]) / (table[above] - table[above - 1])).clamp(0, 1)
+        lower, upper = table.take(above - 1), table.take(above)
+        part = ((phi - lower) / (upper - lower)).clamp(0, 1)
         return (above - 1 + part) / len(self.alphas_cumprod)
 
     def angles(self, t: Tensor) -> tuple[Tensor, Tensor]:
         """(phi_t, psi_t): each linear in t between the table's entries."""
-        alpha_bar = torch.tensor((1.0, *self.alphas_cumprod), dtype=torch.float64, device=t.device)
-        alpha, sigma = alpha_bar.sqrt(), (1 - alpha_bar).sqrt()
-        phi, psi = torch.atan2(sigma, alpha), torch.atan2(alpha, sigma)
+        phi, psi = self._table(t.device)
         position = t.double() * len(self.alphas_cumprod)
         below = position.floor().long().clamp(0, len(self.alphas_cumprod) - 1)
         part = position - below
-        return phi[below].lerp(phi[below + 1], part), psi[below].lerp(psi[below + 1], part)
+        phi_t, psi_t = (table.take(below).lerp(table.take(below + 1), part) for table in (phi, psi))
+        return phi_t, psi_t
+
+    def _table(self, device: torch.device) -> tuple[Tensor, Tensor]:
+        """(phi, psi) at t = 0, 1/T, ..., 1, each (T + 1,): computed once for each device."""
+        if device not in self._tables:
+            alpha_bar = torch.tensor((1.0, *self.alphas_cumprod), dtype=torch.float64)
+            alpha, sigma = alpha_bar.sqrt(), (1 - alpha_bar).sqrt()
+            self._tables[device] = (torch.atan2(sigma, alpha).to(device), torch.atan2(alpha, sigma).to(device))
+        return self._tables[device]
+
+    @cached_property
+    def _tables(self) -> dict[torch.device, tuple[Tensor, Tensor]]:
+        return {}
 
 
 @dataclass(frozen=True)
@@ -194,5 +206,5 @@ class RectifiedFlow(Schedule):
 
 
 SCHEDULES: dict[str, type[Cosine] | type[Discrete] | type[RectifiedFlow]] = {
-    kind.name: kind for kind in (Cosine, Discrete, RectifiedFlow)
+    schedule.name: schedule for schedule in (Cosine, Discrete, RectifiedFlow)
 }

@@ -11,9 +11,18 @@ schedules. Beyond the teacher's last noise level t' = 1.
 
 Guidance (Ho & Salimans 2022, arXiv 2207.12598) mixes two predictions, and the student learns the mixture:
 
-    xh = xh(z, t, none) + g (xh(z, t, class) - xh(z, t, none))
+    xh = xh(z, t, none) + g (xh(z, t, c) - xh(z, t, none)),    c a class or a caption
+
+The weights 1 - g and g have sum 1 and xh is affine in eps, so to mix predictions of eps, as stock samplers do, is the
+same. With one g for all the student knows that one; where g is part of the condition, drawn anew for every example,
+the student takes it as an input,
+
+    xh_student(z, t, c, g)
+
+which is stage one of Meng et al. 2023 (arXiv 2210.03142); halving it, their stage two, is that of any other student.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -31,14 +40,14 @@ class Guided:
     """Classifier-free guidance as one denoiser.
 
     Args:
-        denoiser: class-conditional, taking `class_labels`.
-        scale: g; 1 is no guidance.
-        null_class: the label that stands for none.
+        denoiser: conditional.
+        none: what takes the place of some of the condition where there is none, each (1, ...): a label or embeddings.
+        scale: g for all; None where every example brings its own as the condition `guidance`. 1 is no guidance.
     """
 
-    denoiser: Denoiser
-    scale: float
-    null_class: int
+    denoiser: DenoiserProtocol
+    none: Mapping[str, Tensor]
+    scale: float | None = None
 
     @property
     def schedule(self) -> Schedule:
@@ -46,10 +55,11 @@ class Guided:
         return self.denoiser.schedule
 
     def __call__(self, z: Tensor, t: Tensor, **condition: Tensor) -> Tensor:
-        """The mixture for latents z (B, ...) and labels class_labels (B,): two evaluations of the network."""
-        none = torch.full_like(condition["class_labels"], self.null_class)
-        free = self.denoiser(z, t, **{**condition, "class_labels": none})
-        return free + self.scale * (self.denoiser(z, t, **condition) - free)
+        """The mixture for latents z (B, ...), a condition of B rows, and its `guidance` (B,): two evaluations."""
+        g = condition.pop("guidance") if self.scale is None else torch.tensor(self.scale, dtype=torch.float64)
+        none = {name: row.to(condition[name]).expand_as(condition[name]) for name, row in self.none.items()}
+        free = self.denoiser(z, t, **{**condition, **none})
+        return free + per_example(g, z) * (self.denoiser(z, t, **condition) - free)
 
 
 @dataclass(frozen=True)
@@ -110,7 +120,7 @@ def converted_form(teacher: Denoiser) -> Denoiser:
     """The teacher's own network with the form its student takes: v, and a schedule that ends in pure noise."""
     schedule = teacher.schedule.rescaled() if isinstance(teacher.schedule, Discrete) else teacher.schedule
     form = PARAMETERIZATIONS["v"] if isinstance(teacher.parameterization, Eps) else teacher.parameterization
-    return Denoiser(teacher.network, schedule, form, timesteps=teacher.timesteps, offset=teacher.offset)
+    return teacher.with_parts(schedule=schedule, parameterization=form)
 
 
 def equal_snr(schedule: Schedule, other: Schedule, t: Tensor) -> Tensor:
@@ -154,16 +164,26 @@ def conversion_loss(
 BANDS = (-float("inf"), -6.0, -2.0, 2.0, 6.0, float("inf"))
 """Edges of the log-SNR bands in which a match is reported."""
 
+BATCH = 64
+"""Examples that are compared at a time in a report."""
+
 
 @torch.no_grad()
 def error_by_band(
     student: DenoiserProtocol, teacher: DenoiserProtocol, x: Tensor, eps: Tensor, u: Tensor, **condition: Tensor
 ) -> dict[str, float]:
-    """The RMS difference of the two predictions of x in each log-SNR band; arguments as in `conversion_loss`."""
-    t = 1 - u
-    z = diffuse(student.schedule, x, eps, t)
-    target = teacher(z, equal_snr(student.schedule, teacher.schedule, t), **condition)
-    difference = (student(z, t, **condition) - target).square().flatten(1).mean(1).double().cpu()
+    """The RMS difference of the two predictions of x in each log-SNR band; arguments as in `conversion_loss`.
+
+    Both are asked for BATCH examples at a time.
+    """
+    t, differences = 1 - u, []
+    for start in range(0, len(x), BATCH):
+        part = slice(start, start + BATCH)
+        given = {name: value[part] for name, value in condition.items()}
+        z = diffuse(student.schedule, x[part], eps[part], t[part])
+        target = teacher(z, equal_snr(student.schedule, teacher.schedule, t[part]), **given)
+        differences.append((student(z, t[part], **given) - target).square().flatten(1).mean(1).double().cpu())
+    difference = torch.cat(differences)
     band_index = torch.bucketize(student.schedule.log_snr(t), torch.tensor(BANDS[1:-1], dtype=torch.float64))
     return {
         f"{BANDS[band]:g} to {BANDS[band + 1]:g}": float(difference[band_index == band].mean().sqrt())

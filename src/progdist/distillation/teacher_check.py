@@ -33,6 +33,9 @@ BANDS = ((1, 1), (2, 2), (3, 4), (5, 8), (9, 16), (17, 32), (33, 64), (65, 128))
 SHIFTS = (-2, -1, 0, 1, 2)
 """What is added to the timestep."""
 
+BATCH = 64
+"""Examples that the network is given at a time."""
+
 ERROR_RATIO = 0.7
 """A parameterization is refused where another one's error is less than this fraction of its own."""
 
@@ -75,29 +78,37 @@ def read(denoiser: Denoiser, x: Tensor, eps: Tensor, **condition: Tensor) -> Tea
         condition: passed to the network.
     """
     if isinstance(denoiser.schedule, RectifiedFlow):  # the network receives sigma: one network for every shift
-        kind, count, offset = denoiser.parameterization, denoiser.timesteps, denoiser.offset
-        denoiser = Denoiser(denoiser.network, RectifiedFlow(), kind, timesteps=count, offset=offset)
+        parameterization, count, offset = denoiser.parameterization, denoiser.timesteps, denoiser.offset
+        denoiser = Denoiser(denoiser.network, RectifiedFlow(), parameterization, timesteps=count, offset=offset)
     own = denoiser.parameterization
-    total = {kind.name: 0.0 for kind in _kinds(denoiser)}
+    total = {each.name: 0.0 for each in _comparable(denoiser)}
     for level in LEVELS:
         t = time_of(denoiser.schedule, level)
         alpha, sigma = denoiser.schedule.alpha(t), denoiser.schedule.sigma(t)
         z = diffuse(denoiser.schedule, x, eps, t)
-        output = denoiser.output(z, denoiser.timestep(t).to(z.device, torch.float32).expand(len(z)), **condition)
-        for kind in _kinds(denoiser):
-            error = (kind.denoise(output, z, alpha, sigma) - x).square().mean() / float(sigma) ** 2
-            total[kind.name] += float(error) / len(LEVELS)
+        output = _output(denoiser, z, denoiser.timestep(t).to(z.device, torch.float32).expand(len(z)), condition)
+        for parameterization in _comparable(denoiser):
+            error = (parameterization.denoise(output, z, alpha, sigma) - x).square().mean() / float(sigma) ** 2
+            total[parameterization.name] += float(error) / len(LEVELS)
     shifted = _shifted_errors(denoiser, x, eps, condition)
     problem = _wrong_parameterization(total, own.name) or _wrong_timestep(shifted, denoiser.offset)
     return TeacherCheck(total, {shift: float(values.mean()) for shift, values in shifted.items()}, problem)
 
 
-def _kinds(denoiser: Denoiser) -> list[Parameterization]:
+def _output(denoiser: Denoiser, z: Tensor, timestep: Tensor, condition: dict[str, Tensor]) -> Tensor:
+    """The network's output for z (B, ...) at timesteps (B,), BATCH examples at a time."""
+    parts = [slice(start, start + BATCH) for start in range(0, len(z), BATCH)]
+    given = ({name: value[part] for name, value in condition.items()} for part in parts)
+    outputs = [denoiser.output(z[part], timestep[part], **each) for part, each in zip(parts, given, strict=True)]
+    return torch.cat(outputs)
+
+
+def _comparable(denoiser: Denoiser) -> list[Parameterization]:
     """What the output may mean: what the folder says, and the usual outputs of its schedule, of equally many heads."""
     own = denoiser.parameterization
     names = ("velocity", "x") if isinstance(denoiser.schedule, RectifiedFlow) else ("x", "eps", "v")
     others = [PARAMETERIZATIONS[name] for name in names if name != own.name]
-    return [own, *(kind for kind in others if kind.heads == own.heads)]
+    return [own, *(other for other in others if other.heads == own.heads)]
 
 
 def _shifted_errors(denoiser: Denoiser, x: Tensor, eps: Tensor, condition: dict[str, Tensor]) -> dict[int, Tensor]:
@@ -112,7 +123,7 @@ def _shifted_errors(denoiser: Denoiser, x: Tensor, eps: Tensor, condition: dict[
         true = denoiser.parameterization.output(x, eps, denoiser.schedule.alpha(t), denoiser.schedule.sigma(t))
         for shift in SHIFTS:
             timestep = (denoiser.timestep(t) + shift).to(x.device, torch.float32)
-            error = (denoiser.output(z, timestep, **condition) - true).square().flatten(1).mean(1)
+            error = (_output(denoiser, z, timestep, condition) - true).square().flatten(1).mean(1)
             total[shift] += error * (last - first + 1) / sum(end - begin + 1 for begin, end in bands)
     return total
 
@@ -123,7 +134,7 @@ def _wrong_parameterization(errors: dict[str, float], own: str) -> str | None:
         return None
     return (
         f"the folder says its network predicts {own}, but read as {best} it denoises the data better (error "
-        f"{errors[best]:.3g}, as {own} {errors[own]:.3g}): mend prediction_type in scheduler/scheduler_config.json"
+        f"{errors[best]:.3g}, as {own} {errors[own]:.3g}): fix prediction_type in scheduler/scheduler_config.json"
     )
 
 

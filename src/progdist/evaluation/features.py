@@ -6,9 +6,10 @@ pixels                  the image itself, averaged down to at most 16 x 16
 inception               the pool of Inception-v3 (2,048 numbers), with the extra `inception` and its weights
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.resources import as_file, files
+from pathlib import Path
 from typing import cast
 
 import torch
@@ -16,6 +17,8 @@ from torch import Tensor, nn
 
 from progdist._utils.errors import UserError
 from progdist._utils.files import read_tensors
+from progdist.data.images import Images
+from progdist.data.shards import TensorShards
 
 CLASSIFIERS: dict[str, tuple[int, int, int]] = {"digits": (1, 8, 8), "fashion-mnist": (1, 28, 28)}
 """The images (channels, height, width) that each shipped classifier takes."""
@@ -99,6 +102,37 @@ def feature_space(name: str, image: tuple[int, int, int]) -> FeatureSpace:
     return FeatureSpace(name, classifier.features, classifier)
 
 
+ROWS = 512
+"""Images whose features are in one shard of the data's features."""
+
+
+def write_features(
+    spaces: Sequence[FeatureSpace], images: Images, chosen: Tensor, folder: Path, process: int, processes: int
+) -> None:
+    """Write one process's share of the features of some images, those that are not there yet.
+
+    Args:
+        spaces: every one has a folder of shards.
+        images: where they come from.
+        chosen: their indices (N,).
+        folder: of the folders.
+        process: number of this process, from 0.
+        processes: how many share the work.
+    """
+    shards = {space: TensorShards(folder / space.name, len(chosen), ROWS) for space in spaces}
+    absent = {number for each in shards.values() for number in each.absent()}
+    for number, rows in enumerate(chosen.split(ROWS)):
+        if number % processes == process and number in absent:
+            pixels, _ = images.at(rows)
+            for space, each in shards.items():
+                each.write(number, [space(pixels)])
+
+
+def features_of(space: FeatureSpace, images: Images, chosen: Tensor) -> Tensor:
+    """The features (N, D) of the images of some indices (N,), of which ROWS are in memory at a time."""
+    return torch.cat([space(images.at(rows)[0]) for rows in chosen.split(ROWS)])
+
+
 def _shipped(name: str) -> Classifier:
     with as_file(files("progdist") / "evaluation" / "classifiers" / f"{name}.safetensors") as path:
         tensors = {key: tensor.float() for key, tensor in read_tensors(path).items()}
@@ -123,8 +157,11 @@ def _inception() -> Callable[[Tensor], Tensor]:
             "pip install 'progdist[inception]' and let it fetch its weights once"
         ) from error
 
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    network.to(device)
+
     def extract(images: Tensor) -> Tensor:
-        pixels = ((images + 1) * 127.5).round().byte()
+        pixels = ((images.to(device) + 1) * 127.5).round().byte()
         return cast(Tensor, network(pixels.expand(-1, 3, -1, -1)))
 
     return extract

@@ -1,11 +1,9 @@
-"""Images from a model folder, and their distance to data: what `progdist sample` and `evaluate` do."""
+"""Images from a model folder: what `progdist sample` does."""
 
-import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -15,14 +13,12 @@ from progdist._utils.errors import UserError
 from progdist._utils.precision import Precision
 from progdist._utils.random import SAMPLING_NOISE, generator
 from progdist.data.grid import write_grid
-from progdist.data.images import Images, ImageTransform
-from progdist.data.sources import load_images
-from progdist.diffusion.sampler import Step, ancestral, network_evaluations
-from progdist.evaluation.features import feature_space
-from progdist.evaluation.metrics import quality, root_mean_square
-from progdist.evaluation.sampling import sample_in_batches
+from progdist.diffusion.sampler import Step, ancestral
+from progdist.evaluation.sampling import noise_in_batches, sample_in_batches
 from progdist.models.io.folder import load
 from progdist.models.model import Model
+from progdist.models.text.conditions import prompt_conditions
+from progdist.models.unet import Conditions, class_conditions
 
 Notify = Callable[[str], None]
 
@@ -41,6 +37,8 @@ class SamplingOptions:
         level: of the ancestral sampler's variance, from 0, its lower bound, to 1, its upper.
         batch: how many at a time.
         precision: of the network.
+        prompts: of a text-conditional model, all in turn.
+        guidance: the scale of a text-conditional model with a dial; None for its pipeline's usual one.
     """
 
     steps: int | None
@@ -52,6 +50,8 @@ class SamplingOptions:
     level: float = 1.0
     batch: int = 256
     precision: Precision = "float32"
+    prompts: tuple[str, ...] = ()
+    guidance: float | None = None
 
     def how(self) -> str | Step:
         """The method with its variance."""
@@ -69,6 +69,29 @@ def make(model: Model, options: SamplingOptions, notify: Notify) -> tuple[Tensor
     Raises:
         UserError: a label out of range, no step count to be had, or an option that has no effect.
     """
+    batches, steps = make_in_batches(model, options, notify)
+    images, labels = zip(*batches, strict=True)
+    return torch.cat(images), torch.cat(labels), steps
+
+
+def make_in_batches(
+    model: Model, options: SamplingOptions, notify: Notify
+) -> tuple[Iterator[tuple[Tensor, Tensor]], int]:
+    """The images of `make` and their labels, `options.batch` at a time, and the steps they take; raises as `make`."""
+    steps = _checked_steps(model, options, notify)
+    model.to(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    size, labels, conditions = options.batch, _labels(model, options), _conditions(model, options, notify)
+    draw = generator(options.seed, SAMPLING_NOISE, 1)
+    how = options.how()
+    sampled = partial(sample_in_batches, precision=options.precision, clip=options.clip, method=how, draw=draw)
+    noise = noise_in_batches(options.count, model.shape, size, generator(options.seed, SAMPLING_NOISE))
+    parts = zip(noise, labels.split(size), strict=True)
+    sampled = partial(sampled, conditions=conditions)
+    return ((sampled(model, z, classes, steps, size), classes) for z, classes in parts), steps
+
+
+def _checked_steps(model: Model, options: SamplingOptions, notify: Notify) -> int:
+    """The steps to take, once every option has been found to make sense."""
     if options.level != 1 and options.method != "ancestral":
         raise UserError(f"--variance is of the method ancestral, and {options.method} adds no such noise: leave it")
     if options.clip and model.autoencoder:
@@ -78,30 +101,32 @@ def make(model: Model, options: SamplingOptions, notify: Notify) -> tuple[Tensor
         raise UserError("this model was trained for any number of steps: say how many with --steps, e.g. --steps 256")
     if model.steps and steps not in model.steps and steps > 0:
         notify(f"warning: the model was distilled for {_listed(model.steps)}, not {steps}: expect poor images")
-    classes = len(model.classes)
-    if options.label is not None and options.label >= classes:
-        expected = f"0 to {classes - 1}" if classes else "none, since the model has no classes"
+    return steps
+
+
+def _labels(model: Model, options: SamplingOptions) -> Tensor:
+    """The number of the class, or of the prompt, of each image: (N,)."""
+    kinds = len(options.prompts) if model.text else len(model.classes)
+    if options.label is None:
+        return torch.arange(options.count) % max(1, kinds)
+    if options.label >= len(model.classes):
+        expected = f"0 to {kinds - 1}" if model.classes else "none, since the model has no classes"
         raise UserError(f"label {options.label} is out of range: expected {expected}")
-    labels = (
-        torch.arange(options.count) % max(1, classes)
-        if options.label is None
-        else torch.full((options.count,), options.label)
-    )
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    model.to(device)
-    noise, draw = sampling_noise(model, options.count, options.seed), generator(options.seed, SAMPLING_NOISE, 1)
-    images = sample_in_batches(
-        model,
-        noise,
-        labels,
-        steps,
-        options.batch,
-        precision=options.precision,
-        clip=options.clip,
-        method=options.how(),
-        draw=draw,
-    )
-    return images, labels, steps
+    return torch.full((options.count,), options.label)
+
+
+def _conditions(model: Model, options: SamplingOptions, notify: Notify) -> Conditions:
+    """What tells the network the class or the prompt of each image."""
+    if model.text is None:
+        if options.prompts or options.guidance is not None:
+            raise UserError("--prompt and --guidance are of text-conditional models, and this is none: leave them")
+        return class_conditions(model.denoiser.network)
+    if not options.prompts:
+        raise UserError('this model makes images of captions: say what to make with --prompt "..."')
+    taken, asked = model.text.guidance, options.guidance
+    if isinstance(taken, tuple) and asked is not None and not taken[0] <= asked <= taken[1]:
+        notify(f"warning: the model was distilled for guidance of {taken[0]:g} to {taken[1]:g}, not {asked:g}")
+    return prompt_conditions(model, options.prompts, asked)
 
 
 def write_samples(folder: Path, options: SamplingOptions, out: Path, columns: int, notify: Notify) -> None:
@@ -119,66 +144,6 @@ def write_samples(folder: Path, options: SamplingOptions, out: Path, columns: in
     else:
         np.savez(out, images=images.numpy(), labels=labels.numpy())
     notify(f"{len(images)} images in {steps} step{'s' if steps > 1 else ''}: {out}")
-
-
-@dataclass(frozen=True)
-class Reference:
-    """A teacher's folder and the steps it takes, for fidelity."""
-
-    folder: Path
-    steps: int
-
-
-def compare(
-    folders: Sequence[Path],
-    source: str,
-    options: SamplingOptions,
-    features: str,
-    reference: Reference | None,
-    notify: Notify,
-) -> Iterator[dict[str, Any]]:
-    """The quality of each model's samples against the data, and their RMSE to a teacher's from the same noise.
-
-    Raises:
-        UserError: images of another size than the model's, or as in `make` and `load_images`.
-    """
-    taught = make(load(reference.folder), replace(options, steps=reference.steps), notify)[0] if reference else None
-    for folder in folders:
-        model = load(folder)
-        images = images_for_model(model, source, notify)
-        space = feature_space(features, images.shape)
-        pixels, _ = images.sample(max(options.count, 10_000), options.seed)
-        started = time.perf_counter()
-        made, labels, steps = make(model, options, notify)
-        seconds = (time.perf_counter() - started) / len(made)
-        if taught is not None and taught.shape != made.shape:
-            raise UserError(f"the teacher makes images of {tuple(taught.shape[1:])}, {folder} {tuple(made.shape[1:])}")
-        result = quality(space, space(pixels), made, labels if model.classes else None)
-        if result.warning:
-            notify(f"warning: {result.warning}")
-        yield {
-            "model": str(folder),
-            "steps": steps,
-            "network_evaluations": network_evaluations(steps, options.method),
-            "seconds_per_image": seconds,
-            "rmse": None if taught is None else root_mean_square(made, taught),
-            **asdict(result),
-        }
-
-
-def images_for_model(model: Model, source: str, notify: Notify) -> Images:
-    """The data, brought to the size and channels that the model makes.
-
-    Raises:
-        UserError: they cannot be.
-    """
-    images, shape = load_images(source), model.image
-    if images.shape != shape and shape[1] == shape[2]:
-        notify(f"{source} is brought to the model's {shape[1]}x{shape[2]}")
-        images = load_images(source, ImageTransform(shape[1], 3 if shape[0] == 3 else 1))
-    if images.shape != shape:
-        raise UserError(f"{source} holds images of {images.shape}, the model makes {shape} (channels, height, width)")
-    return images
 
 
 def _listed(counts: Sequence[int]) -> str:

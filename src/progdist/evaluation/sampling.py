@@ -1,5 +1,7 @@
 """Sampling in batches, with autocast and decoding."""
 
+from collections.abc import Iterator, Sequence
+
 import torch
 from torch import Tensor
 
@@ -7,7 +9,22 @@ from progdist._utils.precision import Precision, autocast
 from progdist.diffusion.denoiser import DenoiserProtocol
 from progdist.diffusion.sampler import Step, sample
 from progdist.models.model import Model
-from progdist.models.unet import condition
+from progdist.models.unet import Conditions, class_conditions
+
+PIECE = 16
+"""Examples drawn at a time: torch draws whole blocks of 16 numbers, so pieces of 16 give the numbers of one draw."""
+
+
+def noise_in_batches(count: int, shape: Sequence[int], batch: int, draw: torch.Generator) -> Iterator[Tensor]:
+    """The rows of torch.randn(count, *shape, generator=draw), `batch` at a time, without making them all at once."""
+    rest = torch.empty(0, *shape)
+    for start in range(0, count, PIECE):
+        rest = torch.cat([rest, torch.randn(min(PIECE, count - start), *shape, generator=draw)])
+        while len(rest) >= batch:
+            yield rest[:batch]
+            rest = rest[batch:]
+    if len(rest):
+        yield rest
 
 
 def sample_in_batches(
@@ -22,16 +39,18 @@ def sample_in_batches(
     method: str | Step = "ddim",
     draw: torch.Generator | None = None,
     denoiser: DenoiserProtocol | None = None,
+    conditions: Conditions | None = None,
 ) -> Tensor:
     """Images (N, C, H, W) on the CPU from noise (N, C, H, W), labels (N,), and the noise of stochastic methods.
 
-    The noise is of a latent model's latents. `denoiser` stands in for the model's own.
+    The noise is of a latent model's latents. `denoiser` stands in for the model's own, and `conditions`
+    makes the condition of labels that are no classes.
     """
     device = next(model.denoiser.parameters()).device
-    images = []
+    images, conditions = [], conditions or class_conditions(model.denoiser.network)
     with autocast(device, precision):
         for part, classes in zip(noise.split(batch), labels.split(batch), strict=True):
-            condition_kwargs = condition(model.denoiser.network, classes.to(device))
+            condition_kwargs = conditions({"labels": classes.to(device)})
             made = sample(
                 denoiser or model.denoiser,
                 part.to(device),

@@ -6,7 +6,8 @@ from progdist._utils.random import EVALUATION_NOISE, generator
 from progdist.data.images import Images
 from progdist.distillation.teacher_check import TeacherCheck, read
 from progdist.models.model import Model
-from progdist.models.unet import condition
+from progdist.models.text.conditions import prompt_conditions
+from progdist.models.unet import class_conditions
 
 CHECK_IMAGES = 512
 """Images on which the readings of a teacher's output are tried."""
@@ -18,4 +19,8 @@ def check_on_images(model: Model, images: Images, seed: int) -> TeacherCheck:
     x, labels = images.sample(CHECK_IMAGES, seed)
     x = model.autoencoder.encode(x) if model.autoencoder else x
     eps = torch.randn(x.shape, generator=generator(seed, EVALUATION_NOISE, 2))
-    return read(model.denoiser, x.to(device), eps.to(device), **condition(model.denoiser.network, labels.to(device)))
+    conditions = class_conditions(model.denoiser.network)
+    if model.text:
+        distinct, labels = labels.unique(return_inverse=True)
+        conditions = prompt_conditions(model, [images.classes[number] for number in distinct.tolist()], None)
+    return read(model.denoiser, x.to(device), eps.to(device), **conditions({"labels": labels.to(device)}))

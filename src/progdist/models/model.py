@@ -11,10 +11,10 @@ from torch import nn
 
 from progdist._utils.errors import UserError
 from progdist.diffusion.denoiser import Denoiser
-from progdist.diffusion.parameterization import Parameterization
-from progdist.diffusion.schedule import RectifiedFlow, Schedule, VariancePreserving
+from progdist.diffusion.schedule import RectifiedFlow, VariancePreserving
 from progdist.models.autoencoder import Autoencoder
-from progdist.models.unet import image_shape
+from progdist.models.text.pipeline import TextPipeline
+from progdist.models.unet import image_shape, is_text_conditional
 
 PREDICTION_TYPES: dict[str, Literal["sample", "epsilon", "v_prediction"]] = {
     "x": "sample",
@@ -25,44 +25,25 @@ PREDICTION_TYPES: dict[str, Literal["sample", "epsilon", "v_prediction"]] = {
 
 
 class LatentDenoiser(Denoiser):
-    """A denoiser of latents with the autoencoder that makes images of them; arguments as of Denoiser.
+    """A denoiser of latents with the autoencoder that makes images of them.
 
     Args:
+        denoiser: of latents.
         autoencoder: decodes what is sampled.
+        text: what a text-conditional model's prompts are encoded by; None for other models.
     """
 
-    def __init__(
-        self,
-        network: nn.Module,
-        schedule: Schedule,
-        parameterization: Parameterization,
-        *,
-        autoencoder: Autoencoder,
-        timesteps: int = 1024,
-        offset: float | None = None,
-    ) -> None:
-        super().__init__(network, schedule, parameterization, timesteps=timesteps, offset=offset)
-        self.autoencoder = autoencoder
+    def __init__(self, denoiser: Denoiser, autoencoder: Autoencoder, text: TextPipeline | None = None) -> None:
+        super().__init__(**denoiser.parts())
+        self.autoencoder, self.text = autoencoder, text
 
     def with_network(self, network: nn.Module) -> "LatentDenoiser":
         """The same around another network."""
-        return latent_denoiser(super().with_network(network), self.autoencoder)
+        return self.with_form_of(super().with_network(network))
 
     def with_form_of(self, other: Denoiser) -> "LatentDenoiser":
         """Another denoiser of these latents."""
-        return latent_denoiser(other, self.autoencoder)
-
-
-def latent_denoiser(denoiser: Denoiser, autoencoder: Autoencoder) -> LatentDenoiser:
-    """A denoiser, together with the autoencoder of its latents."""
-    return LatentDenoiser(
-        denoiser.network,
-        denoiser.schedule,
-        denoiser.parameterization,
-        autoencoder=autoencoder,
-        timesteps=denoiser.timesteps,
-        offset=denoiser.offset,
-    )
+        return LatentDenoiser(other, self.autoencoder, self.text)
 
 
 @dataclass(frozen=True)
@@ -77,6 +58,7 @@ class Model:
         data: the source of its training images.
         training: numbers of its training, for the record.
         autoencoder: of a latent model; None where the network sees images.
+        text: the text encoders and the guidance of a text-conditional model; None for other models.
     """
 
     denoiser: Denoiser
@@ -86,14 +68,17 @@ class Model:
     data: str = ""
     training: Mapping[str, Any] = field(default_factory=dict)
     autoencoder: Autoencoder | None = None
+    text: TextPipeline | None = None
 
     @property
     def shape(self) -> tuple[int, int, int]:
         """(channels, height, width) of what the network sees: images, or their latents."""
         shape = image_shape(self.denoiser.network)
         if shape is None:
-            kind = type(self.denoiser.network).__name__
-            raise UserError(f"this {kind} does not tell the shape of its data: set sample_size in its config.json")
+            network_class = type(self.denoiser.network).__name__
+            raise UserError(
+                f"this {network_class} does not tell the shape of its data: set sample_size in its config.json"
+            )
         return shape
 
     @property
@@ -111,8 +96,8 @@ class Model:
 
 def stock_scheduler(denoiser: Denoiser) -> DDIMScheduler | FlowMatchEulerDiscreteScheduler | None:
     """The diffusers scheduler that samples this denoiser's network on our grid; None where there is none."""
-    schedule, kind, count = denoiser.schedule, denoiser.parameterization.name, denoiser.timesteps
-    if isinstance(schedule, VariancePreserving) and kind in PREDICTION_TYPES and denoiser.offset == 1:
+    schedule, output, count = denoiser.schedule, denoiser.parameterization.name, denoiser.timesteps
+    if isinstance(schedule, VariancePreserving) and output in PREDICTION_TYPES and denoiser.offset == 1:
         t = torch.arange(count + 1, dtype=torch.float64) / count
         alpha_bar = schedule.alpha(t) ** 2
         betas = 1 - alpha_bar[1:] / alpha_bar[:-1].clone().index_fill_(0, torch.tensor(0), 1.0)
@@ -120,9 +105,10 @@ def stock_scheduler(denoiser: Denoiser) -> DDIMScheduler | FlowMatchEulerDiscret
             num_train_timesteps=count,
             trained_betas=betas.tolist(),
             timestep_spacing="trailing",
-            prediction_type=PREDICTION_TYPES[kind],
+            prediction_type=PREDICTION_TYPES[output],
             clip_sample=False,
+            steps_offset=int(is_text_conditional(denoiser.network)),  # of no effect here, but stock pipelines ask for 1
         )
-    if isinstance(schedule, RectifiedFlow) and kind == "velocity" and denoiser.offset == 0:
+    if isinstance(schedule, RectifiedFlow) and output == "velocity" and denoiser.offset == 0:
         return FlowMatchEulerDiscreteScheduler(num_train_timesteps=count, shift=schedule.shift)
     return None

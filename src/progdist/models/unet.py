@@ -5,16 +5,21 @@ exponent, group norms with epsilon 1e-6, and zeros in the last layer of every br
 returns 0 and an untrained block passes its input on.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, TypeVar, cast
 
 from diffusers.models.attention_processor import Attention
 from diffusers.models.resnet import ResnetBlock2D
 from diffusers.models.transformers.dit_transformer_2d import DiTTransformer2DModel
 from diffusers.models.unets.unet_2d import UNet2DModel
+from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from torch import Tensor, nn
 
 from progdist._utils.errors import UserError
+
+Conditions = Callable[[Mapping[str, Tensor]], dict[str, Tensor]]
+"""(batch) -> the condition of its examples by name, (B, ...) each; the batch has `labels` (B,), and may have more."""
 
 Network = TypeVar("Network", bound=nn.Module)
 
@@ -54,27 +59,13 @@ def unet(
     Raises:
         UserError: sizes that do not fit each other.
     """
-    channels = image[0]
-    sides = (image[1], image[2])
-    resolutions = [max(sides) >> level for level in range(len(multipliers))]
     level_channels = [width * multiplier for multiplier in multipliers]
-    divisor = 2 ** (len(multipliers) - 1)
-    if any(side % divisor for side in sides):
-        raise UserError(
-            f"images of {sides[0]}x{sides[1]} do not halve {len(multipliers) - 1} times: choose a size divisible by "
-            f"{divisor}, or fewer multipliers"
-        )
-    if width < 4 or width % 2:
-        raise UserError(f"width {width} is too small for the time embedding, or odd: use an even number of 4 or more")
-    if any(count % groups for count in level_channels):
-        raise UserError(f"level widths {level_channels} do not divide into {groups} groups: change width or groups")
-    if unknown := set(attention) - set(resolutions):
-        raise UserError(f"attention at {sorted(unknown)}, but the network's resolutions are {resolutions}")
-    attends = [resolution in attention for resolution in resolutions]
+    attends = _attention_levels(image, width, level_channels, attention, groups)
+    sides = image[1:]
     network = UNet2DModel(
         sample_size=sides if sides[0] != sides[1] else sides[0],
-        in_channels=channels,
-        out_channels=heads * channels,
+        in_channels=image[0],
+        out_channels=heads * image[0],
         block_out_channels=tuple(level_channels),
         layers_per_block=blocks,
         down_block_types=tuple("AttnDownBlock2D" if attend else "ResnetDownsampleBlock2D" for attend in attends),
@@ -96,6 +87,31 @@ def unet(
     return network
 
 
+def _attention_levels(
+    image: tuple[int, int, int], width: int, level_channels: Sequence[int], attention: Sequence[int], groups: int
+) -> list[bool]:
+    """Whether each level has self-attention.
+
+    Raises:
+        UserError: sizes that do not fit each other.
+    """
+    sides = image[1:]
+    resolutions = [max(sides) >> level for level in range(len(level_channels))]
+    divisor = 2 ** (len(level_channels) - 1)
+    if any(side % divisor for side in sides):
+        raise UserError(
+            f"images of {sides[0]}x{sides[1]} do not halve {len(level_channels) - 1} times: choose a size divisible by "
+            f"{divisor}, or fewer multipliers"
+        )
+    if width < 4 or width % 2:
+        raise UserError(f"width {width} is too small for the time embedding, or odd: use an even number of 4 or more")
+    if any(count % groups for count in level_channels):
+        raise UserError(f"level widths {level_channels} do not divide into {groups} groups: change width or groups")
+    if unknown := set(attention) - set(resolutions):
+        raise UserError(f"attention at {sorted(unknown)}, but the network's resolutions are {resolutions}")
+    return [resolution in attention for resolution in resolutions]
+
+
 def _zero_last_layers(network: UNet2DModel) -> None:
     """Set the last layer of every branch, and of the network, to zero."""
     layers: list[nn.Module] = [network.conv_out]
@@ -111,7 +127,7 @@ def _zero_last_layers(network: UNet2DModel) -> None:
 
 def image_shape(network: nn.Module) -> tuple[int, int, int] | None:
     """(channels, height, width) of the data of a diffusers network; None for networks that do not tell."""
-    if not isinstance(network, UNet2DModel | DiTTransformer2DModel):
+    if not isinstance(network, UNet2DModel | UNet2DConditionModel | DiTTransformer2DModel):
         return None
     size = network.config["sample_size"]
     sides = (size, size) if isinstance(size, int) else tuple(size or ())
@@ -141,6 +157,20 @@ def class_count(network: nn.Module) -> int:
     return (network.config["num_class_embeds"] or 0) if isinstance(network, UNet2DModel) else 0
 
 
+def is_text_conditional(network: nn.Module) -> bool:
+    """Whether the network attends to embeddings of a caption."""
+    return isinstance(network, UNet2DConditionModel)
+
+
 def condition(network: nn.Module, labels: Tensor) -> dict[str, Any]:
     """The keyword arguments that tell a network the class of each example; none for an unconditional network."""
     return {"class_labels": labels} if class_count(network) else {}
+
+
+def class_conditions(network: nn.Module) -> Conditions:
+    """What tells a network the class of each example of a batch."""
+    return partial(_class_condition, network)
+
+
+def _class_condition(network: nn.Module, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return condition(network, batch["labels"])

@@ -16,7 +16,7 @@ from pydantic import BaseModel, ValidationError
 
 from progdist._utils.errors import UserError
 from progdist.recipes.recipe import Recipe
-from progdist.recipes.schema import HALVING, StageTraining
+from progdist.recipes.training import HALVING, StageTraining
 
 RENAMED = {
     "microbatches": "gradient_accumulation_steps",
@@ -38,31 +38,31 @@ def shipped() -> dict[str, str]:
     return dict(sorted(texts.items()))
 
 
-def read_recipe(place: str, overrides: Iterable[str] = ()) -> Recipe:
+def read_recipe(name_or_path: str, overrides: Iterable[str] = ()) -> Recipe:
     """A recipe from a file, or the name of one that ships, with `key.key=value` overrides.
 
     Raises:
-        UserError: it cannot be found or read, or says something that no recipe can notify.
+        UserError: it cannot be found or read, or has a key or value that no recipe has.
     """
-    path = Path(place)
+    path = Path(name_or_path)
     known = shipped()
-    if place in known:
-        text = known[place]
+    if name_or_path in known:
+        text = known[name_or_path]
     elif path.is_file():
         text = _text(path)
     else:
-        near = difflib.get_close_matches(place, known, 1)
+        near = difflib.get_close_matches(name_or_path, known, 1)
         hint = f"did you mean {near[0]}? " if near else ""
         raise UserError(
-            f"recipe {place!r} is neither a file nor one that ships: {hint}use {', '.join(known)} or a path"
+            f"recipe {name_or_path!r} is neither a file nor one that ships: {hint}use {', '.join(known)} or a path"
         )
     try:
         content = yaml.safe_load(text)
     except (yaml.YAMLError, RecursionError, ValueError) as error:
-        raise UserError(f"recipe {place} is not YAML: {' '.join(str(error).split())}") from error
+        raise UserError(f"recipe {name_or_path} is not YAML: {' '.join(str(error).split())}") from error
     if not isinstance(content, dict):
-        raise UserError(f"recipe {place} is not a map of keys to values: see `progdist recipes`")
-    return validated(content, overrides, f"recipe {place}")
+        raise UserError(f"recipe {name_or_path} is not a map of keys to values: see `progdist recipes`")
+    return validated(content, overrides, f"recipe {name_or_path}")
 
 
 def override(recipe: Recipe, overrides: Iterable[str]) -> Recipe:
@@ -128,16 +128,16 @@ def _rename_old_keys(content: dict[Any, Any]) -> Iterator[str]:
     stages = (sections["distill"] or {}).get("stages") if isinstance(sections["distill"], dict) else None
     if isinstance(stages, dict):
         sections |= {f"distill.stages.{steps}": stage for steps, stage in stages.items()}
-    for place, section in sections.items():
+    for section_name, section in sections.items():
         if not isinstance(section, dict):
             continue
         for old, new in RENAMED.items():
             if old in section:
                 section[new] = section.pop(old)
-                yield f"{place}.{old} is now called {new}"
+                yield f"{section_name}.{old} is now called {new}"
         if section.get("lr_scheduler") == "none":
             section["lr_scheduler"] = "constant"
-            yield f"{place}.lr_scheduler none is now called constant"
+            yield f"{section_name}.lr_scheduler none is now called constant"
 
 
 def _key(word: str) -> str | int:
@@ -166,7 +166,7 @@ def _fields(location: tuple[int | str, ...]) -> list[str]:
             section = StageTraining
         elif name in section.model_fields:
             annotation = section.model_fields[name].annotation
-            kinds = [kind for kind in (annotation, *get_args(annotation)) if isinstance(kind, type)]
-            parts = [kind for kind in kinds if issubclass(kind, BaseModel)]
+            classes = [each for each in (annotation, *get_args(annotation)) if isinstance(each, type)]
+            parts = [each for each in classes if issubclass(each, BaseModel)]
             section = StageTraining if name == "stages" else parts[0]
     return list(section.model_fields)

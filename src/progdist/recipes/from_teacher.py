@@ -54,7 +54,8 @@ def recipe_for_teacher(
     updates: int = 1000,
     match_updates: int | None = None,
     batch: int = 64,
-    guidance: float | None = None,
+    guidance: float | tuple[float, float] | None = None,
+    negative: str | None = None,
 ) -> Recipe:
     """The recipe that `progdist distill` runs.
 
@@ -68,7 +69,8 @@ def recipe_for_teacher(
         updates: of each stage; the last two take twice as many, as the paper's do.
         match_updates: of stage 0, if it is needed; four times `updates` if not given.
         batch: of all training.
-        guidance: its scale, or None.
+        guidance: its scale, or the least and the largest of a dial; None for no guidance.
+        negative: the prompt that guidance leads away from; None for the empty one.
 
     Raises:
         UserError: no chain leads to `steps`, or the data cannot be brought to the teacher's shape.
@@ -80,7 +82,7 @@ def recipe_for_teacher(
         "about": f"{source_model} distilled to {steps} steps",
         "data": frame(teacher, source).model_dump(),
         "teacher": {"model": source_model},
-        "match": {"updates": match_updates or 4 * updates, "guidance": guidance, **training},
+        "match": {"updates": match_updates or 4 * updates, "guidance": guidance, "negative": negative, **training},
         "distill": {
             "chain": chain,
             "updates": updates,

@@ -9,7 +9,8 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, model_validator
 
 from progdist._utils.precision import Precision
-from progdist.recipes.schema import Conversion, Data, Distillation, Evaluation, Network, Noise, Part, Training
+from progdist.recipes.schema import Data, Evaluation, Network, Noise, Part
+from progdist.recipes.training import Conversion, Distillation, Training
 
 
 class Recipe(Part):
@@ -84,9 +85,9 @@ class Recipe(Part):
         if "teacher" in finished and (old.teacher, old.match) != (self.teacher, self.match):
             return False
         students = [stage for stage in self.distill.links() if student_name(stage.steps) in finished]
-        same_plans = all(old.distill.plan(stage) == self.distill.plan(stage) for stage in students)
+        same_configs = all(old.distill.train_config(stage) == self.distill.train_config(stage) for stage in students)
         same_kind = (old.distill.weighting, old.distill.stop) == (self.distill.weighting, self.distill.stop)
-        return same_plans and (not students or same_kind)
+        return same_configs and (not students or same_kind)
 
 
 def _changed(part: Part, without: Collection[str]) -> list[str]:

@@ -6,7 +6,7 @@ import torch
 
 from progdist._utils.errors import UserError
 from progdist._utils.precision import Precision, bf16_speedup, emulation_warning, resolve
-from progdist.data.images import Images
+from progdist.data.images import CaptionedImages, Images
 from progdist.models.model import Model
 from progdist.recipes.files import read_recipe
 from progdist.recipes.recipe import Recipe
@@ -26,6 +26,7 @@ def check_compatible(recipe: Recipe, model: Model, images: Images) -> None:
         raise UserError("guidance is taken in at all times, and a distilled teacher knows only its own: leave it")
     if model.autoencoder and recipe.evaluate.clip:
         raise UserError("evaluate.clip is of images, and a latent model's samples are latents: set it to false")
+    _check_captions(recipe, model, images)
     null_class(recipe, model, images)
     if shape != images.shape:
         raise UserError(
@@ -44,6 +45,21 @@ def check_compatible(recipe: Recipe, model: Model, images: Images) -> None:
                 f"the chain's {count} steps do not divide the teacher's {model.denoiser.timesteps} timesteps, so "
                 "stock samplers would visit other times: choose counts that do"
             )
+
+
+def _check_captions(recipe: Recipe, model: Model, images: Images) -> None:
+    """Refuse data and guidance of captions where the teacher takes none, and of classes where it takes captions."""
+    captioned, match = isinstance(images, CaptionedImages), recipe.match
+    if model.text and not captioned:
+        raise UserError(f"the teacher makes images of captions, and {images.name} has none: give captions:FOLDER")
+    if captioned and not model.text:
+        raise UserError(f"{images.name} is of captions, and the teacher takes none: give folder:FOLDER")
+    if model.text and match.null_class is not None:
+        raise UserError("match.null_class is of classes, and the teacher takes captions: leave it")
+    if not model.text and isinstance(match.guidance, tuple):
+        raise UserError("a range of guidance is of teachers that take captions: give this one a single scale")
+    if not model.text and match.negative is not None:
+        raise UserError("match.negative is a prompt, and the teacher takes none: set match.null_class")
 
 
 def with_precision(recipe: Recipe, file: Path, device: torch.device) -> tuple[Recipe, list[str]]:

@@ -24,9 +24,9 @@ from progdist.diffusion.loss import WEIGHTINGS, denoising_loss
 from progdist.distillation.conversion import needs_conversion
 from progdist.models.io.diffusers_pipeline import read_teacher
 from progdist.models.model import Model
-from progdist.models.unet import condition
+from progdist.models.text.pipeline import trial_condition
 from progdist.recipes.recipe import Recipe, student_name
-from progdist.recipes.schema import train_config
+from progdist.recipes.training import train_config
 from progdist.runs.stages import untrained
 from progdist.training.config import TrainConfig
 
@@ -82,22 +82,22 @@ def estimate(recipe: Recipe) -> Estimate:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     denoiser.to(device)
     taken, guided = recipe.teacher.model is not None, recipe.match.guidance is not None
-    teacher_plan = train_config(recipe.match if taken else recipe.teacher)
+    teacher_config = train_config(recipe.match if taken else recipe.teacher)
     if taken and not guided and not needs_conversion(denoiser):
-        teacher_plan = replace(teacher_plan, updates=0)
-    plans = [teacher_plan, *(recipe.distill.plan(link) for link in recipe.distill.links())]
-    microbatch = max(config.batch // config.gradient_accumulation_steps for config in plans)
-    rates = measure(denoiser, model.shape, microbatch, plans[-1])
+        teacher_config = replace(teacher_config, updates=0)
+    configs = [teacher_config, *(recipe.distill.train_config(link) for link in recipe.distill.links())]
+    microbatch = max(config.batch // config.gradient_accumulation_steps for config in configs)
+    rates = measure(denoiser, model.shape, microbatch, configs[-1])
     weights = sum(parameter.nbytes for parameter in denoiser.network.parameters())
-    parts = [_part("teacher", teacher_plan, int(taken) * (2 if guided else 1), rates)]
-    for link, config in zip(recipe.distill.links(), plans[1:], strict=True):
+    parts = [_part("teacher", teacher_config, int(taken) * (2 if guided else 1), rates)]
+    for link, config in zip(recipe.distill.links(), configs[1:], strict=True):
         parts.append(_part(student_name(link.steps), config, link.substeps, rates))
     parts.append(_evaluation(recipe, rates))
     return Estimate(
         parameters=sum(parameter.numel() for parameter in denoiser.network.parameters()),
         image=model.image,
         classes=len(model.classes),
-        memory=(1 if plans[-1].lora_rank else 5) * weights + microbatch * rates.saved,
+        memory=(1 if configs[-1].lora_rank else 5) * weights + microbatch * rates.saved,
         device=torch.cuda.get_device_name() if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads",
         rates=rates,
         parts=tuple(parts),
@@ -144,7 +144,7 @@ def measure(denoiser: Denoiser, shape: tuple[int, int, int], most: int, config: 
     while True:
         z = torch.randn(batch, *shape, device=device)
         u = torch.rand(batch, dtype=torch.float64)
-        condition_kwargs = condition(denoiser.network, torch.zeros(batch, dtype=torch.int64, device=device))
+        condition_kwargs = trial_condition(denoiser.network, batch, device)
 
         def passes(z: Tensor = z, u: Tensor = u, condition_kwargs: dict[str, Tensor] = condition_kwargs) -> None:
             with autocast(device, config.precision):

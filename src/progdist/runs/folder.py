@@ -6,7 +6,9 @@ student-0128/ ...       a model folder for every stage
 checkpoints/NAME/       of the model under way
 metrics.jsonl           loss, gradient norm and learning rate along the way
 evaluations.jsonl       every model at its step counts
-latents.safetensors     the encoded data of a latent model
+latents/                the encoded data of a latent model
+captions/               the encoded captions of a text-conditional one
+data_features/          what the samples are compared with
 samples/                what the models make from one noise, as grids
 report.html
 """
@@ -125,32 +127,32 @@ class RunFolder:
         """The checkpoints of one model's training."""
         return Checkpoints(self.root / "checkpoints" / name, writes=self.writes)
 
-    def append(self, kind: str, record: Record) -> None:
+    def append(self, name: str, record: Record) -> None:
         """Add a line to metrics or evaluations."""
         if not self.writes:
             return
-        with self._records(kind).open("ab+") as file:
+        with self._records(name).open("ab+") as file:
             torn = file.tell() > 0
             if torn:
                 file.seek(-1, os.SEEK_END)
                 torn = file.read(1) != b"\n"  # the last line of a run that was killed: begin a new one
             file.write(("\n" * torn + json.dumps(record) + "\n").encode())
 
-    def read(self, kind: str) -> Iterator[Record]:
+    def read(self, name: str) -> Iterator[Record]:
         """All whole lines of metrics or evaluations."""
-        path = self._records(kind)
+        path = self._records(name)
         for line in path.read_text().splitlines() if path.is_file() else ():
             try:
                 yield json.loads(line)
             except ValueError:  # the last line of a run that was killed
                 continue
 
-    def keep(self, kind: str, wanted: Callable[[Record], bool]) -> None:
+    def keep(self, name: str, wanted: Callable[[Record], bool]) -> None:
         """Drop the records that are not wanted."""
         if not self.writes:
             return
-        lines = (json.dumps(record) + "\n" for record in self.read(kind) if wanted(record))
-        atomic_write(self._records(kind), "".join(lines).encode())
+        lines = (json.dumps(record) + "\n" for record in self.read(name) if wanted(record))
+        atomic_write(self._records(name), "".join(lines).encode())
 
     def grid(self, name: str, steps: int) -> Path:
         """Where a model's sample grid is."""
@@ -158,11 +160,19 @@ class RunFolder:
 
     def reference(self) -> Path:
         """The teacher's own images at the largest step count measured, which fidelity is measured against."""
-        return self.root / "samples" / "reference.safetensors"
+        return self.root / "samples" / "reference"
+
+    def data_features(self) -> Path:
+        """The features of the data, a folder of shards for each feature space."""
+        return self.root / "data_features"
 
     def latents(self) -> Path:
         """The encoded data of a latent model."""
-        return self.root / "latents.safetensors"
+        return self.root / "latents"
 
-    def _records(self, kind: str) -> Path:
-        return self.root / f"{kind}.jsonl"
+    def captions(self) -> Path:
+        """The encoded captions of a text-conditional model."""
+        return self.root / "captions"
+
+    def _records(self, name: str) -> Path:
+        return self.root / f"{name}.jsonl"

@@ -4,123 +4,104 @@ Each finished model and each finished evaluation stays in the run's folder, so t
 stopped and repeats nothing.
 """
 
-import time
-from dataclasses import asdict, dataclass
-from functools import cached_property
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
 from pathlib import Path
 
-import torch
-from safetensors.torch import save as to_bytes
-from torch import Tensor
-
 from progdist._utils.errors import UserError
-from progdist._utils.files import atomic_write, read_tensors
-from progdist._utils.random import EVALUATION_NOISE, generator
-from progdist.data.grid import GRID, write_grid
+from progdist._utils.random import HELD_OUT_NOISE
 from progdist.data.images import Images
-from progdist.data.latents import encoded
+from progdist.data.latents import begin_latents, encode, open_latents
 from progdist.data.sources import load_images
 from progdist.diffusion.denoiser import DenoiserProtocol
 from progdist.diffusion.loss import WEIGHTINGS
-from progdist.diffusion.sampler import Step
-from progdist.distillation.chain import distill_chain
-from progdist.distillation.conversion import converted_form
+from progdist.distillation.chain import Stage, distill_chain
+from progdist.distillation.conversion import converted_form, error_by_band
 from progdist.distillation.progressive import check_weighting
-from progdist.evaluation.features import FeatureSpace, feature_space
-from progdist.evaluation.metrics import Quality, quality, root_mean_square
-from progdist.evaluation.sampling import sample_in_batches
 from progdist.evaluation.teacher_check import check_on_images
 from progdist.models.io.diffusers_pipeline import Teacher, read_teacher
-from progdist.models.io.folder import write_card
 from progdist.models.model import Model
 from progdist.recipes.files import read_recipe, write_recipe
 from progdist.recipes.recipe import Recipe, student_name
+from progdist.recipes.schema import Data
 from progdist.runs.checks import check_compatible, with_precision
+from progdist.runs.conditions import RunConditions
+from progdist.runs.evaluator import Evaluator, feature_spaces
 from progdist.runs.folder import Record, RunFolder
 from progdist.runs.report import write_report
-from progdist.runs.stages import RunStages, untrained
+from progdist.runs.stage_trainer import StageTrainer
+from progdist.runs.stages import (
+    conversion_stage,
+    guided_predictions,
+    needs_stage_0,
+    student_stage,
+    teacher_predictions,
+    teacher_stage,
+    untrained,
+)
 from progdist.training.callbacks import Callback
 from progdist.training.distributed import Distributed
 
 
 @dataclass(frozen=True)
 class Run:
-    """One recipe in one folder."""
+    """One recipe in one folder.
+
+    Attributes:
+        recipe: with every `auto` resolved.
+        images: the data set.
+        given: the teacher to take; None where one is trained.
+        folder: where everything is kept.
+        callback: called with everything that happens.
+        distributed: the processes.
+    """
 
     recipe: Recipe
+    images: Images
+    given: Teacher | None
     folder: RunFolder
     callback: Callback
     distributed: Distributed
 
-    @cached_property
-    def images(self) -> Images:
-        """The data set."""
-        data = self.recipe.data
-        images = load_images(data.source, data.transform())
-        if data.classes is not None and data.classes != len(images.classes):
-            raise UserError(f"data.classes is {data.classes}, but {images.name} has {len(images.classes)}: mend either")
-        return images
-
-    @cached_property
-    def spaces(self) -> list[tuple[FeatureSpace, Tensor]]:
-        """Every feature space with the features of the data: as many images as are sampled, at least 10,000, or all."""
-        pixels, _ = self.images.sample(max(self.recipe.evaluate.samples, 10_000), self.recipe.seed)
-        spaces = [feature_space(name, self.images.shape) for name in self.recipe.evaluate.features]
-        return [(space, space(pixels)) for space in spaces]
-
-    @cached_property
-    def given(self) -> Teacher | None:
-        """The teacher to take, or None where one is trained."""
-        records = self.recipe.teacher
-        return read_teacher(records.model, records.offset) if records.model else None
-
-    @cached_property
-    def stages(self) -> RunStages:
-        """The trainings, on what the networks see: the images, or their latents."""
-        seen = self.images
-        if self.given and (autoencoder := self.given.model.to(self.distributed.device).autoencoder):
-            cache, notify = self.folder.latents(), self.callback.note
-            self.distributed.on_main_process(lambda: encoded(self.images, autoencoder, cache, notify).shape)
-            seen = encoded(self.images, autoencoder, cache, notify)
-        return RunStages(self.recipe, self.given, seen, self.folder, self.callback, self.distributed)
-
     def run(self) -> list[Record]:
         """Teacher, students and their evaluations, in order; what exists is not made again."""
+        evaluator = self.evaluator()
         self.prepare()
         with self.folder.locked(self.callback.note):
             self._write_page()
-            return self._run_stages()
-
-    def _run_stages(self) -> list[Record]:
-        self.callback.note(f"{self.images.name}: {len(self.images)} images of {'x'.join(map(str, self.images.shape))}")
-        self.callback.note(f"live report: {self.folder.report()}")
-        teacher = self.stages.teacher()
-        reference, *others = self.recipe.measurements()
-        if self.given:
-            self.evaluate("given", self.given.model, reference[1])
-        self.evaluate(reference[0], teacher, reference[1])
-        self._write_page()
-        for stage, student in distill_chain(teacher, self.recipe.distill.links(), self.stages.student):
-            for name, steps in others:
-                if steps == stage.steps:
-                    self.evaluate(name, student if name == "student" else teacher, steps)
+            _ = evaluator.data  # an image that cannot be read is found before hours are spent
+            self.callback.note(
+                f"{self.images.name}: {len(self.images)} images of {'x'.join(map(str, self.images.shape))}"
+            )
+            self.callback.note(f"live report: {self.folder.report()}")
+            trainer = self.trainer()
+            teacher = self.train_teacher(trainer)
+            reference, *others = self.recipe.measurements()
+            sampled = teacher_predictions(self.given, teacher)
+            if self.given:
+                evaluator.evaluate("given", self.given.model, reference[1], self.guided)
+            evaluator.evaluate(reference[0], teacher, reference[1], sampled)
             self._write_page()
-        return list(self.folder.read("evaluations"))
+            train_student = partial(self.train_student, trainer)
+            for link, student in distill_chain(teacher, self.recipe.distill.links(), train_student):
+                for name, steps in others:
+                    if steps == link.steps and name == "student":
+                        evaluator.evaluate(name, student, steps)
+                    elif steps == link.steps:
+                        evaluator.evaluate(name, teacher, steps, sampled)
+                self._write_page()
+            return list(self.folder.read("evaluations"))
 
     def prepare(self) -> None:
         """Find every mistake that can be found before hours are spent, then make the folder this run's own."""
-        _ = self.spaces
         if rule := self.recipe.distill.stop:
             self.images.split(rule.held_out, self.recipe.seed)
         if self.given:
             check_compatible(self.recipe, self.given.model, self.images)
             self._check_teacher(self.given.model)
-        shape, classes, name = self.images.shape, self.images.classes, self.images.name
-        start = (
-            converted_form(self.given.model.denoiser)
-            if self.given
-            else untrained(self.recipe, shape, classes, name).denoiser
-        )
+            start = converted_form(self.given.model.denoiser)
+        else:
+            start = untrained(self.recipe, self.images.shape, self.images.classes, self.images.name).denoiser
         weighting = WEIGHTINGS[self.recipe.distill.weighting]
         check_weighting(start.schedule, weighting, self.recipe.distill.counts()[-1])
         names = ["teacher", *(student_name(stage.steps) for stage in self.recipe.distill.links())]
@@ -130,6 +111,54 @@ class Run:
             lambda: self.folder.claim(resolved, lambda old: self.recipe.continues(read_recipe(str(old)), finished))
         )
 
+    def evaluator(self) -> Evaluator:
+        """What measures the models."""
+        spaces = feature_spaces(self.recipe, self.images)
+        return Evaluator(
+            self.recipe, self.images, spaces, self.folder, self.callback, self.distributed, self.conditions
+        )
+
+    @cached_property
+    def guided(self) -> DenoiserProtocol | None:
+        """The given teacher's predictions as its student shall learn them; None where a teacher is trained."""
+        return guided_predictions(self.recipe, self.given, self.images) if self.given else None
+
+    @cached_property
+    def conditions(self) -> RunConditions:
+        """What the networks are told of each example."""
+        given = self.given.model if self.given else None
+        return RunConditions(self.recipe, self.images, given, self.folder, self.callback, self.distributed)
+
+    def trainer(self) -> StageTrainer:
+        """What trains the networks on what they see: the images, or their latents, which are encoded here once."""
+        examples = self.images
+        if self.given and (autoencoder := self.given.model.autoencoder):
+            folder, share = self.folder.latents(), partial(encode, self.images, autoencoder, self.folder.latents())
+            if absent := self.distributed.on_main_process(lambda: begin_latents(self.images, folder)):
+                self.callback.note(f"{self.images.name}: {len(self.images)} images are encoded once ({absent} shards)")
+                self.distributed.on_every_process(share)
+            examples = open_latents(self.images, folder)
+        return StageTrainer(self.recipe, examples, self.folder, self.callback, self.distributed, self.conditions)
+
+    def train_teacher(self, trainer: StageTrainer) -> Model:
+        """The trained teacher, or the given one in a form that can be halved."""
+        if self.given is None or self.guided is None:
+            return trainer.fit(teacher_stage(self.recipe, self.images))
+        model = replace(self.given.model, data=self.images.name)
+        if not needs_stage_0(self.recipe, model):
+            return trainer.keep("teacher", model)
+        guided = self.guided
+        trained_before = self.distributed.on_main_process(self.folder.model("teacher").exists)
+        teacher = trainer.fit(conversion_stage(self.recipe, model, guided))
+        if not trained_before:
+            self.distributed.on_main_process(lambda: self._report_conversion(trainer, teacher, guided))
+        return teacher
+
+    def train_student(self, trainer: StageTrainer, number: int, link: Stage, teacher: Model) -> Model:
+        """The student of one stage, numbered from 1."""
+        frozen = teacher_predictions(self.given, teacher) if number == 1 else teacher.denoiser.requires_grad_(False)
+        return trainer.fit(student_stage(self.recipe, number, link, teacher, frozen, self.images.name))
+
     def _write_page(self) -> None:
         """Write report.html as far as the run has come."""
         self.distributed.on_main_process(lambda: write_report(self.folder))
@@ -138,116 +167,74 @@ class Run:
         """Refuse a teacher whose output the data contradict, unless it is trusted."""
         if self.recipe.teacher.trust or model.steps or self.folder.model("teacher").exists():
             return
-        model.to(self.distributed.device)
         problem = self.distributed.on_main_process(
             lambda: check_on_images(model, self.images, self.recipe.seed).problem
         )
         if problem:
             raise UserError(f"{self.recipe.teacher.model}: {problem} (or take it with --set teacher.trust=true)")
 
-    def evaluate(self, name: str, model: Model, steps: int) -> None:
-        """Measure a model at a step count, keep the record and a grid of its samples."""
-        key = (name, steps)
-        if self.distributed.on_main_process(
-            lambda: key in {(one["model"], one["steps"]) for one in self.folder.read("evaluations")}
-        ):
-            return
-        started = time.perf_counter()
-        images, labels = self.samples(model, steps, denoiser=self._predictions(name, model))
-        seconds = time.perf_counter() - started
-        self.distributed.on_main_process(lambda: self._keep(name, model, steps, images, labels, seconds))
+    def _report_conversion(self, trainer: StageTrainer, converted: Model, teacher: DenoiserProtocol) -> None:
+        """How near stage 0 came to the given teacher, in each band of the log-SNR."""
+        size, device = min(512, len(self.images)), self.distributed.device
+        batch = next(trainer.batches(trainer.images, size, HELD_OUT_NOISE)(0, 1, slice(size)))
+        x, eps = batch["x"].to(device), batch["eps"].to(device)
+        condition = self.conditions(converted)({**batch, "labels": batch["labels"].to(device)})
+        bands = error_by_band(converted.denoiser, teacher, x, eps, batch["u"], **condition)
+        self.folder.append("metrics", {"model": "teacher", "update": converted.training["updates"], "match": bands})
+        differences = ", ".join(f"{difference:.3f} at {band}" for band, difference in bands.items())
+        self.callback.note(f"stage 0 differs from the given teacher by (RMS, log-SNR): {differences}")
 
-    def _predictions(self, name: str, model: Model) -> DenoiserProtocol:
-        """What is sampled: teachers as their own samplers clip and guide them."""
-        if name == "given" and self.given:
-            return self.stages.reference(self.given)
-        return self.stages.as_sampled(model) if name == "teacher" else model.denoiser
 
-    def _keep(self, name: str, model: Model, steps: int, images: Tensor, labels: Tensor, seconds: float) -> None:
-        """Compare a model's images with the data; write the record, the grid and the card."""
-        path = self.folder.reference()
-        if not path.is_file():
-            atomic_write(path, to_bytes({"images": images}))
-        reference = read_tensors(path)["images"]
-        record = {
-            "model": name,
-            "steps": steps,
-            "network_evaluations": steps,
-            "seconds_per_image": seconds / len(images),
-            "rmse": root_mean_square(images, reference),
-            "training": dict(model.training),
-            "quality": [asdict(result) for result in self.qualities(model, images, labels)],
-        }
-        write_grid(images[:GRID], self.folder.grid(name, steps))
-        self.folder.append("evaluations", record)
-        place = self.folder.model(student_name(steps) if name == "student" else name)
-        if place.is_dir():
-            records = (each for each in self.folder.read("evaluations") if each["model"] == name)
-            write_card(model, place, [each for each in records if name == "teacher" or each["steps"] == steps])
-        self.callback.evaluated(record)
+def open_images(data: Data) -> Images:
+    """The data set of a recipe's section.
 
-    def qualities(self, model: Model, images: Tensor, labels: Tensor) -> list[Quality]:
-        """A model's images, made for the labels, against the data in every feature space."""
-        given, resamples = labels if model.classes else None, self.recipe.evaluate.resamples
-        return [quality(space, data, images, given, resamples=resamples) for space, data in self.spaces]
-
-    def samples(
-        self, model: Model, steps: int, method: str | Step = "ddim", denoiser: DenoiserProtocol | None = None
-    ) -> tuple[Tensor, Tensor]:
-        """Images and labels of the run's own noise, the same for every model and step count; classes as in the data.
-
-        `denoiser` stands in for the model's own, e.g. guided.
-        """
-        wanted = self.recipe.evaluate
-        draw = generator(self.recipe.seed, EVALUATION_NOISE)
-        noise = torch.randn(wanted.samples, *model.shape, generator=draw)
-        labels = self.images.stratified_labels(wanted.samples)
-        parts = list(zip(noise.split(wanted.batch), labels.split(wanted.batch), strict=True))
-        draw = generator(self.recipe.seed, EVALUATION_NOISE, 1)
-        made = self.distributed.map_over_ranks(
-            lambda place: sample_in_batches(
-                model,
-                *parts[place],
-                steps,
-                wanted.batch,
-                precision=wanted.precision,
-                clip=wanted.clip,
-                method=method,
-                draw=draw,
-                denoiser=denoiser,
-            ),
-            len(parts),
+    Raises:
+        UserError: it cannot be read, or has another number of classes than the section states.
+    """
+    images = load_images(data.source, data.transform())
+    if data.classes is not None and data.classes != len(images.classes):
+        raise UserError(
+            f"data.classes is {data.classes}, but {images.name} has {len(images.classes)}: change one of them"
         )
-        images = torch.cat(made)
-        return images, labels
+    return images
 
 
 def open_run(recipe: Recipe, out: Path, callback: Callback, *, shards: bool = False, fresh: bool = False) -> Run:
-    """A recipe in a folder, on this machine; with `fresh` an older run in the folder is renamed first."""
+    """Open a recipe's data and teacher, and the folder of its run.
+
+    Args:
+        recipe: what to do.
+        out: the run's folder; made if missing.
+        callback: called with everything that happens.
+        shards: spread each network over the processes while it trains (see `progdist.training.distributed`).
+        fresh: start over; an older run in the folder is renamed.
+
+    Raises:
+        UserError: data or teacher cannot be read.
+    """
     distributed = Distributed(shards=shards)
+    images, given = open_images(recipe.data), None
+    if recipe.teacher.model:
+        given = read_teacher(recipe.teacher.model, recipe.teacher.offset)
+        given.model.to(distributed.device)
     folder = RunFolder(out, writes=distributed.is_main_process)
     if fresh and (aside := distributed.on_main_process(folder.move_aside)):
         callback.note(f"the older run is now {aside}")
     chosen, remarks = distributed.on_main_process(lambda: with_precision(recipe, folder.recipe(), distributed.device))
     for remark in remarks:
         callback.note(remark)
-    return Run(chosen, folder, callback, distributed)
+    return Run(chosen, images, given, folder, callback, distributed)
 
 
 def run(recipe: Recipe, out: Path, callback: Callback, *, fresh: bool = False, shards: bool = False) -> list[Record]:
     """Run a recipe in a folder, or resume it; with several processes under torchrun or accelerate.
 
-    Args:
-        recipe: what to do.
-        out: the run's folder; made if missing.
-        callback: called with everything that happens.
-        fresh: start over; an older run in the folder is renamed.
-        shards: spread each network over the processes while it trains (see `progdist.training.sharding`).
+    Arguments as in `open_run`.
 
     Returns:
         The evaluation records.
 
     Raises:
-        UserError: anything the user can mend; what is written stays.
+        UserError: anything the user can fix; what is written stays.
     """
     return open_run(recipe, out, callback, shards=shards, fresh=fresh).run()

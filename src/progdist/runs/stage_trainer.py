@@ -7,6 +7,7 @@ for its number of updates, or, with a stopping rule, until its held-out distilla
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
+from pathlib import Path
 from statistics import fmean
 
 import torch
@@ -17,100 +18,111 @@ from progdist._utils.random import HELD_OUT_NOISE, stage_seed
 from progdist.data.images import Images
 from progdist.models.io import folder as model_folder
 from progdist.models.model import Model
-from progdist.models.unet import condition
+from progdist.models.unet import Conditions
 from progdist.recipes.recipe import Recipe
+from progdist.runs.conditions import RunConditions
 from progdist.runs.folder import Record, RunFolder
+from progdist.runs.stages import TrainingStage
 from progdist.training.batches import Batches
 from progdist.training.callbacks import Callback, Progress
 from progdist.training.config import TrainConfig
 from progdist.training.distributed import Distributed
 from progdist.training.early_stopping import EarlyStopping
-from progdist.training.loop import Batch, Loss, NotFinite, train
+from progdist.training.loop import Batch, Loss, on_device, train
 from progdist.training.lora import add_lora, merge_lora
-
-Objective = Callable[..., Tensor]
-"""(student, x=, eps=, u=, **condition) -> one loss per example, (B,)."""
+from progdist.training.records import NotFinite
 
 
 @dataclass(frozen=True)
 class StageTrainer:
-    """Trains the networks of one recipe in one folder."""
+    """Trains the networks of one recipe in one folder.
+
+    Attributes:
+        recipe: of the run.
+        images: what the networks see: the data, or their latents.
+        folder: where models, checkpoints and records go.
+        callback: told of everything that happens.
+        distributed: the processes.
+        conditions: what the networks are told of each example.
+    """
 
     recipe: Recipe
     images: Images
     folder: RunFolder
     callback: Callback
     distributed: Distributed
+    conditions: RunConditions
 
-    def fit(self, name: str, number: int, model: Model, objective: Objective, config: TrainConfig) -> Model:
-        """The model from its folder, or trained and put there.
-
-        Args:
-            name: of the model, its folder and its records.
-            number: its place in the run, 0 for the teacher; the randomness is a function of it.
-            model: where it starts.
-            objective: what it is trained on.
-            config: how.
+    def fit(self, stage: TrainingStage) -> Model:
+        """The stage's model from its folder, or trained and put there.
 
         Raises:
             NotFinite: names the model, the update and the last good checkpoint.
         """
-        model_folder_path = self.folder.model(name)
-        if self.distributed.on_main_process(model_folder_path.exists):
-            return self.on_device(model_folder.load(model_folder_path))
-
-        def loss(network: nn.Module, batch: Batch) -> Tensor:
-            condition_kwargs = condition(model.denoiser.network, batch["labels"])
-            student = model.denoiser.with_network(network)
-            return objective(student, x=batch["x"], eps=batch["eps"], u=batch["u"], **condition_kwargs)
-
-        checkpoints = self.folder.checkpoints(name)
+        path, config, model = self.folder.model(stage.name), stage.config, stage.model
+        if self.distributed.on_main_process(path.exists):
+            return self._load(path)
+        checkpoints = self.folder.checkpoints(stage.name)
         latest = checkpoints.latest(self.callback.note)
         first = latest.update if latest else 0
-        self.folder.keep("metrics", lambda record: record["model"] != name or record["update"] <= first)
-        batches = self.batches(self.images if number == 0 else self.held_out[0], config.batch, number)
-        every = max(1, config.updates // 1000)
-
-        def observe(progress: Progress) -> None:
-            self.callback.progress(progress)
-            if not progress.finite:
-                self.folder.append("metrics", {"model": name, "update": progress.update, "skipped": progress.skipped})
-            elif progress.update % every == 0:
-                line = {key: value for key, value in asdict(progress).items() if key not in ("seconds", "skipped")}
-                self.folder.append("metrics", {"model": name, **line})
-
-        seed, network = stage_seed(self.recipe.seed, number), model.denoiser.network
+        self.folder.keep("metrics", lambda record: record["model"] != stage.name or record["update"] <= first)
+        images = self.images if stage.number == 0 else self.held_out[0]
+        seed, network = stage_seed(self.recipe.seed, stage.number), model.denoiser.network
         low_rank = add_lora(network, config.lora_rank, seed) if config.lora_rank else None
-        self.callback.begin(name, config.updates)
+        loss = _loss_of_batch(stage, self.conditions(model))
+        self.callback.begin(stage.name, config.updates)
         try:
             network, updates, seconds = train(
                 low_rank or network.requires_grad_(True),
                 loss,
-                batches,
+                self.batches(images, config.batch, stage.number),
                 config,
                 accelerator=self.distributed.accelerator,
                 seed=seed,
                 checkpoints=checkpoints,
-                observe=observe,
-                stop=self._stopping(name, number, loss, config),
+                observe=self._observer(stage),
+                stop=self._stopping(stage, loss),
                 sharded=self.distributed.shards,
             )
         except NotFinite as error:
-            raise NotFinite(f"{name}: {error}") from error
+            raise NotFinite(f"{stage.name}: {error}") from error
         finally:
             self.callback.end()
         network = merge_lora(network) if low_rank else network
         precision = resolve(config.precision, self.distributed.device)
         training = {"updates": updates, "batch": config.batch, "seconds": round(seconds, 3), "precision": precision}
-        done = replace(model, denoiser=model.denoiser.with_network(network), training=training)
-        self.distributed.on_main_process(lambda: model_folder.save(done, model_folder_path))
+        trained = replace(model, denoiser=model.denoiser.with_network(network), training=training)
+        self.distributed.on_main_process(lambda: model_folder.save(trained, path))
         checkpoints.clear()
-        return self.on_device(model_folder.load(model_folder_path))
+        return self._load(path)
+
+    def keep(self, name: str, model: Model) -> Model:
+        """The model from its folder, or put there as it is: it needs no training."""
+        path = self.folder.model(name)
+        if not self.distributed.on_main_process(path.exists):
+            untouched = replace(model, training={"updates": 0, "batch": 0, "seconds": 0.0})
+            self.distributed.on_main_process(lambda: model_folder.save(untouched, path))
+        return self._load(path)
+
+    def _observer(self, stage: TrainingStage) -> Callable[[Progress], None]:
+        """What is called after every update: tells the callback, and keeps about a thousand records of a stage."""
+        every = max(1, stage.config.updates // 1000)
+
+        def observe(progress: Progress) -> None:
+            self.callback.progress(progress)
+            record: Record = {"model": stage.name, "update": progress.update}
+            if not progress.finite:
+                self.folder.append("metrics", record | {"skipped": progress.skipped})
+            elif progress.update % every == 0:
+                numbers = {key: value for key, value in asdict(progress).items() if key not in ("seconds", "skipped")}
+                self.folder.append("metrics", record | numbers)
+
+        return observe
 
     def batches(self, images: Images, size: int, number: int) -> Batches:
         """The batches of one place in the run."""
         data = self.recipe.data
-        return Batches(images, size, self.recipe.seed, number, data.flip, True, data.workers)
+        return Batches(images, size, self.recipe.seed, number, data.flip, True, data.workers, self.conditions.guidance)
 
     @cached_property
     def held_out(self) -> tuple[Images, Images | None]:
@@ -118,8 +130,9 @@ class StageTrainer:
         rule = self.recipe.distill.stop
         return self.images.split(rule.held_out, self.recipe.seed) if rule else (self.images, None)
 
-    def _stopping(self, name: str, number: int, loss: Loss, config: TrainConfig) -> Callable[[nn.Module, int], bool]:
+    def _stopping(self, stage: TrainingStage, loss: Loss) -> Callable[[nn.Module, int], bool]:
         """Whether to stop after an update; every measurement and the decision go to the metrics."""
+        name, number, config = stage.name, stage.number, stage.config
         rule, held = self.recipe.distill.stop, self.held_out[1]
         if number == 0 or rule is None or held is None:
             return lambda network, update: False
@@ -155,11 +168,21 @@ class StageTrainer:
         device = self.distributed.device
         means = []
         for batch in batches:
-            placed = {key: value if key == "u" else value.to(device) for key, value in batch.items()}
             with autocast(device, config.precision):
-                means.append(float(loss(network, placed).float().mean()))
+                means.append(float(loss(network, on_device(batch, device)).float().mean()))
         return fmean(means)
 
-    def on_device(self, model: Model) -> Model:
-        """The model, moved to the accelerator."""
-        return model.to(self.distributed.device)
+    def _load(self, path: Path) -> Model:
+        """A finished model, on this process's device."""
+        return model_folder.load(path).to(self.distributed.device)
+
+
+def _loss_of_batch(stage: TrainingStage, conditions: Conditions) -> Loss:
+    """The stage's loss as a function of the network in training and a batch."""
+    denoiser = stage.model.denoiser
+
+    def loss(network: nn.Module, batch: Batch) -> Tensor:
+        student = denoiser.with_network(network)
+        return stage.loss(student, x=batch["x"], eps=batch["eps"], u=batch["u"], **conditions(batch))
+
+    return loss

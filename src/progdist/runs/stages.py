@@ -1,31 +1,54 @@
-"""The starting model and the loss of every stage: the teacher on the data, or as given; each student on its teacher."""
+"""The starting model, loss and configuration of every stage, as plain data that a trainer can fit.
+
+teacher      on the data, with the denoising loss; or, where one is given that cannot be halved, its student of stage 0
+student N    on the teacher of k N steps, from the teacher's weights
+"""
 
 import copy
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import cached_property, partial
+from functools import partial
 
 import torch
+from torch import Tensor
 
 from progdist._utils.errors import UserError
-from progdist._utils.random import HELD_OUT_NOISE
 from progdist.data.images import Images
 from progdist.diffusion.denoiser import Denoiser, DenoiserProtocol
 from progdist.diffusion.loss import WEIGHTINGS, denoising_loss
 from progdist.diffusion.parameterization import PARAMETERIZATIONS
 from progdist.distillation.chain import Stage
-from progdist.distillation.conversion import Guided, conversion_loss, converted_form, error_by_band, needs_conversion
+from progdist.distillation.conversion import Guided, conversion_loss, converted_form, needs_conversion
 from progdist.distillation.progressive import stage_loss
-from progdist.models.io import folder as model_folder
 from progdist.models.io.diffusers_pipeline import Teacher
 from progdist.models.model import Model
-from progdist.models.unet import condition, unet
+from progdist.models.text.pipeline import network_arguments, with_guidance_input
+from progdist.models.unet import unet
 from progdist.recipes.recipe import Recipe, student_name
-from progdist.recipes.schema import train_config
-from progdist.runs.folder import RunFolder
-from progdist.runs.stage_trainer import StageTrainer
-from progdist.training.callbacks import Callback
+from progdist.recipes.training import train_config
 from progdist.training.config import TrainConfig
-from progdist.training.distributed import Distributed
+
+StageLoss = Callable[..., Tensor]
+"""(denoiser, x=, eps=, u=, **condition) -> one loss per example, (B,)."""
+
+
+@dataclass(frozen=True)
+class TrainingStage:
+    """One training of a run.
+
+    Attributes:
+        name: of the model, its folder and its records.
+        number: the place in the run, 0 for the teacher; all randomness is a function of it.
+        model: the one to train, as it begins.
+        loss: what it is trained on.
+        config: how.
+    """
+
+    name: str
+    number: int
+    model: Model
+    loss: StageLoss
+    config: TrainConfig
 
 
 def untrained(recipe: Recipe, image: tuple[int, int, int], classes: tuple[str, ...], data: str) -> Model:
@@ -46,113 +69,95 @@ def untrained(recipe: Recipe, image: tuple[int, int, int], classes: tuple[str, .
     return Model(denoiser, classes=classes, data=data)
 
 
-@dataclass(frozen=True)
-class RunStages:
-    """The stages of one recipe in one folder."""
+def teacher_stage(recipe: Recipe, images: Images) -> TrainingStage:
+    """The training of a teacher from nothing."""
+    section = recipe.teacher
+    loss = partial(denoising_loss, weighting=WEIGHTINGS[section.weighting])
+    return TrainingStage(
+        "teacher", 0, untrained(recipe, images.shape, images.classes, images.name), loss, train_config(section)
+    )
 
-    recipe: Recipe
-    given: Teacher | None
-    images: Images
-    folder: RunFolder
-    callback: Callback
-    distributed: Distributed
 
-    @cached_property
-    def trainer(self) -> StageTrainer:
-        """Trains each network."""
-        return StageTrainer(self.recipe, self.images, self.folder, self.callback, self.distributed)
+def needs_stage_0(recipe: Recipe, given: Model) -> bool:
+    """Whether a given teacher has to be converted before it can be halved."""
+    return recipe.match.guidance is not None or needs_conversion(given.denoiser)
 
-    def untrained(self) -> Model:
-        """The teacher before its training, or as it was given."""
-        if self.given:
-            return self.given.model
-        images = self.images
-        return untrained(self.recipe, images.shape, images.classes, images.name)
 
-    def teacher(self) -> Model:
-        """The trained teacher, or the given one in a form that can be halved."""
-        if self.given:
-            return self._convert(self.given)
-        section = self.recipe.teacher
-        objective = partial(denoising_loss, weighting=WEIGHTINGS[section.weighting])
-        return self.trainer.fit("teacher", 0, self.untrained(), objective, train_config(section))
+def conversion_stage(recipe: Recipe, given: Model, frozen: DenoiserProtocol) -> TrainingStage:
+    """Stage 0: the given model's student in a form that can be halved, on its frozen predictions."""
+    config = train_config(recipe.match)
+    denoiser, guidance = converted_form(_initial_student(given.denoiser, config)), recipe.match.guidance
+    if isinstance(guidance, tuple):
+        network = with_guidance_input(denoiser.network)
+        denoiser = denoiser.with_parts(network=network, arguments=network_arguments(network))
+    text = given.text.guided(guidance, recipe.match.negative) if given.text else None
+    student = replace(given, denoiser=denoiser, text=text)
+    loss = partial(conversion_loss, teacher=frozen, weighting=WEIGHTINGS[recipe.match.weighting])
+    return TrainingStage("teacher", 0, student, loss, config)
 
-    def _convert(self, given: Teacher) -> Model:
-        """The given teacher as it is, or its student of stage 0."""
-        path, match = self.folder.model("teacher"), self.recipe.match
-        model = replace(given.model, data=self.images.name)
-        as_it_is = match.guidance is None and not needs_conversion(model.denoiser)
-        if as_it_is and not self.distributed.on_main_process(path.exists):
-            untouched = replace(model, training={"updates": 0, "batch": 0, "seconds": 0.0})
-            self.distributed.on_main_process(lambda: model_folder.save(untouched, path))
-        if self.distributed.on_main_process(path.exists):
-            return self.trainer.on_device(model_folder.load(path))
-        frozen = self.reference(given)
-        config = train_config(match)
-        student = replace(model, denoiser=converted_form(_initial_student(model.denoiser, config)))
-        objective = partial(conversion_loss, teacher=frozen, weighting=WEIGHTINGS[match.weighting])
-        matched = self.trainer.fit("teacher", 0, student, objective, config)
-        self.distributed.on_main_process(lambda: self._report_match(matched, frozen))
-        return matched
 
-    def _report_match(self, matched: Model, frozen: DenoiserProtocol) -> None:
-        """How near stage 0 came to the given teacher, in each band of the log-SNR."""
-        size, device = min(512, len(self.images)), self.distributed.device
-        batch = next(self.trainer.batches(self.images, size, HELD_OUT_NOISE)(0, 1, slice(size)))
-        labels = condition(matched.denoiser.network, batch["labels"].to(device))
-        x, eps = batch["x"].to(device), batch["eps"].to(device)
-        bands = error_by_band(matched.denoiser, frozen, x, eps, batch["u"], **labels)
-        self.folder.append("metrics", {"model": "teacher", "update": matched.training["updates"], "match": bands})
-        section = ", ".join(f"{difference:.3f} at {band}" for band, difference in bands.items())
-        self.callback.note(f"stage 0 differs from the given teacher by (RMS, log-SNR): {section}")
+def student_stage(
+    recipe: Recipe, number: int, link: Stage, teacher: Model, frozen: DenoiserProtocol, data: str
+) -> TrainingStage:
+    """The training of one student, begun from its teacher's weights.
 
-    def reference(self, given: Teacher) -> DenoiserProtocol:
-        """The given teacher's predictions as its student shall learn them: guided, and clipped if its sampler clips."""
-        frozen: DenoiserProtocol = given.model.denoiser.to(self.distributed.device).requires_grad_(False)
-        none = null_class(self.recipe, given.model, self.images)
-        if self.recipe.match.guidance is not None and none is not None:
-            frozen = Guided(given.model.denoiser, self.recipe.match.guidance, none)
-        return given.limited(frozen)
+    Args:
+        recipe: of the run.
+        number: of the stage, from 1.
+        link: the step counts.
+        teacher: the model before it in the chain.
+        frozen: the teacher's predictions, as its student shall learn them.
+        data: the name of the data.
+    """
+    config = recipe.distill.train_config(link)
+    student = replace(
+        teacher,
+        denoiser=_initial_student(teacher.denoiser, config),
+        steps=(link.steps,),
+        lineage=(*teacher.lineage, link.steps * link.substeps),
+        data=data,
+        training={},
+    )
+    loss = stage_loss(frozen, link, WEIGHTINGS[recipe.distill.weighting])
+    return TrainingStage(student_name(link.steps), number, student, loss, config)
 
-    def as_sampled(self, teacher: Model) -> DenoiserProtocol:
-        """The predictions of the run's teacher, clipped as its sampler clips them if no stage 0 has learned that."""
-        frozen = _frozen(teacher, self.distributed.device)
-        return self.given.limited(frozen) if self.given and teacher.training["updates"] == 0 else frozen
 
-    def student(self, number: int, stage: Stage, teacher: Model) -> Model:
-        """The student of one stage, begun from its teacher's weights."""
-        frozen = self.as_sampled(teacher) if number == 1 else _frozen(teacher, self.distributed.device)
-        objective = stage_loss(frozen, stage, WEIGHTINGS[self.recipe.distill.weighting])
-        config, lineage = self.recipe.distill.plan(stage), (*teacher.lineage, stage.steps * stage.substeps)
-        student = replace(
-            teacher, denoiser=_initial_student(teacher.denoiser, config), steps=(stage.steps,), lineage=lineage
-        )
-        model = replace(student, data=self.images.name, training={})
-        return self.trainer.fit(student_name(stage.steps), number, model, objective, config)
+def guided_predictions(recipe: Recipe, given: Teacher, images: Images) -> DenoiserProtocol:
+    """A given teacher's predictions as its student shall learn them: guided, and clipped if its sampler clips."""
+    frozen: DenoiserProtocol = given.model.denoiser.requires_grad_(False)
+    guidance, text, null = recipe.match.guidance, given.model.text, null_class(recipe, given.model, images)
+    if text and guidance is not None:
+        none = text.encoder(next(given.model.denoiser.parameters()).device).none(recipe.match.negative)
+        frozen = Guided(frozen, none, None if isinstance(guidance, tuple) else guidance)
+    elif null is not None and isinstance(guidance, float):
+        frozen = Guided(frozen, {"class_labels": torch.tensor([null])}, guidance)
+    return given.limited(frozen)
+
+
+def teacher_predictions(given: Teacher | None, teacher: Model) -> DenoiserProtocol:
+    """The predictions of a run's teacher, clipped as its sampler clips them if no stage 0 has learned that."""
+    frozen = teacher.denoiser.requires_grad_(False)
+    return given.limited(frozen) if given and teacher.training["updates"] == 0 else frozen
 
 
 def null_class(recipe: Recipe, model: Model, images: Images) -> int | None:
-    """The class that stands for none where guidance is taken in from a model; None without guidance.
+    """The class that stands for no class where a model is guided; None without guidance, or of captions.
 
     Raises:
         UserError: it is not one of the model's, or none is named and each of the model's classes is one of the data's.
     """
-    if recipe.match.guidance is None:
+    if recipe.match.guidance is None or model.text:
         return None
     known, named = len(model.classes), recipe.match.null_class
-    none = named if named is not None else known - 1
-    if not 0 <= none < known:
-        raise UserError(f"guidance needs a class that stands for none: {none} is not one of the model's")
+    null = named if named is not None else known - 1
+    if not 0 <= null < known:
+        raise UserError(f"guidance needs a class that stands for none: {null} is not one of the model's")
     if named is None and known <= len(images.classes):
         raise UserError(
             f"guidance needs a class that stands for none, and all {known} classes of the teacher are those of "
             f"{images.name}: name it with --set match.null_class=N"
         )
-    return none
-
-
-def _frozen(model: Model, device: torch.device) -> Denoiser:
-    return model.denoiser.to(device).requires_grad_(False)
+    return null
 
 
 def _initial_student(teacher: Denoiser, config: TrainConfig) -> Denoiser:

@@ -1,20 +1,20 @@
 """Which examples, and which noise, each update sees: a function of (seed, stage, update, example) alone.
 
-Every number of a global batch is drawn from one generator seeded with (seed, stage, update), and a process keeps its
-own rows. So a resumed run sees what an uninterrupted one sees, and many processes see the batches that one sees.
+Example n of a global batch has a generator of its own, and a process draws for its own rows. So a resumed run sees
+what an uninterrupted one sees, many processes see the batches that one sees, and each draws its share of them.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, Protocol, cast
+from typing import Any, Protocol, cast, runtime_checkable
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler, get_worker_info
 
 from progdist._utils.errors import UserError
-from progdist._utils.random import generator
+from progdist._utils.random import generator, seeds
 
 Batch = dict[str, Tensor]
 
@@ -36,6 +36,17 @@ class Examples(Protocol):
         ...
 
 
+@runtime_checkable
+class Streamed(Protocol):
+    """Examples that can only be read in their order."""
+
+    def walk(
+        self, size: int, first: int, last: int, place: tuple[int, int], turn: tuple[int, int], position: tuple[int, int]
+    ) -> Iterator[tuple[int, list[tuple[Tensor, int]]]]:
+        """(update, its examples) of one worker of one process; see `progdist.data.streams`."""
+        ...
+
+
 @dataclass(frozen=True)
 class Batches:
     """The batches of one stage.
@@ -47,7 +58,8 @@ class Batches:
         stage: its place in the run, 0 for the teacher.
         flip: mirror half of the images, left to right.
         labelled: give the labels, too.
-        workers: processes that load images ahead (0: none).
+        workers: processes that load images and draw noise ahead (0: none).
+        guidance: the least and the largest guidance scale; None to draw none.
     """
 
     images: Examples
@@ -57,29 +69,89 @@ class Batches:
     flip: bool = False
     labelled: bool = False
     workers: int = 0
+    guidance: tuple[float, float] | None = None
 
     def __call__(self, first: int, last: int, rows: slice) -> Iterator[Batch]:
-        """The batches of updates first, ..., last - 1, of which only `rows` are kept.
+        """The batches of updates first, ..., last - 1, of which only `rows` are loaded and drawn.
 
         Yields:
             x (B, C, H, W) in [-1, 1]; eps standard normal, of x's shape; u in [0, 1), float64 (B,), each uniform and
             together evenly spread, so that every batch sees all times (Kingma et al. 2021, arXiv 2107.00630, appendix
-            I.1); and labels (B,) int64 where asked for.
+            I.1); and where asked for labels (B,) int64, and guidance (B,) float64, uniform in its range and drawn
+            after all else.
         """
-        positions = _Positions(self, first, last, rows)
-        loader = DataLoader(cast(Dataset[Any], self.images), batch_sampler=positions, num_workers=self.workers)
-        for update, (x, labels) in enumerate(_unwrapped_errors(loader), first):
-            draw = generator(self.seed, self.stage, update)
-            start = torch.rand((), generator=draw, dtype=torch.float64)
-            u = (start + torch.arange(self.size, dtype=torch.float64) / self.size).remainder(1)[rows]
-            mirrored = torch.rand(self.size, generator=draw)[rows] < 0.5
-            eps = torch.randn(self.size, *self.images.shape, generator=draw)[rows]
-            if self.flip:
-                x = torch.where(mirrored[:, None, None, None], x.flip(-1), x)
-            yield {"x": x, "eps": eps, "u": u} | ({"labels": labels} if self.labelled else {})
+        if isinstance(self.images, Streamed):
+            stream = _Stream(self, self.images, first, last, rows)
+            return _unwrapped_errors(DataLoader(stream, batch_size=None, num_workers=self.workers))
+        return _unwrapped_errors(
+            DataLoader(
+                cast(Dataset[Any], _Drawn(self)),
+                batch_sampler=_Positions(self, first, last, rows),
+                num_workers=self.workers,
+                collate_fn=cast(Any, _as_it_is),
+                pin_memory=torch.cuda.is_available(),
+            )
+        )
 
 
-def _unwrapped_errors(loader: Iterable[tuple[Tensor, Tensor]]) -> Iterator[tuple[Tensor, Tensor]]:
+Position = tuple[int, int, int]
+"""(update, row of the global batch, index of the example)."""
+
+
+@dataclass(frozen=True)
+class _Drawn(Dataset[Batch]):
+    """Batches by the positions of their rows, as the loader's workers make them."""
+
+    batches: Batches
+
+    def __getitems__(self, positions: list[Position]) -> Batch:
+        """The rows of one update, with their noise and times."""
+        rows = [row for _, row, _ in positions]
+        return self.draw(positions[0][0], rows, [self.batches.images[index] for _, _, index in positions])
+
+    def draw(self, update: int, rows: Sequence[int], examples: Sequence[tuple[Tensor, int]]) -> Batch:
+        """Examples of the rows of one update, with their noise and times."""
+        batches = self.batches
+        start = torch.rand((), generator=generator(batches.seed, batches.stage, update), dtype=torch.float64)
+        u = (start + torch.tensor(rows, dtype=torch.float64) / batches.size).remainder(1)
+        x, eps = torch.stack([example for example, _ in examples]), torch.empty(len(rows), *batches.images.shape)
+        draw, guidance = torch.Generator(), torch.empty(len(rows), dtype=torch.float64)
+        for number, seed in enumerate(seeds(rows, batches.seed, batches.stage, update)):
+            draw.manual_seed(seed)
+            torch.randn(batches.images.shape, generator=draw, out=eps[number])
+            if batches.flip and torch.rand((), generator=draw) < 0.5:
+                x[number] = x[number].flip(-1)
+            if batches.guidance:
+                guidance[number].uniform_(*batches.guidance, generator=draw)
+        labels = {"labels": torch.tensor([label for _, label in examples])} if batches.labelled else {}
+        return {"x": x, "eps": eps, "u": u} | labels | ({"guidance": guidance} if batches.guidance else {})
+
+
+@dataclass(frozen=True)
+class _Stream(IterableDataset[Batch]):
+    """Batches of examples that can only be read in their order; each worker makes every n-th."""
+
+    batches: Batches
+    examples: Streamed
+    first: int
+    last: int
+    rows: slice
+
+    def __iter__(self) -> Iterator[Batch]:
+        batches, rows, worker = self.batches, range(self.batches.size)[self.rows], get_worker_info()
+        place = rows.start // len(rows), batches.size // len(rows)
+        turn = (worker.id, worker.num_workers) if worker else (0, 1)
+        position = batches.seed, batches.stage
+        for update, examples in self.examples.walk(len(rows), self.first, self.last, place, turn, position):
+            yield _Drawn(batches).draw(update, rows, examples)
+
+
+def _as_it_is(batch: Batch) -> Batch:
+    """What is loaded is a batch."""
+    return batch
+
+
+def _unwrapped_errors(loader: Iterable[Batch]) -> Iterator[Batch]:
     """A loader whose workers' complaints are the one line that they were, without the trace torch wraps them in."""
     try:
         yield from loader
@@ -87,8 +159,8 @@ def _unwrapped_errors(loader: Iterable[tuple[Tensor, Tensor]]) -> Iterator[tuple
         raise UserError(str(error).rpartition("UserError: ")[2].strip()) from None
 
 
-class _Positions(Sampler[list[int]]):
-    """The indices of each update: example n of update k is number k * size + n of a walk through shuffled epochs."""
+class _Positions(Sampler[list[Position]]):
+    """The rows of each update: example n of update k is number k * size + n of a walk through shuffled epochs."""
 
     def __init__(self, batches: Batches, first: int, last: int, rows: slice) -> None:
         self.batches, self.updates, self.rows = batches, range(first, last), rows
@@ -96,12 +168,14 @@ class _Positions(Sampler[list[int]]):
     def __len__(self) -> int:
         return len(self.updates)
 
-    def __iter__(self) -> Iterator[list[int]]:
+    def __iter__(self) -> Iterator[list[Position]]:
         batches, count = self.batches, len(self.batches.images)
         for update in self.updates:
-            positions_in_walk = range(update * batches.size, (update + 1) * batches.size)[self.rows]
-            epochs = (divmod(position, count) for position in positions_in_walk)
-            yield [int(_order(count, batches.seed, batches.stage, epoch)[index]) for epoch, index in epochs]
+            positions = []
+            for row in range(batches.size)[self.rows]:
+                epoch, index = divmod(update * batches.size + row, count)
+                positions.append((update, row, int(_order(count, batches.seed, batches.stage, epoch)[index])))
+            yield positions
 
 
 @lru_cache(maxsize=4)

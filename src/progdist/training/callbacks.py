@@ -10,7 +10,16 @@ Record = dict[str, Any]
 
 @dataclass(frozen=True)
 class Progress:
-    """What a callback receives after each update (counted from 1); `skipped` counts those that made no step."""
+    """What a callback receives about a thousand times in a training.
+
+    Attributes:
+        update: the number of updates made.
+        loss: of the last of them, the mean over the global batch.
+        gradient_norm: of the last, before clipping.
+        learning_rate: of the last.
+        seconds: of training, all sessions together.
+        skipped: updates that made no step, since their loss or gradient was not finite.
+    """
 
     update: int
     loss: float

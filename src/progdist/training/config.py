@@ -44,6 +44,11 @@ class TrainConfig:
     precision: Precision = "auto"
     checkpoint_every: int = 1000
 
+    @property
+    def record_every(self) -> int:
+        """Updates between records, about a thousand of them; only there the numbers leave the device."""
+        return max(1, self.updates // 1000)
+
     def rate(self, update: int) -> float:
         """The learning rate of one update, counted from 0."""
         rise = min(1.0, (update + 1) / self.warmup) if self.warmup else 1.0

@@ -5,11 +5,12 @@ and samples; the folder of the run must be one that all of them see.
 """
 
 from collections.abc import Callable, Mapping
+from datetime import timedelta
 from typing import Any, TypeVar, cast
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import GradientAccumulationPlugin, broadcast_object_list, gather_object
+from accelerate.utils import GradientAccumulationPlugin, InitProcessGroupKwargs, broadcast_object_list, gather_object
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
@@ -21,15 +22,21 @@ from progdist.training.checkpoint import Checkpoint, Checkpoints
 Found = TypeVar("Found")
 
 
+WAIT = timedelta(hours=2)
+"""How long a process waits for the others, e.g. while the first one measures; nccl's own 10 minutes can be too few."""
+
+
 def make_accelerator() -> Accelerator:
     """accelerate's view of this process, whatever its environment variables say of precision and accumulation.
 
-    Both are ours: the training loop autocasts to the recipe's precision and accumulates gradients itself.
+    Both are ours: the training loop autocasts to the recipe's precision and accumulates gradients itself. Processes
+    wait for each other for up to WAIT.
     """
     return Accelerator(
         cpu=not torch.accelerator.is_available(),
         mixed_precision="no",
         gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
+        kwargs_handlers=[InitProcessGroupKwargs(timeout=WAIT)],
     )
 
 
@@ -104,12 +111,30 @@ class Distributed:
             raise UserError(outcome[1])
         return cast(Found, outcome[0])
 
-    def map_over_ranks(self, work: Callable[[int], Found], count: int) -> list[Found]:
-        """[work(0), ..., work(count - 1)], known to all; each process does every n-th of them."""
+    def on_every_process(self, work: Callable[[int, int], None]) -> None:
+        """Have every process do its share, work(its number, how many there are), and wait for the others.
+
+        Raises:
+            UserError: in all processes, if one of them met it.
+        """
+        problem = None
+        try:
+            work(self.accelerator.process_index, self.accelerator.num_processes)
+        except UserError as error:
+            problem = str(error)
+        problems = gather_object([problem]) if self.accelerator.num_processes > 1 else [problem]
+        if told := [problem for problem in problems if problem]:
+            raise UserError(told[0])
+
+    def map_to_main_process(self, work: Callable[[int], Found], count: int) -> list[Found]:
+        """[work(0), ..., work(count - 1)] in the first process, [] in the others; each does every n-th, in order."""
         number, index = self.accelerator.num_processes, self.accelerator.process_index
-        mine = [(index_of_work, work(index_of_work)) for index_of_work in range(index, count, number)]
-        everything = gather_object(mine) if number > 1 else mine
-        return [found for _, found in sorted(everything, key=lambda pair: pair[0])]
+        mine = [work(number_of_work) for number_of_work in range(index, count, number)]
+        if number == 1:
+            return mine
+        parts: list[Any] | None = [None] * number if self.is_main_process else None
+        torch.distributed.gather_object(mine, parts)
+        return [parts[place % number][place // number] for place in range(count)] if parts else []
 
 
 def shard(network: nn.Module, device: torch.device) -> nn.Module:

@@ -6,14 +6,15 @@ r"""One training loop for any loss: many processes, mixed precision, an average 
 
 The loss is a function loss(network, batch) -> (B,); what a batch holds is between the loss and the batches. Weight
 decay is decoupled and scaled by the rate, as in the official code; with 0 this is Adam.
+
+Whether an update is finite is decided on the device, and loss and norm stay there: nothing waits for the device but
+the updates at which a record or a checkpoint is due.
 """
 
 import copy
 import math
-import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import replace
 from typing import cast
 
 import torch
@@ -21,6 +22,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
+from progdist._utils.broadcasting import time_device
 from progdist._utils.errors import UserError
 from progdist._utils.precision import autocast, enable_gradient_checkpointing
 from progdist._utils.signals import SHUTDOWN
@@ -28,6 +30,7 @@ from progdist.training.callbacks import Progress
 from progdist.training.checkpoint import Checkpoints
 from progdist.training.config import TrainConfig
 from progdist.training.distributed import gather, load_agreed_checkpoint, shard
+from progdist.training.records import NotFinite, Records, explain
 from progdist.training.state import State
 
 Batch = dict[str, Tensor]
@@ -36,10 +39,6 @@ Loss = Callable[[nn.Module, Batch], Tensor]
 
 BatchesOf = Callable[[int, int, slice], Iterator[Batch]]
 """(first update, last update, rows of the global batch) -> batches."""
-
-
-class NotFinite(UserError):
-    """A loss or gradient that is not finite."""
 
 
 def train(
@@ -65,7 +64,7 @@ def train(
         accelerator: where it runs.
         seed: of the dropout masks.
         checkpoints: where to go on from, and to write to.
-        observe: called after every update.
+        observe: called at every `config.record_every`-th update.
         stop: asked after every update (from 1) whether to end before config.updates; given the network as it is.
         sharded: spread the network over the processes (see `progdist.training.distributed`).
 
@@ -79,54 +78,63 @@ def train(
         Interrupted: a signal asked for the end, and a checkpoint is kept.
         UserError: the batch does not divide among processes and gradient_accumulation_steps.
     """
-    parts = accelerator.num_processes * config.gradient_accumulation_steps
-    if config.batch % parts:
-        raise UserError(
-            f"batch {config.batch} does not divide into {parts} (processes times gradient_accumulation_steps)"
-        )
+    _check(config, accelerator, sharded)
     if config.gradient_checkpointing:
         enable_gradient_checkpointing(network)
-    if sharded and (config.ema or accelerator.num_processes == 1):
-        raise UserError("sharding needs several processes (torchrun), and no average of the weights: set ema to 0")
-    plain = copy.deepcopy(network) if sharded else network
-    device = accelerator.device
+    plain, device = copy.deepcopy(network) if sharded else network, accelerator.device
     prepared = shard(network.to(device), device) if sharded else accelerator.prepare(network)
     state = State(network, config)
-    if checkpoints is not None and (latest := load_agreed_checkpoint(checkpoints, accelerator)):
-        try:
-            state.restore(latest)
-        except (LookupError, RuntimeError, ValueError) as error:
-            reason = " ".join(str(error).split())[:100]
-            raise UserError(
-                f"{checkpoints.latest_path()} is of another network or another version of progdist ({reason}): start "
-                "over with --fresh, or remove it to train this model anew"
-            ) from error
+    if checkpoints is not None:
+        _restore(state, checkpoints, accelerator)
     prepared.train(config.dropout)
-    share = config.batch // accelerator.num_processes
-    rows = slice(accelerator.process_index * share, (accelerator.process_index + 1) * share)
-    started, value = time.perf_counter() - state.seconds, 0.0
+    records = Records(state, config, accelerator, checkpoints, observe)
     with SHUTDOWN.deferred_signals(), _own_generators(device):
-        for batch in batches(state.update, config.updates, rows):
+        for batch in batches(state.update, config.updates, _own_rows(config, accelerator)):
             torch.manual_seed(seed + state.update * accelerator.num_processes + accelerator.process_index)
-            value, norm, asked = _gradient(prepared, loss, batch, config, accelerator)
-            progress = Progress(state.update + 1, value, norm, config.rate(state.update), 0.0, state.skipped)
-            due = state.update and (state.update % config.checkpoint_every == 0 or asked)
-            if checkpoints is not None and due and progress.finite:
-                checkpoints.save(state.checkpoint())  # its weights have just given a finite loss and gradient
-            if asked:
-                SHUTDOWN.stop()
-            state.step() if progress.finite else state.skip()
-            if state.skipped_in_a_row > config.max_skipped_updates:
-                raise NotFinite(_explain(state.update, config, value, norm, checkpoints))
-            state.seconds = time.perf_counter() - started
-            observe(replace(progress, seconds=state.seconds, skipped=state.skipped))
+            value, norm = _gradient(prepared, loss, batch, config, accelerator)
+            due = records.read(value, norm) if records.due() else None
+            state.step(value.isfinite() & norm.isfinite())
+            if due:
+                records.tell(due)
             if stop(network, state.update):
                 break
     if sharded:
         plain.load_state_dict(gather(network.state_dict()))
     if not all(parameter.isfinite().all() for parameter in plain.parameters()):
-        raise NotFinite(_explain(state.update, config, value, math.inf, checkpoints))
-    return (plain if sharded else state.result()).eval(), state.update, state.seconds
+        raise NotFinite(explain(state.update, config, math.nan, math.inf, checkpoints))
+    return (plain if sharded else state.result()).eval(), state.update, records.seconds()
+
+
+def _check(config: TrainConfig, accelerator: Accelerator, sharded: bool) -> None:
+    """Refuse a batch that does not divide, and sharding that cannot be."""
+    parts = accelerator.num_processes * config.gradient_accumulation_steps
+    if config.batch % parts:
+        raise UserError(
+            f"batch {config.batch} does not divide into {parts} (processes times gradient_accumulation_steps)"
+        )
+    if sharded and (config.ema or accelerator.num_processes == 1):
+        raise UserError("sharding needs several processes (torchrun), and no average of the weights: set ema to 0")
+
+
+def _restore(state: State, checkpoints: Checkpoints, accelerator: Accelerator) -> None:
+    """Go on from the latest checkpoint, if there is one."""
+    latest = load_agreed_checkpoint(checkpoints, accelerator)
+    if latest is None:
+        return
+    try:
+        state.restore(latest)
+    except (LookupError, RuntimeError, ValueError) as error:
+        reason = " ".join(str(error).split())[:100]
+        raise UserError(
+            f"{checkpoints.latest_path()} is of another network or another version of progdist ({reason}): start "
+            "over with --fresh, or remove it to train this model anew"
+        ) from error
+
+
+def _own_rows(config: TrainConfig, accelerator: Accelerator) -> slice:
+    """This process's share of the global batch."""
+    share = config.batch // accelerator.num_processes
+    return slice(accelerator.process_index * share, (accelerator.process_index + 1) * share)
 
 
 def _own_generators(device: torch.device) -> AbstractContextManager[None]:
@@ -138,37 +146,30 @@ def _own_generators(device: torch.device) -> AbstractContextManager[None]:
 
 def _gradient(
     network: nn.Module, loss: Loss, batch: Batch, config: TrainConfig, accelerator: Accelerator
-) -> tuple[float, float, bool]:
+) -> tuple[Tensor, Tensor]:
     """Leave the gradient of the global batch's mean loss in the parameters.
 
     Returns:
-        The loss, the gradient's norm, and whether any process was asked to stop: the same in all of them.
+        The loss and the gradient's norm before clipping, on the device, the same in all processes.
     """
-    device = accelerator.device
-    parts = [{} for _ in range(config.gradient_accumulation_steps)]
-    for name, tensor in batch.items():
-        placed = tensor if tensor.dtype == torch.float64 else tensor.to(device)  # times stay on the CPU
-        for part, piece in zip(parts, placed.chunk(config.gradient_accumulation_steps), strict=True):
-            part[name] = piece
+    device, count = accelerator.device, config.gradient_accumulation_steps
+    placed = on_device(batch, device)
+    parts = zip(*(tensor.chunk(count) for tensor in placed.values()), strict=True)
     total = torch.zeros((), device=device)
     for number, part in enumerate(parts, 1):
-        last = number == config.gradient_accumulation_steps
-        with nullcontext() if last else accelerator.no_sync(network):
+        with nullcontext() if number == count else accelerator.no_sync(network):
             with autocast(device, config.precision):
-                value = loss(network, part).float().mean() / config.gradient_accumulation_steps
+                value = loss(network, dict(zip(placed, part, strict=True))).float().mean() / count
             accelerator.backward(value)
         total += value.detach()
     norm = accelerator.clip_grad_norm_(network.parameters(), config.max_grad_norm or math.inf)
     norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
-    asked = torch.full((), float(SHUTDOWN.requested is not None), device=device)
-    mean, stops = cast(Tensor, accelerator.reduce(torch.stack([total, asked]), "mean"))
-    return float(mean), float(norm), bool(stops)  # pyright: ignore[reportArgumentType]
+    return cast(Tensor, accelerator.reduce(total, "mean")), cast(Tensor, norm)
 
 
-def _explain(update: int, config: TrainConfig, value: float, norm: float, checkpoints: Checkpoints | None) -> str:
-    last = checkpoints.latest_path() if checkpoints else None
-    kept = f"the last good checkpoint is {last}" if last else "there is no checkpoint of this stage yet"
-    return (
-        f"update {update} of {config.updates}: loss {value:g} and gradient norm {norm:g} are not both finite; {kept}: "
-        "lower the learning rate or use precision float32 with --set, and run again to continue"
-    )
+def on_device(batch: Batch, device: torch.device) -> Batch:
+    """A batch on a device; its times, in float64, where `time_device` says."""
+    return {
+        name: tensor.to(time_device(device) if tensor.dtype == torch.float64 else device, non_blocking=True)
+        for name, tensor in batch.items()
+    }

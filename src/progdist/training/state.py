@@ -1,8 +1,16 @@
-"""The training state: network, EMA and optimizer moments, as a checkpoint holds them."""
+r"""The training state: network, EMA and optimizer moments, as a checkpoint holds them.
+
+A step is made where the update is finite, and the device alone knows whether it is: with f = 1 if it is and 0 if not,
+
+    theta, moments <- AdamW(theta, g) if f else unchanged
+    ema            <- ema + f (1 - decay) (theta - ema),    with decay = 0 at the first step
+"""
+
+import copy
 
 import torch
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.distributed.tensor import DTensor, Replicate, distribute_tensor
 
 from progdist.training.checkpoint import Checkpoint
 from progdist.training.config import TrainConfig
@@ -18,38 +26,62 @@ class State:
         self.optimizer = torch.optim.AdamW(
             parameters, config.learning_rate, weight_decay=config.weight_decay, fused=True
         )
-        averaging = get_ema_multi_avg_fn(config.ema)
-        self.average = AveragedModel(network, multi_avg_fn=averaging, use_buffers=True) if config.ema else None
-        self.update = self.skipped = self.skipped_in_a_row = 0
-        self.seconds = 0.0
+        self.average = copy.deepcopy(network) if config.ema else None
+        self.update, self.seconds = 0, 0.0
+        device = next(network.parameters()).device
+        self.steps, self.skipped, self.skipped_in_a_row = torch.zeros(3, dtype=torch.int64, device=device).unbind()
 
-    def skip(self) -> None:
-        """Skip an update whose gradient is not finite: only its number is counted."""
-        self.optimizer.zero_grad()
-        self.update, self.skipped, self.skipped_in_a_row = self.update + 1, self.skipped + 1, self.skipped_in_a_row + 1
-
-    def step(self) -> None:
-        """One optimiser step with the gradient in place."""
+    def step(self, finite: Tensor) -> None:
+        """One optimiser step with the gradient in place, or none where `finite`, a () bool tensor, is false."""
         for group in self.optimizer.param_groups:
             group["lr"] = self.config.rate(self.update)
+        setattr(self.optimizer, "found_inf", self._replicated((~finite).float()))  # noqa: B010  (as GradScaler does)
         self.optimizer.step()
         self.optimizer.zero_grad()
         if self.average is not None:
-            self.average.update_parameters(self.network)
-        self.update, self.skipped_in_a_row = self.update + 1, 0
+            self._update_average(finite)
+        self.steps += finite
+        self.skipped += ~finite
+        self.skipped_in_a_row.add_(1).mul_(~finite)
+        self.update += 1
+
+    def _replicated(self, number: Tensor) -> Tensor:
+        """The number, known to all processes in the way in which sharded parameters need it."""
+        first = self.optimizer.param_groups[0]["params"][0]
+        if not isinstance(first, DTensor):
+            return number
+        return distribute_tensor(number, first.device_mesh, [Replicate()])
+
+    @torch.no_grad()
+    def _update_average(self, finite: Tensor) -> None:
+        assert self.average is not None
+        weight = torch.where(self.steps == 0, 1.0, 1 - self.config.ema) * finite
+        averages: list[Tensor] = list(self.average.parameters())
+        values: list[Tensor] = list(self.network.parameters())
+        difference = torch._foreach_sub(values, averages)  # pyright: ignore[reportPrivateImportUsage]
+        torch._foreach_mul_(difference, weight)  # pyright: ignore[reportPrivateImportUsage]
+        torch._foreach_add_(averages, difference)  # pyright: ignore[reportPrivateImportUsage]
+        for buffer, value in zip(self.average.buffers(), self.network.buffers(), strict=True):
+            buffer.copy_(value)
+
+    def skips(self) -> tuple[int, int]:
+        """How many updates made no step: in all, and the last ones in a row."""
+        skipped, in_a_row = torch.stack([self.skipped, self.skipped_in_a_row]).tolist()
+        return skipped, in_a_row
 
     def result(self) -> nn.Module:
         """The average where there is one, else the network."""
-        return self.network if self.average is None else self.average.module
+        return self.network if self.average is None else self.average
 
     def checkpoint(self) -> Checkpoint:
         """All of it, whole; of a network that is spread all processes must ask."""
         tensors = {f"network.{name}": tensor for name, tensor in gather(self.network.state_dict()).items()}
         if self.average is not None:
-            tensors |= {f"average.{name}": tensor for name, tensor in self.average.state_dict().items()}
+            tensors |= {f"average.module.{name}": tensor for name, tensor in self.average.state_dict().items()}
+            tensors["average.n_averaged"] = self.steps
         for index, moments in self.optimizer.state_dict()["state"].items():
             tensors |= {f"optimizer.{index}.{name}": tensor for name, tensor in gather(moments).items()}
-        return Checkpoint(self.update, tensors, {"seconds": self.seconds, "skipped": self.skipped})
+        return Checkpoint(self.update, tensors, {"seconds": self.seconds, "skipped": int(self.skipped)})
 
     def restore(self, checkpoint: Checkpoint) -> None:
         """Go back to a checkpoint.
@@ -59,8 +91,8 @@ class State:
         """
         groups: dict[str, dict[str, Tensor]] = {"network": {}, "average": {}, "optimizer": {}}
         for name, tensor in checkpoint.tensors.items():
-            kind, _, rest = name.partition(".")
-            groups[kind][rest] = tensor
+            group, _, rest = name.partition(".")
+            groups[group][rest] = tensor
         moments: dict[int, dict[str, Tensor]] = {}
         for name, tensor in groups["optimizer"].items():
             index, _, rest = name.partition(".")
@@ -71,7 +103,8 @@ class State:
             {name: distribute(tensor, own[name]) for name, tensor in groups["network"].items()}
         )
         if self.average is not None:
-            self.average.load_state_dict(groups["average"])
+            self.steps.copy_(groups["average"].pop("n_averaged"))
+            self.average.load_state_dict({name.removeprefix("module."): one for name, one in groups["average"].items()})
         self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": moments})
         self.update, self.seconds = checkpoint.update, checkpoint.numbers["seconds"]
-        self.skipped = checkpoint.numbers["skipped"]
+        self.skipped.fill_(checkpoint.numbers["skipped"])

@@ -1,9 +1,10 @@
 """A teacher from a stock diffusers pipeline folder: everything inferred from the folder's own configs.
 
     model_index.json            which parts there are
-    unet/ or transformer/       a UNet2DModel or DiTTransformer2DModel: size, channels, classes; safetensors, no pickle
+    unet/ or transformer/       one of NETWORKS: size, channels, classes; safetensors, no pickle
     scheduler/                  the betas (or a rectified flow), the number of timesteps, what the output means
     vae/ or vqvae/              of a latent model: the data are encoded before anything else
+    text_encoder/ tokenizer/    of a text-conditional one: so are the captions
 
 What the folder says is also tried on data: the output is read in every way, and the timestep shifted by one either
 way, and what denoises best must be what the folder says.
@@ -25,6 +26,8 @@ from progdist.distillation.conversion import Clipped, Thresholded
 from progdist.models.io.folder import load, read_autoencoder
 from progdist.models.io.safe_loading import NETWORKS, load_component
 from progdist.models.model import PREDICTION_TYPES, Model
+from progdist.models.text.folder import check_teacher
+from progdist.models.text.pipeline import network_arguments, text_pipeline
 from progdist.models.unet import class_count, without_variance
 
 DISCRETE = ("DDPMScheduler", "DDIMScheduler", "PNDMScheduler", "DPMSolverMultistepScheduler", "EulerDiscreteScheduler")
@@ -42,9 +45,12 @@ FETCHED = (
     "model_index.json",
     "progdist.json",
     *(f"{part}/*.json" for part in ("unet", "transformer", "vae", "vqvae", "scheduler")),
-    *(f"{part}/*.safetensors" for part in ("unet", "transformer", "vae", "vqvae")),
+    *(f"{part}/*.safetensors" for part in ("unet", "transformer", "vae", "vqvae", "safety_checker")),
+    *(f"text_encoder{number}/{kind}" for number in ("", "_2") for kind in ("*.json", "*.safetensors")),
+    *(f"{part}/{kind}" for part in ("tokenizer", "tokenizer_2") for kind in ("*.json", "*.txt")),
+    *(f"{part}/*.json" for part in ("feature_extractor", "safety_checker")),
 )
-"""What is fetched of a model on the hub: no pickles, and no parts that are not used."""
+"""What is fetched of a model on the hub: no pickles, and no parts that are not used or copied."""
 
 
 @dataclass(frozen=True)
@@ -95,10 +101,15 @@ def read_teacher(source_model: str, offset: float | None = None) -> Teacher:
     schedule, parameterization, usual = _interpret_scheduler(folder, scheduler)
     timesteps = scheduler.get("num_train_timesteps", 1000)
     offset = usual if offset is None else offset
-    denoiser = Denoiser(network, schedule, parameterization, timesteps=timesteps, offset=offset)
-    model = Model(denoiser, classes=_classes(index, class_count(network)), autoencoder=read_autoencoder(folder))
+    arguments, text, autoencoder = network_arguments(network), text_pipeline(folder, network), read_autoencoder(folder)
+    if text:
+        check_teacher(folder, network, autoencoder)
+    denoiser = Denoiser(network, schedule, parameterization, timesteps=timesteps, offset=offset, arguments=arguments)
+    classes = _classes(index, class_count(network))
+    model = Model(denoiser, classes=classes, autoencoder=autoencoder, text=text)
     summary = (f"{folder}: {type(network).__name__} with {scheduler['_class_name']}", *_describe(model, schedule))
-    return Teacher(model, summary, *_limits(folder, scheduler))
+    clip, threshold = (None, None) if text else _limits(folder, scheduler)
+    return Teacher(model, summary, clip, threshold)
 
 
 def _limits(folder: Path, config: Mapping[str, Any]) -> tuple[float | None, tuple[float, float] | None]:
@@ -156,7 +167,8 @@ def _network(folder: Path, index: Mapping[str, Any]) -> tuple[str, str]:
             return name, parts[name]
     listed = ", ".join(f"{name}: {class_name}" for name, class_name in sorted(parts.items())) or "nothing"
     raise UserError(
-        f"{folder} holds {listed}: only pipelines of a UNet2DModel or DiTTransformer2DModel can be distilled"
+        f"{folder} holds {listed}: only pipelines of a UNet2DModel, UNet2DConditionModel or DiTTransformer2DModel "
+        "can be distilled"
     )
 
 
@@ -218,7 +230,7 @@ def _describe(model: Model, schedule: Schedule) -> tuple[str, ...]:
     last = schedule.alphas_cumprod[-1] if isinstance(schedule, Discrete) else 0.0
     return (
         f"{count:,} parameters, images of {image}, "
-        + (f"{len(model.classes)} classes" if model.classes else "unconditional"),
+        + ("of captions" if model.text else f"{len(model.classes)} classes" if model.classes else "unconditional"),
         *((f"a latent model: {type(latent.network).__name__} makes latents of {seen}",) if latent else ()),
         f"{type(schedule).__name__} schedule of {denoiser.timesteps} timesteps, output "
         f"{denoiser.parameterization.name}, timestep = {denoiser.timesteps} "

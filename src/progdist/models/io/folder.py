@@ -2,6 +2,7 @@
 
     unet/ or transformer/  scheduler/  model_index.json     what stock diffusers loads and samples
     vae/ or vqvae/                                          of a latent model
+    tokenizer/  text_encoder/  ...                          of a text-conditional one, copied from its teacher
     progdist.json                   schedule, parameterization, step counts, lineage, versions
 
 The scheduler in the folder visits exactly our grid wherever the step count divides T: trailing timesteps, betas from
@@ -19,16 +20,18 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, cast, get_args
 
 import safetensors
 from diffusers import LDMPipeline  # pyright: ignore[reportPrivateImportUsage]
 from diffusers.models.transformers.dit_transformer_2d import DiTTransformer2DModel
 from diffusers.models.unets.unet_2d import UNet2DModel
+from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from diffusers.pipelines.ddim.pipeline_ddim import DDIMPipeline
 from diffusers.pipelines.dit.pipeline_dit import DiTPipeline
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from diffusers.schedulers.scheduling_ddim import DDIMScheduler
+from torch import nn
 
 from progdist._utils.errors import UserError
 from progdist._utils.files import atomic_write, checksum, read_json, write_json
@@ -37,10 +40,12 @@ from progdist.diffusion.parameterization import PARAMETERIZATIONS
 from progdist.diffusion.schedule import SCHEDULES, Schedule
 from progdist.models.autoencoder import Autoencoder
 from progdist.models.io.model_card import card
-from progdist.models.io.safe_loading import AUTOENCODERS, load_component
+from progdist.models.io.safe_loading import AUTOENCODERS, load_component, network_class
 from progdist.models.model import Model, stock_scheduler
+from progdist.models.text.folder import guidance_of, write_pipeline
+from progdist.models.text.pipeline import network_arguments, text_pipeline
 
-Diffuses = UNet2DModel | DiTTransformer2DModel
+Diffuses = UNet2DModel | UNet2DConditionModel | DiTTransformer2DModel
 """Networks that have a folder."""
 
 
@@ -53,16 +58,14 @@ def save(model: Model, folder: Path) -> None:
     """
     network = model.denoiser.network
     if not isinstance(network, Diffuses):
-        raise UserError(
-            f"only a UNet2DModel or DiTTransformer2DModel has a model folder, got {type(network).__name__}: save its "
-            "state_dict"
-        )
-    schedule, kind = model.denoiser.schedule, model.denoiser.parameterization
-    known = (SCHEDULES.get(schedule.name), type(PARAMETERIZATIONS.get(kind.name)))
-    if (type(schedule), type(kind)) != known:
+        names = ", ".join(kind.__name__ for kind in get_args(Diffuses))
+        raise UserError(f"only {names} have a model folder, got {type(network).__name__}: save its state_dict")
+    schedule, output = model.denoiser.schedule, model.denoiser.parameterization
+    known = (SCHEDULES.get(schedule.name), type(PARAMETERIZATIONS.get(output.name)))
+    if (type(schedule), type(output)) != known:
         raise UserError(
             f"a model folder records progdist's own schedules and outputs, not {type(schedule).__name__} "
-            f"with {type(kind).__name__}: save the network's state_dict"
+            f"with {type(output).__name__}: save the network's state_dict"
         )
     if folder.exists():
         raise UserError(f"{folder} exists: choose another folder, or remove it")
@@ -81,7 +84,11 @@ def save(model: Model, folder: Path) -> None:
 
 def _write(model: Model, network: Diffuses, target: Path) -> None:
     scheduler = stock_scheduler(model.denoiser)
-    if isinstance(scheduler, DDIMScheduler) and (pipeline := _pipeline(model, network, scheduler)):
+    if isinstance(network, UNet2DConditionModel):
+        if model.text is None or not isinstance(scheduler, DDIMScheduler):
+            raise UserError("a UNet2DConditionModel is saved with the pipeline that it was loaded with: use its Model")
+        write_pipeline(model.text, network, scheduler, target)
+    elif isinstance(scheduler, DDIMScheduler) and (pipeline := _pipeline(model, network, scheduler)):
         pipeline.save_pretrained(target)
     else:
         network.save_pretrained(target / _part(network))
@@ -94,17 +101,17 @@ def _write(model: Model, network: Diffuses, target: Path) -> None:
     write_card(model, target, ())
 
 
-def _pipeline(model: Model, network: Diffuses, scheduler: DDIMScheduler) -> DiffusionPipeline | None:
+def _pipeline(model: Model, network: nn.Module, scheduler: DDIMScheduler) -> DiffusionPipeline | None:
     """The stock pipeline of the model; None where there is none."""
     autoencoder = cast(Any, model.autoencoder.network if model.autoencoder else None)
     if isinstance(network, UNet2DModel):
         return LDMPipeline(autoencoder, network, scheduler) if autoencoder else DDIMPipeline(network, scheduler)
-    return DiTPipeline(network, autoencoder, cast(Any, scheduler)) if autoencoder else None
+    return DiTPipeline(cast(Any, network), autoencoder, cast(Any, scheduler)) if autoencoder else None
 
 
 def _part(network: Diffuses) -> str:
     """Where a network lies within a folder."""
-    return "unet" if isinstance(network, UNet2DModel) else "transformer"
+    return "transformer" if isinstance(network, DiTTransformer2DModel) else "unet"
 
 
 def write_card(model: Model, target: Path, records: Sequence[Mapping[str, Any]]) -> None:
@@ -116,6 +123,8 @@ def write_card(model: Model, target: Path, records: Sequence[Mapping[str, Any]])
 
 def _stock(model: Model) -> str | None:
     """The stock pipeline of a latent model, or the stock scheduler of another; None where there is none."""
+    if model.text:
+        return model.text.kind
     scheduler, network = stock_scheduler(model.denoiser), cast(Diffuses, model.denoiser.network)
     pipeline = _pipeline(model, network, scheduler) if isinstance(scheduler, DDIMScheduler) else None
     latent = type(pipeline).__name__ if pipeline and model.autoencoder else None
@@ -134,27 +143,29 @@ def load(folder: Path) -> Model:
     metadata = read_json(folder / "progdist.json")
     _verify_checksums(folder, metadata.get("sha256", {}))
     try:
-        transformer = (folder / "transformer").is_dir()
-        network = load_component(
-            folder, *(("transformer", DiTTransformer2DModel) if transformer else ("unet", UNet2DModel))
-        )
+        part = "transformer" if (folder / "transformer").is_dir() else "unet"
+        network = load_component(folder, part, network_class(folder / part))
         denoiser = Denoiser(
             network,
             _schedule(metadata["schedule"]),
             PARAMETERIZATIONS[metadata["parameterization"]],
             timesteps=int(metadata["timesteps"]),
             offset=float(metadata["timestep_offset"]),
+            arguments=network_arguments(network),
         )
         counts = {name: tuple(_step_count(count) for count in metadata[name]) for name in ("steps", "lineage")}
         classes = tuple(str(name) for name in metadata["classes"])
-        autoencoder = read_autoencoder(folder)
+        text = text_pipeline(folder, network)
+        if text:
+            text = text.guided(guidance_of(metadata["guidance"]), metadata["negative"])
         return Model(
             denoiser,
             **counts,
             classes=classes,
             data=metadata["data"],
             training=metadata["training"],
-            autoencoder=autoencoder,
+            autoencoder=read_autoencoder(folder),
+            text=text,
         )
     except UserError as error:
         raise UserError(f"{folder} is damaged: {error}") from error
@@ -233,5 +244,6 @@ def _description(model: Model) -> dict[str, Any]:
         "classes": list(model.classes),
         "data": model.data,
         "training": dict(model.training),
+        **({"guidance": model.text.guidance, "negative": model.text.negative} if model.text else {}),
         "versions": {name: version(name) for name in ("progdist", "torch", "diffusers")},
     }

@@ -152,20 +152,20 @@ INNER = {
 def _rename(path: str, levels: int) -> str:
     """Their name of a parameter -> diffusers'."""
     *parts, leaf = path.split("/")
-    kind = "bias" if leaf == "bias" else "weight"
+    leaf_name = "bias" if leaf == "bias" else "weight"
     if len(parts) == 1 and parts[0] in TOP:
-        return f"{TOP[parts[0]]}.{kind}"
+        return f"{TOP[parts[0]]}.{leaf_name}"
     found = PLACE.fullmatch(parts[0])
     if found is None or len(parts) != 2:
         raise UserError(f"the parameters are of another network: {path} is not one of its names")
-    rooms = {"block": "resnets", "attn": "attentions"}
+    modules = {"block": "resnets", "attn": "attentions"}
     if found["mid_part"]:
-        module_path = f"mid_block.{rooms[found['mid_part']]}.{int(found['mid_index']) - 1}"
+        module_path = f"mid_block.{modules[found['mid_part']]}.{int(found['mid_index']) - 1}"
     else:
         way, level = found["way"], int(found["level"])
         module_path = f"{way}_blocks.{level if way == 'down' else levels - 1 - level}"
-        module_path += f".{rooms[found['part']]}.{found['index']}" if found["part"] else f".{way}samplers.0"
-    return f"{module_path}.{INNER.get(parts[1], parts[1])}.{kind}"
+        module_path += f".{modules[found['part']]}.{found['index']}" if found["part"] else f".{way}samplers.0"
+    return f"{module_path}.{INNER.get(parts[1], parts[1])}.{leaf_name}"
 
 
 def _reorder(path: str, value: Tensor) -> Tensor:

@@ -5,7 +5,7 @@ from typing import Any
 
 HEADER = """---
 library_name: diffusers
-pipeline_tag: unconditional-image-generation
+pipeline_tag: {task}
 tags:
 - diffusion
 - progressive-distillation
@@ -15,15 +15,15 @@ tags:
 
 PLAIN = """from diffusers import DDIMPipeline
 
-pipeline = DDIMPipeline.from_pretrained("{place}")
+pipeline = DDIMPipeline.from_pretrained("{path}")
 images = pipeline(batch_size=16, num_inference_steps={steps}).images
 """
 
 CLASSES = """import torch
 from diffusers import DDIMScheduler, UNet2DModel
 
-network = UNet2DModel.from_pretrained("{place}", subfolder="unet")
-scheduler = DDIMScheduler.from_pretrained("{place}", subfolder="scheduler")
+network = UNet2DModel.from_pretrained("{path}", subfolder="unet")
+scheduler = DDIMScheduler.from_pretrained("{path}", subfolder="scheduler")
 scheduler.set_timesteps({steps})
 labels = torch.arange(16) % {classes}
 z = torch.randn(16, network.config.in_channels, {height}, {width})
@@ -36,8 +36,8 @@ for timestep in scheduler.timesteps:
 FLOW = """import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, UNet2DModel
 
-network = UNet2DModel.from_pretrained("{place}", subfolder="unet")
-scheduler = FlowMatchEulerDiscreteScheduler.from_pretrained("{place}", subfolder="scheduler")
+network = UNet2DModel.from_pretrained("{path}", subfolder="unet")
+scheduler = FlowMatchEulerDiscreteScheduler.from_pretrained("{path}", subfolder="scheduler")
 scheduler.set_timesteps(sigmas=[1 - i / {steps} for i in range({steps})])
 labels = {labels}
 z = torch.randn(16, network.config.in_channels, {height}, {width})
@@ -49,21 +49,27 @@ for timestep in scheduler.timesteps:
 
 LATENT = """from diffusers import LDMPipeline
 
-pipeline = LDMPipeline.from_pretrained("{place}")
+pipeline = LDMPipeline.from_pretrained("{path}")
 images = pipeline(batch_size=16, num_inference_steps={steps}).images
 """
 
 TRANSFORMER = """from diffusers import DiTPipeline
 
-pipeline = DiTPipeline.from_pretrained("{place}")
+pipeline = DiTPipeline.from_pretrained("{path}")
 labels = [number % {classes} for number in range(16)]
 images = pipeline(labels, guidance_scale=1.0, num_inference_steps={steps}).images
+"""
+
+TEXT = """from diffusers import {pipeline}
+
+pipeline = {pipeline}.from_pretrained("{path}")
+images = pipeline("{caption}", num_inference_steps={steps}, guidance_scale={scale:g}).images
 """
 
 OURS = """import torch
 import progdist
 
-denoiser = progdist.load("{place}")
+denoiser = progdist.load("{path}")
 noise = torch.randn(16, {channels}, {height}, {width})
 images = progdist.sample(denoiser, noise, {steps}{condition})
 """
@@ -72,6 +78,8 @@ images = progdist.sample(denoiser, noise, {steps}{condition})
 def _template(stock: str | None, classes: int) -> str:
     """The code that samples a model of some stock pipeline or scheduler."""
     match stock:
+        case "StableDiffusionPipeline" | "StableDiffusionXLPipeline":
+            return TEXT
         case "DDIMScheduler":
             return CLASSES if classes else PLAIN
         case "FlowMatchEulerDiscreteScheduler":
@@ -111,16 +119,20 @@ def card(
         "classes": classes,
         "labels": labels,
         "condition": condition,
+        "pipeline": stock,
+        "caption": "a photograph of a lighthouse",
+        "scale": _scale(description.get("guidance")),
     }
-    code = template.format(place=".", steps=steps, **numbers)
+    code = template.format(path=".", steps=steps, **numbers)
     size = f"{image[1]}x{image[2]} with {image[0]} channel{'s' if image[0] > 1 else ''}"
     lines = [
-        HEADER,
+        HEADER.format(task="text-to-image" if "guidance" in description else "unconditional-image-generation"),
         f"# A diffusion model that samples in {_listed(counts)}\n" if counts else "# A diffusion model\n",
         f"Images of {size}, "
-        + (f"{classes} classes" if classes else "unconditional")
+        + ("of captions" if "guidance" in description else f"{classes} classes" if classes else "unconditional")
         + f"; trained on {description['data']}.",
         _lineage(description),
+        _guidance(description) if "guidance" in description else "",
         f"\n```python\n{code}```\n",
         _measured(records),
     ]
@@ -139,6 +151,24 @@ def _lineage(description: Mapping[str, Any]) -> str:
         f"Made by [progressive distillation](https://arxiv.org/abs/2202.00512), {chain} steps. It is good at "
         f"{_listed(description['steps'])} and poor at any other count."
     )
+
+
+def _scale(guidance: Sequence[float] | float | None) -> float:
+    """The guidance scale for the stock pipeline: in the middle of a dial, and 1 where there is none."""
+    return sum(guidance) / 2 if isinstance(guidance, list | tuple) else 1.0
+
+
+def _guidance(description: Mapping[str, Any]) -> str:
+    """How it is guided, and what a stock pipeline must be told."""
+    taken, negative = description["guidance"], description["negative"]
+    away = f' away from "{negative}"' if negative else ""
+    if isinstance(taken, list | tuple):
+        return (
+            f"`guidance_scale` is an input, from {taken[0]:g} to {taken[1]:g}, taken in{away}: each step calls the "
+            "network once, and `negative_prompt` has no effect."
+        )
+    known = f"a guidance scale of {taken:g} is taken in{away}" if taken else "no guidance is taken in"
+    return f"Sample it with `guidance_scale=1`: {known}, and `negative_prompt` has no effect."
 
 
 def _measured(records: Sequence[Mapping[str, Any]]) -> str:

@@ -57,14 +57,12 @@ def export_onnx(model: Model, steps: int | None, out: Path) -> int:
     Raises:
         UserError: no step count, or the extra `onnx` is missing.
     """
+    if model.text:
+        raise UserError("a text-conditional model has no ONNX file here: sample its folder with the stock pipeline")
     steps = steps if steps is not None else min(model.steps, default=None)
     if steps is None:
         raise UserError("this model was trained for any number of steps: say how many with --steps, e.g. --steps 16")
-    try:
-        import onnx  # noqa: F401
-        import onnxscript  # noqa: F401
-    except ImportError as error:
-        raise UserError("exporting needs the extra `onnx`: pip install 'progdist[onnx]'") from error
+    _need_onnx()
     batch = torch.export.Dim("batch", min=1, max=4096)
     inputs: tuple[Tensor, ...] = (torch.randn(2, *model.shape),)
     dynamic: list[dict[int, object]] = [{0: batch}]
@@ -89,3 +87,12 @@ def export_onnx(model: Model, steps: int | None, out: Path) -> int:
     assert program is not None  # of the dynamo exporter
     atomic_write(out, program.model_proto.SerializeToString())
     return steps
+
+
+def _need_onnx() -> None:
+    """Refuse to export where the extra is missing."""
+    try:
+        import onnx  # noqa: F401
+        import onnxscript  # noqa: F401
+    except ImportError as error:
+        raise UserError("exporting needs the extra `onnx`: pip install 'progdist[onnx]'") from error

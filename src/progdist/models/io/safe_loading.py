@@ -5,7 +5,7 @@ network that they describe must not be larger than the files that hold its weigh
 """
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar, cast
@@ -16,12 +16,15 @@ from diffusers.models.autoencoders.vq_model import VQModel
 from diffusers.models.modeling_utils import ModelMixin
 from diffusers.models.transformers.dit_transformer_2d import DiTTransformer2DModel
 from diffusers.models.unets.unet_2d import UNet2DModel
+from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+from torch import nn
 
 from progdist._utils.errors import UserError
 from progdist._utils.files import read_json
 
 NETWORKS: dict[str, type[ModelMixin]] = {
     "UNet2DModel": UNet2DModel,
+    "UNet2DConditionModel": UNet2DConditionModel,
     "DiTTransformer2DModel": DiTTransformer2DModel,
     "Transformer2DModel": DiTTransformer2DModel,  # as older folders name it
 }
@@ -33,6 +36,9 @@ AUTOENCODERS: dict[str, type[ModelMixin]] = {"AutoencoderKL": AutoencoderKL, "VQ
 WEIGHTS = "diffusion_pytorch_model"
 """How diffusers names its weight files."""
 
+NOT_WEIGHTS = "embeddings.position_ids"
+"""How the name ends of the counts 0, 1, 2 ... that text encoders of early versions kept among their weights."""
+
 PICKLES = ("*.bin", "*.ckpt", "*.pt", "*.pth")
 
 LIMITS = {"sample_size": 1024, "layers_per_block": 256, "num_layers": 256}
@@ -41,16 +47,35 @@ LIMITS = {"sample_size": 1024, "layers_per_block": 256, "num_layers": 256}
 MOST = 65_536
 """The largest of any other whole number in a config."""
 
-Part = TypeVar("Part", bound=ModelMixin)
+Part = TypeVar("Part", bound=nn.Module)
+Describe = Callable[[Mapping[str, Any]], nn.Module]
 
 
-def load_component(folder: Path, part: str, component_class: type[Part]) -> Part:
+def network_class(part_folder: Path) -> type[ModelMixin]:
+    """The class of the network in a folder `unet` or `transformer`, as its config says.
+
+    Raises:
+        UserError: it is not one of NETWORKS.
+    """
+    config = part_folder / "config.json"
+    usual = "DiTTransformer2DModel" if part_folder.name == "transformer" else "UNet2DModel"
+    name = read_json(config).get("_class_name", usual) if config.is_file() else usual
+    if name not in NETWORKS:
+        raise UserError(f"{part_folder} is a {str(name)[:50]}: expected one of {', '.join(NETWORKS)}")
+    return NETWORKS[name]
+
+
+def load_component(
+    folder: Path, part: str, component_class: type[Part], *, weights: str = WEIGHTS, describe: Describe | None = None
+) -> Part:
     """One part of a folder with its weights, in float32 and evaluation mode.
 
     Args:
         folder: of the pipeline.
         part: its name in there, e.g. unet.
-        component_class: its class.
+        component_class: its class, with the `from_pretrained` of diffusers or transformers.
+        weights: what its weight files are called.
+        describe: makes a part of a config, without weights; diffusers' `from_config` if not given.
 
     Raises:
         UserError: a file is missing, damaged, a pickle, or not what the config describes.
@@ -59,18 +84,19 @@ def load_component(folder: Path, part: str, component_class: type[Part]) -> Part
     if not (part_folder / "config.json").is_file():
         raise UserError(f"{folder} lacks {part}/config.json: restore the file, or save the pipeline again")
     config = read_json(part_folder / "config.json")
-    variant = _variant(folder, part)
+    variant = _variant(folder, part, weights)
     _check_config_limits(config, part_folder)
+    eager = {} if describe else {"low_cpu_mem_usage": False}  # as diffusers takes it
     try:
-        with _quiet():
-            _check_weight_size(component_class, config, part_folder)
+        with quiet():
+            _check_weight_size(describe or cast(Any, component_class).from_config, config, part_folder)
             network, info = cast(Any, component_class).from_pretrained(
                 part_folder,
                 variant=variant,
                 use_safetensors=True,
                 local_files_only=True,
-                low_cpu_mem_usage=False,
                 output_loading_info=True,
+                **eager,
             )
     except UserError:
         raise
@@ -78,44 +104,46 @@ def load_component(folder: Path, part: str, component_class: type[Part]) -> Part
         reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
         raise UserError(f"{part_folder} is damaged ({reason}): restore it, or save the pipeline again") from error
     for what in ("missing_keys", "unexpected_keys", "mismatched_keys", "error_msgs"):
-        if info[what]:
+        if found := [str(each) for each in info[what] if not str(each).endswith(NOT_WEIGHTS)]:
             raise UserError(
-                f"{part_folder} is damaged ({what.replace('_', ' ')}: {str(next(iter(info[what])))[:100]}): restore "
-                "it, or save the pipeline again"
+                f"{part_folder} is damaged ({what.replace('_', ' ')}: {found[0][:100]}): restore it, or save the "
+                "pipeline again"
             )
     return cast(Part, network.float().eval())
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
-    """Without diffusers' own remarks: what matters of them is raised."""
-    logger = logging.getLogger("diffusers")
-    before = logger.level
-    logger.setLevel(logging.CRITICAL)
+def quiet() -> Iterator[None]:
+    """Without diffusers' and transformers' own remarks: what matters of them is raised."""
+    loggers = [logging.getLogger(name) for name in ("diffusers", "transformers")]
+    before = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.CRITICAL)
     try:
         yield
     finally:
-        logger.setLevel(before)
+        for logger, level in zip(loggers, before, strict=True):
+            logger.setLevel(level)
 
 
-def _check_weight_size(component_class: type[ModelMixin], config: Mapping[str, Any], part_folder: Path) -> None:
+def _check_weight_size(describe: Describe, config: Mapping[str, Any], part_folder: Path) -> None:
     """Refuse a network of more numbers than its weight files have bytes, before it is built."""
     with torch.device("meta"):
-        described = cast(Any, component_class).from_config(config)
+        described = describe(config)
     count = sum(parameter.numel() for parameter in described.parameters())
     held = sum(path.stat().st_size for path in part_folder.glob("*.safetensors"))
     if count > held:
         raise UserError(f"{part_folder} describes {count:,} numbers, but its weights are {held:,} bytes: restore it")
 
 
-def _variant(folder: Path, part: str) -> str | None:
+def _variant(folder: Path, part: str, weights: str) -> str | None:
     """Which of the weight files there are to take: None for the plain one, else e.g. fp16.
 
     Raises:
         UserError: there are none, they are pickles, or their index names files elsewhere.
     """
     part_folder = folder / part
-    index = part_folder / f"{WEIGHTS}.safetensors.index.json"
+    index = part_folder / f"{weights}.safetensors.index.json"
     if index.is_file():
         names = set(read_json(index).get("weight_map", {}).values())
         wrong = [name for name in names if not isinstance(name, str) or Path(name).name != name]
@@ -124,9 +152,9 @@ def _variant(folder: Path, part: str) -> str | None:
             what = f"names {str(wrong[0])[:80]!r}" if wrong else f"lacks {(missing or ['any weights'])[0]}"
             raise UserError(f"{index} {what}: restore it, or save the pipeline again")
         return None
-    if (part_folder / f"{WEIGHTS}.safetensors").is_file():
+    if (part_folder / f"{weights}.safetensors").is_file():
         return None
-    for path in sorted(part_folder.glob(f"{WEIGHTS}.*.safetensors")):
+    for path in sorted(part_folder.glob(f"{weights}.*.safetensors")):
         return path.name.split(".")[1]
     for pattern in PICKLES:
         for path in sorted(part_folder.glob(pattern)):
@@ -134,7 +162,7 @@ def _variant(folder: Path, part: str) -> str | None:
                 f"{path} is a pickle, which can run code and is never loaded: save the pipeline again with "
                 "save_pretrained(folder, safe_serialization=True)"
             )
-    raise UserError(f"{folder} lacks {part}/{WEIGHTS}.safetensors: restore the file, or save the pipeline again")
+    raise UserError(f"{folder} lacks {part}/{weights}.safetensors: restore the file, or save the pipeline again")
 
 
 def _check_config_limits(config: Mapping[str, Any], part_folder: Path) -> None:

@@ -15,7 +15,7 @@ from progdist.runs.folder import Record, RunFolder
 from progdist.runs.run import open_run
 from progdist.runs.studies.results import COLOURS, markdown, measured, panels, spread, write_study
 from progdist.training.callbacks import Callback
-from progdist.training.loop import NotFinite
+from progdist.training.records import NotFinite
 
 OUTPUTS = ("x_eps", "x", "eps", "v")
 WEIGHTINGS = ("snr", "truncated_snr", "snr_plus_one")
@@ -58,16 +58,16 @@ def _cell(recipe: Recipe, folder: RunFolder, callback: Callback, output: str, we
     changed = recipe.model_copy(update={"parameterization": output, "teacher": teacher, "seed": seed})
     run = open_run(changed, folder.root / "teachers" / f"{output}-{weighting}-{seed}", callback)
     run.prepare()
+    evaluator = run.evaluator()
     steps = recipe.distill.counts()[0]
     found: Record = {"steps": steps}
     try:
-        model = run.stages.teacher()
+        model = run.train_teacher(run.trainer())
     except NotFinite as error:
         return {**found, "diverged": str(error)}
     for sampler in SAMPLERS:
-        images, labels = run.samples(model, steps, sampler)
-        if images.isfinite().all():
-            quality = run.qualities(model, images, labels)[0]
+        if qualities := evaluator.qualities(model, steps, sampler):
+            quality = qualities[0]
             found |= {sampler: quality.frechet, f"{sampler}_kernel": quality.kernel, "features": quality.features}
     return {**found, "training": dict(model.training)}
 

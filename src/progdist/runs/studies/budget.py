@@ -14,7 +14,8 @@ from matplotlib.figure import Figure
 from progdist.distillation.chain import halvings
 from progdist.recipes.files import write_recipe
 from progdist.recipes.recipe import Recipe
-from progdist.recipes.schema import StageTraining
+from progdist.recipes.training import StageTraining
+from progdist.runs.evaluator import Evaluator
 from progdist.runs.folder import Record, RunFolder
 from progdist.runs.run import Run, open_run
 from progdist.runs.studies.results import COLOURS, distance, markdown, measured, panels, write_study
@@ -45,17 +46,17 @@ def budget(recipe: Recipe, out: Path, factors: Sequence[float], divisors: Sequen
     folder.claim(write_recipe(recipe), lambda old: False)
     first = open_run(recipe, out / "teacher", callback)
     first.prepare()
-    first.stages.teacher()
+    teacher, evaluator = first.train_teacher(first.trainer()), first.evaluator()
     records: list[Record] = []
     for (divisor, factor), changed in variants.items():
         run = open_run(changed, out / "students" / f"by-{divisor}-times-{factor:g}", callback)
         run.prepare()
         if not run.folder.model("teacher").exists():
             shutil.copytree(first.folder.model("teacher"), run.folder.model("teacher"))
-        records += _students(run, folder, divisor, factor)
+        records += _students(run, evaluator, folder, divisor, factor)
     start = recipe.distill.counts()[0]
     key = {"divisor": 0, "factor": 0.0, "steps": start}
-    reference = measured(folder, key, lambda: distance(first, first.stages.teacher(), start))
+    reference = measured(folder, key, lambda: distance(evaluator, teacher, start))
     table = _table(records, reference)
     write_study(folder, table, _figure(records, reference, recipe))
     return table
@@ -67,26 +68,29 @@ def _variant(recipe: Recipe, divisor: int, factor: float) -> Recipe:
     counts = part.counts()
     chain = tuple(halvings(counts[0], counts[-1], divisor))
     changed = part.model_copy(update={"chain": chain, "stages": {}})
-    plans = {
+    stages = {
         link.steps: part.stages.get(link.steps, StageTraining()).model_copy(
-            update={"updates": max(1, round(factor * part.plan(link).updates))}
+            update={"updates": max(1, round(factor * part.train_config(link).updates))}
         )
         for link in changed.links()
     }
-    return recipe.model_copy(update={"distill": changed.model_copy(update={"stages": plans})})
+    return recipe.model_copy(update={"distill": changed.model_copy(update={"stages": stages})})
 
 
-def _students(run: Run, folder: RunFolder, divisor: int, factor: float) -> list[Record]:
+def _students(run: Run, evaluator: Evaluator, folder: RunFolder, divisor: int, factor: float) -> list[Record]:
     """Train one chain, and measure its students of few steps."""
-    model, records, updates, seconds = run.stages.teacher(), [], 0, 0.0
+    trainer = run.trainer()
+    model, records, updates, seconds = run.train_teacher(trainer), [], 0, 0.0
     for number, stage in enumerate(run.recipe.distill.links(), 1):
-        model = run.stages.student(number, stage, model)
+        model = run.train_student(trainer, number, stage, model)
         updates, seconds = updates + model.training["updates"], seconds + model.training["seconds"]
         if stage.steps <= MOST_STEPS:
             key = {"divisor": divisor, "factor": factor, "steps": stage.steps}
             spent = {"updates": updates, "seconds": round(seconds, 1)}
             records.append(
-                measured(folder, key, lambda m=model, n=stage.steps, spent=spent: {**spent, **distance(run, m, n)})
+                measured(
+                    folder, key, lambda m=model, n=stage.steps, spent=spent: {**spent, **distance(evaluator, m, n)}
+                )
             )
             run.callback.note(f"by {divisor}, {factor:g} times: Fréchet {records[-1]['frechet']:.3f} at {stage.steps}")
     return records

@@ -16,12 +16,15 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from progdist._utils.errors import UserError
+from progdist.data.sources import load_images
 from progdist.diffusion.analytic import Mixture
 from progdist.diffusion.sampler import EVALUATIONS_PER_STEP, METHODS, network_evaluations
 from progdist.diffusion.schedule import Schedule
-from progdist.evaluation.features import feature_space
-from progdist.evaluation.generate import SamplingOptions, images_for_model, make
-from progdist.evaluation.metrics import quality
+from progdist.evaluation.compare import images_for_model
+from progdist.evaluation.features import feature_space, features_of
+from progdist.evaluation.generate import SamplingOptions, make_in_batches
+from progdist.evaluation.metrics import summary_quality
+from progdist.evaluation.summary import join, summarize
 from progdist.models.io.folder import load
 from progdist.runs.folder import Record, RunFolder
 from progdist.runs.studies.results import COLOURS, markdown, measured, panels, write_study
@@ -75,21 +78,17 @@ def integrators(trained: Trained, out: Path, budgets: list[int], callback: Callb
     settings = {key: str(value) for key, value in vars(trained).items()}
     folder.claim("".join(f"{key}: {value}\n" for key, value in settings.items()), lambda old: False)
     errors = mixture_errors(model.denoiser.schedule)
-    images = images_for_model(model, trained.data, callback.note)
+    images = images_for_model(model, load_images(trained.data), callback.note)
     space = feature_space(trained.features, images.shape)
-    data = space(images.sample(max(trained.samples, 10_000), trained.seed)[0])
+    data = features_of(space, images, images.chosen(max(trained.samples, 10_000), trained.seed))
 
     def found(method: str, steps: int) -> Record:
         options = SamplingOptions(steps, trained.samples, None, trained.seed, method, trained.clip)
-        result = quality(space, data, make(model, options, lambda text: None)[0])
+        batches, _ = make_in_batches(model, options, lambda text: None)
+        result = summary_quality(space.name, data, join(summarize([space], made) for made, _ in batches))
         return {"frechet": result.frechet, "kernel": result.kernel}
 
-    start = model.denoiser.schedule.log_snr(torch.ones((), dtype=torch.float64))
-    methods = [method for method in DETERMINISTIC if method != "euler_log_snr" or bool(start.isfinite())]
-    if len(methods) < len(DETERMINISTIC):
-        callback.note(
-            "euler_log_snr is left out: the model's schedule begins at zero SNR, where the log-SNR is infinite"
-        )
+    methods = _methods(model.denoiser.schedule, callback)
     records = []
     for budget in budgets:
         for method in methods:
@@ -100,6 +99,15 @@ def integrators(trained: Trained, out: Path, budgets: list[int], callback: Callb
     table = _tables(errors, records)
     write_study(folder, table, _figure(errors, records, trained.features))
     return table
+
+
+def _methods(schedule: Schedule, callback: Callback) -> list[str]:
+    """The integrators that can begin where the schedule does."""
+    start = schedule.log_snr(torch.ones((), dtype=torch.float64))
+    if start.isfinite():
+        return list(DETERMINISTIC)
+    callback.note("euler_log_snr is left out: the model's schedule begins at zero SNR, where the log-SNR is infinite")
+    return [method for method in DETERMINISTIC if method != "euler_log_snr"]
 
 
 def steps_within(budget: int, method: str) -> int:

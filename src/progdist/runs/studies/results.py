@@ -10,11 +10,12 @@ from statistics import mean, stdev
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from progdist._utils.errors import UserError
 from progdist._utils.files import atomic_write
 from progdist.diffusion.sampler import Step
 from progdist.models.model import Model
+from progdist.runs.evaluator import Evaluator
 from progdist.runs.folder import Record, RunFolder
-from progdist.runs.run import Run
 
 COLOURS = ("#1d4ed8", "#c2410c", "#047857", "#7c3aed", "#b45309", "#be123c")
 
@@ -29,9 +30,16 @@ def measured(folder: RunFolder, key: Record, measure: Callable[[], Record]) -> R
     return record
 
 
-def distance(run: Run, model: Model, steps: int, method: str | Step = "ddim") -> Record:
-    """Both distances of a model's samples to the data, in the run's first feature space."""
-    quality = run.qualities(model, *run.samples(model, steps, method))[0]
+def distance(evaluator: Evaluator, model: Model, steps: int, method: str | Step = "ddim") -> Record:
+    """Both distances of a model's samples to the data, in the run's first feature space.
+
+    Raises:
+        UserError: the samples are not finite.
+    """
+    qualities = evaluator.qualities(model, steps, method)
+    if qualities is None:
+        raise UserError(f"samples in {steps} steps are not finite: the model was trained too fast or is damaged")
+    quality = qualities[0]
     return {"frechet": quality.frechet, "kernel": quality.kernel, "features": quality.features}
 
 

@@ -17,8 +17,9 @@ from progdist.models.io import folder as model_folder
 from progdist.models.model import Model
 from progdist.recipes.files import read_recipe, write_recipe
 from progdist.recipes.recipe import student_name
+from progdist.runs.evaluator import Evaluator
 from progdist.runs.folder import Record, RunFolder
-from progdist.runs.run import Run, open_run
+from progdist.runs.run import open_run
 from progdist.runs.studies.results import COLOURS, distance, markdown, measured, panels, write_study
 from progdist.training.callbacks import Callback
 
@@ -47,13 +48,14 @@ def stochastic(finished: Path, levels: int, most: int, callback: Callback) -> st
     if not counts:
         raise UserError(f"--most {most}: the run's students take {recipe.distill.counts()[1:]} steps")
     run, folder = open_run(recipe, finished, callback), RunFolder(finished / "stochastic")
+    evaluator = run.evaluator()
     folder.claim(write_recipe(recipe), lambda old: False)
     records = []
     for steps in counts:
         for model_kind, name in ((TEACHER, "teacher"), (STUDENT, student_name(steps))):
             model = model_folder.load(run.folder.model(name))
             model.denoiser.to(run.distributed.device)
-            records += _all_methods(run, folder, model_kind, model, steps, levels)
+            records += _all_methods(evaluator, folder, model_kind, model, steps, levels)
             best = _best(records, model_kind, steps)
             level = "" if best["level"] is None else f" (level {best['level']:.1f})"
             callback.note(f"{model_kind} at {steps}: best Fréchet {best['frechet']:.3f}{level}")
@@ -66,7 +68,9 @@ def stochastic(finished: Path, levels: int, most: int, callback: Callback) -> st
     return table
 
 
-def _all_methods(run: Run, folder: RunFolder, model_kind: str, model: Model, steps: int, levels: int) -> list[Record]:
+def _all_methods(
+    evaluator: Evaluator, folder: RunFolder, model_kind: str, model: Model, steps: int, levels: int
+) -> list[Record]:
     """One model at one step count by every method."""
     methods: list[tuple[str, float | None, str | Step]] = [("ddim", None, "ddim"), ("overshoot", None, overshoot)]
     gammas = [number / (levels - 1) for number in range(levels)]
@@ -74,7 +78,7 @@ def _all_methods(run: Run, folder: RunFolder, model_kind: str, model: Model, ste
     records = []
     for method, level, step in methods if steps > 1 else methods[:1]:  # the last step adds no noise
         key = {"model": model_kind, "steps": steps, "method": method, "level": level}
-        records.append(measured(folder, key, lambda step=step: distance(run, model, steps, step)))
+        records.append(measured(folder, key, lambda step=step: distance(evaluator, model, steps, step)))
     return records
 
 

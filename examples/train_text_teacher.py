@@ -1,0 +1,169 @@
+"""A small text-to-image teacher made by stock diffusers and transformers alone, and the captioned digits it saw.
+
+    python examples/train_text_teacher.py runs/digits-captions runs/stock-text
+
+The first folder gets real handwritten digits as 16x16 images with captions, four wordings of each ("a handwritten
+seven"); the second a StableDiffusionPipeline: a tokenizer learned from the captions, a CLIP text model with its
+first weights, an autoencoder, and a U-Net that predicts eps with Stable Diffusion's betas and sees one caption in
+ten empty. Nothing of progdist is used.
+"""
+
+# pyright: reportPrivateImportUsage=false, reportArgumentType=false, reportCallIssue=false
+# pyright: reportAttributeAccessIssue=false
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import AutoencoderKL, DDPMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from diffusers.training_utils import EMAModel
+from PIL import Image
+from sklearn.datasets import load_digits
+from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+from torch.nn.functional import interpolate, mse_loss
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+
+DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
+WORDINGS = ("a handwritten {}", "the digit {}", "a picture of the number {}", "{}, drawn by hand")
+SIZE, TOKENS = 16, 16
+
+
+def write_pairs(place: Path) -> tuple[torch.Tensor, list[str]]:
+    """Write 1,797 images with captions; returns them, (N, 3, SIZE, SIZE) in [-1, 1]."""
+    pixels, labels = load_digits(return_X_y=True)
+    images = torch.tensor(pixels, dtype=torch.float32).reshape(-1, 1, 8, 8) / 16
+    images = interpolate(images, (SIZE, SIZE), mode="bilinear").clamp(0, 1).mul(255).round().byte()
+    captions = [WORDINGS[n % len(WORDINGS)].format(DIGITS[label]) for n, label in enumerate(labels)]
+    place.mkdir(parents=True, exist_ok=True)
+    names = [f"{number:04d}.png" for number in range(len(captions))]
+    for name, image in zip(names, images, strict=True):
+        Image.fromarray(image[0].numpy()).save(place / name)
+    lines = [json.dumps({"file_name": name, "text": text}) for name, text in zip(names, captions, strict=True)]
+    (place / "metadata.jsonl").write_text("\n".join(lines) + "\n")
+    return images.float().div(127.5).sub(1).expand(-1, 3, -1, -1).contiguous(), captions
+
+
+def learn_tokenizer(captions: list[str]) -> CLIPTokenizer:
+    """CLIP's tokenizer with a byte-pair vocabulary of these captions."""
+    pairs = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
+    setattr(pairs, "pre_tokenizer", pre_tokenizers.Whitespace())  # noqa: B010  (its stub has no setter)
+    trainer = trainers.BpeTrainer(vocab_size=200, end_of_word_suffix="</w>", show_progress=False)
+    pairs.train_from_iterator(captions, trainer)
+    learned = json.loads(pairs.to_str())["model"]
+    words = dict(learned["vocab"])
+    for special in ("<|startoftext|>", "<|endoftext|>"):
+        words[special] = len(words)
+    return CLIPTokenizer(vocab=words, merges=[tuple(pair) for pair in learned["merges"]], model_max_length=TOKENS)
+
+
+def text_model(words: CLIPTokenizer) -> CLIPTextModel:
+    """A small one that is not trained: captions need only be told apart."""
+    special: dict[str, Any] = {f"{name}_token_id": getattr(words, f"{name}_token_id") for name in ("bos", "eos", "pad")}
+    sizes = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4}
+    config = CLIPTextConfig(vocab_size=len(words), max_position_embeddings=TOKENS, **sizes, **special)
+    return CLIPTextModel(config).eval().requires_grad_(False)
+
+
+def learn_autoencoder(images: torch.Tensor, updates: int) -> AutoencoderKL:
+    """Images of 16x16 to latents of 4x8x8, with a standard deviation of 1 once scaled."""
+    vae = AutoencoderKL(
+        block_out_channels=(16, 32),
+        down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2,
+        norm_num_groups=16,
+        sample_size=SIZE,
+    )
+    optimizer = torch.optim.AdamW(vae.parameters(), lr=1e-3)
+    rate = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, updates)
+    for update in range(updates):
+        batch = images[torch.randint(len(images), (32,))]
+        latents = vae.encode(batch).latent_dist
+        loss = mse_loss(vae.decode(latents.sample()).sample, batch) + 1e-4 * latents.kl().mean() / 256
+        step(loss, vae, optimizer, rate)
+        tell("autoencoder", update, loss)
+    with torch.no_grad():
+        vae.register_to_config(scaling_factor=1 / float(vae.eval().encode(images).latent_dist.mean.std()))
+    return vae.requires_grad_(False)
+
+
+def learn_network(latents: torch.Tensor, embeddings: torch.Tensor, empty: torch.Tensor, updates: int) -> Any:  # noqa: ANN401
+    """The text-conditional U-Net: latents (N, 4, 8, 8), embeddings (N, tokens, channels) and that of no caption."""
+    network = UNet2DConditionModel(
+        sample_size=SIZE // 2,
+        block_out_channels=(32, 64),
+        layers_per_block=1,
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+        cross_attention_dim=embeddings.shape[-1],
+        attention_head_dim=4,
+        norm_num_groups=16,
+    )
+    print(f"{sum(parameter.numel() for parameter in network.parameters()):,} parameters", flush=True)
+    noising = schedule()
+    optimizer = torch.optim.AdamW(network.parameters(), lr=1e-3)
+    rate = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, updates)
+    average = EMAModel(network.parameters(), decay=0.998)
+    for update in range(updates):
+        chosen, timesteps = torch.randint(len(latents), (64,)), torch.randint(1000, (64,))
+        clean, noise = latents[chosen], torch.randn(64, *latents.shape[1:])
+        dropped = (torch.rand(64) < 0.1)[:, None, None]
+        given = torch.where(dropped, empty, embeddings[chosen])
+        output = network(noising.add_noise(clean, noise, timesteps), timesteps, given).sample
+        loss = mse_loss(output, noise)
+        step(loss, network, optimizer, rate)
+        average.step(network.parameters())
+        tell("network", update, loss)
+    average.copy_to(network.parameters())
+    return network.eval()
+
+
+def schedule() -> DDPMScheduler:
+    """Stable Diffusion's."""
+    betas = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
+    return DDPMScheduler(**betas, clip_sample=False, steps_offset=1)
+
+
+def step(loss: torch.Tensor, network: torch.nn.Module, optimizer: Any, rate: Any) -> None:  # noqa: ANN401
+    """One update."""
+    loss.backward()
+    torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
+    optimizer.step()
+    rate.step()
+    optimizer.zero_grad()
+
+
+def tell(what: str, update: int, loss: torch.Tensor) -> None:
+    """Print the loss now and then."""
+    if update % 200 == 0:
+        print(f"{what}, update {update}: loss {loss.item():.4f}", flush=True)
+
+
+def main() -> None:
+    """Write the pairs, train the parts, save the pipeline."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("pairs", type=Path)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--updates", type=int, default=2500)
+    parser.add_argument("--autoencoder-updates", type=int, default=800)
+    arguments = parser.parse_args()
+    torch.manual_seed(0)
+    images, captions = write_pairs(arguments.pairs)
+    words = learn_tokenizer(captions)
+    encoder = text_model(words)
+    with torch.no_grad():
+        tokens = words([*captions, ""], padding="max_length", max_length=TOKENS, truncation=True, return_tensors="pt")
+        *_, empty = embeddings = encoder(tokens.input_ids)[0]
+    vae = learn_autoencoder(images, arguments.autoencoder_updates)
+    with torch.no_grad():
+        latents = vae.encode(images).latent_dist.mean * vae.config["scaling_factor"]
+    network = learn_network(latents, embeddings[:-1], empty, arguments.updates)
+    parts = {"vae": vae, "text_encoder": encoder, "tokenizer": words, "unet": network, "scheduler": schedule()}
+    none = {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
+    StableDiffusionPipeline(**parts, **none).save_pretrained(arguments.out)
+    print(arguments.out)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""What a person imports beside the mathematics: distill, load, save and sample."""

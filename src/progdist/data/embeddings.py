@@ -1,0 +1,119 @@
+"""The embeddings of captions: computed once, kept in half precision, mapped into memory.
+
+    index.json              how many captions to a shard, and which captions they are (a checksum)
+    00000.safetensors       the embeddings of the first shard, each (captions, ...)
+    00001.safetensors ...
+
+A shard is written whole or not at all, and those that are there are not computed again.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Protocol
+
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from progdist._utils.errors import UserError
+from progdist._utils.files import atomic_write, read_json, write_json
+
+SHARD_BYTES = 2**28
+"""About as much as a shard holds."""
+
+
+class Encoder(Protocol):
+    """A text encoder."""
+
+    def __call__(self, prompts: Sequence[str]) -> dict[str, Tensor]:
+        """The embeddings of N prompts by name, (N, ...) on the CPU."""
+        ...
+
+
+@dataclass(frozen=True)
+class Embeddings:
+    """Embeddings in a folder, by the numbers of their captions.
+
+    Args:
+        folder: of the shards.
+        size: captions to a shard.
+    """
+
+    folder: Path
+    size: int
+
+    @cached_property
+    def _shards(self) -> dict[int, Any]:
+        """Those that were opened."""
+        return {}
+
+    def __call__(self, numbers: Tensor) -> dict[str, Tensor]:
+        """The embeddings of captions (B,) int64 by name, (B, ...) in half precision.
+
+        Raises:
+            UserError: a shard is damaged.
+        """
+        rows = [self._row(*divmod(number, self.size)) for number in numbers.tolist()]
+        return {name: torch.stack([row[name] for row in rows]) for name in rows[0]}
+
+    def _row(self, shard: int, place: int) -> dict[str, Tensor]:
+        path = self.path(shard)
+        try:
+            if shard not in self._shards:
+                opened = safetensors.safe_open(path, framework="pt")
+                self._shards[shard] = {name: opened.get_slice(name) for name in opened.keys()}  # noqa: SIM118
+            return {name: rows[place] for name, rows in self._shards[shard].items()}
+        except (OSError, IndexError, safetensors.SafetensorError) as error:
+            raise UserError(
+                f"{path} cannot be read ({error}): remove {self.folder} to encode the captions anew"
+            ) from error
+
+    def path(self, shard: int) -> Path:
+        """The file of a shard."""
+        return self.folder / f"{shard:05d}.safetensors"
+
+
+def row_bytes(encoder: Encoder) -> int:
+    """What the embeddings of one caption take in half precision."""
+    return sum(2 * rows.numel() for rows in encoder([""]).values())
+
+
+def embedded(
+    captions: Sequence[str], encoder: Callable[[], Encoder], folder: Path, notify: Callable[[str], None]
+) -> Embeddings:
+    """The embeddings of captions, from a folder or made and put there.
+
+    Args:
+        captions: distinct; their numbers are their places.
+        encoder: opens the text encoders; not asked where every shard is there.
+        folder: of the shards.
+        notify: told before captions are encoded.
+
+    Raises:
+        UserError: the folder is of other captions, or an embedding is beyond half precision.
+    """
+    digest = hashlib.sha256(json.dumps(list(captions)).encode()).hexdigest()
+    index, encode = folder / "index.json", None
+    if not index.is_file():
+        encode = encoder()
+        write_json(index, {"captions": digest, "shard": max(1, SHARD_BYTES // row_bytes(encode))})
+    written: Mapping[str, Any] = read_json(index)
+    if written.get("captions") != digest or not isinstance(written.get("shard"), int) or written["shard"] < 1:
+        raise UserError(f"{folder} holds the embeddings of other captions: remove it to encode them anew")
+    embeddings = Embeddings(folder, written["shard"])
+    parts = range(0, len(captions), embeddings.size)
+    lacking = [(number, first) for number, first in enumerate(parts) if not embeddings.path(number).is_file()]
+    if lacking:
+        notify(f"{len(captions)} distinct captions are encoded once")
+        encode = encode or encoder()
+        for number, first in lacking:
+            rows = {name: each.half() for name, each in encode(captions[first : first + embeddings.size]).items()}
+            if not all(each.isfinite().all() for each in rows.values()):
+                raise UserError(f"{folder}: the text encoder's output is beyond half precision: use another one")
+            atomic_write(embeddings.path(number), safetensors.torch.save(rows))
+    return embeddings

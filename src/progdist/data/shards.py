@@ -1,0 +1,104 @@
+"""Rows of one shape in shards on disk: written by many processes in any order, read by memory map.
+
+A folder of shards holds `index.json`, the number of rows and how many are in a shard, and `00000.safetensors`,
+`00001.safetensors`, ... Each shard is whole or absent, so what was interrupted goes on with the absent ones. Pages that
+are read belong to the system's file cache: it shares them between processes and takes them back when it needs memory.
+"""
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from progdist._utils.errors import UserError
+from progdist._utils.files import atomic_write, read_json, read_tensors, write_json
+
+INDEX = "index.json"
+
+
+class TensorShards:
+    """`count` rows of one shape, `rows` to a shard (fewer in the last).
+
+    Args:
+        path: the folder of the shards; or one safetensors file with one tensor, which is then the only shard.
+        count: how many rows there are, or will be.
+        rows: in a shard.
+    """
+
+    def __init__(self, path: Path, count: int, rows: int) -> None:
+        self.path, self.count, self.rows = path, count, rows
+        self._mapped: dict[int, Tensor] = {}
+
+    def __getstate__(self) -> Mapping[str, Any]:
+        """What another process is given: no maps, it makes its own."""
+        return {**self.__dict__, "_mapped": {}}
+
+    @property
+    def index(self) -> dict[str, int]:
+        """What index.json says."""
+        return {"count": self.count, "rows": self.rows}
+
+    def spans(self) -> list[range]:
+        """The rows of every shard."""
+        return [range(start, min(start + self.rows, self.count)) for start in range(0, self.count, self.rows)]
+
+    def agrees(self) -> bool:
+        """Whether index.json is there and says the same.
+
+        Raises:
+            UserError: it is damaged.
+        """
+        return (self.path / INDEX).is_file() and read_json(self.path / INDEX) == self.index
+
+    def write_index(self) -> None:
+        """Write index.json."""
+        write_json(self.path / INDEX, self.index)
+
+    def absent(self) -> list[int]:
+        """The numbers of the shards that are not there yet."""
+        return [number for number in range(len(self.spans())) if not self._file(number).is_file()]
+
+    def write(self, number: int, parts: Iterable[Tensor]) -> None:
+        """Write one shard, the concatenation of its parts, so that it is never seen half written."""
+        atomic_write(self._file(number), safetensors.torch.save({"rows": torch.cat(list(parts)).contiguous()}))
+
+    def __len__(self) -> int:
+        """The number of rows."""
+        return self.count
+
+    def __getitem__(self, index: int) -> Tensor:
+        """One row.
+
+        Raises:
+            UserError: its shard is missing or damaged, or holds another number of rows.
+        """
+        number, row = divmod(index, self.rows)
+        return self.shard(number)[row]
+
+    def read(self, rows: range) -> Tensor:
+        """Consecutive rows, from one shard or several; errors as for one row."""
+        numbers = range(rows.start // self.rows, (rows.stop - 1) // self.rows + 1)
+        starts = [number * self.rows for number in numbers]
+        shards = zip(starts, (self.shard(number) for number in numbers), strict=True)
+        return torch.cat([shard[max(0, rows.start - start) : rows.stop - start] for start, shard in shards])
+
+    def shard(self, number: int) -> Tensor:
+        """The rows of one shard, mapped from its file.
+
+        Raises:
+            UserError: it is missing or damaged, or holds another number of rows.
+        """
+        if number not in self._mapped:
+            file, expected = self._file(number), len(self.spans()[number])
+            tensors = list(read_tensors(file).values())
+            if len(tensors) != 1 or len(tensors[0]) != expected:
+                found = len(tensors[0]) if tensors and tensors[0].ndim else 0
+                raise UserError(f"{file} holds {found} rows, expected {expected}: remove {self.path} to make it anew")
+            self._mapped[number] = tensors[0]
+        return self._mapped[number]
+
+    def _file(self, number: int) -> Path:
+        return self.path if self.path.is_file() else self.path / f"{number:05d}.safetensors"

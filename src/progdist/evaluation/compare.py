@@ -1,0 +1,120 @@
+"""The distance of models' samples to data, and to a teacher's: what `progdist evaluate` does."""
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from torch import Tensor
+
+from progdist._utils.errors import UserError
+from progdist.data.images import CaptionedImages, Images, ImageTransform
+from progdist.data.shards import TensorShards
+from progdist.data.sources import load_images
+from progdist.diffusion.sampler import network_evaluations
+from progdist.evaluation.features import FeatureSpace, feature_space, features_of
+from progdist.evaluation.generate import Notify, SamplingOptions, make_in_batches
+from progdist.evaluation.metrics import summary_quality
+from progdist.evaluation.summary import Summary, join, summarize
+from progdist.models.io.folder import load
+from progdist.models.model import Model
+
+
+@dataclass(frozen=True)
+class Reference:
+    """A teacher's folder and the steps it takes, for fidelity."""
+
+    folder: Path
+    steps: int
+
+
+def compare(
+    folders: Sequence[Path],
+    source: str,
+    options: SamplingOptions,
+    features: str,
+    reference: Reference | None,
+    notify: Notify,
+) -> Iterator[dict[str, Any]]:
+    """The quality of each model's samples against the data, and their RMSE to a teacher's from the same noise.
+
+    Raises:
+        UserError: images of another size than the model's, or as in `make` and `load_images`.
+    """
+    opened, known = load_images(source), dict[tuple[int, int, int], Tensor]()
+    with TemporaryDirectory() as scratch:
+        taught = _reference_images(reference, options, opened, Path(scratch), notify) if reference else None
+        for folder in folders:
+            model = load(folder)
+            images = images_for_model(model, opened, notify)
+            space = feature_space(features, images.shape)
+            if images.shape not in known:
+                chosen = images.chosen(max(options.count, 10_000), options.seed)
+                known[images.shape] = features_of(space, images, chosen)
+            if taught is not None and taught[0].shape != model.image:
+                raise UserError(f"the teacher makes images of {tuple(taught[0].shape)}, {folder} {model.image}")
+            samples, steps, seconds = _summarized(model, _of_captions(model, options, images), space, taught, notify)
+            result = summary_quality(space.name, known[images.shape], samples)
+            if result.warning:
+                notify(f"warning: {result.warning}")
+            yield {
+                "model": str(folder),
+                "steps": steps,
+                "network_evaluations": network_evaluations(steps, options.method),
+                "seconds_per_image": seconds / len(samples),
+                "rmse": None if taught is None else samples.rmse,
+                **asdict(result),
+            }
+
+
+def _of_captions(model: Model, options: SamplingOptions, images: Images) -> SamplingOptions:
+    """The options with captions as the data has them, for a text-conditional model."""
+    if model.text is None:
+        return options
+    if not isinstance(images, CaptionedImages):
+        raise UserError(f"the model makes images of captions, and {images.name} has none: give captions:FOLDER")
+    return replace(options, prompts=tuple(images.classes[n] for n in images.stratified_labels(options.count).tolist()))
+
+
+def _reference_images(
+    reference: Reference, options: SamplingOptions, data: Images, folder: Path, notify: Notify
+) -> TensorShards:
+    """A teacher's images on disk, a shard for each batch."""
+    shards = TensorShards(folder, options.count, options.batch)
+    model = load(reference.folder)
+    wanted = replace(_of_captions(model, options, data), steps=reference.steps)
+    batches, _ = make_in_batches(model, wanted, notify)
+    for number, (images, _) in enumerate(batches):
+        shards.write(number, [images])
+    return shards
+
+
+def _summarized(
+    model: Model, options: SamplingOptions, space: FeatureSpace, taught: TensorShards | None, notify: Notify
+) -> tuple[Summary, int, float]:
+    """What is kept of a model's samples, the steps they took and the seconds."""
+    batches, steps = make_in_batches(model, options, notify)
+    parts, seconds, started = [], 0.0, time.perf_counter()
+    for number, (images, labels) in enumerate(batches):
+        seconds += time.perf_counter() - started
+        reference = None if taught is None else taught.shard(number)
+        parts.append(summarize([space], images, labels if model.classes else None, reference=reference))
+        started = time.perf_counter()
+    return join(parts), steps, seconds
+
+
+def images_for_model(model: Model, images: Images, notify: Notify) -> Images:
+    """The data, brought to the size and channels that the model makes.
+
+    Raises:
+        UserError: they cannot be.
+    """
+    source, shape = images.name, model.image
+    if images.shape != shape and shape[1] == shape[2]:
+        notify(f"{source} is brought to the model's {shape[1]}x{shape[2]}")
+        images = images.reframed(ImageTransform(shape[1], 3 if shape[0] == 3 else 1))
+    if images.shape != shape:
+        raise UserError(f"{source} holds images of {images.shape}, the model makes {shape} (channels, height, width)")
+    return images

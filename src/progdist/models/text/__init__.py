@@ -1,0 +1,1 @@
+"""Text-conditional models: stock pipelines, prompts, captions, guidance as an input."""

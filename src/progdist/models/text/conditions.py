@@ -1,0 +1,81 @@
+"""Captions as conditions: what the network is given of the caption of each example.
+
+A caption is a number, its place among the distinct captions, as a label is; its embeddings are a row of a table.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from progdist._utils.errors import UserError
+from progdist.models.model import Model
+
+Rows = Callable[[Tensor], Mapping[str, Tensor]]
+"""Captions' numbers (B,) on the CPU -> their embeddings by name, (B, ...) on the CPU, of any precision."""
+
+
+@dataclass(frozen=True)
+class CaptionConditions:
+    """The condition of a batch: embeddings of its captions, and what is the same for all of its examples.
+
+    Args:
+        rows: finds the embeddings.
+        constants: (1, ...) each.
+    """
+
+    rows: Rows
+    constants: Mapping[str, Tensor]
+
+    def __call__(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """By name, for a batch that holds `labels` (B,), the captions' numbers, and may hold `guidance` (B,)."""
+        labels = batch["labels"]
+        found = {name: rows.to(labels.device, torch.float32) for name, rows in self.rows(labels.cpu()).items()}
+        fixed = {
+            name: row.to(labels.device).expand(len(labels), *row.shape[1:]) for name, row in self.constants.items()
+        }
+        return fixed | found | {name: batch[name] for name in ("guidance",) if name in batch}
+
+    def at(self, guidance: float | None) -> "CaptionConditions":
+        """The same with one guidance scale for all; itself for None."""
+        if guidance is None:
+            return self
+        scale = torch.tensor([guidance], dtype=torch.float64)
+        return replace(self, constants={**self.constants, "guidance": scale})
+
+
+def prompt_conditions(model: Model, prompts: Sequence[str], guidance: float | None) -> CaptionConditions:
+    """The conditions of a text-conditional model for a few prompts, whose numbers are their places among them.
+
+    Args:
+        model: of captions.
+        prompts: each distinct one is encoded once, on the model's device.
+        guidance: the scale; None for the stock pipeline's usual one, or where the model takes none.
+
+    Raises:
+        UserError: the model has no dial and a guidance is given, or as in `TextPipeline.encoder`.
+    """
+    assert model.text is not None
+    encoder = model.text.encoder(next(model.denoiser.parameters()).device)
+    distinct = {prompt: place for place, prompt in enumerate(dict.fromkeys(prompts))}
+    table, places = encoder(list(distinct)), torch.tensor([distinct[prompt] for prompt in prompts])
+    conditions = CaptionConditions(
+        lambda numbers: {name: rows[places[numbers]] for name, rows in table.items()}, model.text.constants(model.image)
+    )
+    return conditions.at(dial(model, guidance))
+
+
+def dial(model: Model, guidance: float | None) -> float | None:
+    """The guidance scale that a model is given: what is asked for, or the usual one; None for a model without a dial.
+
+    Raises:
+        UserError: a guidance is asked of a model that takes none.
+    """
+    taken = model.text.guidance if model.text else None
+    if isinstance(taken, tuple) and model.text:
+        return model.text.usual_guidance if guidance is None else guidance
+    if guidance is not None:
+        what = f"was distilled with a guidance of {taken:g}" if taken is not None else "takes no guidance scale"
+        raise UserError(f"--guidance {guidance:g} was given, and the model {what}: leave it")
+    return None

@@ -1,0 +1,164 @@
+"""Stock diffusers' text-to-image pipelines, as far as prompts go: the one place that needs transformers (extra `text`).
+
+Tokenizers and text encoders are read as untrusted, as `progdist.models.io.safe_loading` reads networks, and a prompt is
+encoded by the stock pipeline's own `encode_prompt`: whatever that does is done here.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+
+from progdist._utils.errors import UserError
+from progdist.models.io.safe_loading import load_component, quiet
+
+PIPELINES: dict[str, Mapping[str, str]] = {
+    "StableDiffusionPipeline": {"text_encoder": "CLIPTextModel"},
+    "StableDiffusionXLPipeline": {"text_encoder": "CLIPTextModel", "text_encoder_2": "CLIPTextModelWithProjection"},
+}
+"""The pipelines that are known, with the class of each of their text encoders."""
+
+BATCH = 64
+"""Prompts encoded at a time."""
+
+
+def _transformers() -> Any:  # noqa: ANN401  (a module)
+    try:
+        import transformers
+    except ImportError as error:
+        raise UserError("text-conditional models need the extra `text`: pip install 'progdist[text]'") from error
+    return transformers
+
+
+@contextmanager
+def _no_progress_bars(transformers: Any) -> Iterator[None]:  # noqa: ANN401  (a module)
+    """Without the bars that transformers shows of every file it reads."""
+    shown = transformers.utils.logging.is_progress_bar_enabled()
+    transformers.utils.logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            transformers.utils.logging.enable_progress_bar()
+
+
+@dataclass(frozen=True)
+class PromptEncoder:
+    """Prompts to what the network attends to.
+
+    Args:
+        pipeline: a stock pipeline of tokenizers and text encoders alone.
+        device: on which they are.
+    """
+
+    pipeline: Any
+    device: torch.device
+
+    @torch.no_grad()
+    def __call__(self, prompts: Sequence[str]) -> dict[str, Tensor]:
+        """What N prompts are to the network, float32 on the CPU.
+
+        Returns:
+            encoder_hidden_states (N, tokens, channels); and of SDXL text_embeds (N, channels).
+        """
+        parts = [list(prompts[first : first + BATCH]) for first in range(0, len(prompts), BATCH)]
+        with quiet():
+            found = [self._named(self._encode(part, None)[::2]) for part in parts]
+        return {name: torch.cat([each[name] for each in found]) for name in found[0]}
+
+    @torch.no_grad()
+    def none(self, negative: str | None) -> dict[str, Tensor]:
+        """What the stock pipeline guides away from: the negative prompt, or the empty one; each (1, ...)."""
+        with quiet():
+            return self._named(self._encode([""], negative)[1::2])
+
+    def _encode(self, prompts: list[str], negative: str | None) -> tuple[Tensor, ...]:
+        """(prompts, negative) of SD, (prompts, negative, pooled prompts, pooled negative) of SDXL."""
+        negatives = None if negative is None else [negative] * len(prompts)
+        return self.pipeline.encode_prompt(
+            prompts,
+            device=self.device,
+            num_images_per_prompt=1,
+            do_classifier_free_guidance=True,
+            negative_prompt=negatives,
+        )
+
+    def _named(self, found: Sequence[Tensor]) -> dict[str, Tensor]:
+        names = ("encoder_hidden_states", "text_embeds")
+        return {name: tensor.float().cpu() for name, tensor in zip(names, found, strict=False)}
+
+
+def prompt_encoder(folder: Path, index: Mapping[str, Any], device: torch.device) -> PromptEncoder:
+    """The tokenizers and text encoders of a pipeline's folder, ready to encode.
+
+    Args:
+        folder: of the pipeline.
+        index: its model_index.json.
+        device: where the text encoders compute.
+
+    Raises:
+        UserError: a file is missing, damaged or a pickle, or the extra `text` is.
+    """
+    transformers = _transformers()
+    kind = index["_class_name"]
+    parts: dict[str, Any] = {"vae": None, "unet": None, "scheduler": None}
+    for part, class_name in PIPELINES[kind].items():
+        with _no_progress_bars(transformers):
+            parts[part] = _text_encoder(folder, part, getattr(transformers, class_name)).to(device)
+        tokenizer = part.replace("text_encoder", "tokenizer")
+        parts[tokenizer] = _tokenizer(folder / tokenizer, transformers.CLIPTokenizer)
+    with quiet():
+        if kind == "StableDiffusionXLPipeline":
+            from diffusers.pipelines.stable_diffusion_xl.pipeline_stable_diffusion_xl import StableDiffusionXLPipeline
+
+            zeros = bool(index.get("force_zeros_for_empty_prompt", True))
+            pipeline = StableDiffusionXLPipeline(**parts, force_zeros_for_empty_prompt=zeros, add_watermarker=False)
+        else:
+            from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import StableDiffusionPipeline
+
+            parts |= {"safety_checker": None, "feature_extractor": None}
+            pipeline = StableDiffusionPipeline(**parts, requires_safety_checker=False)
+    return PromptEncoder(pipeline, device)
+
+
+def _text_encoder(folder: Path, part: str, encoder_class: Any) -> Any:  # noqa: ANN401  (classes of transformers)
+    if (folder / part / "adapter_config.json").exists():
+        raise UserError(f"{folder / part} holds an adapter beside its weights: merge it, and save the pipeline again")
+
+    def described(config: Mapping[str, Any]) -> torch.nn.Module:
+        return encoder_class(encoder_class.config_class.from_dict(dict(config)))
+
+    return load_component(folder, part, encoder_class, weights="model", describe=described).requires_grad_(False)
+
+
+def _tokenizer(place: Path, tokenizer_class: Any) -> Any:  # noqa: ANN401  (classes of transformers)
+    if not place.is_dir():
+        raise UserError(f"{place.parent} lacks {place.name}/: restore the folder, or save the pipeline again")
+    try:
+        return tokenizer_class.from_pretrained(place, local_files_only=True)
+    except Exception as error:  # transformers raises many kinds: all mean that it cannot be read
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+        raise UserError(f"{place} is damaged ({reason}): restore it, or save the pipeline again") from error
+
+
+def guidance_embedding(guidance: Tensor, dim: int) -> Tensor:
+    """The stock pipelines' embedding of guidance scales, that of g - 1.
+
+    Args:
+        guidance: g, float64 (B,).
+        dim: of the embedding, the network's `time_cond_proj_dim`.
+
+    Returns:
+        (B, dim) in float32, sines and then cosines. The stock function itself, since its float32 frequencies are off
+        by 5e-4 at g = 14 from exact ones, and the student must see in training what it sees in use.
+    """
+    _transformers()
+    with quiet():
+        from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import StableDiffusionPipeline
+
+    embed = cast(Any, StableDiffusionPipeline.get_guidance_scale_embedding)
+    return embed(None, (guidance.cpu() - 1).float(), embedding_dim=dim)

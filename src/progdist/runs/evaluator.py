@@ -1,0 +1,192 @@
+"""Evaluation of a run's models: samples from one noise, compared with the data and with the teacher's own samples."""
+
+import time
+from dataclasses import asdict, dataclass
+from functools import cached_property, partial
+
+from torch import Tensor
+
+from progdist._utils.errors import UserError
+from progdist._utils.random import EVALUATION_NOISE, generator
+from progdist.data.grid import GRID, write_grid
+from progdist.data.images import Images
+from progdist.data.shards import INDEX, TensorShards
+from progdist.diffusion.denoiser import DenoiserProtocol
+from progdist.diffusion.sampler import Step
+from progdist.evaluation.features import ROWS, FeatureSpace, feature_space, write_features
+from progdist.evaluation.metrics import Quality, summary_quality
+from progdist.evaluation.sampling import noise_in_batches, sample_in_batches
+from progdist.evaluation.summary import Summary, join, summarize
+from progdist.models.io.folder import write_card
+from progdist.models.model import Model
+from progdist.recipes.recipe import Recipe, student_name
+from progdist.runs.conditions import RunConditions
+from progdist.runs.folder import RunFolder
+from progdist.training.callbacks import Callback
+from progdist.training.distributed import Distributed
+
+
+def feature_spaces(recipe: Recipe, images: Images) -> list[FeatureSpace]:
+    """Every feature space of a recipe."""
+    return [feature_space(name, images.shape) for name in recipe.evaluate.features]
+
+
+@dataclass(frozen=True)
+class Evaluator:
+    """Samples and measures the models of one run.
+
+    Attributes:
+        recipe: of the run.
+        images: the data.
+        spaces: where samples are compared with the data.
+        folder: where records and grids go.
+        callback: told of every record.
+        distributed: the processes that share the sampling.
+        conditions: what the networks are told of each image.
+    """
+
+    recipe: Recipe
+    images: Images
+    spaces: list[FeatureSpace]
+    folder: RunFolder
+    callback: Callback
+    distributed: Distributed
+    conditions: RunConditions
+
+    def evaluate(self, name: str, model: Model, steps: int, denoiser: DenoiserProtocol | None = None) -> None:
+        """Measure a model at a step count, unless there is a record of it; keep the record and a grid of its samples.
+
+        Args:
+            name: `teacher`, `student`, or `given` for the teacher as it was given.
+            model: to measure.
+            steps: to sample it in.
+            denoiser: sampled in place of the model's own, e.g. guided.
+        """
+        key = (name, steps)
+        if self.distributed.on_main_process(
+            lambda: key in {(one["model"], one["steps"]) for one in self.folder.read("evaluations")}
+        ):
+            return
+        known = self.distributed.on_main_process(self._reference_is_there)
+        started = time.perf_counter()
+        samples = self.samples(model, steps, denoiser=denoiser, reference=self._reference(), known=known)
+        seconds = time.perf_counter() - started
+        self.distributed.on_main_process(lambda: self._write_record(name, model, steps, samples, seconds))
+
+    @cached_property
+    def data(self) -> list[Tensor]:
+        """The features of the data in every space, from the run's folder or put there; empty but in the first process.
+
+        They are of as many images as are sampled, at least 10,000, or all.
+        """
+        chosen = self.images.chosen(max(self.recipe.evaluate.samples, 10_000), self.recipe.seed)
+        folder, spaces = self.folder.data_features(), self.spaces
+        shards = [TensorShards(folder / space.name, len(chosen), ROWS) for space in spaces]
+        self.distributed.on_main_process(lambda: [begin(each) for each in shards])
+        self.distributed.on_every_process(partial(write_features, spaces, self.images, chosen, folder))
+        return [each.read(range(len(each))) for each in shards] if self.distributed.is_main_process else []
+
+    def _reference(self) -> TensorShards:
+        """The teacher's own images, which fidelity is measured against, a shard for each batch."""
+        settings, path = self.recipe.evaluate, self.folder.reference()
+        single = path.with_name(f"{path.name}.safetensors")  # as version 0.1.0 wrote them
+        if single.is_file():
+            return TensorShards(single, settings.samples, settings.samples)
+        return TensorShards(path, settings.samples, settings.batch)
+
+    def _reference_is_there(self) -> bool:
+        reference = self._reference()
+        return reference.path.is_file() or reference.agrees()
+
+    def _write_record(self, name: str, model: Model, steps: int, samples: list[Summary], seconds: float) -> None:
+        """Compare samples with the data; write the record, the grid and the card."""
+        every, reference = join(samples), self._reference()
+        if not reference.path.is_file():
+            reference.write_index()
+        record = {
+            "model": name,
+            "steps": steps,
+            "network_evaluations": steps,
+            "seconds_per_image": seconds / len(every),
+            "rmse": every.rmse,
+            "training": dict(model.training),
+            "quality": [asdict(result) for result in self._compare(every)],
+        }
+        write_grid(every.images, self.folder.grid(name, steps))
+        self.folder.append("evaluations", record)
+        model_path = self.folder.model(student_name(steps) if name == "student" else name)
+        if model_path.is_dir():
+            records = (each for each in self.folder.read("evaluations") if each["model"] == name)
+            write_card(model, model_path, [each for each in records if name == "teacher" or each["steps"] == steps])
+        self.callback.evaluated(record)
+
+    def _compare(self, samples: Summary) -> list[Quality]:
+        """Samples against the data in every feature space; of the first process alone."""
+        resamples = self.recipe.evaluate.resamples
+        pairs = zip(self.spaces, self.data, strict=True)
+        return [summary_quality(space.name, data, samples, resamples=resamples) for space, data in pairs]
+
+    def qualities(self, model: Model, steps: int, method: str | Step = "ddim") -> list[Quality] | None:
+        """A model's samples against the data in every feature space; None where samples are not finite."""
+        _ = self.data
+        samples = self.samples(model, steps, method)
+
+        def compared() -> list[Quality] | None:
+            every = join(samples)
+            return self._compare(every) if every.finite else None
+
+        return self.distributed.on_main_process(compared)
+
+    def samples(
+        self,
+        model: Model,
+        steps: int,
+        method: str | Step = "ddim",
+        denoiser: DenoiserProtocol | None = None,
+        *,
+        reference: TensorShards | None = None,
+        known: bool = False,
+    ) -> list[Summary]:
+        """What is kept of the samples of the run's own noise, batch by batch; empty but in the first process.
+
+        The noise is the same for every model and step count; classes are as in the data.
+
+        Args:
+            model: to sample.
+            steps: to take.
+            method: of sampling.
+            denoiser: sampled in place of the model's own.
+            reference: images from the same noise, which are read if `known`, and otherwise are these and written.
+            known: as above.
+        """
+        settings, seed = self.recipe.evaluate, self.recipe.seed
+        labels = self.images.stratified_labels(settings.samples).split(settings.batch)
+        noise = noise_in_batches(settings.samples, model.shape, settings.batch, generator(seed, EVALUATION_NOISE))
+        drawn, draw = enumerate(noise), generator(seed, EVALUATION_NOISE, 1)
+        conditions = self.conditions(model)
+        sampled = partial(sample_in_batches, precision=settings.precision, clip=settings.clip, method=method, draw=draw)
+
+        def summary(index: int) -> Summary:
+            z = next(z for number, z in drawn if number == index)
+            images = sampled(model, z, labels[index], steps, settings.batch, denoiser=denoiser, conditions=conditions)
+            start, truth = index * settings.batch, images if reference else None
+            if reference and known:
+                truth = reference.read(range(start, start + len(images)))
+            elif reference:
+                reference.write(index, [images])
+            wanted = labels[index] if model.classes else None
+            return summarize(self.spaces, images, wanted, reference=truth, keep=max(0, GRID - start))
+
+        return self.distributed.map_to_main_process(summary, len(labels))
+
+
+def begin(shards: TensorShards) -> None:
+    """Make a folder of shards, unless it is there.
+
+    Raises:
+        UserError: it is there with other numbers of rows.
+    """
+    if not (shards.path / INDEX).is_file():
+        shards.write_index()
+    if not shards.agrees():
+        raise UserError(f"{shards.path} is not of {len(shards)} images: remove it to compute it anew")

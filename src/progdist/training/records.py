@@ -1,0 +1,96 @@
+"""The numbers of an update, read from the device where a record or a checkpoint is due, and nowhere else."""
+
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from typing import cast
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+
+from progdist._utils.errors import UserError
+from progdist._utils.signals import SHUTDOWN
+from progdist.training.callbacks import Progress
+from progdist.training.checkpoint import Checkpoints
+from progdist.training.config import TrainConfig
+from progdist.training.state import State
+
+
+class NotFinite(UserError):
+    """A loss or gradient that is not finite."""
+
+
+class Records:
+    """Reads an update's numbers from the device where a record or a checkpoint is due."""
+
+    def __init__(
+        self,
+        state: State,
+        config: TrainConfig,
+        accelerator: Accelerator,
+        checkpoints: Checkpoints | None,
+        observe: Callable[[Progress], None],
+    ) -> None:
+        self.state, self.config, self.accelerator = state, config, accelerator
+        self.checkpoints, self.observe = checkpoints, observe
+        self.started = time.perf_counter() - state.seconds
+
+    def seconds(self) -> float:
+        """Of training, all sessions together."""
+        return time.perf_counter() - self.started
+
+    def due(self) -> bool:
+        """Whether anything is to be known of the update under way: the same in all processes."""
+        number, config = self.state.update + 1, self.config
+        alone = self.accelerator.num_processes == 1
+        return (
+            number % config.record_every == 0
+            or number == config.updates
+            or self._checkpoint_due()
+            or (alone and SHUTDOWN.requested is not None)
+        )
+
+    def _checkpoint_due(self) -> bool:
+        return self.checkpoints is not None and self.state.update % self.config.checkpoint_every == 0
+
+    def read(self, value: Tensor, norm: Tensor) -> Progress:
+        """The numbers of the update under way, before its step; a checkpoint is written if one is due.
+
+        Raises:
+            Interrupted: a signal has asked any process for the end.
+        """
+        asked = torch.full_like(value, float(SHUTDOWN.requested is not None))
+        if self.accelerator.num_processes > 1:
+            asked = cast(Tensor, self.accelerator.reduce(asked, "sum"))
+        loss, gradient_norm, stops = torch.stack([value, norm.to(value), asked]).tolist()
+        update = self.state.update
+        progress = Progress(update + 1, loss, gradient_norm, self.config.rate(update), 0.0)
+        if self.checkpoints is not None and update and (self._checkpoint_due() or stops) and progress.finite:
+            self.state.seconds = self.seconds()
+            self.checkpoints.save(self.state.checkpoint())  # its weights have just given a finite loss and gradient
+        if stops:
+            SHUTDOWN.stop()
+        return progress
+
+    def tell(self, progress: Progress) -> None:
+        """Hand the numbers on, after the step.
+
+        Raises:
+            NotFinite: too many updates in a row made no step.
+        """
+        skipped, in_a_row = self.state.skips()
+        if in_a_row > self.config.max_skipped_updates:
+            loss, norm = progress.loss, progress.gradient_norm
+            raise NotFinite(explain(self.state.update, self.config, loss, norm, self.checkpoints))
+        self.observe(replace(progress, seconds=self.seconds(), skipped=skipped))
+
+
+def explain(update: int, config: TrainConfig, value: float, norm: float, checkpoints: Checkpoints | None) -> str:
+    """What to tell of an update that is not finite."""
+    last = checkpoints.latest_path() if checkpoints else None
+    kept = f"the last good checkpoint is {last}" if last else "there is no checkpoint of this stage yet"
+    return (
+        f"update {update} of {config.updates}: loss {value:g} and gradient norm {norm:g} are not both finite; {kept}: "
+        "lower the learning rate or use precision float32 with --set, and run again to continue"
+    )

@@ -1,0 +1,124 @@
+"""`progdist.distill` on vectors and images."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import progdist
+from progdist import Cosine, Denoiser, Discrete, RectifiedFlow, UserError, sample
+from progdist.diffusion.parameterization import PARAMETERIZATIONS, V
+from progdist.training.callbacks import Progress
+from support.linear import Linear, exact_teacher
+
+
+@pytest.mark.slow
+def test_one_call_makes_the_student_of_an_exact_teacher() -> None:
+    """A linear student can do what two steps of a linear teacher do: it lands where 64 steps land, in 16."""
+    teacher, noise = exact_teacher(), torch.randn(2000, 2)
+    before = teacher.network.table.clone()  # pyright: ignore
+    data = 0.3 + 0.5 * torch.randn(4000, 2)
+    how: dict[str, Any] = {"updates": 600, "batch": 256, "learning_rate": 0.02, "weighting": "snr_plus_one"}
+    student = progdist.distill(teacher, data, [64, 32, 16], **how)
+    theirs, ours = sample(teacher, noise, 64), sample(student, noise, 16)
+    apart = float((sample(teacher, noise, 16) - theirs).abs().max())
+    assert float((ours - theirs).abs().max()) < 0.15 * apart
+    assert torch.equal(before, teacher.network.table)  # pyright: ignore
+    assert not any(parameter.requires_grad for parameter in student.parameters())
+
+
+def test_updates_by_stage_labels_and_observer() -> None:
+    seen: list[tuple[int, int]] = []
+
+    def observe(steps: int, progress: Progress) -> None:
+        seen.append((steps, progress.update))
+
+    pairs = [(torch.randn(2), index % 3) for index in range(30)]
+    progdist.distill(
+        exact_teacher(), iter(pairs), [8, 4, 2], updates={4: 2, 2: 3}, batch=4, label="shift", observe=observe
+    )
+    assert seen == [(4, 1), (4, 2), (2, 1), (2, 2), (2, 3)]
+
+
+def test_microbatches_give_the_same_student() -> None:
+    data, how = torch.randn(64, 2), {"updates": 5, "batch": 8, "learning_rate": 1e-2}
+    whole, parts = (
+        progdist.distill(exact_teacher(), data, [4, 2], gradient_accumulation_steps=n, **how) for n in (1, 4)
+    )
+    torch.testing.assert_close(whole.network.table, parts.network.table, rtol=1e-5, atol=1e-6)
+
+
+def test_an_eps_teacher_gets_a_v_student_first() -> None:
+    teacher = Denoiser(Linear(), Discrete.linear(timesteps=1024), PARAMETERIZATIONS["eps"], timesteps=1024)
+    student = progdist.distill(teacher, torch.randn(32, 2), [4, 2], updates=2, match_updates=2, batch=4)
+    assert type(student.parameterization) is type(PARAMETERIZATIONS["v"])
+    assert float(student.schedule.alpha(torch.ones(()).double())) == 0
+
+
+def ragged() -> Iterator[Tensor]:
+    yield torch.zeros(2)
+    yield torch.zeros(3)
+
+
+@pytest.mark.parametrize(
+    ("data", "how", "message"),
+    [
+        ([], {}, "no data"),
+        (torch.zeros(4, 2), {"weighting": "snrr"}, "constant, snr"),
+        (list(ragged()), {"batch": 2, "updates": 1}, "one shape"),
+        (torch.zeros(4, 2), {"precision": "fp16"}, "auto, float32, bf16"),
+        (torch.zeros(4, 2), {"lr_scheduler": "cosine"}, "linear, constant"),
+        (torch.zeros(4, 2), {"updates": {4: 1}}, r"has the keys \[4\], and the students' steps are \[2\]"),
+        (torch.zeros(4, 2), {"updates": 0}, "at least 1"),
+    ],
+)
+def test_mistakes_are_named(data: Any, how: dict[str, Any], message: str) -> None:  # noqa: ANN401
+    with pytest.raises(UserError, match=message):
+        progdist.distill(exact_teacher(), data, [4, 2], **how)
+
+
+def test_a_weighting_that_is_nothing_at_one_step_is_refused() -> None:
+    network = exact_teacher().network
+    flow = Denoiser(network, RectifiedFlow(), PARAMETERIZATIONS["velocity"])
+    with pytest.raises(UserError, match="0 at t = 1"):
+        progdist.distill(flow, torch.zeros(4, 2), [4, 2, 1], weighting="snr")
+    progdist.distill(flow, torch.zeros(4, 2), [4, 2], weighting="snr", updates=1, batch=2)
+
+
+def test_the_callers_random_numbers_and_environment_are_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    data, how = torch.randn(16, 2), {"updates": 3, "batch": 8, "learning_rate": 1e-2}
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    plain = progdist.distill(exact_teacher(), data, [4, 2], **how)
+    assert torch.equal(torch.rand(3), expected)
+    monkeypatch.setenv("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "4")
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
+    again = progdist.distill(exact_teacher(), data, [4, 2], **how)
+    assert torch.equal(plain.network.table, again.network.table)  # pyright: ignore
+
+
+def test_a_student_comes_back_to_where_its_teacher_was(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[torch.device] = []
+    to = Denoiser.to
+
+    def watched(self: Denoiser, *where: Any, **how: Any) -> Denoiser:  # noqa: ANN401
+        seen.append(where[0])
+        return to(self, *where, **how)
+
+    monkeypatch.setattr(Denoiser, "to", watched)
+    student = progdist.distill(exact_teacher(), torch.randn(8, 2), [4, 2], updates=1, batch=4)
+    assert seen[-1] == torch.device("cpu")
+    assert sample(student, torch.randn(3, 2), 2).shape == (3, 2)
+
+
+class OwnOutput(V):
+    """A user's own."""
+
+
+def test_an_output_of_ones_own_can_be_distilled() -> None:
+    teacher = Denoiser(exact_teacher().network, Cosine(), OwnOutput())
+    student = progdist.distill(teacher, torch.randn(8, 2), [4, 2], updates=1, batch=4)
+    assert type(student.parameterization) is OwnOutput

@@ -1,0 +1,90 @@
+"""`progdist doctor`, and teachers that the data contradict."""
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from progdist import Denoiser
+from progdist.models.io.folder import save
+from progdist.models.model import Model
+from support.commands import SHORT_EVALUATION, call
+from support.paths import REFERENCE
+from support.stock import SaveStock
+
+
+@pytest.mark.slow
+def test_the_doctor_describes_a_folder(stock: SaveStock) -> None:
+    result = call("doctor", stock())
+    assert result.exit_code == 0, result.output
+    text = " ".join(result.output.split())
+    for fragment in (
+        "UNet2DModel with DDPMScheduler",
+        "output eps",
+        "signal-to-noise ratio of 4.0e-05",
+        "stage 0",
+        "GiB",
+    ):
+        assert fragment in text
+    assert "200 -> 40 -> 8 -> 4" in text
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("known_rates")
+def test_the_doctor_and_distill_refuse_what_the_data_contradict(
+    stock: SaveStock,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    folder = stock()
+    problem = "the folder says its network predicts eps, but read as v it denoises the data better"
+    monkeypatch.setattr("progdist.distillation.teacher_check._wrong_parameterization", lambda errors, own: problem)
+    result = call("doctor", folder, "--data", "digits")
+    assert result.exit_code == 2
+    assert f"! {problem}" in " ".join(result.output.split())
+    result = call("distill", folder, "--data", "digits", "--out", tmp_path / "out")
+    assert result.exit_code == 2
+    assert problem in result.stderr
+    assert "teacher.trust=true" in result.stderr
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.usefixtures("known_rates")
+def test_the_doctor_shows_an_explicit_offset(tiny_model: Callable[..., Denoiser], tmp_path: Path) -> None:
+    save(Model(tiny_model()), tmp_path / "model")
+    assert "timestep = 1024 t - 0" in call("doctor", tmp_path / "model", "--offset", 0).output
+
+
+TRAINED = REFERENCE / "stock_teacher"
+"""A teacher that stock code trained for long enough to tell its timesteps apart (see tests/reference/README.md)."""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("offset", [0, 1, 2])
+@pytest.mark.usefixtures("known_rates")
+def test_a_trained_teacher_is_distinguished_from_one_with_another_offset(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, offset: int
+) -> None:
+    monkeypatch.setattr("progdist.evaluation.teacher_check.CHECK_IMAGES", 1797)
+    arguments = ("distill", TRAINED, "--data", "digits", "--out", tmp_path / "out", "--set", f"teacher.offset={offset}")
+    brief = ("--start", 8, "--updates", 1, "--batch", 8, *SHORT_EVALUATION)
+    for result in (call("doctor", TRAINED, "--data", "digits", "--offset", offset), call(*arguments, *brief)):
+        assert result.exit_code == (0 if offset == 1 else 2), result.output
+        if offset != 1:
+            assert "teacher.offset=1" in " ".join(result.output.split())
+    assert (tmp_path / "out").exists() == (offset == 1)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("known_rates")
+def test_a_trained_teacher_with_a_wrong_prediction_type_is_refused(tmp_path: Path) -> None:
+    folder = tmp_path / "wrong"
+    shutil.copytree(TRAINED, folder)
+    config = folder / "scheduler" / "scheduler_config.json"
+    config.write_text(config.read_text().replace('"epsilon"', '"v_prediction"'))
+    for arguments in (("doctor", folder), ("distill", folder, "--out", tmp_path / "out")):
+        result = call(*arguments, "--data", "digits")
+        assert result.exit_code == 2
+        assert "read as eps it denoises the data better" in " ".join(result.output.split())
+    assert not (tmp_path / "out").exists()

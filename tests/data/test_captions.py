@@ -1,0 +1,196 @@
+"""Pairs of image and caption, and the embeddings of captions: the same from every format, mistakes in one line."""
+
+import csv
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+
+from progdist import UserError
+from progdist.data import embeddings
+from progdist.data.embeddings import embedded
+from progdist.data.images import CaptionedImages
+from progdist.data.sources import load_images
+from progdist.models.io.diffusers_pipeline import read_teacher
+from support.text import PROMPTS, WRITERS
+
+CAPTIONS = ["a handwritten seven", 'one, "quoted",\nof two lines', "eine Süßigkeit", "a handwritten seven"]
+NAMES = ["a.png", "b.jpg", "more/c.png", "more/d.webp"]
+
+
+def images(root: Path) -> Path:
+    for number, name in enumerate(NAMES):
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.full((6, 6, 3), 60 * number, np.uint8)).save(root / name)
+    return root
+
+
+def as_json_lines(root: Path) -> None:
+    rows = [{"file_name": name, "text": text} for name, text in zip(NAMES, CAPTIONS, strict=True)]
+    (root / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows)))
+
+
+def as_table(root: Path) -> None:
+    with (root / "metadata.csv").open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["file_name", "score", "text"])
+        writer.writerows([name, 1, text] for name, text in zip(NAMES, CAPTIONS, strict=True))
+
+
+def as_text_files(root: Path) -> None:
+    for name, text in zip(NAMES, CAPTIONS, strict=True):
+        (root / name).with_suffix(".txt").write_text(text + "\n")
+
+
+FORMATS: list[Callable[[Path], None]] = [as_json_lines, as_table, as_text_files]
+
+
+@pytest.mark.parametrize("write", FORMATS, ids=lambda write: write.__name__)
+def test_every_format_gives_the_same_pairs(write: Callable[[Path], None], tmp_path: Path) -> None:
+    write(images(tmp_path))
+    found = load_images(f"captions:{tmp_path}")
+    assert isinstance(found, CaptionedImages)
+    pairs = [(round(float(image.mean()), 1), found.classes[label]) for image, label in found]
+    assert pairs == [(round(60 * i / 127.5 - 1, 1), text) for i, text in enumerate(CAPTIONS)]
+    assert len(found.classes) == 3  # a caption twice is one
+
+
+def test_a_part_of_the_pairs_keeps_its_captions(tmp_path: Path) -> None:
+    as_json_lines(images(tmp_path))
+    rest, held = load_images(f"captions:{tmp_path}").split(1, seed=0)
+    assert isinstance(rest, CaptionedImages)
+    assert rest.classes == held.classes
+    assert sorted(label for part in (rest, held) for _, label in part) == [0, 0, 1, 2]
+
+
+def broken(content: str, name: str = "metadata.jsonl") -> Callable[[Path], None]:
+    def write(root: Path) -> None:
+        as_json_lines(images(root))
+        if name != "metadata.jsonl":
+            (root / "metadata.jsonl").unlink()
+        (root / name).write_text(content)
+
+    return write
+
+
+def without_an_image(root: Path) -> None:
+    as_json_lines(images(root))
+    (root / NAMES[2]).unlink()
+
+
+def without_a_caption(root: Path) -> None:
+    as_text_files(images(root))
+    (root / "b.txt").unlink()
+
+
+def with_an_empty_caption(root: Path) -> None:
+    as_text_files(images(root))
+    (root / "a.txt").write_text(" \n")
+
+
+def with_both(root: Path) -> None:
+    as_json_lines(images(root))
+    as_table(root)
+
+
+def not_text(root: Path) -> None:
+    as_text_files(images(root))
+    (root / "a.txt").write_bytes(b"\xff\xfe\xff")
+
+
+@pytest.mark.parametrize(
+    ("damage", "said"),
+    [
+        (images, r"4 of 4 images in .* have no caption, the first is a.png"),
+        (without_a_caption, r"1 of 4 images in .* have no caption, the first is b.jpg"),
+        (with_an_empty_caption, r"1 of 4 images in .* have no caption, the first is a.png"),
+        (without_an_image, r"names .*c.png, which is no image there \(1 of 4 are not\)"),
+        (with_both, "holds both metadata.jsonl and metadata.csv"),
+        (not_text, "a.txt cannot be read as text"),
+        (
+            broken('{"file_name": "a.png", "caption": "x"}'),
+            "line 1 has file_name, caption: expected file_name and text",
+        ),
+        (broken('{"file_name": "a.png", "text": 3}'), "line 1 has file_name, text: expected .* as text"),
+        (broken("file_name,caption\na.png,x", "metadata.csv"), "line 2 has file_name, caption: expected"),
+        (broken("{"), "line 1 is not JSON"),
+        (broken("[1]"), "line 1 holds a list"),
+        (broken('{"file_name": "a.png", "text": "x"}\n' * 2), "line 2 names a.png again"),
+        (broken('{"file_name": "../a.png", "text": "x"}'), "which is no image there"),
+        (lambda root: None, "holds no images"),
+    ],
+)
+def test_mistakes_are_one_line(damage: Callable[[Path], None], said: str, tmp_path: Path) -> None:
+    damage(tmp_path)
+    with pytest.raises(UserError, match=said) as refused:
+        load_images(f"captions:{tmp_path}")
+    assert "\n" not in str(refused.value)
+
+
+def test_a_folder_that_is_none() -> None:
+    with pytest.raises(UserError, match="is no folder"):
+        load_images("captions:nowhere")
+
+
+@pytest.mark.parametrize("kind", WRITERS)
+def test_cached_embeddings_are_the_stock_pipelines(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(embeddings, "SHARD_BYTES", 1000)  # two captions of the smaller kind
+    text = read_teacher(str(WRITERS[kind](tmp_path / "pipeline"))).model.text
+    assert text is not None
+    encoder, notes = text.encoder(), list[str]()
+    captions = [*PROMPTS, "an eight, handwritten"]
+    cached = embedded(captions, lambda: encoder, tmp_path / "captions", notes.append)
+    assert notes == ["5 distinct captions are encoded once"]
+    assert len(list((tmp_path / "captions").glob("*.safetensors"))) > 1
+    found = encoder.pipeline.encode_prompt(
+        captions, device="cpu", num_images_per_prompt=1, do_classifier_free_guidance=False
+    )
+    theirs = found[::2]
+    numbers = torch.tensor([4, 0, 3, 3])
+    for ours, whole in zip(cached(numbers).values(), theirs, strict=True):
+        assert ours.dtype == torch.float16
+        assert torch.equal(ours, whole.half()[numbers])
+
+
+class Counting:
+    """An encoder that tells what it was asked."""
+
+    def __init__(self, fails_at: str | None = None) -> None:
+        self.asked: list[str] = []
+        self.fails_at = fails_at
+
+    def __call__(self, prompts: Sequence[str]) -> dict[str, Tensor]:
+        if self.fails_at in prompts:
+            raise KeyboardInterrupt
+        self.asked += filter(None, prompts)
+        return {"encoder_hidden_states": torch.tensor([[float(len(prompt))] for prompt in prompts])}
+
+
+def test_encoding_goes_on_where_it_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(embeddings, "SHARD_BYTES", 4)  # two captions
+    captions = ["a", "bb", "ccc", "dddd", "eeeee"]
+    with pytest.raises(KeyboardInterrupt):
+        embedded(captions, lambda: Counting(fails_at="dddd"), tmp_path / "captions", print)
+    second = Counting()
+    cached = embedded(captions, lambda: second, tmp_path / "captions", print)
+    assert second.asked == ["ccc", "dddd", "eeeee"]
+    assert cached(torch.arange(5))["encoder_hidden_states"].flatten().tolist() == [1, 2, 3, 4, 5]
+    third = Counting()
+    embedded(captions, lambda: third, tmp_path / "captions", print)
+    assert third.asked == []
+
+
+def test_embeddings_of_other_captions_are_refused(tmp_path: Path) -> None:
+    embedded(["a", "b"], Counting, tmp_path / "captions", print)
+    with pytest.raises(UserError, match="other captions"):
+        embedded(["a", "c"], Counting, tmp_path / "captions", print)
+    (tmp_path / "captions" / "00000.safetensors").write_bytes(b"nothing")
+    with pytest.raises(UserError, match="cannot be read"):
+        embedded(["a", "b"], Counting, tmp_path / "captions", print)(torch.tensor([0]))
+    with pytest.raises(UserError, match="beyond half precision"):
+        embedded(["x" * 70_000], Counting, tmp_path / "long", print)

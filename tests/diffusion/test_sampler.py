@@ -1,0 +1,179 @@
+"""Samplers against the exact flow, exact posteriors and the official samples."""
+
+from functools import partial
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from progdist import Cosine, RectifiedFlow, UserError, sample
+from progdist.diffusion.analytic import Gaussian
+from progdist.diffusion.sampler import METHODS, ancestral, ddim_update, flow, network_evaluations, overshoot, time_grid
+from progdist.diffusion.schedule import Schedule
+from support.checks import measured_order
+from support.paths import REFERENCE
+from support.toys import OfficialDenoiser, label, times
+
+
+@pytest.mark.parametrize("wrong", [0, 1])
+@pytest.mark.parametrize("clip", [0, 1])
+def test_ddim_makes_the_official_samples(wrong: int, clip: int) -> None:
+    official = np.load(REFERENCE / "ddim.npz")
+    noise = torch.from_numpy(official["init"]).double()
+    keys = [key for key in official.files if f"_wrong{wrong}_clip{clip}_" in key]
+    assert len(keys) >= 4
+    for key in keys:
+        ours = sample(OfficialDenoiser(wrong), noise, int(key.rsplit("_", 1)[1]), clip=bool(clip))
+        torch.testing.assert_close(ours, torch.from_numpy(official[key]).double(), rtol=0, atol=5e-6)
+
+
+ORDERS = {"ddim": 1, "euler": 1, "euler_log_snr": 1, "heun": 2, "rk4": 4}
+
+
+@pytest.mark.parametrize("schedule", [Cosine(), RectifiedFlow()], ids=label)
+@pytest.mark.parametrize("method", ORDERS)
+def test_integrators_are_of_their_order(schedule: Schedule, method: str) -> None:
+    counts = [16, 32, 64, 128] if ORDERS[method] > 1 else [64, 128, 256, 512]
+    assert measured_order(schedule, METHODS[method], counts) == pytest.approx(ORDERS[method], abs=0.15)
+
+
+@pytest.mark.parametrize("method", ORDERS)
+def test_integrators_reach_the_data(method: str) -> None:
+    """From noise at t = 1 with alpha near 0 to the data, they find the exact solution's Gaussian."""
+    gaussian = Gaussian(Cosine(), torch.tensor(0.3).double(), 0.5)
+    steps = 256 // (network_evaluations(2, method) - network_evaluations(1, method))
+    images = sample(gaussian, torch.randn(20_000, 1, dtype=torch.float64), steps, method=method)
+    assert float(images.mean()) == pytest.approx(0.3, abs=0.03)
+    assert float(images.std()) == pytest.approx(0.5, abs=0.03)
+
+
+def test_ddim_is_a_rotation_by_the_angle() -> None:
+    """Appendix D: z_{phi - delta} = cos(delta) z_phi - sin(delta) v, equal to the DDIM step to rounding."""
+    schedule, z, x = Cosine(), torch.randn(9, 3, dtype=torch.float64), torch.randn(9, 3, dtype=torch.float64)
+    t = torch.linspace(0.2, 1, 9, dtype=torch.float64)
+    s = t - 0.15
+    delta = (schedule.angles(t)[0] - schedule.angles(s)[0])[:, None]
+    alpha, sigma = schedule.alpha(t)[:, None], schedule.sigma(t)[:, None]
+    v = alpha * (z - alpha * x) / sigma - sigma * x
+    torch.testing.assert_close(ddim_update(schedule, z, x, t, s), delta.cos() * z - delta.sin() * v, rtol=0, atol=1e-12)
+
+
+def test_the_ode_is_the_papers_in_log_snr() -> None:
+    """Appendix B: dz/dlambda = (alpha sigma^2 xh - sigma alpha^2 eps_h) / 2 for variance-preserving schedules."""
+    schedule, gaussian = Cosine(), Gaussian(Cosine(), torch.tensor(0.3).double(), 0.5)
+    z, t = torch.randn(9, 3, dtype=torch.float64), torch.linspace(0.1, 1, 9, dtype=torch.float64)
+    slope, rate = flow(schedule, gaussian, z, t)
+    alpha, sigma = schedule.alpha(t)[:, None], schedule.sigma(t)[:, None]
+    x = gaussian(z, t)
+    eps = (z - alpha * x) / sigma
+    expected = (alpha * sigma**2 * x - sigma * alpha**2 * eps) / 2
+    torch.testing.assert_close(slope / rate[:, None], expected, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("gamma", [0.0, 0.3, 1.0])
+def test_ancestral_draws_from_the_posterior(gamma: float) -> None:
+    """Given x, the step's mean and variance are those of q(z_s | z_t, x), found by conditioning two Gaussians."""
+    schedule, t, s, x, z = Cosine(), times(0.7)[0], times(0.5)[0], 0.4, 1.1
+    draws = torch.full((400_000, 1), z, dtype=torch.float64)
+    generator = torch.Generator().manual_seed(0)
+    moved = ancestral(schedule, lambda z, t: torch.full_like(z, x), draws, t, s, generator, gamma=gamma)
+    alpha_t, sigma_t, alpha_s, sigma_s = (float(f(u)) for u in (t, s) for f in (schedule.alpha, schedule.sigma))
+    ratio = alpha_t / alpha_s
+    covariance = ratio * sigma_s**2  # of z_t = ratio z_s + noise with z_s, both given x
+    mean = alpha_s * x + covariance / sigma_t**2 * (z - alpha_t * x)
+    lower = sigma_s**2 - covariance**2 / sigma_t**2
+    upper = sigma_t**2 - ratio**2 * sigma_s**2
+    assert float(moved.mean()) == pytest.approx(mean, abs=4e-3)
+    assert float(moved.var()) == pytest.approx(lower ** (1 - gamma) * upper**gamma, rel=2e-2)
+
+
+def test_ancestral_samples_the_data() -> None:
+    """256 stochastic steps with the exact denoiser give the data's mean and width."""
+    gaussian = Gaussian(Cosine(), torch.tensor(0.3), 0.5)
+    images = sample(
+        gaussian, torch.randn(20_000, 1), 256, method="ancestral", generator=torch.Generator().manual_seed(1)
+    )
+    assert float(images.mean()) == pytest.approx(0.3, abs=0.02)
+    assert float(images.std()) == pytest.approx(0.5, abs=0.02)
+
+
+def test_a_method_of_ones_own_and_its_randomness() -> None:
+    gaussian, noise = Gaussian(Cosine(), torch.tensor(0.3), 0.5), torch.randn(4, 2)
+    lower = partial(ancestral, gamma=0.0)
+    drawn = [
+        sample(gaussian, noise, 8, method=lower, generator=torch.Generator().manual_seed(seed)) for seed in (1, 1, 2)
+    ]
+    torch.testing.assert_close(drawn[0], drawn[1], rtol=0, atol=0)
+    assert not drawn[0].equal(drawn[2])
+
+
+def test_one_step_returns_the_denoised_data() -> None:
+    gaussian, noise = Gaussian(Cosine(), torch.tensor(0.3), 0.5), torch.randn(4, 2)
+    torch.testing.assert_close(sample(gaussian, noise, 1), gaussian(noise, times(1.0)[0]))
+
+
+def test_n_steps_are_n_evaluations() -> None:
+    seen: list[float] = []
+
+    class Counting(OfficialDenoiser):
+        def __call__(self, z: Tensor, t: Tensor, **condition: Tensor) -> Tensor:
+            seen.append(float(t))
+            return super().__call__(z, t)
+
+    sample(Counting(0), torch.randn(2, 2), 5)
+    assert seen == pytest.approx([1, 0.8, 0.6, 0.4, 0.2])
+    assert time_grid(4).tolist() == [1, 0.75, 0.5, 0.25, 0]
+
+
+def test_mistakes_are_named() -> None:
+    with pytest.raises(UserError, match="takes 1 to"):
+        sample(OfficialDenoiser(0), torch.randn(1, 1), 0)
+    with pytest.raises(UserError, match="ddim, ancestral"):
+        sample(OfficialDenoiser(0), torch.randn(1, 1), 1, method="dddim")
+
+
+@pytest.mark.parametrize(("now", "then"), [(0.7, 0.5), (1.0, 0.75), (0.5, 0.25)])
+def test_overshooting_draws_from_the_diffusion(now: float, then: float) -> None:
+    """Given x and eps_h, z_q is known, and z_s has the mean and variance of the diffusion from q to s."""
+    schedule, t, s, z, x = Cosine(), times(now)[0], times(then)[0], 1.1, 0.4
+    draws = torch.full((400_000, 1), z, dtype=torch.float64)
+    moved = overshoot(schedule, lambda z, t: torch.full_like(z, x), draws, t, s, torch.Generator().manual_seed(0))
+    eps = (z - float(schedule.alpha(t)) * x) / float(schedule.sigma(t))
+    q = 2 * then - now  # 0 in the last case: the data itself
+    alpha_q, sigma_q = (float(schedule.alpha(times(q)[0])), float(schedule.sigma(times(q)[0]))) if q else (1.0, 0.0)
+    ratio = float(schedule.alpha(s)) / alpha_q
+    assert float(moved.mean()) == pytest.approx(ratio * (alpha_q * x + sigma_q * eps), abs=4e-3)
+    assert float(moved.var()) == pytest.approx(float(schedule.sigma(s)) ** 2 - ratio**2 * sigma_q**2, rel=2e-2)
+
+
+def test_overshooting_samples_the_data() -> None:
+    gaussian = Gaussian(Cosine(), torch.tensor(0.3), 0.5)
+    draw = torch.Generator().manual_seed(1)
+    images = sample(gaussian, torch.randn(20_000, 1), 256, method="overshoot", generator=draw)
+    assert float(images.mean()) == pytest.approx(0.3, abs=0.02)
+    assert float(images.std()) == pytest.approx(0.5, abs=0.02)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_network_evaluations_are_counted(method: str) -> None:
+    calls: list[float] = []
+
+    class Counting(Gaussian):
+        def __call__(self, z: Tensor, t: Tensor, **condition: Tensor) -> Tensor:
+            calls.append(float(t))
+            return super().__call__(z, t)
+
+    sample(Counting(Cosine(), torch.tensor(0.3), 0.5), torch.randn(2, 1), 5, method=method)
+    assert len(calls) == network_evaluations(5, method)
+
+
+def test_a_number_of_steps_that_would_fill_the_memory_is_refused() -> None:
+    with pytest.raises(UserError, match="1,000,000"):
+        sample(Gaussian(Cosine(), torch.tensor(0.0), 1.0), torch.randn(2, 2), 10**13)
+
+
+def test_euler_in_log_snr_says_where_it_cannot_begin() -> None:
+    exact = Gaussian(RectifiedFlow(), torch.tensor(0.0), 1.0)
+    with pytest.raises(UserError, match="use ddim"):
+        sample(exact, torch.randn(2, 2), 4, method="euler_log_snr")

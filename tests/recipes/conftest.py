@@ -1,0 +1,22 @@
+"""Recipes that change one thing of the tiny one."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from progdist.recipes.files import read_recipe
+from progdist.recipes.recipe import Recipe
+
+
+@pytest.fixture
+def tiny(tiny_recipe: Path, tmp_path: Path) -> Callable[..., Recipe]:
+    rng = np.random.default_rng(0)
+    np.savez(tmp_path / "images.npz", images=rng.integers(0, 255, (5, 16, 16), dtype=np.uint8), labels=np.arange(5))
+
+    def build(**changes: object) -> Recipe:
+        texts = [f"{key}={value}".replace("{npz}", str(tmp_path / "images.npz")) for key, value in changes.items()]
+        return read_recipe(str(tiny_recipe), texts)
+
+    return build

@@ -1,0 +1,166 @@
+"""Every field of a recipe changes what is built."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, get_args
+
+import numpy as np
+import pytest
+from pydantic import BaseModel
+
+from progdist import UserError
+from progdist.recipes.files import read_recipe
+from progdist.recipes.recipe import Recipe
+from progdist.recipes.training import StageTraining, train_config
+from support.commands import TINY
+from support.recipe_effects import (
+    Observe,
+    batches_of,
+    evaluations_of,
+    feature_spaces_of,
+    held_out_losses_of,
+    images_of,
+    losses_of,
+    message_of,
+    network_of,
+    sampling_of,
+    schedule_of,
+    stages_of,
+    teacher_config_of,
+    untrained_of,
+    weights_of,
+)
+from support.stock import SaveStock
+
+CHANGES: dict[str, tuple[Any, Observe]] = {
+    "name": ("other", lambda recipe: recipe.name),
+    "about": ("words", lambda recipe: recipe.about),
+    "seed": (7, weights_of),
+    "parameterization": ("x_eps", network_of),
+    "data.source": ("npz:{npz}", images_of),
+    "data.classes": (7, message_of),
+    "data.size": (4, images_of),
+    "data.channels": (3, images_of),
+    "data.resample": ("bilinear", images_of),
+    "data.flip": (True, batches_of),
+    "data.workers": (2, batches_of),
+    "noise.kind": ("linear", schedule_of),
+    "noise.log_snr_max": (10, schedule_of),
+    "noise.log_snr_min": (-10, schedule_of),
+    "noise.timesteps": (512, schedule_of),
+    "network.width": (16, network_of),
+    "network.multipliers": ([1, 1], network_of),
+    "network.blocks": (2, network_of),
+    "network.attention": ([4], network_of),
+    "network.head_size": (2, network_of),
+    "network.embedding": (64, network_of),
+    "network.groups": (8, network_of),
+    "network.dropout": (0.3, network_of),
+    "network.class_conditional": (True, network_of),
+    "teacher.weighting": ("snr_plus_one", losses_of),
+    "distill.start": (16, stages_of),
+    "distill.end": (2, stages_of),
+    "distill.substeps": (8, stages_of),
+    "distill.chain": ([32, 8, 1], stages_of),
+    "distill.weighting": ("constant", losses_of),
+    "distill.stop.every": (2, held_out_losses_of),
+    "distill.stop.window": (2, held_out_losses_of),
+    "distill.stop.fraction": (0.9, held_out_losses_of),
+    "distill.stop.held_out": (24, held_out_losses_of),
+    "distill.stages": ({1: {"updates": 9}}, stages_of),
+    "evaluate.samples": (97, sampling_of),
+    "evaluate.batch": (50, sampling_of),
+    "evaluate.precision": ("bf16", sampling_of),
+    "evaluate.clip": (True, sampling_of),
+    "evaluate.features": (["pixels"], feature_spaces_of),
+    "evaluate.resamples": (11, evaluations_of),
+    "evaluate.teacher_every": (2, evaluations_of),
+    "evaluate.most_steps": (2, evaluations_of),
+}
+
+
+TRAINING = {
+    "updates": 99, "batch": 16, "learning_rate": 0.5, "warmup": 9, "weight_decay": 0.1,
+    "max_grad_norm": 0.5, "ema": 0.5, "gradient_accumulation_steps": 2, "precision": "bf16", "checkpoint_every": 77,
+    "gradient_checkpointing": True, "lora_rank": 3, "max_skipped_updates": 2,
+}  # fmt: skip
+
+
+for _section, _observe in (("teacher", teacher_config_of), ("distill", stages_of)):
+    _fields = Recipe.model_fields[_section].annotation.model_fields  # pyright: ignore
+    CHANGES |= {f"{_section}.{key}": (value, _observe) for key, value in TRAINING.items() if key in _fields}
+
+
+CHANGES |= {
+    "teacher.lr_scheduler": ("linear", teacher_config_of),
+    "distill.lr_scheduler": ("constant", stages_of),
+}
+
+
+def leaves(part: type[BaseModel], prefix: str = "") -> list[str]:
+    names: list[str] = []
+    for name, field in part.model_fields.items():
+        annotations = [
+            annotation for annotation in (field.annotation, *get_args(field.annotation)) if isinstance(annotation, type)
+        ]
+        part_of_it = next((annotation for annotation in annotations if issubclass(annotation, BaseModel)), None)
+        if part_of_it is not None and name != "stages":
+            names += leaves(part_of_it, f"{prefix}{name}.")
+        else:
+            names.append(prefix + name)
+    return names
+
+
+def test_the_table_is_complete() -> None:
+    """Except for stage 0, which has its own test, and for a given teacher: runs/test_own_teacher.py."""
+    taken = {
+        name
+        for name in leaves(Recipe)
+        if name.startswith(("teacher.model", "teacher.offset", "teacher.trust", "match."))
+    }
+    assert sorted(CHANGES) == sorted(set(leaves(Recipe)) - taken)
+
+
+@pytest.mark.parametrize(
+    "field", [pytest.param(field, marks=pytest.mark.slow) if ".stop." in field else field for field in CHANGES]
+)
+def test_every_field_changes_what_is_built(tiny: Callable[..., Recipe], field: str) -> None:
+    value, observe = CHANGES[field]
+    base: dict[str, object] = {"data.resample": {"data.size": 4}}.get(field, {})  # pyright: ignore
+    base |= {"network.head_size": {"network.attention": [4]}}.get(field, {})
+    if ".stop." in field:
+        base |= {"distill.stop": {"every": 1, "window": 1, "fraction": 0.0001, "held_out": 16}, "distill.updates": 5}
+    assert observe(tiny(**base)) == observe(tiny(**base))
+    assert observe(tiny(**base)) != observe(tiny(**base, **{field: value}))
+
+
+def test_a_stage_overrides_only_what_it_says(tiny: Callable[..., Recipe]) -> None:
+    for field in StageTraining.model_fields:
+        value = {"updates": 50, "learning_rate": 0.25, "lr_scheduler": "constant"}[field]
+        recipe = tiny(**{f"distill.stages.2.{field}": value})
+        configs = {link.steps: config for link, config in stages_of(recipe) for link in [link]}
+        assert getattr(configs[2], field) == value
+        assert configs[4] == configs[1]
+        assert {name for name in TRAINING if getattr(configs[2], name) != getattr(configs[4], name)} <= {field}
+
+
+def test_class_conditioning_needs_labels(tmp_path: Path) -> None:
+    np.savez(tmp_path / "plain.npz", images=np.zeros((5, 8, 8), np.uint8))
+    (tmp_path / "r.yaml").write_text(TINY.replace("digits}", f"npz:{tmp_path}/plain.npz" + "}"))
+    with pytest.raises(UserError, match="has no labels"):
+        untrained_of(read_recipe(str(tmp_path / "r.yaml"), ["network.class_conditional=true"]))
+
+
+def test_every_field_of_stage_0(stock: SaveStock) -> None:
+    """match.* changes the configuration of the teacher's stage."""
+    from progdist.recipes.training import Conversion
+
+    base = train_config(Conversion())
+    changes = {
+        "updates": 9, "batch": 16, "learning_rate": 0.5, "warmup": 9, "lr_scheduler": "constant", "weight_decay": 0.1,
+        "max_grad_norm": 0.5, "ema": 0.5, "gradient_accumulation_steps": 2, "precision": "bf16", "checkpoint_every": 77,
+        "gradient_checkpointing": True, "lora_rank": 3, "max_skipped_updates": 2,
+    }  # fmt: skip
+    for field, value in changes.items():
+        assert getattr(train_config(Conversion.model_validate({field: value})), field) == value != getattr(base, field)
+    assert set(changes) == set(Conversion.model_fields) - {"weighting", "guidance", "null_class", "negative"}

@@ -1,0 +1,174 @@
+"""`progdist distill` with a user's own teacher."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from diffusers.pipelines.ddim.pipeline_ddim import DDIMPipeline
+from diffusers.schedulers.scheduling_ddim import DDIMScheduler
+from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
+from diffusers.schedulers.scheduling_flow_match_euler_discrete import FlowMatchEulerDiscreteScheduler
+
+from progdist.models.io.diffusers_pipeline import read_teacher
+from progdist.models.io.folder import save
+from progdist.models.model import Model
+from progdist.recipes.files import read_recipe
+from progdist.runs.run import open_run
+from progdist.runs.stages import teacher_predictions
+from support.commands import SHORT_EVALUATION, UNTRAINED, SilentCallback, call
+from support.stock import SaveStock, stock_network
+
+SHORT = ("--updates", 2, "--batch", 8, "--start", 40, *SHORT_EVALUATION)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("teacher", ["eps", "flow", "guided"])
+def test_the_whole_command(stock: SaveStock, tmp_path: Path, teacher: str) -> None:
+    flow = FlowMatchEulerDiscreteScheduler() if teacher == "flow" else None
+    folder = stock(flow, classes=None if teacher == "eps" else 11)
+    more = ("--guidance", 2) if teacher == "guided" else ()
+    arguments = ("distill", folder, "--data", "digits", "--out", tmp_path / "out", *SHORT, *UNTRAINED, *more)
+    result = call(*arguments)
+    assert result.exit_code == 0, result.output
+    assert "chain: 40 -> 8 -> 4" in result.output
+    description = json.loads((tmp_path / "out" / "student-0004" / "progdist.json").read_text())
+    assert (description["steps"], description["lineage"]) == ([4], [40, 8])
+    records = [json.loads(line) for line in (tmp_path / "out" / "evaluations.jsonl").read_text().splitlines()]
+    assert [(r["model"], r["steps"]) for r in records[:2]] == [("given", 40), ("teacher", 40)]
+    assert records[0]["rmse"] == 0
+    matched = [json.loads(line) for line in (tmp_path / "out" / "metrics.jsonl").read_text().splitlines()]
+    assert any("match" in record for record in matched) == (teacher != "flow")
+    scheduler = json.loads((tmp_path / "out" / "student-0004" / "scheduler" / "scheduler_config.json").read_text())
+    expected = "FlowMatchEulerDiscreteScheduler" if teacher == "flow" else "DDIMScheduler"
+    assert scheduler["_class_name"] == expected
+    before = (tmp_path / "out" / "metrics.jsonl").read_text()
+    assert call(*arguments).exit_code == 0
+    assert (tmp_path / "out" / "metrics.jsonl").read_text() == before
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--data", "digits", "--guidance", 2), "guidance needs a class"),
+        (("--data", "digits", "--steps", 3), "does not divide"),
+        (
+            ("--data", "digits", "--set", "distill.chain=[6, 3]", "--set", "distill.stages={}"),
+            "do not divide the teacher's 1000",
+        ),
+        (("--data", "digits", "--set", "network={width: 8, multipliers: [1]}"), "give either network"),
+        (("--data", "digits", "--set", "parameterization=x"), "those of teacher.model"),
+        (("--data", "nothing"), "unknown"),
+    ],
+)
+def test_mistakes_are_one_line(stock: SaveStock, tmp_path: Path, arguments: tuple[object, ...], message: str) -> None:
+    result = call("distill", stock(), *arguments, "--out", tmp_path / "out", *SHORT, *UNTRAINED)
+    assert result.exit_code == 2, result.output
+    assert message in result.stderr
+
+
+@pytest.mark.slow
+def test_limits_are_learned_where_there_is_no_stage_0(stock: SaveStock, tmp_path: Path) -> None:
+    """A zero-SNR teacher of x is halved as it is: its first student learns from clipped predictions."""
+    scheduler = DDIMScheduler(prediction_type="sample", rescale_betas_zero_snr=True, clip_sample_range=0.25)
+    folder = stock(scheduler)
+    result = call("distill", folder, "--data", "digits", "--out", tmp_path / "out", *SHORT, *UNTRAINED)
+    assert result.exit_code == 0, result.output
+    run = open_run(read_recipe(str(tmp_path / "out" / "recipe.yaml")), tmp_path / "out", SilentCallback())
+    teacher = run.train_teacher(run.trainer())
+    assert teacher.training["updates"] == 0
+    z, t = torch.randn(4, 1, 8, 8), torch.tensor(0.5, dtype=torch.float64)
+    found = teacher_predictions(run.given, teacher)(z, t)
+    assert float(found.abs().max()) <= 0.25 < float(teacher.denoiser(z, t).abs().max())
+    records = [json.loads(line) for line in (tmp_path / "out" / "evaluations.jsonl").read_text().splitlines()]
+    assert records[0]["quality"][0]["frechet"] == records[1]["quality"][0]["frechet"]  # given and teacher are one
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("data", [False, True])
+@pytest.mark.usefixtures("known_rates")
+def test_a_zero_snr_teacher_is_taken(stock: SaveStock, data: bool) -> None:
+    folder = stock(DDIMScheduler(prediction_type="v_prediction", rescale_betas_zero_snr=True))
+    result = call("doctor", folder, *(("--data", "digits") if data else ()))
+    assert "unknown" not in result.output
+    assert result.exception is None or isinstance(result.exception, SystemExit)
+    assert "it can be halved as it is" in result.output
+    assert not data or "read as" in result.output
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("known_rates")
+def test_a_distilled_teacher_starts_at_its_own_steps(tiny_model: Callable[..., Any], tmp_path: Path) -> None:
+    save(Model(tiny_model(), (8,), (16,)), tmp_path / "student")
+    result = call("distill", tmp_path / "student", "--data", "digits", "--out", tmp_path / "out", *SHORT)
+    assert result.exit_code == 0, result.output
+    assert "chain: 8 -> 4" in result.output
+    description = json.loads((tmp_path / "out" / "student-0004" / "progdist.json").read_text())
+    assert description["lineage"] == [16, 8]
+    for more, message in (
+        (("--steps", 3), "distilled for 8 steps"),
+        (("--set", "distill.chain=[16, 8, 4]"), "distilled for 8 steps and the chain starts at 16"),
+        (("--guidance", 2), "a distilled teacher knows only its own"),
+    ):
+        result = call("distill", tmp_path / "student", "--data", "digits", "--out", tmp_path / "no", *SHORT, *more)
+        assert result.exit_code == 2, result.output
+        assert message in result.stderr
+    assert "8 -> 4" in call("doctor", tmp_path / "student").output
+
+
+@pytest.mark.slow
+def test_a_learned_variance_is_sliced_off(stock: SaveStock, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The student's folder is a stock pipeline that samples, though the teacher's network had twice the channels."""
+    folder = stock(DDPMScheduler(variance_type="learned_range"))
+    wide = stock_network()
+    wide.conv_out = torch.nn.Conv2d(wide.conv_out.in_channels, 2, 3, padding=1)
+    wide.register_to_config(out_channels=2)
+    wide.save_pretrained(folder / "unet")
+    result = call("distill", folder, "--data", "digits", "--out", tmp_path / "out", *SHORT, *UNTRAINED)
+    assert result.exit_code == 0, result.output
+    pipeline = DDIMPipeline.from_pretrained(tmp_path / "out" / "student-0004")
+    pipeline.set_progress_bar_config(disable=True)
+    images: Any = pipeline(batch_size=2, num_inference_steps=4, output_type="np")
+    assert images.images.shape == (2, 8, 8, 1)
+    teacher, z = read_teacher(str(folder)), torch.randn(2, 1, 8, 8)
+    torch.testing.assert_close(teacher.model.denoiser.network(z, 5).sample, wide(z, 5).sample[:, :1])
+
+
+@pytest.mark.slow
+def test_guidance_never_takes_a_real_class_for_none(stock: SaveStock, tmp_path: Path) -> None:
+    folder, arguments = stock(classes=10), ("--data", "digits", "--out", tmp_path / "out", *SHORT, *UNTRAINED)
+    result = call("distill", folder, *arguments, "--guidance", 2)
+    assert result.exit_code == 2, result.output
+    assert "name it with --set match.null_class=N" in result.stderr
+    assert not (tmp_path / "out").exists()
+    assert call("distill", folder, *arguments, "--guidance", 2, "--set", "match.null_class=9").exit_code == 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--guidance", 0), "match.guidance: Input should be greater than 0"),
+        (("--set", "distill.start=8"), "start has no effect beside chain"),
+        (("--set", "distill.substeps=4"), "substeps has no effect beside chain"),
+        (("--set", "teacher.learning_rate=0.1"), "teacher.learning_rate is of a teacher that is trained"),
+        (("--set", "evaluate.samples=1"), "evaluate.samples"),
+    ],
+)
+def test_what_has_no_effect_is_refused(
+    stock: SaveStock, tmp_path: Path, arguments: tuple[object, ...], message: str
+) -> None:
+    result = call("distill", stock(), "--data", "digits", "--out", tmp_path / "out", *SHORT, *UNTRAINED, *arguments)
+    assert result.exit_code == 2, result.output
+    assert message in result.stderr
+    assert result.stderr.count("\n") == 1
+
+
+@pytest.mark.slow
+def test_a_folder_of_any_name(stock: SaveStock, tmp_path: Path) -> None:
+    result = call("distill", stock(), "--data", "digits", "--out", tmp_path / "my run", *SHORT, *UNTRAINED)
+    assert result.exit_code == 0, result.output
+    assert read_recipe(str(tmp_path / "my run" / "recipe.yaml")).name == "my-run"

@@ -1,0 +1,177 @@
+"""A text-to-image pipeline distilled by the command, to a folder that the stock pipeline samples."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from progdist.data import embeddings
+from progdist.diffusion.denoiser import Denoiser
+from progdist.models.io.folder import load
+from progdist.models.text.pipeline import guidance_input
+from progdist.recipes.files import read_recipe
+from progdist.runs.run import open_run
+from support.commands import SilentCallback, call
+from support.text import PROMPTS, WRITERS, write_sd
+
+SLOW = pytest.mark.slow
+SMALL: list[str] = ["--start", "8", "--updates", "2", "--match-updates", "3", "--batch", "8"]
+for setting in ("evaluate.samples=16", "evaluate.resamples=2", "teacher.trust=true"):
+    SMALL += ["--set", setting]
+for section in ("match", "distill", "evaluate"):
+    SMALL += ["--set", f"{section}.precision=float32"]
+
+
+@pytest.fixture
+def pairs(tmp_path: Path) -> Path:
+    place, draw = tmp_path / "pairs", np.random.default_rng(0)
+    place.mkdir()
+    for number in range(12):
+        Image.fromarray(draw.integers(0, 255, (8, 8, 3), dtype=np.uint8)).save(place / f"{number:02d}.png")
+        (place / f"{number:02d}.txt").write_text(PROMPTS[number % 3])
+    return place
+
+
+def distilled(place: Path, pairs: Path, *words: object) -> Path:
+    out = pairs.parent / "run"
+    result = call("distill", place, "--data", f"captions:{pairs}", "--steps", 4, *SMALL, *words, "--out", out)
+    assert result.exit_code == 0, result.output
+    return out
+
+
+@pytest.mark.parametrize("kind", ["StableDiffusionPipeline", pytest.param("StableDiffusionXLPipeline", marks=SLOW)])
+def test_the_whole_command(kind: str, pairs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(embeddings, "SHARD_BYTES", 1000)
+    place = WRITERS[kind](pairs.parent / "teacher")
+    out = distilled(place, pairs, "--guidance", "1:8", "--negative", "a smudge")
+    model = load(out / "student-0004")
+    assert model.text is not None
+    assert (model.text.guidance, model.text.negative) == ((1.0, 8.0), "a smudge")
+    assert model.lineage == (8,)
+    assert "a smudge" in (out / "student-0004" / "README.md").read_text()
+    assert guidance_input(model.denoiser.network) == 256
+    assert model.denoiser.network.get_parameter("time_embedding.cond_proj.weight").any()  # it has been taught
+    assert json.loads((out / "captions" / "index.json").read_text())["shard"] < 3  # in several shards
+    pipeline = getattr(diffusers, kind).from_pretrained(out / "student-0004")
+    assert pipeline(PROMPTS[0], num_inference_steps=4, guidance_scale=3.0).images[0].size == (8, 8)
+    again = call("distill", place, "--data", f"captions:{pairs}", *SMALL, "--guidance", "1:8", "--negative", "a smudge",
+                 "--out", out)  # fmt: skip
+    assert again.exit_code == 0, again.output
+    assert "trained in" not in again.output  # nothing is repeated
+    words = ("--prompt", PROMPTS[0], "-n", 2, "--out", pairs.parent / "grid.png")
+    assert call("sample", out / "student-0004", *words).exit_code == 0
+    assert call("export", out / "student-0004", "--onnx", pairs.parent / "x.onnx").exit_code == 2
+    measured = call("evaluate", out / "student-0004", "--data", f"captions:{pairs}", "-n", 16, "--json")
+    assert measured.exit_code == 0, measured.output
+    assert json.loads(measured.stdout)["steps"] == 4
+
+
+@SLOW
+@pytest.mark.parametrize(("words", "taken"), [(("--guidance", "3"), 3.0), ((), None)])
+def test_a_fixed_guidance_and_none(words: tuple[str, ...], taken: float | None, pairs: Path) -> None:
+    out = distilled(write_sd(pairs.parent / "teacher"), pairs, *words)
+    model = load(out / "student-0004")
+    assert model.text is not None
+    assert model.text.guidance == taken
+    assert guidance_input(model.denoiser.network) is None
+
+
+@SLOW
+def test_low_rank_students_have_a_dial(pairs: Path) -> None:
+    ranks = ("--set", "match.lora_rank=2", "--set", "distill.lora_rank=2")
+    out = distilled(write_sd(pairs.parent / "teacher"), pairs, "--guidance", "1:8", *ranks)
+    assert load(out / "student-0004").denoiser.network.get_parameter("time_embedding.cond_proj.weight").any()
+
+
+def test_teacher_and_student_are_given_the_same_guidance(pairs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In stage 0 by one draw, of the whole range; in the halving both again, and the captions are those of the data."""
+    seen: list[tuple[int, dict[str, Any]]] = []
+    forward = Denoiser.forward
+
+    def spy(self: Denoiser, z: torch.Tensor, t: torch.Tensor, **condition: torch.Tensor) -> torch.Tensor:
+        seen.append((guidance_input(self.network) or 0, condition))
+        return forward(self, z, t, **condition)
+
+    place = write_sd(pairs.parent / "teacher")
+    out = distilled(place, pairs, "--guidance", "1:8")
+    recipe = read_recipe(str(out / "recipe.yaml"))
+    run = open_run(recipe, pairs.parent / "again", SilentCallback())
+    run.prepare()
+    trainer = run.trainer()
+    monkeypatch.setattr(Denoiser, "forward", spy)
+    teacher = run.train_teacher(trainer)
+    updates = [condition for dim, condition in seen if dim][:3]
+    assert all(len(condition["guidance"]) == 8 for condition in updates)
+    assert all(
+        1 <= float(condition["guidance"].min()) <= float(condition["guidance"].max()) <= 8 for condition in updates
+    )
+    assert len({float(each) for condition in updates for each in condition["guidance"]}) == 24
+    assert all("guidance" not in condition for dim, condition in seen if not dim)  # the teacher's network takes none
+    captions = teacher.text.encoder()(PROMPTS[:3])["encoder_hidden_states"].half().float() if teacher.text else None
+    assert captions is not None
+    assert all(any(torch.equal(row, each) for each in captions) for row in updates[0]["encoder_hidden_states"])
+    seen.clear()
+    run.train_student(trainer, 1, recipe.distill.links()[0], teacher)
+    first, second, third = (condition["guidance"] for _, condition in seen[:3])  # the student's is one of them
+    assert torch.equal(first, second)
+    assert torch.equal(first, third)
+
+
+def small_pairs(pairs: Path) -> None:
+    for image in pairs.glob("*.png"):
+        Image.new("RGB", (8, 8)).save(image)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("--guidance", "8:1"), "is no range"),
+        (("--guidance", "1:2:3"), "--guidance 1:2:3 is no scale"),
+        (("--guidance", "much"), "--guidance much is no scale"),
+        (("--negative", "a smudge"), "negative is what guidance leads away from"),
+        (("--guidance", "1:8", "--set", "match.null_class=1"), "match.null_class is of classes"),
+        (("--data", "digits"), "the teacher makes images of captions, and digits has none"),
+    ],
+)
+def test_mistakes_are_one_line(words: tuple[str, ...], said: str, pairs: Path) -> None:
+    place = write_sd(pairs.parent / "teacher")
+    result = call("distill", place, "--data", f"captions:{pairs}", *SMALL, *words, "--out", pairs.parent / "run")
+    assert result.exit_code == 2
+    assert said in result.stderr
+    assert len(result.stderr.strip().splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("--guidance", "1:8"), "a range of guidance is of teachers that take captions"),
+        (("--guidance", "2", "--negative", "a smudge"), "match.negative is a prompt"),
+        ((), "is of captions, and the teacher takes none"),
+    ],
+)
+def test_captions_are_refused_where_they_have_no_effect(
+    words: tuple[str, ...], said: str, stock: Callable[..., Path], pairs: Path
+) -> None:
+    data = f"captions:{pairs}" if not words else "digits"
+    result = call("distill", stock(), "--data", data, *SMALL, *words, "--out", pairs.parent / "run")
+    assert result.exit_code == 2
+    assert said in result.stderr
+
+
+@SLOW
+def test_the_doctor_counts_captions_and_caches(pairs: Path) -> None:
+    place = write_sd(pairs.parent / "teacher")
+    result = call("doctor", place, "--data", f"captions:{pairs}")
+    assert "12 pairs of image and caption, 3 distinct captions" in result.output
+    assert "1.2 kB of embeddings" in result.output  # 3 captions, 12 tokens, 16 channels, 2 bytes
+    assert "3.1 kB of latents" in result.output  # 12 images, 4 x 4 x 4 numbers of 4 bytes
+    (pairs / "03.txt").unlink()
+    result = call("doctor", place, "--data", f"captions:{pairs}")
+    assert result.exit_code == 2
+    assert "1 of 12 images" in result.stderr

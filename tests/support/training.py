@@ -1,0 +1,27 @@
+"""Three updates of a small network."""
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from progdist.training.config import TrainConfig
+from progdist.training.loop import Batch, train
+
+CONFIG = TrainConfig(updates=3, batch=4, learning_rate=1e-3)
+
+
+def _batches(first: int, last: int, rows: slice) -> list[Batch]:
+    draws = (torch.randn(4, 1, 8, 8, generator=torch.Generator().manual_seed(k)) for k in range(first, last))
+    return [{"x": draw[rows]} for draw in draws]
+
+
+def _loss(network: nn.Module, batch: Batch) -> Tensor:
+    return (network(batch["x"], torch.zeros(len(batch["x"]))).sample - 1).square().flatten(1).mean(1)
+
+
+def train_briefly(network: nn.Module, config: TrainConfig = CONFIG) -> nn.Module:
+    return train(network, _loss, _batches, config, accelerator=Accelerator())[0]  # pyright: ignore[reportArgumentType]
+
+
+def flat_weights(network: nn.Module) -> Tensor:
+    return torch.cat([parameter.detach().flatten() for parameter in network.parameters()])

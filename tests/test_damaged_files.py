@@ -1,0 +1,209 @@
+"""Files that somebody damaged or made up: each is refused in one line, or is as good as the one it was made from.
+
+Every kind of file that is read is changed at random (bytes flipped, cut out, repeated, put in, numbers made large),
+FUZZ times; `make fuzz` takes more. Nothing but a UserError may come of it, within some seconds and two gigabytes.
+"""
+
+import io
+import os
+import random
+import resource
+import shutil
+import struct
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from progdist import UserError
+from progdist.data.sources import load_images
+from progdist.models.io.diffusers_pipeline import read_teacher
+from support.commands import TINY
+from support.damaged_files import CASES, picture, stock_folder
+
+pytestmark = pytest.mark.slow
+
+
+FUZZ = int(os.environ.get("FUZZ", "40"))
+"""Changed files of each kind."""
+
+
+SECONDS = 10.0
+
+
+GIGABYTES = 2
+
+
+NUMBERS = (
+    b"0",
+    b"-1",
+    b"99999999999",
+    b"1e999",
+    b"NaN",
+    b"null",
+    b"[]",
+    b'"x"',
+    b"\xff\xff\xff\xff",
+    b"\x7f" * 8,
+    b"\0" * 8,
+)
+
+
+def changed(content: bytes, seed: int) -> bytes:
+    """The content with one to four changes."""
+    draw = random.Random(seed)
+    for _ in range(draw.randint(1, 4)):
+        folder, length = draw.randrange(len(content) + 1), draw.randint(1, 64)
+        before, after = content[:folder], content[folder:]
+        match draw.choice(["flip", "cut", "repeat", "put", "number"]):
+            case "flip" if after:
+                content = before + bytes([after[0] ^ 1 << draw.randrange(8)]) + after[1:]
+            case "cut":
+                content = before + after[length:]
+            case "repeat":
+                content = before + after[:length] * draw.randint(2, 6) + after[length:]
+            case "put":
+                content = before + draw.randbytes(draw.randint(1, 8)) + after
+            case "number":
+                digits = len(after) - len(after.lstrip(b"0123456789."))
+                content = before + draw.choice(NUMBERS) + after[digits:]
+    return content
+
+
+@pytest.fixture(autouse=True)
+def little_memory() -> Iterator[None]:
+    """A length that is believed is a MemoryError."""
+    limits = resource.getrlimit(resource.RLIMIT_AS)
+    held = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (held + GIGABYTES * 2**30, limits[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_AS, limits)
+
+
+@pytest.mark.filterwarnings("default")
+@pytest.mark.parametrize("name", CASES)
+def test_whatever_is_in_a_file_is_refused_or_read(name: str, tmp_path: Path) -> None:
+    case, refused = CASES[name], 0
+    case.make(tmp_path)
+    path = tmp_path / case.file
+    whole = path.read_bytes()
+    original = case.read(tmp_path) if name != "official" else None
+
+    @settings(
+        max_examples=max(1, int(case.part * FUZZ)),
+        deadline=None,
+        derandomize=True,
+        database=None,
+        suppress_health_check=[HealthCheck.too_slow],
+    )
+    @given(st.integers(0, 2**40))
+    def read(seed: int) -> None:
+        nonlocal refused
+        path.write_bytes(changed(whole, seed))
+        started = time.monotonic()
+        try:
+            found = case.read(tmp_path)
+            assert not case.exact or bool((found == original).all())
+        except UserError as error:
+            refused += 1
+            assert "\n" not in str(error)
+            assert len(str(error)) < 1000
+        assert time.monotonic() - started < SECONDS
+
+    read()
+    print(f"{name}: {refused} of {int(case.part * FUZZ)} refused, the others read")
+    assert refused or not case.refusable
+
+
+def nested(depth: int) -> bytes:
+    return b"[" * depth + b"]" * depth
+
+
+LAUGHS = "a: &a [x,x,x,x,x,x,x,x,x]\n" + "".join(
+    f"{b}: &{b} [{','.join(['*' + a] * 9)}]\n" for a, b in zip("abcdefgh", "bcdefghi", strict=True)
+)
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("recipe", nested(100_000)),
+        ("recipe", (TINY + LAUGHS + "about: *i\n").encode()),
+        ("recipe", LAUGHS.encode() + TINY.encode().replace(b"name: tiny", b"name: *i")),
+        ("recipe", b"!!python/object/apply:os.system ['touch HACKED']"),
+        ("progdist.json", nested(100_000)),
+        ("network config", nested(100_000)),
+        ("model index", nested(100_000)),
+        ("checkpoint's JSON", nested(100_000)),
+        ("official", b"\xdd\xff\xff\xff\xff"),
+        ("official", b"\x91" * 100_000),
+        ("official", b"\xc6\xff\xff\xff\xff"),
+        ("idx", b"\0\0\x08\3" + b"\xff" * 12),
+        ("idx", b"\0\0\x08\xff" + b"\xff" * 2000),
+        ("idx, gzipped", b"\x1f\x8b"),
+        ("CIFAR python", b"cos\nsystem\n(S'touch HACKED'\ntR."),
+    ],
+)
+def test_traps(name: str, content: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    case = CASES[name]
+    case.make(tmp_path)
+    (tmp_path / case.file).write_bytes(content)
+    if name == "checkpoint's JSON":
+        case.read(tmp_path)  # the one before
+        return
+    with pytest.raises(UserError):
+        case.read(tmp_path)
+    assert not (tmp_path / "HACKED").exists()
+
+
+def test_an_array_that_claims_to_be_large(tmp_path: Path) -> None:
+    import zipfile
+
+    header = io.BytesIO()
+    np.lib.format.write_array_header_1_0(header, {"descr": "|u1", "fortran_order": False, "shape": (10**7, 1000, 1000)})
+    with zipfile.ZipFile(tmp_path / "a.npz", "w") as file:
+        file.writestr("images.npy", header.getvalue() + b"\0" * 100)
+    with pytest.raises(UserError, match="npz"):
+        load_images(f"npz:{tmp_path}/a.npz")
+
+
+def test_a_picture_that_claims_to_be_large(tmp_path: Path) -> None:
+    picture(tmp_path)
+    content = bytearray((tmp_path / "a.png").read_bytes())
+    import zlib
+
+    content[16:24] = struct.pack(">II", 100_000, 100_000)
+    content[29:33] = struct.pack(">I", zlib.crc32(content[12:29]))
+    (tmp_path / "a.png").write_bytes(content)
+    with pytest.raises(UserError, match=r"a\.png"):
+        load_images(f"folder:{tmp_path}")
+
+
+@pytest.mark.parametrize("field", ["num_train_timesteps", "layers_per_block", "sample_size", "block_out_channels"])
+def test_numbers_that_no_model_has(field: str, tmp_path: Path) -> None:
+    import json
+
+    stock_folder(tmp_path)
+    path = tmp_path / ("scheduler/scheduler_config.json" if field.startswith("num") else "unet/config.json")
+    content = json.loads(path.read_text())
+    content[field] = [2**16, 2**16] if field == "block_out_channels" else 10**9
+    path.write_text(json.dumps(content))
+    with pytest.raises(UserError, match="restore"):
+        read_teacher(str(tmp_path))
+
+
+def test_an_index_of_weights_cannot_lead_outside(tmp_path: Path) -> None:
+    import json
+
+    stock_folder(tmp_path / "model")
+    weights = tmp_path / "model" / "unet" / "diffusion_pytorch_model.safetensors"
+    shutil.move(weights, tmp_path / "elsewhere.safetensors")
+    index = {"metadata": {}, "weight_map": {"conv_in.weight": "../../elsewhere.safetensors"}}
+    (weights.with_name(weights.name + ".index.json")).write_text(json.dumps(index))
+    with pytest.raises(UserError, match="elsewhere"):
+        read_teacher(str(tmp_path / "model"))

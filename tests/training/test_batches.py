@@ -1,0 +1,76 @@
+"""Batches are a function of their position."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from progdist import UserError
+from progdist.data.sources import load_images
+from progdist.training.batches import Batches
+
+
+def collect(batches: Batches, first: int, last: int, rows: slice) -> dict[str, torch.Tensor]:
+    parts = list(batches(first, last, rows))
+    return {name: torch.stack([part[name] for part in parts]) for name in parts[0]}
+
+
+def test_batches_are_a_function_of_position() -> None:
+    """Started late, or shared out over processes, updates see what one uninterrupted process sees."""
+    batches = Batches(load_images("digits"), 12, seed=5, stage=2, flip=True, labelled=True)
+    complete = collect(batches, 0, 8, slice(0, 12))
+    late = collect(batches, 5, 8, slice(0, 12))
+    halves = [collect(batches, 0, 8, slice(6 * part, 6 * part + 6)) for part in (0, 1)]
+    for name, values in complete.items():
+        assert torch.equal(values[5:], late[name])
+        assert torch.equal(values, torch.cat([half[name] for half in halves], 1))
+    assert complete["u"].dtype == torch.float64
+    others = [Batches(load_images("digits"), 12, seed, stage) for seed, stage in ((6, 2), (5, 3))]
+    for other in others:
+        assert not torch.equal(collect(other, 0, 1, slice(0, 12))["eps"], complete["eps"][:1])
+
+
+def test_an_epoch_sees_every_image_once() -> None:
+    images = load_images("digits")
+    x = collect(Batches(images, 599, 0, 0), 0, 3, slice(0, 599))["x"].flatten(0, 1)
+    everything = images.sample(1797, 0)[0]
+    assert torch.equal(x.flatten(1).sort(0).values, everything.flatten(1).sort(0).values)
+    again = collect(Batches(images, 599, 0, 0), 3, 6, slice(0, 599))["x"].flatten(0, 1)
+    assert not torch.equal(x, again)
+
+
+def test_flips_mirror_about_half() -> None:
+    images = load_images("digits")
+    straight = collect(Batches(images, 500, 0, 0), 0, 1, slice(0, 500))["x"][0]
+    flipped = collect(Batches(images, 500, 0, 0, flip=True), 0, 1, slice(0, 500))["x"][0]
+    same = (straight == flipped).flatten(1).all(1)
+    assert 200 < int(same.sum()) < 300
+    assert torch.equal(flipped[~same], straight[~same].flip(-1))
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_bad_image_is_one_line_from_any_process(tmp_path: Path, workers: int) -> None:
+    Image.new("L", (8, 8)).save(tmp_path / "1.png")
+    (tmp_path / "2.png").write_text("no picture")
+    batches = Batches(load_images(f"folder:{tmp_path}"), 2, 0, 0, workers=workers)
+    with pytest.raises(UserError) as caught:
+        list(batches(0, 1, slice(0, 2)))
+    assert str(caught.value).startswith(str(tmp_path / "2.png"))
+    assert "\n" not in str(caught.value)
+
+
+def test_guidance_is_drawn_after_all_else() -> None:
+    """Uniform in its range, the same for any rows; what was drawn before it is what is drawn without it."""
+    images = load_images("digits")
+    plain = collect(Batches(images, 256, 0, 1, labelled=True), 0, 8, slice(0, 256))
+    batches = Batches(images, 256, 0, 1, labelled=True, guidance=(1.0, 8.0))
+    drawn = collect(batches, 0, 8, slice(0, 256))
+    assert all(torch.equal(plain[name], drawn[name]) for name in plain)
+    assert torch.equal(collect(batches, 3, 4, slice(64, 128))["guidance"][0], drawn["guidance"][3, 64:128])
+    guidance = drawn["guidance"].flatten()
+    assert guidance.dtype == torch.float64
+    even = (guidance.sort().values - 1) / 7 - (torch.arange(2048) + 0.5) / 2048
+    assert float(even.abs().max()) < 1.63 / 2048**0.5  # Kolmogorov and Smirnov: once in a hundred seeds
+    times = torch.stack([drawn["u"].flatten(), guidance])
+    assert abs(float(times.corrcoef()[0, 1])) < 0.08  # and without regard to the time

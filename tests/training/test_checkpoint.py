@@ -1,0 +1,52 @@
+"""Checkpoints are kept whole, and damaged ones are skipped."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from progdist.training.checkpoint import Checkpoint, Checkpoints
+
+
+def test_checkpoints_keep_the_last_and_are_whole(tmp_path: Path) -> None:
+    checkpoints = Checkpoints(tmp_path, keep=2)
+    assert checkpoints.latest() is None
+    for update in (3, 12, 7):
+        checkpoints.save(Checkpoint(update, {"a": torch.full((2,), float(update))}, {"seconds": 1.5}))
+    latest = checkpoints.latest()
+    assert latest is not None
+    assert (latest.update, latest.tensors["a"].tolist(), latest.numbers["seconds"]) == (12, [12.0, 12.0], 1.5)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "00000007.json", "00000007.safetensors", "00000012.json", "00000012.safetensors",
+    ]  # fmt: skip
+
+
+def damage(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize(
+    "harm",
+    [damage, lambda path: path.unlink(), lambda path: path.write_bytes(path.read_bytes()[:-1])],
+    ids=["a bit", "gone", "short"],
+)
+@pytest.mark.parametrize("suffix", [".safetensors", ".json"])
+def test_a_damaged_checkpoint_is_skipped_with_a_notice(
+    tmp_path: Path, harm: Callable[[Path], None], suffix: str
+) -> None:
+    checkpoints, notices = Checkpoints(tmp_path), []
+    for update in (5, 10):
+        checkpoints.save(Checkpoint(update, {"w": torch.full((50,), float(update))}, {"seconds": 1.5}))
+    harm(tmp_path / f"00000010{suffix}")
+    latest = checkpoints.latest(notices.append)
+    assert latest is not None
+    if latest.update == 10:  # the JSON's flipped bit made another whole file of the same numbers
+        assert suffix == ".json"
+    else:
+        assert torch.equal(latest.tensors["w"], torch.full((50,), 5.0))
+        assert latest.numbers == {"seconds": 1.5}
+        gone = suffix == ".json" and not (tmp_path / "00000010.json").exists()
+        assert gone or (len(notices) == 1 and "00000010" in notices[0])

@@ -1,0 +1,44 @@
+"""Two processes agree on the checkpoint that they continue from."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from support.processes import CPU_ENVIRONMENT, TORCHRUN
+
+pytestmark = pytest.mark.slow
+
+SCRIPT = """
+import sys
+from pathlib import Path
+import torch
+from progdist._utils.errors import UserError
+from progdist.training.checkpoint import Checkpoint, Checkpoints
+from progdist.training.distributed import load_agreed_checkpoint, make_accelerator
+
+accelerator = make_accelerator()
+rank = accelerator.process_index
+for case, saved in {"newer": ([4, 8], [4, 8, 12]), "lacking": ([4, 8], [4])}.items():
+    checkpoints = Checkpoints(Path(sys.argv[1]) / case / str(rank), keep=9)
+    for update in saved[rank]:
+        checkpoints.save(Checkpoint(update, {"a": torch.ones(1)}, {}))
+    try:
+        checkpoint = load_agreed_checkpoint(checkpoints, accelerator)
+        print(f"{case}: process {rank} continues from {checkpoint.update if checkpoint else None}", flush=True)
+    except UserError as error:
+        print(f"{case}: process {rank} stops: {error}", flush=True)
+"""
+
+
+def test_the_first_process_chooses_the_checkpoint(tmp_path: Path) -> None:
+    """A newer one of another process is passed over; one that another process lacks stops them all."""
+    (tmp_path / "script.py").write_text(SCRIPT)
+    command = [sys.executable, *TORCHRUN, "2", str(tmp_path / "script.py"), str(tmp_path)]
+    result = subprocess.run(command, capture_output=True, text=True, env=os.environ | CPU_ENVIRONMENT, timeout=1200)
+    assert result.returncode == 0, result.stderr
+    for rank in (0, 1):
+        assert f"newer: process {rank} continues from 8" in result.stdout
+        assert f"lacking: process {rank} stops: process 1: " in result.stdout
