@@ -152,6 +152,7 @@ def test_guidance_never_takes_a_real_class_for_none(stock: SaveStock, tmp_path: 
     ("arguments", "message"),
     [
         (("--guidance", 0), "match.guidance: Input should be greater than 0"),
+        (("--guidance", "0:3"), "match.guidance.0: Input should be greater than 0"),
         (("--set", "distill.start=8"), "start has no effect beside chain"),
         (("--set", "distill.substeps=4"), "substeps has no effect beside chain"),
         (("--set", "teacher.learning_rate=0.1"), "teacher.learning_rate is of a teacher that is trained"),

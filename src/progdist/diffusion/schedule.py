@@ -116,6 +116,9 @@ class Discrete(VariancePreserving):
         falls = all(a > b for a, b in zip((1.0, *table), table, strict=False))
         if not table or not falls or table[-1] < 0:
             raise UserError("a discrete schedule needs alpha_bar values that fall from below 1 to at least 0")
+        alpha_bar = torch.tensor((1.0, *table), dtype=torch.float64)
+        alpha, sigma = alpha_bar.sqrt(), (1 - alpha_bar).sqrt()
+        self._tables[torch.device("cpu")] = (torch.atan2(sigma, alpha), torch.atan2(alpha, sigma))
 
     @classmethod
     def from_betas(cls, betas: Sequence[float]) -> Self:
@@ -160,12 +163,14 @@ class Discrete(VariancePreserving):
         return phi_t, psi_t
 
     def _table(self, device: torch.device) -> tuple[Tensor, Tensor]:
-        """(phi, psi) at t = 0, 1/T, ..., 1, each (T + 1,): computed once for each device."""
-        if device not in self._tables:
-            alpha_bar = torch.tensor((1.0, *self.alphas_cumprod), dtype=torch.float64)
-            alpha, sigma = alpha_bar.sqrt(), (1 - alpha_bar).sqrt()
-            self._tables[device] = (torch.atan2(sigma, alpha).to(device), torch.atan2(alpha, sigma).to(device))
-        return self._tables[device]
+        """(phi, psi) at t = 0, 1/T, ..., 1, each (T + 1,): made with the schedule, copied once to each device."""
+        if device in self._tables:
+            return self._tables[device]
+        phi, psi = self._tables[torch.device("cpu")]
+        copies = phi.to(device), psi.to(device)
+        if not torch.compiler.is_compiling():  # the tensors of a trace do not outlive it
+            self._tables[device] = copies
+        return copies
 
     @cached_property
     def _tables(self) -> dict[torch.device, tuple[Tensor, Tensor]]:

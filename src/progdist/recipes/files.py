@@ -145,9 +145,13 @@ def _key(word: str) -> str | int:
 
 
 def _first_problem(error: ValidationError) -> str:
-    """The first of pydantic's complaints, as a sentence that says what to do."""
-    problem = error.errors()[0]
-    where = ".".join(str(part) for part in problem["loc"])
+    """The first of pydantic's complaints, as a sentence that says what to do.
+
+    Where a key takes more than one type, pydantic complains of each: the complaint that got furthest is of the one that
+    was meant. Names of types, such as `constrained-float`, are no part of the key.
+    """
+    problem = max(error.errors(), key=lambda problem: len(problem["loc"]))
+    where = ".".join(str(part) for part in problem["loc"] if str(part).isidentifier() or isinstance(part, int))
     if problem["type"] == "extra_forbidden":
         known = _fields(problem["loc"][:-1])
         near = difflib.get_close_matches(str(problem["loc"][-1]), known, 1, 0.0)
