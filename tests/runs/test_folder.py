@@ -8,12 +8,13 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
+from progdist._utils.errors import UserError
+from progdist._utils.files import FORMAT_VERSION
 from progdist.cli.app import app
+from progdist.runs.folder import RunFolder
 
 
 def test_a_file_system_without_locks_is_no_other_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from progdist.runs.folder import RunFolder
-
     def nothing(file: Any, how: int) -> None:  # noqa: ANN401
         raise OSError(errno.ENOLCK, "No locks available")
 
@@ -22,6 +23,18 @@ def test_a_file_system_without_locks_is_no_other_run(tmp_path: Path, monkeypatch
     with RunFolder(tmp_path / "run").locked(notices.append):
         pass
     assert "cannot be locked (No locks available)" in notices[0]
+
+
+def test_records_of_a_later_format_are_told_as_such(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path)
+    folder.append("evaluations", {"steps": 4})
+    path = tmp_path / "evaluations.jsonl"
+    assert json.loads(path.read_text()) == {"format_version": FORMAT_VERSION, "steps": 4}
+    path.write_text(path.read_text() + '{"steps": 2}\n')  # as of a run that was begun before there were versions
+    assert list(folder.read("evaluations")) == [{"steps": 4}, {"steps": 2}]
+    path.write_text(path.read_text() + '{"format_version": 99}\n')
+    with pytest.raises(UserError, match=r"evaluations\.jsonl has format version 99"):
+        list(folder.read("evaluations"))
 
 
 @pytest.mark.slow

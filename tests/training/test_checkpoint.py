@@ -1,11 +1,14 @@
 """Checkpoints are kept whole, and damaged ones are skipped."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 
+from progdist._utils.errors import UserError
+from progdist._utils.files import FORMAT_VERSION
 from progdist.training.checkpoint import Checkpoint, Checkpoints
 
 
@@ -50,3 +53,16 @@ def test_a_damaged_checkpoint_is_skipped_with_a_notice(
         assert latest.numbers == {"seconds": 1.5}
         gone = suffix == ".json" and not (tmp_path / "00000010.json").exists()
         assert gone or (len(notices) == 1 and "00000010" in notices[0])
+
+
+def test_a_checkpoint_of_a_later_format_is_told_as_such(tmp_path: Path) -> None:
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save(Checkpoint(3, {"a": torch.ones(2)}, {}))
+    path = tmp_path / "00000003.json"
+    metadata = json.loads(path.read_text())
+    assert metadata.pop("format_version") == FORMAT_VERSION
+    path.write_text(json.dumps(metadata))
+    assert checkpoints.at(3).update == 3  # one that was written before there were versions
+    path.write_text(json.dumps({**metadata, "format_version": 99}))
+    with pytest.raises(UserError, match="format version 99"):
+        checkpoints.at(3)

@@ -6,6 +6,7 @@ A file is written under a temporary name, flushed to the disk, and renamed; a re
 import hashlib
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,24 @@ import safetensors.torch
 from torch import Tensor
 
 from progdist._utils.errors import UserError
+
+FORMAT_VERSION = 1
+"""Of progdist.json, of checkpoints and of records. Files without one were written before it, and are read alike."""
+
+
+def check_format(content: Mapping[str, Any], path: Path) -> None:
+    """Refuse a file of a later format than this.
+
+    Raises:
+        UserError: it is of a later one, or of none that there is.
+    """
+    found = content.get("format_version", FORMAT_VERSION)
+    if not isinstance(found, int) or found < 1:
+        raise UserError(f"{path}: format_version is {str(found)[:50]!r}, expected a whole number: restore the file")
+    if found > FORMAT_VERSION:
+        raise UserError(
+            f"{path} has format version {found}, and this progdist reads up to {FORMAT_VERSION}: upgrade progdist"
+        )
 
 
 def atomic_write(path: Path, content: bytes) -> None:

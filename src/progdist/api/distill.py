@@ -112,9 +112,7 @@ def distill(
             that is none, or a loss that is not finite.
     """
     links, examples, accelerator = stages(chain), TensorData(data), make_accelerator()
-    _one_of("weighting", weighting, WEIGHTINGS)
-    _one_of("precision", precision, get_args(Precision))
-    _one_of("lr_scheduler", lr_scheduler, ("linear", "constant"))
+    _check_names(weighting, precision, lr_scheduler)
     weighting_function, counts = WEIGHTINGS[weighting], _updates(updates, [link.steps for link in links])
     check_weighting(converted_form(teacher).schedule, weighting_function, chain[-1])
     config = TrainConfig(
@@ -126,13 +124,12 @@ def distill(
         gradient_checkpointing=gradient_checkpointing,
         precision=precision,
     )
-
     trainer = _Trainer(examples, config, label, seed, accelerator, observe)
     current = _frozen(teacher, accelerator.device)
     if needs_conversion(teacher):
-        student = converted_form(_copy(current))
         loss = partial(conversion_loss, teacher=current, weighting=weighting_function)
-        current = _frozen(trainer.fit(student, 0, loss, match_updates, chain[0]), accelerator.device)
+        student = trainer.fit(converted_form(_copy(current)), 0, loss, match_updates, chain[0])
+        current = _frozen(student, accelerator.device)
 
     def train_student(number: int, stage: Stage, teacher: Denoiser) -> Denoiser:
         loss = stage_loss(teacher, stage, weighting_function)
@@ -173,9 +170,16 @@ class _Trainer:
         return student.with_network(network)
 
 
-def _one_of(name: str, value: str, known: Iterable[str]) -> None:
-    if value not in known:
-        raise UserError(f"{name} {value!r} is unknown: use one of {', '.join(known)}")
+def _check_names(weighting: str, precision: str, lr_scheduler: str) -> None:
+    """Refuse a name that is none."""
+    schedulers = ("linear", "constant")
+    for name, value, known in (
+        ("weighting", weighting, tuple(WEIGHTINGS)),
+        ("precision", precision, get_args(Precision)),
+        ("lr_scheduler", lr_scheduler, schedulers),
+    ):
+        if value not in known:
+            raise UserError(f"{name} {value!r} is unknown: use one of {', '.join(known)}")
 
 
 def _updates(updates: int | Mapping[int, int], steps: Sequence[int]) -> Mapping[int, int]:

@@ -20,6 +20,13 @@ app = typer.Typer(
 )
 Fresh = Annotated[bool, typer.Option("--fresh", help="Start over; an older run is renamed, never deleted.")]
 Shard = Annotated[bool, typer.Option("--shard", help="Spread the network in training over the processes (FSDP2).")]
+Guidance = Annotated[
+    str | None,
+    typer.Option(help="Guidance scale to distil into the student, or a range LO:HI that it can be given."),
+]
+MatchUpdates = Annotated[
+    int | None, typer.Option(help="Training steps of stage 0; four times --updates if not given.", min=1)
+]
 
 
 def _version(wanted: bool) -> None:
@@ -73,14 +80,9 @@ def distill(
     updates: Annotated[
         int, typer.Option(help="Training steps of each stage; the last two stages take twice as many.", min=1)
     ] = 1000,
-    match_updates: Annotated[
-        int | None, typer.Option(help="Training steps of stage 0; four times --updates if not given.", min=1)
-    ] = None,
+    match_updates: MatchUpdates = None,
     batch: Annotated[int, typer.Option(help="Batch size.", min=1)] = 64,
-    guidance: Annotated[
-        str | None,
-        typer.Option(help="Guidance scale to distil into the student, or a range LO:HI that it can be given."),
-    ] = None,
+    guidance: Guidance = None,
     negative: Annotated[str | None, typer.Option(help="A prompt that guidance leads away from, for good.")] = None,
     set_: Annotated[list[str] | None, typer.Option("--set", help="Any key of the recipe, as in `run`.")] = None,
     fresh: Fresh = False,

@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from progdist._utils.errors import UserError
-from progdist._utils.files import atomic_write
+from progdist._utils.files import FORMAT_VERSION, atomic_write, check_format
 from progdist.training.checkpoint import Checkpoints
 
 Record = dict[str, Any]
@@ -136,22 +136,30 @@ class RunFolder:
             if torn:
                 file.seek(-1, os.SEEK_END)
                 torn = file.read(1) != b"\n"  # the last line of a run that was killed: begin a new one
-            file.write(("\n" * torn + json.dumps(record) + "\n").encode())
+            file.write(("\n" * torn + _line(record)).encode())
 
     def read(self, name: str) -> Iterator[Record]:
-        """All whole lines of metrics or evaluations."""
+        """All whole lines of metrics or evaluations.
+
+        Raises:
+            UserError: they are of a later format.
+        """
         path = self._records(name)
         for line in path.read_text().splitlines() if path.is_file() else ():
             try:
-                yield json.loads(line)
+                record = json.loads(line)
             except ValueError:  # the last line of a run that was killed
                 continue
+            if isinstance(record, dict):
+                check_format(record, path)
+                record.pop("format_version", None)
+            yield record
 
     def keep(self, name: str, wanted: Callable[[Record], bool]) -> None:
         """Drop the records that are not wanted."""
         if not self.writes:
             return
-        lines = (json.dumps(record) + "\n" for record in self.read(name) if wanted(record))
+        lines = (_line(record) for record in self.read(name) if wanted(record))
         atomic_write(self._records(name), "".join(lines).encode())
 
     def grid(self, name: str, steps: int) -> Path:
@@ -176,3 +184,8 @@ class RunFolder:
 
     def _records(self, name: str) -> Path:
         return self.root / f"{name}.jsonl"
+
+
+def _line(record: Record) -> str:
+    """A record as it is written."""
+    return json.dumps({"format_version": FORMAT_VERSION, **record}) + "\n"

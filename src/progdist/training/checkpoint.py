@@ -16,7 +16,7 @@ import safetensors.torch
 from torch import Tensor
 
 from progdist._utils.errors import UserError
-from progdist._utils.files import atomic_write, read_json, write_json
+from progdist._utils.files import FORMAT_VERSION, atomic_write, check_format, read_json, write_json
 
 
 @dataclass(frozen=True)
@@ -44,8 +44,14 @@ class Checkpoints:
         tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in checkpoint.tensors.items()}
         content = safetensors.torch.save(tensors)
         atomic_write(path, content)
-        metadata = {"update": checkpoint.update, "bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
-        write_json(path.with_suffix(".json"), {**metadata, "numbers": dict(checkpoint.numbers)})
+        metadata = {
+            "format_version": FORMAT_VERSION,
+            "update": checkpoint.update,
+            "bytes": len(content),
+            "sha256": hashlib.sha256(content).hexdigest(),
+            "numbers": dict(checkpoint.numbers),
+        }
+        write_json(path.with_suffix(".json"), metadata)
         for update in self._updates()[: -self.keep]:
             self._path(update).with_suffix(".json").unlink()
             self._path(update).unlink(missing_ok=True)
@@ -63,10 +69,11 @@ class Checkpoints:
         """That of one update.
 
         Raises:
-            UserError: it is missing or damaged.
+            UserError: it is missing, damaged, or of a later format.
         """
         path = self._path(update)
         metadata = read_json(path.with_suffix(".json"))
+        check_format(metadata, path.with_suffix(".json"))
         try:
             content = path.read_bytes()
             same = (len(content), hashlib.sha256(content).hexdigest()) == (metadata["bytes"], metadata["sha256"])

@@ -10,6 +10,7 @@ import torch
 
 import progdist
 from progdist import Cosine, Denoiser, Discrete, UserError, sample
+from progdist._utils.files import FORMAT_VERSION
 from progdist.models.io.diffusers_pipeline import read_teacher
 from progdist.models.io.folder import load, save
 from progdist.models.model import Model
@@ -124,3 +125,19 @@ def test_step_counts_that_no_model_has_are_refused(tiny_model: Build, tmp_path: 
 def test_an_offset_of_our_own_folder_is_kept(tiny_model: Callable[..., Any], tmp_path: Path) -> None:
     save(Model(tiny_model()), tmp_path / "model")
     assert read_teacher(str(tmp_path / "model"), 0.0).model.denoiser.offset == 0
+
+
+@pytest.mark.parametrize(
+    ("found", "message"),
+    [(99, "has format version 99, and this progdist reads up to"), ("x", "expected a whole number")],
+)
+def test_a_later_format_is_told_as_such(tiny_model: Build, tmp_path: Path, found: Any, message: str) -> None:  # noqa: ANN401
+    save(Model(tiny_model()), tmp_path / "m")
+    path = tmp_path / "m" / "progdist.json"
+    description = json.loads(path.read_text())
+    assert description.pop("format_version") == FORMAT_VERSION
+    path.write_text(json.dumps(description))
+    load(tmp_path / "m")  # one that was written before there were versions
+    path.write_text(json.dumps({**description, "format_version": found}))
+    with pytest.raises(UserError, match=message):
+        load(tmp_path / "m")

@@ -23,8 +23,8 @@ from progdist.diffusion.denoiser import MOST_TIMESTEPS, Denoiser, DenoiserProtoc
 from progdist.diffusion.parameterization import PARAMETERIZATIONS, Parameterization
 from progdist.diffusion.schedule import Discrete, RectifiedFlow, Schedule
 from progdist.distillation.conversion import Clipped, Thresholded
-from progdist.models.io.folder import load, read_autoencoder
-from progdist.models.io.safe_loading import NETWORKS, load_component
+from progdist.models.io.folder import load
+from progdist.models.io.safe_loading import NETWORKS, load_component, read_autoencoder
 from progdist.models.model import PREDICTION_TYPES, Model
 from progdist.models.text.folder import check_teacher
 from progdist.models.text.pipeline import network_arguments, text_pipeline

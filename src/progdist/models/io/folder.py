@@ -13,7 +13,6 @@ their folder holds the parts and progdist.json alone.
 """
 
 import errno
-import math
 import re
 import shutil
 from collections.abc import Mapping, Sequence
@@ -34,13 +33,12 @@ from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 from torch import nn
 
 from progdist._utils.errors import UserError
-from progdist._utils.files import atomic_write, checksum, read_json, write_json
+from progdist._utils.files import FORMAT_VERSION, atomic_write, check_format, checksum, read_json, write_json
 from progdist.diffusion.denoiser import MOST_TIMESTEPS, Denoiser
 from progdist.diffusion.parameterization import PARAMETERIZATIONS
 from progdist.diffusion.schedule import SCHEDULES, Schedule
-from progdist.models.autoencoder import Autoencoder
 from progdist.models.io.model_card import card
-from progdist.models.io.safe_loading import AUTOENCODERS, load_component, network_class
+from progdist.models.io.safe_loading import load_component, network_class, read_autoencoder
 from progdist.models.model import Model, stock_scheduler
 from progdist.models.text.folder import guidance_of, write_pipeline
 from progdist.models.text.pipeline import network_arguments, text_pipeline
@@ -136,11 +134,12 @@ def load(folder: Path) -> Model:
     """Read a model folder, with the network in evaluation mode on the CPU.
 
     Raises:
-        UserError: it is missing, no model folder, or damaged.
+        UserError: it is missing, no model folder, damaged, or of a later format.
     """
     if not (folder / "progdist.json").is_file():
         raise UserError(f"{folder} is no model folder (it has no progdist.json): give a folder that progdist wrote")
     metadata = read_json(folder / "progdist.json")
+    check_format(metadata, folder / "progdist.json")
     _verify_checksums(folder, metadata.get("sha256", {}))
     try:
         part = "transformer" if (folder / "transformer").is_dir() else "unet"
@@ -202,27 +201,6 @@ def _verify_checksums(folder: Path, sums: object) -> None:
             )
 
 
-def read_autoencoder(folder: Path) -> Autoencoder | None:
-    """The autoencoder of a latent model's folder; None where there is none.
-
-    Raises:
-        UserError: it is damaged, or of an unknown kind.
-    """
-    for part in ("vae", "vqvae"):
-        if (folder / part).is_dir():
-            config = folder / part / "config.json"
-            name = read_json(config).get("_class_name") if config.is_file() else "AutoencoderKL"
-            if name not in AUTOENCODERS:
-                raise UserError(f"{folder / part} is a {name}: expected one of {', '.join(AUTOENCODERS)}")
-            network = cast(Any, load_component(folder, part, AUTOENCODERS[name])).requires_grad_(False)
-            for key in ("scaling_factor", "shift_factor"):
-                number = network.config.get(key) or 0.0
-                if not isinstance(number, int | float) or not math.isfinite(number):
-                    raise UserError(f"{config}: {key} is {str(number)[:50]!r}, expected a number: restore it")
-            return Autoencoder(network, part)
-    return None
-
-
 def _schedule(metadata: Mapping[str, Any]) -> Schedule:
     """A schedule from its description."""
     numbers: dict[str, Any] = {
@@ -235,6 +213,7 @@ def _description(model: Model) -> dict[str, Any]:
     """What progdist.json says."""
     schedule: Any = model.denoiser.schedule
     return {
+        "format_version": FORMAT_VERSION,
         "schedule": {"kind": schedule.name, **asdict(schedule)},
         "parameterization": model.denoiser.parameterization.name,
         "timesteps": model.denoiser.timesteps,

@@ -5,6 +5,7 @@ network that they describe must not be larger than the files that hold its weigh
 """
 
 import logging
+import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,6 +22,7 @@ from torch import nn
 
 from progdist._utils.errors import UserError
 from progdist._utils.files import read_json
+from progdist.models.autoencoder import Autoencoder
 
 NETWORKS: dict[str, type[ModelMixin]] = {
     "UNet2DModel": UNet2DModel,
@@ -110,6 +112,27 @@ def load_component(
                 "pipeline again"
             )
     return cast(Part, network.float().eval())
+
+
+def read_autoencoder(folder: Path) -> Autoencoder | None:
+    """The autoencoder of a latent model's folder; None where there is none.
+
+    Raises:
+        UserError: it is damaged, or of an unknown kind.
+    """
+    for part in ("vae", "vqvae"):
+        if (folder / part).is_dir():
+            config = folder / part / "config.json"
+            name = read_json(config).get("_class_name") if config.is_file() else "AutoencoderKL"
+            if name not in AUTOENCODERS:
+                raise UserError(f"{folder / part} is a {name}: expected one of {', '.join(AUTOENCODERS)}")
+            network = cast(Any, load_component(folder, part, AUTOENCODERS[name])).requires_grad_(False)
+            for key in ("scaling_factor", "shift_factor"):
+                number = network.config.get(key) or 0.0
+                if not isinstance(number, int | float) or not math.isfinite(number):
+                    raise UserError(f"{config}: {key} is {str(number)[:50]!r}, expected a number: restore it")
+            return Autoencoder(network, part)
+    return None
 
 
 @contextmanager
