@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from progdist.training.config import TrainConfig
 from progdist.training.loop import Batch, train
 
-CONFIG = TrainConfig(updates=3, batch=4, learning_rate=1e-3)
+CONFIG = TrainConfig(updates=3, batch=4, learning_rate=1e-3, precision="float32")
 
 
 def _batches(first: int, last: int, rows: slice) -> list[Batch]:

@@ -30,6 +30,7 @@ for case, saved in {"newer": ([4, 8], [4, 8, 12]), "lacking": ([4, 8], [4])}.ite
         print(f"{case}: process {rank} continues from {checkpoint.update if checkpoint else None}", flush=True)
     except UserError as error:
         print(f"{case}: process {rank} stops: {error}", flush=True)
+torch.distributed.destroy_process_group()
 """
 
 

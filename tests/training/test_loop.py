@@ -18,7 +18,7 @@ from progdist.training.config import TrainConfig
 from progdist.training.loop import Batch, train
 from progdist.training.records import NotFinite
 
-CONFIG = TrainConfig(updates=12, batch=8, learning_rate=1e-2, checkpoint_every=4)
+CONFIG = TrainConfig(updates=12, batch=8, learning_rate=1e-2, checkpoint_every=4, precision="float32")
 
 
 def network() -> nn.Module:
