@@ -8,7 +8,8 @@ overhead    that update over what its network calls, its backward pass and its o
 plain       the same update written the obvious way in plain PyTorch, over ours; each in turn
 of peak     the update's floating-point operations a second over those of a 2048x2048 matrix product
 sampling    the stock DDIMPipeline over our sampler: the same network, noise, 8 steps, precision; each in turn
-growth      of C's update with the batch and with the teacher's substeps
+growth      of C's update with the batch, the width, the pixels and the substeps; and of the time in which each of
+            1, 2 and 4 processes draws its rows of 2,048 examples of 3x64x64
 
 Writes OUT.json and prints the tables of docs/performance.md.
 """
@@ -26,10 +27,11 @@ import torch
 from diffusers.models.unets.unet_2d import UNet2DModel
 from diffusers.pipelines.ddim.pipeline_ddim import DDIMPipeline
 
-from cases import CASES, Case, Clock, machine, our_updates, peak_flops, spread, update_flops
+from cases import CASES, Case, Clock, Noise, machine, our_updates, peak_flops, spread, update_flops
 from progdist import PARAMETERIZATIONS, Cosine, Denoiser, sample
 from progdist._utils.precision import Resolved, autocast, resolve
 from progdist.models.model import stock_scheduler
+from progdist.training.batches import Batches
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
@@ -127,13 +129,26 @@ def sampling_figures(case: Case, precision: Resolved, repeats: int, steps: int =
 
 
 def growth(precision: Resolved, repeats: int) -> dict[str, dict[str, float]]:
-    """Milliseconds of C's update by batch and by substeps."""
+    """Milliseconds of C's update by batch, width, resolution and substeps, and of a process's own draws."""
     case = CASES["C"]
-    batches = {
-        str(n): spread(our_updates(replace(case, batch=n), precision, repeats))["median"] for n in (16, 32, 64, 128)
+
+    def of(changed: Case, substeps: int = 2) -> float:
+        return spread(our_updates(changed, precision, repeats, substeps=substeps))["median"]
+
+    return {
+        "batch": {str(n): of(replace(case, batch=n)) for n in (16, 32, 64, 128)},
+        "width": {str(n): of(replace(case, width=n)) for n in (16, 32, 64)},
+        "pixels": {f"{n}x{n}": of(replace(case, image=(1, n, n))) for n in (8, 16, 32)},
+        "substeps": {str(k): of(case, substeps=k) for k in (1, 2, 4, 8)},
+        "processes": {str(n): spread(draws(n, repeats))["median"] for n in (1, 2, 4)},
     }
-    steps = {str(k): spread(our_updates(case, precision, repeats, substeps=k))["median"] for k in (1, 2, 4, 8)}
-    return {"batch": batches, "substeps": steps}
+
+
+def draws(processes: int, repeats: int) -> list[float]:
+    """Seconds in which one of so many processes draws its rows of 2,048 examples of 3x64x64, with noise and times."""
+    size = 2048
+    rows = Batches(Noise((3, 64, 64)), size, seed=0, stage=1)(0, repeats + 1, slice(0, size // processes))
+    return [timed(lambda: next(rows)) for _ in range(repeats + 1)][1:]
 
 
 def main() -> None:
@@ -163,7 +178,7 @@ def main() -> None:
     figures["growth"] = growth(both[0], arguments.repeats)
     for name, values in figures["growth"].items():
         print(f"\n| {name} | " + " | ".join(values) + " |\n|---|" + "---:|" * len(values))
-        print("| C, ms | " + " | ".join(f"{value:.0f}" for value in values.values()) + " |")
+        print("| ms | " + " | ".join(f"{value:.0f}" for value in values.values()) + " |")
     arguments.out.with_suffix(".json").write_text(json.dumps(figures, indent=1) + "\n")
     print("\n" + ", ".join(f"{name} {value}" for name, value in figures["machine"].items()))
 

@@ -6,19 +6,30 @@ The mathematics is in `progdist.diffusion` (schedule, parameterization, denoiser
 `progdist.distillation` (progressive, chain, conversion); each module opens with its equations.
 """
 
+from importlib import import_module
 from importlib.metadata import version
 from typing import TYPE_CHECKING
 
-from progdist._utils.errors import UserError
-from progdist.api.models import load, sample, save
-from progdist.diffusion.denoiser import Denoiser
-from progdist.diffusion.loss import WEIGHTINGS, denoising_loss
-from progdist.diffusion.parameterization import PARAMETERIZATIONS
-from progdist.diffusion.schedule import Cosine, Discrete, RectifiedFlow, Schedule
-from progdist.distillation.progressive import distillation_loss, distillation_target
-
 if TYPE_CHECKING:
+    from progdist._utils.errors import UserError
     from progdist.api.distill import distill
+    from progdist.api.models import load, sample, save
+    from progdist.diffusion.denoiser import Denoiser
+    from progdist.diffusion.loss import WEIGHTINGS, denoising_loss
+    from progdist.diffusion.parameterization import PARAMETERIZATIONS
+    from progdist.diffusion.schedule import Cosine, Discrete, RectifiedFlow, Schedule
+    from progdist.distillation.progressive import distillation_loss, distillation_target
+
+_MODULES = {
+    "_utils.errors": ["UserError"],
+    "api.distill": ["distill"],
+    "api.models": ["load", "sample", "save"],
+    "diffusion.denoiser": ["Denoiser"],
+    "diffusion.loss": ["WEIGHTINGS", "denoising_loss"],
+    "diffusion.parameterization": ["PARAMETERIZATIONS"],
+    "diffusion.schedule": ["Cosine", "Discrete", "RectifiedFlow", "Schedule"],
+    "distillation.progressive": ["distillation_loss", "distillation_target"],
+}
 
 __version__ = version("progdist")
 
@@ -42,9 +53,13 @@ __all__ = [
 
 
 def __getattr__(name: str) -> object:
-    """`distill`, imported when it is first asked for: accelerate takes seconds."""
-    if name == "distill":
-        from progdist.api.distill import distill
-
-        return distill
+    """A public name, imported when it is first asked for: torch and diffusers take seconds."""
+    for module, names in _MODULES.items():
+        if name in names:
+            return getattr(import_module(f"progdist.{module}"), name)
     raise AttributeError(f"module 'progdist' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    """The public names, for completion."""
+    return [*globals(), *__all__]

@@ -4,11 +4,14 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pytest
 from typer.testing import Result
 
+from progdist._utils.names import Method
+from progdist.diffusion.sampler import METHODS
 from support.commands import call, refused
 
 
@@ -60,3 +63,9 @@ def test_the_module_runs_and_reports_mistakes_without_a_traceback(tmp_path: Path
     assert done.returncode == 2
     assert done.stderr.count("\n") == 1
     assert "Traceback" not in done.stderr
+
+
+def test_the_commands_know_the_methods_without_torch() -> None:
+    assert get_args(Method) == tuple(METHODS)
+    code = "import sys, progdist.cli.app; assert 'torch' not in sys.modules and 'diffusers' not in sys.modules"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -14,9 +14,7 @@ import torch
 from torch import nn
 
 from progdist._utils.errors import UserError
-
-Precision = Literal["auto", "float32", "bf16"]
-"""What can be asked for."""
+from progdist._utils.names import Precision
 
 Resolved = Literal["float32", "bf16"]
 """What a network computes in."""

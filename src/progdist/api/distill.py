@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from progdist._utils.errors import UserError
-from progdist._utils.precision import Precision
+from progdist._utils.names import Precision
 from progdist._utils.random import stage_seed
 from progdist.diffusion.denoiser import Denoiser
 from progdist.diffusion.loss import WEIGHTINGS

@@ -3,7 +3,6 @@
 from pathlib import Path
 from typing import Annotated, Any
 
-import torch
 import typer
 
 from progdist import __version__
@@ -178,5 +177,4 @@ for command in (*models.COMMANDS, *studies.COMMANDS):
 
 def start(arguments: Any = None) -> None:  # noqa: ANN401  (whatever typer takes)
     """The entry point."""
-    torch.set_flush_denormal(True)
     app(arguments)

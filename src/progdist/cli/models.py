@@ -8,9 +8,8 @@ from typing import Annotated, cast, get_args
 import typer
 
 from progdist._utils.errors import UserError
-from progdist._utils.precision import Precision
+from progdist._utils.names import Method, Precision
 from progdist.cli.terminal import console, write_message
-from progdist.diffusion.sampler import METHODS
 
 VARIANCE = "Of --method ancestral: 0 for the lower bound of the variance, 1 for the upper."
 Seed = Annotated[int, typer.Option(help="Seed of the noise.", min=0)]
@@ -39,7 +38,7 @@ def sample(
     count: Annotated[int, typer.Option("--count", "-n", help="How many images.", min=1)] = 64,
     out: Annotated[Path, typer.Option(help="A PNG file (a grid), or .npz (float32 images).")] = Path("samples.png"),
     label: Annotated[int | None, typer.Option(help="The class; all in turn if not given.", min=0)] = None,
-    method: Annotated[str, typer.Option(help=f"One of {', '.join(METHODS)}.")] = "ddim",
+    method: Annotated[str, typer.Option(help=f"One of {', '.join(get_args(Method))}.")] = "ddim",
     level: Annotated[float, typer.Option("--variance", "--level", help=VARIANCE, min=0, max=1)] = 1.0,
     clip: Annotated[bool, typer.Option("--clip", help="Keep every denoised image within [-1, 1].")] = False,
     seed: Seed = 0,
@@ -62,7 +61,7 @@ def evaluate(
     steps: Annotated[int | None, typer.Option(help="Sampling steps; each model's own if not given.")] = None,
     count: Annotated[int, typer.Option("--count", "-n", help="Samples of each model.", min=2)] = 2048,
     features: Annotated[str, typer.Option(help="digits, fashion-mnist, pixels or inception.")] = "pixels",
-    method: Annotated[str, typer.Option(help=f"One of {', '.join(METHODS)}.")] = "ddim",
+    method: Annotated[str, typer.Option(help=f"One of {', '.join(get_args(Method))}.")] = "ddim",
     level: Annotated[float, typer.Option("--variance", "--level", help=VARIANCE, min=0, max=1)] = 1.0,
     clip: Annotated[bool, typer.Option("--clip", help="Keep every denoised image within [-1, 1].")] = False,
     batch: Annotated[int, typer.Option(help="Images made at a time.", min=1)] = 256,

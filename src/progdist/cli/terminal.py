@@ -8,7 +8,6 @@ from collections.abc import Callable
 from functools import wraps
 from typing import ParamSpec
 
-import torch
 import typer
 from rich.console import Console
 
@@ -30,6 +29,9 @@ def user_errors(command: Callable[P, None]) -> Callable[P, None]:
 
     @wraps(command)
     def guarded(*args: P.args, **kwargs: P.kwargs) -> None:
+        import torch  # here, so that --help need not wait for it
+
+        torch.set_flush_denormal(True)
         try:
             with interruptible():
                 command(*args, **kwargs)

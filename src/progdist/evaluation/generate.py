@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from progdist._utils.errors import UserError
-from progdist._utils.precision import Precision
+from progdist._utils.names import Precision
 from progdist._utils.random import SAMPLING_NOISE, generator
 from progdist.data.grid import write_grid
 from progdist.diffusion.sampler import Step, ancestral

@@ -5,7 +5,8 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-from progdist._utils.precision import Precision, autocast
+from progdist._utils.names import Precision
+from progdist._utils.precision import autocast
 from progdist.diffusion.denoiser import DenoiserProtocol
 from progdist.diffusion.sampler import Step, sample
 from progdist.models.model import Model

@@ -8,7 +8,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from progdist._utils.precision import Precision
+from progdist._utils.names import Precision
 from progdist.recipes.schema import Data, Evaluation, Network, Noise, Part
 from progdist.recipes.training import Conversion, Distillation, Training
 

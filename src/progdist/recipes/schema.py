@@ -4,7 +4,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt, model_validator
 
-from progdist._utils.precision import Precision
+from progdist._utils.names import Precision
 from progdist.data.images import ImageTransform, Resample
 from progdist.diffusion.schedule import Cosine, Discrete, RectifiedFlow, Schedule
 

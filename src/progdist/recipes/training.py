@@ -4,7 +4,7 @@ from typing import Annotated, Any, Literal, Self, TypeVar
 
 from pydantic import Field, PositiveInt, model_validator
 
-from progdist._utils.precision import Precision
+from progdist._utils.names import Precision
 from progdist.distillation.chain import Stage, halvings, stages
 from progdist.recipes.schema import Part, Rate, Scale, Share, Weight
 from progdist.training.config import TrainConfig
@@ -35,6 +35,7 @@ class Optimization(Part):
     weighting: Weight = "truncated_snr"
     gradient_accumulation_steps: PositiveInt = 1
     gradient_checkpointing: bool = False
+    compile: bool = False
     max_skipped_updates: Annotated[int, Field(ge=0)] = 10
     precision: Precision = "auto"
     checkpoint_every: PositiveInt = 1000
@@ -127,6 +128,7 @@ class Distillation(Part):
     weighting: Weight = "truncated_snr"
     gradient_accumulation_steps: PositiveInt = 1
     gradient_checkpointing: bool = False
+    compile: bool = False
     max_skipped_updates: Annotated[int, Field(ge=0)] = 10
     lora_rank: Annotated[int, Field(ge=0)] = 0
     precision: Precision = "auto"

@@ -5,7 +5,8 @@ from pathlib import Path
 import torch
 
 from progdist._utils.errors import UserError
-from progdist._utils.precision import Precision, bf16_speedup, emulation_warning, resolve
+from progdist._utils.names import Precision
+from progdist._utils.precision import bf16_speedup, emulation_warning, resolve
 from progdist.data.images import CaptionedImages, Images
 from progdist.models.model import Model
 from progdist.recipes.files import read_recipe

@@ -8,9 +8,10 @@ import copy
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from progdist._utils.errors import UserError
 from progdist.data.images import Images
@@ -118,6 +119,8 @@ def student_stage(
         data=data,
         training={},
     )
+    if config.compile and isinstance(frozen, Denoiser):
+        frozen = frozen.with_network(cast(nn.Module, torch.compile(frozen.network)))
     loss = stage_loss(frozen, link, WEIGHTINGS[recipe.distill.weighting])
     return TrainingStage(student_name(link.steps), number, student, loss, config)
 

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from progdist._utils.precision import Precision
+from progdist._utils.names import Precision
 
 
 @dataclass(frozen=True)
@@ -22,6 +22,7 @@ class TrainConfig:
         dropout: whether the network's dropout is at work.
         gradient_accumulation_steps: parts in which a process takes its share of the batch, to save memory.
         gradient_checkpointing: recompute activations in the backward pass, to save memory.
+        compile: whether torch.compile makes faster code of the network first, which takes a minute or more.
         lora_rank: rank of the LoRA adapters that alone are trained; 0 to train all weights.
         max_skipped_updates: updates in a row that are passed over because their loss or gradient is not finite.
         precision: "bf16" autocasts the network, "float32" does not, "auto" takes what is faster on the device.
@@ -39,6 +40,7 @@ class TrainConfig:
     dropout: bool = False
     gradient_accumulation_steps: int = 1
     gradient_checkpointing: bool = False
+    compile: bool = False
     lora_rank: int = 0
     max_skipped_updates: int = 10
     precision: Precision = "auto"

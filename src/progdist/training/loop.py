@@ -87,11 +87,12 @@ def train(
     if checkpoints is not None:
         _restore(state, checkpoints, accelerator)
     prepared.train(config.dropout)
+    computed = cast(nn.Module, torch.compile(prepared)) if config.compile else prepared
     records = Records(state, config, accelerator, checkpoints, observe)
     with SHUTDOWN.deferred_signals(), _own_generators(device):
         for batch in batches(state.update, config.updates, _own_rows(config, accelerator)):
             torch.manual_seed(seed + state.update * accelerator.num_processes + accelerator.process_index)
-            value, norm = _gradient(prepared, loss, batch, config, accelerator)
+            value, norm = _gradient(computed, loss, batch, config, accelerator)
             due = records.read(value, norm) if records.due() else None
             state.step(value.isfinite() & norm.isfinite())
             if due:
