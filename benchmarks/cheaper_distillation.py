@@ -137,7 +137,7 @@ class Trainer:
         """The student of one stage, and the state of its optimizer."""
         variant, stage = self.variant, self.variant.stages()[number]
         updates, rate = variant.updates[number][1], variant.rates[number]
-        student = teacher.with_network(copy.deepcopy(teacher.network).requires_grad_(True).train())
+        student = teacher.with_network(copy.deepcopy(teacher.network).requires_grad_(True))
         optimizer = torch.optim.AdamW(student.network.parameters(), rate, weight_decay=0.0, fused=True)
         if moments and variant.carry:
             optimizer.load_state_dict(moments)

@@ -21,6 +21,7 @@ from torch import Tensor
 from progdist._utils.precision import autocast
 from progdist.data.images import Images
 from progdist.data.sources import load_images
+from progdist.data.tables import Columns
 from progdist.evaluation.features import feature_space
 from progdist.evaluation.metrics import Quality, quality
 from progdist.models.io.diffusers_pipeline import read_teacher
@@ -60,7 +61,8 @@ def main() -> None:
     parser.add_argument("-n", type=int, default=1797)
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
-    images = load_images(arguments.data, frame(read_teacher(str(arguments.teacher)), arguments.data).transform())
+    framed = frame(read_teacher(str(arguments.teacher)), arguments.data, Columns())
+    images = load_images(arguments.data, framed.transform())
     space = feature_space("pixels", images.shape)
     data = space(images.sample(10_000, 0)[0])
     found: list[Quality] = []

@@ -3,6 +3,7 @@
 import os
 
 os.environ["OMP_NUM_THREADS"] = "1"  # the tests themselves run side by side
+os.environ["HF_HUB_OFFLINE"] = "1"  # what is asked of the hub fails at once
 
 from collections.abc import Callable, Iterator
 from pathlib import Path

@@ -1,7 +1,9 @@
 """Pairs of image and caption, and the embeddings of captions: the same from every format, mistakes in one line."""
 
 import csv
+import io
 import json
+import tarfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -9,14 +11,16 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from pyarrow import Table, parquet
 from torch import Tensor
 
 from progdist import UserError
-from progdist.data import embeddings
-from progdist.data.embeddings import embedded
-from progdist.data.images import CaptionedImages
+from progdist.data.images import CaptionedImages, ImageTransform
 from progdist.data.sources import load_images
+from progdist.data.tables import Columns
 from progdist.models.io.diffusers_pipeline import read_teacher
+from progdist.models.text import embeddings
+from progdist.models.text.embeddings import embedded
 from support.text import PROMPTS, WRITERS
 
 CAPTIONS = ["a handwritten seven", 'one, "quoted",\nof two lines', "eine Süßigkeit", "a handwritten seven"]
@@ -47,7 +51,43 @@ def as_text_files(root: Path) -> None:
         (root / name).with_suffix(".txt").write_text(text + "\n")
 
 
+def as_parquet(root: Path) -> None:
+    files = [{"bytes": (root / name).read_bytes(), "path": None} for name in NAMES]
+    parquet.write_table(
+        Table.from_pydict({"number": [1, 2, 3, 4], "picture": files, "text": CAPTIONS}), root / "a.parquet"
+    )
+
+
+def as_parquet_of_bytes(root: Path) -> None:
+    files = [(root / name).read_bytes() for name in NAMES]
+    parquet.write_table(
+        Table.from_pydict({"image": files, "label": [0, 0, 0, 0], "text": CAPTIONS}), root / "a.parquet"
+    )
+
+
+def as_tar(root: Path) -> None:
+    with tarfile.open(root / "a.tar", "w") as file:
+        for number, (name, text) in enumerate(zip(NAMES, CAPTIONS, strict=True)):
+            image = io.BytesIO()
+            Image.open(root / name).save(image, "png")
+            for suffix, content in {
+                "png": image.getvalue(),
+                "txt": text.encode(),
+                "json": json.dumps({"text": text}).encode(),
+            }.items():
+                member = tarfile.TarInfo(f"{number}.{suffix}")
+                member.size = len(content)
+                file.addfile(member, io.BytesIO(content))
+
+
 FORMATS: list[Callable[[Path], None]] = [as_json_lines, as_table, as_text_files]
+
+TABLES: dict[str, tuple[Callable[[Path], None], str, Columns]] = {
+    "parquet": (as_parquet, "parquet:{}", Columns("picture", "text")),
+    "parquet of bytes": (as_parquet_of_bytes, "parquet:{}/*.parquet", Columns(None, "text")),
+    "tar with text": (as_tar, "wds:{}", Columns(None, "txt")),
+    "tar with json": (as_tar, "wds:{}/a.tar", Columns("png", "json.text")),
+}
 
 
 @pytest.mark.parametrize("write", FORMATS, ids=lambda write: write.__name__)
@@ -58,6 +98,40 @@ def test_every_format_gives_the_same_pairs(write: Callable[[Path], None], tmp_pa
     pairs = [(round(float(image.mean()), 1), found.classes[label]) for image, label in found]
     assert pairs == [(round(60 * i / 127.5 - 1, 1), text) for i, text in enumerate(CAPTIONS)]
     assert len(found.classes) == 3  # a caption twice is one
+
+
+@pytest.fixture
+def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+
+
+@pytest.mark.usefixtures("_own_cache")
+@pytest.mark.parametrize("table", TABLES)
+def test_every_table_gives_the_same_pairs(table: str, tmp_path: Path) -> None:
+    write, source, columns = TABLES[table]
+    write(images(tmp_path))
+    found = load_images(source.format(tmp_path), columns=columns)
+    assert isinstance(found, CaptionedImages)
+    pairs = [(round(float(image.mean()), 1), found.classes[label]) for image, label in found]
+    assert pairs == [(round(60 * i / 127.5 - 1, 1), text) for i, text in enumerate(CAPTIONS)]
+    assert len(found.classes) == 3
+    assert found.reframed(ImageTransform(3, 1)).shape == (1, 3, 3)
+
+
+@pytest.mark.usefixtures("_own_cache")
+def test_tables_without_pairs_are_one_line(tmp_path: Path) -> None:
+    as_parquet(images(tmp_path))
+    for columns, message in (
+        (Columns(None, "text"), "none of them image"),
+        (Columns("photo", "text"), "no photo: name the images' with --image-column"),
+        (Columns("picture", "caption"), "no caption: name the captions' with --caption-column"),
+        (Columns("picture", "number"), "4 of 4 rows have no text in number, the first is row 0"),
+        (Columns("text", "text"), "holds no image in text"),
+    ):
+        with pytest.raises(UserError, match=message):
+            load_images(f"parquet:{tmp_path}", columns=columns)
+    with pytest.raises(UserError, match="has no columns to be named"):
+        load_images("digits", columns=Columns("image"))
 
 
 def test_a_part_of_the_pairs_keeps_its_captions(tmp_path: Path) -> None:

@@ -42,6 +42,8 @@ CHANGES: dict[str, tuple[Any, Observe]] = {
     "data.size": (4, images_of),
     "data.channels": (3, images_of),
     "data.resample": ("bilinear", images_of),
+    "data.image_column": ("picture", lambda recipe: recipe.data.columns()),
+    "data.caption_column": ("text", lambda recipe: recipe.data.columns()),
     "data.flip": (True, batches_of),
     "data.workers": (2, batches_of),
     "noise.kind": ("linear", schedule_of),

@@ -11,9 +11,9 @@ import pytest
 import torch
 from PIL import Image
 
-from progdist.data import embeddings
 from progdist.diffusion.denoiser import Denoiser
 from progdist.models.io.folder import load
+from progdist.models.text import embeddings
 from progdist.models.text.pipeline import guidance_input
 from progdist.recipes.files import read_recipe
 from progdist.runs.run import open_run

@@ -1,14 +1,18 @@
 """The commands that carry out recipes, and the app that holds all commands."""
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from progdist import __version__
 from progdist._utils.errors import UserError
 from progdist.cli import models, studies
+from progdist.cli.options import CaptionColumn, Fresh, Guidance, ImageColumn, MatchUpdates, Shard
 from progdist.cli.terminal import RANK, console, user_errors
+
+if TYPE_CHECKING:
+    from progdist.recipes.recipe import Recipe
 
 app = typer.Typer(
     name="progdist",
@@ -17,15 +21,6 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-Fresh = Annotated[bool, typer.Option("--fresh", help="Start over; an older run is renamed, never deleted.")]
-Shard = Annotated[bool, typer.Option("--shard", help="Spread the network in training over the processes (FSDP2).")]
-Guidance = Annotated[
-    str | None,
-    typer.Option(help="Guidance scale to distil into the student, or a range LO:HI that it can be given."),
-]
-MatchUpdates = Annotated[
-    int | None, typer.Option(help="Training steps of stage 0; four times --updates if not given.", min=1)
-]
 
 
 def _version(wanted: bool) -> None:
@@ -83,16 +78,17 @@ def distill(
     batch: Annotated[int, typer.Option(help="Batch size.", min=1)] = 64,
     guidance: Guidance = None,
     negative: Annotated[str | None, typer.Option(help="A prompt that guidance leads away from, for good.")] = None,
+    image_column: ImageColumn = None,
+    caption_column: CaptionColumn = None,
     set_: Annotated[list[str] | None, typer.Option("--set", help="Any key of the recipe, as in `run`.")] = None,
     fresh: Fresh = False,
     shard: Shard = False,
 ) -> None:
     """Bring your own teacher: distil a trained model; the same command again continues."""
-    from progdist.cli.progress import Terminal
+    from progdist.data.tables import Columns
     from progdist.models.io.diffusers_pipeline import read_teacher
     from progdist.recipes.files import override
     from progdist.recipes.from_teacher import default_output, recipe_for_teacher
-    from progdist.runs.run import run as run_recipe
 
     teacher = read_teacher(model)
     for line in teacher.summary:
@@ -102,6 +98,7 @@ def distill(
         model,
         teacher,
         data,
+        Columns(image_column, caption_column),
         name=folder.name,
         steps=steps,
         start=start,
@@ -111,7 +108,14 @@ def distill(
         guidance=_guidance(guidance),
         negative=negative,
     )
-    recipe = override(proposed, set_ or [])
+    _distill(override(proposed, set_ or []), folder, fresh, shard)
+
+
+def _distill(recipe: "Recipe", folder: Path, fresh: bool, shard: bool) -> None:
+    """Run a teacher's recipe, and name its chain and its last student."""
+    from progdist.cli.progress import Terminal
+    from progdist.runs.run import run as run_recipe
+
     console.print(f"chain: {' -> '.join(map(str, recipe.distill.counts()))}", highlight=False)
     _finish(run_recipe(recipe, folder, Terminal(console), fresh=fresh, shards=shard), folder)
     last = folder / f"student-{recipe.distill.counts()[-1]:04d}"

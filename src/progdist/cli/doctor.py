@@ -5,15 +5,16 @@ from collections.abc import Iterator
 
 import torch
 
-from progdist.data.embeddings import row_bytes
 from progdist.data.images import CaptionedImages, Images
 from progdist.data.sources import load_images
+from progdist.data.tables import Columns
 from progdist.diffusion.parameterization import Eps
 from progdist.diffusion.schedule import Discrete
 from progdist.distillation.conversion import needs_conversion
 from progdist.distillation.teacher_check import TeacherCheck
 from progdist.evaluation.teacher_check import check_on_images
 from progdist.models.io.diffusers_pipeline import Teacher, read_teacher
+from progdist.models.text.embeddings import row_bytes
 from progdist.recipes.from_teacher import chain_for, frame
 from progdist.runs.estimate import Rates, measure
 from progdist.training.config import TrainConfig
@@ -21,12 +22,15 @@ from progdist.training.config import TrainConfig
 TRIAL = TrainConfig(updates=1, batch=64, learning_rate=1e-4)
 
 
-def examine(source_model: str, source: str | None, offset: float | None = None, seed: int = 0) -> Iterator[str]:
+def examine(
+    source_model: str, source: str | None, columns: Columns, offset: float | None = None, seed: int = 0
+) -> Iterator[str]:
     """A line for each finding; lines that begin with `!` are what would go wrong.
 
     Args:
         source_model: a teacher's folder or hub name.
         source: data on which its output is read in every way; None for none.
+        columns: of its table, those that are named.
         offset: of the timestep, in place of its folder's.
         seed: of the noise and the choice of images.
 
@@ -43,7 +47,7 @@ def examine(source_model: str, source: str | None, offset: float | None = None, 
     if source is None:
         yield "give --data to try its output and its timesteps"
         return
-    images = load_images(source, frame(teacher, source).transform())
+    images = load_images(source, frame(teacher, source, columns).transform(), columns)
     yield from _caches(teacher, images)
     if teacher.model.steps:
         yield "it was distilled and knows only the times of its own steps: its output is not tried on data"
@@ -59,7 +63,7 @@ def _caches(teacher: Teacher, images: Images) -> Iterator[str]:
     model = teacher.model
     if (model.text is None) != (not isinstance(images, CaptionedImages)):
         lacks, remedy = ("the data have no", "captions") if model.text else ("the teacher takes no", "folder")
-        yield f"! {lacks} captions: give {remedy}:FOLDER"
+        yield f"! {lacks} captions: give {remedy}:FOLDER" + (", or name their --caption-column" if model.text else "")
         return
     if model.text:
         size = len(images.classes) * row_bytes(model.text.encoder())

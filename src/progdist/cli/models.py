@@ -9,23 +9,26 @@ import typer
 
 from progdist._utils.errors import UserError
 from progdist._utils.names import Method, Precision
+from progdist.cli.options import CaptionColumn, ImageColumn, Seed
 from progdist.cli.terminal import console, write_message
 
 VARIANCE = "Of --method ancestral: 0 for the lower bound of the variance, 1 for the upper."
-Seed = Annotated[int, typer.Option(help="Seed of the noise.", min=0)]
 
 
 def doctor(
     model: Annotated[str, typer.Argument(help="A diffusers pipeline folder, a progdist folder, or hub:OWNER/NAME.")],
     data: Annotated[str | None, typer.Option(help="Images to try it on, e.g. folder:PATH.")] = None,
     offset: Annotated[float | None, typer.Option(help="Timestep offset, if it differs from the folder's.")] = None,
+    image_column: ImageColumn = None,
+    caption_column: CaptionColumn = None,
     seed: Seed = 0,
 ) -> None:
     """Say what is inferred of a teacher, and what would go wrong; exit code 2 if something would."""
     from progdist.cli.doctor import examine
+    from progdist.data.tables import Columns
 
     amiss = False
-    for line in examine(model, data, offset, seed):
+    for line in examine(model, data, Columns(image_column, caption_column), offset, seed):
         amiss |= line.startswith("!")
         console.print(line, highlight=False, markup=False, style="bold red" if line.startswith("!") else None)
     if amiss:
@@ -68,10 +71,14 @@ def evaluate(
     precision: Annotated[str, typer.Option(help="auto, float32 or bf16.")] = "auto",
     teacher: Annotated[Path | None, typer.Option(help="Also give the RMSE to this model's images.")] = None,
     teacher_steps: Annotated[int | None, typer.Option(help="Steps that --teacher takes; 256 if not given.")] = None,
+    image_column: ImageColumn = None,
+    caption_column: CaptionColumn = None,
     seed: Seed = 0,
     json_: Annotated[bool, typer.Option("--json", help="One JSON object per model.")] = False,
 ) -> None:
     """Measure models against data."""
+    from progdist.data.sources import load_images
+    from progdist.data.tables import Columns
     from progdist.evaluation.compare import Reference, compare
     from progdist.evaluation.generate import SamplingOptions
 
@@ -81,7 +88,8 @@ def evaluate(
         raise UserError(f"--precision {precision} is unknown: use one of {', '.join(get_args(Precision))}")
     reference = Reference(teacher, teacher_steps or 256) if teacher else None
     options = SamplingOptions(steps, count, None, seed, method, clip, level, batch, cast(Precision, precision))
-    for result in compare(models, data, options, features, reference, write_message):
+    images = load_images(data, columns=Columns(image_column, caption_column))
+    for result in compare(models, images, options, features, reference, write_message):
         if json_:
             typer.echo(json.dumps(result))
         else:

@@ -9,8 +9,10 @@ A source is named in one word:
     cifar:PATH      the folder of CIFAR-10's binary or python version
     npz:PATH        arrays `images` (N, H, W) or (N, H, W, C), uint8 or float in [-1, 1], and `labels` (N,) if any
     hub:NAME        a Hugging Face data set (extra `hub`)
-    wds:PATH        WebDataset tar shards that stream (extra `stream`; see `progdist.data.streams`)
+    wds:PATH        WebDataset tar shards that stream (extra `stream`)
     parquet:PATH    Parquet files that stream (extra `stream`)
+
+Of `hub:`, `wds:` and `parquet:` the columns of image and caption can be named (see `progdist.data.tables`).
 
 With a `size`, an image is centre-cropped to a square and resampled to size x size: by `area` (each new pixel is the
 mean of the old ones it covers) or `bilinear` (with antialiasing). Without one, all images must have one size.
@@ -20,35 +22,43 @@ import struct
 import zipfile
 import zlib
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from progdist._utils.errors import UserError
 from progdist.data.folders import open_captions, open_folder
 from progdist.data.formats import read_cifar, read_idx, read_npz
-from progdist.data.images import ArrayReader, Images, ImageTransform, Reader
-from progdist.data.streams import open_parquet, open_webdataset
+from progdist.data.images import ArrayReader, Images, ImageTransform
+from progdist.data.tables import Columns, open_hub, open_parquet, open_webdataset
 
 
-def load_images(source: str, transform: ImageTransform | None = None) -> Images:
+def load_images(source: str, transform: ImageTransform | None = None, columns: Columns | None = None) -> Images:
     """Open a source by its name.
 
+    Args:
+        source: its name.
+        transform: how an image becomes a tensor.
+        columns: of a table, those that are named.
+
     Raises:
-        UserError: the source is unknown, missing, empty or damaged.
+        UserError: the source is unknown, missing, empty or damaged, or has no columns to be named.
     """
     scheme, _, path_text = source.partition(":")
     transform = transform or ImageTransform()
+    if columns and scheme not in _TABLES:
+        tables = ", ".join(f"{name}:" for name in _TABLES)
+        raise UserError(f"{source} has no columns to be named: leave image and caption columns, which are of {tables}")
     if scheme == "digits":
         return _digits(transform)
-    if scheme not in _READERS or not path_text:
-        kinds = ", ".join(["digits", *(f"{name}:PATH" for name in _READERS)])
+    if scheme not in {**_READERS, **_TABLES} or not path_text:
+        kinds = ", ".join(["digits", *(f"{name}:PATH" for name in (*_READERS, *_TABLES))])
         raise UserError(f"data source {source!r} is unknown: use one of {kinds}")
+    if scheme in _TABLES:
+        return _TABLES[scheme](path_text, transform, columns or Columns())
     return _READERS[scheme](path_text, transform)
 
 
@@ -101,23 +111,6 @@ _NOT_ARRAYS = (AttributeError, SyntaxError, RuntimeError, EOFError, struct.error
 """What numpy and zipfile raise of damaged files, beside the usual."""
 
 
-def _hub(path_text: str, transform: ImageTransform) -> Images:
-    try:
-        from datasets import load_dataset  # pyright: ignore[reportMissingImports]
-    except ImportError as error:
-        raise UserError("hub: data needs the extra `hub`: pip install 'progdist[hub]'") from error
-    try:
-        table: Any = load_dataset(path_text, split="train")
-    except Exception as error:  # the library raises many kinds: all mean that it cannot be had
-        raise UserError(f"hub:{path_text} cannot be loaded ({' '.join(str(error).split())})") from error
-    image_column = next((name for name in ("image", "img", "png", "jpg") if name in table.column_names), None)
-    if image_column is None:
-        raise UserError(f"hub:{path_text} has columns {table.column_names}, none of them image, img, png or jpg")
-    label_column = next((name for name in ("label", "labels", "fine_label") if name in table.column_names), None)
-    labels = None if label_column is None else torch.tensor(table[label_column][:])
-    return Images(f"hub:{path_text}", len(table), _Table(transform, table, image_column), labels)
-
-
 def _array(
     name: str,
     pixels: NDArray[Any],
@@ -133,24 +126,16 @@ def _array(
     return Images(name, len(pixels), ArrayReader(transform, pixels, white), known)
 
 
-@dataclass(frozen=True)
-class _Table(Reader):
-    """One column of a Hugging Face data set, which reads from its own files."""
-
-    table: Any
-    column: str
-
-    def __call__(self, index: int) -> Tensor:
-        return self.transform(self.table[index][self.column])
-
-
 _READERS: dict[str, Callable[[str, ImageTransform], Images]] = {
     "folder": open_folder,
     "captions": open_captions,
     "idx": _idx,
     "cifar": _cifar,
     "npz": _npz,
-    "hub": _hub,
+}
+
+_TABLES: dict[str, Callable[[str, ImageTransform, Columns], Images]] = {
+    "hub": open_hub,
     "wds": open_webdataset,
     "parquet": open_parquet,
 }

@@ -1,25 +1,17 @@
 """Images that stream: shards read from beginning to end, so that data need not fit a disk.
 
-    wds:PATH        WebDataset tar shards, local or remote, as `train-{000000..000099}.tar`: jpg, png or webp, and cls
-    parquet:PATH    Parquet files of Hugging Face data sets, as `data/train-*.parquet`; columns image and label
-
 The shards are dealt to the processes and to the workers of each, and every reader walks through its own, epoch after
 epoch, in an order of shards that is new in each epoch and through a buffer of BUFFER examples that mixes them. What a
 reader sees is a function of (seed, stage, number of readers); to go on at a later update it passes over what earlier
 ones saw without decoding it. A batch comes from one reader, and readers take turns.
 """
 
-import glob
 import io
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from importlib.util import find_spec
 from itertools import count, islice
-from pathlib import Path
-from typing import Any, cast
 
-import fsspec
 import torch
 from PIL import Image
 from torch import Tensor
@@ -177,73 +169,3 @@ class _Encoded:
         except UNREADABLE as error:
             reason = " ".join(str(error).split())
             raise UserError(f"{self.name} holds an image that cannot be read ({reason}): remove it") from error
-
-
-def open_webdataset(path_text: str, transform: ImageTransform) -> StreamedImages:
-    """The images of WebDataset tar shards.
-
-    Raises:
-        UserError: the extra is missing, or there are no such shards.
-    """
-    try:
-        from webdataset import shardlists  # only where it is used
-    except ImportError as error:
-        raise UserError("wds: data needs the extra `stream`: pip install 'progdist[stream]'") from error
-    shards = [found for text in shardlists.expand_urls(path_text) for found in _files(text, ".tar")]
-    return StreamedImages(f"wds:{path_text}", _some(shards, f"wds:{path_text}"), _read_tar, transform)
-
-
-def _read_tar(shard: str) -> Iterator[Example]:
-    from webdataset import tariterators
-    from webdataset.gopen import gopen
-
-    with gopen(shard, "rb") as opened:
-        files = tariterators.tar_file_expander([{"url": shard, "stream": opened}])
-        for sample in cast(Iterator[dict[str, Any]], tariterators.group_by_keys(files)):
-            image = next((sample[name] for name in ("jpg", "jpeg", "png", "webp") if name in sample), None)
-            if image is None:
-                raise UserError(f"{shard}: {sample['__key__']} has no jpg, jpeg, png or webp: remove it")
-            yield image, int(sample.get("cls", b"0"))
-
-
-def open_parquet(path_text: str, transform: ImageTransform) -> StreamedImages:
-    """The images of Parquet files as Hugging Face writes them: a column of {bytes, path} or of bytes.
-
-    Raises:
-        UserError: the extra is missing, there are no such files, or none of their columns is an image.
-    """
-    if find_spec("pyarrow") is None:
-        raise UserError("parquet: data needs the extra `stream`: pip install 'progdist[stream]'")
-    shards = _some(_files(path_text, ".parquet"), f"parquet:{path_text}")
-    return StreamedImages(f"parquet:{path_text}", shards, _read_parquet, transform)
-
-
-def _read_parquet(shard: str) -> Iterator[Example]:
-    from pyarrow import parquet
-
-    with fsspec.open(shard, "rb") as opened, parquet.ParquetFile(cast(Any, opened)) as file:
-        names = file.schema_arrow.names
-        image = next((name for name in ("image", "img", "png", "jpg") if name in names), None)
-        label = next((name for name in ("label", "labels", "fine_label") if name in names), None)
-        if image is None:
-            raise UserError(f"{shard} has columns {names}, none of them image, img, png or jpg")
-        for rows in file.iter_batches(batch_size=64, columns=[image, label] if label else [image]):
-            labels = rows.column(label).to_pylist() if label else [0] * len(rows)
-            for content, number in zip(rows.column(image).to_pylist(), labels, strict=True):
-                yield content["bytes"] if isinstance(content, dict) else content, int(number)
-
-
-def _files(text: str, suffix: str) -> list[str]:
-    """The files that a local pattern matches, or those in a folder; an address or a command as it is."""
-    if "://" in text or text.startswith("pipe:"):
-        return [text]
-    path = Path(text).expanduser()
-    if path.is_dir():
-        return sorted(str(found) for found in path.iterdir() if found.suffix == suffix)
-    return sorted(glob.glob(str(path)))
-
-
-def _some(shards: list[str], name: str) -> list[str]:
-    if not shards:
-        raise UserError(f"{name} matches no files: give a folder, or a pattern such as train-*.tar or train-*.parquet")
-    return shards

@@ -12,7 +12,6 @@ from torch import Tensor
 from progdist._utils.errors import UserError
 from progdist.data.images import CaptionedImages, Images, ImageTransform
 from progdist.data.shards import TensorShards
-from progdist.data.sources import load_images
 from progdist.diffusion.sampler import network_evaluations
 from progdist.evaluation.features import FeatureSpace, feature_space, features_of
 from progdist.evaluation.generate import Notify, SamplingOptions, make_in_batches
@@ -32,7 +31,7 @@ class Reference:
 
 def compare(
     folders: Sequence[Path],
-    source: str,
+    opened: Images,
     options: SamplingOptions,
     features: str,
     reference: Reference | None,
@@ -43,7 +42,7 @@ def compare(
     Raises:
         UserError: images of another size than the model's, or as in `make` and `load_images`.
     """
-    opened, known = load_images(source), dict[tuple[int, int, int], Tensor]()
+    known = dict[tuple[int, int, int], Tensor]()
     with TemporaryDirectory() as scratch:
         taught = _reference_images(reference, options, opened, Path(scratch), notify) if reference else None
         for folder in folders:
@@ -74,7 +73,10 @@ def _of_captions(model: Model, options: SamplingOptions, images: Images) -> Samp
     if model.text is None:
         return options
     if not isinstance(images, CaptionedImages):
-        raise UserError(f"the model makes images of captions, and {images.name} has none: give captions:FOLDER")
+        raise UserError(
+            f"the model makes images of captions, and {images.name} has none: give captions:FOLDER, or name their "
+            "--caption-column"
+        )
     return replace(options, prompts=tuple(images.classes[n] for n in images.stratified_labels(options.count).tolist()))
 
 

@@ -9,8 +9,8 @@ import re
 from pathlib import Path
 
 from progdist._utils.errors import UserError
-from progdist.data.images import ImageTransform
 from progdist.data.sources import load_images
+from progdist.data.tables import Columns
 from progdist.models.io.diffusers_pipeline import Teacher
 from progdist.recipes.files import validated
 from progdist.recipes.recipe import Recipe
@@ -47,6 +47,7 @@ def recipe_for_teacher(
     source_model: str,
     teacher: Teacher,
     source: str,
+    columns: Columns | None = None,
     *,
     name: str,
     steps: int,
@@ -63,6 +64,7 @@ def recipe_for_teacher(
         source_model: the teacher's folder or hub name.
         teacher: as read from there.
         source: the data.
+        columns: of a table, those that are named.
         name: of the run.
         steps: the last student's.
         start: the most steps of the chain's first count.
@@ -80,7 +82,7 @@ def recipe_for_teacher(
     content = {
         "name": re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-._") or "run",
         "about": f"{source_model} distilled to {steps} steps",
-        "data": frame(teacher, source).model_dump(),
+        "data": frame(teacher, source, columns or Columns()).model_dump(),
         "teacher": {"model": source_model},
         "match": {"updates": match_updates or 4 * updates, "guidance": guidance, "negative": negative, **training},
         "distill": {
@@ -110,18 +112,17 @@ def chain_for(teacher: Teacher, target: int, start: int) -> list[int]:
     return divisor_chain(teacher.model.denoiser.timesteps, target, max(known, default=start))
 
 
-def frame(teacher: Teacher, source: str) -> Data:
+def frame(teacher: Teacher, source: str, columns: Columns) -> Data:
     """The data in the shape that the teacher makes."""
-    shape = teacher.model.image
-    if load_images(source).shape == shape:
-        return Data(source=source)
+    shape, data = teacher.model.image, Data(source=source, image_column=columns.image, caption_column=columns.caption)
+    own = load_images(source, columns=columns).shape
+    if own == shape:
+        return data
     if shape[1] != shape[2] or shape[0] not in (1, 3):
         raise UserError(f"the teacher makes images of {shape}: bring {source} to that shape yourself")
-    grows = max(load_images(source).shape[1:]) < shape[1]
-    channels, resample = (3 if shape[0] == 3 else 1), ("bilinear" if grows else "area")
-    data = Data(source=source, size=shape[1], channels=channels, resample=resample)
-    transform: ImageTransform = data.transform()
-    if load_images(source, transform).shape != shape:
+    resample = "bilinear" if max(own[1:]) < shape[1] else "area"
+    data = data.model_copy(update={"size": shape[1], "channels": shape[0], "resample": resample})
+    if load_images(source, data.transform(), columns).shape != shape:
         raise UserError(f"{source} cannot be brought to the teacher's {shape} (channels, height, width)")
     return data
 

@@ -6,6 +6,7 @@ from pydantic import BaseModel, ConfigDict, Field, PositiveInt, model_validator
 
 from progdist._utils.names import Precision
 from progdist.data.images import ImageTransform, Resample
+from progdist.data.tables import Columns
 from progdist.diffusion.schedule import Cosine, Discrete, RectifiedFlow, Schedule
 
 Weight = Literal["constant", "snr", "truncated_snr", "snr_plus_one", "velocity"]
@@ -21,19 +22,29 @@ class Part(BaseModel):
 
 
 class Data(Part):
-    """Where the images come from and how they are framed; `classes`, if given, is checked against the data."""
+    """Where the images come from and how they are framed; `classes`, if given, is checked against the data.
+
+    Of a table (`hub:`, `parquet:`, `wds:`) the columns of image and caption can be named; a named caption column makes
+    its rows pairs (see `progdist.data.tables`).
+    """
 
     source: str
     classes: PositiveInt | None = None
     size: PositiveInt | None = None
     channels: Literal[1, 3] | None = None
     resample: Resample = "area"
+    image_column: str | None = None
+    caption_column: str | None = None
     flip: bool = False
     workers: Annotated[int, Field(ge=0)] = 0
 
     def transform(self) -> ImageTransform:
         """How an image becomes a tensor."""
         return ImageTransform(self.size, self.channels, self.resample)
+
+    def columns(self) -> Columns:
+        """Those that are named."""
+        return Columns(self.image_column, self.caption_column)
 
 
 class Noise(Part):

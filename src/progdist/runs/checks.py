@@ -52,7 +52,10 @@ def _check_captions(recipe: Recipe, model: Model, images: Images) -> None:
     """Refuse data and guidance of captions where the teacher takes none, and of classes where it takes captions."""
     captioned, match = isinstance(images, CaptionedImages), recipe.match
     if model.text and not captioned:
-        raise UserError(f"the teacher makes images of captions, and {images.name} has none: give captions:FOLDER")
+        raise UserError(
+            f"the teacher makes images of captions, and {images.name} has none: give captions:FOLDER, or name their "
+            "--caption-column"
+        )
     if captioned and not model.text:
         raise UserError(f"{images.name} is of captions, and the teacher takes none: give folder:FOLDER")
     if model.text and match.null_class is not None:

@@ -3,10 +3,10 @@
 from dataclasses import dataclass
 from functools import cached_property, partial
 
-from progdist.data.embeddings import Embeddings, embedded
 from progdist.data.images import Images
 from progdist.models.model import Model
 from progdist.models.text.conditions import CaptionConditions
+from progdist.models.text.embeddings import Embeddings, embedded
 from progdist.models.unet import Conditions, class_conditions
 from progdist.recipes.recipe import Recipe
 from progdist.runs.folder import RunFolder

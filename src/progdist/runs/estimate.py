@@ -113,7 +113,7 @@ def _model(recipe: Recipe) -> Model:
     if stated and (data.classes is not None or not network.class_conditional):
         shape, classes = (data.channels or 0, data.size or 0, data.size or 0), range(data.classes or 0)
         return untrained(recipe, shape, tuple(map(str, classes)), data.source)
-    images = load_images(data.source, data.transform())
+    images = load_images(data.source, data.transform(), data.columns())
     return untrained(recipe, images.shape, images.classes, images.name)
 
 

@@ -191,7 +191,7 @@ def open_images(data: Data) -> Images:
     Raises:
         UserError: it cannot be read, or has another number of classes than the section states.
     """
-    images = load_images(data.source, data.transform())
+    images = load_images(data.source, data.transform(), data.columns())
     if data.classes is not None and data.classes != len(images.classes):
         raise UserError(
             f"data.classes is {data.classes}, but {images.name} has {len(images.classes)}: change one of them"

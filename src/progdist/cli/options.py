@@ -1,0 +1,18 @@
+"""Options that several commands take."""
+
+from typing import Annotated
+
+import typer
+
+Seed = Annotated[int, typer.Option(help="Seed of the noise.", min=0)]
+Fresh = Annotated[bool, typer.Option("--fresh", help="Start over; an older run is renamed, never deleted.")]
+Shard = Annotated[bool, typer.Option("--shard", help="Spread the network in training over the processes (FSDP2).")]
+Guidance = Annotated[
+    str | None,
+    typer.Option(help="Guidance scale to distil into the student, or a range LO:HI that it can be given."),
+]
+MatchUpdates = Annotated[
+    int | None, typer.Option(help="Training steps of stage 0; four times --updates if not given.", min=1)
+]
+ImageColumn = Annotated[str | None, typer.Option(help="Column of the images in hub:, parquet: or wds: data.")]
+CaptionColumn = Annotated[str | None, typer.Option(help="Column of the captions in such data, e.g. text or json.text.")]

@@ -1,0 +1,227 @@
+"""Images in tables: Hugging Face data sets, Parquet files and tar shards.
+
+    hub:NAME        a data set of the Hugging Face hub (extra `hub`)
+    wds:PATH        WebDataset tar shards, local or remote, as `train-{000000..000099}.tar`: jpg, png or webp, and cls
+    parquet:PATH    Parquet files of Hugging Face data sets, as `data/train-*.parquet`; columns image and label
+
+With a caption column (of tar shards `txt`, or a field of `json`, written json.caption) rows are pairs of image and
+caption. Those, and hub data sets, are read by `datasets`, which converts Parquet and tar files once to Arrow files in
+its own cache and maps these into memory, so that any row can be had at any time. Without captions `wds:` and
+`parquet:` stream (see `streams`).
+"""
+
+import glob
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, cast
+
+import fsspec
+import torch
+from torch import Tensor
+
+from progdist._utils.errors import UserError
+from progdist.data.images import CaptionedImages, Images, ImageTransform, Reader
+from progdist.data.streams import Example, StreamedImages
+
+IMAGE_COLUMNS = ("image", "img", "png", "jpg", "jpeg", "webp")
+"""Where an image is looked for if no column is named."""
+
+LABEL_COLUMNS = ("label", "labels", "fine_label")
+
+
+@dataclass(frozen=True)
+class Columns:
+    """The columns of a table that a person has named; None for those that are found by their usual names."""
+
+    image: str | None = None
+    caption: str | None = None
+
+    def __bool__(self) -> bool:
+        """Whether any is named."""
+        return self.image is not None or self.caption is not None
+
+
+@dataclass(frozen=True)
+class _Table(Reader):
+    """The image column of a table, which reads from its own files."""
+
+    table: Any
+    column: str
+    name: str
+
+    def __call__(self, index: int) -> Tensor:
+        """Image (C, H, W) in [-1, 1].
+
+        Raises:
+            UserError: the row holds none.
+        """
+        try:
+            return self.transform(self.table[index][self.column])
+        except (OSError, ValueError, AttributeError, TypeError) as error:
+            reason = " ".join(str(error).split())[:200]
+            raise UserError(
+                f"{self.name}: row {index} holds no image in {self.column} ({reason}): remove it"
+            ) from error
+
+
+def open_hub(path_text: str, transform: ImageTransform, columns: Columns) -> Images:
+    """The images of a hub data set, with labels or captions.
+
+    Raises:
+        UserError: the extra is missing, the data set cannot be had, or has no such columns.
+    """
+    name = f"hub:{path_text}"
+    table = _loaded(name, lambda load: load(path_text, split="train"))
+    if columns.caption:
+        return _pairs(name, table, transform, columns)
+    column = next((name for name in LABEL_COLUMNS if name in table.column_names), None)
+    labels = None if column is None else torch.tensor(table[column][:])
+    return Images(name, len(table), _image_column(name, table, transform, columns), labels)
+
+
+def open_pairs(name: str, builder: str, files: Sequence[str], transform: ImageTransform, columns: Columns) -> Images:
+    """The pairs of Parquet or tar files.
+
+    Args:
+        name: of the source.
+        builder: of `datasets`, "parquet" or "webdataset".
+        files: paths or addresses.
+        transform: how an image becomes a tensor.
+        columns: of which the caption's is named.
+
+    Raises:
+        UserError: as `open_hub`, or a row has no caption.
+    """
+    table = _loaded(name, lambda load: load(builder, data_files=list(files), split="train"))
+    return _pairs(name, table, transform, columns)
+
+
+def _loaded(name: str, load: Callable[[Callable[..., Any]], Any]) -> Any:  # noqa: ANN401
+    """A table of `datasets`, without its progress bars."""
+    try:
+        import datasets
+    except ImportError as error:
+        raise UserError(f"{name} needs the extra `hub`: pip install 'progdist[hub]'") from error
+    datasets.disable_progress_bars()
+    try:
+        return load(datasets.load_dataset)
+    except Exception as error:  # the library raises many kinds: all mean that it cannot be had
+        raise UserError(f"{name} cannot be loaded ({' '.join(str(error).split())[:300]})") from error
+
+
+def _image_column(name: str, table: Any, transform: ImageTransform, columns: Columns) -> _Table:  # noqa: ANN401
+    import datasets
+
+    known = table.column_names
+    column = columns.image or next((usual for usual in IMAGE_COLUMNS if usual in known), None)
+    if column is None or column not in known:
+        wanted = f"no {columns.image}" if columns.image else f"none of them {', '.join(IMAGE_COLUMNS)}"
+        raise UserError(f"{name} has columns {', '.join(known)}, {wanted}: name the images' with --image-column")
+    if not isinstance(table.features[column], datasets.Image):  # bytes, which any Parquet writer leaves
+        table = table.cast_column(column, datasets.Image())
+    return _Table(transform, table, column, name)
+
+
+def _pairs(name: str, table: Any, transform: ImageTransform, columns: Columns) -> CaptionedImages:  # noqa: ANN401
+    """The pairs of a table; a caption is the number of a distinct one."""
+    assert columns.caption is not None
+    column, *fields = columns.caption.split(".")
+    if column not in table.column_names:
+        known = ", ".join(table.column_names)
+        raise UserError(f"{name} has columns {known}, no {column}: name the captions' with --caption-column")
+    captions = list(table[column])
+    for field in fields:
+        captions = [row.get(field) if isinstance(row, dict) else None for row in captions]
+    captions = [text.strip() if isinstance(text, str) else "" for text in captions]
+    if missing := [row for row, text in enumerate(captions) if not text]:
+        raise UserError(
+            f"{name}: {len(missing)} of {len(captions)} rows have no text in {columns.caption}, the first is row "
+            f"{missing[0]}: remove them, or name the captions' column with --caption-column"
+        )
+    numbers = {text: number for number, text in enumerate(dict.fromkeys(captions))}
+    labels = torch.tensor([numbers[text] for text in captions]) if captions else None
+    read = _image_column(name, table, transform, columns)
+    return CaptionedImages(name, len(captions), read, labels, tuple(numbers))
+
+
+def open_webdataset(path_text: str, transform: ImageTransform, columns: Columns) -> Images:
+    """The images of WebDataset tar shards: a stream, or pairs if a caption column is named.
+
+    Raises:
+        UserError: the extra is missing, or there are no such shards.
+    """
+    try:
+        from webdataset import shardlists  # only where it is used
+    except ImportError as error:
+        raise UserError("wds: data needs the extra `stream`: pip install 'progdist[stream]'") from error
+    name = f"wds:{path_text}"
+    shards = _some([found for text in shardlists.expand_urls(path_text) for found in _files(text, ".tar")], name)
+    if columns.caption:
+        return open_pairs(name, "webdataset", shards, transform, columns)
+    return StreamedImages(name, shards, partial(_read_tar, named=columns.image), transform)
+
+
+def _read_tar(shard: str, named: str | None) -> Iterator[Example]:
+    from webdataset import tariterators
+    from webdataset.gopen import gopen
+
+    with gopen(shard, "rb") as opened:
+        files = tariterators.tar_file_expander([{"url": shard, "stream": opened}])
+        for sample in cast(Iterator[dict[str, Any]], tariterators.group_by_keys(files)):
+            names = (named,) if named else ("jpg", "jpeg", "png", "webp")
+            image = next((sample[name] for name in names if name in sample), None)
+            if image is None:
+                raise UserError(f"{shard}: {sample['__key__']} has no {' or '.join(names)}: remove it")
+            yield image, int(sample.get("cls", b"0"))
+
+
+def open_parquet(path_text: str, transform: ImageTransform, columns: Columns) -> Images:
+    """The images of Parquet files as Hugging Face writes them: a column of {bytes, path} or of bytes.
+
+    They are a stream, or pairs if a caption column is named.
+
+    Raises:
+        UserError: the extra is missing, there are no such files, or none of their columns is an image.
+    """
+    if find_spec("pyarrow") is None:
+        raise UserError("parquet: data needs the extra `stream`: pip install 'progdist[stream]'")
+    name = f"parquet:{path_text}"
+    shards = _some(_files(path_text, ".parquet"), name)
+    if columns.caption:
+        return open_pairs(name, "parquet", shards, transform, columns)
+    return StreamedImages(name, shards, partial(_read_parquet, named=columns.image), transform)
+
+
+def _read_parquet(shard: str, named: str | None) -> Iterator[Example]:
+    from pyarrow import parquet
+
+    with fsspec.open(shard, "rb") as opened, parquet.ParquetFile(cast(Any, opened)) as file:
+        names = file.schema_arrow.names
+        wanted = (named,) if named else IMAGE_COLUMNS
+        image = next((name for name in wanted if name in names), None)
+        label = next((name for name in LABEL_COLUMNS if name in names), None)
+        if image is None:
+            raise UserError(f"{shard} has columns {', '.join(names)}, none of them {', '.join(wanted)}")
+        for rows in file.iter_batches(batch_size=64, columns=[image, label] if label else [image]):
+            labels = rows.column(label).to_pylist() if label else [0] * len(rows)
+            for content, number in zip(rows.column(image).to_pylist(), labels, strict=True):
+                yield content["bytes"] if isinstance(content, dict) else content, int(number)
+
+
+def _files(text: str, suffix: str) -> list[str]:
+    """The files that a local pattern matches, or those in a folder; an address or a command as it is."""
+    if "://" in text or text.startswith("pipe:"):
+        return [text]
+    path = Path(text).expanduser()
+    if path.is_dir():
+        return sorted(str(found) for found in path.iterdir() if found.suffix == suffix)
+    return sorted(glob.glob(str(path)))
+
+
+def _some(shards: list[str], name: str) -> list[str]:
+    if not shards:
+        raise UserError(f"{name} matches no files: give a folder, or a pattern such as train-*.tar or train-*.parquet")
+    return shards
