@@ -1,11 +1,12 @@
 """`progdist.distill` on vectors and images."""
 
+import copy
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 import progdist
 from progdist import Cosine, Denoiser, Discrete, RectifiedFlow, UserError, sample
@@ -26,7 +27,7 @@ def test_one_call_makes_the_student_of_an_exact_teacher() -> None:
     apart = float((sample(teacher, noise, 16) - theirs).abs().max())
     assert float((ours - theirs).abs().max()) < 0.15 * apart
     assert torch.equal(before, teacher.network.table)  # pyright: ignore
-    assert not any(parameter.requires_grad for parameter in student.parameters())
+    assert all(parameter.requires_grad for parameter in student.parameters())  # as in the teacher
 
 
 def test_updates_by_stage_labels_and_observer() -> None:
@@ -72,6 +73,11 @@ def ragged() -> Iterator[Tensor]:
         (torch.zeros(4, 2), {"lr_scheduler": "cosine"}, "linear, constant"),
         (torch.zeros(4, 2), {"updates": {4: 1}}, r"has the keys \[4\], and the students' steps are \[2\]"),
         (torch.zeros(4, 2), {"updates": 0}, "at least 1"),
+        (torch.zeros(4, 2), {"match_updates": 0}, "match_updates is 0, expected at least 1"),
+        (torch.zeros(4, 2), {"gradient_accumulation_steps": 0}, "gradient_accumulation_steps is 0"),
+        (torch.zeros(4, 2), {"batch": -4}, "batch is -4"),
+        (torch.zeros(4, 2), {"seed": -1}, "seed is -1"),
+        (torch.zeros(4, 2), {"learning_rate": -1.0}, "learning_rate is -1.0"),
     ],
 )
 def test_mistakes_are_named(data: Any, how: dict[str, Any], message: str) -> None:  # noqa: ANN401
@@ -122,3 +128,28 @@ def test_an_output_of_ones_own_can_be_distilled() -> None:
     teacher = Denoiser(exact_teacher().network, Cosine(), OwnOutput())
     student = progdist.distill(teacher, torch.randn(8, 2), [4, 2], updates=1, batch=4)
     assert type(student.parameterization) is OwnOutput
+
+
+class FixedFrequencies(nn.Module):
+    """A network with a parameter that its author froze."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.frequency = nn.Parameter(torch.ones(2), requires_grad=False)
+        self.scale = nn.Parameter(torch.ones(2))
+
+    def forward(self, z: Tensor, timestep: Tensor) -> Tensor:
+        return (self.frequency * timestep[:, None] / 1000).sin() * self.scale * z
+
+
+def test_what_the_author_froze_stays() -> None:
+    network = FixedFrequencies()
+    teacher = Denoiser(network, Cosine(), PARAMETERIZATIONS["v"])
+    student = progdist.distill(teacher, torch.randn(8, 2), [4, 2], updates=5, batch=4, learning_rate=0.1)
+    assert torch.equal(student.network.frequency, torch.ones(2))  # pyright: ignore[reportArgumentType]
+    assert not torch.equal(student.network.scale, torch.ones(2))  # pyright: ignore[reportArgumentType]
+    whole = progdist.distill(
+        Denoiser(copy.deepcopy(network).requires_grad_(False), Cosine(), PARAMETERIZATIONS["v"]),
+        torch.randn(8, 2), [4, 2], updates=5, batch=4, learning_rate=0.1,
+    )  # fmt: skip
+    assert not torch.equal(whole.network.scale, torch.ones(2))  # pyright: ignore[reportArgumentType]

@@ -268,3 +268,18 @@ def test_embeddings_of_other_captions_are_refused(tmp_path: Path) -> None:
         embedded(["a", "b"], Counting, tmp_path / "captions", print)(torch.tensor([0]))
     with pytest.raises(UserError, match="beyond half precision"):
         embedded(["x" * 70_000], Counting, tmp_path / "long", print)
+
+
+def test_captions_as_spreadsheets_and_browsers_write_them(tmp_path: Path) -> None:
+    """A byte order mark, and the separators of Unicode within a caption."""
+    captions = [f"one{separator}two" for separator in ("\u2028", "\u0085", "\x0c", " ")]
+    rows = [{"file_name": name, "text": text} for name, text in zip(NAMES, captions, strict=True)]
+    lines = "\r\n".join(json.dumps(row, ensure_ascii=False) for row in rows)
+    root = images(tmp_path)
+    for name, content in (
+        ("metadata.jsonl", lines),
+        ("metadata.csv", "file_name,text\r\n" + "".join(f'{row["file_name"]},"{row["text"]}"\r\n' for row in rows)),
+    ):
+        (root / name).write_bytes(content.encode("utf-8-sig"))
+        assert load_images(f"captions:{root}").classes == tuple(captions)
+        (root / name).unlink()

@@ -95,6 +95,9 @@ def test_latents_of_other_data_are_refused(images: Images, tmp_path: Path) -> No
     encode(few, Halved(), tmp_path / "a")
     with pytest.raises(UserError, match="remove it to encode"):
         begin_latents(images, tmp_path / "a")
+    others = Images("others", len(few), few.get, few.labels, few.classes)
+    with pytest.raises(UserError, match="does not hold the latents of the 97 images of others"):
+        begin_latents(others, tmp_path / "a")
     save_file({"latents": torch.zeros(5, 1, 4, 4)}, tmp_path / "b.safetensors")
     with pytest.raises(UserError, match="holds 5 rows, expected 1797") as caught:
         begin_latents(images, tmp_path / "b")

@@ -93,6 +93,8 @@ def test_npz_bytes_and_floats(tmp_path: Path, pixels: NDArray[np.uint8]) -> None
         ("npz:{tmp}/words.npz", "whole numbers"),
         ("npz:{tmp}/nan.npz", "floats in"),
         ("idx:{tmp}/zipped", "fetch the file again"),
+        ("npz:{tmp}/gap.npz", "is beyond 1,048,576 classes"),
+        ("wds:pipe:touch {tmp}/made", "matches no files"),
         ("hub:somebody/something", "hub"),
     ],
 )
@@ -115,6 +117,7 @@ def test_mistakes_are_one_line(tmp_path: Path, pixels: NDArray[np.uint8], source
     np.savez(tmp_path / "negative.npz", images=pixels, labels=np.array([0, 1, -1, 0, 0, 0]))
     (tmp_path / "cut.npz").write_bytes((tmp_path / "negative.npz").read_bytes()[:300])
     np.save(tmp_path / "array.npy", pixels)
+    np.savez(tmp_path / "gap.npz", images=pixels, labels=np.array([0, 1, 30_000_000, 0, 0, 0]))
     np.savez(tmp_path / "words.npz", images=pixels, labels=np.array(list("abcdef")))
     np.savez(tmp_path / "nan.npz", images=np.full((2, 4, 4), np.nan))
     (tmp_path / "zipped" / "train-images-idx3-ubyte.gz").write_bytes(gzip.compress(bytes(99))[:15] + b"junk" * 9)
@@ -122,6 +125,7 @@ def test_mistakes_are_one_line(tmp_path: Path, pixels: NDArray[np.uint8], source
         load_images(source.format(tmp=tmp_path))
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
+    assert not (tmp_path / "made").exists()  # a source is data: nothing in its name is carried out
 
 
 def test_folders_behind_links_count_and_hidden_ones_do_not(tmp_path: Path, pixels: NDArray[np.uint8]) -> None:
@@ -134,3 +138,9 @@ def test_folders_behind_links_count_and_hidden_ones_do_not(tmp_path: Path, pixel
     images = load_images(f"folder:{tmp_path / 'data'}")
     assert images.classes == ("cats", "dogs")
     assert len(images) == 2
+
+
+@pytest.mark.parametrize("dtype", [">f4", "float64", "longdouble", "float16"])
+def test_floats_of_any_kind_are_read(tmp_path: Path, dtype: str) -> None:
+    np.savez(tmp_path / "a.npz", images=np.full((2, 4, 4), 0.5).astype(dtype))
+    assert load_images(f"npz:{tmp_path}/a.npz")[1][0].eq(0.5).all()

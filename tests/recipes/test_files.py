@@ -46,7 +46,7 @@ def test_shipped_recipes_are_valid(name: str) -> None:
         ("distill.chain=[12, 6]", "set noise.timesteps"),
         ("distill={chain: [8, 4], start: 8}", "start has no effect beside chain"),
         ("match.guidance=2.0", "match is stage 0 of a teacher.model"),
-        ("match.null_class=2", "match is stage 0 of a teacher.model"),
+        ("match.lora_rank=2", "match is stage 0 of a teacher.model"),
         ("distill.gradient_accumulation_steps=3", "3 gradient_accumulation_steps"),
         ("teacher.learning_rate=.inf", "finite"),
         ("noise.log_snr_max=.nan", "not above"),

@@ -138,7 +138,7 @@ def test_every_field_changes_what_is_built(tiny: Callable[..., Recipe], field: s
 
 def test_a_stage_overrides_only_what_it_says(tiny: Callable[..., Recipe]) -> None:
     for field in StageTraining.model_fields:
-        value = {"updates": 50, "learning_rate": 0.25, "lr_scheduler": "constant"}[field]
+        value = {**TRAINING, "lr_scheduler": "constant"}[field]
         recipe = tiny(**{f"distill.stages.2.{field}": value})
         configs = {link.steps: config for link, config in stages_of(recipe) for link in [link]}
         assert getattr(configs[2], field) == value

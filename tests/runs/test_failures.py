@@ -3,12 +3,14 @@
 import errno
 import math
 import resource
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from PIL import Image
+from typer.testing import Result
 
 from progdist._utils.files import atomic_write
 from support.commands import call, refused
@@ -78,7 +80,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(
         patch.setattr("progdist.distillation.progressive.distillation_loss", breaking)
         result = call(*command, "--set", "distill.max_skipped_updates=0")
     checkpoint = tmp_path / "run" / "checkpoints" / "student-0004" / "00000001.safetensors"
-    refused(result, "student-0004: update 3 of 3", "not both finite", str(checkpoint))
+    refused(result, "student-0004: update 3 of 3", "not both finite", str(checkpoint), "distill.stages.4.precision=")
     assert checkpoint.is_file()
     assert not (tmp_path / "run" / "student-0004").exists()
     assert call(*command, "--set", "distill.learning_rate=1.0e-4").exit_code == 0
@@ -90,3 +92,18 @@ def test_a_rate_that_blows_the_weights_up_never_becomes_a_model(tiny_recipe: Pat
     arguments = [word for text in settings for word in ("--set", text)]
     refused(call("run", tiny_recipe, "--out", tmp_path / "run", *arguments), "student-0004: update ", "no checkpoint")
     assert not (tmp_path / "run" / "student-0004").exists()
+
+
+def test_the_remedy_that_is_named_is_taken_after_other_stages_are_finished(
+    finished: tuple[Path, Result], tiny_recipe: Path, tmp_path: Path
+) -> None:
+    """A stage that fails for memory or for its rate goes on with others of its own."""
+    out = tmp_path / "run"
+    shutil.copytree(finished[0], out)
+    shutil.rmtree(out / "student-0001")
+    command = ("run", tiny_recipe, "--out", out, "--set", "network.class_conditional=true")
+    refused(call(*command, "--set", "distill.learning_rate=1e-4"), "another recipe")
+    changes = ("learning_rate=1e-4", "gradient_accumulation_steps=2", "checkpoint_every=1", "max_skipped_updates=3")
+    settings = [word for change in changes for word in ("--set", f"distill.stages.1.{change}")]
+    assert call(*command, *settings).exit_code == 0
+    assert (out / "student-0001").is_dir()

@@ -10,7 +10,7 @@ import pytest
 from typer.testing import CliRunner
 
 from progdist.cli.app import app
-from support.commands import TINY
+from support.commands import TINY, refused
 from support.processes import count_updates, start_run, wait_for
 
 pytestmark = pytest.mark.slow
@@ -88,6 +88,11 @@ def test_a_second_process_is_refused_and_a_dead_ones_hold_is_gone(recipe: Path, 
     process = start_run(recipe, out)
     wait_for(process, lambda: count_updates(out) > 2)
     result = CliRunner().invoke(app, ["run", str(recipe), "--out", str(out)])
+    begun = (out / "recipe.yaml").read_text()
+    for other in (["--set", "distill.learning_rate=1e-5"], ["--fresh"]):
+        refused(CliRunner().invoke(app, ["run", str(recipe), "--out", str(out), *other]), "is in use by process")
+    assert (out / "recipe.yaml").read_text() == begun
+    assert [path for path in tmp_path.iterdir() if path.is_dir()] == [out]
     process.send_signal(signal.SIGKILL)
     process.finish()
     assert result.exit_code == 2

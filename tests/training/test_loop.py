@@ -2,9 +2,12 @@
 
 import copy
 import math
-from collections.abc import Iterator
+import signal
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import pytest
 import torch
@@ -12,11 +15,13 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from progdist import UserError
+from progdist._utils.signals import SHUTDOWN, Interrupted
 from progdist.training.callbacks import Progress
 from progdist.training.checkpoint import Checkpoint, Checkpoints
 from progdist.training.config import TrainConfig
 from progdist.training.loop import Batch, train
-from progdist.training.records import NotFinite
+from progdist.training.records import NotFinite, Records
+from progdist.training.state import State
 
 CONFIG = TrainConfig(updates=12, batch=8, learning_rate=1e-2, checkpoint_every=4, precision="float32")
 
@@ -220,3 +225,57 @@ def test_it_ends_when_told_to_stop() -> None:
 
     _, updates, _ = train(network(), error, batches, TrainConfig(9, 8, 1e-2), accelerator=Accelerator(), stop=stop)
     assert (updates, calls) == (3, [1, 2, 3])
+
+
+def test_what_is_skipped_between_records_counts() -> None:
+    """Records of 3,000 updates are three apart: the updates between them are counted, and too many in a row stop."""
+
+    def skipping(bad: range) -> tuple[list[Progress], Callable[[nn.Module, Batch], Tensor]]:
+        count = -1
+
+        def loss(module: nn.Module, batch: Batch) -> Tensor:
+            nonlocal count
+            count += 1
+            return error(module, batch) * (math.nan if count in bad else 1)
+
+        return [], loss
+
+    config = replace(CONFIG, updates=3000, max_skipped_updates=3)
+    assert config.record_every == 3
+    records, loss = skipping(range(100, 103))
+    accelerator, stop = Accelerator(), lambda module, update: update == 120
+    train(network(), loss, batches, config, accelerator=accelerator, observe=records.append, stop=stop)
+    assert records[-1].skipped == 3
+    records, loss = skipping(range(100, 104))
+    with pytest.raises(NotFinite):
+        train(network(), loss, batches, config, accelerator=Accelerator(), observe=records.append)
+
+
+def test_a_signal_at_an_update_that_is_not_finite_keeps_the_next_one(tmp_path: Path) -> None:
+    count = 0
+
+    def loss(module: nn.Module, batch: Batch) -> Tensor:
+        nonlocal count
+        count += 1
+        if count == 7:
+            SHUTDOWN.requested = signal.SIGTERM
+        return error(module, batch) * (math.nan if count in (7, 8) else 1)
+
+    try:
+        with pytest.raises(Interrupted):
+            train(network(), loss, batches, replace(CONFIG, checkpoint_every=100), accelerator=Accelerator(),
+                  checkpoints=Checkpoints(tmp_path))  # fmt: skip
+    finally:
+        SHUTDOWN.requested = None
+    assert Checkpoints(tmp_path).latest_path() == tmp_path / "00000008.safetensors"
+
+
+def test_processes_agree_on_a_signal_every_few_updates() -> None:
+    config, state = replace(CONFIG, updates=100_000), State(network(), CONFIG)
+    accelerator = SimpleNamespace(num_processes=2)
+    records = Records(state, config, cast(Accelerator, accelerator), None, lambda progress: None)
+    due = []
+    for update in range(200):
+        state.update = update
+        due.append(records.due())
+    assert [number + 1 for number, each in enumerate(due) if each] == list(range(10, 201, 10))

@@ -18,7 +18,7 @@ from torch.utils.data import Dataset
 
 from progdist._utils.errors import UserError
 from progdist._utils.names import Precision
-from progdist._utils.random import stage_seed
+from progdist._utils.random import position_seed
 from progdist.diffusion.denoiser import Denoiser
 from progdist.diffusion.loss import WEIGHTINGS
 from progdist.distillation.chain import Stage, distill_chain, stages
@@ -102,7 +102,8 @@ def distill(
             enable_gradient_checkpointing().
         label: the keyword under which the network takes the labels (B,); None for an unconditional one.
         seed: of all randomness.
-        observe: called with the student's step count (the teacher's in stage 0) and the progress of each update.
+        observe: called with the student's step count (the teacher's in stage 0) and the progress, about a thousand
+            times in each stage.
 
     Returns:
         The last student, on the device where the teacher was: sample it in `chain[-1]` steps.
@@ -113,6 +114,7 @@ def distill(
     """
     links, examples, accelerator = stages(chain), TensorData(data), make_accelerator()
     _check_names(weighting, precision, lr_scheduler)
+    _check_at_least(match_updates=(match_updates, 1), seed=(seed, 0))
     weighting_function, counts = WEIGHTINGS[weighting], _updates(updates, [link.steps for link in links])
     check_weighting(converted_form(teacher).schedule, weighting_function, chain[-1])
     config = TrainConfig(
@@ -159,12 +161,12 @@ class _Trainer:
             return loss(student.with_network(network), x=batch["x"], eps=batch["eps"], u=batch["u"], **labels)
 
         network, _, _ = train(
-            student.network.requires_grad_(True),
+            student.network,
             loss_of_batch,
             Batches(self.examples, self.config.batch, self.seed, number, labelled=True),
             replace(self.config, updates=updates),
             accelerator=self.accelerator,
-            seed=stage_seed(self.seed, number),
+            seed=position_seed(self.seed, number),
             observe=partial(self.observe, steps),
         )
         return student.with_network(network)
@@ -180,6 +182,13 @@ def _check_names(weighting: str, precision: str, lr_scheduler: str) -> None:
     ):
         if value not in known:
             raise UserError(f"{name} {value!r} is unknown: use one of {', '.join(known)}")
+
+
+def _check_at_least(**numbers: tuple[int, int]) -> None:
+    """Refuse a number, by its name, that is below the least that it can be."""
+    for name, (number, least) in numbers.items():
+        if number < least:
+            raise UserError(f"{name} is {number}, expected at least {least}")
 
 
 def _updates(updates: int | Mapping[int, int], steps: Sequence[int]) -> Mapping[int, int]:
@@ -205,4 +214,4 @@ def _copy(denoiser: Denoiser) -> Denoiser:
 
 def _frozen(denoiser: Denoiser, device: torch.device) -> Denoiser:
     """A copy on the device that no gradient reaches, in evaluation mode."""
-    return _copy(denoiser).to(device).eval().requires_grad_(False)
+    return _copy(denoiser).to(device).eval()

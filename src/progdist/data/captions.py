@@ -8,6 +8,7 @@ Every image must have a caption, and every name in the metadata an image.
 """
 
 import csv
+import io
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -77,7 +78,7 @@ def _listed(metadata: Path) -> Iterator[tuple[str, str]]:
 
 
 def _json_lines(metadata: Path) -> Iterator[tuple[int, Mapping[str, str]]]:
-    for number, line in enumerate(_content(metadata).splitlines(), 1):
+    for number, line in enumerate(_content(metadata).split("\n"), 1):
         if not line.strip():
             continue
         try:
@@ -91,13 +92,13 @@ def _json_lines(metadata: Path) -> Iterator[tuple[int, Mapping[str, str]]]:
 
 def _table(metadata: Path) -> Iterator[tuple[int, Mapping[str, str]]]:
     try:
-        yield from enumerate(csv.DictReader(_content(metadata).splitlines(keepends=True)), 2)
+        yield from enumerate(csv.DictReader(io.StringIO(_content(metadata), newline="")), 2)
     except csv.Error as error:
         raise UserError(f"{metadata} is no CSV file ({error}): mend it") from error
 
 
 def _content(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8")
+        return path.read_bytes().decode("utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path} cannot be read as text ({error}): restore it as UTF-8") from error

@@ -94,6 +94,10 @@ class ArrayReader(Reader):
         return transform(Image.fromarray(framed[..., 0] if channels == 1 else framed))
 
 
+MAX_CLASSES = 2**20
+"""Classes that the labels of a data set may count without naming them."""
+
+
 class Images(Dataset[tuple[Tensor, int]]):
     """A data set of (image in [-1, 1], label) pairs.
 
@@ -127,6 +131,8 @@ class Images(Dataset[tuple[Tensor, int]]):
             raise UserError(f"{name}: label {int(labels.min())} is negative; labels count from 0")
         self.name, self.count, self.get, self.labels = name, count, get, labels
         top = 0 if labels is None else int(labels.max()) + 1
+        if top > MAX_CLASSES and not classes:
+            raise UserError(f"{name}: label {top - 1} is beyond {MAX_CLASSES:,} classes; labels count from 0")
         self.classes = classes or tuple(str(label) for label in range(top))
         if len(self.classes) < top:
             raise UserError(f"{name}: label {top - 1} is out of range for {len(self.classes)} classes")

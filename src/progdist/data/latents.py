@@ -44,7 +44,9 @@ def begin_latents(images: Images, folder: Path) -> int:
     if not (folder / "index.json").is_file():
         shards.write_index()
     if not shards.agrees():
-        raise UserError(f"{folder} holds no latents of {len(images)} images: remove it to encode them anew")
+        raise UserError(
+            f"{folder} does not hold the latents of the {len(images)} images of {images.name}: remove it to encode them"
+        )
     return len(shards.absent())
 
 
@@ -93,4 +95,4 @@ def _shards(images: Images, folder: Path) -> TensorShards:
     single = folder.with_name(f"{folder.name}.safetensors")
     if single.is_file():
         return TensorShards(single, len(images), len(images))
-    return TensorShards(folder, len(images), ROWS)
+    return TensorShards(folder, len(images), ROWS, f"{images.name} {'x'.join(map(str, images.shape))}")

@@ -26,10 +26,11 @@ class TensorShards:
         path: the folder of the shards; or one safetensors file with one tensor, which is then the only shard.
         count: how many rows there are, or will be.
         rows: in a shard.
+        source: what they are made from, so that those of other data are not taken for them.
     """
 
-    def __init__(self, path: Path, count: int, rows: int) -> None:
-        self.path, self.count, self.rows = path, count, rows
+    def __init__(self, path: Path, count: int, rows: int, source: str = "") -> None:
+        self.path, self.count, self.rows, self.source = path, count, rows, source
         self._mapped: dict[int, Tensor] = {}
 
     def __getstate__(self) -> Mapping[str, Any]:
@@ -37,21 +38,23 @@ class TensorShards:
         return {**self.__dict__, "_mapped": {}}
 
     @property
-    def index(self) -> dict[str, int]:
+    def index(self) -> dict[str, int | str]:
         """What index.json says."""
-        return {"count": self.count, "rows": self.rows}
+        return {"count": self.count, "rows": self.rows, "source": self.source}
 
     def spans(self) -> list[range]:
         """The rows of every shard."""
         return [range(start, min(start + self.rows, self.count)) for start in range(0, self.count, self.rows)]
 
     def agrees(self) -> bool:
-        """Whether index.json is there and says the same.
+        """Whether index.json is there and says the same; as it was first written it names no source.
 
         Raises:
             UserError: it is damaged.
         """
-        return (self.path / INDEX).is_file() and read_json(self.path / INDEX) == self.index
+        if not (self.path / INDEX).is_file():
+            return False
+        return {**self.index, **read_json(self.path / INDEX)} == self.index
 
     def write_index(self) -> None:
         """Write index.json."""

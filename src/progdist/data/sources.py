@@ -104,6 +104,8 @@ def _npz(path_text: str, transform: ImageTransform) -> Images:
         floats = np.issubdtype(images.dtype, np.floating)
         if not floats or (images.size and not (images.min() >= -1 and images.max() <= 1)):
             raise UserError(f"npz:{path_text}: images are {images.dtype}, expected uint8, or floats in [-1, 1]")
+    if images.dtype not in (np.uint8, np.float16, np.float32, np.float64):  # another byte order, or longer than torch's
+        images = images.astype(np.float32)
     return _array(f"npz:{path_text}", images, labels, transform)
 
 

@@ -166,9 +166,8 @@ def open_webdataset(path_text: str, transform: ImageTransform, columns: Columns)
 
 def _read_tar(shard: str, named: str | None) -> Iterator[Example]:
     from webdataset import tariterators
-    from webdataset.gopen import gopen
 
-    with gopen(shard, "rb") as opened:
+    with fsspec.open(shard, "rb") as opened:  # not webdataset's own gopen, which runs what follows `pipe:` in a shell
         files = tariterators.tar_file_expander([{"url": shard, "stream": opened}])
         for sample in cast(Iterator[dict[str, Any]], tariterators.group_by_keys(files)):
             names = (named,) if named else ("jpg", "jpeg", "png", "webp")
@@ -212,8 +211,8 @@ def _read_parquet(shard: str, named: str | None) -> Iterator[Example]:
 
 
 def _files(text: str, suffix: str) -> list[str]:
-    """The files that a local pattern matches, or those in a folder; an address or a command as it is."""
-    if "://" in text or text.startswith("pipe:"):
+    """The files that a local pattern matches, or those in a folder; an address as it is."""
+    if "://" in text:
         return [text]
     path = Path(text).expanduser()
     if path.is_dir():

@@ -12,15 +12,15 @@ from progdist.diffusion.sampler import Step, sample
 from progdist.models.model import Model
 from progdist.models.unet import Conditions, class_conditions
 
-PIECE = 16
+NOISE_BLOCK = 16
 """Examples drawn at a time: torch draws whole blocks of 16 numbers, so pieces of 16 give the numbers of one draw."""
 
 
 def noise_in_batches(count: int, shape: Sequence[int], batch: int, draw: torch.Generator) -> Iterator[Tensor]:
-    """The rows of torch.randn(count, *shape, generator=draw), `batch` at a time, without making them all at once."""
+    """Standard normal noise (batch, *shape), `count` rows in all, the same whatever the batch."""
     rest = torch.empty(0, *shape)
-    for start in range(0, count, PIECE):
-        rest = torch.cat([rest, torch.randn(min(PIECE, count - start), *shape, generator=draw)])
+    for start in range(0, count, NOISE_BLOCK):
+        rest = torch.cat([rest, torch.randn(min(NOISE_BLOCK, count - start), *shape, generator=draw)])
         while len(rest) >= batch:
             yield rest[:batch]
             rest = rest[batch:]

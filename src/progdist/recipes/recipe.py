@@ -64,6 +64,12 @@ class Recipe(Part):
                     wanted.append(("teacher", count))
         return wanted
 
+    def section_of(self, name: str) -> str:
+        """The section whose keys say how a model of the run is trained, and change it alone."""
+        if name == "teacher":
+            return "teacher" if self.teacher.model is None else "match"
+        return f"distill.stages.{int(name.removeprefix('student-'))}"
+
     def precisions(self) -> dict[str, Precision]:
         """The precision of every section that has one and is used."""
         names = ("teacher" if self.teacher.model is None else "match", "distill", "evaluate")

@@ -78,8 +78,9 @@ class Conversion(Optimization):
     def _check_guidance(self) -> Self:
         if isinstance(self.guidance, tuple) and not self.guidance[0] < self.guidance[1]:
             raise ValueError(f"guidance {list(self.guidance)} is no range: give the least scale, then the largest")
-        if self.negative is not None and self.guidance is None:
-            raise ValueError("negative is what guidance leads away from, and there is none: set match.guidance, too")
+        for name in ("negative", "null_class"):
+            if getattr(self, name) is not None and self.guidance is None:
+                raise ValueError(f"{name} is what guidance leads away from, and there is none: set match.guidance, too")
         return self
 
 
@@ -93,6 +94,13 @@ class StageTraining(Part):
     updates: PositiveInt | None = None
     learning_rate: Rate | None = None
     lr_scheduler: Literal["linear", "constant"] | None = None
+    max_grad_norm: Annotated[float, Field(ge=0)] | None = None
+    gradient_accumulation_steps: PositiveInt | None = None
+    gradient_checkpointing: bool | None = None
+    compile: bool | None = None
+    max_skipped_updates: Annotated[int, Field(ge=0)] | None = None
+    precision: Precision | None = None
+    checkpoint_every: PositiveInt | None = None
 
 
 class Stop(Part):
@@ -151,6 +159,8 @@ class Distillation(Part):
             raise ValueError(f"{given[0]} has no effect beside chain, which is given whole: set distill.chain")
         if unknown := set(self.stages) - {stage.steps for stage in self.links()}:
             raise ValueError(f"stages {sorted(unknown)} are not in the chain {self.counts()}")
+        for stage in self.links():
+            self.train_config(stage)
         return _check_batch(self)
 
     def counts(self) -> list[int]:
@@ -167,7 +177,7 @@ class Distillation(Part):
     def train_config(self, stage: Stage) -> TrainConfig:
         """How one stage is trained: as all, but for what `stages` says of it."""
         own = self.stages.get(stage.steps, StageTraining()).model_dump(exclude_none=True)
-        return train_config(self.model_copy(update=own))
+        return train_config(_check_batch(self.model_copy(update=own)))
 
 
 def train_config(part: Optimization | Distillation) -> TrainConfig:

@@ -50,12 +50,16 @@ class RunFolder:
 
         Returns:
             Its new name, or None.
+
+        Raises:
+            UserError: another process is at work in it.
         """
         if not self.root.exists():
             return None
         names = (self.root.with_name(f"{self.root.name}.old-{number}") for number in itertools.count(1))
         free = next(name for name in names if not name.exists())
-        return self.root.rename(free)
+        with self.locked():
+            return self.root.rename(free)
 
     @contextmanager
     def locked(self, note: Callable[[str], None] = lambda text: None) -> Iterator[None]:
@@ -89,7 +93,12 @@ class RunFolder:
             yield
 
     def claim(self, recipe: str, continues: Callable[[Path], bool]) -> None:
-        """Write the resolved recipe, or find one there that it goes on with.
+        """Write the resolved recipe; arguments and errors as of `check_free`. The folder is locked meanwhile."""
+        self.check_free(recipe, continues)
+        atomic_write(self.recipe(), recipe.encode())
+
+    def check_free(self, recipe: str, continues: Callable[[Path], bool]) -> None:
+        """Refuse a folder that a run cannot begin or go on in; nothing is written.
 
         Args:
             recipe: as YAML.
@@ -100,16 +109,13 @@ class RunFolder:
         """
         path = self.recipe()
         if path.is_file():
-            if path.read_text() == recipe:
-                return
-            if not continues(path):
+            if path.read_text() != recipe and not continues(path):
                 raise UserError(
                     f"{self.root} holds a run of another recipe (see {path}): choose another --out, or give the same "
                     "recipe and --set values to continue it (how models yet to be finished train may change)"
                 )
         elif self.root.exists() and (not self.root.is_dir() or any(p.name != LOCK_FILE for p in self.root.iterdir())):
             raise UserError(f"{self.root} is there and is no run: choose another --out")
-        atomic_write(path, recipe.encode())
 
     def recipe(self) -> Path:
         """Where the resolved recipe is."""

@@ -9,6 +9,7 @@ from functools import cached_property, partial
 from pathlib import Path
 
 from progdist._utils.errors import UserError
+from progdist._utils.files import atomic_write
 from progdist._utils.random import HELD_OUT_NOISE
 from progdist.data.images import Images
 from progdist.data.latents import begin_latents, encode, open_latents
@@ -68,6 +69,7 @@ class Run:
         evaluator = self.evaluator()
         self.prepare()
         with self.folder.locked(self.callback.note):
+            self.claim()
             self._write_page()
             _ = evaluator.data  # an image that cannot be read is found before hours are spent
             self.callback.note(
@@ -93,7 +95,7 @@ class Run:
             return list(self.folder.read("evaluations"))
 
     def prepare(self) -> None:
-        """Find every mistake that can be found before hours are spent, then make the folder this run's own."""
+        """Find every mistake that can be found before hours are spent; nothing is written."""
         if rule := self.recipe.distill.stop:
             self.images.split(rule.held_out, self.recipe.seed)
         if self.given:
@@ -104,12 +106,21 @@ class Run:
             start = untrained(self.recipe, self.images.shape, self.images.classes, self.images.name).denoiser
         weighting = WEIGHTINGS[self.recipe.distill.weighting]
         check_weighting(start.schedule, weighting, self.recipe.distill.counts()[-1])
+        self.check_folder()
+
+    def check_folder(self) -> None:
+        """Refuse a folder in which this run can neither begin nor go on."""
         names = ["teacher", *(student_name(stage.steps) for stage in self.recipe.distill.links())]
         finished = {name for name in names if self.folder.model(name).exists()}
         resolved = write_recipe(self.recipe)
         self.distributed.on_main_process(
-            lambda: self.folder.claim(resolved, lambda old: self.recipe.continues(read_recipe(str(old)), finished))
+            lambda: self.folder.check_free(resolved, lambda old: self.recipe.continues(read_recipe(str(old)), finished))
         )
+
+    def claim(self) -> None:
+        """Make the folder this run's own; it is locked meanwhile."""
+        self.check_folder()
+        self.distributed.on_main_process(lambda: atomic_write(self.folder.recipe(), write_recipe(self.recipe).encode()))
 
     def evaluator(self) -> Evaluator:
         """What measures the models."""
@@ -156,7 +167,7 @@ class Run:
 
     def train_student(self, trainer: StageTrainer, number: int, link: Stage, teacher: Model) -> Model:
         """The student of one stage, numbered from 1."""
-        frozen = teacher_predictions(self.given, teacher) if number == 1 else teacher.denoiser.requires_grad_(False)
+        frozen = teacher_predictions(self.given, teacher) if number == 1 else teacher.denoiser
         return trainer.fit(student_stage(self.recipe, number, link, teacher, frozen, self.images.name))
 
     def _write_page(self) -> None:

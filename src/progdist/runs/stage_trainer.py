@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from progdist._utils.precision import autocast, resolve
-from progdist._utils.random import HELD_OUT_NOISE, stage_seed
+from progdist._utils.random import HELD_OUT_NOISE, position_seed
 from progdist.data.images import Images
 from progdist.models.io import folder as model_folder
 from progdist.models.model import Model
@@ -67,13 +67,13 @@ class StageTrainer:
         first = latest.update if latest else 0
         self.folder.keep("metrics", lambda record: record["model"] != stage.name or record["update"] <= first)
         images = self.images if stage.number == 0 else self.held_out[0]
-        seed, network = stage_seed(self.recipe.seed, stage.number), model.denoiser.network
+        seed, network = position_seed(self.recipe.seed, stage.number), model.denoiser.network
         low_rank = add_lora(network, config.lora_rank, seed) if config.lora_rank else None
         loss = _loss_of_batch(stage, self.conditions(model))
         self.callback.begin(stage.name, config.updates)
         try:
             network, updates, seconds = train(
-                low_rank or network.requires_grad_(True),
+                low_rank or network,
                 loss,
                 self.batches(images, config.batch, stage.number),
                 config,
@@ -85,7 +85,11 @@ class StageTrainer:
                 sharded=self.distributed.shards,
             )
         except NotFinite as error:
-            raise NotFinite(f"{stage.name}: {error}") from error
+            section = self.recipe.section_of(stage.name)
+            raise NotFinite(
+                f"{stage.name}: {error} (--set {section}.learning_rate=... or {section}.precision=float32), and run "
+                "again to continue"
+            ) from error
         finally:
             self.callback.end()
         network = merge_lora(network) if low_rank else network
@@ -105,7 +109,7 @@ class StageTrainer:
         return self._load(path)
 
     def _observer(self, stage: TrainingStage) -> Callable[[Progress], None]:
-        """What is called after every update: tells the callback, and keeps about a thousand records of a stage."""
+        """What is called about a thousand times in a stage: tells the callback, and keeps the records."""
         every = max(1, stage.config.updates // 1000)
 
         def observe(progress: Progress) -> None:
@@ -115,7 +119,8 @@ class StageTrainer:
                 self.folder.append("metrics", record | {"skipped": progress.skipped})
             elif progress.update % every == 0:
                 numbers = {key: value for key, value in asdict(progress).items() if key not in ("seconds", "skipped")}
-                self.folder.append("metrics", record | numbers)
+                skipped = {"skipped": progress.skipped} if progress.skipped else {}
+                self.folder.append("metrics", record | numbers | skipped)
 
         return observe
 

@@ -127,7 +127,7 @@ def student_stage(
 
 def guided_predictions(recipe: Recipe, given: Teacher, images: Images) -> DenoiserProtocol:
     """A given teacher's predictions as its student shall learn them: guided, and clipped if its sampler clips."""
-    frozen: DenoiserProtocol = given.model.denoiser.requires_grad_(False)
+    frozen: DenoiserProtocol = given.model.denoiser
     guidance, text, null = recipe.match.guidance, given.model.text, null_class(recipe, given.model, images)
     if text and guidance is not None:
         none = text.encoder(next(given.model.denoiser.parameters()).device).none(recipe.match.negative)
@@ -139,7 +139,7 @@ def guided_predictions(recipe: Recipe, given: Teacher, images: Images) -> Denois
 
 def teacher_predictions(given: Teacher | None, teacher: Model) -> DenoiserProtocol:
     """The predictions of a run's teacher, clipped as its sampler clips them if no stage 0 has learned that."""
-    frozen = teacher.denoiser.requires_grad_(False)
+    frozen = teacher.denoiser
     return given.limited(frozen) if given and teacher.training["updates"] == 0 else frozen
 
 

@@ -1,8 +1,10 @@
 """The training configuration of one network."""
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
+from progdist._utils.errors import UserError
 from progdist._utils.names import Precision
 
 
@@ -45,6 +47,21 @@ class TrainConfig:
     max_skipped_updates: int = 10
     precision: Precision = "auto"
     checkpoint_every: int = 1000
+
+    def __post_init__(self) -> None:
+        """Refuse numbers with which nothing is trained.
+
+        Raises:
+            UserError: names the number.
+        """
+        for name in ("batch", "gradient_accumulation_steps", "checkpoint_every"):
+            if getattr(self, name) < 1:
+                raise UserError(f"{name} is {getattr(self, name)}, expected at least 1")
+        for name in ("updates", "learning_rate", "warmup", "weight_decay", "max_grad_norm", "max_skipped_updates"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise UserError(f"{name} is {getattr(self, name)}, expected 0 or more")
+        if not 0 <= self.ema < 1:
+            raise UserError(f"ema is {self.ema}, expected at least 0 and less than 1")
 
     @property
     def record_every(self) -> int:

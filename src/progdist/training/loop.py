@@ -25,6 +25,7 @@ from torch.distributed.tensor import DTensor
 from progdist._utils.broadcasting import time_device
 from progdist._utils.errors import UserError
 from progdist._utils.precision import autocast, enable_gradient_checkpointing
+from progdist._utils.random import position_seed
 from progdist._utils.signals import SHUTDOWN
 from progdist.training.callbacks import Progress
 from progdist.training.checkpoint import Checkpoints
@@ -57,7 +58,8 @@ def train(
     """Train a network, from its latest checkpoint if there is one.
 
     Args:
-        network: trained in place, moved to the accelerator's device.
+        network: trained in place, moved to the accelerator's device. Parameters that its author froze stay as they
+            are, unless all are frozen, as of a network that was made ready to be sampled.
         loss: given the prepared network, so that gradients are averaged over processes.
         batches: as in BatchesOf; rows are this process's share of the global batch.
         config: all numbers.
@@ -79,6 +81,8 @@ def train(
         UserError: the batch does not divide among processes and gradient_accumulation_steps.
     """
     _check(config, accelerator, sharded)
+    if not any(parameter.requires_grad for parameter in network.parameters()):
+        network.requires_grad_(True)
     if config.gradient_checkpointing:
         enable_gradient_checkpointing(network)
     plain, device = copy.deepcopy(network) if sharded else network, accelerator.device
@@ -91,7 +95,7 @@ def train(
     records = Records(state, config, accelerator, checkpoints, observe)
     with SHUTDOWN.deferred_signals(), _own_generators(device):
         for batch in batches(state.update, config.updates, _own_rows(config, accelerator)):
-            torch.manual_seed(seed + state.update * accelerator.num_processes + accelerator.process_index)
+            torch.manual_seed(position_seed(seed, state.update, accelerator.process_index))
             value, norm = _gradient(computed, loss, batch, config, accelerator)
             due = records.read(value, norm) if records.due() else None
             state.step(value.isfinite() & norm.isfinite())

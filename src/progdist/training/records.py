@@ -21,6 +21,10 @@ class NotFinite(UserError):
     """A loss or gradient that is not finite."""
 
 
+AGREE_EVERY = 10
+"""Updates after which several processes ask each other whether a signal has come to any of them."""
+
+
 class Records:
     """Reads an update's numbers from the device where a record or a checkpoint is due."""
 
@@ -48,7 +52,7 @@ class Records:
             number % config.record_every == 0
             or number == config.updates
             or self._checkpoint_due()
-            or (alone and SHUTDOWN.requested is not None)
+            or (SHUTDOWN.requested is not None if alone else number % AGREE_EVERY == 0)
         )
 
     def _checkpoint_due(self) -> bool:
@@ -69,8 +73,8 @@ class Records:
         if self.checkpoints is not None and update and (self._checkpoint_due() or stops) and progress.finite:
             self.state.seconds = self.seconds()
             self.checkpoints.save(self.state.checkpoint())  # its weights have just given a finite loss and gradient
-        if stops:
-            SHUTDOWN.stop()
+        if stops and (progress.finite or self.checkpoints is None or not update):
+            SHUTDOWN.stop()  # an update that is not finite leaves nothing to keep: the next one does
         return progress
 
     def tell(self, progress: Progress) -> None:
@@ -92,5 +96,5 @@ def explain(update: int, config: TrainConfig, value: float, norm: float, checkpo
     kept = f"the last good checkpoint is {last}" if last else "there is no checkpoint of this stage yet"
     return (
         f"update {update} of {config.updates}: loss {value:g} and gradient norm {norm:g} are not both finite; {kept}: "
-        "lower the learning rate or use precision float32 with --set, and run again to continue"
+        "lower the learning rate or use precision float32"
     )

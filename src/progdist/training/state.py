@@ -29,7 +29,8 @@ class State:
         self.average = copy.deepcopy(network) if config.ema else None
         self.update, self.seconds = 0, 0.0
         device = next(network.parameters()).device
-        self.steps, self.skipped, self.skipped_in_a_row = torch.zeros(3, dtype=torch.int64, device=device).unbind()
+        counts = torch.zeros(4, dtype=torch.int64, device=device)
+        self.steps, self.skipped, self.skipped_in_a_row, self.max_skipped_in_a_row = counts.unbind()
 
     def step(self, finite: Tensor) -> None:
         """One optimiser step with the gradient in place, or none where `finite`, a () bool tensor, is false."""
@@ -43,6 +44,7 @@ class State:
         self.steps += finite
         self.skipped += ~finite
         self.skipped_in_a_row.add_(1).mul_(~finite)
+        torch.maximum(self.max_skipped_in_a_row, self.skipped_in_a_row, out=self.max_skipped_in_a_row)
         self.update += 1
 
     def _replicated(self, number: Tensor) -> Tensor:
@@ -65,8 +67,8 @@ class State:
             buffer.copy_(value)
 
     def skips(self) -> tuple[int, int]:
-        """How many updates made no step: in all, and the last ones in a row."""
-        skipped, in_a_row = torch.stack([self.skipped, self.skipped_in_a_row]).tolist()
+        """How many updates made no step: in all, and the most in a row."""
+        skipped, in_a_row = torch.stack([self.skipped, self.max_skipped_in_a_row]).tolist()
         return skipped, in_a_row
 
     def result(self) -> nn.Module:

@@ -18,6 +18,9 @@ from progdist.diffusion.sampler import ddim_update, time_grid
 from progdist.models.model import Model
 from progdist.models.unet import condition
 
+MAX_BYTES = 2**31 - 2**25
+"""The weights that fit a file of protocol buffers, beside its graph."""
+
 
 class Loop(nn.Module):
     """DDIM in a fixed number of steps.
@@ -44,7 +47,7 @@ class Loop(nn.Module):
 
 
 def export_onnx(model: Model, steps: int | None, out: Path) -> int:
-    """Write a model's sampling loop as ONNX, and check it.
+    """Write a model's sampling loop as ONNX.
 
     Args:
         model: as loaded.
@@ -55,7 +58,7 @@ def export_onnx(model: Model, steps: int | None, out: Path) -> int:
         The number of steps.
 
     Raises:
-        UserError: no step count, or the extra `onnx` is missing.
+        UserError: no step count, the extra `onnx` is missing, or the weights are beyond what one file can hold.
     """
     if model.text:
         raise UserError("a text-conditional model has no ONNX file here: sample its folder with the stock pipeline")
@@ -63,6 +66,9 @@ def export_onnx(model: Model, steps: int | None, out: Path) -> int:
     if steps is None:
         raise UserError("this model was trained for any number of steps: say how many with --steps, e.g. --steps 16")
     _need_onnx()
+    parts = [model.denoiser.network, *([model.autoencoder.network] if model.autoencoder else [])]
+    if (size := sum(4 * each.numel() for part in parts for each in part.parameters())) > MAX_BYTES:
+        raise UserError(f"the weights are {size / 2**30:.1f} GiB, and one ONNX file holds 2: sample the folder instead")
     batch = torch.export.Dim("batch", min=1, max=4096)
     inputs: tuple[Tensor, ...] = (torch.randn(2, *model.shape),)
     dynamic: list[dict[int, object]] = [{0: batch}]

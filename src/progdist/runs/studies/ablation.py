@@ -58,6 +58,7 @@ def _cell(recipe: Recipe, folder: RunFolder, callback: Callback, output: str, we
     changed = recipe.model_copy(update={"parameterization": output, "teacher": teacher, "seed": seed})
     run = open_run(changed, folder.root / "teachers" / f"{output}-{weighting}-{seed}", callback)
     run.prepare()
+    run.claim()
     evaluator = run.evaluator()
     steps = recipe.distill.counts()[0]
     found: Record = {"steps": steps}

@@ -46,11 +46,13 @@ def budget(recipe: Recipe, out: Path, factors: Sequence[float], divisors: Sequen
     folder.claim(write_recipe(recipe), lambda old: False)
     first = open_run(recipe, out / "teacher", callback)
     first.prepare()
+    first.claim()
     teacher, evaluator = first.train_teacher(first.trainer()), first.evaluator()
     records: list[Record] = []
     for (divisor, factor), changed in variants.items():
         run = open_run(changed, out / "students" / f"by-{divisor}-times-{factor:g}", callback)
         run.prepare()
+        run.claim()
         if not run.folder.model("teacher").exists():
             shutil.copytree(first.folder.model("teacher"), run.folder.model("teacher"))
         records += _students(run, evaluator, folder, divisor, factor)
