@@ -29,7 +29,7 @@ from progdist.diffusion.loss import diffuse, weighted_error
 from progdist.distillation.chain import Stage
 from progdist.distillation.progressive import distillation_target
 from progdist.evaluation.features import feature_space
-from progdist.evaluation.generate import SamplingOptions, make
+from progdist.evaluation.generate import SamplingOptions, generate_images
 from progdist.evaluation.metrics import quality
 from progdist.models.io.folder import load
 from progdist.models.model import Model
@@ -122,7 +122,7 @@ class Trainer:
 
 def distances(model: Model, steps: int, seed: int, images: Any) -> dict[str, float]:  # noqa: ANN401
     """The Frechet distance of a model's samples in every feature space."""
-    made, _, _ = make(model, SamplingOptions(steps, COUNT, None, seed, batch=600), print)
+    made, _, _ = generate_images(model, SamplingOptions(steps, COUNT, None, seed, batch=600), print)
     spaces = [feature_space(name, images.shape) for name in SPACES]
     return {
         name: quality(space, space(images.sample(10_000, 0)[0]), made, resamples=2).frechet

@@ -14,7 +14,7 @@ import torch
 
 from progdist.data.sources import load_images
 from progdist.evaluation.features import feature_space
-from progdist.evaluation.generate import SamplingOptions, make
+from progdist.evaluation.generate import SamplingOptions, generate_images
 from progdist.evaluation.metrics import quality
 from progdist.models.io.folder import load
 from progdist.recipes.files import read_recipe
@@ -24,7 +24,7 @@ from progdist.recipes.recipe import student_name
 def distances(folder: Path, steps: int, count: int, seed: int, data: str, features: list[str]) -> list[float]:
     """The Frechet distance of a model's samples in every feature space."""
     images = load_images(data)
-    made, _, _ = make(load(folder), SamplingOptions(steps, count, None, seed, batch=600), print)
+    made, _, _ = generate_images(load(folder), SamplingOptions(steps, count, None, seed, batch=600), print)
     found = []
     for name in features:
         space = feature_space(name, images.shape)

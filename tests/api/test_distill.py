@@ -53,7 +53,7 @@ def test_microbatches_give_the_same_student() -> None:
 
 def test_an_eps_teacher_gets_a_v_student_first() -> None:
     teacher = Denoiser(Linear(), Discrete.linear(timesteps=1024), PARAMETERIZATIONS["eps"], timesteps=1024)
-    student = progdist.distill(teacher, torch.randn(32, 2), [4, 2], updates=2, match_updates=2, batch=4)
+    student = progdist.distill(teacher, torch.randn(32, 2), [4, 2], updates=2, conversion_updates=2, batch=4)
     assert type(student.parameterization) is type(PARAMETERIZATIONS["v"])
     assert float(student.schedule.alpha(torch.ones(()).double())) == 0
 
@@ -73,7 +73,7 @@ def ragged() -> Iterator[Tensor]:
         (torch.zeros(4, 2), {"lr_scheduler": "cosine"}, "linear, constant"),
         (torch.zeros(4, 2), {"updates": {4: 1}}, r"has the keys \[4\], and the students' steps are \[2\]"),
         (torch.zeros(4, 2), {"updates": 0}, "at least 1"),
-        (torch.zeros(4, 2), {"match_updates": 0}, "match_updates is 0, expected at least 1"),
+        (torch.zeros(4, 2), {"conversion_updates": 0}, "conversion_updates is 0, expected at least 1"),
         (torch.zeros(4, 2), {"gradient_accumulation_steps": 0}, "gradient_accumulation_steps is 0"),
         (torch.zeros(4, 2), {"batch": -4}, "batch is -4"),
         (torch.zeros(4, 2), {"seed": -1}, "seed is -1"),

@@ -20,7 +20,7 @@ from progdist.data.sources import load_images
 from progdist.data.tables import Columns
 from progdist.models.io.diffusers_pipeline import read_teacher
 from progdist.models.text import embeddings
-from progdist.models.text.embeddings import embedded
+from progdist.models.text.embeddings import encode_captions
 from support.text import PROMPTS, WRITERS
 
 CAPTIONS = ["a handwritten seven", 'one, "quoted",\nof two lines', "eine Süßigkeit", "a handwritten seven"]
@@ -218,7 +218,7 @@ def test_cached_embeddings_are_the_stock_pipelines(kind: str, tmp_path: Path, mo
     assert text is not None
     encoder, notes = text.encoder(), list[str]()
     captions = [*PROMPTS, "an eight, handwritten"]
-    cached = embedded(captions, lambda: encoder, tmp_path / "captions", notes.append)
+    cached = encode_captions(captions, lambda: encoder, tmp_path / "captions", notes.append)
     assert notes == ["5 distinct captions are encoded once"]
     assert len(list((tmp_path / "captions").glob("*.safetensors"))) > 1
     found = encoder.pipeline.encode_prompt(
@@ -249,25 +249,25 @@ def test_encoding_goes_on_where_it_stopped(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setattr(embeddings, "SHARD_BYTES", 4)  # two captions
     captions = ["a", "bb", "ccc", "dddd", "eeeee"]
     with pytest.raises(KeyboardInterrupt):
-        embedded(captions, lambda: Counting(fails_at="dddd"), tmp_path / "captions", print)
+        encode_captions(captions, lambda: Counting(fails_at="dddd"), tmp_path / "captions", print)
     second = Counting()
-    cached = embedded(captions, lambda: second, tmp_path / "captions", print)
+    cached = encode_captions(captions, lambda: second, tmp_path / "captions", print)
     assert second.asked == ["ccc", "dddd", "eeeee"]
     assert cached(torch.arange(5))["encoder_hidden_states"].flatten().tolist() == [1, 2, 3, 4, 5]
     third = Counting()
-    embedded(captions, lambda: third, tmp_path / "captions", print)
+    encode_captions(captions, lambda: third, tmp_path / "captions", print)
     assert third.asked == []
 
 
 def test_embeddings_of_other_captions_are_refused(tmp_path: Path) -> None:
-    embedded(["a", "b"], Counting, tmp_path / "captions", print)
+    encode_captions(["a", "b"], Counting, tmp_path / "captions", print)
     with pytest.raises(UserError, match="other captions"):
-        embedded(["a", "c"], Counting, tmp_path / "captions", print)
+        encode_captions(["a", "c"], Counting, tmp_path / "captions", print)
     (tmp_path / "captions" / "00000.safetensors").write_bytes(b"nothing")
     with pytest.raises(UserError, match="cannot be read"):
-        embedded(["a", "b"], Counting, tmp_path / "captions", print)(torch.tensor([0]))
+        encode_captions(["a", "b"], Counting, tmp_path / "captions", print)(torch.tensor([0]))
     with pytest.raises(UserError, match="beyond half precision"):
-        embedded(["x" * 70_000], Counting, tmp_path / "long", print)
+        encode_captions(["x" * 70_000], Counting, tmp_path / "long", print)
 
 
 def test_captions_as_spreadsheets_and_browsers_write_them(tmp_path: Path) -> None:

@@ -9,7 +9,15 @@ from torch import Tensor
 
 from progdist import Cosine, RectifiedFlow, UserError, sample
 from progdist.diffusion.analytic import Gaussian
-from progdist.diffusion.sampler import METHODS, ancestral, ddim_update, flow, network_evaluations, overshoot, time_grid
+from progdist.diffusion.sampler import (
+    METHODS,
+    ancestral,
+    ddim_update,
+    network_evaluations,
+    ode_derivative,
+    overshoot,
+    time_grid,
+)
 from progdist.diffusion.schedule import Schedule
 from support.checks import measured_order
 from support.paths import REFERENCE
@@ -63,7 +71,7 @@ def test_the_ode_is_the_papers_in_log_snr() -> None:
     """Appendix B: dz/dlambda = (alpha sigma^2 xh - sigma alpha^2 eps_h) / 2 for variance-preserving schedules."""
     schedule, gaussian = Cosine(), Gaussian(Cosine(), torch.tensor(0.3).double(), 0.5)
     z, t = torch.randn(9, 3, dtype=torch.float64), torch.linspace(0.1, 1, 9, dtype=torch.float64)
-    slope, rate = flow(schedule, gaussian, z, t)
+    slope, rate = ode_derivative(schedule, gaussian, z, t)
     alpha, sigma = schedule.alpha(t)[:, None], schedule.sigma(t)[:, None]
     x = gaussian(z, t)
     eps = (z - alpha * x) / sigma

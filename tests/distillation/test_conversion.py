@@ -9,14 +9,13 @@ from progdist import Cosine, Discrete
 from progdist.diffusion.analytic import Gaussian
 from progdist.diffusion.loss import WEIGHTINGS
 from progdist.distillation.conversion import (
-    Clipped,
-    Guided,
     conversion_loss,
     converted_form,
     equal_snr,
     error_by_band,
     needs_conversion,
 )
+from progdist.distillation.guidance import Clipped, Guided
 from progdist.models.io.diffusers_pipeline import read_teacher
 from support.stock import SaveStock
 
@@ -48,7 +47,7 @@ def test_guidance_and_clipping(tiny_model: Callable[..., Any]) -> None:
     with_class, free = (denoiser(z, t, class_labels=chosen) for chosen in (labels, none))
     guided = Guided(denoiser, {"class_labels": torch.tensor([3])}, 3.0)
     torch.testing.assert_close(guided(z, t, class_labels=labels), 3 * with_class - 2 * free, rtol=1e-4, atol=1e-5)
-    torch.testing.assert_close(Guided(denoiser, guided.none, 1.0)(z, t, class_labels=labels), with_class)
+    torch.testing.assert_close(Guided(denoiser, guided.unconditional, 1.0)(z, t, class_labels=labels), with_class)
     clipped = Clipped(guided)(z, t, class_labels=labels)
     torch.testing.assert_close(clipped, guided(z, t, class_labels=labels).clamp(-1, 1))
     assert clipped.abs().max() <= 1

@@ -11,7 +11,7 @@ from progdist.diffusion.analytic import Gaussian
 from progdist.diffusion.denoiser import DenoiserProtocol
 from progdist.diffusion.parameterization import PARAMETERIZATIONS, V
 from progdist.diffusion.schedule import Schedule
-from progdist.distillation.teacher_check import _wrong_timestep, read, time_of
+from progdist.distillation.teacher_check import _wrong_timestep, check_teacher, time_of
 from support.toys import label
 
 WIDTH = 0.003  # narrow data: at the lowest noise levels the noise can still be told apart
@@ -39,7 +39,7 @@ def problem_found(
     network = Exact(schedule, actual, actual_offset)
     denoiser = Denoiser(network, schedule, PARAMETERIZATIONS[declared], timesteps=1000, offset=declared_offset)
     x, eps = 0.3 + WIDTH * torch.randn(256, 8), torch.randn(256, 8)
-    return read(denoiser, x, eps).problem
+    return check_teacher(denoiser, x, eps).problem
 
 
 @pytest.mark.parametrize("level", [2.0, 0.0, -2.0])
@@ -81,7 +81,7 @@ def test_a_flow_is_read_too() -> None:
 
 def test_denoisers_are_what_is_read(tiny_model: Callable[..., DenoiserProtocol]) -> None:
     denoiser = tiny_model()
-    found = read(denoiser, torch.randn(4, 1, 8, 8), torch.randn(4, 1, 8, 8))  # pyright: ignore[reportArgumentType]
+    found = check_teacher(denoiser, torch.randn(4, 1, 8, 8), torch.randn(4, 1, 8, 8))  # pyright: ignore[reportArgumentType]
     assert set(found.errors) == {"x", "eps", "v"}
     assert set(found.shifts) == {-2, -1, 0, 1, 2}
 
@@ -102,7 +102,7 @@ def test_every_pair_of_schedule_and_output_can_be_tried(schedule: Schedule, para
     """Zero terminal SNR, two heads and unusual pairs: the reading that is right is found right."""
     network = Exact(RectifiedFlow() if isinstance(schedule, RectifiedFlow) else schedule, parameterization, 1.0)
     denoiser = Denoiser(network, schedule, PARAMETERIZATIONS[parameterization], timesteps=1000, offset=1.0)
-    found = read(denoiser, 0.3 + WIDTH * torch.randn(256, 8), torch.randn(256, 8))
+    found = check_teacher(denoiser, 0.3 + WIDTH * torch.randn(256, 8), torch.randn(256, 8))
     assert found.problem is None
     assert parameterization in found.errors
     assert found.errors[parameterization] == min(found.errors.values())
@@ -119,4 +119,4 @@ class Own(Cosine):
 def test_an_output_and_a_schedule_of_ones_own_can_be_tried() -> None:
     schedule = Own()
     denoiser = Denoiser(Exact(schedule, "v", 1.0), schedule, Halved(), timesteps=1000)
-    assert read(denoiser, 0.3 + WIDTH * torch.randn(64, 8), torch.randn(64, 8)).problem is None
+    assert check_teacher(denoiser, 0.3 + WIDTH * torch.randn(64, 8), torch.randn(64, 8)).problem is None

@@ -21,7 +21,7 @@ from progdist import Denoiser, UserError, sample
 from progdist.data.images import Images, ImageTransform
 from progdist.data.sources import _READERS, load_images
 from progdist.diffusion.parameterization import PARAMETERIZATIONS, OneHead
-from progdist.diffusion.sampler import EVALUATIONS_PER_STEP, METHODS, network_evaluations, runge_kutta
+from progdist.diffusion.sampler import METHODS, NFE_PER_STEP, network_evaluations, runge_kutta
 from progdist.diffusion.schedule import SCHEDULES, VariancePreserving
 from progdist.models.io.diffusers_pipeline import read_teacher
 from progdist.models.io.folder import load
@@ -152,7 +152,7 @@ def test_a_new_sampler(tiny_model: Callable[..., Denoiser], tmp_path: Path, monk
     """Kutta's method: of the third order, with three evaluations to a step."""
     kutta = runge_kutta([(), (0.5,), (-1.0, 2.0)], [1 / 6, 2 / 3, 1 / 6])
     monkeypatch.setitem(METHODS, "kutta", kutta)
-    monkeypatch.setitem(EVALUATIONS_PER_STEP, "kutta", 3)
+    monkeypatch.setitem(NFE_PER_STEP, "kutta", 3)
     for schedule in (progdist.Cosine(), progdist.RectifiedFlow()):
         assert measured_order(schedule, kutta, [16, 32, 64, 128]) == pytest.approx(3, abs=0.15)
     assert network_evaluations(5, "kutta") == 13

@@ -16,7 +16,9 @@ from support.paths import ROOT
 
 pytestmark = pytest.mark.slow
 
-SHORTER = {"distill": ("--set", "match.updates=2", "--updates", 2, "--set", "teacher.trust=true", *SHORT_EVALUATION)}
+SHORTER = {
+    "distill": ("--set", "conversion.updates=2", "--updates", 2, "--set", "teacher.trust=true", *SHORT_EVALUATION)
+}
 
 
 def test_the_way_from_a_folder_to_a_student(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

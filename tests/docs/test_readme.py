@@ -34,7 +34,7 @@ SHORT = {
     "run digits": "network.width=8 network.groups=4 teacher.updates=2 evaluate.samples=16 evaluate.resamples=2",
     "run digits --set": "teacher.updates=2 evaluate.samples=16 evaluate.resamples=2",
     "run my-recipe.yaml": "teacher.updates=2",
-    "distill": "match.updates=2 evaluate.samples=16 evaluate.resamples=2 teacher.trust=true",
+    "distill": "conversion.updates=2 evaluate.samples=16 evaluate.resamples=2 teacher.trust=true",
 }
 
 

@@ -32,7 +32,7 @@ def test_from_captioned_digits_to_a_table(
     monkeypatch.chdir(tmp_path)
     for command in commands:
         if command[0] == "progdist":
-            short = ("--updates", 1, "--match-updates", 2, "--start", 8, *SHORT_EVALUATION)
+            short = ("--updates", 1, "--conversion-updates", 2, "--start", 8, *SHORT_EVALUATION)
             assert "distinct captions are encoded once" in succeeds(*command[1:], *short).output
             continue
         monkeypatch.setattr(sys, "argv", [*command[1:], *SHORTER[command[1]]])

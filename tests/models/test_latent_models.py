@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import progdist
-from progdist.evaluation.generate import SamplingOptions, make, sampling_noise
+from progdist.evaluation.generate import SamplingOptions, generate_images, sampling_noise
 from progdist.models.io.folder import load
 from support.commands import UNTRAINED, call
 from support.latent import SHORT, distill_latent, save_dit, stock_latent_images
@@ -18,7 +18,7 @@ pytestmark = pytest.mark.slow
 def test_a_latent_model_is_distilled_and_stock_parts_make_its_images(latent_student: Path) -> None:
     model = load(latent_student)
     assert (model.image, model.shape[1:]) == ((1, 8, 8), (4, 4))
-    images, labels, steps = make(model, SamplingOptions(None, 5, None, 0), print)
+    images, labels, steps = generate_images(model, SamplingOptions(None, 5, None, 0), print)
     theirs = stock_latent_images(latent_student, sampling_noise(model, 5, 0), steps, labels.tolist())
     torch.testing.assert_close(images, theirs, rtol=0, atol=1e-4)
     assert images.shape == (5, 1, 8, 8)

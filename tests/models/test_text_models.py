@@ -19,7 +19,8 @@ from torch import Tensor, nn
 import progdist
 from progdist import UserError
 from progdist.diffusion.sampler import ddim_update, sample
-from progdist.distillation.conversion import Guided, converted_form
+from progdist.distillation.conversion import converted_form
+from progdist.distillation.guidance import Guided
 from progdist.evaluation.generate import sampling_noise
 from progdist.models.io.diffusers_pipeline import read_teacher
 from progdist.models.io.folder import load, save
@@ -160,7 +161,7 @@ def test_the_guided_teacher_is_the_stock_pipeline(kind: str, pipelines: dict[str
     teacher, guidance = read_teacher(str(pipelines[kind])).model, 7.5
     assert teacher.text is not None
     pipeline = stock(pipelines[kind], kind)
-    none = teacher.text.encoder().none("a smudge")
+    none = teacher.text.encoder().unconditional("a smudge")
     condition = prompt_conditions(teacher, PROMPTS, None)({"labels": torch.arange(4)})
     seen: dict[str, Tensor] = {}
     pipeline.scheduler = DDIMScheduler.from_config(
@@ -195,7 +196,7 @@ def test_each_example_has_its_own_guidance(pipelines: dict[str, Path]) -> None:
     teacher = read_teacher(str(pipelines["StableDiffusionPipeline"])).model
     assert teacher.text is not None
     condition = prompt_conditions(teacher, PROMPTS, None)({"labels": torch.arange(4)})
-    none = teacher.text.encoder().none(None)
+    none = teacher.text.encoder().unconditional(None)
     z, t = torch.randn(4, 4, 4, 4), torch.tensor([0.2, 0.5, 0.7, 0.9], dtype=torch.float64)
     scales = torch.tensor([1.0, 2.0, 3.0, 4.0], dtype=torch.float64)
     with torch.no_grad():
@@ -314,8 +315,8 @@ def test_the_empty_prompt_of_sdxl(tmp_path: Path) -> None:
         index.write_text(index.read_text().replace(str(not zeros).lower(), str(zeros).lower()))
         text = read_teacher(str(place)).model.text
         assert text is not None
-        assert all(bool(rows.any()) != zeros for rows in text.encoder().none(None).values())
-        assert all(rows.any() for rows in text.encoder().none("a smudge").values())
+        assert all(bool(rows.any()) != zeros for rows in text.encoder().unconditional(None).values())
+        assert all(rows.any() for rows in text.encoder().unconditional("a smudge").values())
 
 
 @pytest.mark.parametrize(

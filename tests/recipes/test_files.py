@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from progdist import UserError
-from progdist.recipes.files import read_recipe, shipped, write_recipe
+from progdist.recipes.files import read_recipe, shipped, validated, write_recipe
 from progdist.recipes.recipe import Recipe
 
 
@@ -45,8 +45,8 @@ def test_shipped_recipes_are_valid(name: str) -> None:
         ("distill.chain=[]", "at least 2"),
         ("distill.chain=[12, 6]", "set noise.timesteps"),
         ("distill={chain: [8, 4], start: 8}", "start has no effect beside chain"),
-        ("match.guidance=2.0", "match is stage 0 of a teacher.model"),
-        ("match.lora_rank=2", "match is stage 0 of a teacher.model"),
+        ("conversion.guidance=2.0", "conversion is stage 0 of a teacher.model"),
+        ("conversion.lora_rank=2", "conversion is stage 0 of a teacher.model"),
         ("distill.gradient_accumulation_steps=3", "3 gradient_accumulation_steps"),
         ("teacher.learning_rate=.inf", "finite"),
         ("noise.log_snr_max=.nan", "not above"),
@@ -96,7 +96,7 @@ def test_recipes_of_earlier_versions_are_still_read(tmp_path: Path) -> None:
     )
     recipe = read_recipe(str(path))
     assert recipe.distill.counts() == [8, 4]
-    assert recipe.precisions() == {"match": "bf16", "distill": "float32", "evaluate": "auto"}
+    assert recipe.precisions() == {"conversion": "bf16", "distill": "float32", "evaluate": "auto"}
 
 
 def test_a_mistake_of_the_whole_recipe_reads_well(tiny_recipe: Path) -> None:
@@ -120,3 +120,17 @@ def test_keys_of_version_0_1_are_read_with_a_notice(tiny_recipe: Path, caplog: p
 @pytest.mark.parametrize("name", shipped())
 def test_shipped_recipes_ask_for_auto(name: str) -> None:
     assert set(read_recipe(name).precisions().values()) == {"auto"}
+
+
+def test_a_section_of_an_earlier_version_is_read(caplog: pytest.LogCaptureFixture) -> None:
+    content = {
+        "name": "a",
+        "data": {"source": "digits"},
+        "teacher": {"model": "folder"},
+        "match": {"updates": 7, "microbatches": 2, "batch": 4},
+        "conversion": {"updates": 5, "learning_rate": 0.5},
+    }
+    recipe = validated(content, (), "test")
+    assert (recipe.conversion.updates, recipe.conversion.learning_rate) == (7, 0.5)
+    assert recipe.conversion.gradient_accumulation_steps == 2
+    assert "match is now called conversion" in caplog.text

@@ -118,7 +118,7 @@ def test_the_table_is_complete() -> None:
     taken = {
         name
         for name in leaves(Recipe)
-        if name.startswith(("teacher.model", "teacher.offset", "teacher.trust", "match."))
+        if name.startswith(("teacher.model", "teacher.offset", "teacher.trust", "conversion."))
     }
     assert sorted(CHANGES) == sorted(set(leaves(Recipe)) - taken)
 
@@ -154,7 +154,7 @@ def test_class_conditioning_needs_labels(tmp_path: Path) -> None:
 
 
 def test_every_field_of_stage_0(stock: SaveStock) -> None:
-    """match.* changes the configuration of the teacher's stage."""
+    """conversion.* changes the configuration of the teacher's stage."""
     from progdist.recipes.training import Conversion
 
     base = train_config(Conversion())

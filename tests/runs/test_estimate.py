@@ -69,7 +69,7 @@ def test_the_estimate_counts_stage_0_as_it_is(stock: SaveStock, tmp_path: Path, 
     folder = stock(FlowMatchEulerDiscreteScheduler() if teacher == "flow" else None, classes=11)
     content = {"name": "a", "data": {"source": "digits"}, "teacher": {"model": str(folder)}}
     settings = ("match={updates: 5, batch: 4}", "distill={chain: [8, 4], updates: 3, batch: 4}", "evaluate.samples=10")
-    recipe = validated(content, (*settings, *(("match.guidance=2",) if teacher == "guided" else ())), "test")
+    recipe = validated(content, (*settings, *(("conversion.guidance=2",) if teacher == "guided" else ())), "test")
     parts = {part.name: part for part in estimate(recipe).parts}
     assert parts["teacher"].updates == (0 if teacher == "flow" else 5)
     assert parts["teacher"].frozen_evaluations == {"flow": 0, "eps": 20, "guided": 40}[teacher]

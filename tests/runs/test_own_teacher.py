@@ -40,7 +40,7 @@ def test_the_whole_command(stock: SaveStock, tmp_path: Path, teacher: str) -> No
     assert [(r["model"], r["steps"]) for r in records[:2]] == [("given", 40), ("teacher", 40)]
     assert records[0]["rmse"] == 0
     matched = [json.loads(line) for line in (tmp_path / "out" / "metrics.jsonl").read_text().splitlines()]
-    assert any("match" in record for record in matched) == (teacher != "flow")
+    assert any("conversion" in record for record in matched) == (teacher != "flow")
     scheduler = json.loads((tmp_path / "out" / "student-0004" / "scheduler" / "scheduler_config.json").read_text())
     expected = "FlowMatchEulerDiscreteScheduler" if teacher == "flow" else "DDIMScheduler"
     assert scheduler["_class_name"] == expected
@@ -142,17 +142,17 @@ def test_guidance_never_takes_a_real_class_for_none(stock: SaveStock, tmp_path: 
     folder, arguments = stock(classes=10), ("--data", "digits", "--out", tmp_path / "out", *SHORT, *UNTRAINED)
     result = call("distill", folder, *arguments, "--guidance", 2)
     assert result.exit_code == 2, result.output
-    assert "name it with --set match.null_class=N" in result.stderr
+    assert "name it with --set conversion.null_class=N" in result.stderr
     assert not (tmp_path / "out").exists()
-    assert call("distill", folder, *arguments, "--guidance", 2, "--set", "match.null_class=9").exit_code == 0
+    assert call("distill", folder, *arguments, "--guidance", 2, "--set", "conversion.null_class=9").exit_code == 0
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("--guidance", 0), "match.guidance: Input should be greater than 0"),
-        (("--guidance", "0:3"), "match.guidance.0: Input should be greater than 0"),
+        (("--guidance", 0), "conversion.guidance: Input should be greater than 0"),
+        (("--guidance", "0:3"), "conversion.guidance.0: Input should be greater than 0"),
         (("--set", "distill.start=8"), "start has no effect beside chain"),
         (("--set", "distill.substeps=4"), "substeps has no effect beside chain"),
         (("--set", "teacher.learning_rate=0.1"), "teacher.learning_rate is of a teacher that is trained"),

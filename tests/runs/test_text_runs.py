@@ -21,7 +21,7 @@ from support.commands import SilentCallback, call
 from support.text import PROMPTS, WRITERS, write_sd
 
 SLOW = pytest.mark.slow
-SMALL: list[str] = ["--start", "8", "--updates", "2", "--match-updates", "3", "--batch", "8"]
+SMALL: list[str] = ["--start", "8", "--updates", "2", "--conversion-updates", "3", "--batch", "8"]
 for setting in ("evaluate.samples=16", "evaluate.resamples=2", "teacher.trust=true"):
     SMALL += ["--set", setting]
 for section in ("match", "distill", "evaluate"):
@@ -84,7 +84,7 @@ def test_a_fixed_guidance_and_none(words: tuple[str, ...], taken: float | None, 
 
 @SLOW
 def test_low_rank_students_have_a_dial(pairs: Path) -> None:
-    ranks = ("--set", "match.lora_rank=2", "--set", "distill.lora_rank=2")
+    ranks = ("--set", "conversion.lora_rank=2", "--set", "distill.lora_rank=2")
     out = distilled(write_sd(pairs.parent / "teacher"), pairs, "--guidance", "1:8", *ranks)
     assert load(out / "student-0004").denoiser.network.get_parameter("time_embedding.cond_proj.weight").any()
 
@@ -135,7 +135,7 @@ def small_pairs(pairs: Path) -> None:
         (("--guidance", "1:2:3"), "--guidance 1:2:3 is no scale"),
         (("--guidance", "much"), "--guidance much is no scale"),
         (("--negative", "a smudge"), "negative is what guidance leads away from"),
-        (("--guidance", "1:8", "--set", "match.null_class=1"), "match.null_class is of classes"),
+        (("--guidance", "1:8", "--set", "conversion.null_class=1"), "conversion.null_class is of classes"),
         (("--data", "digits"), "the teacher makes images of captions, and digits has none"),
     ],
 )
@@ -151,7 +151,7 @@ def test_mistakes_are_one_line(words: tuple[str, ...], said: str, pairs: Path) -
     ("words", "said"),
     [
         (("--guidance", "1:8"), "a range of guidance is of teachers that take captions"),
-        (("--guidance", "2", "--negative", "a smudge"), "match.negative is a prompt"),
+        (("--guidance", "2", "--negative", "a smudge"), "conversion.negative is a prompt"),
         ((), "is of captions, and the teacher takes none"),
     ],
 )

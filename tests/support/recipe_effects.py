@@ -12,9 +12,10 @@ from progdist import UserError
 from progdist.models.model import Model
 from progdist.recipes.recipe import Recipe
 from progdist.recipes.training import train_config
+from progdist.runs.checks import open_images
 from progdist.runs.evaluator import Evaluator, feature_spaces
 from progdist.runs.folder import RunFolder
-from progdist.runs.run import Run, open_images
+from progdist.runs.run import Run
 from progdist.runs.stages import untrained
 from progdist.training.config import TrainConfig
 from progdist.training.distributed import Distributed

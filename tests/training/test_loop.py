@@ -103,11 +103,11 @@ def test_one_update_is_adamw() -> None:
 
 def test_the_rate_rises_and_falls() -> None:
     config = replace(CONFIG, updates=10, learning_rate=1.0, warmup=4, lr_scheduler="linear")
-    assert [config.rate(k) for k in (0, 1, 3, 5, 9)] == pytest.approx([0.25, 0.5 * 0.9, 0.7, 0.5, 0.1])
-    assert replace(config, warmup=0, lr_scheduler="constant").rate(9) == 1
+    assert [config.learning_rate_at(k) for k in (0, 1, 3, 5, 9)] == pytest.approx([0.25, 0.5 * 0.9, 0.7, 0.5, 0.1])
+    assert replace(config, warmup=0, lr_scheduler="constant").learning_rate_at(9) == 1
     _, records = trained(replace(CONFIG, warmup=4, lr_scheduler="linear"))
     assert [p.learning_rate for p in records] == [
-        replace(CONFIG, warmup=4, lr_scheduler="linear").rate(k) for k in range(12)
+        replace(CONFIG, warmup=4, lr_scheduler="linear").learning_rate_at(k) for k in range(12)
     ]
 
 

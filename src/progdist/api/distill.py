@@ -71,7 +71,7 @@ def distill(
     chain: Sequence[int] = (512, 256, 128, 64, 32, 16, 8, 4),
     *,
     updates: int | Mapping[int, int] = 1000,
-    match_updates: int = 4000,
+    conversion_updates: int = 4000,
     batch: int = 64,
     learning_rate: float = 1e-4,
     lr_scheduler: Literal["linear", "constant"] = "linear",
@@ -91,7 +91,7 @@ def distill(
         data: tensors of one shape (N, ...), about [-1, 1]; or a data set or iterable of tensors or (tensor, label).
         chain: the teacher's step count, then each student's; each divides the one before.
         updates: of every stage, or by the student's step count.
-        match_updates: of the first student, where one is needed.
+        conversion_updates: of the first student, where one is needed.
         batch: examples in an update.
         learning_rate: of Adam, at its highest.
         lr_scheduler: "linear" to 0 within each stage, or "constant".
@@ -114,7 +114,7 @@ def distill(
     """
     links, examples, accelerator = stages(chain), TensorData(data), make_accelerator()
     _check_names(weighting, precision, lr_scheduler)
-    _check_at_least(match_updates=(match_updates, 1), seed=(seed, 0))
+    _check_at_least(conversion_updates=(conversion_updates, 1), seed=(seed, 0))
     weighting_function, counts = WEIGHTINGS[weighting], _updates(updates, [link.steps for link in links])
     check_weighting(converted_form(teacher).schedule, weighting_function, chain[-1])
     config = TrainConfig(
@@ -130,7 +130,7 @@ def distill(
     current = _frozen(teacher, accelerator.device)
     if needs_conversion(teacher):
         loss = partial(conversion_loss, teacher=current, weighting=weighting_function)
-        student = trainer.fit(converted_form(_copy(current)), 0, loss, match_updates, chain[0])
+        student = trainer.fit(converted_form(_copy(current)), 0, loss, conversion_updates, chain[0])
         current = _frozen(student, accelerator.device)
 
     def train_student(number: int, stage: Stage, teacher: Denoiser) -> Denoiser:

@@ -8,7 +8,7 @@ import typer
 from progdist import __version__
 from progdist._utils.errors import UserError
 from progdist.cli import models, studies
-from progdist.cli.options import CaptionColumn, Fresh, Guidance, ImageColumn, MatchUpdates, Shard
+from progdist.cli.options import CaptionColumn, ConversionUpdates, Fresh, Guidance, ImageColumn, Shard
 from progdist.cli.terminal import RANK, console, user_errors
 
 if TYPE_CHECKING:
@@ -74,7 +74,7 @@ def distill(
     updates: Annotated[
         int, typer.Option(help="Training steps of each stage; the last two stages take twice as many.", min=1)
     ] = 1000,
-    match_updates: MatchUpdates = None,
+    conversion_updates: ConversionUpdates = None,
     batch: Annotated[int, typer.Option(help="Batch size.", min=1)] = 64,
     guidance: Guidance = None,
     negative: Annotated[str | None, typer.Option(help="A prompt that guidance leads away from, for good.")] = None,
@@ -103,7 +103,7 @@ def distill(
         steps=steps,
         start=start,
         updates=updates,
-        match_updates=match_updates,
+        conversion_updates=conversion_updates,
         batch=batch,
         guidance=_guidance(guidance),
         negative=negative,

@@ -12,7 +12,7 @@ from progdist.diffusion.parameterization import Eps
 from progdist.diffusion.schedule import Discrete
 from progdist.distillation.conversion import needs_conversion
 from progdist.distillation.teacher_check import TeacherCheck
-from progdist.evaluation.teacher_check import check_on_images
+from progdist.evaluation.check_on_images import check_on_images
 from progdist.models.io.diffusers_pipeline import Teacher, read_teacher
 from progdist.models.text.embeddings import row_bytes
 from progdist.recipes.from_teacher import chain_for, frame

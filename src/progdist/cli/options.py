@@ -11,8 +11,14 @@ Guidance = Annotated[
     str | None,
     typer.Option(help="Guidance scale to distil into the student, or a range LO:HI that it can be given."),
 ]
-MatchUpdates = Annotated[
-    int | None, typer.Option(help="Training steps of stage 0; four times --updates if not given.", min=1)
+ConversionUpdates = Annotated[
+    int | None,
+    typer.Option(
+        "--conversion-updates",
+        "--match-updates",
+        help="Training steps of stage 0; four times --updates if not given.",
+        min=1,
+    ),
 ]
 ImageColumn = Annotated[str | None, typer.Option(help="Column of the images in hub:, parquet: or wds: data.")]
 CaptionColumn = Annotated[str | None, typer.Option(help="Column of the captions in such data, e.g. text or json.text.")]

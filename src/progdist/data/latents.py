@@ -18,7 +18,7 @@ ROWS = 4096
 """Latents in a shard: 64 MiB of 4x32x32 numbers."""
 
 
-class Encoder(Protocol):
+class ImageEncoder(Protocol):
     """An autoencoder, as far as encoding goes."""
 
     def encode(self, images: Tensor) -> Tensor:
@@ -50,7 +50,7 @@ def begin_latents(images: Images, folder: Path) -> int:
     return len(shards.absent())
 
 
-def encode(images: Images, autoencoder: Encoder, folder: Path, process: int = 0, processes: int = 1) -> None:
+def encode(images: Images, autoencoder: ImageEncoder, folder: Path, process: int = 0, processes: int = 1) -> None:
     """Write one process's share of the shards that are absent; call `begin_latents` first.
 
     Args:

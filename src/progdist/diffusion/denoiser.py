@@ -18,7 +18,7 @@ from progdist._utils.errors import UserError
 from progdist.diffusion.parameterization import Parameterization
 from progdist.diffusion.schedule import RectifiedFlow, Schedule
 
-MOST_TIMESTEPS = 1_000_000
+MAX_TIMESTEPS = 1_000_000
 """More than any network was trained with; stock schedulers hold a table of them."""
 
 
@@ -64,8 +64,8 @@ class Denoiser(nn.Module):
     ) -> None:
         super().__init__()
         parameterization.check(schedule)
-        if not 1 <= timesteps <= MOST_TIMESTEPS:
-            raise UserError(f"timesteps is {timesteps}, expected 1 to {MOST_TIMESTEPS:,}: give the teacher's own count")
+        if not 1 <= timesteps <= MAX_TIMESTEPS:
+            raise UserError(f"timesteps is {timesteps}, expected 1 to {MAX_TIMESTEPS:,}: give the teacher's own count")
         self.network = network
         self.schedule = schedule
         self.parameterization = parameterization

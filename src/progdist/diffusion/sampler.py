@@ -45,14 +45,14 @@ Step = Callable[[Schedule, Predict, Tensor, Tensor, Tensor, torch.Generator | No
 """(schedule, predict, z_t, t, s, generator) -> z_s."""
 
 
-def scales(schedule: Schedule, s: Tensor) -> tuple[Tensor, Tensor]:
+def alpha_sigma(schedule: Schedule, s: Tensor) -> tuple[Tensor, Tensor]:
     """(alpha_s, sigma_s) in float64 of a step's end s; s = 0 is the data itself, (1, 0), whatever the schedule."""
     return torch.where(s > 0, schedule.alpha(s), 1.0), torch.where(s > 0, schedule.sigma(s), 0.0)
 
 
 def ddim_update(schedule: Schedule, z: Tensor, x: Tensor, t: Tensor, s: Tensor) -> Tensor:
     """z_s from z_t (B, ...) and its denoised data x (B, ...); times in float64, (B,) or (), t > s >= 0."""
-    alpha_s, sigma_s = scales(schedule, s)
+    alpha_s, sigma_s = alpha_sigma(schedule, s)
     ratio = sigma_s / schedule.sigma(t)
     scale = alpha_s - schedule.alpha(t) * ratio
     return per_example(ratio, z) * z + per_example(scale, z) * x
@@ -89,14 +89,14 @@ def overshoot(
 ) -> Tensor:
     """One deterministic step of twice the length, from t to q = 2s - t >= 0, and noise back from q to s."""
     q = 2 * s - t
-    (alpha_s, sigma_s), (alpha_q, sigma_q) = scales(schedule, s), scales(schedule, q)
+    (alpha_s, sigma_s), (alpha_q, sigma_q) = alpha_sigma(schedule, s), alpha_sigma(schedule, q)
     ratio = alpha_s / alpha_q
     deviation = (sigma_s**2 - (ratio * sigma_q) ** 2).sqrt()
     eps = torch.randn(z.shape, generator=generator, dtype=z.dtype).to(z.device)
     return per_example(ratio, z) * ddim(schedule, predict, z, t, q, generator) + per_example(deviation, z) * eps
 
 
-def flow(schedule: Schedule, predict: Predict, z: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+def ode_derivative(schedule: Schedule, predict: Predict, z: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
     """The ODE's right-hand side dz/dt at (z, t), shape of z, and d(log-SNR)/dt in float64, shape of t; 0 < t <= 1."""
     with torch.enable_grad():
         time = t.detach().clone().requires_grad_()
@@ -119,7 +119,7 @@ def euler_in_log_snr(
     """
     if not schedule.log_snr(t).isfinite().all():
         raise UserError("euler_log_snr cannot begin at zero SNR, where the log-SNR is infinite: use ddim or euler")
-    slope, rate = flow(schedule, predict, z, t)
+    slope, rate = ode_derivative(schedule, predict, z, t)
     span = (schedule.log_snr(s) - schedule.log_snr(t)) / rate
     return z + per_example(span, z) * slope
 
@@ -133,7 +133,7 @@ def runge_kutta(rows: Sequence[Sequence[float]], weights: Sequence[float]) -> St
         slopes: list[Tensor] = []
         for row in rows:
             moved = z + per_example(s - t, z) * _weighted(row, slopes, z)
-            slopes.append(flow(schedule, predict, moved, t + sum(row) * (s - t))[0])
+            slopes.append(ode_derivative(schedule, predict, moved, t + sum(row) * (s - t))[0])
         return z + per_example(s - t, z) * _weighted(weights, slopes, z)
 
     return step
@@ -154,27 +154,27 @@ METHODS: dict[str, Step] = {
 }
 
 
-EVALUATIONS_PER_STEP = {"heun": 2, "rk4": 4}
+NFE_PER_STEP = {"heun": 2, "rk4": 4}
 """Of the network, for the methods that take more than one."""
 
 
-MOST_STEPS = 1_000_000
+MAX_STEPS = 1_000_000
 """More than any sampler takes: a larger number is a mistake, and would fill the memory with times."""
 
 
 def network_evaluations(steps: int, method: str = "ddim") -> int:
     """How often `sample` calls the network: the last step, which returns the denoised data, calls it once."""
-    return EVALUATIONS_PER_STEP.get(method, 1) * (steps - 1) + 1
+    return NFE_PER_STEP.get(method, 1) * (steps - 1) + 1
 
 
 def time_grid(steps: int) -> Tensor:
     """1, (N-1)/N, ..., 0 in float64, (N + 1,).
 
     Raises:
-        UserError: steps is not 1 to MOST_STEPS.
+        UserError: steps is not 1 to MAX_STEPS.
     """
-    if not 1 <= steps <= MOST_STEPS:
-        raise UserError(f"steps is {steps}: sampling takes 1 to {MOST_STEPS:,} steps")
+    if not 1 <= steps <= MAX_STEPS:
+        raise UserError(f"steps is {steps}: sampling takes 1 to {MAX_STEPS:,} steps")
     return torch.arange(steps, -1, -1, dtype=torch.float64) / steps
 
 

@@ -9,105 +9,22 @@ all times,
 where t' is the teacher's time of the same signal-to-noise ratio: a variance-preserving latent is then one of both
 schedules. Beyond the teacher's last noise level t' = 1.
 
-Guidance (Ho & Salimans 2022, arXiv 2207.12598) mixes two predictions, and the student learns the mixture:
-
-    xh = xh(z, t, none) + g (xh(z, t, c) - xh(z, t, none)),    c a class or a caption
-
-The weights 1 - g and g have sum 1 and xh is affine in eps, so to mix predictions of eps, as stock samplers do, is the
-same. With one g for all the student knows that one; where g is part of the condition, drawn anew for every example,
-the student takes it as an input,
+Where the teacher is guided (see `guidance`) the student learns the mixture of its two predictions. With one guidance
+scale g for all the student knows that one; where g is part of the condition, drawn anew for every example, the student
+takes it as an input,
 
     xh_student(z, t, c, g)
 
 which is stage one of Meng et al. 2023 (arXiv 2210.03142); halving it, their stage two, is that of any other student.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor
 
-from progdist._utils.broadcasting import per_example
 from progdist.diffusion.denoiser import Denoiser, DenoiserProtocol
 from progdist.diffusion.loss import Weighting, diffuse, weighted_error
 from progdist.diffusion.parameterization import PARAMETERIZATIONS, Eps
 from progdist.diffusion.schedule import Discrete, Schedule
-
-
-@dataclass(frozen=True)
-class Guided:
-    """Classifier-free guidance as one denoiser.
-
-    Args:
-        denoiser: conditional.
-        none: what takes the place of some of the condition where there is none, each (1, ...): a label or embeddings.
-        scale: g for all; None where every example brings its own as the condition `guidance`. 1 is no guidance.
-    """
-
-    denoiser: DenoiserProtocol
-    none: Mapping[str, Tensor]
-    scale: float | None = None
-
-    @property
-    def schedule(self) -> Schedule:
-        """The denoiser's."""
-        return self.denoiser.schedule
-
-    def __call__(self, z: Tensor, t: Tensor, **condition: Tensor) -> Tensor:
-        """The mixture for latents z (B, ...), a condition of B rows, and its `guidance` (B,): two evaluations."""
-        g = condition.pop("guidance") if self.scale is None else torch.tensor(self.scale, dtype=torch.float64)
-        none = {name: row.to(condition[name]).expand_as(condition[name]) for name, row in self.none.items()}
-        free = self.denoiser(z, t, **{**condition, **none})
-        return free + per_example(g, z) * (self.denoiser(z, t, **condition) - free)
-
-
-@dataclass(frozen=True)
-class Clipped:
-    """A denoiser whose predictions are kept within [-bound, bound], as many image samplers do."""
-
-    denoiser: DenoiserProtocol
-    bound: float = 1.0
-
-    @property
-    def schedule(self) -> Schedule:
-        """The denoiser's."""
-        return self.denoiser.schedule
-
-    def __call__(self, z: Tensor, t: Tensor, **condition: Tensor) -> Tensor:
-        """xh within [-bound, bound]."""
-        return self.denoiser(z, t, **condition).clamp(-self.bound, self.bound)
-
-
-@dataclass(frozen=True)
-class Thresholded:
-    """A denoiser whose predictions are divided by their own largest value (dynamic thresholding).
-
-        xh clipped to [-s, s], over s,    s = the quantile of |xh| over an example's elements, within [1, most]
-
-    Source: Saharia et al. 2022 (arXiv 2205.11487), section 2.3; diffusers' `thresholding`.
-
-    Args:
-        denoiser: whose predictions are taken.
-        ratio: the quantile, in [0, 1].
-        most: the largest s.
-    """
-
-    denoiser: DenoiserProtocol
-    ratio: float
-    most: float
-
-    @property
-    def schedule(self) -> Schedule:
-        """The denoiser's."""
-        return self.denoiser.schedule
-
-    def __call__(self, z: Tensor, t: Tensor, **condition: Tensor) -> Tensor:
-        """xh within [-1, 1]."""
-        x = self.denoiser(z, t, **condition)
-        s = x.flatten(1).abs().float().quantile(self.ratio, dim=1).clamp(1, max(1.0, self.most))
-        s = per_example(s, x)
-        return x.clamp(-s, s) / s
 
 
 def needs_conversion(teacher: Denoiser) -> bool:

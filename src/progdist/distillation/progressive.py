@@ -27,7 +27,7 @@ from progdist._utils.broadcasting import per_example
 from progdist._utils.errors import UserError
 from progdist.diffusion.denoiser import DenoiserProtocol
 from progdist.diffusion.loss import Weighting, diffuse, weighted_error
-from progdist.diffusion.sampler import ddim_update, scales
+from progdist.diffusion.sampler import alpha_sigma, ddim_update
 from progdist.diffusion.schedule import Schedule
 from progdist.distillation.chain import Stage
 
@@ -49,7 +49,7 @@ def substep_weights(schedule: Schedule, times: Tensor) -> Tensor:
     Returns:
         (k, B) in float64, nonnegative, with sum 1 over the first dimension.
     """
-    alpha_end, sigma_end = scales(schedule, times[-1])
+    alpha_end, sigma_end = alpha_sigma(schedule, times[-1])
     rho = schedule.rho(times[:-1])
     early = sigma_end * rho.diff(dim=0) / (alpha_end - sigma_end * rho[0])
     return torch.cat([early, 1 - early.sum(0, keepdim=True)])

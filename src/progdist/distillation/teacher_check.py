@@ -25,7 +25,7 @@ from progdist.diffusion.parameterization import PARAMETERIZATIONS, Parameterizat
 from progdist.diffusion.schedule import RectifiedFlow, Schedule
 
 LEVELS = (2.0, 0.0, -2.0)
-"""Log-SNRs at which the kinds of output are compared."""
+"""Log-SNRs at which prediction types are compared."""
 
 BANDS = ((1, 1), (2, 2), (3, 4), (5, 8), (9, 16), (17, 32), (33, 64), (65, 128))
 """First and last entries of the bands of the table in which timesteps are compared; one entry an example in each."""
@@ -68,7 +68,7 @@ def time_of(schedule: Schedule, log_snr: float) -> Tensor:
 
 
 @torch.no_grad()
-def read(denoiser: Denoiser, x: Tensor, eps: Tensor, **condition: Tensor) -> TeacherCheck:
+def check_teacher(denoiser: Denoiser, x: Tensor, eps: Tensor, **condition: Tensor) -> TeacherCheck:
     """Try every parameterization, and shifted timesteps, on a denoiser's network.
 
     Args:

@@ -14,7 +14,7 @@ from progdist.data.images import CaptionedImages, Images, ImageTransform
 from progdist.data.shards import TensorShards
 from progdist.diffusion.sampler import network_evaluations
 from progdist.evaluation.features import FeatureSpace, feature_space, features_of
-from progdist.evaluation.generate import Notify, SamplingOptions, make_in_batches
+from progdist.evaluation.generate import Notify, SamplingOptions, generate_batches
 from progdist.evaluation.metrics import summary_quality
 from progdist.evaluation.summary import Summary, join, summarize
 from progdist.models.io.folder import load
@@ -40,7 +40,7 @@ def compare(
     """The quality of each model's samples against the data, and their RMSE to a teacher's from the same noise.
 
     Raises:
-        UserError: images of another size than the model's, or as in `make` and `load_images`.
+        UserError: images of another size than the model's, or as in `generate_images` and `load_images`.
     """
     known = dict[tuple[int, int, int], Tensor]()
     with TemporaryDirectory() as scratch:
@@ -87,7 +87,7 @@ def _reference_images(
     shards = TensorShards(folder, options.count, options.batch)
     model = load(reference.folder)
     wanted = replace(_of_captions(model, options, data), steps=reference.steps)
-    batches, _ = make_in_batches(model, wanted, notify)
+    batches, _ = generate_batches(model, wanted, notify)
     for number, (images, _) in enumerate(batches):
         shards.write(number, [images])
     return shards
@@ -97,7 +97,7 @@ def _summarized(
     model: Model, options: SamplingOptions, space: FeatureSpace, taught: TensorShards | None, notify: Notify
 ) -> tuple[Summary, int, float]:
     """What is kept of a model's samples, the steps they took and the seconds."""
-    batches, steps = make_in_batches(model, options, notify)
+    batches, steps = generate_batches(model, options, notify)
     parts, seconds, started = [], 0.0, time.perf_counter()
     for number, (images, labels) in enumerate(batches):
         seconds += time.perf_counter() - started

@@ -34,7 +34,7 @@ class SamplingOptions:
         seed: of the noise.
         method: of sampling, one of `sampler.METHODS`.
         clip: keep every denoised image within [-1, 1].
-        level: of the ancestral sampler's variance, from 0, its lower bound, to 1, its upper.
+        variance: of the ancestral sampler's variance, from 0, its lower bound, to 1, its upper.
         batch: how many at a time.
         precision: of the network.
         prompts: of a text-conditional model, all in turn.
@@ -47,15 +47,15 @@ class SamplingOptions:
     seed: int
     method: str = "ddim"
     clip: bool = False
-    level: float = 1.0
+    variance: float = 1.0
     batch: int = 256
     precision: Precision = "float32"
     prompts: tuple[str, ...] = ()
     guidance: float | None = None
 
-    def how(self) -> str | Step:
+    def sampler(self) -> str | Step:
         """The method with its variance."""
-        return partial(ancestral, gamma=self.level) if self.method == "ancestral" else self.method
+        return partial(ancestral, gamma=self.variance) if self.method == "ancestral" else self.method
 
 
 def sampling_noise(model: Model, count: int, seed: int) -> Tensor:
@@ -63,27 +63,31 @@ def sampling_noise(model: Model, count: int, seed: int) -> Tensor:
     return torch.randn(count, *model.shape, generator=generator(seed, SAMPLING_NOISE))
 
 
-def make(model: Model, options: SamplingOptions, notify: Notify) -> tuple[Tensor, Tensor, int]:
+def generate_images(model: Model, options: SamplingOptions, notify: Notify) -> tuple[Tensor, Tensor, int]:
     """Images (N, C, H, W), their labels (N,), and the steps they took.
 
     Raises:
         UserError: a label out of range, no step count to be had, or an option that has no effect.
     """
-    batches, steps = make_in_batches(model, options, notify)
+    batches, steps = generate_batches(model, options, notify)
     images, labels = zip(*batches, strict=True)
     return torch.cat(images), torch.cat(labels), steps
 
 
-def make_in_batches(
+def generate_batches(
     model: Model, options: SamplingOptions, notify: Notify
 ) -> tuple[Iterator[tuple[Tensor, Tensor]], int]:
-    """The images of `make` and their labels, `options.batch` at a time, and the steps they take; raises as `make`."""
+    """The images of `generate_images` and their labels, `options.batch` at a time, and the steps they take.
+
+    Raises:
+        UserError: as `generate_images`.
+    """
     steps = _checked_steps(model, options, notify)
     model.to(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
     size, labels, conditions = options.batch, _labels(model, options), _conditions(model, options, notify)
     draw = generator(options.seed, SAMPLING_NOISE, 1)
-    how = options.how()
-    sampled = partial(sample_in_batches, precision=options.precision, clip=options.clip, method=how, draw=draw)
+    sampler = options.sampler()
+    sampled = partial(sample_in_batches, precision=options.precision, clip=options.clip, method=sampler, draw=draw)
     noise = noise_in_batches(options.count, model.shape, size, generator(options.seed, SAMPLING_NOISE))
     parts = zip(noise, labels.split(size), strict=True)
     sampled = partial(sampled, conditions=conditions)
@@ -92,7 +96,7 @@ def make_in_batches(
 
 def _checked_steps(model: Model, options: SamplingOptions, notify: Notify) -> int:
     """The steps to take, once every option has been found to make sense."""
-    if options.level != 1 and options.method != "ancestral":
+    if options.variance != 1 and options.method != "ancestral":
         raise UserError(f"--variance is of the method ancestral, and {options.method} adds no such noise: leave it")
     if options.clip and model.autoencoder:
         raise UserError("--clip is of images, and a latent model samples latents: leave it")
@@ -133,11 +137,11 @@ def write_samples(folder: Path, options: SamplingOptions, out: Path, columns: in
     """Make images and write them as a PNG grid, or as the array `images` (N, C, H, W) in [-1, 1] of an npz file.
 
     Raises:
-        UserError: another kind of file was asked for, or as in `make`.
+        UserError: another kind of file was asked for, or as in `generate_images`.
     """
     if out.suffix not in (".png", ".npz"):
         raise UserError(f"--out {out} ends in {out.suffix or 'nothing'}: give a name that ends in .png or .npz")
-    images, labels, steps = make(load(folder), options, notify)
+    images, labels, steps = generate_images(load(folder), options, notify)
     out.parent.mkdir(parents=True, exist_ok=True)
     if out.suffix == ".png":
         write_grid(images, out, columns)

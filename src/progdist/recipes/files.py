@@ -124,7 +124,10 @@ def _override(content: dict[Any, Any], override: str) -> None:
 
 def _rename_old_keys(content: dict[Any, Any]) -> Iterator[str]:
     """Give keys of earlier versions their present names, with a notice for each."""
-    sections = {name: content.get(name) for name in ("teacher", "match", "distill")}
+    if isinstance(content.get("match"), dict):
+        content["conversion"] = {**(content.get("conversion") or {}), **content.pop("match")}
+        yield "match is now called conversion"
+    sections = {name: content.get(name) for name in ("teacher", "conversion", "distill")}
     stages = (sections["distill"] or {}).get("stages") if isinstance(sections["distill"], dict) else None
     if isinstance(stages, dict):
         sections |= {f"distill.stages.{steps}": stage for steps, stage in stages.items()}

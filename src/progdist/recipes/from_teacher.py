@@ -53,7 +53,7 @@ def recipe_for_teacher(
     steps: int,
     start: int = 256,
     updates: int = 1000,
-    match_updates: int | None = None,
+    conversion_updates: int | None = None,
     batch: int = 64,
     guidance: float | tuple[float, float] | None = None,
     negative: str | None = None,
@@ -69,7 +69,7 @@ def recipe_for_teacher(
         steps: the last student's.
         start: the most steps of the chain's first count.
         updates: of each stage; the last two take twice as many, as the paper's do.
-        match_updates: of stage 0, if it is needed; four times `updates` if not given.
+        conversion_updates: of stage 0, if it is needed; four times `updates` if not given.
         batch: of all training.
         guidance: its scale, or the least and the largest of a dial; None for no guidance.
         negative: the prompt that guidance leads away from; None for the empty one.
@@ -84,7 +84,12 @@ def recipe_for_teacher(
         "about": f"{source_model} distilled to {steps} steps",
         "data": frame(teacher, source, columns or Columns()).model_dump(),
         "teacher": {"model": source_model},
-        "match": {"updates": match_updates or 4 * updates, "guidance": guidance, "negative": negative, **training},
+        "conversion": {
+            "updates": conversion_updates or 4 * updates,
+            "guidance": guidance,
+            "negative": negative,
+            **training,
+        },
         "distill": {
             "chain": chain,
             "updates": updates,

@@ -24,7 +24,7 @@ class Recipe(Part):
     parameterization: Literal["x", "eps", "v", "velocity", "x_eps"] = "v"
     network: Network | None = None
     teacher: Training = Training()
-    match: Conversion = Conversion()
+    conversion: Conversion = Conversion()
     distill: Distillation = Distillation()
     evaluate: Evaluation = Evaluation()
 
@@ -36,8 +36,8 @@ class Recipe(Part):
             raise ValueError("teacher.offset and teacher.trust are of a teacher.model that is taken, and there is none")
         if self.teacher.model is not None and (self.noise != Noise() or self.parameterization != "v"):
             raise ValueError("noise and parameterization are those of teacher.model: leave them out")
-        if self.teacher.model is None and _changed(self.match, ()):
-            raise ValueError("match is stage 0 of a teacher.model that is taken, and there is none: leave it out")
+        if self.teacher.model is None and _changed(self.conversion, ()):
+            raise ValueError("conversion is stage 0 of a teacher.model that is taken, and there is none: leave it out")
         if self.teacher.model is not None and (given := _changed(self.teacher, {"model", "offset", "trust"})):
             raise ValueError(
                 f"teacher.{given[0]} is of a teacher that is trained, and teacher.model is taken: leave it out"
@@ -67,12 +67,12 @@ class Recipe(Part):
     def section_of(self, name: str) -> str:
         """The section whose keys say how a model of the run is trained, and change it alone."""
         if name == "teacher":
-            return "teacher" if self.teacher.model is None else "match"
+            return "teacher" if self.teacher.model is None else "conversion"
         return f"distill.stages.{int(name.removeprefix('student-'))}"
 
     def precisions(self) -> dict[str, Precision]:
         """The precision of every section that has one and is used."""
-        names = ("teacher" if self.teacher.model is None else "match", "distill", "evaluate")
+        names = ("teacher" if self.teacher.model is None else "conversion", "distill", "evaluate")
         return {name: getattr(self, name).precision for name in names}
 
     def with_precisions(self, precisions: Mapping[str, Precision]) -> "Recipe":
@@ -84,11 +84,11 @@ class Recipe(Part):
 
     def continues(self, old: "Recipe", finished: Collection[str]) -> bool:
         """Whether a run of `old` can go on under this recipe: it changes only how models yet to be finished train."""
-        trained = {"teacher": self.teacher, "match": self.match, "distill": self.distill}
+        trained = {"teacher": self.teacher, "conversion": self.conversion, "distill": self.distill}
         same_chain = old.distill.counts() == self.distill.counts()
         if old.model_copy(update=trained) != self or not same_chain:
             return False
-        if "teacher" in finished and (old.teacher, old.match) != (self.teacher, self.match):
+        if "teacher" in finished and (old.teacher, old.conversion) != (self.teacher, self.conversion):
             return False
         students = [stage for stage in self.distill.links() if student_name(stage.steps) in finished]
         same_configs = all(old.distill.train_config(stage) == self.distill.train_config(stage) for stage in students)

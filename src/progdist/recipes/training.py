@@ -80,7 +80,9 @@ class Conversion(Optimization):
             raise ValueError(f"guidance {list(self.guidance)} is no range: give the least scale, then the largest")
         for name in ("negative", "null_class"):
             if getattr(self, name) is not None and self.guidance is None:
-                raise ValueError(f"{name} is what guidance leads away from, and there is none: set match.guidance, too")
+                raise ValueError(
+                    f"{name} is what guidance leads away from, and there is none: set conversion.guidance, too"
+                )
         return self
 
 

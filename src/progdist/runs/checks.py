@@ -8,9 +8,11 @@ from progdist._utils.errors import UserError
 from progdist._utils.names import Precision
 from progdist._utils.precision import bf16_speedup, emulation_warning, resolve
 from progdist.data.images import CaptionedImages, Images
+from progdist.data.sources import load_images
 from progdist.models.model import Model
 from progdist.recipes.files import read_recipe
 from progdist.recipes.recipe import Recipe
+from progdist.recipes.schema import Data
 from progdist.runs.stages import null_class
 
 
@@ -23,7 +25,7 @@ def check_compatible(recipe: Recipe, model: Model, images: Images) -> None:
             f"the teacher was distilled for {known} steps and the chain starts at {counts[0]}: set distill.start "
             "(or distill.chain) to start there"
         )
-    if model.steps and recipe.match.guidance is not None:
+    if model.steps and recipe.conversion.guidance is not None:
         raise UserError("guidance is taken in at all times, and a distilled teacher knows only its own: leave it")
     if model.autoencoder and recipe.evaluate.clip:
         raise UserError("evaluate.clip is of images, and a latent model's samples are latents: set it to false")
@@ -50,7 +52,7 @@ def check_compatible(recipe: Recipe, model: Model, images: Images) -> None:
 
 def _check_captions(recipe: Recipe, model: Model, images: Images) -> None:
     """Refuse data and guidance of captions where the teacher takes none, and of classes where it takes captions."""
-    captioned, match = isinstance(images, CaptionedImages), recipe.match
+    captioned, conversion = isinstance(images, CaptionedImages), recipe.conversion
     if model.text and not captioned:
         raise UserError(
             f"the teacher makes images of captions, and {images.name} has none: give captions:FOLDER, or name their "
@@ -58,12 +60,12 @@ def _check_captions(recipe: Recipe, model: Model, images: Images) -> None:
         )
     if captioned and not model.text:
         raise UserError(f"{images.name} is of captions, and the teacher takes none: give folder:FOLDER")
-    if model.text and match.null_class is not None:
-        raise UserError("match.null_class is of classes, and the teacher takes captions: leave it")
-    if not model.text and isinstance(match.guidance, tuple):
+    if model.text and conversion.null_class is not None:
+        raise UserError("conversion.null_class is of classes, and the teacher takes captions: leave it")
+    if not model.text and isinstance(conversion.guidance, tuple):
         raise UserError("a range of guidance is of teachers that take captions: give this one a single scale")
-    if not model.text and match.negative is not None:
-        raise UserError("match.negative is a prompt, and the teacher takes none: set match.null_class")
+    if not model.text and conversion.negative is not None:
+        raise UserError("conversion.negative is a prompt, and the teacher takes none: set conversion.null_class")
 
 
 def with_precision(recipe: Recipe, file: Path, device: torch.device) -> tuple[Recipe, list[str]]:
@@ -88,3 +90,17 @@ def with_precision(recipe: Recipe, file: Path, device: torch.device) -> tuple[Re
     if "bf16" in (asked | chosen).values() and (warning := emulation_warning(device)):
         remarks.append(f"warning: {warning}")
     return recipe.with_precisions(chosen), remarks
+
+
+def open_images(data: Data) -> Images:
+    """The data set of a recipe's section.
+
+    Raises:
+        UserError: it cannot be read, or has another number of classes than the section states.
+    """
+    images = load_images(data.source, data.transform(), data.columns())
+    if data.classes is not None and data.classes != len(images.classes):
+        raise UserError(
+            f"data.classes is {data.classes}, but {images.name} has {len(images.classes)}: change one of them"
+        )
+    return images

@@ -6,7 +6,7 @@ from functools import cached_property, partial
 from progdist.data.images import Images
 from progdist.models.model import Model
 from progdist.models.text.conditions import CaptionConditions
-from progdist.models.text.embeddings import Embeddings, embedded
+from progdist.models.text.embeddings import Embeddings, encode_captions
 from progdist.models.unet import Conditions, class_conditions
 from progdist.recipes.recipe import Recipe
 from progdist.runs.folder import RunFolder
@@ -45,7 +45,7 @@ class RunConditions:
     def guidance(self) -> tuple[float, float] | None:
         """The least and the largest guidance scale that students take as an input; None where they take none."""
         taken = self.given.text.guidance if self.given and self.given.text else None
-        guidance = self.recipe.match.guidance or taken
+        guidance = self.recipe.conversion.guidance or taken
         return guidance if isinstance(guidance, tuple) else None
 
     @cached_property
@@ -55,5 +55,5 @@ class RunConditions:
         assert self.given.text is not None  # a model that takes captions has its encoders from the given one
         open_encoder = partial(self.given.text.encoder, self.distributed.device)
         captions, cache, notify = self.images.classes, self.folder.captions(), self.callback.note
-        self.distributed.on_main_process(lambda: embedded(captions, open_encoder, cache, notify).size)
-        return embedded(captions, open_encoder, cache, notify)
+        self.distributed.on_main_process(lambda: encode_captions(captions, open_encoder, cache, notify).size)
+        return encode_captions(captions, open_encoder, cache, notify)

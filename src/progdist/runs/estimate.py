@@ -81,8 +81,8 @@ def estimate(recipe: Recipe) -> Estimate:
     denoiser = model.denoiser
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     denoiser.to(device)
-    taken, guided = recipe.teacher.model is not None, recipe.match.guidance is not None
-    teacher_config = train_config(recipe.match if taken else recipe.teacher)
+    taken, guided = recipe.teacher.model is not None, recipe.conversion.guidance is not None
+    teacher_config = train_config(recipe.conversion if taken else recipe.teacher)
     if taken and not guided and not needs_conversion(denoiser):
         teacher_config = replace(teacher_config, updates=0)
     configs = [teacher_config, *(recipe.distill.train_config(link) for link in recipe.distill.links())]
@@ -128,7 +128,7 @@ def _evaluation(recipe: Recipe, rates: Rates) -> Part:
     measurements = recipe.measurements()
     steps = sum(steps for _, steps in measurements)
     if recipe.teacher.model is not None:  # as it was given, too
-        steps += measurements[0][1] * (2 if recipe.match.guidance is not None else 1)
+        steps += measurements[0][1] * (2 if recipe.conversion.guidance is not None else 1)
     evaluations = recipe.evaluate.samples * steps
     return Part("evaluation", 0, recipe.evaluate.batch, evaluations, 0, evaluations * rates.evaluation / 3600)
 

@@ -13,19 +13,17 @@ from progdist._utils.files import atomic_write
 from progdist._utils.random import HELD_OUT_NOISE
 from progdist.data.images import Images
 from progdist.data.latents import begin_latents, encode, open_latents
-from progdist.data.sources import load_images
 from progdist.diffusion.denoiser import DenoiserProtocol
 from progdist.diffusion.loss import WEIGHTINGS
 from progdist.distillation.chain import Stage, distill_chain
 from progdist.distillation.conversion import converted_form, error_by_band
 from progdist.distillation.progressive import check_weighting
-from progdist.evaluation.teacher_check import check_on_images
+from progdist.evaluation.check_on_images import check_on_images
 from progdist.models.io.diffusers_pipeline import Teacher, read_teacher
 from progdist.models.model import Model
 from progdist.recipes.files import read_recipe, write_recipe
 from progdist.recipes.recipe import Recipe, student_name
-from progdist.recipes.schema import Data
-from progdist.runs.checks import check_compatible, with_precision
+from progdist.runs.checks import check_compatible, open_images, with_precision
 from progdist.runs.conditions import RunConditions
 from progdist.runs.evaluator import Evaluator, feature_spaces
 from progdist.runs.folder import Record, RunFolder
@@ -191,23 +189,11 @@ class Run:
         x, eps = batch["x"].to(device), batch["eps"].to(device)
         condition = self.conditions(converted)({**batch, "labels": batch["labels"].to(device)})
         bands = error_by_band(converted.denoiser, teacher, x, eps, batch["u"], **condition)
-        self.folder.append("metrics", {"model": "teacher", "update": converted.training["updates"], "match": bands})
+        self.folder.append(
+            "metrics", {"model": "teacher", "update": converted.training["updates"], "conversion": bands}
+        )
         differences = ", ".join(f"{difference:.3f} at {band}" for band, difference in bands.items())
         self.callback.note(f"stage 0 differs from the given teacher by (RMS, log-SNR): {differences}")
-
-
-def open_images(data: Data) -> Images:
-    """The data set of a recipe's section.
-
-    Raises:
-        UserError: it cannot be read, or has another number of classes than the section states.
-    """
-    images = load_images(data.source, data.transform(), data.columns())
-    if data.classes is not None and data.classes != len(images.classes):
-        raise UserError(
-            f"data.classes is {data.classes}, but {images.name} has {len(images.classes)}: change one of them"
-        )
-    return images
 
 
 def open_run(recipe: Recipe, out: Path, callback: Callback, *, shards: bool = False, fresh: bool = False) -> Run:

@@ -19,7 +19,8 @@ from progdist.diffusion.denoiser import Denoiser, DenoiserProtocol
 from progdist.diffusion.loss import WEIGHTINGS, denoising_loss
 from progdist.diffusion.parameterization import PARAMETERIZATIONS
 from progdist.distillation.chain import Stage
-from progdist.distillation.conversion import Guided, conversion_loss, converted_form, needs_conversion
+from progdist.distillation.conversion import conversion_loss, converted_form, needs_conversion
+from progdist.distillation.guidance import Guided
 from progdist.distillation.progressive import stage_loss
 from progdist.models.io.diffusers_pipeline import Teacher
 from progdist.models.model import Model
@@ -81,19 +82,19 @@ def teacher_stage(recipe: Recipe, images: Images) -> TrainingStage:
 
 def needs_stage_0(recipe: Recipe, given: Model) -> bool:
     """Whether a given teacher has to be converted before it can be halved."""
-    return recipe.match.guidance is not None or needs_conversion(given.denoiser)
+    return recipe.conversion.guidance is not None or needs_conversion(given.denoiser)
 
 
 def conversion_stage(recipe: Recipe, given: Model, frozen: DenoiserProtocol) -> TrainingStage:
     """Stage 0: the given model's student in a form that can be halved, on its frozen predictions."""
-    config = train_config(recipe.match)
-    denoiser, guidance = converted_form(_initial_student(given.denoiser, config)), recipe.match.guidance
+    config = train_config(recipe.conversion)
+    denoiser, guidance = converted_form(_initial_student(given.denoiser, config)), recipe.conversion.guidance
     if isinstance(guidance, tuple):
         network = with_guidance_input(denoiser.network)
         denoiser = denoiser.with_parts(network=network, arguments=network_arguments(network))
-    text = given.text.guided(guidance, recipe.match.negative) if given.text else None
+    text = given.text.guided(guidance, recipe.conversion.negative) if given.text else None
     student = replace(given, denoiser=denoiser, text=text)
-    loss = partial(conversion_loss, teacher=frozen, weighting=WEIGHTINGS[recipe.match.weighting])
+    loss = partial(conversion_loss, teacher=frozen, weighting=WEIGHTINGS[recipe.conversion.weighting])
     return TrainingStage("teacher", 0, student, loss, config)
 
 
@@ -128,10 +129,11 @@ def student_stage(
 def guided_predictions(recipe: Recipe, given: Teacher, images: Images) -> DenoiserProtocol:
     """A given teacher's predictions as its student shall learn them: guided, and clipped if its sampler clips."""
     frozen: DenoiserProtocol = given.model.denoiser
-    guidance, text, null = recipe.match.guidance, given.model.text, null_class(recipe, given.model, images)
+    guidance, text, null = recipe.conversion.guidance, given.model.text, null_class(recipe, given.model, images)
     if text and guidance is not None:
-        none = text.encoder(next(given.model.denoiser.parameters()).device).none(recipe.match.negative)
-        frozen = Guided(frozen, none, None if isinstance(guidance, tuple) else guidance)
+        encoder = text.encoder(next(given.model.denoiser.parameters()).device)
+        scale = None if isinstance(guidance, tuple) else guidance
+        frozen = Guided(frozen, encoder.unconditional(recipe.conversion.negative), scale)
     elif null is not None and isinstance(guidance, float):
         frozen = Guided(frozen, {"class_labels": torch.tensor([null])}, guidance)
     return given.limited(frozen)
@@ -149,16 +151,16 @@ def null_class(recipe: Recipe, model: Model, images: Images) -> int | None:
     Raises:
         UserError: it is not one of the model's, or none is named and each of the model's classes is one of the data's.
     """
-    if recipe.match.guidance is None or model.text:
+    if recipe.conversion.guidance is None or model.text:
         return None
-    known, named = len(model.classes), recipe.match.null_class
+    known, named = len(model.classes), recipe.conversion.null_class
     null = named if named is not None else known - 1
     if not 0 <= null < known:
         raise UserError(f"guidance needs a class that stands for none: {null} is not one of the model's")
     if named is None and known <= len(images.classes):
         raise UserError(
             f"guidance needs a class that stands for none, and all {known} classes of the teacher are those of "
-            f"{images.name}: name it with --set match.null_class=N"
+            f"{images.name}: name it with --set conversion.null_class=N"
         )
     return null
 

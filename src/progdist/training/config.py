@@ -68,7 +68,7 @@ class TrainConfig:
         """Updates between records, about a thousand of them; only there the numbers leave the device."""
         return max(1, self.updates // 1000)
 
-    def rate(self, update: int) -> float:
+    def learning_rate_at(self, update: int) -> float:
         """The learning rate of one update, counted from 0."""
         rise = min(1.0, (update + 1) / self.warmup) if self.warmup else 1.0
         fall = 1 - update / self.updates if self.lr_scheduler == "linear" else 1.0

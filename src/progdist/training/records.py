@@ -69,7 +69,7 @@ class Records:
             asked = cast(Tensor, self.accelerator.reduce(asked, "sum"))
         loss, gradient_norm, stops = torch.stack([value, norm.to(value), asked]).tolist()
         update = self.state.update
-        progress = Progress(update + 1, loss, gradient_norm, self.config.rate(update), 0.0)
+        progress = Progress(update + 1, loss, gradient_norm, self.config.learning_rate_at(update), 0.0)
         if self.checkpoints is not None and update and (self._checkpoint_due() or stops) and progress.finite:
             self.state.seconds = self.seconds()
             self.checkpoints.save(self.state.checkpoint())  # its weights have just given a finite loss and gradient

@@ -26,7 +26,7 @@ class State:
         self.optimizer = torch.optim.AdamW(
             parameters, config.learning_rate, weight_decay=config.weight_decay, fused=True
         )
-        self.average = copy.deepcopy(network) if config.ema else None
+        self.ema_network = copy.deepcopy(network) if config.ema else None
         self.update, self.seconds = 0, 0.0
         device = next(network.parameters()).device
         counts = torch.zeros(4, dtype=torch.int64, device=device)
@@ -35,11 +35,11 @@ class State:
     def step(self, finite: Tensor) -> None:
         """One optimiser step with the gradient in place, or none where `finite`, a () bool tensor, is false."""
         for group in self.optimizer.param_groups:
-            group["lr"] = self.config.rate(self.update)
+            group["lr"] = self.config.learning_rate_at(self.update)
         setattr(self.optimizer, "found_inf", self._replicated((~finite).float()))  # noqa: B010  (as GradScaler does)
         self.optimizer.step()
         self.optimizer.zero_grad()
-        if self.average is not None:
+        if self.ema_network is not None:
             self._update_average(finite)
         self.steps += finite
         self.skipped += ~finite
@@ -56,14 +56,14 @@ class State:
 
     @torch.no_grad()
     def _update_average(self, finite: Tensor) -> None:
-        assert self.average is not None
+        assert self.ema_network is not None
         weight = torch.where(self.steps == 0, 1.0, 1 - self.config.ema) * finite
-        averages: list[Tensor] = list(self.average.parameters())
+        averages: list[Tensor] = list(self.ema_network.parameters())
         values: list[Tensor] = list(self.network.parameters())
         difference = torch._foreach_sub(values, averages)  # pyright: ignore[reportPrivateImportUsage]
         torch._foreach_mul_(difference, weight)  # pyright: ignore[reportPrivateImportUsage]
         torch._foreach_add_(averages, difference)  # pyright: ignore[reportPrivateImportUsage]
-        for buffer, value in zip(self.average.buffers(), self.network.buffers(), strict=True):
+        for buffer, value in zip(self.ema_network.buffers(), self.network.buffers(), strict=True):
             buffer.copy_(value)
 
     def skips(self) -> tuple[int, int]:
@@ -73,13 +73,13 @@ class State:
 
     def result(self) -> nn.Module:
         """The average where there is one, else the network."""
-        return self.network if self.average is None else self.average
+        return self.network if self.ema_network is None else self.ema_network
 
     def checkpoint(self) -> Checkpoint:
         """All of it, whole; of a network that is spread all processes must ask."""
         tensors = {f"network.{name}": tensor for name, tensor in gather(self.network.state_dict()).items()}
-        if self.average is not None:
-            tensors |= {f"average.module.{name}": tensor for name, tensor in self.average.state_dict().items()}
+        if self.ema_network is not None:
+            tensors |= {f"average.module.{name}": tensor for name, tensor in self.ema_network.state_dict().items()}
             tensors["average.n_averaged"] = self.steps
         for index, moments in self.optimizer.state_dict()["state"].items():
             tensors |= {f"optimizer.{index}.{name}": tensor for name, tensor in gather(moments).items()}
@@ -104,9 +104,10 @@ class State:
         self.network.load_state_dict(
             {name: distribute(tensor, own[name]) for name, tensor in groups["network"].items()}
         )
-        if self.average is not None:
+        if self.ema_network is not None:
             self.steps.copy_(groups["average"].pop("n_averaged"))
-            self.average.load_state_dict({name.removeprefix("module."): one for name, one in groups["average"].items()})
+            averages = groups["average"]
+            self.ema_network.load_state_dict({name.removeprefix("module."): one for name, one in averages.items()})
         self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": moments})
         self.update, self.seconds = checkpoint.update, checkpoint.numbers["seconds"]
         self.skipped.fill_(checkpoint.numbers["skipped"])

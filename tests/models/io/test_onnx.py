@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 from progdist import Denoiser, sample
 from progdist.cli.app import app
-from progdist.evaluation.generate import SamplingOptions, make
+from progdist.evaluation.generate import SamplingOptions, generate_images
 from progdist.models.io.folder import load, save
 from progdist.models.model import Model
 from support.commands import call
@@ -56,4 +56,6 @@ def test_onnx_holds_the_decoder(latent_student: Path, tmp_path: Path) -> None:
     if model.classes:
         inputs["labels"] = np.arange(3)
     theirs = torch.from_numpy(session.run(None, inputs)[0])
-    torch.testing.assert_close(theirs, make(model, SamplingOptions(1, 3, None, 0), print)[0], rtol=0, atol=1e-4)
+    torch.testing.assert_close(
+        theirs, generate_images(model, SamplingOptions(1, 3, None, 0), print)[0], rtol=0, atol=1e-4
+    )

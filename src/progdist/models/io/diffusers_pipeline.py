@@ -19,10 +19,10 @@ from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 
 from progdist._utils.errors import UserError
 from progdist._utils.files import read_json
-from progdist.diffusion.denoiser import MOST_TIMESTEPS, Denoiser, DenoiserProtocol
+from progdist.diffusion.denoiser import MAX_TIMESTEPS, Denoiser, DenoiserProtocol
 from progdist.diffusion.parameterization import PARAMETERIZATIONS, Parameterization
 from progdist.diffusion.schedule import Discrete, RectifiedFlow, Schedule
-from progdist.distillation.conversion import Clipped, Thresholded
+from progdist.distillation.guidance import Clipped, Thresholded
 from progdist.models.io.folder import load
 from progdist.models.io.safe_loading import NETWORKS, load_component, read_autoencoder
 from progdist.models.model import PREDICTION_TYPES, Model
@@ -182,7 +182,7 @@ def _classes(index: Mapping[str, Any], count: int) -> tuple[str, ...]:
 def _check_timesteps(folder: Path, config: Mapping[str, Any]) -> None:
     """Refuse a number of timesteps that no model has, before a table of them is made."""
     count = config.get("num_train_timesteps", 1000)
-    if not isinstance(count, int) or not 1 <= count <= MOST_TIMESTEPS:
+    if not isinstance(count, int) or not 1 <= count <= MAX_TIMESTEPS:
         raise UserError(f"{folder}/scheduler is damaged (num_train_timesteps is {str(count)[:50]}): restore it")
 
 

@@ -34,7 +34,7 @@ from torch import nn
 
 from progdist._utils.errors import UserError
 from progdist._utils.files import FORMAT_VERSION, atomic_write, check_format, checksum, read_json, write_json
-from progdist.diffusion.denoiser import MOST_TIMESTEPS, Denoiser
+from progdist.diffusion.denoiser import MAX_TIMESTEPS, Denoiser
 from progdist.diffusion.parameterization import PARAMETERIZATIONS
 from progdist.diffusion.schedule import SCHEDULES, Schedule
 from progdist.models.io.model_card import card
@@ -179,8 +179,8 @@ def _step_count(number: object) -> int:
     Raises:
         ValueError: it is none.
     """
-    if not isinstance(number, int) or not 1 <= number <= MOST_TIMESTEPS:
-        raise ValueError(f"a step count is {str(number)[:50]}, expected 1 to {MOST_TIMESTEPS:,}")
+    if not isinstance(number, int) or not 1 <= number <= MAX_TIMESTEPS:
+        raise ValueError(f"a step count is {str(number)[:50]}, expected 1 to {MAX_TIMESTEPS:,}")
     return number
 
 

@@ -27,7 +27,7 @@ SHARD_BYTES = 2**28
 """About as much as a shard holds."""
 
 
-class Encoder(Protocol):
+class TextEncoder(Protocol):
     """A text encoder."""
 
     def __call__(self, prompts: Sequence[str]) -> dict[str, Tensor]:
@@ -78,13 +78,13 @@ class Embeddings:
         return self.folder / f"{shard:05d}.safetensors"
 
 
-def row_bytes(encoder: Encoder) -> int:
+def row_bytes(encoder: TextEncoder) -> int:
     """What the embeddings of one caption take in half precision."""
     return sum(2 * rows.numel() for rows in encoder([""]).values())
 
 
-def embedded(
-    captions: Sequence[str], encoder: Callable[[], Encoder], folder: Path, notify: Callable[[str], None]
+def encode_captions(
+    captions: Sequence[str], encoder: Callable[[], TextEncoder], folder: Path, notify: Callable[[str], None]
 ) -> Embeddings:
     """The embeddings of captions, from a folder or made and put there.
 

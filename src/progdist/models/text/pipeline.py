@@ -21,7 +21,7 @@ from progdist._utils.files import read_json
 from progdist.models.text.stock import PIPELINES, PromptEncoder, guidance_embedding, prompt_encoder
 from progdist.models.unet import condition
 
-DIAL = 256
+GUIDANCE_EMBEDDING_DIM = 256
 """Numbers in the embedding of a guidance scale."""
 
 TOKENS = 77
@@ -106,7 +106,7 @@ def guidance_input(network: nn.Module) -> int | None:
     return network.config["time_cond_proj_dim"] if isinstance(network, UNet2DConditionModel) else None
 
 
-def with_guidance_input(network: Network, dim: int = DIAL) -> Network:
+def with_guidance_input(network: Network, dim: int = GUIDANCE_EMBEDDING_DIM) -> Network:
     """A network that takes an embedded guidance scale, too, and does what it did before whatever the scale.
 
     Args:

@@ -71,7 +71,7 @@ class PromptEncoder:
         return {name: torch.cat([each[name] for each in found]) for name in found[0]}
 
     @torch.no_grad()
-    def none(self, negative: str | None) -> dict[str, Tensor]:
+    def unconditional(self, negative: str | None) -> dict[str, Tensor]:
         """What the stock pipeline guides away from: the negative prompt, or the empty one; each (1, ...)."""
         with quiet():
             return self._named(self._encode([""], negative)[1::2])

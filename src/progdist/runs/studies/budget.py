@@ -21,7 +21,7 @@ from progdist.runs.run import Run, open_run
 from progdist.runs.studies.results import COLOURS, distance, markdown, measured, panels, write_study
 from progdist.training.callbacks import Callback
 
-MOST_STEPS = 8
+MAX_STEPS = 8
 """Students of more steps are trained, but not measured."""
 
 
@@ -86,7 +86,7 @@ def _students(run: Run, evaluator: Evaluator, folder: RunFolder, divisor: int, f
     for number, stage in enumerate(run.recipe.distill.links(), 1):
         model = run.train_student(trainer, number, stage, model)
         updates, seconds = updates + model.training["updates"], seconds + model.training["seconds"]
-        if stage.steps <= MOST_STEPS:
+        if stage.steps <= MAX_STEPS:
             key = {"divisor": divisor, "factor": factor, "steps": stage.steps}
             spent = {"updates": updates, "seconds": round(seconds, 1)}
             records.append(

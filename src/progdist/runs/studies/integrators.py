@@ -18,11 +18,11 @@ from torch import Tensor
 from progdist._utils.errors import UserError
 from progdist.data.sources import load_images
 from progdist.diffusion.analytic import Mixture
-from progdist.diffusion.sampler import EVALUATIONS_PER_STEP, METHODS, network_evaluations
+from progdist.diffusion.sampler import METHODS, NFE_PER_STEP, network_evaluations
 from progdist.diffusion.schedule import Schedule
 from progdist.evaluation.compare import images_for_model
 from progdist.evaluation.features import feature_space, features_of
-from progdist.evaluation.generate import SamplingOptions, make_in_batches
+from progdist.evaluation.generate import SamplingOptions, generate_batches
 from progdist.evaluation.metrics import summary_quality
 from progdist.evaluation.summary import join, summarize
 from progdist.models.io.folder import load
@@ -70,7 +70,7 @@ def integrators(trained: Trained, out: Path, budgets: list[int], callback: Callb
         Both tables, as Markdown.
 
     Raises:
-        UserError: as in `load`, `make` and `load_images`, or a budget below 1.
+        UserError: as in `load`, `generate_images` and `load_images`, or a budget below 1.
     """
     if min(budgets, default=0) < 1:
         raise UserError(f"--evaluations {budgets}: give positive numbers, e.g. --evaluations 8 --evaluations 16")
@@ -84,7 +84,7 @@ def integrators(trained: Trained, out: Path, budgets: list[int], callback: Callb
 
     def found(method: str, steps: int) -> Record:
         options = SamplingOptions(steps, trained.samples, None, trained.seed, method, trained.clip)
-        batches, _ = make_in_batches(model, options, lambda text: None)
+        batches, _ = generate_batches(model, options, lambda text: None)
         result = summary_quality(space.name, data, join(summarize([space], made) for made, _ in batches))
         return {"frechet": result.frechet, "kernel": result.kernel}
 
@@ -112,7 +112,7 @@ def _methods(schedule: Schedule, callback: Callback) -> list[str]:
 
 def steps_within(budget: int, method: str) -> int:
     """The most steps of a method that take no more than `budget` network evaluations; at least 1."""
-    return (budget - 1) // EVALUATIONS_PER_STEP.get(method, 1) + 1
+    return (budget - 1) // NFE_PER_STEP.get(method, 1) + 1
 
 
 def mixture(schedule: Schedule) -> Mixture:
@@ -140,7 +140,7 @@ def mixture_errors(schedule: Schedule) -> dict[str, dict[int, float]]:
     fine = integrate(schedule, z, "rk4", FINE)
 
     def error(method: str, count: int) -> float:
-        end = integrate(schedule, z, method, count // EVALUATIONS_PER_STEP.get(method, 1))
+        end = integrate(schedule, z, method, count // NFE_PER_STEP.get(method, 1))
         return float((end - fine).square().mean().sqrt())
 
     return {method: {count: error(method, count) for count in ON_THE_MIXTURE} for method in DETERMINISTIC}

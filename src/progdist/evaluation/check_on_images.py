@@ -4,7 +4,7 @@ import torch
 
 from progdist._utils.random import EVALUATION_NOISE, generator
 from progdist.data.images import Images
-from progdist.distillation.teacher_check import TeacherCheck, read
+from progdist.distillation.teacher_check import TeacherCheck, check_teacher
 from progdist.models.model import Model
 from progdist.models.text.conditions import prompt_conditions
 from progdist.models.unet import class_conditions
@@ -23,4 +23,4 @@ def check_on_images(model: Model, images: Images, seed: int) -> TeacherCheck:
     if model.text:
         distinct, labels = labels.unique(return_inverse=True)
         conditions = prompt_conditions(model, [images.classes[number] for number in distinct.tolist()], None)
-    return read(model.denoiser, x.to(device), eps.to(device), **conditions({"labels": labels.to(device)}))
+    return check_teacher(model.denoiser, x.to(device), eps.to(device), **conditions({"labels": labels.to(device)}))
