@@ -10,6 +10,7 @@ import torch
 from diffusers.pipelines.ddim.pipeline_ddim import DDIMPipeline
 from typer.testing import Result
 
+from progdist._utils.files import read_tensors
 from progdist._utils.random import SAMPLING_NOISE, generator
 from support.commands import call, refused, size_of, succeeds
 from support.stock import load_ddim, load_unet, stock_samples
@@ -26,9 +27,9 @@ def test_sample_is_stock_diffusers(
     if not conditional:
         out = tmp_path / "plain"
         assert call("run", tiny_recipe, "--out", out, "--set", "distill.end=4").exit_code == 0
-    npz = tmp_path / "images.npz"
-    assert call("sample", out / "student-0004", "-n", 12, "--seed", 5, "--out", npz).exit_code == 0
-    ours = torch.from_numpy(np.load(npz)["images"])
+    file = tmp_path / "images.safetensors"
+    assert call("sample", out / "student-0004", "-n", 12, "--seed", 5, "--out", file).exit_code == 0
+    ours = read_tensors(file)["images"]
     noise = torch.randn(12, 1, 8, 8, generator=generator(5, SAMPLING_NOISE))
     if conditional:
         unet = load_unet(out / "student-0004")
@@ -62,13 +63,13 @@ def test_sample_and_evaluate(finished: tuple[Path, Result], tmp_path: Path) -> N
     assert "Fréchet" in plain.stdout
     samples = {}
     for options in ("ddim", "ancestral", "ancestral --variance 0", "overshoot", "heun", "ddim --clip"):
-        npz = tmp_path / "images.npz"
+        file = tmp_path / "images.safetensors"
         method, *more = options.split()
-        arguments = ("sample", out / "teacher", "--steps", 8, "-n", 4, "--out", npz, "--method", method, *more)
+        arguments = ("sample", out / "teacher", "--steps", 8, "-n", 4, "--out", file, "--method", method, *more)
         succeeds(*arguments)
-        samples[options] = np.load(npz)["images"]
+        samples[options] = read_tensors(file)["images"].numpy()
         succeeds(*arguments)
-        np.testing.assert_array_equal(samples[options], np.load(npz)["images"])
+        np.testing.assert_array_equal(samples[options], read_tensors(file)["images"])
     assert len({image.tobytes() for image in samples.values()}) == len(samples)
     assert np.abs(samples["ddim --clip"]).max() <= 1 < np.abs(samples["ddim"]).max()
     refused(call("sample", out / "teacher", "--steps", 8, "--method", "dimm"), "use one of ddim, ancestral")

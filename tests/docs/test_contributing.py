@@ -157,7 +157,7 @@ def test_a_new_sampler(tiny_model: Callable[..., Denoiser], tmp_path: Path, monk
         assert measured_order(schedule, kutta, [16, 32, 64, 128]) == pytest.approx(3, abs=0.15)
     assert network_evaluations(5, "kutta") == 13
     progdist.save(tiny_model(), tmp_path / "model", steps=[4])
-    succeeds("sample", tmp_path / "model", "-n", 2, "--method", "kutta", "--out", tmp_path / "images.npz")
+    succeeds("sample", tmp_path / "model", "-n", 2, "--method", "kutta", "--out", tmp_path / "images.safetensors")
     with pytest.raises(UserError, match="kutta"):
         sample(tiny_model(), torch.randn(1, 1, 8, 8), 2, method="unheard-of")
 

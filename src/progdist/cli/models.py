@@ -39,23 +39,35 @@ def sample(
     model: Annotated[Path, typer.Argument(help="A model folder.")],
     steps: Annotated[int | None, typer.Option(help="Sampling steps; the model's own if not given.")] = None,
     count: Annotated[int, typer.Option("--count", "-n", help="How many images.", min=1)] = 64,
-    out: Annotated[Path, typer.Option(help="A PNG file (a grid), or .npz (float32 images).")] = Path("samples.png"),
+    out: Annotated[
+        Path, typer.Option(help="A grid (.png); a folder or .tar of PNG files; .npz of bytes; .safetensors, unrounded.")
+    ] = Path("samples.png"),
     label: Annotated[int | None, typer.Option(help="The class; all in turn if not given.", min=0)] = None,
     method: Annotated[str, typer.Option(help=f"One of {', '.join(get_args(Method))}.")] = "ddim",
     level: Annotated[float, typer.Option("--variance", "--level", help=VARIANCE, min=0, max=1)] = 1.0,
     clip: Annotated[bool, typer.Option("--clip", help="Keep every denoised image within [-1, 1].")] = False,
+    batch: Annotated[int, typer.Option(help="Images made at a time.", min=1)] = 256,
+    precision: Annotated[str, typer.Option(help="auto, float32 or bf16.")] = "float32",
     seed: Seed = 0,
     columns: Annotated[int, typer.Option(help="Columns of the grid.", min=1)] = 8,
     prompt: Annotated[list[str] | None, typer.Option(help="What to make; several times for all in turn.")] = None,
     guidance: Annotated[float | None, typer.Option(help="Guidance scale, of a model distilled for a range.")] = None,
 ) -> None:
-    """Make images with a model."""
-    from progdist.evaluation.generate import SamplingOptions, write_samples
+    """Make images with a model; several processes share them under torchrun."""
+    from progdist.evaluation.generate import SamplingOptions
+    from progdist.evaluation.sample_files import write_samples
+    from progdist.training.distributed import Distributed
 
     options = SamplingOptions(
-        steps, count, label, seed, method, clip, level, prompts=tuple(prompt or ()), guidance=guidance
+        steps, count, label, seed, method, clip, level, batch, _precision(precision), tuple(prompt or ()), guidance
     )
-    write_samples(model, options, out, columns, write_message)
+    write_samples(model, options, out, columns, write_message, Distributed())
+
+
+def _precision(name: str) -> Precision:
+    if name not in get_args(Precision):
+        raise UserError(f"--precision {name} is unknown: use one of {', '.join(get_args(Precision))}")
+    return cast(Precision, name)
 
 
 def evaluate(
@@ -84,10 +96,8 @@ def evaluate(
 
     if teacher_steps is not None and teacher is None:
         raise UserError("--teacher-steps is of --teacher, which is not given: give it, or leave both")
-    if precision not in get_args(Precision):
-        raise UserError(f"--precision {precision} is unknown: use one of {', '.join(get_args(Precision))}")
     reference = Reference(teacher, teacher_steps or 256) if teacher else None
-    options = SamplingOptions(steps, count, None, seed, method, clip, level, batch, cast(Precision, precision))
+    options = SamplingOptions(steps, count, None, seed, method, clip, level, batch, _precision(precision))
     images = load_images(data, columns=Columns(image_column, caption_column))
     for result in compare(models, images, options, features, reference, write_message):
         if json_:

@@ -39,13 +39,17 @@ def read_idx(path: Path) -> NDArray[np.uint8]:
 
 
 def read_npz(path: Path) -> tuple[NDArray[Any], NDArray[Any] | None]:
-    """The arrays `images`, and `labels` if any, of an npz file; no array is larger than what the file holds of it.
+    """The arrays `images` and `labels`, or `arr_0` and `arr_1`, of an npz file; the second need not be there.
+
+    No array is larger than what the file holds of it.
 
     Raises:
         ValueError, and whatever numpy and zipfile raise of damaged files.
     """
     with zipfile.ZipFile(path) as file:
-        return _array(file, "images.npy"), _array(file, "labels.npy") if "labels.npy" in file.namelist() else None
+        names = file.namelist()
+        images, labels = ("arr_0.npy", "arr_1.npy") if "arr_0.npy" in names else ("images.npy", "labels.npy")
+        return _array(file, images), _array(file, labels) if labels in names else None
 
 
 def _array(file: zipfile.ZipFile, name: str) -> NDArray[Any]:

@@ -7,7 +7,8 @@ A source is named in one word:
     captions:PATH   image files with captions (see `captions`)
     idx:PATH        a folder with MNIST-format files, gzipped or not
     cifar:PATH      the folder of CIFAR-10's binary or python version
-    npz:PATH        arrays `images` (N, H, W) or (N, H, W, C), uint8 or float in [-1, 1], and `labels` (N,) if any
+    npz:PATH        arrays `images` (N, H, W) or (N, H, W, C), uint8 or float in [-1, 1], and `labels` (N,) if any; or
+                    `arr_0` and `arr_1`
     hub:NAME        a Hugging Face data set (extra `hub`)
     wds:PATH        WebDataset tar shards that stream (extra `stream`)
     parquet:PATH    Parquet files that stream (extra `stream`)

@@ -88,7 +88,7 @@ def _reference_images(
     model = load(reference.folder)
     wanted = replace(_of_captions(model, options, data), steps=reference.steps)
     batches, _ = generate_batches(model, wanted, notify)
-    for number, (images, _) in enumerate(batches):
+    for number, images, _ in batches:
         shards.write(number, [images])
     return shards
 
@@ -99,7 +99,7 @@ def _summarized(
     """What is kept of a model's samples, the steps they took and the seconds."""
     batches, steps = generate_batches(model, options, notify)
     parts, seconds, started = [], 0.0, time.perf_counter()
-    for number, (images, labels) in enumerate(batches):
+    for number, images, labels in batches:
         seconds += time.perf_counter() - started
         reference = None if taught is None else taught.shard(number)
         parts.append(summarize([space], images, labels if model.classes else None, reference=reference))

@@ -16,11 +16,11 @@ NOISE_BLOCK = 16
 """Examples drawn at a time: torch draws whole blocks of 16 numbers, so pieces of 16 give the numbers of one draw."""
 
 
-def noise_in_batches(count: int, shape: Sequence[int], batch: int, draw: torch.Generator) -> Iterator[Tensor]:
+def noise_in_batches(count: int, shape: Sequence[int], batch: int, generator: torch.Generator) -> Iterator[Tensor]:
     """Standard normal noise (batch, *shape), `count` rows in all, the same whatever the batch."""
     rest = torch.empty(0, *shape)
     for start in range(0, count, NOISE_BLOCK):
-        rest = torch.cat([rest, torch.randn(min(NOISE_BLOCK, count - start), *shape, generator=draw)])
+        rest = torch.cat([rest, torch.randn(min(NOISE_BLOCK, count - start), *shape, generator=generator)])
         while len(rest) >= batch:
             yield rest[:batch]
             rest = rest[batch:]
@@ -38,7 +38,7 @@ def sample_in_batches(
     precision: Precision = "float32",
     clip: bool = False,
     method: str | Step = "ddim",
-    draw: torch.Generator | None = None,
+    generator: torch.Generator | None = None,
     denoiser: DenoiserProtocol | None = None,
     conditions: Conditions | None = None,
 ) -> Tensor:
@@ -58,7 +58,7 @@ def sample_in_batches(
                 steps,
                 method=method,
                 clip=clip,
-                generator=draw,
+                generator=generator,
                 **condition_kwargs,
             )
             images.append(made.float().cpu())

@@ -164,7 +164,9 @@ class Evaluator:
         noise = noise_in_batches(settings.samples, model.shape, settings.batch, generator(seed, EVALUATION_NOISE))
         drawn, draw = enumerate(noise), generator(seed, EVALUATION_NOISE, 1)
         conditions = self.conditions(model)
-        sampled = partial(sample_in_batches, precision=settings.precision, clip=settings.clip, method=method, draw=draw)
+        sampled = partial(
+            sample_in_batches, precision=settings.precision, clip=settings.clip, method=method, generator=draw
+        )
 
         def summary(index: int) -> Summary:
             z = next(z for number, z in drawn if number == index)

@@ -1,0 +1,155 @@
+"""Samples in files, for people and for other people's evaluators: what `progdist sample` writes.
+
+    samples.png             a grid
+    samples/                000000.png, 000001.png, ...: what torch-fidelity, clean-fid and pytorch-fid read
+    samples.tar             the same files in one
+    samples.npz             `arr_0`, bytes (N, H, W, C), and `arr_1`, labels (N,): what guided-diffusion reads
+    samples.safetensors     `images`, float32 (N, C, H, W) in about [-1, 1], not rounded to bytes, and `labels` (N,)
+
+Images are made in batches, which several processes share, and kept as shards beside the file until all are there: what
+was interrupted goes on, and no process holds them all.
+"""
+
+import hashlib
+import io
+import shutil
+import tarfile
+import zipfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import safetensors.torch
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+
+from progdist._utils.errors import UserError
+from progdist._utils.files import atomic_write
+from progdist.data.grid import write_grid
+from progdist.data.images import to_uint8
+from progdist.data.shards import TensorShards
+from progdist.evaluation.generate import Notify, SamplingOptions, generate_batches
+from progdist.models.io.folder import load
+from progdist.training.distributed import Distributed
+
+MAX_GRID = 4096
+"""Images in a grid, which is one picture."""
+
+
+def write_samples(
+    folder: Path, options: SamplingOptions, out: Path, columns: int, notify: Notify, distributed: Distributed
+) -> None:
+    """Make images with a model and write them in the layout that the name asks for.
+
+    Args:
+        folder: of the model.
+        options: what to make.
+        out: where; a name without a suffix is a folder.
+        columns: of a grid.
+        notify: told of warnings and of the end.
+        distributed: the processes that share the batches.
+
+    Raises:
+        UserError: an unknown suffix, a grid of too many images, a folder that is there, or as in `generate_images`.
+    """
+    if out.suffix not in WRITERS:
+        known = ", ".join(suffix for suffix in WRITERS if suffix)
+        raise UserError(f"--out {out} ends in {out.suffix}: give a name that ends in {known}, or a folder's")
+    if out.suffix == ".png" and options.count > MAX_GRID:
+        raise UserError(f"a grid of {options.count} images is too large: give --out a folder, or at most -n {MAX_GRID}")
+    if not out.suffix and out.exists():
+        raise UserError(f"{out} exists: choose another folder, or remove it")
+    model = load(folder)
+    made = hashlib.sha256((folder / "progdist.json").read_bytes() + repr(options).encode()).hexdigest()
+    shards = TensorShards(out.with_name(f".{out.name}.shards"), options.count, options.batch, made)
+    distributed.on_main_process(lambda: _begin(shards))
+    absent = shards.absent()
+
+    def work(process: int, processes: int) -> None:
+        batches, _ = generate_batches(model, options, notify, lambda number: number in absent[process::processes])
+        for number, images, _ in batches:
+            shards.write(number, [images])
+
+    distributed.on_every_process(work)
+    labels, steps = options.labels_of(model), options.steps_of(model)
+    distributed.on_main_process(lambda: WRITERS[out.suffix](shards, labels, out, columns))
+    distributed.on_main_process(lambda: shutil.rmtree(shards.path))
+    if distributed.is_main_process:
+        notify(f"{options.count} images in {steps} step{'s' if steps > 1 else ''}: {out}")
+
+
+def _begin(shards: TensorShards) -> None:
+    """An empty folder of shards, unless it is there and holds the same samples as far as they are made."""
+    if not shards.agrees():
+        shutil.rmtree(shards.path, ignore_errors=True)
+        shards.write_index()
+
+
+def _batches(shards: TensorShards) -> Iterator[Tensor]:
+    for number in range(len(shards.spans())):
+        yield shards.shard(number)
+
+
+def _grid(shards: TensorShards, labels: Tensor, out: Path, columns: int) -> None:
+    write_grid(torch.cat(list(_batches(shards))), out, columns)
+
+
+def _png(pixels: NDArray[np.uint8]) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels).save(buffer, "png")
+    return buffer.getvalue()
+
+
+def _pngs(shards: TensorShards) -> Iterator[tuple[str, bytes]]:
+    images = (image for batch in _batches(shards) for image in to_uint8(batch))
+    for number, pixels in enumerate(images):
+        yield f"{number:06d}.png", _png(pixels)
+
+
+def _folder(shards: TensorShards, labels: Tensor, out: Path, columns: int) -> None:
+    partial = shards.path / "images"
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir()
+    for name, content in _pngs(shards):
+        (partial / name).write_bytes(content)
+    partial.replace(out)
+
+
+def _tar(shards: TensorShards, labels: Tensor, out: Path, columns: int) -> None:
+    partial = shards.path / out.name
+    with tarfile.open(partial, "w") as file:
+        for name, content in _pngs(shards):
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            file.addfile(member, io.BytesIO(content))
+    partial.replace(out)
+
+
+def _npz(shards: TensorShards, labels: Tensor, out: Path, columns: int) -> None:
+    """A batch at a time: `np.savez` would want all images at once."""
+    partial = shards.path / out.name
+    _, channels, height, width = shards.shard(0).shape
+    header = {"descr": "|u1", "fortran_order": False, "shape": (len(shards), height, width, channels)}
+    with zipfile.ZipFile(partial, "w") as file:
+        with file.open("arr_0.npy", "w", force_zip64=True) as array:
+            np.lib.format.write_array_header_1_0(array, header)
+            for batch in _batches(shards):
+                array.write(to_uint8(batch).tobytes())
+        with file.open("arr_1.npy", "w") as array:
+            np.lib.format.write_array(array, labels.numpy())
+    partial.replace(out)
+
+
+def _tensors(shards: TensorShards, labels: Tensor, out: Path, columns: int) -> None:
+    atomic_write(out, safetensors.torch.save({"images": torch.cat(list(_batches(shards))), "labels": labels}))
+
+
+WRITERS: dict[str, Callable[[TensorShards, Tensor, Path, int], None]] = {
+    ".png": _grid,
+    ".npz": _npz,
+    ".tar": _tar,
+    ".safetensors": _tensors,
+    "": _folder,
+}
