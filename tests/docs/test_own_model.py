@@ -1,6 +1,6 @@
 """The commands of docs/own-model.md, in their order and in one folder; training is made shorter.
 
-The teacher is tried once, by the doctor, and trusted afterwards.
+The teacher is tried once, by the doctor on few images, and trusted afterwards.
 """
 
 import re
@@ -34,6 +34,7 @@ def test_the_way_from_a_folder_to_a_student(tmp_path: Path, monkeypatch: pytest.
     ]
     (tmp_path / "examples").symlink_to(ROOT / "examples")
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("progdist.evaluation.check_on_images.CHECK_IMAGES", 64)
     monkeypatch.setattr(sys, "argv", commands[0][1:])
     runpy.run_path(commands[0][1], run_name="__main__")
     output = {}

@@ -95,7 +95,13 @@ class RunFolder:
     def claim(self, recipe: str, continues: Callable[[Path], bool]) -> None:
         """Write the resolved recipe; arguments and errors as of `check_free`. The folder is locked meanwhile."""
         self.check_free(recipe, continues)
-        atomic_write(self.recipe(), recipe.encode())
+        self.write_recipe(recipe)
+
+    def write_recipe(self, recipe: str) -> None:
+        """Write the resolved recipe, unless it is what is there."""
+        path = self.recipe()
+        if not path.is_file() or path.read_text() != recipe:
+            atomic_write(path, recipe.encode())
 
     def check_free(self, recipe: str, continues: Callable[[Path], bool]) -> None:
         """Refuse a folder that a run cannot begin or go on in; nothing is written.

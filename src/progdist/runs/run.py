@@ -9,7 +9,6 @@ from functools import cached_property, partial
 from pathlib import Path
 
 from progdist._utils.errors import UserError
-from progdist._utils.files import atomic_write
 from progdist._utils.random import HELD_OUT_NOISE
 from progdist.data.images import Images
 from progdist.data.latents import begin_latents, encode, open_latents
@@ -118,7 +117,7 @@ class Run:
     def claim(self) -> None:
         """Make the folder this run's own; it is locked meanwhile."""
         self.check_folder()
-        self.distributed.on_main_process(lambda: atomic_write(self.folder.recipe(), write_recipe(self.recipe).encode()))
+        self.distributed.on_main_process(lambda: self.folder.write_recipe(write_recipe(self.recipe)))
 
     def evaluator(self) -> Evaluator:
         """What measures the models."""
