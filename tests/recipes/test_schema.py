@@ -27,6 +27,7 @@ from support.recipe_effects import (
     schedule_of,
     stages_of,
     teacher_config_of,
+    tracking_of,
     untrained_of,
     weights_of,
 )
@@ -42,6 +43,7 @@ CHANGES: dict[str, tuple[Any, Observe]] = {
     "data.size": (4, images_of),
     "data.channels": (3, images_of),
     "data.resample": ("bilinear", images_of),
+    "tracking": ("tensorboard", tracking_of),
     "data.image_column": ("picture", lambda recipe: recipe.data.columns()),
     "data.caption_column": ("text", lambda recipe: recipe.data.columns()),
     "data.flip": (True, batches_of),

@@ -17,6 +17,7 @@ from progdist.runs.evaluator import Evaluator, feature_spaces
 from progdist.runs.folder import RunFolder
 from progdist.runs.run import Run
 from progdist.runs.stages import untrained
+from progdist.runs.tracking import tracked
 from progdist.training.config import TrainConfig
 from progdist.training.distributed import Distributed
 from support.commands import SilentCallback
@@ -26,6 +27,10 @@ Observe = Callable[[Recipe], Any]
 
 def make_run(recipe: Recipe, folder: Path = Path("/nowhere")) -> Run:
     return Run(recipe, open_images(recipe.data), None, RunFolder(folder), SilentCallback(), Distributed())
+
+
+def tracking_of(recipe: Recipe) -> Any:  # noqa: ANN401
+    return type(tracked(recipe, RunFolder(Path("/nowhere")), SilentCallback()))
 
 
 def untrained_of(recipe: Recipe) -> Model:
@@ -102,7 +107,7 @@ def sampling_of(recipe: Recipe) -> Any:  # noqa: ANN401
     calls: list[Any] = []
 
     def spy(model: object, noise: torch.Tensor, *rest: object, **options: object) -> torch.Tensor:
-        options.pop("draw")  # a generator equals itself alone
+        options.pop("generator")  # a generator equals itself alone
         options.pop("conditions")  # and so does the network that they are of
         calls.append((tuple(noise.shape), rest[1:], options))
         return noise

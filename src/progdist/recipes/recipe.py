@@ -27,6 +27,7 @@ class Recipe(Part):
     conversion: Conversion = Conversion()
     distill: Distillation = Distillation()
     evaluate: Evaluation = Evaluation()
+    tracking: Literal["tensorboard", "wandb"] | None = None
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -84,7 +85,7 @@ class Recipe(Part):
 
     def continues(self, old: "Recipe", finished: Collection[str]) -> bool:
         """Whether a run of `old` can go on under this recipe: it changes only how models yet to be finished train."""
-        trained = {"teacher": self.teacher, "conversion": self.conversion, "distill": self.distill}
+        trained = {name: getattr(self, name) for name in ("teacher", "conversion", "distill", "tracking")}
         same_chain = old.distill.counts() == self.distill.counts()
         if old.model_copy(update=trained) != self or not same_chain:
             return False

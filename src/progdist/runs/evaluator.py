@@ -20,8 +20,8 @@ from progdist.evaluation.summary import Summary, join, summarize
 from progdist.models.io.folder import write_card
 from progdist.models.model import Model
 from progdist.recipes.recipe import Recipe, student_name
-from progdist.runs.conditions import RunConditions
 from progdist.runs.folder import RunFolder
+from progdist.runs.stages import RunConditions
 from progdist.training.callbacks import Callback
 from progdist.training.distributed import Distributed
 

@@ -10,6 +10,7 @@ latents/                the encoded data of a latent model
 captions/               the encoded captions of a text-conditional one
 data_features/          what the samples are compared with
 samples/                what the models make from one noise, as grids
+tracking/               of a run that is tracked
 report.html
 """
 
@@ -193,6 +194,10 @@ class RunFolder:
     def captions(self) -> Path:
         """The encoded captions of a text-conditional model."""
         return self.root / "captions"
+
+    def tracking(self) -> Path:
+        """What TensorBoard reads, or the identity of the run at Weights & Biases."""
+        return self.root / "tracking"
 
     def _records(self, name: str) -> Path:
         return self.root / f"{name}.jsonl"

@@ -57,7 +57,7 @@ def _page(folder: RunFolder) -> str:
     if not folder.recipe().is_file():
         raise UserError(f"{folder.root} holds no run: give the --out folder of `progdist run`")
     recipe = read_recipe(str(folder.recipe()))
-    environment = jinja2.Environment(loader=jinja2.PackageLoader("progdist.runs"), autoescape=True)
+    environment = jinja2.Environment(loader=jinja2.PackageLoader("progdist.runs", "."), autoescape=True)
     first = records[0]["quality"] if records else []
     features = [result["features"] for result in first]
     rows = quality_rows(records)

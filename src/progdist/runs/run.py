@@ -23,12 +23,12 @@ from progdist.models.model import Model
 from progdist.recipes.files import read_recipe, write_recipe
 from progdist.recipes.recipe import Recipe, student_name
 from progdist.runs.checks import check_compatible, open_images, with_precision
-from progdist.runs.conditions import RunConditions
 from progdist.runs.evaluator import Evaluator, feature_spaces
 from progdist.runs.folder import Record, RunFolder
 from progdist.runs.report import write_report
 from progdist.runs.stage_trainer import StageTrainer
 from progdist.runs.stages import (
+    RunConditions,
     conversion_stage,
     guided_predictions,
     needs_stage_0,
@@ -37,6 +37,7 @@ from progdist.runs.stages import (
     teacher_stage,
     untrained,
 )
+from progdist.runs.tracking import tracked
 from progdist.training.callbacks import Callback
 from progdist.training.distributed import Distributed
 
@@ -219,7 +220,7 @@ def open_run(recipe: Recipe, out: Path, callback: Callback, *, shards: bool = Fa
     chosen, remarks = distributed.on_main_process(lambda: with_precision(recipe, folder.recipe(), distributed.device))
     for remark in remarks:
         callback.note(remark)
-    return Run(chosen, images, given, folder, callback, distributed)
+    return Run(chosen, images, given, folder, tracked(chosen, folder, callback), distributed)
 
 
 def run(recipe: Recipe, out: Path, callback: Callback, *, fresh: bool = False, shards: bool = False) -> list[Record]:

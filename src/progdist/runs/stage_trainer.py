@@ -20,9 +20,8 @@ from progdist.models.io import folder as model_folder
 from progdist.models.model import Model
 from progdist.models.unet import Conditions
 from progdist.recipes.recipe import Recipe
-from progdist.runs.conditions import RunConditions
 from progdist.runs.folder import Record, RunFolder
-from progdist.runs.stages import TrainingStage
+from progdist.runs.stages import RunConditions, TrainingStage
 from progdist.training.batches import Batches
 from progdist.training.callbacks import Callback, Progress
 from progdist.training.config import TrainConfig
