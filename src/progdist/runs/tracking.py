@@ -1,12 +1,11 @@
 """Experiment tracking: what a run's callback hears, handed to TensorBoard or Weights & Biases by accelerate's trackers.
 
-    train/NAME/loss, gradient_norm, learning_rate       of the model NAME in training
-    evaluation/MODEL/STEPS_steps/frechet_SPACE, rmse    of a teacher or student at a number of steps
-    samples/MODEL/STEPS_steps                           the grids of an evaluation
+    train/NAME/loss, gradient_norm, learning_rate       of the model NAME in training, over the updates of the chain
+    evaluation/MODEL/frechet_SPACE, rmse, steps         of teacher or student, in TensorBoard over the sampling steps
+    samples/MODEL                                       the grids of the evaluations, likewise
 
-The step of a figure is the number of updates of the whole chain before it. A run that goes on continues the record
-under the same identity, `tracking/` in its folder. Nothing is tracked, and nothing leaves the machine, unless the
-recipe says `tracking: tensorboard` or `tracking: wandb`.
+A run that goes on continues the record under the same identity, `tracking/` in its folder. Nothing is tracked, and
+nothing leaves the machine, unless the recipe says `tracking: tensorboard` or `tracking: wandb`.
 """
 
 import secrets
@@ -36,14 +35,14 @@ class TrackedCallback:
         callback: the one that shows it.
         folder: of the run.
         open_tracker: opens accelerate's, once the folder is this run's own.
-        updates_before: of every model's training, by its name.
+        updates: of every model, by its name, as a range of those of the whole chain.
         model: the one in training.
     """
 
     callback: Callback
     folder: RunFolder
     open_tracker: Callable[[], GeneralTracker]
-    updates_before: Mapping[str, int]
+    updates: Mapping[str, range]
     model: str = field(default="teacher", init=False)
 
     @cached_property
@@ -63,7 +62,7 @@ class TrackedCallback:
         if progress.finite:
             names = ("loss", "gradient_norm", "learning_rate")
             values = {f"train/{self.model}/{name}": getattr(progress, name) for name in names}
-            self.tracker.log(values, step=self.updates_before[self.model] + progress.update)
+            self.tracker.log(values, step=self.updates[self.model].start + progress.update)
         self.callback.progress(progress)
 
     def end(self) -> None:
@@ -72,16 +71,17 @@ class TrackedCallback:
 
     def evaluated(self, record: Record) -> None:
         """A model was measured at a step count."""
-        where = f"{record['model']}/{record['steps']}_steps"
-        values = {f"evaluation/{where}/frechet_{each['features']}": each["frechet"] for each in record["quality"]}
-        values[f"evaluation/{where}/rmse"] = record["rmse"]
-        name = student_name(record["steps"])
-        done = self.updates_before.get(name, 0) + record["training"].get("updates", 0) * (record["model"] == "student")
-        self.tracker.log(values, step=done)
-        with Image.open(self.folder.grid(record["model"], record["steps"])) as image:
+        model, steps = record["model"], record["steps"]
+        values = {f"evaluation/{model}/frechet_{each['features']}": each["frechet"] for each in record["quality"]}
+        values |= {f"evaluation/{model}/rmse": record["rmse"], f"evaluation/{model}/steps": steps}
+        with Image.open(self.folder.grid(model, steps)) as image:
             pixels = np.asarray(image.convert("RGB"))[None]
-        options = {"dataformats": "NHWC"} if isinstance(self.tracker, TensorBoardTracker) else {}
-        cast(Any, self.tracker).log_images({f"samples/{where}": pixels}, step=done, **options)
+        if isinstance(self.tracker, TensorBoardTracker):
+            step, options = steps, {"dataformats": "NHWC"}
+        else:
+            step, options = self.updates.get(student_name(steps), self.updates["teacher"]).stop, {}
+        self.tracker.log(values, step=step)
+        cast(Any, self.tracker).log_images({f"samples/{model}": pixels}, step=step, **options)
         self.callback.evaluated(record)
 
     def note(self, text: str) -> None:
@@ -103,13 +103,13 @@ def tracked(recipe: Recipe, folder: RunFolder, callback: Callback) -> Callback:
             f"tracking: {recipe.tracking} needs the extra `{recipe.tracking}`: pip install "
             f"'progdist[{recipe.tracking}]', or leave tracking"
         )
-    return TrackedCallback(callback, folder, partial(_tracker, recipe, folder.tracking()), updates_before(recipe))
+    return TrackedCallback(callback, folder, partial(_tracker, recipe, folder.tracking()), updates_of(recipe))
 
 
 def _tracker(recipe: Recipe, folder: Path) -> GeneralTracker:
     """A tracker that goes on with what is in the folder."""
     if recipe.tracking == "tensorboard":
-        return TensorBoardTracker("", logging_dir=folder)
+        return TensorBoardTracker(recipe.name, logging_dir=folder)
     identity = folder / "run_id"
     settings: dict[str, Any] = {"name": recipe.name, "dir": str(folder), "config": recipe.model_dump(mode="json")}
     folder.mkdir(parents=True, exist_ok=True)
@@ -118,11 +118,12 @@ def _tracker(recipe: Recipe, folder: Path) -> GeneralTracker:
     return WandBTracker("progdist", id=identity.read_text(), resume="allow", **settings)
 
 
-def updates_before(recipe: Recipe) -> dict[str, int]:
-    """How many updates of the chain come before a model's own, at most."""
+def updates_of(recipe: Recipe) -> dict[str, range]:
+    """The updates of every model, counted through the whole chain; at most, where stages may end early."""
     first = recipe.teacher if recipe.teacher.model is None else recipe.conversion
-    counts, done = {"teacher": 0}, train_config(first).updates
+    updates = {"teacher": range(train_config(first).updates)}
+    done = updates["teacher"].stop
     for stage in recipe.distill.links():
-        counts[student_name(stage.steps)] = done
-        done += recipe.distill.train_config(stage).updates
-    return counts
+        updates[student_name(stage.steps)] = range(done, done + recipe.distill.train_config(stage).updates)
+        done = updates[student_name(stage.steps)].stop
+    return updates
