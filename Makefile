@@ -32,7 +32,11 @@ bench: $(READY)         ## the cost of one update and one sample, against the ba
 gpu: $(READY)           ## on a machine with CUDA: parity with the CPU, speed, memory, whole runs, in under ten minutes
 	$(BIN)/python benchmarks/gpu.py
 
-.PHONY: browser
+docs: $(READY)          ## the documentation as a site, in build/site; warnings are errors
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[docs]'
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build
+
+.PHONY: browser docs
 browser: $(READY)       ## headless Chromium, for the test of the report; the test is skipped where it cannot be had
 	@if command -v chromium >/dev/null && command -v chromedriver >/dev/null; then :; \
 	elif [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \

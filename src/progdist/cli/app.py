@@ -18,7 +18,7 @@ app = typer.Typer(
     name="progdist",
     help="Progressive distillation: diffusion models that sample in 1 to 8 steps.",
     no_args_is_help=True,
-    add_completion=False,
+    add_completion=True,
     pretty_exceptions_enable=False,
 )
 
