@@ -68,7 +68,13 @@ class StreamedImages(Images):
         raise UserError(f"{self.name} is a stream, of which {count} images cannot be held out: leave distill.stop")
 
     def walk(
-        self, size: int, first: int, last: int, place: tuple[int, int], turn: tuple[int, int], position: tuple[int, int]
+        self,
+        size: int,
+        first: int,
+        last: int,
+        rank: tuple[int, int],
+        worker: tuple[int, int],
+        position: tuple[int, int],
     ) -> Iterator[tuple[int, list[tuple[Tensor, int]]]]:
         """The examples of one reader's updates.
 
@@ -76,8 +82,8 @@ class StreamedImages(Images):
             size: examples that this process takes in an update.
             first: the first update.
             last: the last one, not included.
-            place: number of this process, and how many there are.
-            turn: number of this worker in it, and how many there are; it makes updates first + turn, and every n-th on.
+            rank: number of this process, and how many there are.
+            worker: number of this worker in it, and how many there are; it makes update first + number and every n-th on.
             position: (seed, stage).
 
         Yields:
@@ -86,20 +92,20 @@ class StreamedImages(Images):
         Raises:
             UserError: fewer shards than readers, or an image that cannot be read.
         """
-        (process, processes), (worker, workers) = place, turn
+        (process, processes), (own, workers) = rank, worker
         readers = processes * workers
         if len(self.shards) < readers:
             raise UserError(
                 f"{self.name} has {len(self.shards)} shards for {processes} processes of {workers} workers: give each "
                 "at least one (data.workers, or more shards)"
             )
-        number = (first + worker) % workers  # readers take turns from update 0 on, whichever update is the first
+        number = (first + own) % workers  # readers take turns from update 0 on, whichever update is the first
         reader = process * workers + number
         examples = self._shuffled(reader, readers, position)
-        seen = len(range(number, first + worker, workers)) * size
+        seen = len(range(number, first + own, workers)) * size
         next(islice(examples, seen, seen), None)
         decode = _Encoded(self.transform, self.name, [])
-        for update in range(first + worker, last, workers):
+        for update in range(first + own, last, workers):
             batch = list(islice(examples, size))
             yield update, [(self._checked(decode.decode(content), label), label) for content, label in batch]
 

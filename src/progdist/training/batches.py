@@ -41,7 +41,13 @@ class Streamed(Protocol):
     """Examples that can only be read in their order."""
 
     def walk(
-        self, size: int, first: int, last: int, place: tuple[int, int], turn: tuple[int, int], position: tuple[int, int]
+        self,
+        size: int,
+        first: int,
+        last: int,
+        rank: tuple[int, int],
+        worker: tuple[int, int],
+        position: tuple[int, int],
     ) -> Iterator[tuple[int, list[tuple[Tensor, int]]]]:
         """(update, its examples) of one worker of one process; see `progdist.data.streams`."""
         ...
@@ -138,11 +144,11 @@ class _Stream(IterableDataset[Batch]):
     rows: slice
 
     def __iter__(self) -> Iterator[Batch]:
-        batches, rows, worker = self.batches, range(self.batches.size)[self.rows], get_worker_info()
-        place = rows.start // len(rows), batches.size // len(rows)
-        turn = (worker.id, worker.num_workers) if worker else (0, 1)
+        batches, rows, info = self.batches, range(self.batches.size)[self.rows], get_worker_info()
+        rank = rows.start // len(rows), batches.size // len(rows)
+        worker = (info.id, info.num_workers) if info else (0, 1)
         position = batches.seed, batches.stage
-        for update, examples in self.examples.walk(len(rows), self.first, self.last, place, turn, position):
+        for update, examples in self.examples.walk(len(rows), self.first, self.last, rank, worker, position):
             yield _Drawn(batches).draw(update, rows, examples)
 
 

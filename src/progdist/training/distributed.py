@@ -123,8 +123,8 @@ class Distributed:
         except UserError as error:
             problem = str(error)
         problems = gather_object([problem]) if self.accelerator.num_processes > 1 else [problem]
-        if told := [problem for problem in problems if problem]:
-            raise UserError(told[0])
+        if found := [problem for problem in problems if problem]:
+            raise UserError(found[0])
 
     def map_to_main_process(self, work: Callable[[int], Found], count: int) -> list[Found]:
         """[work(0), ..., work(count - 1)] in the first process, [] in the others; each does every n-th, in order."""
@@ -134,7 +134,7 @@ class Distributed:
             return mine
         parts: list[Any] | None = [None] * number if self.is_main_process else None
         torch.distributed.gather_object(mine, parts)
-        return [parts[place % number][place // number] for place in range(count)] if parts else []
+        return [parts[index % number][index // number] for index in range(count)] if parts else []
 
 
 def shard(network: nn.Module, device: torch.device) -> nn.Module:

@@ -61,13 +61,13 @@ class Embeddings:
         rows = [self._row(*divmod(number, self.size)) for number in numbers.tolist()]
         return {name: torch.stack([row[name] for row in rows]) for name in rows[0]}
 
-    def _row(self, shard: int, place: int) -> dict[str, Tensor]:
+    def _row(self, shard: int, row: int) -> dict[str, Tensor]:
         path = self.path(shard)
         try:
             if shard not in self._shards:
                 opened = safetensors.safe_open(path, framework="pt")
                 self._shards[shard] = {name: opened.get_slice(name) for name in opened.keys()}  # noqa: SIM118
-            return {name: rows[place] for name, rows in self._shards[shard].items()}
+            return {name: rows[row] for name, rows in self._shards[shard].items()}
         except (OSError, IndexError, safetensors.SafetensorError) as error:
             raise UserError(
                 f"{path} cannot be read ({error}): remove {self.folder} to encode the captions anew"
