@@ -83,7 +83,7 @@ class StreamedImages(Images):
             first: the first update.
             last: the last one, not included.
             rank: number of this process, and how many there are.
-            worker: number of this worker in it, and how many there are; it makes update first + number and every n-th on.
+            worker: number of this worker in it, and how many there are; it makes every n-th update from first + number
             position: (seed, stage).
 
         Yields:
