@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 import progdist
 from progdist import UserError
+from progdist._utils.files import read_tensors
 from progdist.diffusion.sampler import ddim_update, sample
 from progdist.distillation.conversion import converted_form
 from progdist.distillation.guidance import Guided
@@ -95,13 +96,13 @@ def test_the_stock_pipeline_samples_what_we_sample(kind: str, pipelines: dict[st
 def test_the_command_makes_the_stock_pipelines_images(kind: str, pipelines: dict[str, Path], tmp_path: Path) -> None:
     save(student(pipelines[kind]), tmp_path / "student")
     words = [word for prompt in PROMPTS for word in ("--prompt", prompt)]
-    made = tmp_path / "made.npz"
+    made = tmp_path / "made.safetensors"
     result = call("sample", tmp_path / "student", *words, "--guidance", 3, "-n", 4, "--out", made)
     assert result.exit_code == 0, result.output
     model, pipeline = load(tmp_path / "student"), stock(tmp_path / "student", kind)
     noise = sampling_noise(model, 4, 0)
     theirs = pipeline(PROMPTS, guidance_scale=3.0, num_inference_steps=4, latents=noise, output_type="np").images
-    ours = np.load(made)["images"].transpose(0, 2, 3, 1)
+    ours = read_tensors(made)["images"].numpy().transpose(0, 2, 3, 1)
     np.testing.assert_allclose(ours.clip(-1, 1) / 2 + 0.5, theirs, rtol=0, atol=1e-4)
 
 
