@@ -23,7 +23,7 @@ def test_recipes_and_version() -> None:
 
 @pytest.mark.slow
 def test_mistakes_are_one_line_and_exit_code_2(
-    finished: tuple[Path, Result], tiny_recipe: Path, tmp_path: Path
+    finished: tuple[Path, Result], tiny_recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out, student = finished[0], finished[0] / "student-0004"
     before = sorted((path, path.stat().st_mtime_ns) for path in out.rglob("*"))
@@ -42,6 +42,7 @@ def test_mistakes_are_one_line_and_exit_code_2(
     )
     refused(call("sample", tmp_path / "nowhere"), "no model folder")
     refused(call("sample", student, "--steps", 0), "takes 1 to")
+    monkeypatch.chdir(tmp_path)
     refused(call("sample", student, "--label", 10), "label 10 is out of range", "0 to 9")
     refused(call("sample", out / "teacher"), "--steps")
     refused(call("sample", student, "--out", tmp_path / "x.jpg"), "ends in .jpg: give a name that ends in .png, .npz")

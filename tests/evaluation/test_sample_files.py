@@ -123,6 +123,7 @@ def test_mistakes_are_one_line(folder: Path, tmp_path: Path) -> None:
         (tmp_path / "a.jpg", OPTIONS, "ends in .jpg: give a name that ends in .png, .npz, .tar, .safetensors"),
         (tmp_path / "there", OPTIONS, "choose another folder"),
         (tmp_path / "a.png", many, "a grid of 5000 images is too large"),
+        (tmp_path / "a.npz", SamplingOptions(2, 4, 7, seed=3), "label 7 is out of range"),
     ):
         with pytest.raises(UserError, match=message):
             written(folder, out, options)

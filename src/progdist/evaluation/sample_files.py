@@ -72,7 +72,12 @@ def write_samples(
         for number, images, _ in batches:
             shards.write(number, [images])
 
-    distributed.on_every_process(work)
+    try:
+        distributed.on_every_process(work)
+    except UserError:
+        if len(shards.absent()) == len(shards.spans()):  # nothing was made that is worth keeping
+            shutil.rmtree(shards.path, ignore_errors=True)
+        raise
     labels, steps = options.labels_of(model), options.steps_of(model)
     distributed.on_main_process(lambda: WRITERS[out.suffix](shards, labels, out, columns))
     distributed.on_main_process(lambda: shutil.rmtree(shards.path))
