@@ -11,7 +11,7 @@ from progdist import WEIGHTINGS, Cosine, Discrete, RectifiedFlow, distillation_t
 from progdist._utils.broadcasting import per_example
 from progdist.diffusion.analytic import Mixture
 from progdist.diffusion.loss import denoising_loss
-from progdist.diffusion.sampler import ddim
+from progdist.diffusion.sampler import alpha_sigma, ddim
 from progdist.diffusion.schedule import Schedule
 from progdist.distillation.progressive import distillation_loss, substep_times, substep_weights
 from support.checks import check_student_lands_where_the_teacher_lands, mixture
@@ -49,7 +49,7 @@ def test_cosine_halves_have_a_closed_form() -> None:
     """x_target = (sigma_s xh_t + sigma_t xh_m) / (sigma_s + sigma_t) for two equal substeps."""
     schedule = Cosine()
     t, s = torch.linspace(0.3, 1, 9, dtype=torch.float64), torch.linspace(0.1, 0.9, 9, dtype=torch.float64)
-    weights = substep_weights(schedule, substep_times(t, s, 2))
+    weights = substep_weights(*alpha_sigma(schedule, substep_times(t, s, 2)))
     sigma_s, sigma_t = schedule.sigma(s), schedule.sigma(t)
     torch.testing.assert_close(weights, torch.stack([sigma_s, sigma_t]) / (sigma_s + sigma_t), rtol=0, atol=1e-14)
 
@@ -58,7 +58,7 @@ def test_cosine_halves_have_a_closed_form() -> None:
 @pytest.mark.parametrize("steps", [1, 2, 1024, 8192])
 def test_weights_are_a_mean_everywhere(schedule: Schedule, steps: int) -> None:
     t = torch.arange(1, steps + 1, dtype=torch.float64) / steps
-    weights = substep_weights(schedule, substep_times(t, t - 1 / steps, 4))
+    weights = substep_weights(*alpha_sigma(schedule, substep_times(t, t - 1 / steps, 4)))
     assert weights.isfinite().all()
     assert (weights >= 0).all()
     torch.testing.assert_close(weights.sum(0), torch.ones(steps, dtype=torch.float64), rtol=0, atol=1e-12)

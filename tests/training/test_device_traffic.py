@@ -108,7 +108,7 @@ def test_an_update_copies_nothing_to_the_device_and_reads_nothing(
         value = loss(student, x=x, eps=eps, u=u).mean()
         value.backward()
         norm = nn.utils.clip_grad_norm_(student.parameters(), 1.0)
-        state.step(value.isfinite() & norm.isfinite())
+        state.step(value.isfinite() & norm.isfinite(), norm)
 
     update()
     with Traffic() as traffic:
@@ -153,14 +153,13 @@ class Zeros:
 def test_a_process_loads_and_draws_for_its_own_rows(processes: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """The noise of n processes together is that of one, and each draws an n-th of it."""
     drawn: list[int] = []
-    draw = torch.randn
+    draw = Tensor.normal_
 
-    def counted(*size: Any, **options: Any) -> Tensor:  # noqa: ANN401
-        out = draw(*size, **options)
-        drawn.append(out.numel())
-        return out
+    def counted(noise: Tensor, **options: Any) -> Tensor:  # noqa: ANN401
+        drawn.append(noise.numel())
+        return draw(noise, **options)
 
-    monkeypatch.setattr(torch, "randn", counted)
+    monkeypatch.setattr(Tensor, "normal_", counted)
     share, together = 8 // processes, []
     for process in range(processes):
         drawn.clear()

@@ -47,7 +47,7 @@ class Gaussian:
 
     def flow(self, z: Tensor, t: Tensor, s: Tensor) -> Tensor:
         """The exact probability-flow solution at time s from z at time t; t and s (B,) or ()."""
-        start, end = ((per_example(self.schedule.alpha(u), z), per_example(self.schedule.sigma(u), z)) for u in (t, s))
+        start, end = ([per_example(scale, z) for scale in self.schedule.scales(u)] for u in (t, s))
         spread_t, spread_s = (alpha**2 * self.width**2 + sigma**2 for alpha, sigma in (start, end))
         return end[0] * self.mean + (spread_s / spread_t).sqrt() * (z - start[0] * self.mean)
 

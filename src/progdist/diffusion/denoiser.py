@@ -86,7 +86,7 @@ class Denoiser(nn.Module):
         """
         t = t.double()
         output = self.output(z, self.timestep(t).to(z.device, torch.float32).expand(z.shape[0]), **condition)
-        return self.parameterization.denoise(output, z, self.schedule.alpha(t), self.schedule.sigma(t))
+        return self.parameterization.denoise(output, z, *self.schedule.scales(t))
 
     def timestep(self, t: Tensor) -> Tensor:
         """The timestep that the network receives at times t: float64, of t's shape."""

@@ -34,7 +34,8 @@ WEIGHTINGS: dict[str, Weighting] = {
 
 def diffuse(schedule: Schedule, x: Tensor, eps: Tensor, t: Tensor) -> Tensor:
     """z_t = alpha_t x + sigma_t eps; x and eps (B, ...), t (B,) or ()."""
-    return per_example(schedule.alpha(t), x) * x + per_example(schedule.sigma(t), x) * eps
+    alpha, sigma = schedule.scales(t)
+    return per_example(alpha, x) * x + per_example(sigma, x) * eps
 
 
 def weighted_error(weighting: Weighting, schedule: Schedule, x_hat: Tensor, x: Tensor, t: Tensor) -> Tensor:

@@ -47,15 +47,22 @@ Step = Callable[[Schedule, Predict, Tensor, Tensor, Tensor, torch.Generator | No
 
 def alpha_sigma(schedule: Schedule, s: Tensor) -> tuple[Tensor, Tensor]:
     """(alpha_s, sigma_s) in float64 of a step's end s; s = 0 is the data itself, (1, 0), whatever the schedule."""
-    return torch.where(s > 0, schedule.alpha(s), 1.0), torch.where(s > 0, schedule.sigma(s), 0.0)
+    alpha, sigma = schedule.scales(s)
+    return torch.where(s > 0, alpha, 1.0), torch.where(s > 0, sigma, 0.0)
+
+
+def ddim_coefficients(alpha: tuple[Tensor, Tensor], sigma: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    """The factors of z_t and xh in z_s, from (alpha_t, alpha_s) and (sigma_t, sigma_s): float64, each of one shape."""
+    (alpha_t, alpha_s), (sigma_t, sigma_s) = alpha, sigma
+    ratio = sigma_s / sigma_t
+    return ratio, alpha_s - alpha_t * ratio
 
 
 def ddim_update(schedule: Schedule, z: Tensor, x: Tensor, t: Tensor, s: Tensor) -> Tensor:
     """z_s from z_t (B, ...) and its denoised data x (B, ...); times in float64, (B,) or (), t > s >= 0."""
-    alpha_s, sigma_s = alpha_sigma(schedule, s)
-    ratio = sigma_s / schedule.sigma(t)
-    scale = alpha_s - schedule.alpha(t) * ratio
-    return per_example(ratio, z) * z + per_example(scale, z) * x
+    (alpha_t, sigma_t), (alpha_s, sigma_s) = schedule.scales(t), alpha_sigma(schedule, s)
+    c_z, c_x = ddim_coefficients((alpha_t, alpha_s), (sigma_t, sigma_s))
+    return per_example(c_z, z) * z + per_example(c_x, z) * x
 
 
 def ddim(
@@ -75,7 +82,7 @@ def ancestral(
     gamma: float = 1.0,
 ) -> Tensor:
     """One stochastic step from t to s > 0; gamma = 0 takes the lower bound of the variance, 1 the upper."""
-    alpha_t, sigma_t, alpha_s, sigma_s = schedule.alpha(t), schedule.sigma(t), schedule.alpha(s), schedule.sigma(s)
+    (alpha_t, sigma_t), (alpha_s, sigma_s) = schedule.scales(t), schedule.scales(s)
     r = (alpha_t * sigma_s / (sigma_t * alpha_s)) ** 2
     c_z = alpha_t * sigma_s**2 / (sigma_t**2 * alpha_s)
     deviation = (1 - r).sqrt() * sigma_s ** (1 - gamma) * sigma_t**gamma

@@ -47,9 +47,14 @@ class Schedule(ABC):
     def sigma(self, t: Tensor) -> Tensor:
         """The scale of the noise in z_t."""
 
+    def scales(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        """(alpha_t, sigma_t)."""
+        return self.alpha(t), self.sigma(t)
+
     def rho(self, t: Tensor) -> Tensor:
         """alpha_t / sigma_t; infinite where sigma is 0."""
-        return self.alpha(t) / self.sigma(t)
+        alpha, sigma = self.scales(t)
+        return alpha / sigma
 
     def log_snr(self, t: Tensor) -> Tensor:
         """lambda_t = 2 log rho_t; infinite where alpha or sigma is 0."""
@@ -75,6 +80,11 @@ class VariancePreserving(Schedule):
         """sin phi_t."""
         return self.angles(t)[0].sin()
 
+    def scales(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        """(sin psi_t, sin phi_t), of one pair of angles."""
+        phi, psi = self.angles(t)
+        return psi.sin(), phi.sin()
+
 
 @dataclass(frozen=True)
 class Cosine(VariancePreserving):
@@ -92,9 +102,8 @@ class Cosine(VariancePreserving):
         t = t.double()
         phi_0 = math.atan(math.exp(-self.log_snr_max / 2))
         psi_1 = math.atan(math.exp(self.log_snr_min / 2))
-        phi = phi_0 * (1 - t) + (math.pi / 2 - psi_1) * t
-        psi = (math.pi / 2 - phi_0) * (1 - t) + psi_1 * t
-        return phi, psi
+        span = math.pi / 2 - phi_0 - psi_1
+        return phi_0 + span * t, psi_1 + span * (1 - t)
 
 
 @dataclass(frozen=True)

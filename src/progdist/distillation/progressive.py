@@ -18,7 +18,6 @@ t = 1/N, ..., 1 only, and becomes the next teacher.
 
 from collections.abc import Callable
 from functools import partial
-from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -27,7 +26,7 @@ from progdist._utils.broadcasting import per_example
 from progdist._utils.errors import UserError
 from progdist.diffusion.denoiser import DenoiserProtocol
 from progdist.diffusion.loss import Weighting, diffuse, weighted_error
-from progdist.diffusion.sampler import alpha_sigma, ddim_update
+from progdist.diffusion.sampler import alpha_sigma, ddim_coefficients
 from progdist.diffusion.schedule import Schedule
 from progdist.distillation.chain import Stage
 
@@ -39,19 +38,18 @@ def substep_times(t: Tensor, s: Tensor, substeps: int) -> Tensor:
     return t.double() * (1 - part) + s.double() * part
 
 
-def substep_weights(schedule: Schedule, times: Tensor) -> Tensor:
-    """The weights w_j of the k predictions between k + 1 times.
+def substep_weights(alpha: Tensor, sigma: Tensor) -> Tensor:
+    """The weights w_j of the k predictions between k + 1 noise levels.
 
     Args:
-        schedule: gives rho.
-        times: (k + 1, B) falling, float64; the last may be 0.
+        alpha: of each, (k + 1, B) rising, float64.
+        sigma: of each, (k + 1, B) falling, float64; the last may be 0.
 
     Returns:
         (k, B) in float64, nonnegative, with sum 1 over the first dimension.
     """
-    alpha_end, sigma_end = alpha_sigma(schedule, times[-1])
-    rho = schedule.rho(times[:-1])
-    early = sigma_end * rho.diff(dim=0) / (alpha_end - sigma_end * rho[0])
+    rho = alpha[:-1] / sigma[:-1]
+    early = sigma[-1] * rho.diff(dim=0) / (alpha[-1] - sigma[-1] * rho[0])
     return torch.cat([early, 1 - early.sum(0, keepdim=True)])
 
 
@@ -73,13 +71,15 @@ def distillation_target(
         x_target, of the shape and precision of z.
     """
     times = substep_times(t, s, substeps)
-    weights = substep_weights(teacher.schedule, times)
+    alpha, sigma = alpha_sigma(teacher.schedule, times)
+    c_z, c_x = ddim_coefficients((alpha[:-1], alpha[1:]), (sigma[:-1], sigma[1:]))
+    c_z, c_x, w = torch.stack([c_z, c_x, substep_weights(alpha, sigma)]).to(z)  # (k, B) each, cast once
     x = teacher(z, times[0], **condition)
-    target = per_example(weights[0], z) * x
-    for weight, (now, then) in zip(weights[1:], pairwise(times[:-1]), strict=True):
-        z = ddim_update(teacher.schedule, z, x, now, then)
-        x = teacher(z, then, **condition)
-        target = target + per_example(weight, z) * x
+    target = per_example(w[0], z) * x
+    for j in range(1, substeps):
+        z = per_example(c_z[j - 1], z) * z + per_example(c_x[j - 1], z) * x
+        x = teacher(z, times[j], **condition)
+        target = target + per_example(w[j], z) * x
     return target
 
 

@@ -84,7 +84,7 @@ def check_teacher(denoiser: Denoiser, x: Tensor, eps: Tensor, **condition: Tenso
     total = {each.name: 0.0 for each in _comparable(denoiser)}
     for level in LEVELS:
         t = time_of(denoiser.schedule, level)
-        alpha, sigma = denoiser.schedule.alpha(t), denoiser.schedule.sigma(t)
+        alpha, sigma = denoiser.schedule.scales(t)
         z = diffuse(denoiser.schedule, x, eps, t)
         output = _output(denoiser, z, denoiser.timestep(t).to(z.device, torch.float32).expand(len(z)), condition)
         for parameterization in _comparable(denoiser):
@@ -120,7 +120,7 @@ def _shifted_errors(denoiser: Denoiser, x: Tensor, eps: Tensor, condition: dict[
         entry = torch.randint(first, last + 1, (len(x),), generator=draw).double()
         t = (entry + 1) / count
         z = diffuse(denoiser.schedule, x, eps, t)
-        true = denoiser.parameterization.output(x, eps, denoiser.schedule.alpha(t), denoiser.schedule.sigma(t))
+        true = denoiser.parameterization.output(x, eps, *denoiser.schedule.scales(t))
         for shift in SHIFTS:
             timestep = (denoiser.timestep(t) + shift).to(x.device, torch.float32)
             error = (_output(denoiser, z, timestep, condition) - true).square().flatten(1).mean(1)

@@ -122,9 +122,11 @@ class _Drawn(Dataset[Batch]):
         u = (start + torch.tensor(rows, dtype=torch.float64) / batches.size).remainder(1)
         x, eps = torch.stack([example for example, _ in examples]), torch.empty(len(rows), *batches.images.shape)
         draw, guidance = torch.Generator(), torch.empty(len(rows), dtype=torch.float64)
-        for number, seed in enumerate(seeds(rows, batches.seed, batches.stage, update)):
+        for number, (seed, noise) in enumerate(
+            zip(seeds(rows, batches.seed, batches.stage, update), eps.unbind(), strict=True)
+        ):
             draw.manual_seed(seed)
-            torch.randn(batches.images.shape, generator=draw, out=eps[number])
+            noise.normal_(generator=draw)
             if batches.flip and torch.rand((), generator=draw) < 0.5:
                 x[number] = x[number].flip(-1)
             if batches.guidance:
@@ -175,13 +177,19 @@ class _Positions(Sampler[list[Position]]):
         return len(self.updates)
 
     def __iter__(self) -> Iterator[list[Position]]:
-        batches, count = self.batches, len(self.batches.images)
+        rows = range(self.batches.size)[self.rows]
         for update in self.updates:
-            positions = []
-            for row in range(batches.size)[self.rows]:
-                epoch, index = divmod(update * batches.size + row, count)
-                positions.append((update, row, int(_order(count, batches.seed, batches.stage, epoch)[index])))
-            yield positions
+            indices = self._indices(update * self.batches.size + rows.start, len(rows))
+            yield [(update, row, index) for row, index in zip(rows, indices, strict=True)]
+
+    def _indices(self, first: int, count: int) -> list[int]:
+        """The indices of examples number first, first + 1, ... of the walk."""
+        batches, indices = self.batches, list[int]()
+        while len(indices) < count:
+            epoch, start = divmod(first + len(indices), len(batches.images))
+            order = _order(len(batches.images), batches.seed, batches.stage, epoch)
+            indices += order[start : start + count - len(indices)].tolist()
+        return indices
 
 
 @lru_cache(maxsize=4)

@@ -1,7 +1,7 @@
 r"""One training loop for any loss: many processes, mixed precision, an average of the weights, checkpoints.
 
-    g      = mean over the global batch of dloss/dtheta, clipped to a global norm
-    theta <- AdamW(theta, g),    rate_k = rate min(1, (k+1)/warmup) (1 - k/K  if annealed)
+    g      = mean over the global batch of dloss/dtheta
+    theta <- AdamW(theta, g / max(1, |g| / max_grad_norm)),    rate_k = rate min(1, (k+1)/warmup) (1 - k/K  if annealed)
     ema   <- theta at the first update, then decay ema + (1 - decay) theta
 
 The loss is a function loss(network, batch) -> (B,); what a batch holds is between the loss and the batches. Weight
@@ -96,9 +96,9 @@ def train(
     with SHUTDOWN.deferred_signals(), _own_generators(device):
         for batch in batches(state.update, config.updates, _own_rows(config, accelerator)):
             torch.manual_seed(position_seed(seed, state.update, accelerator.process_index))
-            value, norm = _gradient(computed, loss, batch, config, accelerator)
+            value, norm = _gradient(computed, state, loss, batch, accelerator)
             due = records.read(value, norm) if records.due() else None
-            state.step(value.isfinite() & norm.isfinite())
+            state.step(value.isfinite() & norm.isfinite(), norm)
             if due:
                 records.tell(due)
             if stop(network, state.update):
@@ -150,14 +150,15 @@ def _own_generators(device: torch.device) -> AbstractContextManager[None]:
 
 
 def _gradient(
-    network: nn.Module, loss: Loss, batch: Batch, config: TrainConfig, accelerator: Accelerator
+    network: nn.Module, state: State, loss: Loss, batch: Batch, accelerator: Accelerator
 ) -> tuple[Tensor, Tensor]:
     """Leave the gradient of the global batch's mean loss in the parameters.
 
     Returns:
-        The loss and the gradient's norm before clipping, on the device, the same in all processes.
+        The loss and the gradient's norm, on the device, the same in all processes.
     """
-    device, count = accelerator.device, config.gradient_accumulation_steps
+    device, config = accelerator.device, state.config
+    count = config.gradient_accumulation_steps
     placed = on_device(batch, device)
     parts = zip(*(tensor.chunk(count) for tensor in placed.values()), strict=True)
     total = torch.zeros((), device=device)
@@ -167,9 +168,9 @@ def _gradient(
                 value = loss(network, dict(zip(placed, part, strict=True))).float().mean() / count
             accelerator.backward(value)
         total += value.detach()
-    norm = accelerator.clip_grad_norm_(network.parameters(), config.max_grad_norm or math.inf)
+    norm = nn.utils.get_total_norm(parameter.grad for parameter in state.parameters if parameter.grad is not None)
     norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
-    return cast(Tensor, accelerator.reduce(total, "mean")), cast(Tensor, norm)
+    return cast(Tensor, accelerator.reduce(total, "mean")), norm
 
 
 def on_device(batch: Batch, device: torch.device) -> Batch:

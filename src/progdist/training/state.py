@@ -2,7 +2,7 @@ r"""The training state: network, EMA and optimizer moments, as a checkpoint hold
 
 A step is made where the update is finite, and the device alone knows whether it is: with f = 1 if it is and 0 if not,
 
-    theta, moments <- AdamW(theta, g) if f else unchanged
+    theta, moments <- AdamW(theta, g / max(1, |g| / max_grad_norm)) if f else unchanged
     ema            <- ema + f (1 - decay) (theta - ema),    with decay = 0 at the first step
 """
 
@@ -22,9 +22,9 @@ class State:
 
     def __init__(self, network: nn.Module, config: TrainConfig) -> None:
         self.network, self.config = network, config
-        parameters = [parameter for parameter in network.parameters() if parameter.requires_grad]
+        self.parameters = [parameter for parameter in network.parameters() if parameter.requires_grad]
         self.optimizer = torch.optim.AdamW(
-            parameters, config.learning_rate, weight_decay=config.weight_decay, fused=True
+            self.parameters, config.learning_rate, weight_decay=config.weight_decay, fused=True
         )
         self.ema_network = copy.deepcopy(network) if config.ema else None
         self.update, self.seconds = 0, 0.0
@@ -32,11 +32,17 @@ class State:
         counts = torch.zeros(4, dtype=torch.int64, device=device)
         self.steps, self.skipped, self.skipped_in_a_row, self.max_skipped_in_a_row = counts.unbind()
 
-    def step(self, finite: Tensor) -> None:
-        """One optimiser step with the gradient in place, or none where `finite`, a () bool tensor, is false."""
+    def step(self, finite: Tensor, norm: Tensor) -> None:
+        """One optimiser step with the gradient in place, clipped by its norm (); none where `finite` () is false.
+
+        The fused optimiser divides by the scale and looks at the flag within its own pass over the weights.
+        """
         for group in self.optimizer.param_groups:
             group["lr"] = self.config.learning_rate_at(self.update)
         setattr(self.optimizer, "found_inf", self._replicated((~finite).float()))  # noqa: B010  (as GradScaler does)
+        if self.config.max_grad_norm:
+            scale = (norm.float() / self.config.max_grad_norm).clamp(min=1)
+            setattr(self.optimizer, "grad_scale", self._replicated(scale))  # noqa: B010
         self.optimizer.step()
         self.optimizer.zero_grad()
         if self.ema_network is not None:
@@ -49,7 +55,7 @@ class State:
 
     def _replicated(self, number: Tensor) -> Tensor:
         """The number, known to all processes in the way in which sharded parameters need it."""
-        first = self.optimizer.param_groups[0]["params"][0]
+        first = self.parameters[0]
         if not isinstance(first, DTensor):
             return number
         return distribute_tensor(number, first.device_mesh, [Replicate()])
