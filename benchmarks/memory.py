@@ -83,6 +83,48 @@ def run(scratch: Path, images: int, samples: int = 128, width: int = 8) -> None:
     run(recipe, Path(tempfile.mkdtemp(dir=scratch)) / "run", Silent())
 
 
+def command(*words: object) -> None:
+    """One command of progdist, in this process."""
+    from progdist.cli.app import start
+
+    try:
+        start([str(word) for word in words])
+    except SystemExit as end:
+        if end.code:
+            raise
+
+
+def model(scratch: Path, width: int) -> Path:
+    """A model folder of untrained weights."""
+    from progdist import PARAMETERIZATIONS, Cosine, Denoiser, save
+    from progdist.models.unet import unet
+
+    folder = scratch / f"model-{width}"
+    if not folder.exists():
+        network = unet(image=(3, 32, 32), width=width, multipliers=(1, 2), groups=4)
+        save(Denoiser(network, Cosine(), PARAMETERIZATIONS["v"]), folder)
+    return folder
+
+
+def sample(scratch: Path, samples: int, width: int = 8) -> None:
+    """`progdist sample` in one step, as an npz file of bytes."""
+    command("sample", model(scratch, width), "--steps", 1, "-n", samples, "--out", scratch / f"{samples}-{width}.npz")
+
+
+def evaluate(scratch: Path, samples: int, images: int = 20_000, width: int = 8) -> None:
+    """`progdist evaluate` in one step, in pixels."""
+    data = f"npz:{scratch}/{images}.npz"
+    command("evaluate", model(scratch, width), "--data", data, "--steps", 1, "-n", samples, "--precision", "float32")
+
+
+def distill(scratch: Path, width: int, images: int = 5_000) -> None:
+    """`progdist distill` from 2 steps to 1: a student of 4 updates of 16 examples."""
+    words = ["--steps", 1, "--start", 2, "--updates", 4, "--batch", 16, "--out", scratch / f"distilled-{width}"]
+    settings = ("teacher.trust=true", "evaluate.samples=128", "evaluate.resamples=2", "distill.precision=float32")
+    options = [word for setting in settings for word in ("--set", setting)]
+    command("distill", model(scratch, width), "--data", f"npz:{scratch}/{images}.npz", *words, *options)
+
+
 CASES: list[tuple[str, str, Callable[..., None], list[dict[str, int]]]] = [
     ("imports alone", "", baseline, [{"size": 0}]),
     ("open `npz:` 32x32x3", "images", open_arrays, [{"images": number} for number in (5_000, 20_000, 60_000)]),
@@ -90,6 +132,10 @@ CASES: list[tuple[str, str, Callable[..., None], list[dict[str, int]]]] = [
     ("`progdist run`", "images", run, [{"images": number} for number in (5_000, 20_000, 60_000)]),
     ("`progdist run`", "samples", run, [{"images": 5_000, "samples": number} for number in (128, 1024, 8192)]),
     ("`progdist run`", "width", run, [{"images": 5_000, "width": number} for number in (8, 32, 64)]),
+    ("`progdist sample`", "samples", sample, [{"samples": number} for number in (256, 2_048, 16_384)]),
+    ("`progdist sample`", "width", sample, [{"samples": 256, "width": number} for number in (8, 32, 64)]),
+    ("`progdist evaluate`", "samples", evaluate, [{"samples": number, "images": 20_000} for number in (256, 2_048)]),
+    ("`progdist distill`", "width", distill, [{"width": number, "images": 5_000} for number in (8, 32, 64)]),
 ]
 
 
@@ -112,6 +158,7 @@ def main() -> None:
     """Print the table, or do one case and print its peak."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", type=Path)
+    parser.add_argument("--only", help="part of a command's name, e.g. sample")
     parser.add_argument("--most", type=int, default=10**9, help="leave out cases of more files, images or samples")
     for name in ("case", "given"):
         parser.add_argument(f"--{name}", help=argparse.SUPPRESS)
@@ -126,13 +173,13 @@ def main() -> None:
     found = []
     print("| command | grows | number | peak MiB |\n| --- | --- | ---: | ---: |")
     with tempfile.TemporaryDirectory() as folder:
-        for command, grows, function, cases in CASES:
-            for given in (case for case in cases if max(case.values()) <= asked.most):
+        for name, grows, function, cases in CASES:
+            for given in (case for case in cases if max(case.values()) <= asked.most and (asked.only or "") in name):
                 prepare(Path(folder), given)
                 mib = peak(function, Path(folder), given)
                 number = f"{given[grows]:,}" if grows else ""
-                found.append({"command": command, "grows": grows, **given, "peak_mib": mib})
-                print(f"| {command} | {grows} | {number} | {mib:.0f} |", flush=True)
+                found.append({"command": name, "grows": grows, **given, "peak_mib": mib})
+                print(f"| {name} | {grows} | {number} | {mib:.0f} |", flush=True)
     if asked.json:
         asked.json.write_text(json.dumps(found, indent=2))
 
