@@ -116,11 +116,11 @@ def leaves(part: type[BaseModel], prefix: str = "") -> list[str]:
 
 
 def test_the_table_is_complete() -> None:
-    """Except for stage 0, which has its own test, and for a given teacher: runs/test_own_teacher.py."""
+    """Except for stage 0 and lora, which have their own tests, and for a given teacher: runs/test_own_teacher.py."""
     taken = {
         name
         for name in leaves(Recipe)
-        if name.startswith(("teacher.model", "teacher.offset", "teacher.trust", "conversion."))
+        if name.startswith(("teacher.model", "teacher.offset", "teacher.trust", "conversion.", "lora"))
     }
     assert sorted(CHANGES) == sorted(set(leaves(Recipe)) - taken)
 
@@ -168,3 +168,13 @@ def test_every_field_of_stage_0(stock: SaveStock) -> None:
     for field, value in changes.items():
         assert getattr(train_config(Conversion.model_validate({field: value})), field) == value != getattr(base, field)
     assert set(changes) == set(Conversion.model_fields) - {"weighting", "guidance", "null_class", "negative"}
+
+
+def test_lora_is_the_rank_of_every_stage() -> None:
+    content = {"name": "a", "data": {"source": "digits"}, "teacher": {"model": "stock"}}
+    plain, low = (Recipe.model_validate({**content, "lora": rank}) for rank in (None, 3))
+    for recipe, rank in ((plain, 0), (low, 3)):
+        assert recipe.conversion_config().lora_rank == rank
+        assert {recipe.student_config(link).lora_rank for link in recipe.distill.links()} == {rank}
+    with pytest.raises(ValueError, match="lora is of a teacher"):
+        Recipe.model_validate({**content, "lora": 3, "teacher": {}, "network": {"width": 8, "multipliers": [1]}})

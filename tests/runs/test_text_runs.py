@@ -12,13 +12,16 @@ import torch
 from PIL import Image
 
 from progdist.diffusion.denoiser import Denoiser
+from progdist.models.io.diffusers_pipeline import read_teacher
 from progdist.models.io.folder import load
 from progdist.models.text import embeddings
 from progdist.models.text.pipeline import guidance_input
 from progdist.recipes.files import read_recipe
 from progdist.runs.run import open_run
+from progdist.training.lora import add_lora, load_adapter, merge_lora
 from support.commands import SilentCallback, call
 from support.text import PROMPTS, WRITERS, write_sd
+from support.training import flat_weights
 
 SLOW = pytest.mark.slow
 SMALL: list[str] = ["--start", "8", "--updates", "2", "--conversion-updates", "3", "--batch", "8"]
@@ -89,6 +92,43 @@ def test_low_rank_students_have_a_dial(pairs: Path) -> None:
     assert load(out / "student-0004").denoiser.network.get_parameter("time_embedding.cond_proj.weight").any()
 
 
+@SLOW
+@pytest.mark.parametrize("kind", WRITERS)
+def test_a_lora_file_for_the_stock_pipeline(kind: str, pairs: Path) -> None:
+    """One set of adapters through all stages: a student that is taught nothing is its teacher's."""
+    place = WRITERS[kind](pairs.parent / "teacher")
+    still = ("--set", "distill.stages.4.learning_rate=1e-30", "--set", "distill.chain=[8, 4]")
+    out = distilled(place, pairs, "--guidance", "3", "--lora", 2, *still)
+    base, teacher, student = read_teacher(str(place)).model, load(out / "teacher"), load(out / "student-0004")
+    for model in (teacher, student):
+        assert model.denoiser.parameterization == base.denoiser.parameterization  # eps
+        assert model.denoiser.schedule == base.denoiser.schedule
+        assert model.lora is not None
+        assert (model.lora.base, model.lora.rank) == (str(place), 2)
+        network = add_lora(base.denoiser.network, 2, seed=0)
+        load_adapter(network, model.lora.weights)
+        for ours, saved in zip(merge_lora(network).parameters(), model.denoiser.network.parameters(), strict=True):
+            torch.testing.assert_close(ours, saved, rtol=0, atol=1e-6)
+    assert teacher.lora is not None
+    assert student.lora is not None
+    assert any(rows.any() for name, rows in teacher.lora.weights.items() if "lora_B" in name)  # it has been taught
+    assert all(torch.equal(rows, student.lora.weights[name]) for name, rows in teacher.lora.weights.items())
+    assert not torch.equal(flat_weights(base.denoiser.network), flat_weights(student.denoiser.network))
+    pipeline = getattr(diffusers, kind).from_pretrained(place)
+    pipeline.load_lora_weights(out / "student-0004")
+
+
+@SLOW
+def test_a_lora_file_without_guidance_needs_no_stage_0(pairs: Path) -> None:
+    out = distilled(write_sd(pairs.parent / "teacher"), pairs, "--lora", 2)
+    teacher, student = load(out / "teacher"), load(out / "student-0004")
+    assert (teacher.training["updates"], teacher.lora) == (0, None)
+    assert student.denoiser.parameterization.name == "eps"
+    assert student.lora is not None
+    again = call("distill", pairs.parent / "teacher", "--data", f"captions:{pairs}", *SMALL, "--lora", 2, "--out", out)
+    assert again.exit_code == 0, again.output
+
+
 def test_teacher_and_student_are_given_the_same_guidance(pairs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """In stage 0 by one draw, of the whole range; in the halving both again, and the captions are those of the data."""
     seen: list[tuple[int, dict[str, Any]]] = []
@@ -137,6 +177,8 @@ def small_pairs(pairs: Path) -> None:
         (("--negative", "a smudge"), "negative is what guidance leads away from"),
         (("--guidance", "1:8", "--set", "conversion.null_class=1"), "conversion.null_class is of classes"),
         (("--data", "digits"), "the teacher makes images of captions, and digits has none"),
+        (("--guidance", "1:8", "--lora", "2"), "a range of guidance is an input that the teacher's own pipeline lacks"),
+        (("--lora", "2", "--set", "distill.lora_rank=2"), "lora is the rank of every stage: leave distill.lora_rank"),
     ],
 )
 def test_mistakes_are_one_line(words: tuple[str, ...], said: str, pairs: Path) -> None:
@@ -152,6 +194,7 @@ def test_mistakes_are_one_line(words: tuple[str, ...], said: str, pairs: Path) -
     [
         (("--guidance", "1:8"), "a range of guidance is of teachers that take captions"),
         (("--guidance", "2", "--negative", "a smudge"), "conversion.negative is a prompt"),
+        (("--lora", "2"), "lora makes a file for the pipeline of a text-to-image teacher"),
         ((), "is of captions, and the teacher takes none"),
     ],
 )

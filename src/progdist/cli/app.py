@@ -8,7 +8,7 @@ import typer
 from progdist import __version__
 from progdist._utils.errors import UserError
 from progdist.cli import models, studies
-from progdist.cli.options import CaptionColumn, ConversionUpdates, Fresh, Guidance, ImageColumn, Shard
+from progdist.cli.options import CaptionColumn, ConversionUpdates, Fresh, Guidance, ImageColumn, Lora, Shard
 from progdist.cli.terminal import RANK, console, user_errors
 
 if TYPE_CHECKING:
@@ -78,6 +78,7 @@ def distill(
     batch: Annotated[int, typer.Option(help="Batch size.", min=1)] = 64,
     guidance: Guidance = None,
     negative: Annotated[str | None, typer.Option(help="A prompt that guidance leads away from, for good.")] = None,
+    lora: Lora = None,
     image_column: ImageColumn = None,
     caption_column: CaptionColumn = None,
     set_: Annotated[list[str] | None, typer.Option("--set", help="Any key of the recipe, as in `run`.")] = None,
@@ -107,6 +108,7 @@ def distill(
         batch=batch,
         guidance=_guidance(guidance),
         negative=negative,
+        lora=lora,
     )
     _distill(override(proposed, set_ or []), folder, fresh, shard)
 

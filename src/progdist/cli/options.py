@@ -11,6 +11,10 @@ Guidance = Annotated[
     str | None,
     typer.Option(help="Guidance scale to distil into the student, or a range LO:HI that it can be given."),
 ]
+Lora = Annotated[
+    int | None,
+    typer.Option(help="Rank of a LoRA file to make for a text-to-image teacher's own pipeline, e.g. 64.", min=1),
+]
 ConversionUpdates = Annotated[
     int | None,
     typer.Option(

@@ -13,6 +13,7 @@ from progdist._utils.errors import UserError
 from progdist.diffusion.denoiser import Denoiser
 from progdist.diffusion.schedule import RectifiedFlow, VariancePreserving
 from progdist.models.autoencoder import Autoencoder
+from progdist.models.text.lora_file import LoraFile
 from progdist.models.text.pipeline import TextPipeline
 from progdist.models.unet import image_shape, is_text_conditional
 
@@ -59,6 +60,7 @@ class Model:
         training: numbers of its training, for the record.
         autoencoder: of a latent model; None where the network sees images.
         text: the text encoders and the guidance of a text-conditional model; None for other models.
+        lora: what makes it of a stock pipeline, as a file of LoRA weights; None where it is none.
     """
 
     denoiser: Denoiser
@@ -69,6 +71,7 @@ class Model:
     training: Mapping[str, Any] = field(default_factory=dict)
     autoencoder: Autoencoder | None = None
     text: TextPipeline | None = None
+    lora: LoraFile | None = None
 
     @property
     def shape(self) -> tuple[int, int, int]:

@@ -57,6 +57,7 @@ def recipe_for_teacher(
     batch: int = 64,
     guidance: float | tuple[float, float] | None = None,
     negative: str | None = None,
+    lora: int | None = None,
 ) -> Recipe:
     """The recipe that `progdist distill` runs.
 
@@ -73,6 +74,7 @@ def recipe_for_teacher(
         batch: of all training.
         guidance: its scale, or the least and the largest of a dial; None for no guidance.
         negative: the prompt that guidance leads away from; None for the empty one.
+        lora: the rank of a LoRA file for the teacher's own pipeline; None for none.
 
     Raises:
         UserError: no chain leads to `steps`, or the data cannot be brought to the teacher's shape.
@@ -96,6 +98,7 @@ def recipe_for_teacher(
             "stages": {count: {"updates": 2 * updates} for count in chain[1:][-2:]},
             **training,
         },
+        "lora": lora,
         "evaluate": {"samples": 1024},
     }
     return validated(content, (), f"distilling {source_model}")

@@ -4,17 +4,24 @@ Every key has a default but `name`, `data` and `network`. `recipes.files` reads 
 """
 
 from collections.abc import Collection, Mapping
+from dataclasses import replace
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, PositiveInt, model_validator
 
 from progdist._utils.names import Precision
+from progdist.distillation.chain import Stage
 from progdist.recipes.schema import Data, Evaluation, Network, Noise, Part
-from progdist.recipes.training import Conversion, Distillation, Training
+from progdist.recipes.training import Conversion, Distillation, Training, train_config
+from progdist.training.config import TrainConfig
 
 
 class Recipe(Part):
-    """A run: data, schedule, network, the teacher's training, distillation, evaluation."""
+    """A run: data, schedule, network, the teacher's training, distillation, evaluation.
+
+    With `lora`, a rank, every student is the given text-to-image teacher with LoRA adapters of that rank, and its
+    folder holds these as a file for the teacher's own pipeline, too (see `progdist.models.text.lora_file`).
+    """
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
     about: str = ""
@@ -26,6 +33,7 @@ class Recipe(Part):
     teacher: Training = Training()
     conversion: Conversion = Conversion()
     distill: Distillation = Distillation()
+    lora: PositiveInt | None = None
     evaluate: Evaluation = Evaluation()
     tracking: Literal["tensorboard", "wandb"] | None = None
 
@@ -43,6 +51,8 @@ class Recipe(Part):
             raise ValueError(
                 f"teacher.{given[0]} is of a teacher that is trained, and teacher.model is taken: leave it out"
             )
+        if self.lora is not None:
+            self._check_lora()
         if self.evaluate.most_steps is not None and self.evaluate.most_steps < self.distill.counts()[-1]:
             raise ValueError(f"evaluate.most_steps {self.evaluate.most_steps} leaves no model of the chain to measure")
         for count in self.distill.counts() if self.network else ():
@@ -52,6 +62,29 @@ class Recipe(Part):
                     f"samplers would visit other times: set noise.timesteps to one, e.g. {max(self.distill.counts())}"
                 )
         return self
+
+    def _check_lora(self) -> None:
+        if self.teacher.model is None:
+            raise ValueError("lora is of a teacher.model that is taken, whose pipeline loads the file: leave it out")
+        if isinstance(self.conversion.guidance, tuple):
+            raise ValueError(
+                "a range of guidance is an input that the teacher's own pipeline lacks, and lora makes a file for it: "
+                "give a single scale, or leave lora"
+            )
+        for name in ("conversion", "distill"):
+            if getattr(self, name).lora_rank:
+                raise ValueError(f"lora is the rank of every stage: leave {name}.lora_rank")
+
+    def conversion_config(self) -> TrainConfig:
+        """How stage 0 is trained."""
+        return self._low_rank(train_config(self.conversion))
+
+    def student_config(self, link: Stage) -> TrainConfig:
+        """How the student of one stage is trained."""
+        return self._low_rank(self.distill.train_config(link))
+
+    def _low_rank(self, config: TrainConfig) -> TrainConfig:
+        return config if self.lora is None else replace(config, lora_rank=self.lora)
 
     def measurements(self) -> list[tuple[Literal["teacher", "student"], int]]:
         """(model, steps) of every measurement, in order; the first is the reference."""

@@ -14,6 +14,7 @@ from progdist.recipes.files import read_recipe
 from progdist.recipes.recipe import Recipe
 from progdist.recipes.schema import Data
 from progdist.runs.stages import null_class
+from progdist.training.lora import require_peft
 
 
 def check_compatible(recipe: Recipe, model: Model, images: Images) -> None:
@@ -30,6 +31,8 @@ def check_compatible(recipe: Recipe, model: Model, images: Images) -> None:
     if model.autoencoder and recipe.evaluate.clip:
         raise UserError("evaluate.clip is of images, and a latent model's samples are latents: set it to false")
     _check_captions(recipe, model, images)
+    if recipe.lora is not None:
+        require_peft()
     null_class(recipe, model, images)
     if shape != images.shape:
         raise UserError(
@@ -60,6 +63,11 @@ def _check_captions(recipe: Recipe, model: Model, images: Images) -> None:
         )
     if captioned and not model.text:
         raise UserError(f"{images.name} is of captions, and the teacher takes none: give folder:FOLDER")
+    if recipe.lora is not None and not model.text:
+        raise UserError(
+            "lora makes a file for the pipeline of a text-to-image teacher, and this teacher's loads none: set "
+            "distill.lora_rank for students of low rank"
+        )
     if model.text and conversion.null_class is not None:
         raise UserError("conversion.null_class is of classes, and the teacher takes captions: leave it")
     if not model.text and isinstance(conversion.guidance, tuple):

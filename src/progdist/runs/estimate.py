@@ -21,13 +21,12 @@ from progdist._utils.precision import autocast, enable_gradient_checkpointing
 from progdist.data.sources import load_images
 from progdist.diffusion.denoiser import Denoiser
 from progdist.diffusion.loss import WEIGHTINGS, denoising_loss
-from progdist.distillation.conversion import needs_conversion
 from progdist.models.io.diffusers_pipeline import read_teacher
 from progdist.models.model import Model
 from progdist.models.text.pipeline import trial_condition
 from progdist.recipes.recipe import Recipe, student_name
 from progdist.recipes.training import train_config
-from progdist.runs.stages import untrained
+from progdist.runs.stages import needs_stage_0, untrained
 from progdist.training.config import TrainConfig
 
 LONG_ENOUGH = 1.0
@@ -82,10 +81,10 @@ def estimate(recipe: Recipe) -> Estimate:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     denoiser.to(device)
     taken, guided = recipe.teacher.model is not None, recipe.conversion.guidance is not None
-    teacher_config = train_config(recipe.conversion if taken else recipe.teacher)
-    if taken and not guided and not needs_conversion(denoiser):
+    teacher_config = recipe.conversion_config() if taken else train_config(recipe.teacher)
+    if taken and not needs_stage_0(recipe, model):
         teacher_config = replace(teacher_config, updates=0)
-    configs = [teacher_config, *(recipe.distill.train_config(link) for link in recipe.distill.links())]
+    configs = [teacher_config, *(recipe.student_config(link) for link in recipe.distill.links())]
     microbatch = max(config.batch // config.gradient_accumulation_steps for config in configs)
     rates = measure(denoiser, model.shape, microbatch, configs[-1])
     weights = sum(parameter.nbytes for parameter in denoiser.network.parameters())

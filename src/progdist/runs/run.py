@@ -15,7 +15,7 @@ from progdist.data.latents import begin_latents, encode, open_latents
 from progdist.diffusion.denoiser import DenoiserProtocol
 from progdist.diffusion.loss import WEIGHTINGS
 from progdist.distillation.chain import Stage, distill_chain
-from progdist.distillation.conversion import converted_form, error_by_band
+from progdist.distillation.conversion import error_by_band
 from progdist.distillation.progressive import check_weighting
 from progdist.evaluation.check_on_images import check_on_images
 from progdist.models.io.diffusers_pipeline import Teacher, read_teacher
@@ -32,6 +32,7 @@ from progdist.runs.stages import (
     conversion_stage,
     guided_predictions,
     needs_stage_0,
+    student_form,
     student_stage,
     teacher_predictions,
     teacher_stage,
@@ -99,7 +100,7 @@ class Run:
         if self.given:
             check_compatible(self.recipe, self.given.model, self.images)
             self._check_teacher(self.given.model)
-            start = converted_form(self.given.model.denoiser)
+            start = student_form(self.recipe, self.given.model.denoiser)
         else:
             start = untrained(self.recipe, self.images.shape, self.images.classes, self.images.name).denoiser
         weighting = WEIGHTINGS[self.recipe.distill.weighting]
@@ -153,7 +154,7 @@ class Run:
         """The trained teacher, or the given one in a form that can be halved."""
         if self.given is None or self.guided is None:
             return trainer.fit(teacher_stage(self.recipe, self.images))
-        model = replace(self.given.model, data=self.images.name)
+        model = replace(self.given.model, data=self.images.name, lora=None)
         if not needs_stage_0(self.recipe, model):
             return trainer.keep("teacher", model)
         guided = self.guided
@@ -166,7 +167,8 @@ class Run:
     def train_student(self, trainer: StageTrainer, number: int, link: Stage, teacher: Model) -> Model:
         """The student of one stage, numbered from 1."""
         frozen = teacher_predictions(self.given, teacher) if number == 1 else teacher.denoiser
-        return trainer.fit(student_stage(self.recipe, number, link, teacher, frozen, self.images.name))
+        base = self.given.model.denoiser if self.given else None
+        return trainer.fit(student_stage(self.recipe, number, link, teacher, frozen, self.images.name, base))
 
     def _write_page(self) -> None:
         """Write report.html as far as the run has come."""

@@ -28,7 +28,7 @@ from progdist.training.config import TrainConfig
 from progdist.training.distributed import Distributed
 from progdist.training.early_stopping import EarlyStopping
 from progdist.training.loop import Batch, Loss, on_device, train
-from progdist.training.lora import add_lora, merge_lora
+from progdist.training.lora import adapter_weights, add_lora, load_adapter, merge_lora
 from progdist.training.records import NotFinite
 
 
@@ -68,6 +68,8 @@ class StageTrainer:
         images = self.images if stage.number == 0 else self.held_out[0]
         seed, network = position_seed(self.recipe.seed, stage.number), model.denoiser.network
         low_rank = add_lora(network, config.lora_rank, seed) if config.lora_rank else None
+        if low_rank is not None and model.lora and model.lora.weights:
+            load_adapter(low_rank, model.lora.weights)
         loss = _loss_of_batch(stage, self.conditions(model))
         self.callback.begin(stage.name, config.updates)
         try:
@@ -91,10 +93,11 @@ class StageTrainer:
             ) from error
         finally:
             self.callback.end()
+        lora = replace(model.lora, weights=adapter_weights(network)) if model.lora else None
         network = merge_lora(network) if low_rank else network
         precision = resolve(config.precision, self.distributed.device)
         training = {"updates": updates, "batch": config.batch, "seconds": round(seconds, 3), "precision": precision}
-        trained = replace(model, denoiser=model.denoiser.with_network(network), training=training)
+        trained = replace(model, denoiser=model.denoiser.with_network(network), training=training, lora=lora)
         self.distributed.on_main_process(lambda: model_folder.save(trained, path))
         checkpoints.clear()
         return self._load(path)

@@ -1,7 +1,8 @@
 """The starting model, loss and configuration of every stage, as plain data that a trainer can fit.
 
 teacher      on the data, with the denoising loss; or, where one is given that cannot be halved, its student of stage 0
-student N    on the teacher of k N steps, from the teacher's weights
+student N    on the teacher of k N steps, from the teacher's weights; with `lora` from the given teacher's own weights
+             and the LoRA adapters of the student before
 """
 
 import copy
@@ -26,6 +27,7 @@ from progdist.models.io.diffusers_pipeline import Teacher
 from progdist.models.model import Model
 from progdist.models.text.conditions import CaptionConditions
 from progdist.models.text.embeddings import Embeddings, encode_captions
+from progdist.models.text.lora_file import LoraFile
 from progdist.models.text.pipeline import network_arguments, with_guidance_input
 from progdist.models.unet import Conditions, class_conditions, unet
 from progdist.recipes.recipe import Recipe, student_name
@@ -131,25 +133,30 @@ def teacher_stage(recipe: Recipe, images: Images) -> TrainingStage:
 
 
 def needs_stage_0(recipe: Recipe, given: Model) -> bool:
-    """Whether a given teacher has to be converted before it can be halved."""
-    return recipe.conversion.guidance is not None or needs_conversion(given.denoiser)
+    """Whether a given teacher has to be converted before it can be halved; to halve eps is what `lora` is for."""
+    return recipe.conversion.guidance is not None or (recipe.lora is None and needs_conversion(given.denoiser))
+
+
+def student_form(recipe: Recipe, given: Denoiser) -> Denoiser:
+    """A given teacher's network with the form that its students take: with `lora` the teacher's own."""
+    return converted_form(given) if recipe.lora is None else given
 
 
 def conversion_stage(recipe: Recipe, given: Model, frozen: DenoiserProtocol) -> TrainingStage:
     """Stage 0: the given model's student in a form that can be halved, on its frozen predictions."""
-    config = train_config(recipe.conversion)
-    denoiser, guidance = converted_form(_initial_student(given.denoiser, config)), recipe.conversion.guidance
+    config = recipe.conversion_config()
+    denoiser, guidance = student_form(recipe, _initial_student(given.denoiser, config)), recipe.conversion.guidance
     if isinstance(guidance, tuple):
         network = with_guidance_input(denoiser.network)
         denoiser = denoiser.with_parts(network=network, arguments=network_arguments(network))
     text = given.text.guided(guidance, recipe.conversion.negative) if given.text else None
-    student = replace(given, denoiser=denoiser, text=text)
+    student = replace(given, denoiser=denoiser, text=text, lora=_untrained_lora(recipe))
     loss = partial(conversion_loss, teacher=frozen, weighting=WEIGHTINGS[recipe.conversion.weighting])
     return TrainingStage("teacher", 0, student, loss, config)
 
 
 def student_stage(
-    recipe: Recipe, number: int, link: Stage, teacher: Model, frozen: DenoiserProtocol, data: str
+    recipe: Recipe, number: int, link: Stage, teacher: Model, frozen: DenoiserProtocol, data: str, base: Denoiser | None
 ) -> TrainingStage:
     """The training of one student, begun from its teacher's weights.
 
@@ -160,20 +167,29 @@ def student_stage(
         teacher: the model before it in the chain.
         frozen: the teacher's predictions, as its student shall learn them.
         data: the name of the data.
+        base: the given teacher, whose weights a student with `lora` begins from; None where one was trained.
     """
-    config = recipe.distill.train_config(link)
+    config = recipe.student_config(link)
+    adapted = base is not None and recipe.lora is not None
+    begin = teacher.denoiser.with_network(base.network) if adapted else _initial_student(teacher.denoiser, config)
     student = replace(
         teacher,
-        denoiser=_initial_student(teacher.denoiser, config),
+        denoiser=begin,
         steps=(link.steps,),
         lineage=(*teacher.lineage, link.steps * link.substeps),
         data=data,
         training={},
+        lora=teacher.lora or _untrained_lora(recipe),
     )
     if config.compile and isinstance(frozen, Denoiser):
         frozen = frozen.with_network(cast(nn.Module, torch.compile(frozen.network)))
     loss = stage_loss(frozen, link, WEIGHTINGS[recipe.distill.weighting])
     return TrainingStage(student_name(link.steps), number, student, loss, config)
+
+
+def _untrained_lora(recipe: Recipe) -> LoraFile | None:
+    """The LoRA weights of a student before the first training; None where its folder shall hold none."""
+    return LoraFile(recipe.teacher.model) if recipe.lora is not None and recipe.teacher.model else None
 
 
 def guided_predictions(recipe: Recipe, given: Teacher, images: Images) -> DenoiserProtocol:

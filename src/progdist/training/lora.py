@@ -4,15 +4,15 @@ r"""LoRA students: the weights are frozen, and each linear or convolutional laye
 
 (Hu et al. 2021, arXiv 2106.09685), by the library peft. The frozen W are the teacher's own tensors, held once, and the
 optimiser holds the moments of A and B alone. When training ends the product is added to a copy of W: what is saved is a
-plain network.
+plain network. A and B can be kept, too, under peft's names, and training can go on from them.
 """
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from progdist._utils.errors import UserError
 
@@ -28,15 +28,47 @@ def add_lora(network: nn.Module, rank: int, seed: int) -> nn.Module:
     Raises:
         UserError: the extra `lora` is missing.
     """
-    try:
-        from peft import LoraConfig, inject_adapter_in_model
-    except ImportError as error:
-        raise UserError("LoRA students need the extra `lora`: pip install 'progdist[lora]'") from error
+    peft = require_peft()
     network.requires_grad_(False)
     student = copy.deepcopy(network, {id(shared): shared for shared in network.parameters()})
     names = [name for name, module in student.named_modules() if isinstance(module, nn.Linear | nn.Conv2d)]
     torch.manual_seed(seed)
-    return inject_adapter_in_model(LoraConfig(r=rank, lora_alpha=rank, target_modules=names), student)
+    return peft.inject_adapter_in_model(peft.LoraConfig(r=rank, lora_alpha=rank, target_modules=names), student)
+
+
+def adapter_weights(network: nn.Module) -> dict[str, Tensor]:
+    """A and B of every adapted layer by their names in peft, `LAYER.lora_A.weight` and `LAYER.lora_B.weight`."""
+    found = require_peft().get_peft_model_state_dict(network)
+    return {name: tensor.detach().cpu().contiguous() for name, tensor in found.items()}
+
+
+def load_adapter(network: nn.Module, weights: Mapping[str, Tensor]) -> None:
+    """Give a network with adapters the A and B of `adapter_weights`.
+
+    Raises:
+        UserError: they are of other layers, or of another rank.
+    """
+    own = adapter_weights(network)
+    if odd := sorted(name for name in own.keys() | weights.keys() if _shape(own, name) != _shape(weights, name)):
+        raise UserError(f"the LoRA weights are of another network or another rank ({odd[0]}): make them anew")
+    require_peft().set_peft_model_state_dict(network, dict(weights))
+
+
+def _shape(weights: Mapping[str, Tensor], name: str) -> tuple[int, ...] | None:
+    return tuple(weights[name].shape) if name in weights else None
+
+
+def require_peft() -> Any:  # noqa: ANN401  (a module)
+    """The library peft.
+
+    Raises:
+        UserError: the extra `lora` is missing.
+    """
+    try:
+        import peft
+    except ImportError as error:
+        raise UserError("LoRA students need the extra `lora`: pip install 'progdist[lora]'") from error
+    return peft
 
 
 def merge_lora(network: nn.Module) -> nn.Module:

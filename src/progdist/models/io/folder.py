@@ -3,6 +3,7 @@
     unet/ or transformer/  scheduler/  model_index.json     what stock diffusers loads and samples
     vae/ or vqvae/                                          of a latent model
     tokenizer/  text_encoder/  ...                          of a text-conditional one, copied from its teacher
+    pytorch_lora_weights.safetensors                        what makes it of its teacher, if it is LoRA adapters
     progdist.json                   schedule, parameterization, step counts, lineage, versions
 
 The scheduler in the folder visits exactly our grid wherever the step count divides T: trailing timesteps, betas from
@@ -41,6 +42,7 @@ from progdist.models.io.model_card import card
 from progdist.models.io.safe_loading import load_component, network_class, read_autoencoder
 from progdist.models.model import Model, stock_scheduler
 from progdist.models.text.folder import guidance_of, write_pipeline
+from progdist.models.text.lora_file import read_lora
 from progdist.models.text.pipeline import network_arguments, text_pipeline
 
 Diffuses = UNet2DModel | UNet2DConditionModel | DiTTransformer2DModel
@@ -86,6 +88,8 @@ def _write(model: Model, network: Diffuses, target: Path) -> None:
         if model.text is None or not isinstance(scheduler, DDIMScheduler):
             raise UserError("a UNet2DConditionModel is saved with the pipeline that it was loaded with: use its Model")
         write_pipeline(model.text, network, scheduler, target)
+        if model.lora:
+            model.lora.write(model.text.kind, target)
     elif isinstance(scheduler, DDIMScheduler) and (pipeline := _pipeline(model, network, scheduler)):
         pipeline.save_pretrained(target)
     else:
@@ -165,6 +169,7 @@ def load(folder: Path) -> Model:
             training=metadata["training"],
             autoencoder=read_autoencoder(folder),
             text=text,
+            lora=read_lora(folder, metadata.get("lora")),
         )
     except UserError as error:
         raise UserError(f"{folder} is damaged: {error}") from error
@@ -224,5 +229,6 @@ def _description(model: Model) -> dict[str, Any]:
         "data": model.data,
         "training": dict(model.training),
         **({"guidance": model.text.guidance, "negative": model.text.negative} if model.text else {}),
+        **({"lora": {"base": model.lora.base, "rank": model.lora.rank}} if model.lora else {}),
         "versions": {name: version(name) for name in ("progdist", "torch", "diffusers")},
     }

@@ -66,6 +66,15 @@ pipeline = {pipeline}.from_pretrained("{path}")
 images = pipeline("{caption}", num_inference_steps={steps}, guidance_scale={scale:g}).images
 """
 
+LORA = """from diffusers import DDIMScheduler, {pipeline}
+
+pipeline = {pipeline}.from_pretrained({base})
+pipeline.load_lora_weights("{path}", weight_name="pytorch_lora_weights.safetensors")
+grid = {{"timestep_spacing": "trailing", "set_alpha_to_one": True, "clip_sample": False}}
+pipeline.scheduler = DDIMScheduler.from_config(pipeline.scheduler.config, **grid)
+images = pipeline("{caption}", num_inference_steps={steps}, guidance_scale={scale:g}).images
+"""
+
 OURS = """import torch
 import progdist
 
@@ -134,6 +143,7 @@ def card(
         _lineage(description),
         _guidance(description) if "guidance" in description else "",
         f"\n```python\n{code}```\n",
+        _lora(description["lora"], steps, numbers) if "lora" in description else "",
         _measured(records),
     ]
     return "\n".join(line for line in lines if line)
@@ -169,6 +179,17 @@ def _guidance(description: Mapping[str, Any]) -> str:
         )
     known = f"a guidance scale of {taken:g} is taken in{away}" if taken else "no guidance is taken in"
     return f"Sample it with `guidance_scale=1`: {known}, and `negative_prompt` has no effect."
+
+
+def _lora(lora: Mapping[str, Any], steps: int, numbers: Mapping[str, Any]) -> str:
+    """How the pipeline that it was made from samples it by its LoRA file."""
+    name, _, revision = lora["base"].removeprefix("hub:").partition("@" if lora["base"].startswith("hub:") else "\0")
+    base = f'"{name}"' + (f', revision="{revision}"' if revision else "")
+    code = LORA.format(path=".", base=base, steps=steps, **numbers)
+    return (
+        f"The same as LoRA weights of rank {lora['rank']} for {name}, which keeps its own weights; Euler's method with "
+        f"trailing timesteps takes the same steps:\n\n```python\n{code}```\n"
+    )
 
 
 def _measured(records: Sequence[Mapping[str, Any]]) -> str:
