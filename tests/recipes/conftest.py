@@ -14,9 +14,13 @@ from progdist.recipes.recipe import Recipe
 def tiny(tiny_recipe: Path, tmp_path: Path) -> Callable[..., Recipe]:
     rng = np.random.default_rng(0)
     np.savez(tmp_path / "images.npz", images=rng.integers(0, 255, (5, 16, 16), dtype=np.uint8), labels=np.arange(5))
+    np.savez(tmp_path / "wide.npz", images=rng.integers(0, 255, (5, 16, 24), dtype=np.uint8))
 
     def build(**changes: object) -> Recipe:
-        texts = [f"{key}={value}".replace("{npz}", str(tmp_path / "images.npz")) for key, value in changes.items()]
+        files = {"{npz}": "images.npz", "{wide}": "wide.npz"}
+        texts = [f"{key}={value}" for key, value in changes.items()]
+        for mark, file in files.items():
+            texts = [text.replace(mark, str(tmp_path / file)) for text in texts]
         return read_recipe(str(tiny_recipe), texts)
 
     return build

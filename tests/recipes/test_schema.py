@@ -43,6 +43,7 @@ CHANGES: dict[str, tuple[Any, Observe]] = {
     "data.size": (4, images_of),
     "data.channels": (3, images_of),
     "data.resample": ("bilinear", images_of),
+    "data.crops": (2, images_of),
     "tracking": ("tensorboard", tracking_of),
     "data.image_column": ("picture", lambda recipe: recipe.data.columns()),
     "data.caption_column": ("text", lambda recipe: recipe.data.columns()),
@@ -131,11 +132,17 @@ def test_the_table_is_complete() -> None:
 def test_every_field_changes_what_is_built(tiny: Callable[..., Recipe], field: str) -> None:
     value, observe = CHANGES[field]
     base: dict[str, object] = {"data.resample": {"data.size": 4}}.get(field, {})  # pyright: ignore
+    base |= {"data.crops": {"data.size": 8, "data.source": "npz:{wide}"}}.get(field, {})
     base |= {"network.head_size": {"network.attention": [4]}}.get(field, {})
     if ".stop." in field:
         base |= {"distill.stop": {"every": 1, "window": 1, "fraction": 0.0001, "held_out": 16}, "distill.updates": 5}
     assert observe(tiny(**base)) == observe(tiny(**base))
     assert observe(tiny(**base)) != observe(tiny(**base, **{field: value}))
+
+
+def test_crops_need_a_size(tiny: Callable[..., Recipe]) -> None:
+    with pytest.raises(UserError, match=r"set data\.size"):
+        tiny(**{"data.crops": 2})
 
 
 def test_a_stage_overrides_only_what_it_says(tiny: Callable[..., Recipe]) -> None:

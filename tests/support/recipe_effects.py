@@ -26,7 +26,7 @@ Observe = Callable[[Recipe], Any]
 
 
 def make_run(recipe: Recipe, folder: Path = Path("/nowhere")) -> Run:
-    return Run(recipe, open_images(recipe.data), None, RunFolder(folder), SilentCallback(), Distributed())
+    return Run(recipe, open_images(recipe.data, recipe.seed), None, RunFolder(folder), SilentCallback(), Distributed())
 
 
 def tracking_of(recipe: Recipe) -> Any:  # noqa: ANN401
@@ -34,7 +34,7 @@ def tracking_of(recipe: Recipe) -> Any:  # noqa: ANN401
 
 
 def untrained_of(recipe: Recipe) -> Model:
-    images = open_images(recipe.data)
+    images = open_images(recipe.data, recipe.seed)
     return untrained(recipe, images.shape, images.classes, images.name)
 
 
@@ -54,7 +54,7 @@ def schedule_of(recipe: Recipe) -> Any:  # noqa: ANN401
 
 
 def images_of(recipe: Recipe) -> Any:  # noqa: ANN401
-    images = open_images(recipe.data)
+    images = open_images(recipe.data, recipe.seed)
     return images.name, images.shape, images[3][0].flatten()[:40].tolist()
 
 
@@ -119,7 +119,7 @@ def sampling_of(recipe: Recipe) -> Any:  # noqa: ANN401
 
 
 def feature_spaces_of(recipe: Recipe) -> Any:  # noqa: ANN401
-    return [space.name for space in feature_spaces(recipe, open_images(recipe.data))]
+    return [space.name for space in feature_spaces(recipe, open_images(recipe.data, recipe.seed))]
 
 
 def evaluations_of(recipe: Recipe) -> Any:  # noqa: ANN401

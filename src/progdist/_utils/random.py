@@ -17,6 +17,9 @@ SAMPLING_NOISE = 2_000_000
 HELD_OUT_NOISE = 3_000_000
 """Stage number of the noise of held-out losses; the number of the stage is added."""
 
+CROPS = 4_000_000
+"""Stage number of the places at which images are cropped."""
+
 
 def position_seed(*position: int) -> int:
     """A seed of 64 bits for one position, e.g. (seed, stage, update): nonnegative integers."""

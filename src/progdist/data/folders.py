@@ -8,9 +8,10 @@ import os
 import struct
 import warnings
 from array import array
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -27,6 +28,8 @@ UNREADABLE = (
     *(Image.DecompressionBombError, Image.DecompressionBombWarning),
 )
 """What Pillow raises of damaged files."""
+
+Found = TypeVar("Found")
 
 
 @dataclass(frozen=True)
@@ -101,17 +104,24 @@ class ImageFiles(Reader):
 
     paths: PathTable
 
-    def __call__(self, index: int) -> Tensor:
-        """Image (C, H, W) in [-1, 1].
+    def __call__(self, index: int, place: float | None = None) -> Tensor:
+        """Image (C, H, W) in [-1, 1]; errors as in `size`."""
+        return self._read(index, lambda image: self.transform(image, place))
+
+    def size(self, index: int) -> tuple[int, int]:
+        """(width, height) of an image, of which only the header is read.
 
         Raises:
             UserError: the file is no image.
         """
+        return self._read(index, lambda image: image.size)
+
+    def _read(self, index: int, use: Callable[[Image.Image], Found]) -> Found:
         path = self.paths[index]
         try:
             bombs = warnings.catch_warnings(action="error", category=Image.DecompressionBombWarning)
             with bombs, Image.open(path) as image:
-                return self.transform(image)
+                return use(image)
         except UNREADABLE as error:
             raise UserError(f"{path} cannot be read as an image ({error}): fix or remove it") from error
 

@@ -18,6 +18,16 @@ SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
 Resample = Literal["area", "bilinear"]
 
 
+def crop_box(size: tuple[int, int], place: float | None) -> tuple[int, int, int, int]:
+    """(left, top, right, bottom) of a square crop of an image of (width, height): the shorter side is its own.
+
+    It lies in the middle, or at a place in [0, 1) of its way along the longer side.
+    """
+    side = min(size)
+    left, top = ((length - side) // 2 if place is None else int(place * (length - side + 1)) for length in size)
+    return left, top, left + side, top + side
+
+
 @dataclass(frozen=True)
 class ImageTransform:
     """How an image becomes a tensor: resized to size x size (None: as it is), 1 or 3 channels (None: as it is)."""
@@ -26,18 +36,25 @@ class ImageTransform:
     channels: Literal[1, 3] | None = None
     resample: Resample = "area"
 
-    def __call__(self, image: Image.Image) -> Tensor:
-        """(C, H, W) in [-1, 1]."""
+    def __call__(self, image: Image.Image, place: float | None = None) -> Tensor:
+        """(C, H, W) in [-1, 1] of a crop at a place as in `crop_box`."""
         if image.mode.startswith("I"):  # 16 bits: a plain conversion would saturate
             image = Image.fromarray((np.asarray(image) // 257).clip(0, 255).astype(np.uint8))
         if self.channels or image.mode not in ("L", "RGB"):
             image = image.convert("L" if self.channels == 1 else "RGB")
         if self.size and image.size != (self.size, self.size):
-            side = min(image.size)
-            left, top = (image.width - side) // 2, (image.height - side) // 2
             method = Image.Resampling.BOX if self.resample == "area" else Image.Resampling.BILINEAR
-            image = image.resize((self.size, self.size), method, box=(left, top, left + side, top + side))
+            image = image.resize((self.size, self.size), method, box=crop_box(image.size, place))
         return from_uint8(np.asarray(image))
+
+    def frame(self, size: tuple[int, int], place: float | None = None) -> tuple[int, int, int, int]:
+        """(height, width, top, left) of an image of (width, height): its own, and where its crop begins.
+
+        Top and left are in pixels of the new size (Podell et al. 2023, arXiv 2307.01952, section 2.2).
+        """
+        left, top, *_ = crop_box(size, place) if self.size else (0, 0)
+        scale = (self.size or 0) / min(size)
+        return size[1], size[0], round(scale * top), round(scale * left)
 
 
 def from_uint8(pixels: NDArray[np.uint8], white: float = 255.0) -> Tensor:
@@ -61,9 +78,17 @@ class Reader:
 
     transform: ImageTransform
 
-    def __call__(self, index: int) -> Tensor:
-        """Image (C, H, W) in [-1, 1]."""
+    def __call__(self, index: int, place: float | None = None) -> Tensor:
+        """Image (C, H, W) in [-1, 1], cropped at a place as in `crop_box`."""
         raise NotImplementedError
+
+    def size(self, index: int) -> tuple[int, int]:
+        """(width, height) of an image before it is framed."""
+        raise NotImplementedError
+
+    def frame(self, index: int, place: float | None = None) -> tuple[int, int, int, int]:
+        """(height, width, top, left) as in `ImageTransform.frame`."""
+        return self.transform.frame(self.size(index), place)
 
 
 @dataclass(frozen=True)
@@ -79,7 +104,11 @@ class ArrayReader(Reader):
     pixels: NDArray[Any]
     white: float = 255.0
 
-    def __call__(self, index: int) -> Tensor:
+    def size(self, index: int) -> tuple[int, int]:
+        """(width, height) of all of them."""
+        return self.pixels.shape[2], self.pixels.shape[1]
+
+    def __call__(self, index: int, place: float | None = None) -> Tensor:
         """Image (C, H, W) in [-1, 1]."""
         pixels, transform = self.pixels[index], self.transform
         is_bytes = pixels.dtype == np.uint8
@@ -91,7 +120,7 @@ class ArrayReader(Reader):
         if square and transform.channels in (None, channels):
             return image
         framed = to_uint8(image[None])[0]
-        return transform(Image.fromarray(framed[..., 0] if channels == 1 else framed))
+        return transform(Image.fromarray(framed[..., 0] if channels == 1 else framed), place)
 
 
 MAX_CLASSES = 2**20
@@ -182,9 +211,10 @@ class Images(Dataset[tuple[Tensor, int]]):
         if not 0 < count < len(self):
             raise UserError(f"{self.name} holds {len(self)} images: {count} cannot be held out, some must be left")
         order = torch.randperm(len(self), generator=torch.Generator().manual_seed(seed))
-        return self._subset(order[count:].sort().values), self._subset(order[:count].sort().values)
+        return self.subset(order[count:].sort().values), self.subset(order[:count].sort().values)
 
-    def _subset(self, chosen: Tensor) -> Self:
+    def subset(self, chosen: Tensor) -> Self:
+        """The images of some indices (M,), in their order."""
         labels = None if self.labels is None else self.labels[chosen]
         return type(self)(self.name, len(chosen), _Subset(self.get, chosen), labels, self.classes, shape=self.shape)
 

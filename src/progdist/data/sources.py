@@ -16,24 +16,28 @@ A source is named in one word:
 Of `hub:`, `wds:` and `parquet:` the columns of image and caption can be named (see `progdist.data.tables`).
 
 With a `size`, an image is centre-cropped to a square and resampled to size x size: by `area` (each new pixel is the
-mean of the old ones it covers) or `bilinear` (with antialiasing). Without one, all images must have one size.
+mean of the old ones it covers) or `bilinear` (with antialiasing). Without one, all images must have one size. In place
+of the centre several random crops of each image can be taken (`cropped`).
 """
 
 import struct
 import zipfile
 import zlib
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from progdist._utils.errors import UserError
+from progdist._utils.random import CROPS, generator
 from progdist.data.folders import open_captions, open_folder
 from progdist.data.formats import read_cifar, read_idx, read_npz
-from progdist.data.images import ArrayReader, Images, ImageTransform
+from progdist.data.images import ArrayReader, Images, ImageTransform, Reader
 from progdist.data.tables import Columns, open_hub, open_parquet, open_webdataset
 
 
@@ -61,6 +65,54 @@ def load_images(source: str, transform: ImageTransform | None = None, columns: C
     if scheme in _TABLES:
         return _TABLES[scheme](path_text, transform, columns or Columns())
     return _READERS[scheme](path_text, transform)
+
+
+@dataclass(frozen=True)
+class Crops:
+    """Square crops of the images of a reader: crop j of image i is number n i + j.
+
+    They are spread evenly along the longer side from a random start, at the places (j + u) / n with u uniform in [0, 1)
+    for each image, a function of (seed, i). So a crop is an example like any other: latents are encoded once, and what
+    an update sees does not depend on what was seen before.
+
+    Attributes:
+        reader: of the images.
+        count: n, of each image.
+        seed: of the starts.
+    """
+
+    reader: Reader
+    count: int
+    seed: int
+
+    def __call__(self, index: int) -> Tensor:
+        """Crop (C, H, W) in [-1, 1]."""
+        return self.reader(*self._position(index))
+
+    def frame(self, index: int) -> tuple[int, int, int, int]:
+        """(height, width, top, left) as in `ImageTransform.frame`."""
+        return self.reader.frame(*self._position(index))
+
+    def _position(self, index: int) -> tuple[int, float]:
+        """(image, place)."""
+        image, number = divmod(index, self.count)
+        start = torch.rand((), generator=generator(self.seed, CROPS, image), dtype=torch.float64)
+        return image, (number + float(start)) / self.count
+
+
+def cropped(images: Images, count: int, seed: int) -> Images:
+    """Random crops of each image, `count` of each, one after another.
+
+    Raises:
+        UserError: the images are a stream, or of a reader that is no Reader, or are all square.
+    """
+    if not isinstance(images.get, Reader):
+        raise UserError(f"{images.name} is read as it comes, one crop of each image: leave data.crops, or give folder:")
+    if isinstance(images.get, ArrayReader) and len(set(images.get.size(0))) == 1:
+        raise UserError(f"{images.name} holds square images, of which there is one crop: leave data.crops")
+    labels = None if images.labels is None else images.labels.repeat_interleave(count)
+    get = Crops(images.get, count, seed)
+    return type(images)(images.name, count * len(images), get, labels, images.classes, shape=images.shape)
 
 
 def _digits(transform: ImageTransform) -> Images:

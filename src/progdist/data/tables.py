@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import fsspec
 import torch
@@ -28,6 +28,8 @@ from progdist.data.streams import Example, StreamedImages
 
 IMAGE_COLUMNS = ("image", "img", "png", "jpg", "jpeg", "webp")
 """Where an image is looked for if no column is named."""
+
+Found = TypeVar("Found")
 
 LABEL_COLUMNS = ("label", "labels", "fine_label")
 
@@ -52,14 +54,21 @@ class _Table(Reader):
     column: str
     name: str
 
-    def __call__(self, index: int) -> Tensor:
-        """Image (C, H, W) in [-1, 1].
+    def __call__(self, index: int, place: float | None = None) -> Tensor:
+        """Image (C, H, W) in [-1, 1]; errors as in `size`."""
+        return self._read(index, lambda image: self.transform(image, place))
+
+    def size(self, index: int) -> tuple[int, int]:
+        """(width, height) of an image.
 
         Raises:
             UserError: the row holds none.
         """
+        return self._read(index, lambda image: image.size)
+
+    def _read(self, index: int, use: Callable[[Any], Found]) -> Found:
         try:
-            return self.transform(self.table[index][self.column])
+            return use(self.table[index][self.column])
         except (OSError, ValueError, AttributeError, TypeError) as error:
             reason = " ".join(str(error).split())[:200]
             raise UserError(

@@ -26,6 +26,9 @@ class Data(Part):
 
     Of a table (`hub:`, `parquet:`, `wds:`) the columns of image and caption can be named; a named caption column makes
     its rows pairs (see `progdist.data.tables`).
+
+    With a `size` images are cropped to a square, in the middle; or each gives as many `crops` at random places along
+    its longer side (see `progdist.data.sources`).
     """
 
     source: str
@@ -33,10 +36,17 @@ class Data(Part):
     size: PositiveInt | None = None
     channels: Literal[1, 3] | None = None
     resample: Resample = "area"
+    crops: PositiveInt = 1
     image_column: str | None = None
     caption_column: str | None = None
     flip: bool = False
     workers: Annotated[int, Field(ge=0)] = 0
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.crops > 1 and self.size is None:
+            raise ValueError("crops are of images that are brought to a size, and there is none: set data.size")
+        return self
 
     def transform(self) -> ImageTransform:
         """How an image becomes a tensor."""

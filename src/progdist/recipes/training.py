@@ -108,7 +108,7 @@ class StageTraining(Part):
 class Stop(Part):
     """When a stage ends before its cap of updates (see `progdist.training.early_stopping`).
 
-    `held_out` images, which no student trains on, give the loss that is watched.
+    `held_out` images, which no student trains on, give the loss that is watched; of several crops each is an image.
     """
 
     every: PositiveInt = 100

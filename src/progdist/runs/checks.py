@@ -8,7 +8,7 @@ from progdist._utils.errors import UserError
 from progdist._utils.names import Precision
 from progdist._utils.precision import bf16_speedup, emulation_warning, resolve
 from progdist.data.images import CaptionedImages, Images
-from progdist.data.sources import load_images
+from progdist.data.sources import cropped, load_images
 from progdist.models.model import Model
 from progdist.recipes.files import read_recipe
 from progdist.recipes.recipe import Recipe
@@ -100,13 +100,14 @@ def with_precision(recipe: Recipe, file: Path, device: torch.device) -> tuple[Re
     return recipe.with_precisions(chosen), remarks
 
 
-def open_images(data: Data) -> Images:
-    """The data set of a recipe's section.
+def open_images(data: Data, seed: int) -> Images:
+    """The data set of a recipe's section, whose random crops are of the seed.
 
     Raises:
         UserError: it cannot be read, or has another number of classes than the section states.
     """
     images = load_images(data.source, data.transform(), data.columns())
+    images = cropped(images, data.crops, seed) if data.crops > 1 else images
     if data.classes is not None and data.classes != len(images.classes):
         raise UserError(
             f"data.classes is {data.classes}, but {images.name} has {len(images.classes)}: change one of them"

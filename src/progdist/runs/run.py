@@ -143,11 +143,13 @@ class Run:
         """What trains the networks on what they see: the images, or their latents, which are encoded here once."""
         examples = self.images
         if self.given and (autoencoder := self.given.model.autoencoder):
-            folder, share = self.folder.latents(), partial(encode, self.images, autoencoder, self.folder.latents())
-            if absent := self.distributed.on_main_process(lambda: begin_latents(self.images, folder)):
+            folder, text = self.folder.latents(), self.given.model.text
+            framed = text is not None and text.takes_sizes
+            share = partial(encode, self.images, autoencoder, folder, framed=framed)
+            if absent := self.distributed.on_main_process(lambda: begin_latents(self.images, folder, framed=framed)):
                 self.callback.note(f"{self.images.name}: {len(self.images)} images are encoded once ({absent} shards)")
                 self.distributed.on_every_process(share)
-            examples = open_latents(self.images, folder)
+            examples = open_latents(self.images, folder, framed=framed)
         return StageTrainer(self.recipe, examples, self.folder, self.callback, self.distributed, self.conditions)
 
     def train_teacher(self, trainer: StageTrainer) -> Model:
@@ -212,7 +214,7 @@ def open_run(recipe: Recipe, out: Path, callback: Callback, *, shards: bool = Fa
         UserError: data or teacher cannot be read.
     """
     distributed = Distributed(shards=shards)
-    images, given = open_images(recipe.data), None
+    images, given = open_images(recipe.data, recipe.seed), None
     if recipe.teacher.model:
         given = read_teacher(recipe.teacher.model, recipe.teacher.offset)
         given.model.to(distributed.device)

@@ -16,6 +16,8 @@ from torch import Tensor, nn
 
 from progdist._utils.errors import UserError
 from progdist.data.images import Images
+from progdist.data.latents import frame_shards
+from progdist.data.shards import TensorShards
 from progdist.diffusion.denoiser import Denoiser, DenoiserProtocol
 from progdist.diffusion.loss import WEIGHTINGS, denoising_loss
 from progdist.diffusion.parameterization import PARAMETERIZATIONS
@@ -25,7 +27,7 @@ from progdist.distillation.guidance import Guided
 from progdist.distillation.progressive import stage_loss
 from progdist.models.io.diffusers_pipeline import Teacher
 from progdist.models.model import Model
-from progdist.models.text.conditions import CaptionConditions
+from progdist.models.text.conditions import CaptionConditions, SizeConditions
 from progdist.models.text.embeddings import Embeddings, encode_captions
 from progdist.models.text.lora_file import LoraFile
 from progdist.models.text.pipeline import network_arguments, with_guidance_input
@@ -85,7 +87,15 @@ class RunConditions:
         if model.text is None:
             return class_conditions(model.denoiser.network)
         usual = model.text.guided(self.guidance, None).usual_guidance if self.guidance else None
-        return CaptionConditions(self._embeddings, model.text.constants(self.images.shape)).at(usual)
+        conditions = CaptionConditions(self._embeddings, model.text.constants(self.images.shape)).at(usual)
+        if not model.text.takes_sizes:
+            return conditions
+        return SizeConditions(conditions, len(self.images.classes), self._frames.__getitem__)
+
+    @cached_property
+    def _frames(self) -> TensorShards:
+        """The sizes and crops of the data's images."""
+        return frame_shards(self.images, self.folder.latents())
 
     @property
     def guidance(self) -> tuple[float, float] | None:

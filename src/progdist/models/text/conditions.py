@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from progdist._utils.errors import UserError
+from progdist.data.latents import split_label
 from progdist.models.model import Model
 
 Rows = Callable[[Tensor], Mapping[str, Tensor]]
@@ -43,6 +44,32 @@ class CaptionConditions:
             return self
         scale = torch.tensor([guidance], dtype=torch.float64)
         return replace(self, constants={**self.constants, "guidance": scale})
+
+
+@dataclass(frozen=True)
+class SizeConditions:
+    """The condition of a batch of examples whose images differ in size and crop, of a network that is told of both.
+
+    time_ids is (height, width, top, left, new height, new width) of each example, as SDXL was trained (Podell et al.
+    2023, arXiv 2307.01952, section 2.2); of a caption without an example, as in sampling, what the stock pipeline says.
+
+    Args:
+        conditions: of captions, with time_ids for all among the constants.
+        captions: how many there are.
+        frames: the first four numbers, int64 (4,), by the example's number.
+    """
+
+    conditions: CaptionConditions
+    captions: int
+    frames: Callable[[int], Tensor]
+
+    def __call__(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """By name, for a batch that holds `labels` (B,) as `progdist.data.latents` makes them."""
+        captions, examples = split_label(batch["labels"], self.captions)
+        found, stock = self.conditions({**batch, "labels": captions}), self.conditions.constants["time_ids"][0]
+        frames = torch.stack([self.frames(n) if n >= 0 else stock[:4].long() for n in examples.tolist()])
+        known = found["time_ids"]
+        return {**found, "time_ids": torch.cat([frames.to(known), known[:, 4:]], dim=1)}
 
 
 def prompt_conditions(model: Model, prompts: Sequence[str], guidance: float | None) -> CaptionConditions:

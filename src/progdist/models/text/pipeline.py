@@ -72,9 +72,14 @@ class TextPipeline:
         """
         return prompt_encoder(self.folder, self.index, device or torch.device("cpu"))
 
+    @property
+    def takes_sizes(self) -> bool:
+        """Whether the network is told the size of each image and where it was cropped."""
+        return self.kind == "StableDiffusionXLPipeline"
+
     def constants(self, image: tuple[int, int, int]) -> dict[str, Tensor]:
-        """What the network takes beside the caption, the same for all images (C, H, W): (1, ...) each."""
-        if self.kind != "StableDiffusionXLPipeline":
+        """What the network takes beside the caption to make images (C, H, W), the same for all: (1, ...) each."""
+        if not self.takes_sizes:
             return {}
         _, height, width = image
         return {"time_ids": torch.tensor([[height, width, 0, 0, height, width]], dtype=torch.float32)}
