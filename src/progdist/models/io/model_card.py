@@ -183,7 +183,9 @@ def _guidance(description: Mapping[str, Any]) -> str:
 
 def _lora(lora: Mapping[str, Any], steps: int, numbers: Mapping[str, Any]) -> str:
     """How the pipeline that it was made from samples it by its LoRA file."""
-    name, _, revision = lora["base"].removeprefix("hub:").partition("@" if lora["base"].startswith("hub:") else "\0")
+    name, revision = lora["base"], ""
+    if name.startswith("hub:"):
+        name, _, revision = name.removeprefix("hub:").partition("@")
     base = f'"{name}"' + (f', revision="{revision}"' if revision else "")
     code = LORA.format(path=".", base=base, steps=steps, **numbers)
     return (
