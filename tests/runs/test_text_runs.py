@@ -1,5 +1,7 @@
 """A text-to-image pipeline distilled by the command, to a folder that the stock pipeline samples."""
 
+import contextlib
+import itertools
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -15,10 +17,13 @@ from progdist.diffusion.denoiser import Denoiser
 from progdist.models.io.diffusers_pipeline import read_teacher
 from progdist.models.io.folder import load
 from progdist.models.text import embeddings
+from progdist.models.text.lora_file import LORA_WEIGHTS
 from progdist.models.text.pipeline import guidance_input
-from progdist.recipes.files import read_recipe
+from progdist.recipes.files import override, read_recipe
+from progdist.recipes.from_teacher import recipe_for_teacher
 from progdist.runs.run import open_run
 from progdist.training.lora import add_lora, load_adapter, merge_lora
+from progdist.training.state import State
 from support.commands import SilentCallback, call
 from support.text import PROMPTS, WRITERS, write_sd
 from support.training import flat_weights
@@ -119,14 +124,33 @@ def test_a_lora_file_for_the_stock_pipeline(kind: str, pairs: Path) -> None:
 
 
 @SLOW
-def test_a_lora_file_without_guidance_needs_no_stage_0(pairs: Path) -> None:
-    out = distilled(write_sd(pairs.parent / "teacher"), pairs, "--lora", 2)
-    teacher, student = load(out / "teacher"), load(out / "student-0004")
-    assert (teacher.training["updates"], teacher.lora) == (0, None)
-    assert student.denoiser.parameterization.name == "eps"
-    assert student.lora is not None
-    again = call("distill", pairs.parent / "teacher", "--data", f"captions:{pairs}", *SMALL, "--lora", 2, "--out", out)
-    assert again.exit_code == 0, again.output
+def test_a_lora_run_goes_on_where_it_stopped(pairs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Bit for bit; without guidance there is no stage 0."""
+    base = str(write_sd(pairs.parent / "teacher"))
+    proposed = recipe_for_teacher(
+        base, read_teacher(base), f"captions:{pairs}", name="a", steps=4, start=8, updates=2, batch=4, lora=2
+    )
+    changes = ["teacher.trust=true", "distill.checkpoint_every=1", "distill.precision=float32"]
+    recipe, files, step = override(proposed, changes), [], State.step
+    for name, broken in (("whole", ()), ("broken", (3,))):
+        updates = itertools.count(1)
+
+        def stops(*arguments: Any, at: tuple[int, ...] = broken, updates: Any = updates) -> None:  # noqa: ANN401
+            if next(updates) in at:
+                raise KeyboardInterrupt
+            step(*arguments)
+
+        monkeypatch.setattr(State, "step", stops)
+        for _ in range(1 + len(broken)):
+            run = open_run(recipe, pairs.parent / name, SilentCallback())
+            with contextlib.suppress(KeyboardInterrupt):
+                trainer = run.trainer()
+                teacher = run.train_teacher(trainer)
+                run.train_student(trainer, 1, recipe.distill.links()[0], teacher)
+        assert (teacher.training["updates"], teacher.lora) == (0, None)
+        files.append((pairs.parent / name / "student-0004" / LORA_WEIGHTS).read_bytes())
+    assert files[0] == files[1]
+    assert load(pairs.parent / "broken" / "student-0004").denoiser.parameterization.name == "eps"
 
 
 def test_teacher_and_student_are_given_the_same_guidance(pairs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
