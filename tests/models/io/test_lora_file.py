@@ -29,7 +29,9 @@ from progdist.models.text.lora_file import LoraFile
 from progdist.training.lora import adapter_weights, add_lora, load_adapter, merge_lora
 from support.text import PROMPTS, WRITERS
 
-KINDS = pytest.mark.parametrize("kind", WRITERS)
+KINDS = pytest.mark.parametrize(
+    "kind", ["StableDiffusionPipeline", pytest.param("StableDiffusionXLPipeline", marks=pytest.mark.slow)]
+)
 
 
 def adapted(network: nn.Module, rank: int = 3) -> nn.Module:
