@@ -19,6 +19,7 @@ app = typer.Typer(
     help="Progressive distillation: diffusion models that sample in 1 to 8 steps.",
     no_args_is_help=True,
     add_completion=True,
+    rich_markup_mode=None,  # plain text, which fits 80 columns and any pager
     pretty_exceptions_enable=False,
 )
 
@@ -48,7 +49,7 @@ def run(
     shard: Shard = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the cost estimate and exit.")] = False,
 ) -> None:
-    """Teach, distil, evaluate and report; the same command again continues."""
+    """Train, distil, evaluate and report. The same command again continues."""
     from progdist.cli.progress import Terminal, estimate_table
     from progdist.recipes.files import read_recipe
     from progdist.runs.estimate import estimate
@@ -85,7 +86,7 @@ def distill(
     fresh: Fresh = False,
     shard: Shard = False,
 ) -> None:
-    """Bring your own teacher: distil a trained model; the same command again continues."""
+    """Distil a trained model of your own. The same command again continues."""
     from progdist.data.tables import Columns
     from progdist.models.io.diffusers_pipeline import read_teacher
     from progdist.recipes.files import override
@@ -138,14 +139,18 @@ def report(folder: Annotated[Path, typer.Argument(help="The folder of a run.")])
 @user_errors
 def recipes(name: Annotated[str | None, typer.Argument(help="Print this one whole.")] = None) -> None:
     """List the recipes that ship, or print one."""
+    from rich.table import Table
+
     from progdist.recipes.files import read_recipe, shipped
 
     if name is not None:
         read_recipe(name)
         typer.echo(shipped().get(name) or Path(name).read_text(), nl=False)
         return
+    listed = Table.grid(padding=(0, 2))
     for known in shipped():
-        console.print(f"[bold]{known:15}[/bold] {read_recipe(known).about}", highlight=False)
+        listed.add_row(f"[bold]{known}[/bold]", read_recipe(known).about)
+    console.print(listed, highlight=False)
 
 
 def _guidance(text: str | None) -> float | tuple[float, float] | None:

@@ -23,7 +23,7 @@ def doctor(
     caption_column: CaptionColumn = None,
     seed: Seed = 0,
 ) -> None:
-    """Say what is inferred of a teacher, and what would go wrong; exit code 2 if something would."""
+    """Say what is inferred of a model, and what would go wrong. If something would, the exit code is 2."""
     from progdist.cli.doctor import examine
     from progdist.data.tables import Columns
 
@@ -53,7 +53,7 @@ def sample(
     prompt: Annotated[list[str] | None, typer.Option(help="What to make; several times for all in turn.")] = None,
     guidance: Annotated[float | None, typer.Option(help="Guidance scale, of a model distilled for a range.")] = None,
 ) -> None:
-    """Make images with a model; several processes share them under torchrun."""
+    """Make images with a model. Under torchrun several processes share them."""
     from progdist.evaluation.generate import SamplingOptions
     from progdist.evaluation.sample_files import write_samples
     from progdist.training.distributed import Distributed
