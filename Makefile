@@ -46,7 +46,8 @@ wheel:                  ## the wheel, in an empty environment of $(PYTHON) and w
 	build/wheel/empty/bin/pip install --quiet --disable-pip-version-check --only-binary :all: -c constraints.txt build/wheel/*.whl
 	cd build/wheel && unset PYTHONPATH && empty/bin/python --version && empty/bin/progdist --version && empty/bin/progdist recipes \
 	  && empty/bin/progdist run digits --out run --set network.width=8 --set network.groups=4 --set teacher.updates=2 \
-	    --set distill.stages={} --set distill.updates=1 --set evaluate.samples=16 --set evaluate.resamples=2 \
+	    --set distill.chain=[8,4] --set distill.stages={} --set distill.updates=1 \
+	    --set evaluate.samples=16 --set evaluate.resamples=2 \
 	  && empty/bin/progdist sample run/student-0004 -n 4 --out four.png && test -s four.png && test -s run/report.html
 
 .PHONY: browser docs notebooks wheel
