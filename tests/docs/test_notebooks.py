@@ -19,7 +19,7 @@ TINY = (
 )
 SHORT = {
     "points": "updates = 2",
-    "own_folder": "teacher_updates, conversion_updates, updates, samples = 2, 2, 1, 16",
+    "own_folder": "teacher_updates, conversion_updates, updates, samples, width = 2, 2, 1, 16, 8",
     "judge_run": f'settings = "{" ".join(f"--set {setting}" for setting in TINY.split())}"',
 }
 
