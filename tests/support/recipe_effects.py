@@ -13,7 +13,7 @@ from progdist.models.model import Model
 from progdist.recipes.recipe import Recipe
 from progdist.recipes.training import train_config
 from progdist.runs.checks import open_images
-from progdist.runs.evaluator import Evaluator, feature_spaces
+from progdist.runs.evaluator import Evaluator, instruments
 from progdist.runs.folder import RunFolder
 from progdist.runs.run import Run
 from progdist.runs.stages import untrained
@@ -119,7 +119,22 @@ def sampling_of(recipe: Recipe) -> Any:  # noqa: ANN401
 
 
 def feature_spaces_of(recipe: Recipe) -> Any:  # noqa: ANN401
-    return [space.name for space in feature_spaces(recipe, open_images(recipe.data, recipe.seed))]
+    return [space.name for space in instruments(recipe, open_images(recipe.data, recipe.seed)).spaces]
+
+
+def qualities_of(recipe: Recipe) -> Any:  # noqa: ANN401
+    """What is measured of an untrained model."""
+    with TemporaryDirectory() as folder:
+        return make_run(recipe, Path(folder)).evaluator().qualities(untrained_of(recipe), 2)
+
+
+def mistake_of(recipe: Recipe) -> str:
+    """What is said against what a recipe measures with."""
+    try:
+        instruments(recipe, open_images(recipe.data, recipe.seed))
+    except UserError as error:
+        return str(error)
+    return ""
 
 
 def evaluations_of(recipe: Recipe) -> Any:  # noqa: ANN401

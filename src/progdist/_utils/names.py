@@ -7,3 +7,12 @@ Precision = Literal["auto", "float32", "bf16"]
 
 Method = Literal["ddim", "ancestral", "overshoot", "euler", "euler_log_snr", "heun", "rk4"]
 """How a sampler steps (see `progdist.diffusion.sampler`)."""
+
+Features = Literal["digits", "fashion-mnist", "pixels", "inception", "inception_clean", "inception_spatial", "dinov2"]
+"""Where samples are compared with data (see `progdist.evaluation.features`)."""
+
+Metric = Literal["inception_score", "precision_recall", "density_coverage", "clip_score"]
+"""What is measured beside the Frechet and the kernel distance (see `progdist.evaluation.metrics`)."""
+
+LEAST_SAMPLES = 20
+"""Samples, and images of the data, that each `Metric` needs."""

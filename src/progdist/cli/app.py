@@ -7,7 +7,7 @@ import typer
 
 from progdist import __version__
 from progdist._utils.errors import UserError
-from progdist.cli import models, studies
+from progdist.cli import evaluation, models, studies
 from progdist.cli.options import CaptionColumn, ConversionUpdates, Fresh, Guidance, ImageColumn, Lora, Shard
 from progdist.cli.terminal import RANK, console, user_errors
 
@@ -182,7 +182,7 @@ def _finish(records: list[dict[str, Any]], folder: Path) -> None:
     console.print(f"Report: {RunFolder(folder).report()}", highlight=False, soft_wrap=True)
 
 
-for command in (*models.COMMANDS, *studies.COMMANDS):
+for command in (*models.COMMANDS, *evaluation.COMMANDS, *studies.COMMANDS):
     app.command(command.__name__.replace("_", "-"))(user_errors(command))
 
 

@@ -23,7 +23,7 @@ from progdist.models.model import Model
 from progdist.recipes.files import read_recipe, write_recipe
 from progdist.recipes.recipe import Recipe, student_name
 from progdist.runs.checks import check_compatible, open_images, with_precision
-from progdist.runs.evaluator import Evaluator, feature_spaces
+from progdist.runs.evaluator import Evaluator, instruments
 from progdist.runs.folder import Record, RunFolder
 from progdist.runs.report import write_report
 from progdist.runs.stage_trainer import StageTrainer
@@ -123,9 +123,9 @@ class Run:
 
     def evaluator(self) -> Evaluator:
         """What measures the models."""
-        spaces = feature_spaces(self.recipe, self.images)
+        measures = instruments(self.recipe, self.images)
         return Evaluator(
-            self.recipe, self.images, spaces, self.folder, self.callback, self.distributed, self.conditions
+            self.recipe, self.images, measures, self.folder, self.callback, self.distributed, self.conditions
         )
 
     @cached_property
