@@ -41,6 +41,7 @@ SHORT = {
 FEW = {
     "stochastic": ("--most", 4, "--levels", 2),
     "evaluate": ("-n", 24, "--batch", 24),
+    "compare": ("-n", 24, "--batch", 24, "--resamples", 20),
     "integrators": ("-n", 16, "--evaluations", 4),
 }
 
