@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from progdist.evaluation.measures.clip_score import clip_score
-from progdist.evaluation.measures.estimate import NORMAL
+from progdist.evaluation.measures.estimate import NORMAL, Estimate
 from progdist.evaluation.measures.frechet import (
     Frechet,
     frechet_bias,
@@ -114,7 +114,7 @@ def test_kernel_distance_is_the_unbiased_estimate_with_its_error() -> None:
     ("measure", "names"), [(precision_recall, ("precision", "recall")), (density_coverage, ("density", "coverage"))]
 )
 def test_errors_of_neighbors_are_what_independent_samples_vary_by(
-    measure: Callable[..., dict[str, Tensor]], names: tuple[str, str]
+    measure: Callable[..., dict[str, Estimate]], names: tuple[str, str]
 ) -> None:
     data = torch.randn(300, 4)
     found = [measure(data, 0.9 * torch.randn(200, 4) + 0.4, seed=0) for _ in range(40)]

@@ -2,6 +2,7 @@
 
 import json
 
+import numpy as np
 import pytest
 import torch
 from scipy.linalg import sqrtm
@@ -29,7 +30,7 @@ def test_frechet_is_torchmetrics_scipy_and_torch_fidelity() -> None:
     metric.update(MADE.double(), real=False)
     assert ours == pytest.approx(float(metric.compute()), rel=1e-6)
     (m, c), (n, d) = ((x.double().mean(0), x.double().T.cov()) for x in (DATA, MADE))
-    root = torch.from_numpy(sqrtm((c @ d).numpy()).real)  # as pytorch-fid, clean-fid and guided-diffusion have it
+    root = torch.from_numpy(np.real(sqrtm((c @ d).numpy())))  # as pytorch-fid, clean-fid and guided-diffusion have it
     assert ours == pytest.approx(float((m - n).square().sum() + (c + d - 2 * root).trace()), rel=1e-6)
     assert ours == pytest.approx(RECORDED["frechet_inception_distance"], rel=1e-6)
 

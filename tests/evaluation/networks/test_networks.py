@@ -2,12 +2,13 @@
 
 import json
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
-from torch import Tensor, nn
+from torch import nn
 from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPVisionConfig, Dinov2Config, Dinov2Model
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
@@ -56,7 +57,7 @@ def test_inception_is_torch_fidelitys(inception_file: Path) -> None:
 def test_the_spatial_features_are_guided_diffusions(inception_file: Path) -> None:
     """The first 7 channels of block 6d's 1 x 1 branch, pixel by pixel: 2,023 numbers."""
     network = read_inception(find_weights("inception", {"inception": inception_file}))
-    seen: list[Tensor] = []
+    seen: list[Any] = []
     network.Mixed_6d.get_submodule("branch1x1").register_forward_hook(lambda module, given, output: seen.append(output))
     _, spatial = network(resize_tensorflow(byte_images()[:1].float(), 299))
     assert spatial.shape == (1, 2023)
@@ -127,7 +128,12 @@ def test_dinov2_is_the_class_token(tmp_path: Path) -> None:
 
 def test_clip_is_transformers(tmp_path: Path) -> None:
     """Images as CLIP's own processor prepares them, captions as its tokenizer does, both projected."""
-    small = {"hidden_size": 8, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    small: dict[str, Any] = {
+        "hidden_size": 8,
+        "intermediate_size": 16,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+    }
     text = CLIPTextConfig(**small, vocab_size=600, max_position_embeddings=12, eos_token_id=513, bos_token_id=512)
     config = CLIPConfig(
         text_config=text.to_dict(),
@@ -146,7 +152,7 @@ def test_clip_is_transformers(tmp_path: Path) -> None:
     processor = CLIPImageProcessorPil(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32})
     prepared = processor(images=list(to_uint8(images)), return_tensors="pt")
     with torch.no_grad():
-        theirs = network.get_image_features(**prepared).pooler_output
+        theirs = cast(Any, network.get_image_features(**prepared)).pooler_output
     torch.testing.assert_close(space(images), theirs, rtol=1e-4, atol=1e-5)
     captions = embed(["a cat", "a dog", "a cat and much more than twelve tokens can hold"])
     assert captions.shape == (3, 6)

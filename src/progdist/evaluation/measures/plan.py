@@ -29,7 +29,7 @@ class Captions:
     def score(self, samples: Summary, numbers: Tensor, captions: Sequence[str]) -> Estimate:
         """The CLIP score of samples and their captions, which are given by their numbers (N,)."""
         used, place = numbers.unique(return_inverse=True)
-        embedded = self.embed([captions[number] for number in used.tolist()])
+        embedded = self.embed([captions[int(number)] for number in used])
         return clip_score(samples.features[self.space.name], embedded[place])
 
 
