@@ -85,6 +85,7 @@ CHANGES: dict[str, tuple[Any, Observe]] = {
     "evaluate.weights": ({"inception": "{missing}"}, mistake_of),
     "evaluate.resamples": (11, evaluations_of),
     "evaluate.teacher_every": (2, evaluations_of),
+    "evaluate.solver": ("null", evaluations_of),
     "evaluate.most_steps": (2, evaluations_of),
 }
 

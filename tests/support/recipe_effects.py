@@ -145,7 +145,7 @@ def evaluations_of(recipe: Recipe) -> Any:  # noqa: ANN401
         patch.setattr(Run, "train_student", lambda self, trainer, number, link, teacher: teacher)
         patch.setattr(
             Evaluator, "evaluate",
-            lambda self, name, model, steps, denoiser=None: calls.append((name, steps, self.recipe.evaluate.resamples)),
+            lambda self, name, model, steps, *rest: calls.append((name, steps, self.recipe.evaluate.resamples)),
         )  # fmt: skip
         patch.setattr(RunFolder, "claim", lambda *arguments: None)
         patch.setattr(Run, "_write_page", lambda self: None)

@@ -130,7 +130,7 @@ def _distill(recipe: "Recipe", folder: Path, fresh: bool, shard: bool) -> None:
 def report(folder: Annotated[Path, typer.Argument(help="The folder of a run.")]) -> None:
     """Write a run's report.html anew."""
     from progdist.runs.folder import RunFolder
-    from progdist.runs.report import write_report
+    from progdist.runs.pages.report import write_report
 
     console.print(f"Report: {write_report(RunFolder(folder))}", highlight=False, soft_wrap=True)
 
@@ -172,7 +172,7 @@ def _finish(records: list[dict[str, Any]], folder: Path) -> None:
         return
     from progdist.cli.progress import quality_table
     from progdist.runs.folder import RunFolder
-    from progdist.runs.report import quality_rows
+    from progdist.runs.pages.report import quality_rows
 
     quality = records[0]["quality"][0]
     console.print()

@@ -104,7 +104,8 @@ class Evaluation(Part):
     """How the models of the run are measured.
 
     Those of more than `most_steps` steps are not; the reference is the teacher at the largest count that is. The
-    teacher is measured again at every `teacher_every`-th count of the chain.
+    teacher is measured again at every `teacher_every`-th count of the chain, and by `solver`, too, which shows what a
+    better sampler gives without distillation.
 
     The Frechet and the kernel distance are measured in all `features`, and `metrics` beside them. `reference` names
     files of statistics, e.g. `{inception: stats.npz}`, to which the Frechet distance is in place of the data; `weights`
@@ -122,6 +123,7 @@ class Evaluation(Part):
     clip: bool = False
     most_steps: PositiveInt | None = None
     teacher_every: PositiveInt = 1
+    solver: Literal["dpmpp"] | None = "dpmpp"
 
     @model_validator(mode="after")
     def _check(self) -> Self:

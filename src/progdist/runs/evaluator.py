@@ -13,7 +13,7 @@ from progdist.data.grid import GRID, write_grid
 from progdist.data.images import CaptionedImages, Images
 from progdist.data.shards import INDEX, TensorShards
 from progdist.diffusion.denoiser import DenoiserProtocol
-from progdist.diffusion.sampler import Step
+from progdist.diffusion.sampler import Step, network_evaluations
 from progdist.evaluation.features import ROWS, write_features
 from progdist.evaluation.measures.frechet import Frechet
 from progdist.evaluation.measures.plan import Instruments, Plan
@@ -65,14 +65,17 @@ class Evaluator:
     distributed: Distributed
     conditions: RunConditions
 
-    def evaluate(self, name: str, model: Model, steps: int, denoiser: DenoiserProtocol | None = None) -> None:
+    def evaluate(
+        self, name: str, model: Model, steps: int, denoiser: DenoiserProtocol | None = None, method: str = "ddim"
+    ) -> None:
         """Measure a model at a step count, unless there is a record of it; keep the record and a grid of its samples.
 
         Args:
-            name: `teacher`, `student`, or `given` for the teacher as it was given.
+            name: `teacher`, `student`, `teacher_dpmpp`, or `given` for the teacher as it was given.
             model: to measure.
             steps: to sample it in.
             denoiser: sampled in place of the model's own, e.g. guided.
+            method: of sampling.
         """
         key = (name, steps)
         if self.distributed.on_main_process(
@@ -81,9 +84,9 @@ class Evaluator:
             return
         known = self.distributed.on_main_process(self._reference_is_there)
         started = time.perf_counter()
-        samples = self.samples(model, steps, denoiser=denoiser, reference=self._reference(), known=known)
+        samples = self.samples(model, steps, method, denoiser, reference=self._reference(), known=known)
         seconds = time.perf_counter() - started
-        self.distributed.on_main_process(lambda: self._write_record(name, model, steps, samples, seconds))
+        self.distributed.on_main_process(lambda: self._write_record(name, model, steps, method, samples, seconds))
 
     @cached_property
     def data(self) -> list[Tensor]:
@@ -121,7 +124,9 @@ class Evaluator:
         reference = self._reference()
         return reference.path.is_file() or reference.agrees()
 
-    def _write_record(self, name: str, model: Model, steps: int, samples: list[Summary], seconds: float) -> None:
+    def _write_record(
+        self, name: str, model: Model, steps: int, method: str, samples: list[Summary], seconds: float
+    ) -> None:
         """Compare samples with the data; write the record, the grid and the card."""
         every, reference = join(samples), self._reference()
         if not reference.path.is_file():
@@ -129,7 +134,8 @@ class Evaluator:
         record = {
             "model": name,
             "steps": steps,
-            "network_evaluations": steps,
+            "method": method,
+            "network_evaluations": network_evaluations(steps, method),
             "seconds_per_image": seconds / len(every),
             "rmse": every.rmse,
             "training": dict(model.training),

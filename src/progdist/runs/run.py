@@ -25,7 +25,8 @@ from progdist.recipes.recipe import Recipe, student_name
 from progdist.runs.checks import check_compatible, open_images, with_precision
 from progdist.runs.evaluator import Evaluator, instruments
 from progdist.runs.folder import Record, RunFolder
-from progdist.runs.report import write_report
+from progdist.runs.pages.live import live
+from progdist.runs.pages.report import write_report
 from progdist.runs.stage_trainer import StageTrainer
 from progdist.runs.stages import (
     RunConditions,
@@ -82,15 +83,15 @@ class Run:
             if self.given:
                 evaluator.evaluate("given", self.given.model, reference[1], self.guided)
             evaluator.evaluate(reference[0], teacher, reference[1], sampled)
-            self._write_page()
             train_student = partial(self.train_student, trainer)
             for link, student in distill_chain(teacher, self.recipe.distill.links(), train_student):
                 for name, steps in others:
                     if steps == link.steps and name == "student":
                         evaluator.evaluate(name, student, steps)
                     elif steps == link.steps:
-                        evaluator.evaluate(name, teacher, steps, sampled)
-                self._write_page()
+                        method = "ddim" if name == "teacher" else "dpmpp"
+                        evaluator.evaluate(name, teacher, steps, sampled, method)
+            self._write_page()
             return list(self.folder.read("evaluations"))
 
     def prepare(self) -> None:
@@ -238,4 +239,5 @@ def run(recipe: Recipe, out: Path, callback: Callback, *, fresh: bool = False, s
     Raises:
         UserError: anything the user can fix; what is written stays.
     """
-    return open_run(recipe, out, callback, shards=shards, fresh=fresh).run()
+    opened = open_run(recipe, out, callback, shards=shards, fresh=fresh)
+    return replace(opened, callback=live(opened.folder, opened.callback)).run()
