@@ -186,4 +186,23 @@ def import_official(
     console.print(f"{out}: distilled for {', '.join(map(str, model.steps)) or 'any number of'} steps", highlight=False)
 
 
-COMMANDS: tuple[Callable[..., None], ...] = (doctor, sample, evaluate, export, import_official)
+def play(
+    models: Annotated[list[Path], typer.Argument(help="Folders of runs or of models.")],
+    port: Annotated[int, typer.Option(help="Of the page; 0 for any that is free.", min=0, max=65535)] = 8700,
+    browser: Annotated[bool, typer.Option("--browser/--no-browser", help="Open the page.")] = True,
+) -> None:
+    """Play with models on a page: noise, steps, class and guidance, teacher and students side by side."""
+    import webbrowser
+
+    from progdist.runs.pages.play import open_playables
+    from progdist.runs.pages.server import play as serve
+
+    def ready(url: str) -> None:
+        console.print(f"{url} (this machine alone; Ctrl-C ends it)", highlight=False, soft_wrap=True)
+        if browser:
+            webbrowser.open(url)
+
+    serve(open_playables(models), port, ready)
+
+
+COMMANDS: tuple[Callable[..., None], ...] = (doctor, sample, evaluate, play, export, import_official)
