@@ -56,6 +56,7 @@ NOT_RUN = {
     "run fashion-mnist": "its data are a package of their own",
     "ablation": "tests/runs/studies run it",
     "budget": "tests/runs/studies run it",
+    "play": "serves until it is stopped: tests/runs/pages runs it",
     "run cifar10": "builds the paper's network: test_network_sizes",
 }
 
