@@ -17,7 +17,7 @@ with exit code 2.
 """
 GROUPS = {
     "Make a few-step model": ("run", "distill", "doctor"),
-    "Use and judge it": ("sample", "evaluate", "export", "report"),
+    "Use and judge it": ("sample", "play", "evaluate", "statistics", "compare", "report", "export"),
     "What ships": ("recipes", "import-official"),
     "The paper's comparisons": ("ablation", "budget", "stochastic", "integrators"),
 }

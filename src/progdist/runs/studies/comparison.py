@@ -190,7 +190,7 @@ def _compared(space: Sequence[Sampled]) -> list[Record]:
 
 def _page(records: Sequence[Record], grids: Sequence[str], options: SamplingOptions) -> str:
     """The page: a table and bars of every feature space, and the samples beside each other."""
-    environment = jinja2.Environment(loader=jinja2.PackageLoader("progdist.runs", "."), autoescape=True)
+    environment = jinja2.Environment(loader=jinja2.PackageLoader("progdist.runs", "pages"), autoescape=True)
     spaces = dict[str, list[Record]]()
     for record in records:
         spaces.setdefault(record["features"], []).append(record)
