@@ -13,6 +13,7 @@ from progdist._utils.errors import UserError
 from progdist.diffusion.denoiser import Denoiser
 from progdist.diffusion.schedule import RectifiedFlow, VariancePreserving
 from progdist.models.autoencoder import Autoencoder
+from progdist.models.flow import flow_scheduler
 from progdist.models.text.lora_file import LoraFile
 from progdist.models.text.pipeline import TextPipeline
 from progdist.models.unet import image_shape, is_text_conditional
@@ -74,6 +75,11 @@ class Model:
     lora: LoraFile | None = None
 
     @property
+    def scheduler(self) -> DDIMScheduler | FlowMatchEulerDiscreteScheduler | None:
+        """The stock scheduler of its folder, for its own step count (the least of several); None where there is none."""
+        return stock_scheduler(self.denoiser, min(self.steps, default=None))
+
+    @property
     def shape(self) -> tuple[int, int, int]:
         """(channels, height, width) of what the network sees: images, or their latents."""
         shape = image_shape(self.denoiser.network)
@@ -97,8 +103,13 @@ class Model:
         return self
 
 
-def stock_scheduler(denoiser: Denoiser) -> DDIMScheduler | FlowMatchEulerDiscreteScheduler | None:
-    """The diffusers scheduler that samples this denoiser's network on our grid; None where there is none."""
+def stock_scheduler(
+    denoiser: Denoiser, steps: int | None = None
+) -> DDIMScheduler | FlowMatchEulerDiscreteScheduler | None:
+    """The diffusers scheduler that samples this denoiser's network on our grid; None where there is none.
+
+    That of a rectified flow is of one number of steps (see `progdist.models.flow`), any other of all that divide T.
+    """
     schedule, output, count = denoiser.schedule, denoiser.parameterization.name, denoiser.timesteps
     if isinstance(schedule, VariancePreserving) and output in PREDICTION_TYPES and denoiser.offset == 1:
         t = torch.arange(count + 1, dtype=torch.float64) / count
@@ -113,5 +124,5 @@ def stock_scheduler(denoiser: Denoiser) -> DDIMScheduler | FlowMatchEulerDiscret
             steps_offset=int(is_text_conditional(denoiser.network)),  # of no effect here, but stock pipelines ask for 1
         )
     if isinstance(schedule, RectifiedFlow) and output == "velocity" and denoiser.offset == 0:
-        return FlowMatchEulerDiscreteScheduler(num_train_timesteps=count, shift=schedule.shift)
+        return flow_scheduler(schedule.shift, count, steps)
     return None

@@ -8,9 +8,9 @@
 
 The scheduler in the folder visits exactly our grid wherever the step count divides T: trailing timesteps, betas from
 the schedule itself. A stock sampler then makes the images that `progdist sample` makes. A rectified flow with velocity
-output has FlowMatchEulerDiscreteScheduler, whose own default grid is another: give it ours, set_timesteps(sigmas=[1,
-(N-1)/N, ..., 1/N]). Other pairs, (x, eps) among them, have no stock scheduler, and some networks no stock pipeline;
-their folder holds the parts and progdist.json alone.
+output has FlowMatchEulerDiscreteScheduler, which visits our grid at the step count that the student was distilled for
+(see `progdist.models.flow`). Other pairs, (x, eps) among them, have no stock scheduler, and some networks no stock
+pipeline; their folder holds the parts and progdist.json alone.
 """
 
 import errno
@@ -40,7 +40,7 @@ from progdist.diffusion.parameterization import PARAMETERIZATIONS
 from progdist.diffusion.schedule import SCHEDULES, Schedule
 from progdist.models.io.model_card import card
 from progdist.models.io.safe_loading import load_component, network_class, read_autoencoder
-from progdist.models.model import Model, stock_scheduler
+from progdist.models.model import Model
 from progdist.models.text.folder import guidance_of, write_pipeline
 from progdist.models.text.lora_file import read_lora
 from progdist.models.text.pipeline import network_arguments, text_pipeline
@@ -83,7 +83,7 @@ def save(model: Model, folder: Path) -> None:
 
 
 def _write(model: Model, network: Diffuses, target: Path) -> None:
-    scheduler = stock_scheduler(model.denoiser)
+    scheduler = model.scheduler
     if isinstance(network, UNet2DConditionModel):
         if model.text is None or not isinstance(scheduler, DDIMScheduler):
             raise UserError("a UNet2DConditionModel is saved with the pipeline that it was loaded with: use its Model")
@@ -127,7 +127,7 @@ def _stock(model: Model) -> str | None:
     """The stock pipeline of a latent model, or the stock scheduler of another; None where there is none."""
     if model.text:
         return model.text.kind
-    scheduler, network = stock_scheduler(model.denoiser), cast(Diffuses, model.denoiser.network)
+    scheduler, network = model.scheduler, cast(Diffuses, model.denoiser.network)
     pipeline = _pipeline(model, network, scheduler) if isinstance(scheduler, DDIMScheduler) else None
     latent = type(pipeline).__name__ if pipeline and model.autoencoder else None
     plain = type(scheduler).__name__ if scheduler and not model.autoencoder and _part(network) == "unet" else None

@@ -38,7 +38,7 @@ from diffusers import FlowMatchEulerDiscreteScheduler, UNet2DModel
 
 network = UNet2DModel.from_pretrained("{path}", subfolder="unet")
 scheduler = FlowMatchEulerDiscreteScheduler.from_pretrained("{path}", subfolder="scheduler")
-scheduler.set_timesteps(sigmas=[1 - i / {steps} for i in range({steps})])
+scheduler.set_timesteps({grid})
 labels = {labels}
 z = torch.randn(16, network.config.in_channels, {height}, {width})
 for timestep in scheduler.timesteps:
@@ -117,7 +117,7 @@ def card(
         records: evaluations of this model.
     """
     counts = list(description["steps"])
-    steps, classes = (counts or [256])[0], len(description["classes"])
+    steps, classes = min(counts, default=256), len(description["classes"])
     template = _template(stock, classes)
     labels = f"torch.arange(16) % {classes}" if classes else "None"
     condition = f", class_labels={labels}" if classes else ""
@@ -128,6 +128,7 @@ def card(
         "classes": classes,
         "labels": labels,
         "condition": condition,
+        "grid": f"{steps}" if counts else f"sigmas=[1 - i / {steps} for i in range({steps})]",
         "pipeline": stock,
         "caption": "a photograph of a lighthouse",
         "scale": _scale(description.get("guidance")),
