@@ -76,15 +76,17 @@ class Model:
 
     @property
     def scheduler(self) -> DDIMScheduler | FlowMatchEulerDiscreteScheduler | None:
-        """The stock scheduler of its folder, for its own step count (the least of several); None where there is none."""
-        return stock_scheduler(self.denoiser, min(self.steps, default=None))
+        """The stock scheduler of its folder, for its own step count, the least of several; None where there is none."""
+        given = self.text is not None and self.text.particulars.passes_sigmas
+        return stock_scheduler(self.denoiser, None if given else min(self.steps, default=None))
 
     @property
     def shape(self) -> tuple[int, int, int]:
         """(channels, height, width) of what the network sees: images, or their latents."""
-        shape = image_shape(self.denoiser.network)
+        network = self.denoiser.network
+        shape = self.text.latents(network) if self.text else image_shape(network)
         if shape is None:
-            network_class = type(self.denoiser.network).__name__
+            network_class = type(network).__name__
             raise UserError(
                 f"this {network_class} does not tell the shape of its data: set sample_size in its config.json"
             )

@@ -23,7 +23,7 @@ from progdist.diffusion.denoiser import Denoiser
 from progdist.diffusion.loss import WEIGHTINGS, denoising_loss
 from progdist.models.io.diffusers_pipeline import read_teacher
 from progdist.models.model import Model
-from progdist.models.text.pipeline import trial_condition
+from progdist.models.text.pipeline import takes_guidance, trial_condition
 from progdist.recipes.recipe import Recipe, student_name
 from progdist.recipes.training import train_config
 from progdist.runs.stages import needs_stage_0, untrained
@@ -80,7 +80,7 @@ def estimate(recipe: Recipe) -> Estimate:
     denoiser = model.denoiser
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     denoiser.to(device)
-    taken, guided = recipe.teacher.model is not None, recipe.conversion.guidance is not None
+    taken, guided = recipe.teacher.model is not None, _is_guided(recipe, model)
     teacher_config = recipe.conversion_config() if taken else train_config(recipe.teacher)
     if taken and not needs_stage_0(recipe, model):
         teacher_config = replace(teacher_config, updates=0)
@@ -91,7 +91,7 @@ def estimate(recipe: Recipe) -> Estimate:
     parts = [_part("teacher", teacher_config, int(taken) * (2 if guided else 1), rates)]
     for link, config in zip(recipe.distill.links(), configs[1:], strict=True):
         parts.append(_part(student_name(link.steps), config, link.substeps, rates))
-    parts.append(_evaluation(recipe, rates))
+    parts.append(_evaluation(recipe, rates, guided))
     return Estimate(
         parameters=sum(parameter.numel() for parameter in denoiser.network.parameters()),
         image=model.image,
@@ -103,11 +103,16 @@ def estimate(recipe: Recipe) -> Estimate:
     )
 
 
+def _is_guided(recipe: Recipe, model: Model) -> bool:
+    """Whether a teacher takes two evaluations a step."""
+    return recipe.conversion.guidance is not None and not takes_guidance(model.denoiser.network)
+
+
 def _model(recipe: Recipe) -> Model:
     """The teacher that is taken, or the untrained one for the images as stated or as found."""
     data, network = recipe.data, recipe.network
     if network is None:
-        return read_teacher(recipe.teacher.model or "").model
+        return read_teacher(recipe.teacher.model or "", None, (data.size, data.size) if data.size else None).model
     stated = data.size is not None and data.channels is not None
     if stated and (data.classes is not None or not network.class_conditional):
         shape, classes = (data.channels or 0, data.size or 0, data.size or 0), range(data.classes or 0)
@@ -122,12 +127,12 @@ def _part(name: str, config: TrainConfig, substeps: int, rates: Rates) -> Part:
     return Part(name, config.updates, config.batch, substeps * examples, examples, seconds / 3600)
 
 
-def _evaluation(recipe: Recipe, rates: Rates) -> Part:
+def _evaluation(recipe: Recipe, rates: Rates, guided: bool) -> Part:
     """Teacher and students at all counts that are measured."""
     measurements = recipe.measurements()
     steps = sum(steps for _, steps in measurements)
     if recipe.teacher.model is not None:  # as it was given, too
-        steps += measurements[0][1] * (2 if recipe.conversion.guidance is not None else 1)
+        steps += measurements[0][1] * (2 if guided else 1)
     evaluations = recipe.evaluate.samples * steps
     return Part("evaluation", 0, recipe.evaluate.batch, evaluations, 0, evaluations * rates.evaluation / 3600)
 

@@ -21,6 +21,7 @@ from progdist.evaluation.check_on_images import check_on_images
 from progdist.models.io.diffusers_pipeline import Teacher, read_teacher
 from progdist.models.model import Model
 from progdist.recipes.files import read_recipe, write_recipe
+from progdist.recipes.from_teacher import unconverted
 from progdist.recipes.recipe import Recipe, student_name
 from progdist.runs.checks import check_compatible, open_images, with_precision
 from progdist.runs.evaluator import Evaluator, instruments
@@ -159,7 +160,7 @@ class Run:
             return trainer.fit(teacher_stage(self.recipe, self.images))
         model = replace(self.given.model, data=self.images.name, lora=None)
         if not needs_stage_0(self.recipe, model):
-            return trainer.keep("teacher", model)
+            return trainer.keep("teacher", unconverted(self.recipe, model))
         guided = self.guided
         trained_before = self.distributed.on_main_process(self.folder.model("teacher").exists)
         teacher = trainer.fit(conversion_stage(self.recipe, model, guided))
@@ -217,7 +218,7 @@ def open_run(recipe: Recipe, out: Path, callback: Callback, *, shards: bool = Fa
     distributed = Distributed(shards=shards)
     images, given = open_images(recipe.data, recipe.seed), None
     if recipe.teacher.model:
-        given = read_teacher(recipe.teacher.model, recipe.teacher.offset)
+        given = read_teacher(recipe.teacher.model, recipe.teacher.offset, images.shape[1:])
         given.model.to(distributed.device)
     folder = RunFolder(out, writes=distributed.is_main_process)
     if fresh and (aside := distributed.on_main_process(folder.move_aside)):

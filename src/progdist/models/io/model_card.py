@@ -3,6 +3,8 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from progdist.models.text.kinds import PIPELINES
+
 HEADER = """---
 library_name: diffusers
 pipeline_tag: {task}
@@ -63,7 +65,7 @@ images = pipeline(labels, guidance_scale=1.0, num_inference_steps={steps}).image
 TEXT = """from diffusers import {pipeline}
 
 pipeline = {pipeline}.from_pretrained("{path}")
-images = pipeline("{caption}", num_inference_steps={steps}, guidance_scale={scale:g}).images
+images = pipeline("{caption}", num_inference_steps={steps}, guidance_scale={scale:g}{call}).images
 """
 
 LORA = """from diffusers import DDIMScheduler, {pipeline}
@@ -87,7 +89,7 @@ images = progdist.sample(denoiser, noise, {steps}{condition})
 def _template(stock: str | None, classes: int) -> str:
     """The code that samples a model of some stock pipeline or scheduler."""
     match stock:
-        case "StableDiffusionPipeline" | "StableDiffusionXLPipeline":
+        case str() if stock in PIPELINES:
             return TEXT
         case "DDIMScheduler":
             return CLASSES if classes else PLAIN
@@ -132,6 +134,7 @@ def card(
         "pipeline": stock,
         "caption": "a photograph of a lighthouse",
         "scale": _scale(description.get("guidance")),
+        "call": PIPELINES[stock].call.format(height=image[1], width=image[2]) if stock in PIPELINES else "",
     }
     code = template.format(path=".", steps=steps, **numbers)
     size = f"{image[1]}x{image[2]} with {image[0]} channel{'s' if image[0] > 1 else ''}"
@@ -173,6 +176,8 @@ def _guidance(description: Mapping[str, Any]) -> str:
     """How it is guided, and what a stock pipeline must be told."""
     taken, negative = description["guidance"], description["negative"]
     away = f' away from "{negative}"' if negative else ""
+    if isinstance(taken, list | tuple) and taken[0] == taken[1]:
+        return f"Sample it with `guidance_scale={taken[0]:g}`, which is an input; `negative_prompt` has no effect."
     if isinstance(taken, list | tuple):
         return (
             f"`guidance_scale` is an input, from {taken[0]:g} to {taken[1]:g}, taken in{away}: each step calls the "

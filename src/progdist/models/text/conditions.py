@@ -12,6 +12,7 @@ from torch import Tensor
 from progdist._utils.errors import UserError
 from progdist.data.latents import split_label
 from progdist.models.model import Model
+from progdist.models.text.pipeline import takes_guidance
 
 Rows = Callable[[Tensor], Mapping[str, Tensor]]
 """Captions' numbers (B,) on the CPU -> their embeddings by name, (B, ...) on the CPU, of any precision."""
@@ -100,7 +101,7 @@ def dial(model: Model, guidance: float | None) -> float | None:
         UserError: a guidance is asked of a model that takes none.
     """
     taken = model.text.guidance if model.text else None
-    if isinstance(taken, tuple) and model.text:
+    if model.text and takes_guidance(model.denoiser.network):
         return model.text.usual_guidance if guidance is None else guidance
     if guidance is not None:
         what = f"was distilled with a guidance of {taken:g}" if taken is not None else "takes no guidance scale"
