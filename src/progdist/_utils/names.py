@@ -5,7 +5,7 @@ from typing import Literal
 Precision = Literal["auto", "float32", "bf16"]
 """What can be asked for (see `progdist._utils.precision`)."""
 
-Method = Literal["ddim", "ancestral", "overshoot", "euler", "euler_log_snr", "heun", "rk4", "dpmpp"]
+Method = Literal["ddim", "ancestral", "overshoot", "consistency", "euler", "euler_log_snr", "heun", "rk4", "dpmpp"]
 """How a sampler steps (see `progdist.diffusion.sampler`)."""
 
 Features = Literal["digits", "fashion-mnist", "pixels", "inception", "inception_clean", "inception_spatial", "dinov2"]

@@ -15,6 +15,10 @@ appendix's other stochastic sampler overshoots: a DDIM step of twice the length,
 
     z_s = (alpha_s / alpha_q) z_q + sqrt(sigma_s^2 - (alpha_s / alpha_q)^2 sigma_q^2) eps
 
+With q = 0 it is the multistep sampler of consistency models (Song et al. 2023, arXiv 2303.01469, algorithm 1):
+
+    z_s = alpha_s xh + sigma_s eps
+
 DPM-Solver++ (2M) is the DDIM step of a prediction that is extrapolated along the log-SNR, on the line through it and
 the prediction at q, where the step before began (Lu et al. 2022, arXiv 2211.01095, algorithm 2): of second order, at
 one evaluation a step,
@@ -88,22 +92,34 @@ def ancestral(
     return mean + per_example(deviation, z) * eps
 
 
-def overshoot(
-    schedule: Schedule, predict: Predict, z: Tensor, t: Tensor, s: Tensor, generator: torch.Generator | None
-) -> Tensor:
-    """One deterministic step of twice the length, from t to q = 2s - t >= 0, and noise back from q to s."""
-    q = 2 * s - t
-    (alpha_s, sigma_s), (alpha_q, sigma_q) = alpha_sigma(schedule, s), alpha_sigma(schedule, q)
-    ratio = alpha_s / alpha_q
-    deviation = (sigma_s**2 - (ratio * sigma_q) ** 2).sqrt()
-    eps = torch.randn(z.shape, generator=generator, dtype=z.dtype).to(z.device)
-    return per_example(ratio, z) * ddim(schedule, predict, z, t, q, generator) + per_example(deviation, z) * eps
+def noise_back(reach: Callable[[Tensor, Tensor], Tensor]) -> Step:
+    """A deterministic step from t to q = reach(t, s) <= s, and noise back from q to s."""
+
+    def step(
+        schedule: Schedule, predict: Predict, z: Tensor, t: Tensor, s: Tensor, generator: torch.Generator | None
+    ) -> Tensor:
+        q = reach(t, s)
+        (alpha_s, sigma_s), (alpha_q, sigma_q) = alpha_sigma(schedule, s), alpha_sigma(schedule, q)
+        ratio = alpha_s / alpha_q
+        deviation = (sigma_s**2 - (ratio * sigma_q) ** 2).sqrt()
+        eps = torch.randn(z.shape, generator=generator, dtype=z.dtype).to(z.device)
+        return per_example(ratio, z) * ddim(schedule, predict, z, t, q, generator) + per_example(deviation, z) * eps
+
+    return step
+
+
+overshoot = noise_back(lambda t, s: 2 * s - t)
+"""A step of twice the length, and noise back by half of it."""
+
+consistency = noise_back(lambda t, s: torch.zeros_like(s))
+"""A step to the data, and noise back to s: for students of one step that are asked at any time."""
 
 
 METHODS: dict[str, Step] = {
     "ddim": ddim,
     "ancestral": ancestral,
     "overshoot": overshoot,
+    "consistency": consistency,
     "euler": runge_kutta([()], [1.0]),
     "euler_log_snr": euler_in_log_snr,
     "heun": runge_kutta([(), (1.0,)], [0.5, 0.5]),
