@@ -70,6 +70,7 @@ CHANGES: dict[str, tuple[Any, Observe]] = {
     "distill.substeps": (8, stages_of),
     "distill.chain": ([32, 8, 1], stages_of),
     "distill.weighting": ("constant", losses_of),
+    "distill.target": ("tract", losses_of),
     "distill.stop.every": (2, held_out_losses_of),
     "distill.stop.window": (2, held_out_losses_of),
     "distill.stop.fraction": (0.9, held_out_losses_of),

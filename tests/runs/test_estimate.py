@@ -53,6 +53,14 @@ def test_the_estimates_arithmetic(tiny_recipe: Path) -> None:
     assert found.memory == 5 * 4 * found.parameters + 8 * 1000
 
 
+@pytest.mark.usefixtures("known_rates")
+def test_a_self_taught_target_takes_two_evaluations_and_an_average(tiny_recipe: Path) -> None:
+    settings = ["distill.chain=[8,1]", "distill.target=tract", "distill.ema=0.5"]
+    found = estimate(read_recipe(str(tiny_recipe), settings))
+    assert found.parts[1].frozen_evaluations == 2 * 3 * 8
+    assert found.memory == 6 * 4 * found.parameters + 8 * 1000
+
+
 def test_saved_bytes_are_those_of_autograd() -> None:
     """y = sum((x W)^2): autograd keeps x and x W, and W is a weight that is there anyway."""
     from progdist.runs.estimate import _saved_bytes

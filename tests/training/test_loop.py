@@ -78,6 +78,39 @@ def test_a_resumed_training_is_the_uninterrupted_one(tmp_path: Path, ema: float,
     assert [p.loss for p in records[first:]] == [p.loss for p in later_records]
 
 
+def test_a_loss_that_looks_at_the_average_is_resumed_bit_for_bit(tmp_path: Path) -> None:
+    """The module that is given holds the average of every update, and that of the checkpoint after a resume."""
+    config, losses = replace(CONFIG, ema=0.5), []
+
+    def self_taught(stop_at: int) -> dict[str, Tensor]:
+        module = network().eval()
+        average = copy.deepcopy(module)
+
+        def loss(learning: nn.Module, batch: Batch) -> Tensor:
+            with torch.no_grad():
+                target = average(batch["x"])
+            each = error(learning, batch) + (learning(batch["x"]) - target).square().mean(1)
+            losses.append(each.detach().mean().item())
+            return each
+
+        result, _, _ = train(
+            module, loss, batches, config, accelerator=Accelerator(), checkpoints=Checkpoints(tmp_path / str(stop_at)),
+            average=average, stop=lambda module, update: update == stop_at,
+        )  # fmt: skip
+        assert result is average
+        return dict(result.state_dict())
+
+    uninterrupted = self_taught(12)
+    whole, losses[:] = list(losses), []
+    Checkpoints(tmp_path / "12").clear()
+    self_taught(7)
+    (tmp_path / "7").rename(tmp_path / "12")
+    del losses[4:]  # since the checkpoint
+    assert equal(self_taught(12), uninterrupted)
+    assert losses == whole
+    assert len(whole) == 12
+
+
 def test_microbatches_change_nothing() -> None:
     uninterrupted, _ = trained(CONFIG)
     parts, _ = trained(replace(CONFIG, gradient_accumulation_steps=4))

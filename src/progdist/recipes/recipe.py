@@ -134,7 +134,9 @@ class Recipe(Part):
             return False
         students = [stage for stage in self.distill.links() if student_name(stage.steps) in finished]
         same_configs = all(old.distill.train_config(stage) == self.distill.train_config(stage) for stage in students)
-        same_kind = (old.distill.weighting, old.distill.stop) == (self.distill.weighting, self.distill.stop)
+        same_kind = all(
+            getattr(old.distill, key) == getattr(self.distill, key) for key in ("target", "weighting", "stop")
+        )
         return same_configs and (not students or same_kind)
 
 

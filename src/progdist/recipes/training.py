@@ -122,8 +122,10 @@ class Distillation(Part):
 
     The chain goes from `start` (256) to `end` (1) by dividing by `substeps` (2), or is given whole as a list; each
     count must divide the one before it, and their ratio is the number of teacher steps to one of the student. `stages`
-    overrides, by the student's step count. With `lora_rank` students learn corrections of that rank alone (see
-    `progdist.training.lora`). With `stop`, `updates` is the most that a stage takes.
+    overrides, by the student's step count. `target` names what a student learns (see `progdist.distillation.variants`).
+    With `ema` a student is the average of its weights in training, which with `tract` is its self-teacher, too. With
+    `lora_rank` students learn corrections of that rank alone (see `progdist.training.lora`). With `stop`, `updates` is
+    the most that a stage takes.
     """
 
     start: PositiveInt | None = None
@@ -135,6 +137,8 @@ class Distillation(Part):
     learning_rate: Rate = 5e-5
     lr_scheduler: Literal["linear", "constant"] = "linear"
     max_grad_norm: Annotated[float, Field(ge=0)] = 1.0
+    ema: Share = 0.0
+    target: Literal["progressive", "stochastic", "tract"] = "progressive"
     weighting: Weight = "truncated_snr"
     gradient_accumulation_steps: PositiveInt = 1
     gradient_checkpointing: bool = False

@@ -5,8 +5,8 @@ forward and back (g), and per update of the optimiser (o). A stage of U updates 
 
     U (B (k f + g) + o)
 
-and holds the weights w, gradients w, Adam's moments 2 w, the average or the frozen teacher w, and what one microbatch
-saves for the way back; of a low-rank student, w once.
+and holds the weights w, gradients w, Adam's moments 2 w, the average or the frozen teacher w, or both, and what one
+microbatch saves for the way back; of a low-rank student, w once. With the target `tract` k is 2.
 """
 
 import copy
@@ -90,13 +90,14 @@ def estimate(recipe: Recipe) -> Estimate:
     weights = sum(parameter.nbytes for parameter in denoiser.network.parameters())
     parts = [_part("teacher", teacher_config, int(taken) * (2 if guided else 1), rates)]
     for link, config in zip(recipe.distill.links(), configs[1:], strict=True):
-        parts.append(_part(student_name(link.steps), config, link.substeps, rates))
+        frozen = 2 if recipe.distill.target == "tract" else link.substeps
+        parts.append(_part(student_name(link.steps), config, frozen, rates))
     parts.append(_evaluation(recipe, rates, guided))
     return Estimate(
         parameters=sum(parameter.numel() for parameter in denoiser.network.parameters()),
         image=model.image,
         classes=len(model.classes),
-        memory=(1 if configs[-1].lora_rank else 5) * weights + microbatch * rates.saved,
+        memory=(1 if configs[-1].lora_rank else 6 if recipe.distill.ema else 5) * weights + microbatch * rates.saved,
         device=torch.cuda.get_device_name() if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads",
         rates=rates,
         parts=tuple(parts),

@@ -4,6 +4,7 @@ A finished stage is a model folder, an unfinished one has checkpoints; both are 
 for its number of updates, or, with a stopping rule, until its held-out distillation loss has converged.
 """
 
+import copy
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
@@ -70,7 +71,8 @@ class StageTrainer:
         low_rank = add_lora(network, config.lora_rank, seed) if config.lora_rank else None
         if low_rank is not None and model.lora and model.lora.weights:
             load_adapter(low_rank, model.lora.weights)
-        loss = _loss_of_batch(stage, self.conditions(model))
+        average = copy.deepcopy(low_rank or network).eval() if stage.self_taught and config.ema else None
+        loss = _loss_of_batch(stage, self.conditions(model), average)
         self.callback.begin(stage.name, config.updates)
         try:
             network, updates, seconds = train(
@@ -84,6 +86,7 @@ class StageTrainer:
                 observe=self._observer(stage),
                 stop=self._stopping(stage, loss),
                 sharded=self.distributed.shards,
+                average=average,
             )
         except NotFinite as error:
             section = self.recipe.section_of(stage.name)
@@ -184,12 +187,13 @@ class StageTrainer:
         return model_folder.load(path).to(self.distributed.device)
 
 
-def _loss_of_batch(stage: TrainingStage, conditions: Conditions) -> Loss:
-    """The stage's loss as a function of the network in training and a batch."""
+def _loss_of_batch(stage: TrainingStage, conditions: Conditions, average: nn.Module | None) -> Loss:
+    """The stage's loss as a function of the network in training and a batch; the average teaches, if there is one."""
     denoiser = stage.model.denoiser
 
     def loss(network: nn.Module, batch: Batch) -> Tensor:
         student = denoiser.with_network(network)
-        return stage.loss(student, x=batch["x"], eps=batch["eps"], u=batch["u"], **conditions(batch))
+        itself = {"self_teacher": denoiser.with_network(average or network)} if stage.self_taught else {}
+        return stage.loss(student, x=batch["x"], eps=batch["eps"], u=batch["u"], **itself, **conditions(batch))
 
     return loss

@@ -24,7 +24,7 @@ from progdist.diffusion.parameterization import PARAMETERIZATIONS
 from progdist.distillation.chain import Stage
 from progdist.distillation.conversion import conversion_loss, converted_form, needs_conversion
 from progdist.distillation.guidance import Guided
-from progdist.distillation.progressive import stage_loss
+from progdist.distillation.variants import STAGE_LOSSES
 from progdist.models.io.diffusers_pipeline import Teacher
 from progdist.models.model import Model
 from progdist.models.text.conditions import CaptionConditions, SizeConditions
@@ -54,6 +54,7 @@ class TrainingStage:
         model: the one to train, as it begins.
         loss: what it is trained on.
         config: how.
+        self_taught: whether the loss also takes `self_teacher`, the average of the weights in training.
     """
 
     name: str
@@ -61,6 +62,7 @@ class TrainingStage:
     model: Model
     loss: StageLoss
     config: TrainConfig
+    self_taught: bool = False
 
 
 @dataclass(frozen=True)
@@ -194,8 +196,9 @@ def student_stage(
     )
     if config.compile and isinstance(frozen, Denoiser):
         frozen = frozen.with_network(cast(nn.Module, torch.compile(frozen.network)))
-    loss = stage_loss(frozen, link, WEIGHTINGS[recipe.distill.weighting])
-    return TrainingStage(student_name(link.steps), number, student, loss, config)
+    target = recipe.distill.target
+    loss = STAGE_LOSSES[target](frozen, link, WEIGHTINGS[recipe.distill.weighting])
+    return TrainingStage(student_name(link.steps), number, student, loss, config, self_taught=target == "tract")
 
 
 def _untrained_lora(recipe: Recipe) -> LoraFile | None:

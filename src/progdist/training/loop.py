@@ -54,6 +54,7 @@ def train(
     observe: Callable[[Progress], None] = lambda progress: None,
     stop: Callable[[nn.Module, int], bool] = lambda network, update: False,
     sharded: bool = False,
+    average: nn.Module | None = None,
 ) -> tuple[nn.Module, int, float]:
     """Train a network, from its latest checkpoint if there is one.
 
@@ -69,6 +70,7 @@ def train(
         observe: called at every `config.record_every`-th update.
         stop: asked after every update (from 1) whether to end before config.updates; given the network as it is.
         sharded: spread the network over the processes (see `progdist.training.distributed`).
+        average: a copy of the network that is to hold its EMA, for a loss that looks at it; made here if not given.
 
     Returns:
         The network (a new one if it was spread), or its EMA where the config has one; the updates made; and the
@@ -87,7 +89,7 @@ def train(
         enable_gradient_checkpointing(network)
     plain, device = copy.deepcopy(network) if sharded else network, accelerator.device
     prepared = shard(network.to(device), device) if sharded else accelerator.prepare(network)
-    state = State(network, config)
+    state = State(network, config, average.to(device) if average is not None else None)
     if checkpoints is not None:
         _restore(state, checkpoints, accelerator)
     prepared.train(config.dropout)

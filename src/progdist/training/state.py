@@ -20,13 +20,13 @@ from progdist.training.distributed import distribute, gather
 class State:
     """Network, EMA and optimizer moments."""
 
-    def __init__(self, network: nn.Module, config: TrainConfig) -> None:
+    def __init__(self, network: nn.Module, config: TrainConfig, average: nn.Module | None = None) -> None:
         self.network, self.config = network, config
         self.parameters = [parameter for parameter in network.parameters() if parameter.requires_grad]
         self.optimizer = torch.optim.AdamW(
             self.parameters, config.learning_rate, weight_decay=config.weight_decay, fused=True
         )
-        self.ema_network = copy.deepcopy(network) if config.ema else None
+        self.ema_network = (copy.deepcopy(network) if average is None else average) if config.ema else None
         self.update, self.seconds = 0, 0.0
         device = next(network.parameters()).device
         counts = torch.zeros(4, dtype=torch.int64, device=device)
