@@ -124,7 +124,13 @@ TO_FOUR = 0.466
 
 VARIANTS = {
     "progressive": Variant(
-        "progressive", 256, SHARES, ((4, "ddim", 4), (2, "ddim", 2), (1, "ddim", 1), (4, "overshoot", 4))
+        "progressive",
+        256,
+        SHARES,
+        (
+            *((4, "ddim", 4), (2, "ddim", 2), (1, "ddim", 1)),
+            *((4, "overshoot", 4), (2, "overshoot", 4), (1, "overshoot", 2)),
+        ),
     ),
     "stochastic": Variant(
         "stochastic",
