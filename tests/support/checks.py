@@ -7,8 +7,9 @@ import numpy as np
 import torch
 
 from progdist.diffusion.analytic import Gaussian, Mixture
+from progdist.diffusion.integrators import Step
 from progdist.diffusion.parameterization import Parameterization
-from progdist.diffusion.sampler import Step, ddim, ddim_update
+from progdist.diffusion.sampler import ddim, ddim_update
 from progdist.diffusion.schedule import Schedule
 from progdist.distillation.progressive import distillation_target, substep_times
 from support.toys import times

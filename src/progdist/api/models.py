@@ -10,7 +10,7 @@ from torch import Tensor
 from progdist._utils.errors import UserError
 from progdist.diffusion import sampler
 from progdist.diffusion.denoiser import Denoiser, DenoiserProtocol
-from progdist.diffusion.sampler import Step
+from progdist.diffusion.integrators import Step
 
 if TYPE_CHECKING:  # diffusers takes seconds to import
     from progdist.models.autoencoder import Autoencoder

@@ -10,7 +10,8 @@ from torch import Tensor
 from progdist._utils.errors import UserError
 from progdist._utils.names import Precision
 from progdist._utils.random import SAMPLING_NOISE, generator
-from progdist.diffusion.sampler import Step, ancestral
+from progdist.diffusion.integrators import Step
+from progdist.diffusion.sampler import ancestral
 from progdist.evaluation.sampling import noise_in_batches, sample_in_batches
 from progdist.models.model import Model
 from progdist.models.text.conditions import prompt_conditions

@@ -8,7 +8,8 @@ from torch import Tensor
 from progdist._utils.names import Precision
 from progdist._utils.precision import autocast
 from progdist.diffusion.denoiser import DenoiserProtocol
-from progdist.diffusion.sampler import Step, sample
+from progdist.diffusion.integrators import Step
+from progdist.diffusion.sampler import sample
 from progdist.models.model import Model
 from progdist.models.unet import Conditions, class_conditions
 

@@ -13,7 +13,8 @@ from progdist.data.grid import GRID, write_grid
 from progdist.data.images import CaptionedImages, Images
 from progdist.data.shards import INDEX, TensorShards
 from progdist.diffusion.denoiser import DenoiserProtocol
-from progdist.diffusion.sampler import Step, network_evaluations
+from progdist.diffusion.integrators import Step
+from progdist.diffusion.sampler import network_evaluations
 from progdist.evaluation.features import ROWS, write_features
 from progdist.evaluation.measures.frechet import Frechet
 from progdist.evaluation.measures.plan import Instruments, Plan

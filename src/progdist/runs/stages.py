@@ -182,9 +182,8 @@ def student_stage(
         data: the name of the data.
         base: the given teacher, whose weights a student with `lora` begins from; None where one was trained.
     """
-    config = recipe.student_config(link)
-    adapted = base is not None and recipe.lora is not None
-    begin = teacher.denoiser.with_network(base.network) if adapted else _initial_student(teacher.denoiser, config)
+    config, begin = recipe.student_config(link), teacher.denoiser
+    begin = begin.with_network(base.network) if base and recipe.lora else _initial_student(begin, config)
     student = replace(
         teacher,
         denoiser=begin,

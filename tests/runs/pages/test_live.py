@@ -1,5 +1,6 @@
 """The page while the run goes on: when it is written, what it says, and that the weights do not know of it."""
 
+import time
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from progdist.runs.folder import RunFolder
 from progdist.runs.pages import live as live_module
 from progdist.runs.pages.live import LiveReport, live
 from progdist.runs.pages.progress import UnderWay, duration, run_seconds
+from progdist.runs.pages.report import write_report
 from progdist.training.callbacks import Progress
 from support.commands import SilentCallback, succeeds
 
@@ -21,7 +23,7 @@ def test_a_page_at_every_update_and_the_same_weights(
     finished: tuple[Path, Result], tiny_recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pages: list[str] = []
-    write = live_module.write_report
+    write = write_report
 
     def watched(folder: RunFolder, under_way: UnderWay | None) -> Path:
         path = write(folder, under_way)
@@ -54,7 +56,7 @@ def test_a_page_each_minute_and_less_often_where_it_takes_long(monkeypatch: pyte
         clock[0] += cost[0]
 
     monkeypatch.setattr(live_module, "write_report", write)
-    monkeypatch.setattr(live_module.time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(time, "monotonic", lambda: clock[0])
     report = LiveReport(SilentCallback(), RunFolder(tmp_path))
     report.begin("teacher", 1000)
     for update in range(1, 400):

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 
 from progdist._utils.errors import UserError
 from progdist._utils.files import atomic_write
-from progdist.diffusion.sampler import Step
+from progdist.diffusion.integrators import Step
 from progdist.models.model import Model
 from progdist.runs.evaluator import Evaluator
 from progdist.runs.folder import Record, RunFolder

@@ -12,7 +12,8 @@ from typing import Any
 from matplotlib.axes import Axes
 
 from progdist._utils.errors import UserError
-from progdist.diffusion.sampler import Step, ancestral, overshoot
+from progdist.diffusion.integrators import Step
+from progdist.diffusion.sampler import ancestral, overshoot
 from progdist.models.io import folder as model_folder
 from progdist.models.model import Model
 from progdist.recipes.files import read_recipe, write_recipe
