@@ -66,6 +66,10 @@ def test_the_whole_command(kind: str, pairs: Path, monkeypatch: pytest.MonkeyPat
     assert guidance_input(model.denoiser.network) == 256
     assert model.denoiser.network.get_parameter("time_embedding.cond_proj.weight").any()  # it has been taught
     assert json.loads((out / "captions" / "index.json").read_text())["shard"] < 3  # in several shards
+    lines = (out / "metrics.jsonl").read_text().splitlines()
+    told = next(record for record in map(json.loads, lines) if "conversion_by_guidance" in record)
+    assert set(told["conversion_by_guidance"]) <= {"1 to 1.68", "1.68 to 2.83", "2.83 to 4.76", "4.76 to 8"}
+    assert all(error > 0 for error in (told["conversion"] | told["conversion_by_guidance"]).values())
     pipeline = getattr(diffusers, kind).from_pretrained(out / "student-0004")
     assert pipeline(PROMPTS[0], num_inference_steps=4, guidance_scale=3.0).images[0].size == (8, 8)
     again = call("distill", place, "--data", f"captions:{pairs}", *SMALL, "--guidance", "1:8", "--negative", "a smudge",

@@ -14,6 +14,7 @@ SNR of some schedules is infinite.
 
 from collections.abc import Callable
 
+import torch
 from torch import Tensor
 
 from progdist._utils.broadcasting import per_example
@@ -42,6 +43,12 @@ def weighted_error(weighting: Weighting, schedule: Schedule, x_hat: Tensor, x: T
     """w(t) mean |x - xh|^2 for each example: (B,), from x_hat and x (B, ...) and t (B,)."""
     error = (x_hat - x).square().flatten(1).mean(1)
     return weighting(schedule.rho(t) ** 2).to(error) * error
+
+
+def weighted_norm(weighting: Weighting, schedule: Schedule, x_hat: Tensor, x: Tensor, t: Tensor) -> Tensor:
+    """The root of `weighted_error`, whose gradient where both agree is 0; same arguments and shapes."""
+    norm = torch.linalg.vector_norm((x_hat - x).flatten(1), dim=1) / x[0].numel() ** 0.5
+    return weighting(schedule.rho(t) ** 2).sqrt().to(norm) * norm
 
 
 def denoising_loss(

@@ -4,10 +4,19 @@ Predictions of eps say nothing of x where there is no signal, and guidance takes
 any halving a student, with output v and a schedule that ends in pure noise, learns the teacher's own predictions at
 all times,
 
-    loss = w(t) mean |xh(z_t, t) - xh_teacher(z_t, t')|^2,    SNR(t') = SNR(t)
+    loss = sqrt(w(t) mean |xh(z_t, t) - xh_teacher(z_t, t')|^2),    SNR(t') = SNR(t)
 
 where t' is the teacher's time of the same signal-to-noise ratio: a variance-preserving latent is then one of both
 schedules. Beyond the teacher's last noise level t' = 1.
+
+The loss is a norm and not its square. What is learned is a function of what the student is given, so both are 0 at the
+same student; but the gradient of a square is as long as the error, and the errors differ: a student begins near the
+teacher without guidance, and a guided teacher is g - 1 times the difference of its two predictions from it, so that the
+largest scales would be learned at the cost of the others. The gradient of the norm by the prediction is
+
+    sqrt(w(t) / D) e / |e|,    e = xh - xh_teacher of D numbers
+
+of one length at every scale, whatever the error.
 
 Where the teacher is guided (see `guidance`) the student learns the mixture of its two predictions. With one guidance
 scale g for all the student knows that one; where g is part of the condition, drawn anew for every example, the student
@@ -18,11 +27,14 @@ takes it as an input,
 which is stage one of Meng et al. 2023 (arXiv 2210.03142); halving it, their stage two, is that of any other student.
 """
 
+from collections.abc import Sequence
+from itertools import pairwise
+
 import torch
 from torch import Tensor
 
 from progdist.diffusion.denoiser import Denoiser, DenoiserProtocol
-from progdist.diffusion.loss import Weighting, diffuse, weighted_error
+from progdist.diffusion.loss import Weighting, diffuse, weighted_norm
 from progdist.diffusion.parameterization import PARAMETERIZATIONS, Eps
 from progdist.diffusion.schedule import Discrete, Schedule
 
@@ -57,7 +69,7 @@ def conversion_loss(
     weighting: Weighting,
     **condition: Tensor,
 ) -> Tensor:
-    """The weighted error of the student against the teacher's prediction at the same SNR.
+    """The weighted norm of the student's error against the teacher's prediction at the same SNR.
 
     Args:
         student: the one to train.
@@ -75,7 +87,7 @@ def conversion_loss(
     z = diffuse(student.schedule, x, eps, t)
     with torch.no_grad():
         target = teacher(z, equal_snr(student.schedule, teacher.schedule, t), **condition)
-    return weighted_error(weighting, student.schedule, student(z, t, **condition), target, t)
+    return weighted_norm(weighting, student.schedule, student(z, t, **condition), target, t)
 
 
 BANDS = (-float("inf"), -6.0, -2.0, 2.0, 6.0, float("inf"))
@@ -86,24 +98,39 @@ BATCH = 64
 
 
 @torch.no_grad()
-def error_by_band(
+def prediction_errors(
     student: DenoiserProtocol, teacher: DenoiserProtocol, x: Tensor, eps: Tensor, u: Tensor, **condition: Tensor
-) -> dict[str, float]:
-    """The RMS difference of the two predictions of x in each log-SNR band; arguments as in `conversion_loss`.
+) -> Tensor:
+    """The mean square difference of the two predictions of x for each example, float64 (B,) on the CPU.
 
-    Both are asked for BATCH examples at a time.
+    Arguments as in `conversion_loss`. Both are asked for BATCH examples at a time.
     """
-    t, differences = 1 - u, []
+    t, errors = 1 - u, []
     for start in range(0, len(x), BATCH):
         part = slice(start, start + BATCH)
         given = {name: value[part] for name, value in condition.items()}
         z = diffuse(student.schedule, x[part], eps[part], t[part])
         target = teacher(z, equal_snr(student.schedule, teacher.schedule, t[part]), **given)
-        differences.append((student(z, t[part], **given) - target).square().flatten(1).mean(1).double().cpu())
-    difference = torch.cat(differences)
-    band_index = torch.bucketize(student.schedule.log_snr(t), torch.tensor(BANDS[1:-1], dtype=torch.float64))
+        errors.append((student(z, t[part], **given) - target).square().flatten(1).mean(1).double().cpu())
+    return torch.cat(errors)
+
+
+def rms_by_interval(errors: Tensor, values: Tensor, edges: Sequence[float]) -> dict[str, float]:
+    """The root of the mean error in each interval of a value, without the intervals that hold none.
+
+    Args:
+        errors: mean squares, float64 (B,).
+        values: what the intervals are of, float64 (B,).
+        edges: of the intervals, rising; a value at an edge belongs below it, and those beyond the ends to the end ones.
+    """
+    place = torch.bucketize(values.cpu(), torch.tensor(edges[1:-1], dtype=torch.float64))
     return {
-        f"{BANDS[band]:g} to {BANDS[band + 1]:g}": float(difference[band_index == band].mean().sqrt())
-        for band in range(len(BANDS) - 1)
-        if (band_index == band).any()
+        f"{low:.3g} to {high:.3g}": float(errors[place == number].mean().sqrt())
+        for number, (low, high) in enumerate(pairwise(edges))
+        if (place == number).any()
     }
+
+
+def guidance_edges(least: float, largest: float, count: int = 4) -> list[float]:
+    """The edges of `count` intervals from the least to the largest guidance scale, of one ratio each."""
+    return [least * (largest / least) ** (number / count) for number in range(count + 1)]

@@ -15,7 +15,7 @@ from progdist.data.latents import begin_latents, encode, open_latents
 from progdist.diffusion.denoiser import DenoiserProtocol
 from progdist.diffusion.loss import WEIGHTINGS
 from progdist.distillation.chain import Stage, distill_chain
-from progdist.distillation.conversion import error_by_band
+from progdist.distillation.conversion import BANDS, guidance_edges, prediction_errors, rms_by_interval
 from progdist.distillation.progressive import check_weighting
 from progdist.evaluation.check_on_images import check_on_images
 from progdist.models.io.diffusers_pipeline import Teacher, read_teacher
@@ -189,17 +189,19 @@ class Run:
             raise UserError(f"{self.recipe.teacher.model}: {problem} (or take it with --set teacher.trust=true)")
 
     def _report_conversion(self, trainer: StageTrainer, converted: Model, teacher: DenoiserProtocol) -> None:
-        """How near stage 0 came to the given teacher, in each band of the log-SNR."""
+        """How near stage 0 came to the given teacher, by the log-SNR and by the guidance scale, where one is drawn."""
         size, device = min(512, len(self.images)), self.distributed.device
         batch = next(trainer.batches(trainer.images, size, HELD_OUT_NOISE)(0, 1, slice(size)))
-        x, eps = batch["x"].to(device), batch["eps"].to(device)
+        x, eps, u = batch["x"].to(device), batch["eps"].to(device), batch["u"]
         condition = self.conditions(converted)({**batch, "labels": batch["labels"].to(device)})
-        bands = error_by_band(converted.denoiser, teacher, x, eps, batch["u"], **condition)
-        self.folder.append(
-            "metrics", {"model": "teacher", "update": converted.training["updates"], "conversion": bands}
-        )
-        differences = ", ".join(f"{difference:.3f} at {band}" for band, difference in bands.items())
-        self.callback.note(f"stage 0 differs from the given teacher by (RMS, log-SNR): {differences}")
+        errors = prediction_errors(converted.denoiser, teacher, x, eps, u, **condition)
+        found = {"conversion": rms_by_interval(errors, converted.denoiser.schedule.log_snr(1 - u), BANDS)}
+        if dial := self.conditions.guidance:
+            found["conversion_by_guidance"] = rms_by_interval(errors, batch["guidance"], guidance_edges(*dial))
+        self.folder.append("metrics", {"model": "teacher", "update": converted.training["updates"], **found})
+        for of, by in zip(("log-SNR", "guidance scale"), found.values(), strict=False):
+            said = ", ".join(f"{difference:.3f} at {interval}" for interval, difference in by.items())
+            self.callback.note(f"stage 0 differs from the given teacher by (RMS, {of}): {said}")
 
 
 def open_run(recipe: Recipe, out: Path, callback: Callback, *, shards: bool = False, fresh: bool = False) -> Run:

@@ -7,6 +7,7 @@ what an uninterrupted one sees, many processes see the batches that one sees, an
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from math import log
 from typing import Any, Protocol, cast, runtime_checkable
 
 import torch
@@ -83,8 +84,8 @@ class Batches:
         Yields:
             x (B, C, H, W) in [-1, 1]; eps standard normal, of x's shape; u in [0, 1), float64 (B,), each uniform and
             together evenly spread, so that every batch sees all times (Kingma et al. 2021, arXiv 2107.00630, appendix
-            I.1); and where asked for labels (B,) int64, and guidance (B,) float64, uniform in its range and drawn
-            after all else.
+            I.1); and where asked for labels (B,) int64, and guidance (B,) float64 in its range, of uniform logarithm,
+            and drawn after all else.
         """
         if isinstance(self.images, Streamed):
             stream = _Stream(self, self.images, first, last, rows)
@@ -130,7 +131,7 @@ class _Drawn(Dataset[Batch]):
             if batches.flip and torch.rand((), generator=draw) < 0.5:
                 x[number] = x[number].flip(-1)
             if batches.guidance:
-                guidance[number].uniform_(*batches.guidance, generator=draw)
+                guidance[number].uniform_(*map(log, batches.guidance), generator=draw).exp_()
         labels = {"labels": torch.tensor([label for _, label in examples])} if batches.labelled else {}
         return {"x": x, "eps": eps, "u": u} | labels | ({"guidance": guidance} if batches.guidance else {})
 
