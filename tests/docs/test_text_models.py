@@ -14,7 +14,7 @@ from support.paths import ROOT
 pytestmark = pytest.mark.slow
 
 SHORTER = {
-    "examples/train_text_teacher.py": ["--updates", "2", "--autoencoder-updates", "2"],
+    "examples/train_text_teacher.py": ["--updates", "2", "--autoencoder-updates", "2", "--images", "100"],
     "benchmarks/text_teacher.py": ["-n", "8", "--guidance", "3"],
 }
 
@@ -40,5 +40,5 @@ def test_from_captioned_digits_to_a_table(
     rows = [line for line in capsys.readouterr().out.splitlines() if line.startswith("| runs/")]
     student = next(row for row in rows if "student-0004 | 4 | 3 |" in row)
     teacher = next(row for row in rows if "stock-text | 4 | 3 |" in row)
-    assert student.split("|")[6].strip() == "4"  # a row for each step
-    assert teacher.split("|")[6].strip() == "8"  # and two where a stock pipeline guides
+    assert student.split("|")[7].strip() == "4"  # a row for each step
+    assert teacher.split("|")[7].strip() == "8"  # and two where a stock pipeline guides
