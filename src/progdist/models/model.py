@@ -13,8 +13,9 @@ from progdist._utils.errors import UserError
 from progdist.diffusion.denoiser import Denoiser
 from progdist.diffusion.schedule import RectifiedFlow, VariancePreserving
 from progdist.models.autoencoder import Autoencoder
+from progdist.models.guidance_input import class_guidance
 from progdist.models.text.lora_file import LoraFile
-from progdist.models.text.pipeline import TextPipeline
+from progdist.models.text.pipeline import Guidance, TextPipeline
 from progdist.models.unet import image_shape, is_text_conditional
 
 PREDICTION_TYPES: dict[str, Literal["sample", "epsilon", "v_prediction"]] = {
@@ -88,6 +89,29 @@ class Model:
     def image(self) -> tuple[int, int, int]:
         """(channels, height, width) of the images it makes."""
         return self.autoencoder.image(self.shape) if self.autoencoder else self.shape
+
+    @property
+    def guidance(self) -> Guidance | None:
+        """What it has taken in: the scales that it can be given, one for good (of captions), or None."""
+        if self.text:
+            return self.text.guidance
+        classes = class_guidance(self.denoiser.network)
+        return classes.scales if classes else None
+
+    def scale(self, asked: float | None) -> float | None:
+        """The guidance scale that it is given: what is asked for, or the usual one; None where it takes none.
+
+        Raises:
+            UserError: one is asked of a model that takes none.
+        """
+        taken, classes = self.guidance, class_guidance(self.denoiser.network)
+        if isinstance(taken, tuple):
+            usual = self.text.usual_guidance if self.text else classes.usual if classes else None
+            return usual if asked is None else asked
+        if asked is not None:
+            what = f"was distilled with a guidance of {taken:g}" if taken is not None else "takes no guidance scale"
+            raise UserError(f"--guidance {asked:g} was given, and the model {what}: leave it")
+        return None
 
     def to(self, device: torch.device) -> "Model":
         """Itself, moved to a device."""

@@ -104,7 +104,8 @@ class Evaluation(Part):
     """How the models of the run are measured.
 
     Those of more than `most_steps` steps are not; the reference is the teacher at the largest count that is. The
-    teacher is measured again at every `teacher_every`-th count of the chain.
+    teacher is measured again at every `teacher_every`-th count of the chain. Models that take a guidance scale are
+    measured at `guidance`, or at the usual one of their pipeline.
     """
 
     samples: Annotated[int, Field(ge=2)] = 2048
@@ -115,6 +116,7 @@ class Evaluation(Part):
     clip: bool = False
     most_steps: PositiveInt | None = None
     teacher_every: PositiveInt = 1
+    guidance: Scale | None = None
 
     @model_validator(mode="after")
     def _check(self) -> Self:

@@ -60,8 +60,8 @@ class Training(Optimization):
 class Conversion(Optimization):
     """Stage 0 of a given teacher: a v student learns its predictions (see `progdist.distillation.conversion`).
 
-    With `guidance` the teacher is guided: by one scale for all, or, if it takes captions, by any from the least to the
-    largest, which its student takes as an input. It is guided away from `null_class` (the last if not given), or from
+    With `guidance` the teacher is guided: by one scale for all, or by any from the least to the largest, which its
+    student takes as an input. It is guided away from `null_class` (the last if not given), or from
     the prompt `negative` (the empty one if not given).
     """
 

@@ -26,6 +26,8 @@ def check_compatible(recipe: Recipe, model: Model, images: Images) -> None:
             f"the teacher was distilled for {known} steps and the chain starts at {counts[0]}: set distill.start "
             "(or distill.chain) to start there"
         )
+    if isinstance(model.guidance, tuple) and recipe.conversion.guidance is not None:
+        raise UserError("the teacher takes a guidance scale already, which its students learn from it: leave guidance")
     if model.steps and recipe.conversion.guidance is not None:
         raise UserError("guidance is taken in at all times, and a distilled teacher knows only its own: leave it")
     if model.autoencoder and recipe.evaluate.clip:
@@ -53,6 +55,21 @@ def check_compatible(recipe: Recipe, model: Model, images: Images) -> None:
             )
 
 
+def check_evaluated_scale(recipe: Recipe, model: Model | None) -> None:
+    """Refuse a guidance scale to measure at that students do not take; the model is the given teacher."""
+    asked = recipe.evaluate.guidance
+    taken = recipe.conversion.guidance or (model.guidance if model else None)
+    if asked is None:
+        return
+    if not isinstance(taken, tuple):
+        raise UserError(
+            f"evaluate.guidance is {asked:g}, and the students take no guidance scale: leave it, or distil a range, "
+            "e.g. --guidance 1:8"
+        )
+    if not taken[0] <= asked <= taken[1]:
+        raise UserError(f"evaluate.guidance is {asked:g}, and the students learn {taken[0]:g} to {taken[1]:g}")
+
+
 def _check_captions(recipe: Recipe, model: Model, images: Images) -> None:
     """Refuse data and guidance of captions where the teacher takes none, and of classes where it takes captions."""
     captioned, conversion = isinstance(images, CaptionedImages), recipe.conversion
@@ -70,8 +87,6 @@ def _check_captions(recipe: Recipe, model: Model, images: Images) -> None:
         )
     if model.text and conversion.null_class is not None:
         raise UserError("conversion.null_class is of classes, and the teacher takes captions: leave it")
-    if not model.text and isinstance(conversion.guidance, tuple):
-        raise UserError("a range of guidance is of teachers that take captions: give this one a single scale")
     if not model.text and conversion.negative is not None:
         raise UserError("conversion.negative is a prompt, and the teacher takes none: set conversion.null_class")
 

@@ -22,7 +22,7 @@ from progdist.models.io.diffusers_pipeline import Teacher, read_teacher
 from progdist.models.model import Model
 from progdist.recipes.files import read_recipe, write_recipe
 from progdist.recipes.recipe import Recipe, student_name
-from progdist.runs.checks import check_compatible, open_images, with_precision
+from progdist.runs.checks import check_compatible, check_evaluated_scale, open_images, with_precision
 from progdist.runs.evaluator import Evaluator, feature_spaces
 from progdist.runs.folder import Record, RunFolder
 from progdist.runs.report import write_report
@@ -97,6 +97,7 @@ class Run:
         """Find every mistake that can be found before hours are spent; nothing is written."""
         if rule := self.recipe.distill.stop:
             self.images.split(rule.held_out, self.recipe.seed)
+        check_evaluated_scale(self.recipe, self.given.model if self.given else None)
         if self.given:
             check_compatible(self.recipe, self.given.model, self.images)
             self._check_teacher(self.given.model)

@@ -25,6 +25,7 @@ from progdist.distillation.chain import Stage
 from progdist.distillation.conversion import conversion_loss, converted_form, needs_conversion
 from progdist.distillation.guidance import Guided
 from progdist.distillation.progressive import stage_loss
+from progdist.models.guidance_input import usual_scale, with_class_guidance
 from progdist.models.io.diffusers_pipeline import Teacher
 from progdist.models.model import Model
 from progdist.models.text.conditions import CaptionConditions, SizeConditions
@@ -85,9 +86,8 @@ class RunConditions:
     def __call__(self, model: Model) -> Conditions:
         """What tells a model's network the class or the caption of each example of a batch."""
         if model.text is None:
-            return class_conditions(model.denoiser.network)
-        usual = model.text.guided(self.guidance, None).usual_guidance if self.guidance else None
-        conditions = CaptionConditions(self._embeddings, model.text.constants(self.images.shape)).at(usual)
+            return class_conditions(model.denoiser.network, self.evaluated)
+        conditions = CaptionConditions(self._embeddings, model.text.constants(self.images.shape)).at(self.evaluated)
         if not model.text.takes_sizes:
             return conditions
         return SizeConditions(conditions, len(self.images.classes), self._frames.__getitem__)
@@ -100,9 +100,17 @@ class RunConditions:
     @property
     def guidance(self) -> tuple[float, float] | None:
         """The least and the largest guidance scale that students take as an input; None where they take none."""
-        taken = self.given.text.guidance if self.given and self.given.text else None
-        guidance = self.recipe.conversion.guidance or taken
+        guidance = self.recipe.conversion.guidance or (self.given.guidance if self.given else None)
         return guidance if isinstance(guidance, tuple) else None
+
+    @property
+    def evaluated(self) -> float | None:
+        """The guidance scale at which models are measured; None where students take none."""
+        if self.guidance is None:
+            return None
+        text = self.given.text if self.given else None
+        usual = text.guided(self.guidance, None).usual_guidance if text else usual_scale(self.guidance)
+        return usual if self.recipe.evaluate.guidance is None else self.recipe.evaluate.guidance
 
     @cached_property
     def _embeddings(self) -> Embeddings:
@@ -157,7 +165,8 @@ def conversion_stage(recipe: Recipe, given: Model, frozen: DenoiserProtocol) -> 
     config = recipe.conversion_config()
     denoiser, guidance = student_form(recipe, _initial_student(given.denoiser, config)), recipe.conversion.guidance
     if isinstance(guidance, tuple):
-        network = with_guidance_input(denoiser.network)
+        given_network = denoiser.network
+        network = with_guidance_input(given_network) if given.text else with_class_guidance(given_network, guidance)
         denoiser = denoiser.with_parts(network=network, arguments=network_arguments(network))
     text = given.text.guided(guidance, recipe.conversion.negative) if given.text else None
     student = replace(given, denoiser=denoiser, text=text, lora=_untrained_lora(recipe))
@@ -206,12 +215,12 @@ def guided_predictions(recipe: Recipe, given: Teacher, images: Images) -> Denois
     """A given teacher's predictions as its student shall learn them: guided, and clipped if its sampler clips."""
     frozen: DenoiserProtocol = given.model.denoiser
     guidance, text, null = recipe.conversion.guidance, given.model.text, null_class(recipe, given.model, images)
+    scale = None if isinstance(guidance, tuple) else guidance
     if text and guidance is not None:
         encoder = text.encoder(next(given.model.denoiser.parameters()).device)
-        scale = None if isinstance(guidance, tuple) else guidance
         frozen = Guided(frozen, encoder.unconditional(recipe.conversion.negative), scale)
-    elif null is not None and isinstance(guidance, float):
-        frozen = Guided(frozen, {"class_labels": torch.tensor([null])}, guidance)
+    elif null is not None:
+        frozen = Guided(frozen, {"class_labels": torch.tensor([null])}, scale)
     return given.limited(frozen)
 
 

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from progdist._utils.errors import UserError
 from progdist._utils.files import read_json
+from progdist.models.guidance_input import class_arguments, class_guidance
 from progdist.models.text.stock import PIPELINES, PromptEncoder, guidance_embedding, prompt_encoder
 from progdist.models.unet import condition
 
@@ -148,7 +149,7 @@ def network_arguments(network: nn.Module) -> Any:  # noqa: ANN401  (of several s
     """What turns a condition into the keyword arguments of a stock network."""
     if isinstance(network, UNet2DConditionModel):
         return partial(_unet_arguments, guidance_input(network))
-    return dict
+    return class_arguments if class_guidance(network) else dict
 
 
 def _unet_arguments(
