@@ -12,10 +12,14 @@ import torch
 from torch import Tensor, nn
 
 import progdist
-from progdist import UserError
+from progdist import Cosine, Denoiser, UserError
 from progdist._utils.files import read_tensors
+from progdist.diffusion.analytic import Gaussian
+from progdist.diffusion.loss import WEIGHTINGS
+from progdist.diffusion.parameterization import PARAMETERIZATIONS
 from progdist.diffusion.sampler import sample
-from progdist.distillation.conversion import converted_form
+from progdist.distillation.conversion import conversion_loss, converted_form
+from progdist.distillation.guidance import Guided
 from progdist.evaluation.generate import sampling_noise
 from progdist.models.guidance_input import (
     GuidedClasses,
@@ -189,3 +193,45 @@ def test_a_damaged_description_is_one_line(damage: dict[str, Any], stock: SaveSt
     (tmp_path / "student" / "guidance" / "model.safetensors").unlink()
     with pytest.raises(UserError, match=r"guidance/model.safetensors is missing"):
         load(tmp_path / "student")
+
+
+class ExactClasses:
+    """The exact denoiser of classes, each a Gaussian around an image of one value; class 0 stands for none."""
+
+    schedule = Cosine()
+
+    def __call__(self, z: Tensor, t: Tensor, **condition: Tensor) -> Tensor:
+        means = torch.tensor([0.0, -0.5, 0.5])[condition["class_labels"]]
+        return Gaussian(self.schedule, means[:, None, None, None], 0.3)(z, t)
+
+
+@pytest.mark.slow
+def test_a_student_learns_what_guidance_does() -> None:
+    """Of an exact teacher, whose guided mean is g times the class's: far better than any student without the input."""
+    network = with_class_guidance(stock_network(classes=3), (1.0, 5.0))
+    denoiser = Denoiser(network, Cosine(), PARAMETERIZATIONS["v"], arguments=network_arguments(network))
+    teacher = Guided(ExactClasses(), {"class_labels": torch.tensor([0])})
+    optimizer = torch.optim.AdamW(network.parameters(), 3e-3)
+
+    def batch(count: int) -> dict[str, Tensor]:
+        labels, guidance = torch.randint(1, 3, (count,)), 1 + 4 * torch.rand(count, dtype=torch.float64)
+        x = torch.tensor([0.0, -0.5, 0.5])[labels][:, None, None, None] + 0.3 * torch.randn(count, 1, 8, 8)
+        u = torch.rand(count, dtype=torch.float64)
+        return {"x": x, "eps": torch.randn_like(x), "u": u, "class_labels": labels, "guidance": guidance}
+
+    def loss(**batch: Tensor) -> Tensor:
+        return conversion_loss(denoiser, teacher, **batch, weighting=WEIGHTINGS["constant"]).mean()  # pyright: ignore
+
+    for _ in range(120):
+        loss(**batch(16)).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    with torch.no_grad():
+        held = batch(256)
+        t = 1 - held["u"]
+        z = denoiser.schedule.alpha(t).float()[:, None, None, None] * held["x"]
+        z += denoiser.schedule.sigma(t).float()[:, None, None, None] * held["eps"]
+        told = {name: held[name] for name in ("class_labels", "guidance")}
+        exact, usual = teacher(z, t, **told), teacher(z, t, **{**told, "guidance": torch.full_like(held["u"], 3.0)})
+        error, ignorant = (float((made - exact).square().mean()) for made in (denoiser(z, t, **told), usual))
+        assert error < 0.4 * ignorant

@@ -16,6 +16,7 @@ from support.commands import TINY
 from support.recipe_effects import (
     Observe,
     batches_of,
+    evaluated_scale_of,
     evaluations_of,
     feature_spaces_of,
     held_out_losses_of,
@@ -81,6 +82,7 @@ CHANGES: dict[str, tuple[Any, Observe]] = {
     "evaluate.resamples": (11, evaluations_of),
     "evaluate.teacher_every": (2, evaluations_of),
     "evaluate.most_steps": (2, evaluations_of),
+    "evaluate.guidance": (2.0, evaluated_scale_of),
 }
 
 

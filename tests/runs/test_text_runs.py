@@ -216,7 +216,7 @@ def test_mistakes_are_one_line(words: tuple[str, ...], said: str, pairs: Path) -
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (("--guidance", "1:8"), "a range of guidance is of teachers that take captions"),
+        (("--guidance", "1:8"), "guidance needs a class that stands for none"),
         (("--guidance", "2", "--negative", "a smudge"), "conversion.negative is a prompt"),
         (("--lora", "2"), "lora makes a file for the pipeline of a text-to-image teacher"),
         ((), "is of captions, and the teacher takes none"),
