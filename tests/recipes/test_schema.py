@@ -90,6 +90,7 @@ TRAINING = {
     "updates": 99, "batch": 16, "learning_rate": 0.5, "warmup": 9, "weight_decay": 0.1,
     "max_grad_norm": 0.5, "ema": 0.5, "gradient_accumulation_steps": 2, "precision": "bf16", "checkpoint_every": 77,
     "gradient_checkpointing": True, "compile": True, "lora_rank": 3, "max_skipped_updates": 2,
+    "optimizer": "adamw8bit",
 }  # fmt: skip
 
 
@@ -173,6 +174,7 @@ def test_every_field_of_stage_0(stock: SaveStock) -> None:
         "updates": 9, "batch": 16, "learning_rate": 0.5, "warmup": 9, "lr_scheduler": "constant", "weight_decay": 0.1,
         "max_grad_norm": 0.5, "ema": 0.5, "gradient_accumulation_steps": 2, "precision": "bf16", "checkpoint_every": 77,
         "gradient_checkpointing": True, "compile": True, "lora_rank": 3, "max_skipped_updates": 2,
+    "optimizer": "adamw8bit",
     }  # fmt: skip
     for field, value in changes.items():
         assert getattr(train_config(Conversion.model_validate({field: value})), field) == value != getattr(base, field)

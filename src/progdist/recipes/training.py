@@ -4,7 +4,7 @@ from typing import Annotated, Any, Literal, Self, TypeVar
 
 from pydantic import Field, PositiveInt, model_validator
 
-from progdist._utils.names import Precision
+from progdist._utils.names import Optimizer, Precision
 from progdist.distillation.chain import Stage, halvings, stages
 from progdist.recipes.schema import Part, Rate, Scale, Share, Weight
 from progdist.training.config import TrainConfig
@@ -39,6 +39,7 @@ class Optimization(Part):
     max_skipped_updates: Annotated[int, Field(ge=0)] = 10
     precision: Precision = "auto"
     checkpoint_every: PositiveInt = 1000
+    optimizer: Optimizer = "adamw"
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -103,6 +104,7 @@ class StageTraining(Part):
     max_skipped_updates: Annotated[int, Field(ge=0)] | None = None
     precision: Precision | None = None
     checkpoint_every: PositiveInt | None = None
+    optimizer: Optimizer | None = None
 
 
 class Stop(Part):
@@ -143,6 +145,7 @@ class Distillation(Part):
     lora_rank: Annotated[int, Field(ge=0)] = 0
     precision: Precision = "auto"
     checkpoint_every: PositiveInt = 1000
+    optimizer: Optimizer = "adamw"
     stop: Stop | None = None
     stages: dict[int, StageTraining] = Field(default_factory=dict)
 

@@ -41,6 +41,7 @@ from progdist.runs.stages import (
 from progdist.runs.tracking import tracked
 from progdist.training.callbacks import Callback
 from progdist.training.distributed import Distributed
+from progdist.training.state import bitsandbytes
 
 
 @dataclass(frozen=True)
@@ -106,6 +107,8 @@ class Run:
             start = untrained(self.recipe, self.images.shape, self.images.classes, self.images.name).denoiser
         weighting = WEIGHTINGS[self.recipe.distill.weighting]
         check_weighting(start.schedule, weighting, self.recipe.distill.counts()[-1])
+        if any(config.optimizer == "adamw8bit" for config in self.recipe.train_configs()):
+            bitsandbytes()
         self.check_folder()
 
     def check_folder(self) -> None:
