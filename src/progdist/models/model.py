@@ -1,8 +1,9 @@
 """A denoiser with what its folder tells of it, and the stock scheduler that samples it on our grid."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from diffusers.schedulers.scheduling_ddim import DDIMScheduler
@@ -10,6 +11,8 @@ from diffusers.schedulers.scheduling_flow_match_euler_discrete import FlowMatchE
 from torch import nn
 
 from progdist._utils.errors import UserError
+from progdist._utils.names import Precision
+from progdist._utils.placement import at_work
 from progdist.diffusion.denoiser import Denoiser
 from progdist.diffusion.schedule import RectifiedFlow, VariancePreserving
 from progdist.models.autoencoder import Autoencoder
@@ -112,6 +115,15 @@ class Model:
             what = f"was distilled with a guidance of {taken:g}" if taken is not None else "takes no guidance scale"
             raise UserError(f"--guidance {asked:g} was given, and the model {what}: leave it")
         return None
+
+    @contextmanager
+    def at_work(self, device: torch.device, precision: Precision = "float32") -> Iterator[None]:
+        """Itself on a device meanwhile, its network held in the precision in which it is autocast."""
+        with ExitStack() as stack:
+            stack.enter_context(at_work(self.denoiser, device, precision))
+            if self.autoencoder:
+                stack.enter_context(at_work(cast(nn.Module, self.autoencoder.network), device))
+            yield
 
     def to(self, device: torch.device) -> "Model":
         """Itself, moved to a device."""

@@ -9,6 +9,7 @@ from functools import cached_property, partial
 from pathlib import Path
 
 from progdist._utils.errors import UserError
+from progdist._utils.placement import at_work
 from progdist._utils.random import HELD_OUT_NOISE
 from progdist.data.images import Images
 from progdist.data.latents import begin_latents, encode, open_latents
@@ -135,7 +136,7 @@ class Run:
     @cached_property
     def guided(self) -> DenoiserProtocol | None:
         """The given teacher's predictions as its student shall learn them; None where a teacher is trained."""
-        return guided_predictions(self.recipe, self.given, self.images) if self.given else None
+        return guided_predictions(self.recipe, self.given, self.images, self.distributed.device) if self.given else None
 
     @cached_property
     def conditions(self) -> RunConditions:
@@ -152,7 +153,8 @@ class Run:
             share = partial(encode, self.images, autoencoder, folder, framed=framed)
             if absent := self.distributed.on_main_process(lambda: begin_latents(self.images, folder, framed=framed)):
                 self.callback.note(f"{self.images.name}: {len(self.images)} images are encoded once ({absent} shards)")
-                self.distributed.on_every_process(share)
+                with at_work(autoencoder.network, self.distributed.device):
+                    self.distributed.on_every_process(share)
             examples = open_latents(self.images, folder, framed=framed)
         return StageTrainer(self.recipe, examples, self.folder, self.callback, self.distributed, self.conditions)
 
@@ -184,19 +186,22 @@ class Run:
         """Refuse a teacher whose output the data contradict, unless it is trusted."""
         if self.recipe.teacher.trust or model.steps or self.folder.model("teacher").exists():
             return
-        problem = self.distributed.on_main_process(
-            lambda: check_on_images(model, self.images, self.recipe.seed).problem
-        )
+        with model.at_work(self.distributed.device):
+            problem = self.distributed.on_main_process(
+                lambda: check_on_images(model, self.images, self.recipe.seed).problem
+            )
         if problem:
             raise UserError(f"{self.recipe.teacher.model}: {problem} (or take it with --set teacher.trust=true)")
 
     def _report_conversion(self, trainer: StageTrainer, converted: Model, teacher: DenoiserProtocol) -> None:
         """How near stage 0 came to the given teacher, in each band of the log-SNR."""
+        assert self.given is not None
         size, device = min(512, len(self.images)), self.distributed.device
         batch = next(trainer.batches(trainer.images, size, HELD_OUT_NOISE)(0, 1, slice(size)))
         x, eps = batch["x"].to(device), batch["eps"].to(device)
         condition = self.conditions(converted)({**batch, "labels": batch["labels"].to(device)})
-        bands = error_by_band(converted.denoiser, teacher, x, eps, batch["u"], **condition)
+        with converted.at_work(device), self.given.model.at_work(device):
+            bands = error_by_band(converted.denoiser, teacher, x, eps, batch["u"], **condition)
         self.folder.append(
             "metrics", {"model": "teacher", "update": converted.training["updates"], "conversion": bands}
         )
@@ -221,7 +226,6 @@ def open_run(recipe: Recipe, out: Path, callback: Callback, *, shards: bool = Fa
     images, given = open_images(recipe.data, recipe.seed), None
     if recipe.teacher.model:
         given = read_teacher(recipe.teacher.model, recipe.teacher.offset)
-        given.model.to(distributed.device)
     folder = RunFolder(out, writes=distributed.is_main_process)
     if fresh and (aside := distributed.on_main_process(folder.move_aside)):
         callback.note(f"the older run is now {aside}")

@@ -54,6 +54,7 @@ class TrainingStage:
         model: the one to train, as it begins.
         loss: what it is trained on.
         config: how.
+        frozen: the network that the loss asks; None where there is none.
     """
 
     name: str
@@ -61,6 +62,7 @@ class TrainingStage:
     model: Model
     loss: StageLoss
     config: TrainConfig
+    frozen: nn.Module | None = None
 
 
 @dataclass(frozen=True)
@@ -171,7 +173,7 @@ def conversion_stage(recipe: Recipe, given: Model, frozen: DenoiserProtocol) -> 
     text = given.text.guided(guidance, recipe.conversion.negative) if given.text else None
     student = replace(given, denoiser=denoiser, text=text, lora=_untrained_lora(recipe))
     loss = partial(conversion_loss, teacher=frozen, weighting=WEIGHTINGS[recipe.conversion.weighting])
-    return TrainingStage("teacher", 0, student, loss, config)
+    return TrainingStage("teacher", 0, student, loss, config, given.denoiser.network)
 
 
 def student_stage(
@@ -203,7 +205,7 @@ def student_stage(
     if config.compile and isinstance(frozen, Denoiser):
         frozen = frozen.with_network(cast(nn.Module, torch.compile(frozen.network)))
     loss = stage_loss(frozen, link, WEIGHTINGS[recipe.distill.weighting])
-    return TrainingStage(student_name(link.steps), number, student, loss, config)
+    return TrainingStage(student_name(link.steps), number, student, loss, config, teacher.denoiser.network)
 
 
 def _untrained_lora(recipe: Recipe) -> LoraFile | None:
@@ -211,13 +213,16 @@ def _untrained_lora(recipe: Recipe) -> LoraFile | None:
     return LoraFile(recipe.teacher.model) if recipe.lora is not None and recipe.teacher.model else None
 
 
-def guided_predictions(recipe: Recipe, given: Teacher, images: Images) -> DenoiserProtocol:
-    """A given teacher's predictions as its student shall learn them: guided, and clipped if its sampler clips."""
+def guided_predictions(recipe: Recipe, given: Teacher, images: Images, device: torch.device) -> DenoiserProtocol:
+    """A given teacher's predictions as its student shall learn them: guided, and clipped if its sampler clips.
+
+    Text encoders compute on the device, and are let go of.
+    """
     frozen: DenoiserProtocol = given.model.denoiser
     guidance, text, null = recipe.conversion.guidance, given.model.text, null_class(recipe, given.model, images)
     scale = None if isinstance(guidance, tuple) else guidance
     if text and guidance is not None:
-        encoder = text.encoder(next(given.model.denoiser.parameters()).device)
+        encoder = text.encoder(device)
         frozen = Guided(frozen, encoder.unconditional(recipe.conversion.negative), scale)
     elif null is not None:
         frozen = Guided(frozen, {"class_labels": torch.tensor([null])}, scale)

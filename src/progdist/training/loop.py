@@ -105,6 +105,7 @@ def train(
                 break
     if sharded:
         plain.load_state_dict(gather(network.state_dict()))
+    accelerator.free_memory()  # which keeps every network that it prepared
     if not all(parameter.isfinite().all() for parameter in plain.parameters()):
         raise NotFinite(explain(state.update, config, math.nan, math.inf, checkpoints))
     return (plain if sharded else state.result()).eval(), state.update, records.seconds()

@@ -30,7 +30,8 @@ class State:
         self.network, self.config = network, config
         self.parameters = [parameter for parameter in network.parameters() if parameter.requires_grad]
         self.optimizer = _optimizer(self.parameters, config)
-        self.ema_network = copy.deepcopy(network) if config.ema else None
+        fixed = {id(each): each for each in network.parameters() if not each.requires_grad}
+        self.ema_network = copy.deepcopy(network, fixed) if config.ema else None
         self.update, self.seconds = 0, 0.0
         device = next(network.parameters()).device
         counts = torch.zeros(4, dtype=torch.int64, device=device)
@@ -79,8 +80,8 @@ class State:
     def _update_average(self, finite: Tensor) -> None:
         assert self.ema_network is not None
         weight = torch.where(self.steps == 0, 1.0, 1 - self.config.ema) * finite
-        averages: list[Tensor] = list(self.ema_network.parameters())
-        values: list[Tensor] = list(self.network.parameters())
+        averages: list[Tensor] = [each for each in self.ema_network.parameters() if each.requires_grad]
+        values: list[Tensor] = list(self.parameters)
         difference = torch._foreach_sub(values, averages)  # pyright: ignore[reportPrivateImportUsage]
         torch._foreach_mul_(difference, weight)  # pyright: ignore[reportPrivateImportUsage]
         torch._foreach_add_(averages, difference)  # pyright: ignore[reportPrivateImportUsage]
