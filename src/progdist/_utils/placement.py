@@ -29,11 +29,7 @@ def at_work(network: nn.Module, device: torch.device, precision: Precision = "fl
         device: where it computes.
         precision: in which it is autocast; float32 for one that is not.
     """
-    halved = set[int]()
-    if resolve(precision, device) == "bf16":
-        layers = (module for module in network.modules() if isinstance(module, ROUNDED))
-        halved = {id(weight) for layer in layers for weight in layer.parameters(recurse=False)}
-        halved -= {id(weight) for weight in islice(network.parameters(), 1)}
+    halved = _rounded(network) if resolve(precision, device) == "bf16" else set[int]()
     resting = [(tensor, tensor.data) for tensor in (*network.parameters(), *network.buffers())]
     try:
         for tensor, data in resting:
@@ -42,3 +38,16 @@ def at_work(network: nn.Module, device: torch.device, precision: Precision = "fl
     finally:
         for tensor, data in resting:
             tensor.data = data
+
+
+def bytes_at_work(network: nn.Module, bf16: bool) -> int:
+    """Bytes of a frozen network's weights on a device, where it computes in bf16 or float32."""
+    halved = _rounded(network) if bf16 else set[int]()
+    return sum((2 if id(weight) in halved else 4) * weight.numel() for weight in network.parameters())
+
+
+def _rounded(network: nn.Module) -> set[int]:
+    """The identities of the weights that are held in bf16."""
+    layers = (module for module in network.modules() if isinstance(module, ROUNDED))
+    rounded = {id(weight) for layer in layers for weight in layer.parameters(recurse=False)}
+    return rounded - {id(weight) for weight in islice(network.parameters(), 1)}

@@ -106,8 +106,8 @@ class Recipe(Part):
 
     def train_configs(self) -> list[TrainConfig]:
         """The training of its models in order: the teacher's, or stage 0's of one that is taken, and every stage's."""
-        first = self.teacher if self.teacher.model is None else self.conversion
-        return [train_config(first), *(self.distill.train_config(link) for link in self.distill.links())]
+        first = train_config(self.teacher) if self.teacher.model is None else self.conversion_config()
+        return [first, *(self.student_config(link) for link in self.distill.links())]
 
     def precisions(self) -> dict[str, Precision]:
         """The precision of every section that has one and is used."""

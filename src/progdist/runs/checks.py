@@ -13,7 +13,6 @@ from progdist.models.model import Model
 from progdist.recipes.files import read_recipe
 from progdist.recipes.recipe import Recipe
 from progdist.recipes.schema import Data
-from progdist.runs.stages import null_class
 from progdist.training.lora import require_peft
 
 
@@ -89,6 +88,26 @@ def _check_captions(recipe: Recipe, model: Model, images: Images) -> None:
         raise UserError("conversion.null_class is of classes, and the teacher takes captions: leave it")
     if not model.text and conversion.negative is not None:
         raise UserError("conversion.negative is a prompt, and the teacher takes none: set conversion.null_class")
+
+
+def null_class(recipe: Recipe, model: Model, images: Images) -> int | None:
+    """The class that stands for no class where a model is guided; None without guidance, or of captions.
+
+    Raises:
+        UserError: it is not one of the model's, or none is named and each of the model's classes is one of the data's.
+    """
+    if recipe.conversion.guidance is None or model.text:
+        return None
+    known, named = len(model.classes), recipe.conversion.null_class
+    null = named if named is not None else known - 1
+    if not 0 <= null < known:
+        raise UserError(f"guidance needs a class that stands for none: {null} is not one of the model's")
+    if named is None and known <= len(images.classes):
+        raise UserError(
+            f"guidance needs a class that stands for none, and all {known} classes of the teacher are those of "
+            f"{images.name}: name it with --set conversion.null_class=N"
+        )
+    return null
 
 
 def with_precision(recipe: Recipe, file: Path, device: torch.device) -> tuple[Recipe, list[str]]:

@@ -35,6 +35,7 @@ from progdist.models.text.pipeline import network_arguments, with_guidance_input
 from progdist.models.unet import Conditions, class_conditions, unet
 from progdist.recipes.recipe import Recipe, student_name
 from progdist.recipes.training import train_config
+from progdist.runs.checks import null_class
 from progdist.runs.folder import RunFolder
 from progdist.training.callbacks import Callback
 from progdist.training.config import TrainConfig
@@ -233,26 +234,6 @@ def teacher_predictions(given: Teacher | None, teacher: Model) -> DenoiserProtoc
     """The predictions of a run's teacher, clipped as its sampler clips them if no stage 0 has learned that."""
     frozen = teacher.denoiser
     return given.limited(frozen) if given and teacher.training["updates"] == 0 else frozen
-
-
-def null_class(recipe: Recipe, model: Model, images: Images) -> int | None:
-    """The class that stands for no class where a model is guided; None without guidance, or of captions.
-
-    Raises:
-        UserError: it is not one of the model's, or none is named and each of the model's classes is one of the data's.
-    """
-    if recipe.conversion.guidance is None or model.text:
-        return None
-    known, named = len(model.classes), recipe.conversion.null_class
-    null = named if named is not None else known - 1
-    if not 0 <= null < known:
-        raise UserError(f"guidance needs a class that stands for none: {null} is not one of the model's")
-    if named is None and known <= len(images.classes):
-        raise UserError(
-            f"guidance needs a class that stands for none, and all {known} classes of the teacher are those of "
-            f"{images.name}: name it with --set conversion.null_class=N"
-        )
-    return null
 
 
 def _initial_student(teacher: Denoiser, config: TrainConfig) -> Denoiser:
