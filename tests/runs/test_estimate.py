@@ -83,7 +83,7 @@ def test_activations_on_fake_tensors_are_those_of_a_real_pass(bf16: bool) -> Non
             denoising_loss(denoiser, z, z, u, weighting=WEIGHTINGS["truncated_snr"]).mean().backward()
 
     real = kept_bytes(passes, denoiser.network)
-    assert activation_bytes(denoiser, (1, 8, 8), 5, config, bf16=bf16) == pytest.approx(real, rel=0.02)
+    assert activation_bytes(denoiser, (1, 8, 8), 5, config, bf16=bf16) == pytest.approx(real, rel=0.05)
 
 
 SD_15: dict[str, Any] = {"sample_size": 64, "block_out_channels": (320, 640, 1280, 1280), "cross_attention_dim": 768}

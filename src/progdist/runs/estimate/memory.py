@@ -25,7 +25,6 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from progdist._utils.placement import bytes_at_work
 from progdist._utils.precision import autocast, enable_gradient_checkpointing
 from progdist.diffusion.denoiser import Denoiser
-from progdist.diffusion.loss import WEIGHTINGS, denoising_loss
 from progdist.models.text.pipeline import trial_condition
 from progdist.training.config import TrainConfig
 from progdist.training.lora import add_lora
@@ -95,17 +94,18 @@ def activation_bytes(denoiser: Denoiser, shape: Shape, batch: int, config: Train
 
 def _kept_by_a_batch(denoiser: Denoiser, shape: Shape, batch: int, config: TrainConfig, *, bf16: bool) -> int:
     device, precision = torch.device("cpu"), "bf16" if bf16 else "float32"
-    with FakeTensorMode(allow_non_fake_inputs=True):
+    mode = FakeTensorMode(allow_non_fake_inputs=True)
+    with mode:
         network = copy.deepcopy(denoiser.network, _on(device, denoiser.network))
-        if config.gradient_checkpointing:
-            enable_gradient_checkpointing(network.train())
-        z, u = torch.randn(batch, *shape), torch.rand(batch, dtype=torch.float64)
-        told = trial_condition(network, batch, device)
-        trial = denoiser.with_network(network)
+    if config.gradient_checkpointing:
+        enable_gradient_checkpointing(network.train())
+    trial = denoiser.with_network(network)
+    with mode:
+        z, timestep, told = torch.randn(batch, *shape), torch.ones(batch), trial_condition(network, batch, device)
 
         def passes() -> None:
             with autocast(device, precision):
-                loss = denoising_loss(trial, z, z, u, weighting=WEIGHTINGS["truncated_snr"], **told).mean()
+                loss = trial.output(z, timestep, **told).square().mean()
             loss.backward()
 
         return kept_bytes(passes, network)
