@@ -33,10 +33,24 @@ gpu: $(READY)           ## on a machine with CUDA: parity with the CPU, speed, m
 	$(BIN)/python benchmarks/gpu.py
 
 docs: $(READY)          ## the documentation as a site, in build/site; warnings are errors
-	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[docs]'
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build
 
-.PHONY: browser docs
+notebooks: $(READY)     ## the pictures that are committed with a notebook, made anew
+	cd examples/notebooks && PATH="$(CURDIR)/$(BIN):$$PATH" jupyter execute --inplace --NotebookClient.record_timing=False points.ipynb
+
+wheel:                  ## the wheel, in an empty environment of $(PYTHON) and without a compiler: a tiny run and its samples
+	rm -rf build/wheel
+	$(PYTHON) -m venv build/wheel/empty
+	build/wheel/empty/bin/pip wheel --quiet --disable-pip-version-check --no-deps --wheel-dir build/wheel .
+	build/wheel/empty/bin/pip install --quiet --disable-pip-version-check --only-binary :all: -c constraints.txt torch
+	build/wheel/empty/bin/pip install --quiet --disable-pip-version-check --only-binary :all: -c constraints.txt build/wheel/*.whl
+	cd build/wheel && unset PYTHONPATH && empty/bin/python --version && empty/bin/progdist --version && empty/bin/progdist recipes \
+	  && empty/bin/progdist run digits --out run --set network.width=8 --set network.groups=4 --set teacher.updates=2 \
+	    --set distill.chain=[8,4] --set distill.stages={} --set distill.updates=1 \
+	    --set evaluate.samples=16 --set evaluate.resamples=2 \
+	  && empty/bin/progdist sample run/student-0004 -n 4 --out four.png && test -s four.png && test -s run/report.html
+
+.PHONY: browser docs notebooks wheel
 browser: $(READY)       ## headless Chromium, for the test of the report; the test is skipped where it cannot be had
 	@if command -v chromium >/dev/null && command -v chromedriver >/dev/null; then :; \
 	elif [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \

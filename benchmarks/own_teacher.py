@@ -37,7 +37,8 @@ def stock_samples(folder: Path, steps: int, images: Images, count: int, seed: in
     labels = images.stratified_labels(count)
     draw, made = torch.Generator().manual_seed(seed), []
     for part in labels.split(512):
-        grid = {"sigmas": [1 - i / steps for i in range(steps)]} if flow else {"num_inference_steps": steps}
+        own = flow and not told.get("shift_terminal")  # a teacher's scheduler, which is of no step count
+        grid = {"sigmas": [1 - i / steps for i in range(steps)]} if own else {"num_inference_steps": steps}
         scheduler.set_timesteps(**grid)
         z = torch.randn(len(part), *images.shape, generator=draw)
         given = {"class_labels": part} if network.config.num_class_embeds else {}

@@ -11,7 +11,7 @@ from PIL import Image
 
 from progdist.data.grid import GAP
 from progdist.runs.folder import RunFolder
-from progdist.runs.report import STUDENT, TEACHER, draw_quality
+from progdist.runs.pages.figures import STUDENT, TEACHER, draw_quality
 
 COUNTS = (256, 16, 4, 2, 1)
 

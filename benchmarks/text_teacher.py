@@ -74,7 +74,7 @@ def main() -> None:
             started = time.perf_counter()
             made, rows = stock_samples(folder, int(steps), captions, guidance)
             seconds = (time.perf_counter() - started) / len(made)
-            seen = classifier.labels(grey(made))
+            seen = classifier.labels(classifier(grey(made)))
             assert seen is not None
             right = float((seen == labels).float().mean())
             found = quality(pixels, pixels(real), grey(made), None, resamples=50)

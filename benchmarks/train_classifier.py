@@ -14,9 +14,9 @@ from safetensors.torch import save_file
 from torch import nn
 
 from progdist.data.sources import load_images
-from progdist.evaluation.features import Classifier
+from progdist.evaluation.networks.classifier import Classifier
 
-CLASSIFIERS = Path(__file__).parents[1] / "src" / "progdist" / "classifiers"
+CLASSIFIERS = Path(__file__).parents[1] / "src" / "progdist" / "evaluation" / "networks" / "classifiers"
 
 
 def main() -> None:

@@ -41,6 +41,7 @@ SHORT = {
 FEW = {
     "stochastic": ("--most", 4, "--levels", 2),
     "evaluate": ("-n", 24, "--batch", 24),
+    "compare": ("-n", 24, "--batch", 24, "--resamples", 20),
     "integrators": ("-n", 16, "--evaluations", 4),
 }
 
@@ -55,6 +56,7 @@ NOT_RUN = {
     "run fashion-mnist": "its data are a package of their own",
     "ablation": "tests/runs/studies run it",
     "budget": "tests/runs/studies run it",
+    "play": "serves until it is stopped: tests/runs/pages runs it",
     "run cifar10": "builds the paper's network: test_network_sizes",
 }
 

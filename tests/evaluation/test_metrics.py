@@ -1,60 +1,15 @@
-"""Distances against closed forms, and warnings where there are too few samples."""
+"""One set of samples against the data: every number shows damage, and warnings where there are too few samples."""
 
 import pytest
 import torch
-from torch import Tensor
 
 from progdist import UserError
 from progdist.data.sources import load_images
-from progdist.evaluation.features import feature_space
-from progdist.evaluation.metrics import frechet_distance, frechet_interval, kernel_distance, quality, root_mean_square
-
-
-def with_moments(mean: Tensor, covariance: Tensor, count: int = 500) -> Tensor:
-    """Vectors whose sample mean and covariance are exactly these."""
-    x = torch.randn(count, len(mean), dtype=torch.float64)
-    x = x - x.mean(0)
-    white = x @ torch.linalg.inv(torch.linalg.cholesky(x.T.cov())).T
-    return mean + white @ torch.linalg.cholesky(covariance).T
-
-
-def test_frechet_distance_of_gaussians() -> None:
-    """Commuting covariances: |m_a - m_b|^2 + sum (sqrt a_i - sqrt b_i)^2."""
-    turn, _ = torch.linalg.qr(torch.randn(4, 4, dtype=torch.float64))
-    a, b = torch.tensor([4.0, 1, 0.25, 2]).double(), torch.tensor([1.0, 1, 4, 0.5]).double()
-    means = torch.randn(2, 4, dtype=torch.float64)
-    sets = [with_moments(mean, turn @ torch.diag(spread) @ turn.T) for mean, spread in zip(means, (a, b), strict=True)]
-    expected = (means[0] - means[1]).square().sum() + (a.sqrt() - b.sqrt()).square().sum()
-    assert frechet_distance(*sets) == pytest.approx(float(expected), rel=1e-6)
-    assert frechet_distance(sets[0], sets[0]) == pytest.approx(0, abs=1e-6)
-
-
-def test_the_interval_holds_the_estimate_and_narrows() -> None:
-    data = torch.randn(2000, 5)
-    widths = []
-    for count in (100, 1600):
-        samples = torch.randn(count, 5) + 1
-        estimate, low, high = frechet_interval(data, samples, resamples=60, seed=0)
-        assert low < frechet_distance(data, samples) == estimate < high
-        widths.append(high - low)
-    assert widths[0] / widths[1] == pytest.approx(4, rel=0.4)
-
-
-def test_kernel_distance_is_the_unbiased_estimate_with_its_error() -> None:
-    """The value is 1000 times the formula itself; the error is what independent draws vary by."""
-
-    def kernel(x: Tensor, y: Tensor) -> Tensor:
-        return (x @ y.T / 3 + 1) ** 3
-
-    values, errors = [], []
-    for _ in range(40):
-        a, b = torch.randn(200, 3).double(), torch.randn(200, 3).double() + 0.5
-        within = sum((kernel(x, x).sum() - kernel(x, x).trace()) / (200 * 199) for x in (a, b))
-        value, error = kernel_distance(a, b, seed=0)
-        assert value == pytest.approx(1000 * float(within - 2 * kernel(a, b).mean()), rel=1e-3)
-        values.append(value)
-        errors.append(error)
-    assert torch.tensor(errors).mean() == pytest.approx(float(torch.tensor(values).std()), rel=0.4)
+from progdist.evaluation.features import FeatureSpace, feature_space
+from progdist.evaluation.measures.frechet import Frechet
+from progdist.evaluation.measures.moments import moments
+from progdist.evaluation.metrics import quality, root_mean_square, summary_quality
+from progdist.evaluation.summary import summarize
 
 
 def test_quality_of_real_and_of_damaged_digits() -> None:
@@ -67,12 +22,62 @@ def test_quality_of_real_and_of_damaged_digits() -> None:
     noisy = images[order[900:]] + torch.randn(897, 1, 8, 8)
     far = quality(space, data, noisy, labels[order[900:]], resamples=5)
     assert near.frechet < far.frechet / 5
+    assert near.kernel is not None
+    assert far.kernel is not None
     assert near.kernel < far.kernel / 10
     assert near.agreement is not None
     assert far.agreement is not None
     assert near.agreement > 0.97 > far.agreement
     assert near.warning is None
     assert near.frechet_low <= near.frechet <= near.frechet_high
+
+
+def test_every_metric_shows_damage_and_needs_no_image() -> None:
+    """All from the features that are kept, in a classifier's space and in pixels, which have no Inception Score."""
+    images, _ = load_images("digits").sample(1200, 0)
+    for name in ("digits", "pixels"):
+        space = feature_space(name, (1, 8, 8))
+        data = space(images[:600])
+        near, far = (
+            summary_quality(
+                space, data, summarize([space], made), resamples=2,
+                metrics=("inception_score", "precision_recall", "density_coverage"),
+            )
+            for made in (images[600:], images[600:] + torch.randn(600, 1, 8, 8))
+        )  # fmt: skip
+        names = {"precision", "recall", "density", "coverage"} | ({"inception_score"} if name == "digits" else set())
+        assert set(near.metrics) == set(far.metrics) == names
+        for measured in (near, far):
+            assert all(each.low <= each.value <= each.high for each in measured.metrics.values())
+        assert all(near.metrics[key].value > far.metrics[key].value for key in ("precision", "density", "coverage"))
+    few = summarize([space], images[:9])
+    with pytest.raises(UserError, match="precision_recall needs at least 20"):
+        summary_quality(space, data, few, metrics=("precision_recall",))
+
+
+def test_moments_alone_give_the_frechet_distance_alone() -> None:
+    images, _ = load_images("digits").sample(600, 0)
+    space = feature_space("digits", (1, 8, 8))
+    data, samples = space(images[:300]), summarize([space], images[300:])
+    with_data = summary_quality(space, data, samples, resamples=2)
+    alone = summary_quality(space, None, samples, distance=Frechet(moments(data)), resamples=2)
+    assert alone.frechet == with_data.frechet
+    assert alone.kernel is None
+    with pytest.raises(UserError, match="give the data, too"):
+        summary_quality(
+            space, None, samples, distance=Frechet(moments(data)), metrics=("density_coverage",), resamples=2
+        )
+
+
+def test_published_counts_are_named() -> None:
+    """A Frechet distance in Inception's features says what it lacks to be compared with published ones."""
+    space = FeatureSpace("inception", lambda images: images.flatten(1), warning="other weights")
+    data, images = torch.rand(2, 900, 1, 8, 8) * 2 - 1
+    found = quality(space, space(data), images, resamples=2)
+    assert found.warning is not None
+    assert found.frechet_bias is not None
+    assert found.warning.startswith("other weights; published FIDs are of 50,000 samples, and that of 900 is about")
+    assert found.frechet == pytest.approx(2 * found.frechet_bias, rel=0.4)  # nothing but bias, of the data, too
 
 
 def test_too_few_samples_are_reported() -> None:

@@ -15,12 +15,13 @@ def tiny(tiny_recipe: Path, tmp_path: Path) -> Callable[..., Recipe]:
     rng = np.random.default_rng(0)
     np.savez(tmp_path / "images.npz", images=rng.integers(0, 255, (5, 16, 16), dtype=np.uint8), labels=np.arange(5))
     np.savez(tmp_path / "wide.npz", images=rng.integers(0, 255, (5, 16, 24), dtype=np.uint8))
+    np.savez(tmp_path / "statistics.npz", mu=np.zeros(64), sigma=np.eye(64))
 
     def build(**changes: object) -> Recipe:
-        files = {"{npz}": "images.npz", "{wide}": "wide.npz"}
+        marks = {"npz": "images.npz", "wide": "wide.npz", "statistics": "statistics.npz", "missing": "missing"}
         texts = [f"{key}={value}" for key, value in changes.items()]
-        for mark, file in files.items():
-            texts = [text.replace(mark, str(tmp_path / file)) for text in texts]
+        for mark, file in marks.items():
+            texts = [text.replace(f"{{{mark}}}", str(tmp_path / file)) for text in texts]
         return read_recipe(str(tiny_recipe), texts)
 
     return build

@@ -167,7 +167,7 @@ def test_the_estimate_counts_stage_0_as_it_is(stock: SaveStock, tmp_path: Path, 
     parts = {part.name: part for part in estimate(recipe).parts}
     assert parts["teacher"].updates == (0 if teacher == "flow" else 5)
     assert parts["teacher"].frozen_evaluations == {"flow": 0, "eps": 20, "guided": 40}[teacher]
-    assert parts["evaluation"].frozen_evaluations == 10 * (8 + 4 + 4 + {"flow": 8, "eps": 8, "guided": 16}[teacher])
+    assert parts["evaluation"].frozen_evaluations == 10 * (8 + 4 + 4 + 4 + {"flow": 8, "eps": 8, "guided": 16}[teacher])
 
 
 def test_the_doctor_leaves_the_teacher_as_it_is(stock: SaveStock) -> None:

@@ -11,7 +11,6 @@ import pytest
 from typer.testing import Result
 
 from progdist._utils.files import read_tensors
-from progdist.runs.report import write_report
 from support.commands import call, read_records, size_of
 
 pytestmark = pytest.mark.slow
@@ -20,6 +19,7 @@ pytestmark = pytest.mark.slow
 def test_a_run_leaves_what_it_promises(finished: tuple[Path, Result]) -> None:
     out, result = finished
     models = [("teacher", 8)] + [(name, steps) for steps in (4, 2, 1) for name in ("student", "teacher")]
+    models.insert(2, ("teacher_dpmpp", 4))  # with fewer steps it is DDIM
     assert [(record["model"], record["steps"]) for record in read_records(out, "evaluations")] == models
     for name, steps in models:
         assert size_of(out / "samples" / f"{name}-{steps:04d}.png") == (71, 71)
@@ -112,22 +112,3 @@ def test_a_torn_record_is_made_again(finished: tuple[Path, Result], tiny_recipe:
     assert sorted((record["model"], record["steps"]) for record in told) == sorted(
         (record["model"], record["steps"]) for record in map(json.loads, lines)
     )
-
-
-def test_the_page_is_there_from_the_start(tiny_recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It is written before the first update and after each measurement, and says what is next until all is done."""
-    pages: list[str] = []
-
-    def watched(folder: Any) -> Path:  # noqa: ANN401
-        path = write_report(folder)
-        pages.append(path.read_text())
-        return path
-
-    monkeypatch.setattr("progdist.runs.run.write_report", watched)
-    result = call("run", tiny_recipe, "--out", tmp_path / "run", "--set", "distill.chain=[8, 4, 2]")
-    assert result.exit_code == 0, result.output
-    assert f"live report: {tmp_path / 'run' / 'report.html'}" in result.output.replace("\n", "")
-    assert ["the teacher is next" in page for page in pages] == [True, False, False, False]
-    assert ["the student of 4 steps is next" in page for page in pages] == [False, True, False, False]
-    assert ["http-equiv" in page for page in pages] == [True, True, True, False]
-    assert "student-0004" in pages[2]

@@ -25,7 +25,7 @@ from progdist.models.io.diffusers_pipeline import read_teacher
 from progdist.models.io.folder import load
 from progdist.models.text import embeddings
 from progdist.models.text.lora_file import LORA_WEIGHTS
-from progdist.models.text.pipeline import guidance_input
+from progdist.models.text.pipeline import Guidance, guidance_input
 from progdist.recipes.files import override, read_recipe
 from progdist.recipes.from_teacher import recipe_for_teacher
 from progdist.runs import run as run_module
@@ -34,7 +34,7 @@ from progdist.runs.run import open_run
 from progdist.training.lora import add_lora, load_adapter, merge_lora
 from progdist.training.state import State
 from support.commands import SilentCallback, call
-from support.text import PROMPTS, WRITERS, write_sd
+from support.text import PROMPTS, TRANSFORMER_WRITERS, WRITERS, write_sd
 from support.training import flat_weights
 
 SLOW = pytest.mark.slow
@@ -87,6 +87,51 @@ def test_the_whole_command(kind: str, pairs: Path, monkeypatch: pytest.MonkeyPat
     measured = call("evaluate", out / "student-0004", "--data", f"captions:{pairs}", "-n", 16, "--json")
     assert measured.exit_code == 0, measured.output
     assert json.loads(measured.stdout)["steps"] == 4
+
+
+@SLOW
+@pytest.mark.parametrize(
+    ("kind", "words", "taken"),
+    [
+        ("PixArtSigmaPipeline", ("--guidance", "3", "--negative", "a smudge"), 3.0),
+        ("StableDiffusion3Pipeline", ("--guidance", "3"), 3.0),
+        ("FluxPipeline", ("--guidance", "1:5"), (1.0, 5.0)),
+    ],
+)
+def test_the_whole_command_for_transformers(
+    kind: str, words: tuple[str, ...], taken: Guidance, pairs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[tuple[bool, torch.Tensor | None]] = []
+    forward = Denoiser.forward
+
+    def spy(self: Denoiser, z: torch.Tensor, t: torch.Tensor, **condition: torch.Tensor) -> torch.Tensor:
+        seen.append((torch.is_grad_enabled(), condition.get("guidance")))
+        return forward(self, z, t, **condition)
+
+    monkeypatch.setattr(Denoiser, "forward", spy)
+    size = ("--set", "data.size=8") if kind == "FluxPipeline" else ()
+    out = distilled(TRANSFORMER_WRITERS[kind](pairs.parent / "teacher"), pairs, *words, *size)
+    model = load(out / "student-0004")
+    assert model.text is not None
+    assert (model.text.guidance, model.lineage, model.image) == (taken, (8,), (3, 8, 8))
+    for place in [place for place, (trained, _) in enumerate(seen) if trained]:
+        drawn = [guidance for _, guidance in seen[place - 2 : place + 1]]  # the teacher's two, and the student's
+        if isinstance(taken, tuple):
+            assert drawn[2] is not None
+            assert len(set(drawn[2].tolist())) == 8
+            assert all(taken[0] <= scale <= taken[1] for scale in drawn[2].tolist())
+            assert all(each is not None and torch.equal(each, drawn[2]) for each in drawn)
+        else:
+            assert drawn == [None, None, None]
+    updates = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    assert any(update["model"] == "teacher" for update in updates) == (kind != "FluxPipeline" and bool(words))
+    card, scope = (out / "student-0004" / "README.md").read_text(), dict[str, Any]()
+    exec(card.partition("```python\n")[2].partition("```")[0].replace('"."', repr(str(out / "student-0004"))), scope)
+    assert scope["images"][0].size == (8, 8)
+    scale = sum(taken) / 2 if isinstance(taken, tuple) else 1
+    assert f"guidance_scale={scale:g}" in card
+    measured = call("evaluate", out / "student-0004", "--data", f"captions:{pairs}", "-n", 16, "--json")
+    assert measured.exit_code == 0, measured.output
 
 
 @SLOW

@@ -1,5 +1,9 @@
 """Tracking: what TensorBoard reads is what the run recorded, and a run that goes on continues it."""
 
+import os
+import struct
+from collections.abc import Iterator
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -33,11 +37,15 @@ def test_tensorboard_shows_what_the_run_recorded(tiny_recipe: Path, tmp_path: Pa
     for record in read_records(out, "metrics"):
         scalars = {each.step: each.value for each in shown.Scalars(f"train/{record['model']}/loss")}
         assert scalars[updates[record["model"]].start + record["update"]] == pytest.approx(record["loss"], rel=1e-6)
+    places = {8: 12, 4: 15, 2: 18, 1: 21}
     for record in read_records(out, "evaluations"):
-        curve = {each.step: each.value for each in shown.Scalars(f"evaluation/{record['model']}/frechet_digits")}
-        assert curve[record["steps"]] == pytest.approx(record["quality"][0]["frechet"], rel=1e-6)
-        (image,) = (each for each in shown.Images(f"samples/{record['model']}") if each.step == record["steps"])
+        place, model = places[record["steps"]], record["model"]
+        curve = {each.step: each.value for each in shown.Scalars(f"evaluation/{model}/frechet_digits")}
+        assert curve[place] == pytest.approx(record["quality"][0]["frechet"], rel=1e-6)
+        (image,) = (each for each in shown.Images(f"samples/{model}") if each.step == place)
         assert (image.width, image.height) == (71, 71)
+    pairs = shown.Images("pairs/teacher_and_student")
+    assert [(pair.step, pair.width, pair.height) for pair in pairs] == [(place, 145, 71) for place in (15, 18, 21)]
 
 
 @pytest.mark.slow
@@ -56,7 +64,7 @@ def test_a_run_that_goes_on_continues_its_record(tiny_recipe: Path, tmp_path: Pa
     tags = events(out).Tags()
     assert "train/student-0002/loss" in tags["scalars"]
     assert not any(tag.startswith("train/teacher") for tag in tags["scalars"])
-    assert set(tags["images"]) == {"samples/student", "samples/teacher"}
+    assert set(tags["images"]) == {"samples/student", "samples/teacher", "pairs/teacher_and_student"}
 
 
 def test_a_tracker_that_is_not_there_is_one_line(
@@ -67,6 +75,22 @@ def test_a_tracker_that_is_not_there_is_one_line(
     refused(result, "needs the extra `wandb`: pip install 'progdist[wandb]'")
     assert not (tmp_path / "run").exists()
     refused(call("run", tiny_recipe, "--set", "tracking=tensorbord"), "tensorboard")
+
+
+def offline_records(session: Path) -> Iterator[Any]:
+    """What wandb keeps of an offline session: protobuf messages in a log of LevelDB's format, after seven bytes."""
+    record = import_module("wandb.proto.wandb_internal_pb2").Record
+    (file,) = session.glob("*.wandb")
+    data, at, message = file.read_bytes(), 7, b""
+    while at < len(data):
+        if (left := 32768 - at % 32768) < 7:  # no header fits into the rest of a block
+            at += left
+            continue
+        length, kind = struct.unpack("<HB", data[at + 4 : at + 7])
+        message, at = message + data[at + 7 : at + 7 + length], at + 7 + length
+        if kind in (1, 4):  # whole, or the last part
+            yield record.FromString(message)
+            message = b""
 
 
 @pytest.mark.slow
@@ -81,3 +105,40 @@ def test_wandb_keeps_one_identity_offline(tiny_recipe: Path, tmp_path: Path, mon
     identity = (out / "tracking" / "run_id").read_text()
     sessions = list((out / "tracking" / "wandb").glob(f"offline-run-*-{identity}"))
     assert len(sessions) == 2
+    losses, images = 0, 0
+    for session in sessions:
+        for record in offline_records(session):
+            items = {item.key or item.nested_key[0] for item in record.history.item}
+            losses += "train/teacher/loss" in items
+            images += "pairs/teacher_and_student" in items
+    assert losses == 12  # of the first session alone, which trained
+    assert images >= 1
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::ResourceWarning")
+def test_mlflow_keeps_one_identity_in_files(tiny_recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two sessions of one run: losses of the first, distances and images of both; the files are all there is."""
+    mlflow: Any = pytest.importorskip("mlflow")
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    out = tmp_path / "run"
+    for _ in range(2):
+        succeeds("run", tiny_recipe, "--out", out, "--set", "distill.chain=[8,4]", "--set", "tracking=mlflow")
+        (out / "evaluations.jsonl").write_text("")  # measured again, in a second session
+        mlflow.end_run()
+    client = mlflow.MlflowClient((out / "tracking" / "mlflow").as_uri())
+    (experiment,) = client.search_experiments(filter_string="name = 'progdist'")
+    (session,) = client.search_runs([experiment.experiment_id])
+    assert session.info.run_id == (out / "tracking" / "mlflow_run_id").read_text()
+    assert session.data.params["seed"] == "0"
+    for record in read_records(out, "metrics"):
+        name, first = record["model"], updates_of(read_recipe(str(tiny_recipe)))[record["model"]].start
+        for key in ("loss", "gradient_norm", "learning_rate"):
+            history = {
+                each.step: each.value for each in client.get_metric_history(session.info.run_id, f"train/{name}/{key}")
+            }
+            assert history[first + record["update"]] == pytest.approx(record[key])
+    assert len(client.get_metric_history(session.info.run_id, "evaluation/student/frechet_digits")) == 2
+    images = [each.path for each in client.list_artifacts(session.info.run_id, "images") if each.path.endswith(".png")]
+    assert len([path for path in images if "pairs" in path]) >= 2
+    assert os.environ["MLFLOW_DISABLE_TELEMETRY"] == "true"

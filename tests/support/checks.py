@@ -1,5 +1,6 @@
 """The mathematical checks that every schedule, parameterization and sampler passes, built-in or your own."""
 
+from collections.abc import Callable
 from itertools import pairwise
 
 import numpy as np
@@ -57,14 +58,14 @@ def check_round_trip(schedule: Schedule, parameterization: Parameterization) -> 
     torch.testing.assert_close(parameterization.denoise(output, z, alpha, sigma), x, rtol=0, atol=1e-11)
 
 
-def measured_order(schedule: Schedule, method: Step, counts: list[int]) -> float:
+def measured_order(schedule: Schedule, method: Callable[[], Step], counts: list[int]) -> float:
     """The error against the exact flow of Gaussian data falls as N^-order, regressed over the step counts."""
     gaussian = Gaussian(schedule, torch.tensor(0.3).double(), 0.5)
     z, start, end, errors = torch.randn(64, 2, dtype=torch.float64), 0.9, 0.2, []
     exact = gaussian.flow(z, times(start)[0], times(end)[0])
     for count in counts:
-        grid, moved = torch.linspace(start, end, count + 1, dtype=torch.float64), z
+        grid, moved, step = torch.linspace(start, end, count + 1, dtype=torch.float64), z, method()
         for t, s in pairwise(grid):
-            moved = method(schedule, gaussian, moved, t, s, None)
+            moved = step(schedule, gaussian, moved, t, s, None)
         errors.append(float((moved - exact).abs().max()))
     return float(-np.polyfit(np.log(counts), np.log(errors), 1)[0])

@@ -25,7 +25,7 @@ from progdist.models.io.jax_checkpoint import import_checkpoint
 from progdist.models.unet import unet
 from progdist.recipes.files import read_recipe
 from progdist.runs.folder import RunFolder
-from progdist.runs.report import write_report
+from progdist.runs.pages.report import write_report
 from progdist.training.checkpoint import Checkpoint, Checkpoints
 from support.commands import TINY
 from support.stock import stock_network

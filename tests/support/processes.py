@@ -25,7 +25,7 @@ _PREPARED.set_forkserver_preload(
         "progdist.cli.app",
         "progdist.runs.run",
         "progdist.cli.progress",
-        "progdist.runs.report",
+        "progdist.runs.pages.report",
         "sklearn.datasets",
         "scipy.linalg",
     ]

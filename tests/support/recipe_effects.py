@@ -17,7 +17,7 @@ from progdist.recipes.recipe import Recipe
 from progdist.recipes.schema import Network
 from progdist.recipes.training import train_config
 from progdist.runs.checks import open_images
-from progdist.runs.evaluator import Evaluator, feature_spaces
+from progdist.runs.evaluator import Evaluator, instruments
 from progdist.runs.folder import RunFolder
 from progdist.runs.run import Run
 from progdist.runs.stages import untrained
@@ -134,7 +134,22 @@ def evaluated_scale_of(recipe: Recipe) -> Any:  # noqa: ANN401
 
 
 def feature_spaces_of(recipe: Recipe) -> Any:  # noqa: ANN401
-    return [space.name for space in feature_spaces(recipe, open_images(recipe.data, recipe.seed))]
+    return [space.name for space in instruments(recipe, open_images(recipe.data, recipe.seed)).spaces]
+
+
+def qualities_of(recipe: Recipe) -> Any:  # noqa: ANN401
+    """What is measured of an untrained model."""
+    with TemporaryDirectory() as folder:
+        return make_run(recipe, Path(folder)).evaluator().qualities(untrained_of(recipe), 2)
+
+
+def mistake_of(recipe: Recipe) -> str:
+    """What is said against what a recipe measures with."""
+    try:
+        instruments(recipe, open_images(recipe.data, recipe.seed))
+    except UserError as error:
+        return str(error)
+    return ""
 
 
 def evaluations_of(recipe: Recipe) -> Any:  # noqa: ANN401
@@ -145,7 +160,7 @@ def evaluations_of(recipe: Recipe) -> Any:  # noqa: ANN401
         patch.setattr(Run, "train_student", lambda self, trainer, number, link, teacher: teacher)
         patch.setattr(
             Evaluator, "evaluate",
-            lambda self, name, model, steps, denoiser=None: calls.append((name, steps, self.recipe.evaluate.resamples)),
+            lambda self, name, model, steps, *rest: calls.append((name, steps, self.recipe.evaluate.resamples)),
         )  # fmt: skip
         patch.setattr(RunFolder, "claim", lambda *arguments: None)
         patch.setattr(Run, "_write_page", lambda self: None)

@@ -73,7 +73,7 @@ def sample(
         denoiser: (z, t) -> xh.
         noise: z_1 ~ N(0, I), (B, ...); of a latent model's latents.
         steps: N, at least 1.
-        method: one of `progdist.sampler.METHODS`, or a step of your own.
+        method: one of `sampler.METHODS` or `sampler.MULTISTEP_METHODS`, or a step of your own.
         clip: keep every xh within [-1, 1], as the paper does; not for latents.
         generator: a CPU generator of the noise that stochastic methods add.
         prompt: of a text-conditional model that `load` gave: one for all images, or several for all in turn.

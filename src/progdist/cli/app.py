@@ -7,7 +7,7 @@ import typer
 
 from progdist import __version__
 from progdist._utils.errors import UserError
-from progdist.cli import models, studies
+from progdist.cli import evaluation, models, studies
 from progdist.cli.options import (
     CaptionColumn,
     ConversionUpdates,
@@ -29,6 +29,7 @@ app = typer.Typer(
     help="Progressive distillation: diffusion models that sample in 1 to 8 steps.",
     no_args_is_help=True,
     add_completion=True,
+    rich_markup_mode=None,  # plain text, which fits 80 columns and any pager
     pretty_exceptions_enable=False,
 )
 
@@ -59,7 +60,7 @@ def run(
     dry_run: DryRun = False,
     device_memory: DeviceMemory = None,
 ) -> None:
-    """Teach, distil, evaluate and report; the same command again continues."""
+    """Train, distil, evaluate and report. The same command again continues."""
     from progdist.cli.progress import Terminal
     from progdist.recipes.files import read_recipe
     from progdist.runs.run import run as run_recipe
@@ -95,7 +96,7 @@ def distill(
     dry_run: DryRun = False,
     device_memory: DeviceMemory = None,
 ) -> None:
-    """Bring your own teacher: distil a trained model; the same command again continues."""
+    """Distil a trained model of your own. The same command again continues."""
     from progdist.data.tables import Columns
     from progdist.models.io.diffusers_pipeline import read_teacher
     from progdist.recipes.files import override
@@ -156,7 +157,7 @@ def _distill(recipe: "Recipe", folder: Path, fresh: bool, shard: bool) -> None:
 def report(folder: Annotated[Path, typer.Argument(help="The folder of a run.")]) -> None:
     """Write a run's report.html anew."""
     from progdist.runs.folder import RunFolder
-    from progdist.runs.report import write_report
+    from progdist.runs.pages.report import write_report
 
     console.print(f"Report: {write_report(RunFolder(folder))}", highlight=False, soft_wrap=True)
 
@@ -165,14 +166,18 @@ def report(folder: Annotated[Path, typer.Argument(help="The folder of a run.")])
 @user_errors
 def recipes(name: Annotated[str | None, typer.Argument(help="Print this one whole.")] = None) -> None:
     """List the recipes that ship, or print one."""
+    from rich.table import Table
+
     from progdist.recipes.files import read_recipe, shipped
 
     if name is not None:
         read_recipe(name)
         typer.echo(shipped().get(name) or Path(name).read_text(), nl=False)
         return
+    listed = Table.grid(padding=(0, 2))
     for known in shipped():
-        console.print(f"[bold]{known:15}[/bold] {read_recipe(known).about}", highlight=False)
+        listed.add_row(f"[bold]{known}[/bold]", read_recipe(known).about)
+    console.print(listed, highlight=False)
 
 
 def _guidance(text: str | None) -> float | tuple[float, float] | None:
@@ -194,7 +199,7 @@ def _finish(records: list[dict[str, Any]], folder: Path) -> None:
         return
     from progdist.cli.progress import quality_table
     from progdist.runs.folder import RunFolder
-    from progdist.runs.report import quality_rows
+    from progdist.runs.pages.report import quality_rows
 
     quality = records[0]["quality"][0]
     console.print()
@@ -204,7 +209,7 @@ def _finish(records: list[dict[str, Any]], folder: Path) -> None:
     console.print(f"Report: {RunFolder(folder).report()}", highlight=False, soft_wrap=True)
 
 
-for command in (*models.COMMANDS, *studies.COMMANDS):
+for command in (*models.COMMANDS, *evaluation.COMMANDS, *studies.COMMANDS):
     app.command(command.__name__.replace("_", "-"))(user_errors(command))
 
 

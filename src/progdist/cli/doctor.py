@@ -16,6 +16,7 @@ from progdist.distillation.teacher_check import TeacherCheck
 from progdist.evaluation.check_on_images import check_on_images
 from progdist.models.io.diffusers_pipeline import Teacher, read_teacher
 from progdist.models.text.embeddings import row_bytes
+from progdist.models.text.pipeline import has_dial, takes_guidance
 from progdist.recipes.from_teacher import chain_for, frame
 from progdist.runs.estimate.cost import Rates, measure
 from progdist.runs.estimate.memory import activation_bytes, training_memory
@@ -42,6 +43,7 @@ def examine(
     teacher = read_teacher(source_model, offset)
     yield from teacher.summary
     yield from _about_the_form(teacher)
+    yield from _about_guidance(teacher)
     denoiser = teacher.model.denoiser
     if chain := _some_chain(teacher):
         yield f"a chain that fits: {' -> '.join(map(str, chain))}"
@@ -91,6 +93,26 @@ def _about_the_form(teacher: Teacher) -> Iterator[str]:
     elif teacher.clip is not None:
         bound = f"[-{teacher.clip:g}, {teacher.clip:g}]"
         yield f"its sampler keeps denoised images within {bound}: {learner} learns the clipped predictions"
+
+
+def _about_guidance(teacher: Teacher) -> Iterator[str]:
+    """What --guidance does for a teacher of captions."""
+    text, network = teacher.model.text, teacher.model.denoiser.network
+    if text is None or teacher.model.steps:
+        return
+    usual = text.particulars.usual_guidance
+    if takes_guidance(network):
+        yield (
+            f"its network takes a guidance scale, and so do its students: {usual:g}, or what --guidance says, without "
+            "another stage"
+        )
+    elif has_dial(network):
+        yield f"--guidance LO:HI gives its students a dial, --guidance {usual:g} guides them by that scale for good"
+    else:
+        yield (
+            f"a {text.kind} gives its network no guidance scale: --guidance {usual:g} guides its students by that for "
+            "good"
+        )
 
 
 def _some_chain(teacher: Teacher) -> list[int]:

@@ -3,13 +3,13 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, cast, get_args
+from typing import Annotated, Any, cast, get_args
 
 import typer
 
 from progdist._utils.errors import UserError
 from progdist._utils.names import Method, Precision
-from progdist.cli.options import CaptionColumn, ImageColumn, Seed
+from progdist.cli.options import CaptionColumn, FeatureNames, ImageColumn, MetricNames, References, Seed, WeightFiles
 from progdist.cli.terminal import console, write_message
 
 VARIANCE = "Of --method ancestral: 0 for the lower bound of the variance, 1 for the upper."
@@ -23,7 +23,7 @@ def doctor(
     caption_column: CaptionColumn = None,
     seed: Seed = 0,
 ) -> None:
-    """Say what is inferred of a teacher, and what would go wrong; exit code 2 if something would."""
+    """Say what is inferred of a model, and what would go wrong. If something would, the exit code is 2."""
     from progdist.cli.doctor import examine
     from progdist.data.tables import Columns
 
@@ -53,18 +53,29 @@ def sample(
     prompt: Annotated[list[str] | None, typer.Option(help="What to make; several times for all in turn.")] = None,
     guidance: Annotated[float | None, typer.Option(help="Guidance scale, of a model distilled for a range.")] = None,
 ) -> None:
-    """Make images with a model; several processes share them under torchrun."""
+    """Make images with a model. Under torchrun several processes share them."""
     from progdist.evaluation.generate import SamplingOptions
     from progdist.evaluation.sample_files import write_samples
     from progdist.training.distributed import Distributed
 
     options = SamplingOptions(
-        steps, count, label, seed, method, clip, level, batch, _precision(precision), tuple(prompt or ()), guidance
+        steps,
+        count,
+        label,
+        seed,
+        method,
+        clip,
+        level,
+        batch,
+        precision_of(precision),
+        tuple(prompt or ()),
+        guidance,
     )
     write_samples(model, options, out, columns, write_message, Distributed())
 
 
-def _precision(name: str) -> Precision:
+def precision_of(name: str) -> Precision:
+    """A precision that is known."""
     if name not in get_args(Precision):
         raise UserError(f"--precision {name} is unknown: use one of {', '.join(get_args(Precision))}")
     return cast(Precision, name)
@@ -72,10 +83,15 @@ def _precision(name: str) -> Precision:
 
 def evaluate(
     models: Annotated[list[Path], typer.Argument(help="Model folders.")],
-    data: Annotated[str, typer.Option(help="digits, folder:PATH, captions:PATH, idx:PATH, npz:PATH or hub:NAME.")],
+    data: Annotated[
+        str | None, typer.Option(help="digits, folder:PATH, captions:PATH, idx:PATH, npz:PATH or hub:NAME.")
+    ] = None,
     steps: Annotated[int | None, typer.Option(help="Sampling steps; each model's own if not given.")] = None,
     count: Annotated[int, typer.Option("--count", "-n", help="Samples of each model.", min=2)] = 2048,
-    features: Annotated[str, typer.Option(help="digits, fashion-mnist, pixels or inception.")] = "pixels",
+    features: FeatureNames = ["pixels"],  # noqa: B006  (typer copies it)
+    metric: MetricNames = None,
+    reference: References = None,
+    weights: WeightFiles = None,
     method: Annotated[str, typer.Option(help=f"One of {', '.join(get_args(Method))}.")] = "ddim",
     level: Annotated[float, typer.Option("--variance", "--level", help=VARIANCE, min=0, max=1)] = 1.0,
     clip: Annotated[bool, typer.Option("--clip", help="Keep every denoised image within [-1, 1].")] = False,
@@ -86,9 +102,10 @@ def evaluate(
     image_column: ImageColumn = None,
     caption_column: CaptionColumn = None,
     seed: Seed = 0,
-    json_: Annotated[bool, typer.Option("--json", help="One JSON object per model.")] = False,
+    json_: Annotated[bool, typer.Option("--json", help="One JSON object per model and features.")] = False,
 ) -> None:
     """Measure models against data."""
+    from progdist.cli.evaluation import plan_of
     from progdist.data.sources import load_images
     from progdist.data.tables import Columns
     from progdist.evaluation.compare import Reference, compare
@@ -96,22 +113,41 @@ def evaluate(
 
     if teacher_steps is not None and teacher is None:
         raise UserError("--teacher-steps is of --teacher, which is not given: give it, or leave both")
-    reference = Reference(teacher, teacher_steps or 256) if teacher else None
-    options = SamplingOptions(steps, count, None, seed, method, clip, level, batch, _precision(precision))
-    images = load_images(data, columns=Columns(image_column, caption_column))
-    for result in compare(models, images, options, features, reference, write_message):
+    if data is None and not reference:
+        raise UserError("models are measured against data: give --data, or --reference FILE of their statistics")
+    if data is None and (image_column or caption_column):
+        raise UserError("--image-column and --caption-column are of --data, which is not given: give it, or leave them")
+    taught = Reference(teacher, teacher_steps or 256) if teacher else None
+    options = SamplingOptions(steps, count, None, seed, method, clip, level, batch, precision_of(precision))
+    images = load_images(data, columns=Columns(image_column, caption_column)) if data else None
+    for result in compare(
+        models, images, options, plan_of(features, metric, weights, reference), taught, write_message
+    ):
         if json_:
             typer.echo(json.dumps(result))
         else:
-            console.print(
-                f"{result['model']} at {result['steps']} steps: Fréchet {result['frechet']:.3f} "
-                f"({result['frechet_low']:.3f} to {result['frechet_high']:.3f}), kernel×1000 {result['kernel']:.3f}"
-                + ("" if result["agreement"] is None else f", class right {100 * result['agreement']:.1f} %")
-                + ("" if result["rmse"] is None else f", RMSE to the teacher {result['rmse']:.3f}")
-                + f", {result['network_evaluations']} network evaluations, "
-                f"{1000 * result['seconds_per_image']:.2f} ms per image",
-                highlight=False,
-            )
+            console.print(_measured(result), highlight=False)
+
+
+def _measured(result: dict[str, Any]) -> str:
+    """One model in one feature space, in words."""
+    words = [
+        f"{result['model']} at {result['steps']} steps: Fréchet {result['frechet']:.3f} "
+        f"({result['frechet_low']:.3f} to {result['frechet_high']:.3f})"
+    ]
+    if result["frechet_bias"] is not None:
+        words.append(f"of which bias {result['frechet_bias']:.2g}")
+    if result["kernel"] is not None:
+        words.append(f"kernel×1000 {result['kernel']:.3f} ± {result['kernel_spread']:.3f}")
+    measured = {**result["metrics"], **({"clip_score": result["clip_score"]} if result["clip_score"] else {})}
+    for name, found in measured.items():
+        words.append(f"{name.replace('_', ' ')} {found['value']:.3f} ({found['low']:.3f} to {found['high']:.3f})")
+    if result["agreement"] is not None:
+        words.append(f"class right {100 * result['agreement']:.1f} %")
+    if result["rmse"] is not None:
+        words.append(f"RMSE to the teacher {result['rmse']:.3f}")
+    words.append(f"{result['network_evaluations']} network evaluations")
+    return ", ".join([*words, f"{1000 * result['seconds_per_image']:.2f} ms per image ({result['features']} features)"])
 
 
 def export(
@@ -150,4 +186,23 @@ def import_official(
     console.print(f"{out}: distilled for {', '.join(map(str, model.steps)) or 'any number of'} steps", highlight=False)
 
 
-COMMANDS: tuple[Callable[..., None], ...] = (doctor, sample, evaluate, export, import_official)
+def play(
+    models: Annotated[list[Path], typer.Argument(help="Folders of runs or of models.")],
+    port: Annotated[int, typer.Option(help="Of the page; 0 for any that is free.", min=0, max=65535)] = 8700,
+    browser: Annotated[bool, typer.Option("--browser/--no-browser", help="Open the page.")] = True,
+) -> None:
+    """Play with models on a page: noise, steps, class and guidance, teacher and students side by side."""
+    import webbrowser
+
+    from progdist.runs.pages.play import open_playables
+    from progdist.runs.pages.server import play as serve
+
+    def ready(url: str) -> None:
+        console.print(f"{url} (this machine alone; Ctrl-C ends it)", highlight=False, soft_wrap=True)
+        if browser:
+            webbrowser.open(url)
+
+    serve(open_playables(models), port, ready)
+
+
+COMMANDS: tuple[Callable[..., None], ...] = (doctor, sample, evaluate, play, export, import_official)

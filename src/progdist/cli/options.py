@@ -1,8 +1,10 @@
 """Options that several commands take."""
 
-from typing import Annotated
+from typing import Annotated, get_args
 
 import typer
+
+from progdist._utils.names import Features, Metric
 
 Seed = Annotated[int, typer.Option(help="Seed of the noise.", min=0)]
 Fresh = Annotated[bool, typer.Option("--fresh", help="Start over; an older run is renamed, never deleted.")]
@@ -31,3 +33,16 @@ ConversionUpdates = Annotated[
 ]
 ImageColumn = Annotated[str | None, typer.Option(help="Column of the images in hub:, parquet: or wds: data.")]
 CaptionColumn = Annotated[str | None, typer.Option(help="Column of the captions in such data, e.g. text or json.text.")]
+FeatureNames = Annotated[
+    list[str], typer.Option("--features", help=f"One of {', '.join(get_args(Features))}; several times for more.")
+]
+MetricNames = Annotated[
+    list[str] | None,
+    typer.Option("--metric", help=f"Also {', '.join(get_args(Metric))}; several times for more."),
+]
+References = Annotated[
+    list[str] | None, typer.Option("--reference", help="[FEATURES=]FILE of statistics to stand for the data (Fréchet).")
+]
+WeightFiles = Annotated[
+    list[str] | None, typer.Option("--weights", help="Weights, inception=FILE, dinov2=FOLDER or clip=FOLDER.")
+]

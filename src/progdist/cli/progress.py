@@ -78,7 +78,7 @@ class Terminal:
         quality = record["quality"][0]
         steps = f"{record['steps']} step{'s' if record['steps'] > 1 else ''}"
         self.console.print(
-            f"  {record['model']} at {steps}: Fréchet {quality['frechet']:.3f} "
+            f"  {record['model'].replace('_', ' by ')} at {steps}: Fréchet {quality['frechet']:.3f} "
             f"[dim]({quality['frechet_low']:.3f} to {quality['frechet_high']:.3f})[/dim], RMSE {record['rmse']:.3f}",
             highlight=False,
         )

@@ -20,7 +20,7 @@ def ablation(
     out: Out = None,
     seeds: Annotated[int, typer.Option(help="How many, from the recipe's own.", min=1)] = 3,
 ) -> None:
-    """Table 1: output by loss weighting by sampler, undistilled."""
+    """Table 1: output by weighting by sampler, undistilled."""
     from progdist.cli.progress import Terminal
     from progdist.recipes.files import read_recipe
     from progdist.runs.studies.ablation import ablation as study
@@ -37,7 +37,7 @@ def budget(
     times: Annotated[list[float] | None, typer.Option(help="Factors of the updates; 0.25 to 2 if not given.")] = None,
     divide_by: Annotated[list[int] | None, typer.Option(help="Teacher steps to one; 2 and 4 if not given.")] = None,
 ) -> None:
-    """Section 5.3: quality against updates per stage, for chains that divide by 2 and by 4."""
+    """Section 5.3: quality against updates per stage. For chains that divide by 2 and by 4."""
     from progdist.cli.progress import Terminal
     from progdist.recipes.files import read_recipe
     from progdist.runs.studies.budget import budget as study
@@ -53,7 +53,7 @@ def stochastic(
     levels: Annotated[int, typer.Option(help="Of the ancestral sampler's variance.", min=2)] = 11,
     most: Annotated[int, typer.Option(help="The largest step count measured.", min=2)] = 64,
 ) -> None:
-    """Figure 4 and appendix F: stochastic sampling, distilled and undistilled."""
+    """Figure 4, appendix F: stochastic sampling. Of distilled and undistilled models."""
     from progdist.cli.progress import Terminal
     from progdist.runs.studies.stochastic import stochastic as study
 
@@ -72,7 +72,7 @@ def integrators(
     seed: Annotated[int, typer.Option(help="Seed of the noise.", min=0)] = 0,
     out: Out = None,
 ) -> None:
-    """Appendix C: integrators at equal network evaluations, on an exact mixture and on a model."""
+    """Appendix C: integrators at equal cost. On an exact mixture and on a model."""
     from progdist.cli.progress import Terminal
     from progdist.runs.studies.integrators import Trained
     from progdist.runs.studies.integrators import integrators as study

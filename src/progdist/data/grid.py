@@ -14,8 +14,8 @@ GAP = 1
 """Grey pixels between the images of a grid."""
 
 
-def write_grid(images: Tensor, path: Path, columns: int = 8) -> None:
-    """Images (B, C, H, W) in [-1, 1] as one PNG, row by row with a gap of one pixel."""
+def grid_image(images: Tensor, columns: int) -> Image.Image:
+    """Images (B, C, H, W) in [-1, 1] as one, row by row with a gap of one pixel."""
     pixels = to_uint8(images)
     count, height, width, channels = pixels.shape
     rows = -(-count // columns)
@@ -24,7 +24,12 @@ def write_grid(images: Tensor, path: Path, columns: int = 8) -> None:
     for index, image in enumerate(pixels):
         tile = Image.fromarray(image[..., 0] if channels == 1 else image)
         sheet.paste(tile, (index % columns * (width + GAP), index // columns * (height + GAP)))
+    return sheet
+
+
+def write_grid(images: Tensor, path: Path, columns: int = 8) -> None:
+    """Images (B, C, H, W) in [-1, 1] as one PNG."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.partial")
-    sheet.save(partial, format="png")
+    grid_image(images, columns).save(partial, format="png")
     partial.replace(path)

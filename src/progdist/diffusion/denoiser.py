@@ -35,6 +35,11 @@ class DenoiserProtocol(Protocol):
         ...
 
 
+def call_network(network: nn.Module, z: Tensor, timestep: Tensor, **arguments: Any) -> Any:  # noqa: ANN401
+    """The output of a network that takes latents (B, ...) and timesteps (B,) first."""
+    return network(z, timestep, **arguments)
+
+
 class Denoiser(nn.Module):
     """A network with the schedule and the meaning of its output.
 
@@ -47,6 +52,7 @@ class Denoiser(nn.Module):
         timesteps: T; 1024 for models trained here, `num_train_timesteps` for others.
         offset: what is taken from T t; None for 0 with a rectified flow and 1 otherwise.
         arguments: the condition as the network's own keyword arguments; as it is if not given.
+        call: (network, z, timestep, **arguments) -> its output, for a network that is called otherwise than above.
 
     Raises:
         UserError: the output cannot denoise at some time of the schedule (eps at zero SNR), or T is not 1 to a million.
@@ -61,6 +67,7 @@ class Denoiser(nn.Module):
         timesteps: int = 1024,
         offset: float | None = None,
         arguments: Callable[..., Mapping[str, Any]] = dict,
+        call: Callable[..., Any] = call_network,
     ) -> None:
         super().__init__()
         parameterization.check(schedule)
@@ -72,6 +79,7 @@ class Denoiser(nn.Module):
         self.timesteps = timesteps
         self.offset = offset if offset is not None else float(not isinstance(schedule, RectifiedFlow))
         self.arguments = arguments
+        self.call = call
 
     def forward(self, z: Tensor, t: Tensor, **condition: Tensor) -> Tensor:
         """The denoised data.
@@ -94,7 +102,7 @@ class Denoiser(nn.Module):
 
     def output(self, z: Tensor, timestep: Tensor, **condition: Tensor) -> Tensor:
         """F(z, timestep): the network's output without the learned variances that some give in channels beyond it."""
-        output = self.network(z, timestep, **self.arguments(**condition))
+        output = self.call(self.network, z, timestep, **self.arguments(**condition))
         output = getattr(output, "sample", output)
         return output[:, : self.parameterization.heads * z.shape[1]]
 
@@ -107,6 +115,7 @@ class Denoiser(nn.Module):
             "timesteps": self.timesteps,
             "offset": self.offset,
             "arguments": self.arguments,
+            "call": self.call,
         }
 
     def with_parts(self, **parts: Any) -> "Denoiser":  # noqa: ANN401  (each is an argument of Denoiser)

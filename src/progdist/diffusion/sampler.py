@@ -15,18 +15,20 @@ appendix's other stochastic sampler overshoots: a DDIM step of twice the length,
 
     z_s = (alpha_s / alpha_q) z_q + sqrt(sigma_s^2 - (alpha_s / alpha_q)^2 sigma_q^2) eps
 
-The probability-flow ODE that DDIM integrates is, in any measure of time (appendices A and B),
+DPM-Solver++ (2M) is the DDIM step of a prediction that is extrapolated along the log-SNR, on the line through it and
+the prediction at q, where the step before began (Lu et al. 2022, arXiv 2211.01095, algorithm 2): of second order, at
+one evaluation a step,
 
-    dz = d(alpha) xh + d(sigma) eps_h,    eps_h = (z - alpha xh) / sigma
+    D = xh_t + (lambda_s - lambda_t) / (2 (lambda_t - lambda_q)) (xh_t - xh_q)
+    z_s = (sigma_s / sigma_t) z_t + (alpha_s - alpha_t sigma_s / sigma_t) D
 
-and has other integrators (appendix C): Euler's method in t or in the log-SNR, Heun's and the classical Runge-Kutta
-method in t, of second and fourth order, with two and four network evaluations to a step.
+Its first step and its last, which ends at the data, are DDIM's. `progdist.diffusion.integrators` has other integrators.
 
 The grid is t = 1, (N-1)/N, ..., 1/N, and the last step returns the denoised data itself, so that no step ever divides
 by sigma_0: N network evaluations, but for the methods that take several to a step.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 from itertools import pairwise
 
@@ -36,13 +38,8 @@ from torch import Tensor
 from progdist._utils.broadcasting import per_example, time_device
 from progdist._utils.errors import UserError
 from progdist.diffusion.denoiser import DenoiserProtocol
+from progdist.diffusion.integrators import Predict, Step, euler_in_log_snr, runge_kutta
 from progdist.diffusion.schedule import Schedule
-
-Predict = Callable[[Tensor, Tensor], Tensor]
-"""(z_t, t) -> xh, with the condition and any clipping already bound."""
-
-Step = Callable[[Schedule, Predict, Tensor, Tensor, Tensor, torch.Generator | None], Tensor]
-"""(schedule, predict, z_t, t, s, generator) -> z_s."""
 
 
 def alpha_sigma(schedule: Schedule, s: Tensor) -> tuple[Tensor, Tensor]:
@@ -103,53 +100,6 @@ def overshoot(
     return per_example(ratio, z) * ddim(schedule, predict, z, t, q, generator) + per_example(deviation, z) * eps
 
 
-def ode_derivative(schedule: Schedule, predict: Predict, z: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
-    """The ODE's right-hand side dz/dt at (z, t), shape of z, and d(log-SNR)/dt in float64, shape of t; 0 < t <= 1."""
-    with torch.enable_grad():
-        time = t.detach().clone().requires_grad_()
-        alpha, sigma = schedule.alpha(time), schedule.sigma(time)
-        alpha_rate, sigma_rate = (torch.autograd.grad(scale.sum(), time)[0] for scale in (alpha, sigma))
-    alpha, sigma = alpha.detach(), sigma.detach()
-    x = predict(z, t)
-    eps = (z - per_example(alpha, z) * x) / per_example(sigma, z)
-    slope = per_example(alpha_rate, z) * x + per_example(sigma_rate, z) * eps
-    return slope, 2 * (alpha_rate / alpha - sigma_rate / sigma)
-
-
-def euler_in_log_snr(
-    schedule: Schedule, predict: Predict, z: Tensor, t: Tensor, s: Tensor, generator: torch.Generator | None
-) -> Tensor:
-    """One step of Euler's method with the log-SNR as time.
-
-    Raises:
-        UserError: it begins at zero SNR, where the log-SNR is infinite.
-    """
-    if not schedule.log_snr(t).isfinite().all():
-        raise UserError("euler_log_snr cannot begin at zero SNR, where the log-SNR is infinite: use ddim or euler")
-    slope, rate = ode_derivative(schedule, predict, z, t)
-    span = (schedule.log_snr(s) - schedule.log_snr(t)) / rate
-    return z + per_example(span, z) * slope
-
-
-def runge_kutta(rows: Sequence[Sequence[float]], weights: Sequence[float]) -> Step:
-    """An explicit Runge-Kutta step in t, from its Butcher tableau; the nodes are the sums of the rows."""
-
-    def step(
-        schedule: Schedule, predict: Predict, z: Tensor, t: Tensor, s: Tensor, generator: torch.Generator | None
-    ) -> Tensor:
-        slopes: list[Tensor] = []
-        for row in rows:
-            moved = z + per_example(s - t, z) * _weighted(row, slopes, z)
-            slopes.append(ode_derivative(schedule, predict, moved, t + sum(row) * (s - t))[0])
-        return z + per_example(s - t, z) * _weighted(weights, slopes, z)
-
-    return step
-
-
-def _weighted(weights: Sequence[float], slopes: Sequence[Tensor], z: Tensor) -> Tensor:
-    return sum((weight * slope for weight, slope in zip(weights, slopes, strict=True)), torch.zeros_like(z))
-
-
 METHODS: dict[str, Step] = {
     "ddim": ddim,
     "ancestral": ancestral,
@@ -159,6 +109,30 @@ METHODS: dict[str, Step] = {
     "heun": runge_kutta([(), (1.0,)], [0.5, 0.5]),
     "rk4": runge_kutta([(), (0.5,), (0.0, 0.5), (0.0, 0.0, 1.0)], [1 / 6, 1 / 3, 1 / 3, 1 / 6]),
 }
+
+
+class DPMSolverPP:
+    """The steps of one sampling by DPM-Solver++ (2M), in their order: each remembers its prediction for the next."""
+
+    def __init__(self) -> None:
+        self.before: tuple[Tensor, Tensor] | None = None
+
+    def __call__(
+        self, schedule: Schedule, predict: Predict, z: Tensor, t: Tensor, s: Tensor, generator: torch.Generator | None
+    ) -> Tensor:
+        """One deterministic step from t to s, which the next one begins at: one network evaluation."""
+        x = extrapolated = predict(z, t)
+        if self.before is not None:
+            q, x_q = self.before
+            now = schedule.log_snr(t)
+            ahead = (schedule.log_snr(s) - now) / (2 * (now - schedule.log_snr(q)))  # 0 if q is at zero SNR
+            extrapolated = x + per_example(torch.where(s > 0, ahead, 0.0), z) * (x - x_q)
+        self.before = (t, x)
+        return ddim_update(schedule, z, extrapolated, t, s)
+
+
+MULTISTEP_METHODS: dict[str, Callable[[], Step]] = {"dpmpp": DPMSolverPP}
+"""Methods whose steps remember those before them: made anew for each sampling."""
 
 
 NFE_PER_STEP = {"heun": 2, "rk4": 4}
@@ -172,6 +146,23 @@ MAX_STEPS = 1_000_000
 def network_evaluations(steps: int, method: str = "ddim") -> int:
     """How often `sample` calls the network: the last step, which returns the denoised data, calls it once."""
     return NFE_PER_STEP.get(method, 1) * (steps - 1) + 1
+
+
+def sampling_step(method: str | Step) -> Step:
+    """The step of a method, ready for one sampling.
+
+    Raises:
+        UserError: there is none of this name.
+    """
+    if not isinstance(method, str):
+        return method
+    if method in MULTISTEP_METHODS:
+        return MULTISTEP_METHODS[method]()
+    if method not in METHODS:
+        raise UserError(
+            f"sampling method {method!r} is unknown: use one of {', '.join([*METHODS, *MULTISTEP_METHODS])}"
+        )
+    return METHODS[method]
 
 
 def time_grid(steps: int) -> Tensor:
@@ -202,7 +193,7 @@ def sample(
         denoiser: (z, t) -> xh.
         noise: z_1 ~ N(0, I), (B, ...).
         steps: N, at least 1.
-        method: one of METHODS, or a step of your own, e.g. partial(ancestral, gamma=0.3).
+        method: one of METHODS or MULTISTEP_METHODS, or a step of your own, e.g. partial(ancestral, gamma=0.3).
         clip: keep every xh within [-1, 1], as the paper does; eps follows, since each step takes it from (z_t, xh).
         generator: a CPU generator of the noise that stochastic methods add.
         condition: passed on to the denoiser.
@@ -213,9 +204,7 @@ def sample(
     Raises:
         UserError: steps below 1, or no such method.
     """
-    if isinstance(method, str) and method not in METHODS:
-        raise UserError(f"sampling method {method!r} is unknown: use one of {', '.join(METHODS)}")
-    step = METHODS[method] if isinstance(method, str) else method
+    step = sampling_step(method)
     predict: Predict = partial(denoiser, **condition)
     if clip:
         predict = partial(_clipped, predict)

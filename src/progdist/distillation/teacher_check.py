@@ -78,8 +78,7 @@ def check_teacher(denoiser: Denoiser, x: Tensor, eps: Tensor, **condition: Tenso
         condition: passed to the network.
     """
     if isinstance(denoiser.schedule, RectifiedFlow):  # the network receives sigma: one network for every shift
-        parameterization, count, offset = denoiser.parameterization, denoiser.timesteps, denoiser.offset
-        denoiser = Denoiser(denoiser.network, RectifiedFlow(), parameterization, timesteps=count, offset=offset)
+        denoiser = denoiser.with_parts(schedule=RectifiedFlow())
     own = denoiser.parameterization
     total = {each.name: 0.0 for each in _comparable(denoiser)}
     for level in LEVELS:

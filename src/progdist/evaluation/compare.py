@@ -13,8 +13,9 @@ from progdist._utils.errors import UserError
 from progdist.data.images import CaptionedImages, Images, ImageTransform
 from progdist.data.shards import TensorShards
 from progdist.diffusion.sampler import network_evaluations
-from progdist.evaluation.features import FeatureSpace, feature_space, features_of
+from progdist.evaluation.features import features_of
 from progdist.evaluation.generate import Notify, SamplingOptions, generate_batches
+from progdist.evaluation.measures.plan import Instruments, Plan
 from progdist.evaluation.metrics import summary_quality
 from progdist.evaluation.summary import Summary, join, summarize
 from progdist.models.io.folder import load
@@ -31,78 +32,112 @@ class Reference:
 
 def compare(
     folders: Sequence[Path],
-    opened: Images,
+    opened: Images | None,
     options: SamplingOptions,
-    features: str,
+    plan: Plan,
     reference: Reference | None,
     notify: Notify,
 ) -> Iterator[dict[str, Any]]:
     """The quality of each model's samples against the data, and their RMSE to a teacher's from the same noise.
 
+    Args:
+        folders: of the models.
+        opened: the data; None where reference statistics stand for them.
+        options: what to make.
+        plan: what to measure.
+        reference: the teacher, or None.
+        notify: told of warnings.
+
+    Yields:
+        One record for every model and feature space.
+
     Raises:
-        UserError: images of another size than the model's, or as in `generate_images` and `load_images`.
+        UserError: images of another size than the model's, or as in `generate_images`, `load_images` and `Plan.open`.
     """
-    known = dict[tuple[int, int, int], Tensor]()
+    known = dict[tuple[int, int, int], list[Tensor | None]]()
     with TemporaryDirectory() as scratch:
         taught = _reference_images(reference, options, opened, Path(scratch), notify) if reference else None
         for folder in folders:
             model = load(folder)
-            images = images_for_model(model, opened, notify)
-            space = feature_space(features, images.shape)
-            if images.shape not in known:
-                chosen = images.chosen(max(options.count, 10_000), options.seed)
-                known[images.shape] = features_of(space, images, chosen)
+            instruments = plan.open(model.image, captions=model.text is not None)
+            images = images_for_model(model, opened, notify) if opened else None
+            if model.image not in known:
+                known[model.image] = data_features(instruments, images, max(options.count, 10_000), options.seed)
             if taught is not None and taught[0].shape != model.image:
                 raise UserError(f"the teacher makes images of {tuple(taught[0].shape)}, {folder} {model.image}")
-            samples, steps, seconds = _summarized(model, _of_captions(model, options, images), space, taught, notify)
-            result = summary_quality(space.name, known[images.shape], samples)
-            if result.warning:
-                notify(f"warning: {result.warning}")
-            yield {
-                "model": str(folder),
-                "steps": steps,
-                "network_evaluations": network_evaluations(steps, options.method),
-                "seconds_per_image": seconds / len(samples),
-                "rmse": None if taught is None else samples.rmse,
-                **asdict(result),
-            }
+            own = of_captions(model, options, images)
+            samples, steps, seconds = summarized(model, own, instruments, taught, notify)
+            score = instruments.captions and instruments.captions.score(samples, own.labels_of(model), own.prompts)
+            for space, data in zip(instruments.spaces, known[model.image], strict=True):
+                result = summary_quality(
+                    space, data, samples,
+                    distance=instruments.distance(space, data), metrics=instruments.metrics,
+                )  # fmt: skip
+                if result.warning:
+                    notify(f"warning: {result.warning}")
+                yield {
+                    "model": str(folder),
+                    "steps": steps,
+                    "network_evaluations": network_evaluations(steps, options.method),
+                    "seconds_per_image": seconds / len(samples),
+                    "rmse": None if taught is None else samples.rmse,
+                    "clip_score": asdict(score) if score else None,
+                    **asdict(result),
+                }
 
 
-def _of_captions(model: Model, options: SamplingOptions, images: Images) -> SamplingOptions:
+def data_features(instruments: Instruments, images: Images | None, count: int, seed: int) -> list[Tensor | None]:
+    """Features of `count` images of the data in every space; without images those of the reference, if it has them."""
+    if images is None:
+        found = (instruments.references.get(space.name) for space in instruments.spaces)
+        return [statistics.features if statistics else None for statistics in found]
+    chosen = images.chosen(count, seed)
+    return [features_of(space, images, chosen) for space in instruments.spaces]
+
+
+def of_captions(model: Model, options: SamplingOptions, images: Images | None) -> SamplingOptions:
     """The options with captions as the data has them, for a text-conditional model."""
     if model.text is None:
         return options
     if not isinstance(images, CaptionedImages):
         raise UserError(
-            f"the model makes images of captions, and {images.name} has none: give captions:FOLDER, or name their "
-            "--caption-column"
+            f"the model makes images of captions, and {images.name if images else 'no data'} has none: give "
+            "captions:FOLDER, or name their --caption-column"
         )
     return replace(options, prompts=tuple(images.classes[n] for n in images.stratified_labels(options.count).tolist()))
 
 
 def _reference_images(
-    reference: Reference, options: SamplingOptions, data: Images, folder: Path, notify: Notify
+    reference: Reference, options: SamplingOptions, data: Images | None, folder: Path, notify: Notify
 ) -> TensorShards:
     """A teacher's images on disk, a shard for each batch."""
     shards = TensorShards(folder, options.count, options.batch)
     model = load(reference.folder)
-    wanted = replace(_of_captions(model, options, data), steps=reference.steps)
+    wanted = replace(of_captions(model, options, data), steps=reference.steps)
     batches, _ = generate_batches(model, wanted, notify)
     for number, images, _ in batches:
         shards.write(number, [images])
     return shards
 
 
-def _summarized(
-    model: Model, options: SamplingOptions, space: FeatureSpace, taught: TensorShards | None, notify: Notify
+def summarized(
+    model: Model,
+    options: SamplingOptions,
+    instruments: Instruments,
+    taught: TensorShards | None,
+    notify: Notify,
+    *,
+    keep: int = 0,
 ) -> tuple[Summary, int, float]:
-    """What is kept of a model's samples, the steps they took and the seconds."""
+    """What is kept of a model's samples, the first `keep` images among it, the steps they took and the seconds."""
     batches, steps = generate_batches(model, options, notify)
     parts, seconds, started = [], 0.0, time.perf_counter()
     for number, images, labels in batches:
         seconds += time.perf_counter() - started
         reference = None if taught is None else taught.shard(number)
-        parts.append(summarize([space], images, labels if model.classes else None, reference=reference))
+        first, wanted = number * options.batch, labels if model.classes else None
+        kept = max(0, keep - first)
+        parts.append(summarize(instruments.every_space, images, wanted, reference=reference, keep=kept))
         started = time.perf_counter()
     return join(parts), steps, seconds
 

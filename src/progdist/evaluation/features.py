@@ -1,105 +1,111 @@
 """Feature spaces in which sets of images are compared.
 
 digits, fashion-mnist   a small convolutional classifier's last hidden layer (64 numbers), scaled to a mean square of
-                        1 over the data; shipped here, trained by benchmarks/train_classifier.py
+                        1 over the data; shipped here
 pixels                  the image itself, averaged down to at most 16 x 16
-inception               the pool of Inception-v3 (2,048 numbers), with the extra `inception` and its weights
+inception               the pool of Inception-v3 (2,048 numbers), resized as TensorFlow 1 and torch-fidelity do
+inception_clean         the same, resized as clean-fid does
+inception_spatial       its spatial features (2,023 numbers), of sFID, resized as `inception`
+dinov2                  the class token of DINOv2 (1,024 numbers), with the extra `dinov2`
+
+The first three see images as they are; the others round them to bytes first, as if they had been saved, and need
+weights (see `progdist.evaluation.networks.weights`).
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from importlib.resources import as_file, files
 from pathlib import Path
-from typing import cast
+from typing import get_args
 
 import torch
 from torch import Tensor, nn
 
 from progdist._utils.errors import UserError
-from progdist._utils.files import read_tensors
+from progdist._utils.names import Features
 from progdist.data.images import Images
 from progdist.data.shards import TensorShards
+from progdist.evaluation.networks import encoders
+from progdist.evaluation.networks.classifier import CLASSIFIERS, shipped_classifier
+from progdist.evaluation.networks.inception import SIZE, Inception, read_inception
+from progdist.evaluation.networks.resize import resize_clean, resize_tensorflow, to_bytes
+from progdist.evaluation.networks.weights import find_weights
 
-CLASSIFIERS: dict[str, tuple[int, int, int]] = {"digits": (1, 8, 8), "fashion-mnist": (1, 28, 28)}
-"""The images (channels, height, width) that each shipped classifier takes."""
-
-
-class Classifier(nn.Module):
-    """Three convolutions, the last two halving, then a hidden layer of 64 and a linear read-out.
-
-    Args:
-        image: (channels, height, width).
-        classes: number of classes.
-    """
-
-    def __init__(self, image: tuple[int, int, int], classes: int) -> None:
-        super().__init__()
-        channels, height, width = image
-        quarter = 64 * -(-height // 4) * -(-width // 4)
-        self.hidden = nn.Sequential(
-            nn.Conv2d(channels, 16, 3, padding=1),
-            nn.GELU(),
-            nn.Conv2d(16, 32, 3, stride=2, padding=1),
-            nn.GELU(),
-            nn.Conv2d(32, 64, 3, stride=2, padding=1),
-            nn.GELU(),
-            nn.Flatten(),
-            nn.Linear(quarter, 64),
-            nn.GELU(),
-        )
-        self.read_out = nn.Linear(64, classes)
-        self.scale: Tensor
-        self.register_buffer("scale", torch.ones(()))
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Logits (B, classes) of images (B, C, H, W) in [-1, 1]."""
-        return self.read_out(self.hidden(images))
-
-    def features(self, images: Tensor) -> Tensor:
-        """The scaled hidden layer (B, 64)."""
-        return self.scale * self.hidden(images)
+CHUNK = 64
+"""Images that a large network sees at a time."""
 
 
 @dataclass(frozen=True)
 class FeatureSpace:
-    """A named map from images (B, C, H, W) in [-1, 1] to vectors (B, D); with a classifier, labels (B,), too."""
+    """A named map from images (B, C, H, W) in [-1, 1] to vectors (B, D).
+
+    Attributes:
+        name: of the space.
+        extract: the map.
+        read_out: from vectors (B, D) to a classifier's logits (B, classes), where they are a classifier's.
+        knows_labels: whether that classifier's classes are the data's own.
+        batch: images that `extract` is given at a time.
+        checksum: the SHA-256 of the network's weights, where they are not shipped.
+        warning: what is to be said of them, or None.
+    """
 
     name: str
     extract: Callable[[Tensor], Tensor]
-    classify: Callable[[Tensor], Tensor] | None = None
+    read_out: Callable[[Tensor], Tensor] | None = None
+    knows_labels: bool = False
+    batch: int = 512
+    checksum: str | None = None
+    warning: str | None = None
 
     @torch.no_grad()
-    def __call__(self, images: Tensor, batch: int = 512) -> Tensor:
+    def __call__(self, images: Tensor) -> Tensor:
         """Features (N, D) on the CPU, computed in batches."""
-        return torch.cat([self.extract(part.clamp(-1, 1)).float().cpu() for part in images.split(batch)])
+        return torch.cat([self.extract(part.clamp(-1, 1)).float().cpu() for part in images.split(self.batch)])
 
     @torch.no_grad()
-    def labels(self, images: Tensor, batch: int = 512) -> Tensor | None:
-        """The classifier's labels (N,), or None where there is none."""
-        if self.classify is None:
-            return None
-        return torch.cat([self.classify(part.clamp(-1, 1)).argmax(1).cpu() for part in images.split(batch)])
+    def logits(self, features: Tensor) -> Tensor | None:
+        """The classifier's logits (N, classes) of features (N, D), or None where there is no classifier."""
+        return None if self.read_out is None else torch.cat([self.read_out(part) for part in features.split(4096)])
+
+    def labels(self, features: Tensor) -> Tensor | None:
+        """The classifier's labels (N,) of features (N, D), or None where its classes are not the data's."""
+        logits = self.logits(features) if self.knows_labels else None
+        return None if logits is None else logits.argmax(1)
 
 
-def feature_space(name: str, image: tuple[int, int, int]) -> FeatureSpace:
+def feature_space(name: str, image: tuple[int, int, int], weights: Mapping[str, Path] | None = None) -> FeatureSpace:
     """A feature space for images (channels, height, width).
 
+    Args:
+        name: one of those above.
+        image: their shape.
+        weights: files and folders of weights by network, those that are named.
+
     Raises:
-        UserError: there is none of that name, it takes other images, or the extra is missing.
+        UserError: there is none of that name, it takes other images, or its weights or its extra are missing.
     """
+    if name not in get_args(Features):
+        raise UserError(f"features {name!r} are unknown: use one of {', '.join(get_args(Features))}")
     if name == "pixels":
         return FeatureSpace(name, _pixels)
-    if name == "inception":
-        return FeatureSpace(name, _inception())
+    if name == "dinov2":
+        found = find_weights("dinov2", weights or {})
+        return FeatureSpace(name, encoders.dinov2(found), batch=CHUNK, checksum=found.sha256, warning=found.warning)
     if name not in CLASSIFIERS:
-        raise UserError(f"features {name!r} are unknown: use one of {', '.join([*CLASSIFIERS, 'pixels', 'inception'])}")
+        return _inception(name, weights or {})
     if CLASSIFIERS[name] != image:
         raise UserError(
             f"features {name!r} are of images {CLASSIFIERS[name]} (channels, height, width), the data's are {image}: "
             "use pixels, or the size and channels that they take"
         )
-    classifier = _shipped(name)
-    return FeatureSpace(name, classifier.features, classifier)
+    classifier = shipped_classifier(name)
+    return FeatureSpace(name, classifier.features, classifier.logits, knows_labels=True)
+
+
+def clip_space(weights: Mapping[str, Path]) -> tuple[FeatureSpace, Callable[[Sequence[str]], Tensor]]:
+    """CLIP's embeddings of images as a space, and what embeds captions into it; errors as of `feature_space`."""
+    found = find_weights("clip", weights)
+    embed, embed_texts = encoders.clip(found)
+    return FeatureSpace("clip", embed, batch=CHUNK, checksum=found.sha256, warning=found.warning), embed_texts
 
 
 ROWS = 512
@@ -133,35 +139,20 @@ def features_of(space: FeatureSpace, images: Images, chosen: Tensor) -> Tensor:
     return torch.cat([space(images.at(rows)[0]) for rows in chosen.split(ROWS)])
 
 
-def _shipped(name: str) -> Classifier:
-    with as_file(files("progdist") / "evaluation" / "classifiers" / f"{name}.safetensors") as path:
-        tensors = {key: tensor.float() for key, tensor in read_tensors(path).items()}
-    classifier = Classifier(CLASSIFIERS[name], len(tensors["read_out.bias"]))
-    classifier.load_state_dict(tensors)
-    return classifier.eval().requires_grad_(False)
-
-
 def _pixels(images: Tensor) -> Tensor:
     height, width = images.shape[-2:]
     return nn.functional.adaptive_avg_pool2d(images, (min(height, 16), min(width, 16))).flatten(1)
 
 
-def _inception() -> Callable[[Tensor], Tensor]:
-    from torchmetrics.image.fid import NoTrainInceptionV3  # needs the extra: only where it is used
-
-    try:
-        network = NoTrainInceptionV3("inception-v3-compat", ["2048"])
-    except (ModuleNotFoundError, OSError) as error:
-        raise UserError(
-            f"features 'inception' cannot be had ({' '.join(str(error).split())}): "
-            "pip install 'progdist[inception]' and let it fetch its weights once"
-        ) from error
-
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    network.to(device)
+def _inception(name: str, weights: Mapping[str, Path]) -> FeatureSpace:
+    """One of the spaces of Inception-v3."""
+    found = find_weights("inception", weights)
+    network: Inception = read_inception(found).to(encoders.device())
+    resize = resize_clean if name == "inception_clean" else resize_tensorflow
+    place = 1 if name == "inception_spatial" else 0
 
     def extract(images: Tensor) -> Tensor:
-        pixels = ((images.to(device) + 1) * 127.5).round().byte()
-        return cast(Tensor, network(pixels.expand(-1, 3, -1, -1)))
+        return network(resize(to_bytes(images.to(encoders.device())), SIZE))[place]
 
-    return extract
+    read_out = None if place else lambda pool: network.logits(pool.to(encoders.device())).cpu()
+    return FeatureSpace(name, extract, read_out, batch=CHUNK, checksum=found.sha256, warning=found.warning)

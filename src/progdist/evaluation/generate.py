@@ -28,7 +28,7 @@ class SamplingOptions:
         count: how many.
         label: their class; None for all in turn.
         seed: of the noise.
-        method: of sampling, one of `sampler.METHODS`.
+        method: of sampling, one of `sampler.METHODS` or `sampler.MULTISTEP_METHODS`.
         clip: keep every denoised image within [-1, 1].
         variance: of the ancestral sampler's variance, from 0, its lower bound, to 1, its upper.
         batch: how many at a time.

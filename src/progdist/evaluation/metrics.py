@@ -1,135 +1,44 @@
 r"""How good samples are: distances to the data, agreement with their classes, and fidelity to the teacher.
 
-    Frechet distance   |m_a - m_b|^2 + tr(C_a + C_b - 2 (C_a C_b)^(1/2)) of the features' means and covariances
-                       (Heusel et al. 2017, arXiv 1706.08500)
-    kernel distance    the squared maximum mean discrepancy under (f.g / D + 1)^3 (Binkowski et al. 2018,
-                       arXiv 1801.01401), times 1000
-    fidelity           the root mean square difference of pixels in [-1, 1] from images made from the same noise
+    frechet             with its 95 % interval and its bias (`measures.frechet`); FID in the features of Inception
+    kernel              with its standard error (`measures.kernel`); KID in those
+    inception_score     `measures.inception_score`
+    precision_recall    `measures.neighbors`
+    density_coverage    `measures.neighbors`
+    clip_score          of samples and their captions (`measures.clip_score`)
+    fidelity            the root mean square difference of pixels in [-1, 1] from images made from the same noise
 
-Both distances are torchmetrics', of one process's features alone. The Frechet distance has a positive bias of order
-1/n, so compare only distances of equally many samples.
+The two distances are always given, the others on demand. All are computed from features, which are all that is kept of
+samples; docs/metrics.md has their conventions.
 """
 
-import warnings
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 
-import torch
-from torch import Tensor, nn
-from torchmetrics.image.fid import FrechetInceptionDistance
-from torchmetrics.image.kid import KernelInceptionDistance
+from torch import Tensor
 
 from progdist._utils.errors import UserError
+from progdist._utils.names import LEAST_SAMPLES, Metric
 from progdist.evaluation.features import FeatureSpace
+from progdist.evaluation.measures.estimate import Estimate
+from progdist.evaluation.measures.frechet import WIDE, Frechet, frechet_bias, frechet_interval
+from progdist.evaluation.measures.inception_score import inception_score
+from progdist.evaluation.measures.kernel import kernel_distance
+from progdist.evaluation.measures.moments import moments
+from progdist.evaluation.measures.neighbors import density_coverage, precision_recall
 from progdist.evaluation.summary import Summary, summarize
 
 SAMPLES_PER_FEATURE = 10
 """Below this many samples for each feature the Frechet distance is mostly bias: a warning is given."""
 
-WIDE = 1024
-"""Features beyond which a Frechet distance is computed once, and its interval is not resampled."""
+PUBLISHED = 50_000
+"""Samples of published FIDs."""
 
-
-class _PrecomputedFeatures(nn.Module):
-    """Features handed over as they are, where torchmetrics asks for a network."""
-
-    def __init__(self, size: int) -> None:
-        super().__init__()
-        self.num_features = size
-
-    def forward(self, features: Tensor) -> Tensor:
-        return features
-
-
-class _Frechet:
-    """Frechet distances of several sets of samples to one set of data, whose moments are computed once."""
-
-    def __init__(self, data: Tensor) -> None:
-        network = _PrecomputedFeatures(data.shape[1])
-        metric = FrechetInceptionDistance(feature=network, reset_real_features=False, sync_on_compute=False)
-        self.metric = metric.set_dtype(torch.float64)
-        self.metric.update(data.double(), real=True)
-
-    def __call__(self, samples: Tensor) -> float:
-        self.metric.reset()
-        self.metric.update(samples.double(), real=False)
-        return float(self.metric.compute())
-
-
-def frechet_distance(a: Tensor, b: Tensor) -> float:
-    """The Frechet distance of features a (N, D) and b (M, D)."""
-    return _Frechet(a)(b)
-
-
-def frechet_interval(data: Tensor, samples: Tensor, *, resamples: int, seed: int) -> tuple[float, float, float]:
-    """The Frechet distance of features (N, D) and (M, D), and its 95 % interval over resamples of the samples.
-
-    Resampling with repeats raises the distance by about its bias, so the percentiles are taken about their own mean.
-    Beyond WIDE features a distance takes seconds, and the interval is 1.96 of `frechet_error` to either side.
-
-    Returns:
-        (estimate, low, high).
-    """
-    distance = _Frechet(data)
-    estimate = distance(samples)
-    if data.shape[1] > WIDE:
-        half = 1.96 * frechet_error(data, samples)
-        return estimate, max(0.0, estimate - half), estimate + half
-    draw = torch.Generator().manual_seed(seed)
-    distances = []
-    for _ in range(resamples):
-        chosen = torch.randint(len(samples), (len(samples),), generator=draw)
-        distances.append(distance(samples[chosen]))
-    values = torch.tensor(distances, dtype=torch.float64)
-    low, high = (values - values.mean()).quantile(torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
-    return estimate, max(0.0, estimate + low), estimate + high
-
-
-def frechet_error(data: Tensor, samples: Tensor) -> float:
-    r"""The standard error of the Frechet distance of features (N, D) and (M, D), by the infinitesimal jackknife.
-
-    To first order a sample x moves the distance by its influence (Efron 1982, The Jackknife, the Bootstrap and Other
-    Resampling Plans, chapter 6; the gradient is that of the Bures distance),
-
-        I(x) = 2 (m_b - m_a).(x - m_b) + (x - m_b)' (1 - T) (x - m_b) - its mean,
-        T = C_b^(-1/2) (C_b^(1/2) C_a C_b^(1/2))^(1/2) C_b^(-1/2),
-
-    and the error is the root of mean I^2 / M: two eigendecompositions, whatever the number of samples.
-    """
-    a, b = data.double(), samples.double()
-    shift, centred = b.mean(0) - a.mean(0), b - b.mean(0)
-    values, vectors = torch.linalg.eigh(centred.T @ centred / (len(b) - 1))
-    spans = values > values.max() * 1e-10  # beside these no sample varies
-    roots, vectors = values[spans].sqrt(), vectors[:, spans]
-    inner = roots[:, None] * (vectors.T @ a.T.cov() @ vectors) * roots
-    squares, turn = torch.linalg.eigh(inner)
-    middle = (turn * squares.clamp(min=0).sqrt()) @ turn.T
-    within = centred @ vectors
-    moved = within / roots
-    influence = 2 * centred @ shift + within.square().sum(1) - (moved @ middle * moved).sum(1)
-    return float(influence.std(correction=0)) / len(b) ** 0.5
-
-
-def kernel_distance(data: Tensor, samples: Tensor, *, seed: int, subsets: int = 20) -> tuple[float, float]:
-    """1000 times the kernel distance of features (N, D) and (M, D), and its standard error.
-
-    The distance is that of up to 1000 vectors of each; the error is the deviation over random halves of them, which
-    varies as the whole does.
-    """
-    size = min(len(data), len(samples), 1000)
-    distance = _kernel(data, samples, size, 1, seed)[0]
-    return distance, _kernel(data, samples, max(2, size // 2), subsets, seed)[1]
-
-
-def _kernel(data: Tensor, samples: Tensor, size: int, subsets: int, seed: int) -> tuple[float, float]:
-    with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
-        warnings.filterwarnings("ignore", message="Metric `Kernel Inception Distance` will save all")
-        torch.manual_seed(seed)
-        precomputed = _PrecomputedFeatures(data.shape[1])
-        metric = KernelInceptionDistance(precomputed, subsets=subsets, subset_size=size, sync_on_compute=False)
-        metric.update(data, real=True)
-        metric.update(samples, real=False)
-        mean, deviation = metric.compute()
-    return 1000 * float(mean), 1000 * float(deviation)
+FROM_NEIGHBORS: dict[str, Callable[..., dict[str, Estimate]]] = {
+    "precision_recall": precision_recall,
+    "density_coverage": density_coverage,
+}
+"""What is measured from features of data and samples."""
 
 
 @dataclass(frozen=True)
@@ -141,9 +50,12 @@ class Quality:
         samples: how many were compared.
         frechet: the Frechet distance, and the 95 % interval of it.
         interval: how the interval was found, `bootstrap` or `infinitesimal jackknife` (see `frechet_interval`).
-        kernel: 1000 times the kernel distance, and its standard error.
+        kernel: 1000 times the kernel distance, and its standard error; None where only moments of the data are known.
         agreement: share of samples that the classifier gives the class they were made for; None without classes.
         warning: why the numbers are to be doubted, or None.
+        frechet_bias: by how much the Frechet distance is too large for want of samples, about; None below 4 samples.
+        metrics: what else was asked for, by its name.
+        checksum: the SHA-256 of the network's weights, where they are not shipped.
     """
 
     features: str
@@ -151,11 +63,14 @@ class Quality:
     frechet: float
     frechet_low: float
     frechet_high: float
-    kernel: float
-    kernel_spread: float
+    kernel: float | None
+    kernel_spread: float | None
     agreement: float | None
     warning: str | None
     interval: str
+    frechet_bias: float | None = None
+    metrics: dict[str, Estimate] = field(default_factory=dict)
+    checksum: str | None = None
 
 
 def quality(
@@ -180,35 +95,89 @@ def quality(
     Raises:
         UserError: fewer than two samples, or images that are not finite.
     """
-    summary = summarize([space], images, labels)
-    return summary_quality(space.name, data, summary, resamples=resamples, seed=seed)
+    return summary_quality(space, data, summarize([space], images, labels), resamples=resamples, seed=seed)
 
 
-def summary_quality(name: str, data: Tensor, samples: Summary, *, resamples: int = 100, seed: int = 0) -> Quality:
-    """Compare samples with the data in the feature space of a name, from what was kept of them; see `quality`."""
-    if len(samples) < 2 or len(data) < 2:
-        raise UserError(
-            f"{len(samples)} samples and {len(data)} data images were given: distances need at least 2 each"
-        )
+def summary_quality(
+    space: FeatureSpace,
+    data: Tensor | None,
+    samples: Summary,
+    *,
+    distance: Frechet | None = None,
+    metrics: Sequence[Metric] = (),
+    resamples: int = 100,
+    seed: int = 0,
+) -> Quality:
+    """Compare samples with the data in one feature space, from what was kept of them; see `quality`.
+
+    Args:
+        space: where to compare.
+        data: features of the data, (N, D); None where only their moments are known.
+        samples: what was kept of the samples.
+        distance: the Frechet distance to the reference; to `data` if not given.
+        metrics: what to measure beside the two distances, as far as this space has it.
+        resamples: of the bootstrap.
+        seed: of the bootstrap and the subsets.
+    """
+    known = len(data) if data is not None else 2
+    if len(samples) < 2 or known < 2:
+        raise UserError(f"{len(samples)} samples and {known} data images were given: distances need at least 2 each")
     if not samples.finite:
         raise UserError("the samples hold numbers that are not finite: the model is damaged, or was trained too fast")
-    features, width = samples.features[name], data.shape[1]
-    estimate, low, high = frechet_interval(data, features, resamples=resamples, seed=seed)
-    kernel, error = kernel_distance(data, features, seed=seed)
-    wanted = SAMPLES_PER_FEATURE * width
-    few = f"{len(samples)} samples for {width} {name} features: use {wanted} or more"
+    features = samples.features[space.name]
+    distance = distance or Frechet(moments(_needed(data, "the Frechet distance")))
+    estimate, low, high = frechet_interval(distance, features, resamples=resamples, seed=seed)
+    kernel, error = (None, None) if data is None else kernel_distance(data, features, seed=seed)
+    bias = frechet_bias(distance, features, seed=seed)
     return Quality(
-        features=name,
+        features=space.name,
         samples=len(samples),
         frechet=estimate,
         frechet_low=low,
         frechet_high=high,
         kernel=kernel,
         kernel_spread=error,
-        agreement=samples.matches[name] / len(samples) if name in samples.matches else None,
-        warning=few if len(samples) < wanted else None,
-        interval="infinitesimal jackknife" if width > WIDE else "bootstrap",
+        agreement=samples.matches[space.name] / len(samples) if space.name in samples.matches else None,
+        warning="; ".join(_warnings(space, len(samples), features.shape[1], bias)) or None,
+        interval="infinitesimal jackknife" if features.shape[1] > WIDE else "bootstrap",
+        frechet_bias=bias,
+        metrics={key: value for name in metrics for key, value in _measured(name, space, data, features, seed).items()},
+        checksum=space.checksum,
     )
+
+
+def _measured(
+    name: Metric, space: FeatureSpace, data: Tensor | None, features: Tensor, seed: int
+) -> dict[str, Estimate]:
+    """One of METRICS in one feature space; nothing where the space does not have it."""
+    if name == "clip_score":
+        return {}
+    if min(len(features), LEAST_SAMPLES if data is None else len(data)) < LEAST_SAMPLES:
+        raise UserError(
+            f"{name} needs at least {LEAST_SAMPLES} samples and as many images of the data: {len(features)} were made"
+        )
+    if name in FROM_NEIGHBORS:
+        return FROM_NEIGHBORS[name](_needed(data, name), features, seed=seed)
+    logits = space.logits(features)
+    return {} if logits is None else inception_score(logits, seed=seed)
+
+
+def _needed(data: Tensor | None, what: str) -> Tensor:
+    if data is None:
+        raise UserError(f"{what} needs images of the data, and a reference of moments holds none: give the data, too")
+    return data
+
+
+def _warnings(space: FeatureSpace, count: int, width: int, bias: float | None) -> list[str]:
+    """Why a distance of so many samples is to be doubted."""
+    wanted, found = SAMPLES_PER_FEATURE * width, [space.warning] if space.warning else []
+    if count < wanted:
+        found.append(f"{count} samples for {width} {space.name} features: use {wanted} or more")
+    if space.name.startswith("inception") and count != PUBLISHED and bias is not None:
+        found.append(
+            f"published FIDs are of {PUBLISHED:,} samples, and that of {count:,} is about {bias:.2g} too large"
+        )
+    return found
 
 
 def root_mean_square(images: Tensor, reference: Tensor) -> float:

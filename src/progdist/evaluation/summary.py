@@ -58,12 +58,12 @@ def summarize(
         keep: how many images to keep as they are.
     """
     finite = bool(images.isfinite().all())
-    named = {space.name: space.labels(images) for space in spaces} if labels is not None and finite else {}
+    features = {space.name: space(images) for space in spaces}
+    named = {space.name: space.labels(features[space.name]) for space in spaces if labels is not None and finite}
     matches = {name: int((found == labels).sum()) for name, found in named.items() if found is not None}
     error = 0.0
     if reference is not None:
         error = float((images.clamp(-1, 1) - reference.clamp(-1, 1)).double().square().sum())
-    features = {space.name: space(images) for space in spaces}
     return Summary(features, matches, images[:keep].clone(), finite, error, images.numel())
 
 

@@ -16,9 +16,10 @@ from progdist._utils.placement import at_work
 from progdist.diffusion.denoiser import Denoiser
 from progdist.diffusion.schedule import RectifiedFlow, VariancePreserving
 from progdist.models.autoencoder import Autoencoder
+from progdist.models.flow import flow_scheduler
 from progdist.models.guidance_input import class_guidance
 from progdist.models.text.lora_file import LoraFile
-from progdist.models.text.pipeline import Guidance, TextPipeline
+from progdist.models.text.pipeline import Guidance, TextPipeline, takes_guidance
 from progdist.models.unet import image_shape, is_text_conditional
 
 PREDICTION_TYPES: dict[str, Literal["sample", "epsilon", "v_prediction"]] = {
@@ -78,11 +79,18 @@ class Model:
     lora: LoraFile | None = None
 
     @property
+    def scheduler(self) -> DDIMScheduler | FlowMatchEulerDiscreteScheduler | None:
+        """The stock scheduler of its folder, for its own step count, the least of several; None where there is none."""
+        given = self.text is not None and self.text.particulars.passes_sigmas
+        return stock_scheduler(self.denoiser, None if given else min(self.steps, default=None))
+
+    @property
     def shape(self) -> tuple[int, int, int]:
         """(channels, height, width) of what the network sees: images, or their latents."""
-        shape = image_shape(self.denoiser.network)
+        network = self.denoiser.network
+        shape = self.text.latents(network) if self.text else image_shape(network)
         if shape is None:
-            network_class = type(self.denoiser.network).__name__
+            network_class = type(network).__name__
             raise UserError(
                 f"this {network_class} does not tell the shape of its data: set sample_size in its config.json"
             )
@@ -108,7 +116,7 @@ class Model:
             UserError: one is asked of a model that takes none.
         """
         taken, classes = self.guidance, class_guidance(self.denoiser.network)
-        if isinstance(taken, tuple):
+        if classes or (self.text and takes_guidance(self.denoiser.network)):
             usual = self.text.usual_guidance if self.text else classes.usual if classes else None
             return usual if asked is None else asked
         if asked is not None:
@@ -133,8 +141,13 @@ class Model:
         return self
 
 
-def stock_scheduler(denoiser: Denoiser) -> DDIMScheduler | FlowMatchEulerDiscreteScheduler | None:
-    """The diffusers scheduler that samples this denoiser's network on our grid; None where there is none."""
+def stock_scheduler(
+    denoiser: Denoiser, steps: int | None = None
+) -> DDIMScheduler | FlowMatchEulerDiscreteScheduler | None:
+    """The diffusers scheduler that samples this denoiser's network on our grid; None where there is none.
+
+    That of a rectified flow is of one number of steps (see `progdist.models.flow`), any other of all that divide T.
+    """
     schedule, output, count = denoiser.schedule, denoiser.parameterization.name, denoiser.timesteps
     if isinstance(schedule, VariancePreserving) and output in PREDICTION_TYPES and denoiser.offset == 1:
         t = torch.arange(count + 1, dtype=torch.float64) / count
@@ -149,5 +162,5 @@ def stock_scheduler(denoiser: Denoiser) -> DDIMScheduler | FlowMatchEulerDiscret
             steps_offset=int(is_text_conditional(denoiser.network)),  # of no effect here, but stock pipelines ask for 1
         )
     if isinstance(schedule, RectifiedFlow) and output == "velocity" and denoiser.offset == 0:
-        return FlowMatchEulerDiscreteScheduler(num_train_timesteps=count, shift=schedule.shift)
+        return flow_scheduler(schedule.shift, count, steps)
     return None

@@ -13,6 +13,9 @@ import torch
 from diffusers.models.attention_processor import Attention
 from diffusers.models.resnet import ResnetBlock2D
 from diffusers.models.transformers.dit_transformer_2d import DiTTransformer2DModel
+from diffusers.models.transformers.pixart_transformer_2d import PixArtTransformer2DModel
+from diffusers.models.transformers.transformer_flux import FluxTransformer2DModel
+from diffusers.models.transformers.transformer_sd3 import SD3Transformer2DModel
 from diffusers.models.unets.unet_2d import UNet2DModel
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from torch import Tensor, nn
@@ -23,6 +26,16 @@ Conditions = Callable[[Mapping[str, Tensor]], dict[str, Tensor]]
 """(batch) -> the condition of its examples by name, (B, ...) each; the batch has `labels` (B,), and may have more."""
 
 Network = TypeVar("Network", bound=nn.Module)
+
+TEXT_CONDITIONAL = (
+    UNet2DConditionModel, PixArtTransformer2DModel, SD3Transformer2DModel, FluxTransformer2DModel,
+)  # fmt: skip
+"""Networks that attend to embeddings of a caption."""
+
+SIZED = (
+    UNet2DModel, UNet2DConditionModel, DiTTransformer2DModel, PixArtTransformer2DModel, SD3Transformer2DModel,
+)  # fmt: skip
+"""Networks whose config tells the size of their data."""
 
 
 def unet(
@@ -128,7 +141,7 @@ def _zero_last_layers(network: UNet2DModel) -> None:
 
 def image_shape(network: nn.Module) -> tuple[int, int, int] | None:
     """(channels, height, width) of the data of a diffusers network; None for networks that do not tell."""
-    if not isinstance(network, UNet2DModel | UNet2DConditionModel | DiTTransformer2DModel):
+    if not isinstance(network, SIZED):
         return None
     size = network.config["sample_size"]
     sides = (size, size) if isinstance(size, int) else tuple(size or ())
@@ -160,7 +173,7 @@ def class_count(network: nn.Module) -> int:
 
 def is_text_conditional(network: nn.Module) -> bool:
     """Whether the network attends to embeddings of a caption."""
-    return isinstance(network, UNet2DConditionModel)
+    return isinstance(network, TEXT_CONDITIONAL)
 
 
 def condition(network: nn.Module, labels: Tensor) -> dict[str, Any]:

@@ -6,12 +6,15 @@ largest ratios come first, where a step changes least: 200 -> 40 -> 8 -> 4 for T
 """
 
 import re
+from dataclasses import replace
 from pathlib import Path
 
 from progdist._utils.errors import UserError
 from progdist.data.sources import load_images
 from progdist.data.tables import Columns
 from progdist.models.io.diffusers_pipeline import Teacher
+from progdist.models.model import Model
+from progdist.models.text.pipeline import Guidance, takes_guidance
 from progdist.recipes.files import validated
 from progdist.recipes.recipe import Recipe
 from progdist.recipes.schema import Data
@@ -138,3 +141,21 @@ def frame(teacher: Teacher, source: str, columns: Columns) -> Data:
 def default_output(source: str, steps: int) -> Path:
     """Where the run of a teacher goes if nothing is said."""
     return Path("runs") / f"{Path(source).name}-{steps}"
+
+
+def taught_guidance(recipe: Recipe, given: Model) -> Guidance | None:
+    """What the students of a given model take in: a scale for all, the least and the largest of a dial, or None.
+
+    Where the model's network takes a scale itself, so do its students: one for all is then a dial of one place.
+    """
+    asked, own = recipe.conversion.guidance, given.guidance
+    if given.text is None or not takes_guidance(given.denoiser.network):
+        return own if asked is None else asked
+    scale = asked or own or given.text.usual_guidance
+    return scale if isinstance(scale, tuple) else (scale, scale)
+
+
+def unconverted(recipe: Recipe, given: Model) -> Model:
+    """A given teacher that needs no stage 0, with the guidance that its students take in."""
+    text = replace(given.text, guidance=taught_guidance(recipe, given)) if given.text else None
+    return replace(given, text=text)

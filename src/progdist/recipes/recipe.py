@@ -15,6 +15,12 @@ from progdist.recipes.schema import Data, Evaluation, Network, Noise, Part
 from progdist.recipes.training import Conversion, Distillation, Training, train_config
 from progdist.training.config import TrainConfig
 
+Measured = Literal["teacher", "student", "teacher_dpmpp"]
+"""What is sampled: the teacher by DDIM, the student distilled for the step count, the teacher by DPM-Solver++."""
+
+SOLVER_STEPS = 3
+"""The fewest steps at which DPM-Solver++ is not DDIM, whose first and last step it shares."""
+
 
 class Recipe(Part):
     """A run: data, schedule, network, the teacher's training, distillation, evaluation.
@@ -35,7 +41,7 @@ class Recipe(Part):
     distill: Distillation = Distillation()
     lora: PositiveInt | None = None
     evaluate: Evaluation = Evaluation()
-    tracking: Literal["tensorboard", "wandb"] | None = None
+    tracking: Literal["tensorboard", "wandb", "mlflow"] | None = None
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -86,15 +92,17 @@ class Recipe(Part):
     def _low_rank(self, config: TrainConfig) -> TrainConfig:
         return config if self.lora is None else replace(config, lora_rank=self.lora)
 
-    def measurements(self) -> list[tuple[Literal["teacher", "student"], int]]:
+    def measurements(self) -> list[tuple[Measured, int]]:
         """(model, steps) of every measurement, in order; the first is the reference."""
         counts = self.distill.counts()
         most = self.evaluate.most_steps or counts[0]
-        wanted: list[tuple[Literal["teacher", "student"], int]] = [("teacher", next(c for c in counts if c <= most))]
+        wanted: list[tuple[Measured, int]] = [("teacher", next(c for c in counts if c <= most))]
         for number, count in enumerate(counts[1:], 1):
             if count <= most:
                 wanted.append(("student", count))
                 if number % self.evaluate.teacher_every == 0 and ("teacher", count) not in wanted:
+                    if self.evaluate.solver and count >= SOLVER_STEPS:
+                        wanted.append(("teacher_dpmpp", count))
                     wanted.append(("teacher", count))
         return wanted
 

@@ -4,7 +4,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt, model_validator
 
-from progdist._utils.names import Precision
+from progdist._utils.names import LEAST_SAMPLES, Features, Metric, Precision
 from progdist.data.images import ImageTransform, Resample
 from progdist.data.tables import Columns
 from progdist.diffusion.schedule import Cosine, Discrete, RectifiedFlow, Schedule
@@ -104,22 +104,33 @@ class Evaluation(Part):
     """How the models of the run are measured.
 
     Those of more than `most_steps` steps are not; the reference is the teacher at the largest count that is. The
-    teacher is measured again at every `teacher_every`-th count of the chain. Models that take a guidance scale are
-    measured at `guidance`, or at the usual one of their pipeline.
+    teacher is measured again at every `teacher_every`-th count of the chain, and by `solver`, too, which shows what a
+    better sampler gives without distillation. Models that take a guidance scale are measured at `guidance`, or at the
+    usual one of their pipeline.
+
+    The Frechet and the kernel distance are measured in all `features`, and `metrics` beside them. `reference` names
+    files of statistics, e.g. `{inception: stats.npz}`, to which the Frechet distance is in place of the data; `weights`
+    names files or folders of weights, e.g. `{inception: FILE, clip: FOLDER}` (see docs/metrics.md).
     """
 
     samples: Annotated[int, Field(ge=2)] = 2048
-    features: tuple[Literal["digits", "fashion-mnist", "pixels", "inception"], ...] = ("pixels",)
+    features: tuple[Features, ...] = ("pixels",)
+    metrics: tuple[Metric, ...] = ()
+    reference: dict[Features, str] = {}
+    weights: dict[Literal["inception", "dinov2", "clip"], str] = {}
     resamples: Annotated[int, Field(ge=2)] = 100
     batch: PositiveInt = 256
     precision: Precision = "auto"
     clip: bool = False
     most_steps: PositiveInt | None = None
     teacher_every: PositiveInt = 1
+    solver: Literal["dpmpp"] | None = "dpmpp"
     guidance: Scale | None = None
 
     @model_validator(mode="after")
     def _check(self) -> Self:
         if not self.features:
             raise ValueError("features is empty: name at least one, e.g. pixels")
+        if self.metrics and self.samples < LEAST_SAMPLES:
+            raise ValueError(f"metrics need {LEAST_SAMPLES} samples or more, and samples is {self.samples}")
         return self

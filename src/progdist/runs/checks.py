@@ -10,10 +10,14 @@ from progdist._utils.precision import bf16_speedup, emulation_warning, resolve
 from progdist.data.images import CaptionedImages, Images
 from progdist.data.sources import cropped, load_images
 from progdist.models.model import Model
+from progdist.models.text.lora_file import LOADERS
+from progdist.models.text.pipeline import has_dial, takes_guidance
 from progdist.recipes.files import read_recipe
+from progdist.recipes.from_teacher import taught_guidance
 from progdist.recipes.recipe import Recipe
 from progdist.recipes.schema import Data
 from progdist.training.lora import require_peft
+from progdist.training.state import bitsandbytes
 
 
 def check_compatible(recipe: Recipe, model: Model, images: Images) -> None:
@@ -54,10 +58,17 @@ def check_compatible(recipe: Recipe, model: Model, images: Images) -> None:
             )
 
 
-def check_evaluated_scale(recipe: Recipe, model: Model | None) -> None:
-    """Refuse a guidance scale to measure at that students do not take; the model is the given teacher."""
+def check_options(recipe: Recipe, model: Model | None) -> None:
+    """Refuse an optimizer whose library is missing, and a guidance scale to measure at that students do not take.
+
+    Args:
+        recipe: of the run.
+        model: the given teacher; None where one is trained.
+    """
+    if any(config.optimizer == "adamw8bit" for config in recipe.train_configs()):
+        bitsandbytes()
     asked = recipe.evaluate.guidance
-    taken = recipe.conversion.guidance or (model.guidance if model else None)
+    taken = taught_guidance(recipe, model) if model else None
     if asked is None:
         return
     if not isinstance(taken, tuple):
@@ -84,8 +95,19 @@ def _check_captions(recipe: Recipe, model: Model, images: Images) -> None:
             "lora makes a file for the pipeline of a text-to-image teacher, and this teacher's loads none: set "
             "distill.lora_rank for students of low rank"
         )
+    if recipe.lora is not None and model.text and model.text.kind not in LOADERS:
+        raise UserError(
+            f"lora makes a file for {' or '.join(LOADERS)}, and a {model.text.kind} loads no LoRA file of these: "
+            "set distill.lora_rank for students of low rank"
+        )
     if model.text and conversion.null_class is not None:
         raise UserError("conversion.null_class is of classes, and the teacher takes captions: leave it")
+    if model.text and isinstance(conversion.guidance, tuple) and not has_dial(model.denoiser.network):
+        raise UserError(
+            f"a {model.text.kind} gives its network no guidance scale, so its students have no range: give a single one"
+        )
+    if model.text and conversion.negative is not None and takes_guidance(model.denoiser.network):
+        raise UserError("conversion.negative is of guidance by two evaluations, and this teacher takes one: leave it")
     if not model.text and conversion.negative is not None:
         raise UserError("conversion.negative is a prompt, and the teacher takes none: set conversion.null_class")
 

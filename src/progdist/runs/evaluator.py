@@ -3,17 +3,21 @@
 import time
 from dataclasses import asdict, dataclass
 from functools import cached_property, partial
+from pathlib import Path
 
 from torch import Tensor
 
 from progdist._utils.errors import UserError
 from progdist._utils.random import EVALUATION_NOISE, generator
 from progdist.data.grid import GRID, write_grid
-from progdist.data.images import Images
+from progdist.data.images import CaptionedImages, Images
 from progdist.data.shards import INDEX, TensorShards
 from progdist.diffusion.denoiser import DenoiserProtocol
-from progdist.diffusion.sampler import Step
-from progdist.evaluation.features import ROWS, FeatureSpace, feature_space, write_features
+from progdist.diffusion.sampler import Step, network_evaluations
+from progdist.evaluation.features import ROWS, write_features
+from progdist.evaluation.measures.frechet import Frechet
+from progdist.evaluation.measures.plan import Instruments, Plan
+from progdist.evaluation.measures.statistics import Statistics, write_statistics
 from progdist.evaluation.metrics import Quality, summary_quality
 from progdist.evaluation.sampling import noise_in_batches, sample_in_batches
 from progdist.evaluation.summary import Summary, join, summarize
@@ -26,9 +30,17 @@ from progdist.training.callbacks import Callback
 from progdist.training.distributed import Distributed
 
 
-def feature_spaces(recipe: Recipe, images: Images) -> list[FeatureSpace]:
-    """Every feature space of a recipe."""
-    return [feature_space(name, images.shape) for name in recipe.evaluate.features]
+def instruments(recipe: Recipe, images: Images) -> Instruments:
+    """What a recipe measures with.
+
+    Raises:
+        UserError: as in `Plan.open`.
+    """
+    settings = recipe.evaluate
+    weights = {name: Path(path) for name, path in settings.weights.items()}
+    references = {name: Path(path).expanduser() for name, path in settings.reference.items()}
+    plan = Plan(settings.features, settings.metrics, weights, references)
+    return plan.open(images.shape, captions=isinstance(images, CaptionedImages))
 
 
 @dataclass(frozen=True)
@@ -38,7 +50,7 @@ class Evaluator:
     Attributes:
         recipe: of the run.
         images: the data.
-        spaces: where samples are compared with the data.
+        instruments: what samples are measured with.
         folder: where records and grids go.
         callback: told of every record.
         distributed: the processes that share the sampling.
@@ -47,20 +59,23 @@ class Evaluator:
 
     recipe: Recipe
     images: Images
-    spaces: list[FeatureSpace]
+    instruments: Instruments
     folder: RunFolder
     callback: Callback
     distributed: Distributed
     conditions: RunConditions
 
-    def evaluate(self, name: str, model: Model, steps: int, denoiser: DenoiserProtocol | None = None) -> None:
+    def evaluate(
+        self, name: str, model: Model, steps: int, denoiser: DenoiserProtocol | None = None, method: str = "ddim"
+    ) -> None:
         """Measure a model at a step count, unless there is a record of it; keep the record and a grid of its samples.
 
         Args:
-            name: `teacher`, `student`, or `given` for the teacher as it was given.
+            name: `teacher`, `student`, `teacher_dpmpp`, or `given` for the teacher as it was given.
             model: to measure.
             steps: to sample it in.
             denoiser: sampled in place of the model's own, e.g. guided.
+            method: of sampling.
         """
         key = (name, steps)
         if self.distributed.on_main_process(
@@ -69,9 +84,9 @@ class Evaluator:
             return
         known = self.distributed.on_main_process(self._reference_is_there)
         started = time.perf_counter()
-        samples = self.samples(model, steps, denoiser=denoiser, reference=self._reference(), known=known)
+        samples = self.samples(model, steps, method, denoiser, reference=self._reference(), known=known)
         seconds = time.perf_counter() - started
-        self.distributed.on_main_process(lambda: self._write_record(name, model, steps, samples, seconds))
+        self.distributed.on_main_process(lambda: self._write_record(name, model, steps, method, samples, seconds))
 
     @cached_property
     def data(self) -> list[Tensor]:
@@ -80,11 +95,22 @@ class Evaluator:
         They are of as many images as are sampled, at least 10,000, or all.
         """
         chosen = self.images.chosen(max(self.recipe.evaluate.samples, 10_000), self.recipe.seed)
-        folder, spaces = self.folder.data_features(), self.spaces
+        folder, spaces = self.folder.data_features(), self.instruments.spaces
         shards = [TensorShards(folder / space.name, len(chosen), ROWS) for space in spaces]
         self.distributed.on_main_process(lambda: [begin(each) for each in shards])
         self.distributed.on_every_process(partial(write_features, spaces, self.images, chosen, folder))
         return [each.read(range(len(each))) for each in shards] if self.distributed.is_main_process else []
+
+    @cached_property
+    def distances(self) -> list[Frechet]:
+        """The Frechet distance in every space, to the recipe's reference or to the data, whose statistics are kept."""
+        found = []
+        for space, data in zip(self.instruments.spaces, self.data, strict=True):
+            found.append(self.instruments.distance(space, data))
+            path = self.folder.data_features() / f"{space.name}.npz"
+            if space.name not in self.instruments.references and not path.is_file():
+                write_statistics(path, {space.name: Statistics(found[-1].data)}, self.images.name)
+        return found
 
     def _reference(self) -> TensorShards:
         """The teacher's own images, which fidelity is measured against, a shard for each batch."""
@@ -98,7 +124,9 @@ class Evaluator:
         reference = self._reference()
         return reference.path.is_file() or reference.agrees()
 
-    def _write_record(self, name: str, model: Model, steps: int, samples: list[Summary], seconds: float) -> None:
+    def _write_record(
+        self, name: str, model: Model, steps: int, method: str, samples: list[Summary], seconds: float
+    ) -> None:
         """Compare samples with the data; write the record, the grid and the card."""
         every, reference = join(samples), self._reference()
         if not reference.path.is_file():
@@ -106,12 +134,16 @@ class Evaluator:
         record = {
             "model": name,
             "steps": steps,
-            "network_evaluations": steps,
+            "method": method,
+            "network_evaluations": network_evaluations(steps, method),
             "seconds_per_image": seconds / len(every),
             "rmse": every.rmse,
             "training": dict(model.training),
             "quality": [asdict(result) for result in self._compare(every)],
         }
+        if scored := self.instruments.captions:
+            captions = self.images.stratified_labels(len(every))
+            record["clip_score"] = asdict(scored.score(every, captions, self.images.classes))
         write_grid(every.images, self.folder.grid(name, steps))
         self.folder.append("evaluations", record)
         model_path = self.folder.model(student_name(steps) if name == "student" else name)
@@ -122,9 +154,12 @@ class Evaluator:
 
     def _compare(self, samples: Summary) -> list[Quality]:
         """Samples against the data in every feature space; of the first process alone."""
-        resamples = self.recipe.evaluate.resamples
-        pairs = zip(self.spaces, self.data, strict=True)
-        return [summary_quality(space.name, data, samples, resamples=resamples) for space, data in pairs]
+        resamples, metrics = self.recipe.evaluate.resamples, self.instruments.metrics
+        triples = zip(self.instruments.spaces, self.data, self.distances, strict=True)
+        return [
+            summary_quality(space, data, samples, distance=distance, metrics=metrics, resamples=resamples)
+            for space, data, distance in triples
+        ]
 
     def qualities(self, model: Model, steps: int, method: str | Step = "ddim") -> list[Quality] | None:
         """A model's samples against the data in every feature space; None where samples are not finite."""
@@ -177,7 +212,7 @@ class Evaluator:
             elif reference:
                 reference.write(index, [images])
             wanted = labels[index] if model.classes else None
-            return summarize(self.spaces, images, wanted, reference=truth, keep=max(0, GRID - start))
+            return summarize(self.instruments.every_space, images, wanted, reference=truth, keep=max(0, GRID - start))
 
         with model.at_work(self.distributed.device, settings.precision):
             return self.distributed.map_to_main_process(summary, len(labels))

@@ -196,7 +196,7 @@ class RunFolder:
         return self.root / "captions"
 
     def tracking(self) -> Path:
-        """What TensorBoard reads, or the identity of the run at Weights & Biases."""
+        """What TensorBoard or MLflow reads, or the identity of the run at Weights & Biases."""
         return self.root / "tracking"
 
     def _records(self, name: str) -> Path:

@@ -22,11 +22,13 @@ from progdist.evaluation.check_on_images import check_on_images
 from progdist.models.io.diffusers_pipeline import Teacher, read_teacher
 from progdist.models.model import Model
 from progdist.recipes.files import read_recipe, write_recipe
+from progdist.recipes.from_teacher import unconverted
 from progdist.recipes.recipe import Recipe, student_name
-from progdist.runs.checks import check_compatible, check_evaluated_scale, open_images, with_precision
-from progdist.runs.evaluator import Evaluator, feature_spaces
+from progdist.runs.checks import check_compatible, check_options, open_images, with_precision
+from progdist.runs.evaluator import Evaluator, instruments
 from progdist.runs.folder import Record, RunFolder
-from progdist.runs.report import write_report
+from progdist.runs.pages.live import live
+from progdist.runs.pages.report import write_report
 from progdist.runs.stage_trainer import StageTrainer
 from progdist.runs.stages import (
     RunConditions,
@@ -42,7 +44,6 @@ from progdist.runs.stages import (
 from progdist.runs.tracking import tracked
 from progdist.training.callbacks import Callback
 from progdist.training.distributed import Distributed
-from progdist.training.state import bitsandbytes
 
 
 @dataclass(frozen=True)
@@ -84,22 +85,22 @@ class Run:
             if self.given:
                 evaluator.evaluate("given", self.given.model, reference[1], self.guided)
             evaluator.evaluate(reference[0], teacher, reference[1], sampled)
-            self._write_page()
             train_student = partial(self.train_student, trainer)
             for link, student in distill_chain(teacher, self.recipe.distill.links(), train_student):
                 for name, steps in others:
                     if steps == link.steps and name == "student":
                         evaluator.evaluate(name, student, steps)
                     elif steps == link.steps:
-                        evaluator.evaluate(name, teacher, steps, sampled)
-                self._write_page()
+                        method = "ddim" if name == "teacher" else "dpmpp"
+                        evaluator.evaluate(name, teacher, steps, sampled, method)
+            self._write_page()
             return list(self.folder.read("evaluations"))
 
     def prepare(self) -> None:
         """Find every mistake that can be found before hours are spent; nothing is written."""
         if rule := self.recipe.distill.stop:
             self.images.split(rule.held_out, self.recipe.seed)
-        check_evaluated_scale(self.recipe, self.given.model if self.given else None)
+        check_options(self.recipe, self.given.model if self.given else None)
         if self.given:
             check_compatible(self.recipe, self.given.model, self.images)
             self._check_teacher(self.given.model)
@@ -108,8 +109,6 @@ class Run:
             start = untrained(self.recipe, self.images.shape, self.images.classes, self.images.name).denoiser
         weighting = WEIGHTINGS[self.recipe.distill.weighting]
         check_weighting(start.schedule, weighting, self.recipe.distill.counts()[-1])
-        if any(config.optimizer == "adamw8bit" for config in self.recipe.train_configs()):
-            bitsandbytes()
         self.check_folder()
 
     def check_folder(self) -> None:
@@ -128,9 +127,9 @@ class Run:
 
     def evaluator(self) -> Evaluator:
         """What measures the models."""
-        spaces = feature_spaces(self.recipe, self.images)
+        measures = instruments(self.recipe, self.images)
         return Evaluator(
-            self.recipe, self.images, spaces, self.folder, self.callback, self.distributed, self.conditions
+            self.recipe, self.images, measures, self.folder, self.callback, self.distributed, self.conditions
         )
 
     @cached_property
@@ -164,7 +163,7 @@ class Run:
             return trainer.fit(teacher_stage(self.recipe, self.images))
         model = replace(self.given.model, data=self.images.name, lora=None)
         if not needs_stage_0(self.recipe, model):
-            return trainer.keep("teacher", model)
+            return trainer.keep("teacher", unconverted(self.recipe, model))
         guided = self.guided
         trained_before = self.distributed.on_main_process(self.folder.model("teacher").exists)
         teacher = trainer.fit(conversion_stage(self.recipe, model, guided))
@@ -225,7 +224,7 @@ def open_run(recipe: Recipe, out: Path, callback: Callback, *, shards: bool = Fa
     distributed = Distributed(shards=shards)
     images, given = open_images(recipe.data, recipe.seed), None
     if recipe.teacher.model:
-        given = read_teacher(recipe.teacher.model, recipe.teacher.offset)
+        given = read_teacher(recipe.teacher.model, recipe.teacher.offset, images.shape[1:])
     folder = RunFolder(out, writes=distributed.is_main_process)
     if fresh and (aside := distributed.on_main_process(folder.move_aside)):
         callback.note(f"the older run is now {aside}")
@@ -246,4 +245,5 @@ def run(recipe: Recipe, out: Path, callback: Callback, *, fresh: bool = False, s
     Raises:
         UserError: anything the user can fix; what is written stays.
     """
-    return open_run(recipe, out, callback, shards=shards, fresh=fresh).run()
+    opened = open_run(recipe, out, callback, shards=shards, fresh=fresh)
+    return replace(opened, callback=live(opened.folder, opened.callback)).run()

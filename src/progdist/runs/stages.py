@@ -31,8 +31,9 @@ from progdist.models.model import Model
 from progdist.models.text.conditions import CaptionConditions, SizeConditions
 from progdist.models.text.embeddings import Embeddings, encode_captions
 from progdist.models.text.lora_file import LoraFile
-from progdist.models.text.pipeline import network_arguments, with_guidance_input
+from progdist.models.text.pipeline import network_arguments, takes_guidance, with_guidance_input
 from progdist.models.unet import Conditions, class_conditions, unet
+from progdist.recipes.from_teacher import taught_guidance
 from progdist.recipes.recipe import Recipe, student_name
 from progdist.recipes.training import train_config
 from progdist.runs.checks import null_class
@@ -103,7 +104,7 @@ class RunConditions:
     @property
     def guidance(self) -> tuple[float, float] | None:
         """The least and the largest guidance scale that students take as an input; None where they take none."""
-        guidance = self.recipe.conversion.guidance or (self.given.guidance if self.given else None)
+        guidance = taught_guidance(self.recipe, self.given) if self.given else None
         return guidance if isinstance(guidance, tuple) else None
 
     @property
@@ -155,7 +156,8 @@ def teacher_stage(recipe: Recipe, images: Images) -> TrainingStage:
 
 def needs_stage_0(recipe: Recipe, given: Model) -> bool:
     """Whether a given teacher has to be converted before it can be halved; to halve eps is what `lora` is for."""
-    return recipe.conversion.guidance is not None or (recipe.lora is None and needs_conversion(given.denoiser))
+    guided = recipe.conversion.guidance is not None and not takes_guidance(given.denoiser.network)
+    return guided or (recipe.lora is None and needs_conversion(given.denoiser))
 
 
 def student_form(recipe: Recipe, given: Denoiser) -> Denoiser:
@@ -222,7 +224,7 @@ def guided_predictions(recipe: Recipe, given: Teacher, images: Images, device: t
     frozen: DenoiserProtocol = given.model.denoiser
     guidance, text, null = recipe.conversion.guidance, given.model.text, null_class(recipe, given.model, images)
     scale = None if isinstance(guidance, tuple) else guidance
-    if text and guidance is not None:
+    if text and guidance is not None and not takes_guidance(given.model.denoiser.network):
         encoder = text.encoder(device)
         frozen = Guided(frozen, encoder.unconditional(recipe.conversion.negative), scale)
     elif null is not None:

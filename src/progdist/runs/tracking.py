@@ -1,23 +1,28 @@
-"""Experiment tracking: what a run's callback hears, handed to TensorBoard or Weights & Biases by accelerate's trackers.
+"""Experiment tracking: what a run's callback hears, handed to a tracker by accelerate: TensorBoard, W&B or MLflow.
 
     train/NAME/loss, gradient_norm, learning_rate       of the model NAME in training, over the updates of the chain
-    evaluation/MODEL/frechet_SPACE, rmse, steps         of teacher or student, in TensorBoard over the sampling steps
+    evaluation/MODEL/frechet_SPACE, rmse, steps         of teacher or student, at the last update of their stage
     samples/MODEL                                       the grids of the evaluations, likewise
+    pairs/teacher_and_student                           teacher and student of one step count, from the same noise
 
-A run that goes on continues the record under the same identity, `tracking/` in its folder. Nothing is tracked, and
-nothing leaves the machine, unless the recipe says `tracking: tensorboard` or `tracking: wandb`.
+A run that goes on continues the record under the same identity, `tracking/` in its folder. Nothing is tracked unless
+the recipe says `tracking: tensorboard`, `wandb` or `mlflow`; and nothing leaves the machine but by `wandb` in its
+online mode, or by `mlflow` where `MLFLOW_TRACKING_URI` names a server.
 """
 
+import os
 import secrets
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property, partial
+from importlib import import_module
 from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
-from accelerate.tracking import GeneralTracker, TensorBoardTracker, WandBTracker
-from accelerate.utils import is_tensorboard_available, is_wandb_available
+from accelerate.tracking import GeneralTracker, MLflowTracker, TensorBoardTracker, WandBTracker
+from accelerate.utils import is_mlflow_available, is_tensorboard_available, is_wandb_available
+from numpy.typing import NDArray
 from PIL import Image
 
 from progdist._utils.errors import UserError
@@ -25,6 +30,9 @@ from progdist.recipes.recipe import Recipe, student_name
 from progdist.recipes.training import train_config
 from progdist.runs.folder import Record, RunFolder
 from progdist.training.callbacks import Callback, Progress
+
+GAP = 3
+"""White pixels between the grids of a pair."""
 
 
 @dataclass
@@ -48,9 +56,7 @@ class TrackedCallback:
     @cached_property
     def tracker(self) -> GeneralTracker:
         """The tracker, opened when there is something to track."""
-        tracker = self.open_tracker()
-        tracker.start()
-        return tracker
+        return self.open_tracker()
 
     def begin(self, title: str, updates: int) -> None:
         """The training of a network starts or resumes."""
@@ -74,19 +80,38 @@ class TrackedCallback:
         model, steps = record["model"], record["steps"]
         values = {f"evaluation/{model}/frechet_{each['features']}": each["frechet"] for each in record["quality"]}
         values |= {f"evaluation/{model}/rmse": record["rmse"], f"evaluation/{model}/steps": steps}
-        with Image.open(self.folder.grid(model, steps)) as image:
-            pixels = np.asarray(image.convert("RGB"))[None]
-        if isinstance(self.tracker, TensorBoardTracker):
-            step, options = steps, {"dataformats": "NHWC"}
-        else:
-            step, options = self.updates.get(student_name(steps), self.updates["teacher"]).stop, {}
+        images = {f"samples/{model}": _pixels(self.folder.grid(model, steps))}
+        pair = [self.folder.grid(name, steps) for name in ("teacher", "student")]
+        if model in ("teacher", "student") and all(path.is_file() for path in pair):
+            left, right = (_pixels(path) for path in pair)
+            between = np.full((len(left), GAP, 3), 255, np.uint8)
+            images["pairs/teacher_and_student"] = np.concatenate([left, between, right], axis=1)
+        # Never falling: where one step is lower than another before it, TensorBoard drops what came before.
+        step = self.updates.get(student_name(steps), self.updates["teacher"]).stop
         self.tracker.log(values, step=step)
-        cast(Any, self.tracker).log_images({f"samples/{model}": pixels}, step=step, **options)
+        log_images(self.tracker, images, step)
         self.callback.evaluated(record)
 
     def note(self, text: str) -> None:
         """A message for the user."""
         self.callback.note(text)
+
+
+def _pixels(path: Path) -> NDArray[np.uint8]:
+    """An image file as (H, W, 3)."""
+    with Image.open(path) as image:
+        return np.asarray(image.convert("RGB"))
+
+
+def log_images(tracker: GeneralTracker, images: Mapping[str, NDArray[np.uint8]], step: int) -> None:
+    """Hand images (H, W, 3) to a tracker; accelerate's for MLflow has no method for them, so its own is used."""
+    if isinstance(tracker, MLflowTracker):
+        mlflow = import_module("mlflow")
+        for name, pixels in images.items():
+            mlflow.log_image(pixels, key=name, step=step)
+        return
+    options = {"dataformats": "NHWC"} if isinstance(tracker, TensorBoardTracker) else {}
+    cast(Any, tracker).log_images({name: pixels[None] for name, pixels in images.items()}, step=step, **options)
 
 
 def tracked(recipe: Recipe, folder: RunFolder, callback: Callback) -> Callback:
@@ -97,7 +122,8 @@ def tracked(recipe: Recipe, folder: RunFolder, callback: Callback) -> Callback:
     """
     if recipe.tracking is None or not folder.writes:
         return callback
-    available = {"tensorboard": is_tensorboard_available, "wandb": is_wandb_available}[recipe.tracking]
+    checks = {"tensorboard": is_tensorboard_available, "wandb": is_wandb_available, "mlflow": is_mlflow_available}
+    available = checks[recipe.tracking]
     if not available():
         raise UserError(
             f"tracking: {recipe.tracking} needs the extra `{recipe.tracking}`: pip install "
@@ -109,13 +135,36 @@ def tracked(recipe: Recipe, folder: RunFolder, callback: Callback) -> Callback:
 def _tracker(recipe: Recipe, folder: Path) -> GeneralTracker:
     """A tracker that goes on with what is in the folder."""
     if recipe.tracking == "tensorboard":
-        return TensorBoardTracker(recipe.name, logging_dir=folder)
-    identity = folder / "run_id"
-    settings: dict[str, Any] = {"name": recipe.name, "dir": str(folder), "config": recipe.model_dump(mode="json")}
+        tracker: GeneralTracker = TensorBoardTracker(recipe.name, logging_dir=folder)
+        tracker.start()
+        return tracker
+    identity = folder / ("mlflow_run_id" if recipe.tracking == "mlflow" else "run_id")
     folder.mkdir(parents=True, exist_ok=True)
+    if recipe.tracking == "mlflow":
+        return _mlflow_tracker(recipe, folder, identity)
+    settings: dict[str, Any] = {"name": recipe.name, "dir": str(folder), "config": recipe.model_dump(mode="json")}
     if not identity.is_file():
         identity.write_text(secrets.token_hex(4))
-    return WandBTracker("progdist", id=identity.read_text(), resume="allow", **settings)
+    tracker = WandBTracker("progdist", id=identity.read_text(), resume="allow", **settings)
+    tracker.start()
+    return tracker
+
+
+def _mlflow_tracker(recipe: Recipe, folder: Path, identity: Path) -> MLflowTracker:
+    """MLflow's, with its files in the folder unless the environment names a server; its usage reports are off."""
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")
+    mlflow = import_module("mlflow")
+    if "MLFLOW_TRACKING_URI" not in os.environ:
+        mlflow.set_tracking_uri((folder / "mlflow").resolve().as_uri())
+    known = identity.read_text() if identity.is_file() else None
+    tracker = MLflowTracker("progdist", run_id=known, run_name=recipe.name)
+    tracker.start()
+    if known is None:
+        identity.write_text(tracker.tracker.info.run_id)
+        settings = recipe.model_dump(mode="json")
+        tracker.store_init_configuration({key: str(value) for key, value in settings.items() if value is not None})
+    return tracker
 
 
 def updates_of(recipe: Recipe) -> dict[str, range]:

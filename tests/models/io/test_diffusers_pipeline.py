@@ -65,7 +65,7 @@ def test_a_name_on_the_hub(stock: SaveStock, monkeypatch: pytest.MonkeyPatch) ->
     assert read_teacher("hub:somebody/their-model@v2").model.denoiser.timesteps == 1000
     assert (requested["name"], requested["revision"]) == ("somebody/their-model", "v2")
     assert all(
-        pattern.endswith((".json", ".safetensors", ".txt")) for pattern in requested["allow_patterns"]
+        pattern.endswith((".json", ".safetensors", ".txt", "/spiece.model")) for pattern in requested["allow_patterns"]
     )  # no pickles
     assert "image_encoder/*.safetensors" not in requested["allow_patterns"]
     assert {"text_encoder_2/*.safetensors", "tokenizer/*.txt"} <= set(requested["allow_patterns"])  # merges.txt

@@ -68,21 +68,19 @@ def test_stock_conditional(tiny_model: Build, tmp_path: Path) -> None:
     assert not ours.allclose(sample(progdist.load(tmp_path / "model"), noise, 4, class_labels=labels.flip(0)))
 
 
-def test_stock_flow_matching(tiny_model: Build, tmp_path: Path) -> None:
-    progdist.save(tiny_model(RectifiedFlow(), "velocity", timesteps=1000), tmp_path / "model")
-    unet = load_unet(tmp_path / "model")
+@pytest.mark.parametrize("shift", [1.0, 3.0])
+@pytest.mark.parametrize("steps", [1, 4, 8])
+def test_stock_flow_matching_makes_our_images(tiny_model: Build, tmp_path: Path, shift: float, steps: int) -> None:
+    """By the number of steps alone: the folder's scheduler is that of its own count."""
+    progdist.save(tiny_model(RectifiedFlow(shift), "velocity", timesteps=1000), tmp_path / "model", steps=[steps])
     scheduler: Any = FlowMatchEulerDiscreteScheduler.from_pretrained(tmp_path / "model", subfolder="scheduler")
-    scheduler.set_timesteps(sigmas=[1.0, 0.75, 0.5, 0.25])
-    noise = torch.randn(3, 1, 8, 8)
-    images = noise
-    with torch.no_grad():
-        for t in scheduler.timesteps:
-            images = scheduler.step(unet(images, t).sample, t, images).prev_sample
-    torch.testing.assert_close(images, sample(progdist.load(tmp_path / "model"), noise, 4), rtol=0, atol=1e-4)
+    unet, noise = load_unet(tmp_path / "model"), torch.randn(3, 1, 8, 8)
+    theirs = stock_samples(unet, scheduler, noise, steps)
+    torch.testing.assert_close(theirs, sample(progdist.load(tmp_path / "model"), noise, steps), rtol=0, atol=1e-4)
 
 
 @pytest.mark.parametrize("shift", [1.0, 3.0])
-def test_a_shifted_flow_visits_its_own_grid_in_stock(tiny_model: Build, tmp_path: Path, shift: float) -> None:
+def test_a_flow_of_any_count_is_given_our_grid(tiny_model: Build, tmp_path: Path, shift: float) -> None:
     progdist.save(tiny_model(RectifiedFlow(shift), "velocity", timesteps=1000), tmp_path / "model")
     scheduler: Any = FlowMatchEulerDiscreteScheduler.from_pretrained(tmp_path / "model", subfolder="scheduler")
     scheduler.set_timesteps(sigmas=[1.0, 0.75, 0.5, 0.25])

@@ -13,30 +13,21 @@ way, and what denoises best must be what the folder says.
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, cast
-
-from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
+from typing import Any
 
 from progdist._utils.errors import UserError
 from progdist._utils.files import read_json
-from progdist.diffusion.denoiser import MAX_TIMESTEPS, Denoiser, DenoiserProtocol
-from progdist.diffusion.parameterization import PARAMETERIZATIONS, Parameterization
+from progdist.diffusion.denoiser import Denoiser, DenoiserProtocol
 from progdist.diffusion.schedule import Discrete, RectifiedFlow, Schedule
 from progdist.distillation.guidance import Clipped, Thresholded
+from progdist.models.autoencoder import Autoencoder
 from progdist.models.io.folder import load
-from progdist.models.io.safe_loading import NETWORKS, load_component, read_autoencoder
-from progdist.models.model import PREDICTION_TYPES, Model
+from progdist.models.io.safe_loading import NETWORKS, load_component, network_class, read_autoencoder
+from progdist.models.io.stock_schedule import interpret_scheduler
+from progdist.models.model import Model
 from progdist.models.text.folder import check_teacher
-from progdist.models.text.pipeline import network_arguments, text_pipeline
+from progdist.models.text.pipeline import USUAL_SIDES, network_interface, text_pipeline
 from progdist.models.unet import class_count, without_variance
-
-DISCRETE = ("DDPMScheduler", "DDIMScheduler", "PNDMScheduler", "DPMSolverMultistepScheduler", "EulerDiscreteScheduler")
-"""Stock schedulers whose noise is a table of betas."""
-
-TABLE = ("num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "trained_betas")
-"""What a stock scheduler's table is made from."""
-
-FLOW = ("FlowMatchEulerDiscreteScheduler",)
 
 LIMITS = {"clip_sample_range": 1.0, "dynamic_thresholding_ratio": 0.995, "sample_max_value": 1.0}
 """The numbers by which stock schedulers clip and threshold, with diffusers' defaults."""
@@ -46,8 +37,8 @@ FETCHED = (
     "progdist.json",
     *(f"{part}/*.json" for part in ("unet", "transformer", "vae", "vqvae", "scheduler")),
     *(f"{part}/*.safetensors" for part in ("unet", "transformer", "vae", "vqvae", "safety_checker", "guidance")),
-    *(f"text_encoder{number}/{kind}" for number in ("", "_2") for kind in ("*.json", "*.safetensors")),
-    *(f"{part}/{kind}" for part in ("tokenizer", "tokenizer_2") for kind in ("*.json", "*.txt")),
+    *(f"text_encoder{number}/{kind}" for number in ("", "_2", "_3") for kind in ("*.json", "*.safetensors")),
+    *(f"tokenizer{number}/{kind}" for number in ("", "_2", "_3") for kind in ("*.json", "*.txt", "spiece.model")),
     *(f"{part}/*.json" for part in ("feature_extractor", "safety_checker")),
 )
 """What is fetched of a model on the hub: no pickles, and no parts that are not used or copied."""
@@ -76,10 +67,13 @@ class Teacher:
         return denoiser if self.clip is None else Clipped(denoiser, self.clip)
 
 
-def read_teacher(source_model: str, offset: float | None = None) -> Teacher:
+def read_teacher(source_model: str, offset: float | None = None, size: tuple[int, int] | None = None) -> Teacher:
     """A model folder of ours, a stock diffusers pipeline folder, or `hub:owner/name[@revision]` on the hub.
 
-    `offset` replaces that of the timestep, for networks that were trained with another convention.
+    Args:
+        source_model: the folder, or the name on the hub.
+        offset: replaces that of the timestep, for networks that were trained with another convention.
+        size: (height, width) of the images to make, where the network makes any size; as its pipeline's if not given.
 
     Raises:
         UserError: it is missing, damaged, or of a kind that cannot be distilled here.
@@ -95,21 +89,32 @@ def read_teacher(source_model: str, offset: float | None = None) -> Teacher:
         )
     index = read_json(folder / "model_index.json")
     part, kind_of_network = _network(folder, index)
-    network = without_variance(load_component(folder, part, NETWORKS[kind_of_network]))
+    network = without_variance(load_component(folder, part, network_class(folder / part, kind_of_network)))
     scheduler = _config(folder, "scheduler", "scheduler_config.json")
-    _check_timesteps(folder, scheduler)
-    schedule, parameterization, usual = _interpret_scheduler(folder, scheduler)
+    autoencoder = read_autoencoder(folder)
+    text = text_pipeline(folder, network, _latent_sides(autoencoder, size))
+    tokens = text.tokens(network) if text else None
+    schedule, parameterization, usual = interpret_scheduler(folder, scheduler, tokens)
     timesteps = scheduler.get("num_train_timesteps", 1000)
     offset = usual if offset is None else offset
-    arguments, text, autoencoder = network_arguments(network), text_pipeline(folder, network), read_autoencoder(folder)
     if text:
-        check_teacher(folder, network, autoencoder)
-    denoiser = Denoiser(network, schedule, parameterization, timesteps=timesteps, offset=offset, arguments=arguments)
+        check_teacher(folder, text, network, autoencoder)
+    denoiser = Denoiser(
+        network, schedule, parameterization, timesteps=timesteps, offset=offset, **network_interface(network)
+    )
     classes = _classes(index, class_count(network))
     model = Model(denoiser, classes=classes, autoencoder=autoencoder, text=text)
     summary = (f"{folder}: {type(network).__name__} with {scheduler['_class_name']}", *_describe(model, schedule))
     clip, threshold = (None, None) if text else _limits(folder, scheduler)
     return Teacher(model, summary, clip, threshold)
+
+
+def _latent_sides(autoencoder: Autoencoder | None, size: tuple[int, int] | None) -> tuple[int, int]:
+    """(height, width) of the latents of images of a size, which FluxPipeline takes in squares of two by two."""
+    if autoencoder is None or size is None:
+        return USUAL_SIDES
+    height, width = (2 * (side // (2 * autoencoder.factor)) for side in size)
+    return height, width
 
 
 def _limits(folder: Path, config: Mapping[str, Any]) -> tuple[float | None, tuple[float, float] | None]:
@@ -167,8 +172,7 @@ def _network(folder: Path, index: Mapping[str, Any]) -> tuple[str, str]:
             return name, parts[name]
     listed = ", ".join(f"{name}: {class_name}" for name, class_name in sorted(parts.items())) or "nothing"
     raise UserError(
-        f"{folder} holds {listed}: only pipelines of a UNet2DModel, UNet2DConditionModel or DiTTransformer2DModel "
-        "can be distilled"
+        f"{folder} holds {listed}: only pipelines of a network that is one of {', '.join(NETWORKS)} can be distilled"
     )
 
 
@@ -177,49 +181,6 @@ def _classes(index: Mapping[str, Any], count: int) -> tuple[str, ...]:
     names = index.get("id2label")
     names = names if isinstance(names, dict) else {}
     return tuple(str(names.get(str(number), number)) for number in range(count))
-
-
-def _check_timesteps(folder: Path, config: Mapping[str, Any]) -> None:
-    """Refuse a number of timesteps that no model has, before a table of them is made."""
-    count = config.get("num_train_timesteps", 1000)
-    if not isinstance(count, int) or not 1 <= count <= MAX_TIMESTEPS:
-        raise UserError(f"{folder}/scheduler is damaged (num_train_timesteps is {str(count)[:50]}): restore it")
-
-
-def _interpret_scheduler(folder: Path, config: Mapping[str, Any]) -> tuple[Schedule, Parameterization, float]:
-    """The schedule, what the output means, and the timestep's offset, from a scheduler's config."""
-    name = config.get("_class_name")
-    if name in FLOW:
-        return _flow(folder, config), PARAMETERIZATIONS["velocity"], 0.0
-    if name not in DISCRETE:
-        raise UserError(f"{folder} has scheduler {name}: expected one of {', '.join((*DISCRETE, *FLOW))}")
-    kinds = {theirs: ours for ours, theirs in PREDICTION_TYPES.items()}
-    parameterization = config.get("prediction_type", "epsilon")
-    if parameterization not in kinds:
-        raise UserError(
-            f"{folder}/scheduler has prediction_type {parameterization!r}: expected one of {', '.join(kinds)}"
-        )
-    try:
-        known = {key: config[key] for key in TABLE if key in config}
-        known["rescale_betas_zero_snr"] = bool(config.get("rescale_betas_zero_snr", False))
-        table = DDPMScheduler.from_config({**known, "_class_name": "DDPMScheduler"})
-        schedule = Discrete(tuple(cast(Any, table).alphas_cumprod.double().tolist()))
-    except (NotImplementedError, TypeError, ValueError, RuntimeError) as error:
-        raise UserError(f"{folder}/scheduler is damaged ({' '.join(str(error).split())[:200]}): restore it") from error
-    return schedule, PARAMETERIZATIONS[kinds[parameterization]], 1.0
-
-
-def _flow(folder: Path, config: Mapping[str, Any]) -> RectifiedFlow:
-    """The rectified flow of a stock scheduler, whose times are shifted towards noise."""
-    if config.get("use_dynamic_shifting", False):
-        raise UserError(
-            f"{folder}/scheduler shifts its times by the size of each image (use_dynamic_shifting), which only its "
-            "pipeline knows: set it to false, and shift to the number that is used at your size"
-        )
-    shift = config.get("shift", 1.0)
-    if not isinstance(shift, int | float) or not 0 < shift < 1000:
-        raise UserError(f"{folder}/scheduler is damaged (shift is {str(shift)[:50]}): restore it")
-    return RectifiedFlow(float(shift))
 
 
 def _describe(model: Model, schedule: Schedule) -> tuple[str, ...]:
@@ -232,7 +193,9 @@ def _describe(model: Model, schedule: Schedule) -> tuple[str, ...]:
         f"{count:,} parameters, images of {image}, "
         + ("of captions" if model.text else f"{len(model.classes)} classes" if model.classes else "unconditional"),
         *((f"a latent model: {type(latent.network).__name__} makes latents of {seen}",) if latent else ()),
-        f"{type(schedule).__name__} schedule of {denoiser.timesteps} timesteps, output "
+        f"{type(schedule).__name__} schedule of {denoiser.timesteps} timesteps, "
+        + (f"shifted by {schedule.shift:g}, " if isinstance(schedule, RectifiedFlow) and schedule.shift != 1 else "")
+        + "output "
         f"{denoiser.parameterization.name}, timestep = {denoiser.timesteps} "
         f"{'sigma' if isinstance(schedule, RectifiedFlow) else 't'} - {denoiser.offset:g}",
         *((f"distilled for {', '.join(map(str, model.steps))} steps",) if model.steps else ()),

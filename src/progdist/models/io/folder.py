@@ -9,10 +9,11 @@
 
 The scheduler in the folder visits exactly our grid wherever the step count divides T: trailing timesteps, betas from
 the schedule itself. A stock sampler then makes the images that `progdist sample` makes. A rectified flow with velocity
-output has FlowMatchEulerDiscreteScheduler, whose own default grid is another: give it ours, set_timesteps(sigmas=[1,
-(N-1)/N, ..., 1/N]). Other pairs, (x, eps) among them, have no stock scheduler, and some networks no stock pipeline;
-their folder holds the parts and progdist.json alone. A class-conditional model that takes a guidance scale is for
-stock diffusers the network in unet/ or transformer/, which is the model at its usual scale (see `guidance_input`).
+output has FlowMatchEulerDiscreteScheduler, which visits our grid at the step count that the student was distilled for
+(see `progdist.models.flow`). Other pairs, (x, eps) among them, have no stock scheduler, and some networks no stock
+pipeline; their folder holds the parts and progdist.json alone. A class-conditional model that
+takes a guidance scale is for stock diffusers the network in unet/ or transformer/, which is the model at its usual
+scale (see `progdist.models.guidance_input`).
 """
 
 import errno
@@ -22,11 +23,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, cast, get_args
+from typing import Any, cast
 
 import safetensors
 from diffusers import LDMPipeline  # pyright: ignore[reportPrivateImportUsage]
-from diffusers.models.transformers.dit_transformer_2d import DiTTransformer2DModel
+from diffusers.models.modeling_utils import ModelMixin
 from diffusers.models.unets.unet_2d import UNet2DModel
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from diffusers.pipelines.ddim.pipeline_ddim import DDIMPipeline
@@ -42,14 +43,12 @@ from progdist.diffusion.parameterization import PARAMETERIZATIONS
 from progdist.diffusion.schedule import SCHEDULES, Schedule
 from progdist.models.guidance_input import class_guidance, load_class_guidance, save_class_guidance
 from progdist.models.io.model_card import card
-from progdist.models.io.safe_loading import load_component, network_class, read_autoencoder
-from progdist.models.model import Model, stock_scheduler
-from progdist.models.text.folder import guidance_of, write_pipeline
+from progdist.models.io.safe_loading import NETWORKS, load_component, network_class, read_autoencoder
+from progdist.models.model import Model
+from progdist.models.text.folder import guidance_of, sides_of, write_pipeline
 from progdist.models.text.lora_file import read_lora
-from progdist.models.text.pipeline import network_arguments, text_pipeline
-
-Diffuses = UNet2DModel | UNet2DConditionModel | DiTTransformer2DModel
-"""Networks that have a folder."""
+from progdist.models.text.pipeline import network_interface, text_pipeline
+from progdist.models.unet import image_shape, is_text_conditional
 
 
 def save(model: Model, folder: Path) -> None:
@@ -60,8 +59,8 @@ def save(model: Model, folder: Path) -> None:
         OSError: it cannot be written.
     """
     network = model.denoiser.network
-    if not isinstance(network, Diffuses):
-        names = ", ".join(kind.__name__ for kind in get_args(Diffuses))
+    if not isinstance(network, tuple(NETWORKS.values())):
+        names = ", ".join(sorted({kind.__name__ for kind in NETWORKS.values()}))
         raise UserError(f"only {names} have a model folder, got {type(network).__name__}: save its state_dict")
     schedule, output = model.denoiser.schedule, model.denoiser.parameterization
     known = (SCHEDULES.get(schedule.name), type(PARAMETERIZATIONS.get(output.name)))
@@ -85,13 +84,14 @@ def save(model: Model, folder: Path) -> None:
         shutil.rmtree(partial, ignore_errors=True)
 
 
-def _write(model: Model, network: Diffuses, target: Path) -> None:
-    scheduler = stock_scheduler(model.denoiser)
+def _write(model: Model, network: ModelMixin, target: Path) -> None:
+    scheduler = model.scheduler
     if class_guidance(network):
         network = save_class_guidance(network, target)
-    if isinstance(network, UNet2DConditionModel):
-        if model.text is None or not isinstance(scheduler, DDIMScheduler):
-            raise UserError("a UNet2DConditionModel is saved with the pipeline that it was loaded with: use its Model")
+    if is_text_conditional(network):
+        if model.text is None or scheduler is None:
+            name = type(network).__name__
+            raise UserError(f"a {name} is saved with the pipeline that it was loaded with: use its Model")
         write_pipeline(model.text, network, scheduler, target)
         if model.lora:
             model.lora.write(model.text.kind, target)
@@ -116,9 +116,9 @@ def _pipeline(model: Model, network: nn.Module, scheduler: DDIMScheduler) -> Dif
     return DiTPipeline(cast(Any, network), autoencoder, cast(Any, scheduler)) if autoencoder else None
 
 
-def _part(network: Diffuses) -> str:
+def _part(network: nn.Module) -> str:
     """Where a network lies within a folder."""
-    return "transformer" if isinstance(network, DiTTransformer2DModel) else "unet"
+    return "unet" if isinstance(network, UNet2DModel | UNet2DConditionModel) else "transformer"
 
 
 def write_card(model: Model, target: Path, records: Sequence[Mapping[str, Any]]) -> None:
@@ -132,7 +132,7 @@ def _stock(model: Model) -> str | None:
     """The stock pipeline of a latent model, or the stock scheduler of another; None where there is none."""
     if model.text:
         return model.text.kind
-    scheduler, network = stock_scheduler(model.denoiser), cast(Diffuses, model.denoiser.network)
+    scheduler, network = model.scheduler, model.denoiser.network
     pipeline = _pipeline(model, network, scheduler) if isinstance(scheduler, DDIMScheduler) else None
     latent = type(pipeline).__name__ if pipeline and model.autoencoder else None
     plain = type(scheduler).__name__ if scheduler and not model.autoencoder and _part(network) == "unet" else None
@@ -161,11 +161,11 @@ def load(folder: Path) -> Model:
             PARAMETERIZATIONS[metadata["parameterization"]],
             timesteps=int(metadata["timesteps"]),
             offset=float(metadata["timestep_offset"]),
-            arguments=network_arguments(network),
+            **network_interface(network),
         )
         counts = {name: tuple(_step_count(count) for count in metadata[name]) for name in ("steps", "lineage")}
         classes = tuple(str(name) for name in metadata["classes"])
-        text = text_pipeline(folder, network)
+        text = text_pipeline(folder, network, sides_of(metadata.get("latent_sides")))
         if text:
             text = text.guided(guidance_of(metadata["guidance"]), metadata["negative"])
         return Model(
@@ -224,6 +224,7 @@ def _schedule(metadata: Mapping[str, Any]) -> Schedule:
 def _description(model: Model) -> dict[str, Any]:
     """What progdist.json says."""
     schedule: Any = model.denoiser.schedule
+    network = model.denoiser.network
     return {
         "format_version": FORMAT_VERSION,
         "schedule": {"kind": schedule.name, **asdict(schedule)},
@@ -238,5 +239,6 @@ def _description(model: Model) -> dict[str, Any]:
         **({"guidance": model.text.guidance, "negative": model.text.negative} if model.text else {}),
         **({"lora": {"base": model.lora.base, "rank": model.lora.rank}} if model.lora else {}),
         **({} if model.text or model.guidance is None else {"class_guidance": model.guidance}),
+        **({"latent_sides": list(model.text.sides)} if model.text and image_shape(network) is None else {}),
         "versions": {name: version(name) for name in ("progdist", "torch", "diffusers")},
     }

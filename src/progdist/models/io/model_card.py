@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from progdist.models.guidance_input import usual_scale
+from progdist.models.text.kinds import PIPELINES
 
 HEADER = """---
 library_name: diffusers
@@ -40,7 +41,7 @@ from diffusers import FlowMatchEulerDiscreteScheduler, UNet2DModel
 
 network = UNet2DModel.from_pretrained("{path}", subfolder="unet")
 scheduler = FlowMatchEulerDiscreteScheduler.from_pretrained("{path}", subfolder="scheduler")
-scheduler.set_timesteps(sigmas=[1 - i / {steps} for i in range({steps})])
+scheduler.set_timesteps({grid})
 labels = {labels}
 z = torch.randn(16, network.config.in_channels, {height}, {width})
 for timestep in scheduler.timesteps:
@@ -65,7 +66,7 @@ images = pipeline(labels, guidance_scale=1.0, num_inference_steps={steps}).image
 TEXT = """from diffusers import {pipeline}
 
 pipeline = {pipeline}.from_pretrained("{path}")
-images = pipeline("{caption}", num_inference_steps={steps}, guidance_scale={scale:g}).images
+images = pipeline("{caption}", num_inference_steps={steps}, guidance_scale={scale:g}{call}).images
 """
 
 LORA = """from diffusers import DDIMScheduler, {pipeline}
@@ -89,7 +90,7 @@ images = progdist.sample(denoiser, noise, {steps}{condition})
 def _template(stock: str | None, classes: int) -> str:
     """The code that samples a model of some stock pipeline or scheduler."""
     match stock:
-        case "StableDiffusionPipeline" | "StableDiffusionXLPipeline":
+        case str() if stock in PIPELINES:
             return TEXT
         case "DDIMScheduler":
             return CLASSES if classes else PLAIN
@@ -119,7 +120,7 @@ def card(
         records: evaluations of this model.
     """
     counts = list(description["steps"])
-    steps, classes = (counts or [256])[0], len(description["classes"])
+    steps, classes = min(counts, default=256), len(description["classes"])
     template = OURS if "class_guidance" in description else _template(stock, classes)
     labels = f"torch.arange(16) % {classes}" if classes else "None"
     condition = f", class_labels={labels}" if classes else ""
@@ -131,9 +132,11 @@ def card(
         "classes": classes,
         "labels": labels,
         "condition": condition,
+        "grid": f"{steps}" if counts else f"sigmas=[1 - i / {steps} for i in range({steps})]",
         "pipeline": stock,
         "caption": "a photograph of a lighthouse",
         "scale": _scale(description.get("guidance")),
+        "call": PIPELINES[stock].call.format(height=image[1], width=image[2]) if stock in PIPELINES else "",
     }
     code = template.format(path=".", steps=steps, **numbers)
     size = f"{image[1]}x{image[2]} with {image[0]} channel{'s' if image[0] > 1 else ''}"
@@ -175,6 +178,8 @@ def _guidance(description: Mapping[str, Any]) -> str:
     """How it is guided, and what a stock pipeline must be told."""
     taken, negative = description["guidance"], description["negative"]
     away = f' away from "{negative}"' if negative else ""
+    if isinstance(taken, list | tuple) and taken[0] == taken[1]:
+        return f"Sample it with `guidance_scale={taken[0]:g}`, which is an input; `negative_prompt` has no effect."
     if isinstance(taken, list | tuple):
         return (
             f"`guidance_scale` is an input, from {taken[0]:g} to {taken[1]:g}, taken in{away}: each step calls the "

@@ -16,6 +16,9 @@ from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from diffusers.models.autoencoders.vq_model import VQModel
 from diffusers.models.modeling_utils import ModelMixin
 from diffusers.models.transformers.dit_transformer_2d import DiTTransformer2DModel
+from diffusers.models.transformers.pixart_transformer_2d import PixArtTransformer2DModel
+from diffusers.models.transformers.transformer_flux import FluxTransformer2DModel
+from diffusers.models.transformers.transformer_sd3 import SD3Transformer2DModel
 from diffusers.models.unets.unet_2d import UNet2DModel
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from torch import nn
@@ -28,6 +31,9 @@ NETWORKS: dict[str, type[ModelMixin]] = {
     "UNet2DModel": UNet2DModel,
     "UNet2DConditionModel": UNet2DConditionModel,
     "DiTTransformer2DModel": DiTTransformer2DModel,
+    "PixArtTransformer2DModel": PixArtTransformer2DModel,
+    "SD3Transformer2DModel": SD3Transformer2DModel,
+    "FluxTransformer2DModel": FluxTransformer2DModel,
     "Transformer2DModel": DiTTransformer2DModel,  # as older folders name it
 }
 """Networks that can be distilled, by the name in model_index.json."""
@@ -53,18 +59,20 @@ Part = TypeVar("Part", bound=nn.Module)
 Describe = Callable[[Mapping[str, Any]], nn.Module]
 
 
-def network_class(part_folder: Path) -> type[ModelMixin]:
-    """The class of the network in a folder `unet` or `transformer`, as its config says.
+def network_class(part_folder: Path, name: str | None = None) -> type[ModelMixin]:
+    """The class of the network in a folder `unet` or `transformer`, as its config says, or as it is named.
 
     Raises:
         UserError: it is not one of NETWORKS.
     """
-    config = part_folder / "config.json"
+    file = part_folder / "config.json"
+    config = read_json(file) if file.is_file() else {}
     usual = "DiTTransformer2DModel" if part_folder.name == "transformer" else "UNet2DModel"
-    name = read_json(config).get("_class_name", usual) if config.is_file() else usual
+    name = name or config.get("_class_name", usual)
     if name not in NETWORKS:
         raise UserError(f"{part_folder} is a {str(name)[:50]}: expected one of {', '.join(NETWORKS)}")
-    return NETWORKS[name]
+    older_pixart = name == "Transformer2DModel" and config.get("norm_type") == "ada_norm_single"
+    return PixArtTransformer2DModel if older_pixart else NETWORKS[name]
 
 
 def load_component(

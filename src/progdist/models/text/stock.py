@@ -7,20 +7,17 @@ encoded by the stock pipeline's own `encode_prompt`: whatever that does is done 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, cast
 
+import diffusers
 import torch
 from torch import Tensor
 
 from progdist._utils.errors import UserError
 from progdist.models.io.safe_loading import load_component, quiet
-
-PIPELINES: dict[str, Mapping[str, str]] = {
-    "StableDiffusionPipeline": {"text_encoder": "CLIPTextModel"},
-    "StableDiffusionXLPipeline": {"text_encoder": "CLIPTextModel", "text_encoder_2": "CLIPTextModelWithProjection"},
-}
-"""The pipelines that are known, with the class of each of their text encoders."""
+from progdist.models.text.kinds import PIPELINES, TOKENIZERS, VOCABULARIES, PipelineKind
 
 BATCH = 64
 """Prompts encoded at a time."""
@@ -52,10 +49,12 @@ class PromptEncoder:
 
     Args:
         pipeline: a stock pipeline of tokenizers and text encoders alone.
+        kind: what is particular to it.
         device: on which they are.
     """
 
     pipeline: Any
+    kind: PipelineKind
     device: torch.device
 
     @torch.no_grad()
@@ -63,33 +62,25 @@ class PromptEncoder:
         """What N prompts are to the network, float32 on the CPU.
 
         Returns:
-            encoder_hidden_states (N, tokens, channels); and of SDXL text_embeds (N, channels).
+            encoder_hidden_states (N, tokens, channels), and what else the pipeline's network is given of a prompt.
         """
         parts = [list(prompts[first : first + BATCH]) for first in range(0, len(prompts), BATCH)]
-        with quiet():
-            found = [self._named(self._encode(part, None)[::2]) for part in parts]
+        unguided = {"do_classifier_free_guidance": False} if self.kind.negatives else {}
+        found = [self._encode(part, self.kind.prompts, unguided) for part in parts]
         return {name: torch.cat([each[name] for each in found]) for name in found[0]}
 
     @torch.no_grad()
     def unconditional(self, negative: str | None) -> dict[str, Tensor]:
         """What the stock pipeline guides away from: the negative prompt, or the empty one; each (1, ...)."""
+        if not self.kind.negatives:
+            return self([negative or ""])
+        given = {} if negative is None else {"negative_prompt": [negative]}
+        return self._encode([""], self.kind.negatives, {"do_classifier_free_guidance": True, **given})
+
+    def _encode(self, prompts: list[str], places: Mapping[str, int], given: Mapping[str, Any]) -> dict[str, Tensor]:
         with quiet():
-            return self._named(self._encode([""], negative)[1::2])
-
-    def _encode(self, prompts: list[str], negative: str | None) -> tuple[Tensor, ...]:
-        """(prompts, negative) of SD, (prompts, negative, pooled prompts, pooled negative) of SDXL."""
-        negatives = None if negative is None else [negative] * len(prompts)
-        return self.pipeline.encode_prompt(
-            prompts,
-            device=self.device,
-            num_images_per_prompt=1,
-            do_classifier_free_guidance=True,
-            negative_prompt=negatives,
-        )
-
-    def _named(self, found: Sequence[Tensor]) -> dict[str, Tensor]:
-        names = ("encoder_hidden_states", "text_embeds")
-        return {name: tensor.float().cpu() for name, tensor in zip(names, found, strict=False)}
+            found = self.pipeline.encode_prompt(prompts, device=self.device, **self.kind.options, **given)
+        return {name: found[place].float().cpu() for name, place in places.items()}
 
 
 def prompt_encoder(folder: Path, index: Mapping[str, Any], device: torch.device) -> PromptEncoder:
@@ -103,26 +94,17 @@ def prompt_encoder(folder: Path, index: Mapping[str, Any], device: torch.device)
     Raises:
         UserError: a file is missing, damaged or a pickle, or the extra `text` is.
     """
-    transformers = _transformers()
-    kind = index["_class_name"]
-    parts: dict[str, Any] = {"vae": None, "unet": None, "scheduler": None}
-    for part, class_name in PIPELINES[kind].items():
+    transformers, kind = _transformers(), PIPELINES[index["_class_name"]]
+    parts: dict[str, Any] = {"vae": None, kind.part: None, "scheduler": None, **kind.parts}
+    parts |= {name: index.get(name, usual) for name, usual in kind.indexed.items()}
+    for part, class_name in kind.encoders.items():
+        tokenizer = part.replace("text_encoder", "tokenizer")
         with _no_progress_bars(transformers):
             parts[part] = _text_encoder(folder, part, getattr(transformers, class_name)).to(device)
-        tokenizer = part.replace("text_encoder", "tokenizer")
-        parts[tokenizer] = _tokenizer(folder / tokenizer, transformers.CLIPTokenizer)
+        parts[tokenizer] = _tokenizer(folder / tokenizer, transformers, TOKENIZERS[class_name])
     with quiet():
-        if kind == "StableDiffusionXLPipeline":
-            from diffusers.pipelines.stable_diffusion_xl.pipeline_stable_diffusion_xl import StableDiffusionXLPipeline
-
-            zeros = bool(index.get("force_zeros_for_empty_prompt", True))
-            pipeline = StableDiffusionXLPipeline(**parts, force_zeros_for_empty_prompt=zeros, add_watermarker=False)
-        else:
-            from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import StableDiffusionPipeline
-
-            parts |= {"safety_checker": None, "feature_extractor": None}
-            pipeline = StableDiffusionPipeline(**parts, requires_safety_checker=False)
-    return PromptEncoder(pipeline, device)
+        pipeline = getattr(diffusers, index["_class_name"])(**parts)
+    return PromptEncoder(pipeline, kind, device)
 
 
 def _text_encoder(folder: Path, part: str, encoder_class: Any) -> Any:  # noqa: ANN401  (classes of transformers)
@@ -135,11 +117,17 @@ def _text_encoder(folder: Path, part: str, encoder_class: Any) -> Any:  # noqa: 
     return load_component(folder, part, encoder_class, weights="model", describe=described).requires_grad_(False)
 
 
-def _tokenizer(place: Path, tokenizer_class: Any) -> Any:  # noqa: ANN401  (classes of transformers)
+def _tokenizer(place: Path, transformers: Any, name: str) -> Any:  # noqa: ANN401  (a module, and a class of it)
     if not place.is_dir():
         raise UserError(f"{place.parent} lacks {place.name}/: restore the folder, or save the pipeline again")
+    held = [file for file in VOCABULARIES[name] if (place / file).is_file()]
+    if not held:
+        wanted = " or ".join(VOCABULARIES[name])
+        raise UserError(f"{place} lacks {wanted}: restore the file, or save the pipeline again")
+    if held == ["spiece.model"] and not all(map(find_spec, ("sentencepiece", "google.protobuf"))):
+        raise UserError(f"{place / held[0]} needs sentencepiece and protobuf: pip install 'progdist[text]'")
     try:
-        return tokenizer_class.from_pretrained(place, local_files_only=True)
+        return getattr(transformers, name).from_pretrained(place, local_files_only=True)
     except Exception as error:  # transformers raises many kinds: all mean that it cannot be read
         reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
         raise UserError(f"{place} is damaged ({reason}): restore it, or save the pipeline again") from error

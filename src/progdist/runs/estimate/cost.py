@@ -24,7 +24,7 @@ from progdist.diffusion.loss import WEIGHTINGS, denoising_loss
 from progdist.models.guidance_input import with_class_guidance
 from progdist.models.io.diffusers_pipeline import read_teacher
 from progdist.models.model import Model
-from progdist.models.text.pipeline import network_arguments, trial_condition, with_guidance_input
+from progdist.models.text.pipeline import network_arguments, takes_guidance, trial_condition, with_guidance_input
 from progdist.recipes.recipe import Recipe, student_name
 from progdist.runs.estimate.memory import Memory, activation_bytes, training_memory
 from progdist.runs.stages import needs_stage_0, untrained
@@ -97,7 +97,7 @@ def estimate(recipe: Recipe, capacity: int | None = None) -> Estimate:
     model = _model(recipe)
     denoiser = model.denoiser
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    taken, guided = recipe.teacher.model is not None, recipe.conversion.guidance is not None
+    taken, guided = recipe.teacher.model is not None, _is_guided(recipe, model)
     configs = recipe.train_configs()
     if taken and not needs_stage_0(recipe, model):
         configs[0] = replace(configs[0], updates=0)
@@ -108,7 +108,7 @@ def estimate(recipe: Recipe, capacity: int | None = None) -> Estimate:
     parts = [_part("teacher", configs[0], int(taken) * (2 if guided else 1), rates)]
     for link, config in zip(recipe.distill.links(), configs[1:], strict=True):
         parts.append(_part(student_name(link.steps), config, link.substeps, rates))
-    parts.append(_evaluation(recipe, rates))
+    parts.append(_evaluation(recipe, rates, guided))
     return Estimate(
         parameters=sum(parameter.numel() for parameter in denoiser.network.parameters()),
         image=model.image,
@@ -122,11 +122,16 @@ def estimate(recipe: Recipe, capacity: int | None = None) -> Estimate:
     )
 
 
+def _is_guided(recipe: Recipe, model: Model) -> bool:
+    """Whether a teacher takes two evaluations a step."""
+    return recipe.conversion.guidance is not None and not takes_guidance(model.denoiser.network)
+
+
 def _model(recipe: Recipe) -> Model:
     """The teacher that is taken, or the untrained one for the images as stated or as found."""
     data, network = recipe.data, recipe.network
     if network is None:
-        return read_teacher(recipe.teacher.model or "").model
+        return read_teacher(recipe.teacher.model or "", None, (data.size, data.size) if data.size else None).model
     stated = data.size is not None and data.channels is not None
     if stated and (data.classes is not None or not network.class_conditional):
         shape, classes = (data.channels or 0, data.size or 0, data.size or 0), range(data.classes or 0)
@@ -154,7 +159,7 @@ def heaviest_stage(
         device: on which all of it lies; models at rest count where that is the CPU.
     """
     taken, guidance, network = recipe.teacher.model is not None, recipe.conversion.guidance, model.denoiser.network
-    if isinstance(guidance, tuple):
+    if isinstance(guidance, tuple) and not takes_guidance(network):
         network = with_guidance_input(network) if model.text else with_class_guidance(network, guidance)
     denoiser = model.denoiser.with_parts(network=network, arguments=network_arguments(network))
     whole = sum(parameter.nbytes for parameter in network.parameters()) if device.type == "cpu" else 0
@@ -185,12 +190,12 @@ def _part(name: str, config: TrainConfig, substeps: int, rates: Rates | None) ->
     return Part(name, config.updates, config.batch, substeps * examples, examples, hours)
 
 
-def _evaluation(recipe: Recipe, rates: Rates | None) -> Part:
+def _evaluation(recipe: Recipe, rates: Rates | None, guided: bool) -> Part:
     """Teacher and students at all counts that are measured."""
     measurements = recipe.measurements()
     steps = sum(steps for _, steps in measurements)
     if recipe.teacher.model is not None:  # as it was given, too
-        steps += measurements[0][1] * (2 if recipe.conversion.guidance is not None else 1)
+        steps += measurements[0][1] * (2 if guided else 1)
     evaluations = recipe.evaluate.samples * steps
     hours = evaluations * rates.evaluation / 3600 if rates else None
     return Part("evaluation", 0, recipe.evaluate.batch, evaluations, 0, hours)

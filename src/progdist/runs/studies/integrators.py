@@ -85,7 +85,7 @@ def integrators(trained: Trained, out: Path, budgets: list[int], callback: Callb
     def found(method: str, steps: int) -> Record:
         options = SamplingOptions(steps, trained.samples, None, trained.seed, method, trained.clip)
         batches, _ = generate_batches(model, options, lambda text: None)
-        result = summary_quality(space.name, data, join(summarize([space], made) for _, made, _ in batches))
+        result = summary_quality(space, data, join(summarize([space], made) for _, made, _ in batches))
         return {"frechet": result.frechet, "kernel": result.kernel}
 
     methods = _methods(model.denoiser.schedule, callback)

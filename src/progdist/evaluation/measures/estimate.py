@@ -1,0 +1,52 @@
+r"""A number with its 95 % interval, and the two ways in which intervals are found.
+
+bootstrap          samples are drawn anew with repeats. Measures of distance rise by about their bias when samples
+repeat, so percentiles are taken about the draws' own mean (Efron & Tibshirani 1993, chapter 10)
+random halves      the delete-d jackknife with d = n / 2: the deviation over halves drawn without repeats is that
+of the whole, since (n - d) / d = 1 (Shao & Wu 1989, A General Theory for Jackknife Variance
+Estimation). For measures of neighbours, to which a repeated sample would be its own neighbour
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+NORMAL = 1.96
+"""Standard errors to either side that hold 95 % of a normal distribution."""
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A number, and the ends of its 95 % interval."""
+
+    value: float
+    low: float
+    high: float
+
+    @classmethod
+    def normal(cls, value: float, error: float, least: float = 0.0, most: float = float("inf")) -> "Estimate":
+        """A number with a standard error, its interval kept within [least, most]."""
+        return cls(value, max(least, value - NORMAL * error), min(most, value + NORMAL * error))
+
+
+def centred_interval(estimate: float, draws: Tensor) -> tuple[float, float]:
+    """The 95 % interval of an estimate from resampled ones (R,), about their own mean."""
+    ends = torch.tensor([0.025, 0.975], dtype=torch.float64)
+    low, high = (draws.double() - draws.double().mean()).quantile(ends).tolist()
+    return estimate + low, estimate + high
+
+
+def half_deviation(measure: Callable[[Tensor], Tensor], count: int, *, repeats: int, seed: int) -> Tensor:
+    """The standard error of measures (K,) of `count` samples: their deviation over random halves.
+
+    Args:
+        measure: indices (count // 2,) of the samples -> measures (K,) of those.
+        count: of the samples, at least 2.
+        repeats: how many halves.
+        seed: of the halves.
+    """
+    draw = torch.Generator().manual_seed(seed)
+    halves = (torch.randperm(count, generator=draw)[: max(1, count // 2)] for _ in range(repeats))
+    return torch.stack([measure(half) for half in halves]).std(0)

@@ -1,0 +1,59 @@
+r"""Mean and covariance of features, of all at once or batch by batch.
+
+Two sets of n and m vectors with means a, b and scatters S_a = sum (x - a)(x - a)', S_b have together
+
+    mean a + (b - a) m / (n + m),     scatter S_a + S_b + (b - a)(b - a)' n m / (n + m),     covariance S / (count - 1)
+
+(Chan, Golub & LeVeque 1983, Algorithms for Computing the Sample Variance), with no difference of large numbers.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from progdist._utils.errors import UserError
+
+
+@dataclass(frozen=True)
+class Moments:
+    """The first two moments of vectors.
+
+    Attributes:
+        mean: (D,), float64.
+        covariance: (D, D), float64, unbiased.
+        count: of how many vectors; None where it is not known.
+    """
+
+    mean: Tensor
+    covariance: Tensor
+    count: int | None = None
+
+
+def moments(features: Tensor) -> Moments:
+    """The moments of features (N, D).
+
+    Raises:
+        UserError: fewer than two.
+    """
+    return running_moments([features])
+
+
+def running_moments(batches: Iterable[Tensor]) -> Moments:
+    """The moments of features that come in batches (B, D), of which one is in memory at a time.
+
+    Raises:
+        UserError: fewer than two vectors in all.
+    """
+    count, mean, scatter = 0, torch.zeros(()).double(), torch.zeros(()).double()
+    for batch in batches:
+        x = batch.double()
+        total, own = count + len(x), x.mean(0)
+        shift, centred = own - mean, x - own
+        scatter = scatter + centred.T @ centred + torch.outer(shift, shift) * (count * len(x) / total)
+        mean = mean + shift * (len(x) / total)
+        count = total
+    if count < 2:
+        raise UserError(f"{count} images were given: mean and covariance need at least 2")
+    return Moments(mean, scatter / (count - 1), count)

@@ -1,0 +1,76 @@
+r"""Fidelity and diversity apart, from nearest neighbours of features.
+
+With r_k(y) the distance of y from its k-th nearest neighbour in its own set, and B(y) the ball of that radius around y:
+
+    precision   share of samples that are in the ball of some data,     k = 3   (Kynkaanniemi et al. 2019,
+    recall      share of data that are in the ball of some sample,      k = 3    arXiv 1904.06991)
+    density     data balls that a sample is in, on average, over k,     k = 5   (Naeem et al. 2020,
+    coverage    share of data whose ball holds some sample,             k = 5    arXiv 2002.09797)
+
+A ball is closed. All four depend on how many vectors there are: of either set up to MOST are taken, the first ones.
+Density and coverage of the data's own distribution are about 1 and 1 - 2^-k. Distances are float64, in blocks.
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from progdist.evaluation.measures.estimate import Estimate, half_deviation
+
+MOST = 10_000
+"""Vectors of a set that are looked at."""
+
+BLOCK = 1024
+"""Rows of the table of distances that are in memory at a time."""
+
+HALVES = 10
+"""Random halves of the samples from which the standard errors are found."""
+
+PRECISION_K, COVERAGE_K = 3, 5
+
+
+def radii(x: Tensor, k: int) -> Tensor:
+    """The distance (N,) of each vector of x (N, D) from its k-th nearest neighbour in x; needs more than k."""
+    return torch.cat([torch.cdist(rows, x).kthvalue(k + 1).values for rows in x.split(BLOCK)])  # itself is the first
+
+
+def precision_recall(data: Tensor, samples: Tensor, *, seed: int) -> dict[str, Estimate]:
+    """Improved precision and recall of features (N, D) and (M, D), which hold more than 2 k vectors each."""
+    real, made = data[:MOST].double(), samples[:MOST].double()
+    reach = radii(real, PRECISION_K)
+
+    def measure(rows: Tensor) -> Tensor:
+        chosen = made[rows]
+        own = radii(chosen, PRECISION_K)
+        precise, recalled = torch.zeros(len(chosen), dtype=torch.bool), []
+        for block, reached in zip(real.split(BLOCK), reach.split(BLOCK), strict=True):
+            apart = torch.cdist(block, chosen)
+            precise |= (apart <= reached[:, None]).any(0)
+            recalled.append((apart <= own).any(1))
+        return torch.stack([precise.double().mean(), torch.cat(recalled).double().mean()])
+
+    return _estimates(("precision", "recall"), measure, len(made), seed, (1.0, 1.0))
+
+
+def density_coverage(data: Tensor, samples: Tensor, *, seed: int) -> dict[str, Estimate]:
+    """Density and coverage of features (N, D) and (M, D); the data hold more than k vectors."""
+    real, made = data[:MOST].double(), samples[:MOST].double()
+    reach = radii(real, COVERAGE_K)
+
+    def measure(rows: Tensor) -> Tensor:
+        chosen = made[rows]
+        pairs = zip(real.split(BLOCK), reach.split(BLOCK), strict=True)
+        held = torch.cat([(torch.cdist(block, chosen) <= reached[:, None]).sum(1) for block, reached in pairs]).double()
+        return torch.stack([held.sum() / (COVERAGE_K * len(chosen)), (held > 0).double().mean()])
+
+    return _estimates(("density", "coverage"), measure, len(made), seed, (float("inf"), 1.0))
+
+
+def _estimates(
+    names: tuple[str, str], measure: Callable[[Tensor], Tensor], count: int, seed: int, most: tuple[float, float]
+) -> dict[str, Estimate]:
+    values = measure(torch.arange(count)).tolist()
+    errors = half_deviation(measure, count, repeats=HALVES, seed=seed).tolist()
+    pairs = zip(names, values, errors, most, strict=True)
+    return {name: Estimate.normal(value, error, 0.0, limit) for name, value, error, limit in pairs}

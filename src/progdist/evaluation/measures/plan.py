@@ -1,0 +1,105 @@
+"""What is to be measured, by name, and opened: feature spaces with their weights, reference statistics, captions."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from progdist._utils.errors import UserError
+from progdist._utils.names import Metric
+from progdist.evaluation.features import FeatureSpace, clip_space, feature_space
+from progdist.evaluation.measures.clip_score import clip_score
+from progdist.evaluation.measures.estimate import Estimate
+from progdist.evaluation.measures.frechet import Frechet
+from progdist.evaluation.measures.moments import moments
+from progdist.evaluation.measures.statistics import Statistics, read_statistics
+from progdist.evaluation.summary import Summary
+
+
+@dataclass(frozen=True)
+class Captions:
+    """CLIP: its embeddings of images as a space, and what embeds captions."""
+
+    space: FeatureSpace
+    embed: Callable[[Sequence[str]], Tensor]
+
+    def score(self, samples: Summary, numbers: Tensor, captions: Sequence[str]) -> Estimate:
+        """The CLIP score of samples and their captions, which are given by their numbers (N,)."""
+        used, place = numbers.unique(return_inverse=True)
+        embedded = self.embed([captions[int(number)] for number in used])
+        return clip_score(samples.features[self.space.name], embedded[place])
+
+
+@dataclass(frozen=True)
+class Instruments:
+    """What measures samples.
+
+    Attributes:
+        spaces: where samples are compared with the data.
+        metrics: what is measured beside the two distances.
+        references: statistics that are to stand for the data, by feature space.
+        captions: what scores captions, or None.
+    """
+
+    spaces: Sequence[FeatureSpace]
+    metrics: tuple[Metric, ...] = ()
+    references: Mapping[str, Statistics] = field(default_factory=dict)
+    captions: Captions | None = None
+
+    @cached_property
+    def every_space(self) -> list[FeatureSpace]:
+        """The spaces in which features of samples are kept."""
+        return [*self.spaces, *([self.captions.space] if self.captions else [])]
+
+    def distance(self, space: FeatureSpace, data: Tensor | None) -> Frechet:
+        """The Frechet distance to the reference of a space, or else to features (N, D) of the data.
+
+        Raises:
+            UserError: there is neither, or the reference is of other features.
+        """
+        known = self.references.get(space.name)
+        if known is None and data is None:
+            raise UserError(f"nothing is known of the data in {space.name} features: give the data, or a reference")
+        if known is not None and data is not None and data.shape[1] != len(known.moments.mean):
+            raise UserError(
+                f"the reference of {space.name} is of {len(known.moments.mean)} features, the samples have "
+                f"{data.shape[1]}: name another"
+            )
+        return Frechet(known.moments if known else moments(data if data is not None else torch.empty(0)))
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is to be measured, by name; arguments as of `Instruments`, weights and references by their files."""
+
+    features: tuple[str, ...] = ("pixels",)
+    metrics: tuple[Metric, ...] = ()
+    weights: Mapping[str, Path] = field(default_factory=dict)
+    references: Mapping[str, Path] = field(default_factory=dict)
+
+    def open(self, image: tuple[int, int, int], *, captions: bool) -> Instruments:
+        """The instruments for images (channels, height, width), with captions or without.
+
+        Raises:
+            UserError: a name is unknown or has no effect, or weights or statistics cannot be read.
+        """
+        networks = {name.partition("_")[0] for name in self.features} | {
+            name.partition("_")[0] for name in self.metrics
+        }
+        for kind, names, known in (("weights", self.weights, networks), ("reference", self.references, self.features)):
+            if idle := [name for name in names if name not in known]:
+                raise UserError(f"{kind} {idle[0]}={names[idle[0]]} is of nothing that is measured: leave it")
+        references = {name: read_statistics(path, name) for name, path in self.references.items()}
+        if "clip_score" in self.metrics and not captions:
+            raise UserError("clip_score is of captions, and the model or the data has none: leave it")
+        spaces = [feature_space(name, image, self.weights) for name in self.features]
+        if "inception_score" in self.metrics and not any(space.read_out for space in spaces):
+            raise UserError(
+                "inception_score is of a classifier's features, and none are measured: add digits, fashion-mnist or "
+                "inception to the features, or leave it"
+            )
+        scored = Captions(*clip_space(self.weights)) if "clip_score" in self.metrics else None
+        return Instruments(spaces, self.metrics, references, scored)

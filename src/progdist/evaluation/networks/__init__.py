@@ -1,0 +1,1 @@
+"""Networks whose features are compared, and where their weights come from."""

@@ -1,0 +1,197 @@
+r"""Inception-v3 as it was trained in TensorFlow in 2015, under which FID and Inception Score are defined.
+
+Szegedy et al. 2015 (arXiv 1512.00567), with the pools of that graph: averages leave the padding out, and the last block
+takes a maximum. It takes bytes, resized to 299 x 299 and brought to (x - 128) / 128, and gives
+
+    pool       the average of the last block, 2,048 numbers
+    logits     the pool times the weights of the last layer, without its bias: 1,008
+    spatial    the first 7 channels of the 1 x 1 branch of block 6d, 7 x 17 x 17 = 2,023 numbers (guided-diffusion's
+               sFID; Nash et al. 2021, arXiv 2103.03841)
+
+Names are those of the published weights (see `weights`), which are a pickle: torch reads its tensors alone.
+"""
+
+import pickle
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from progdist._utils.errors import UserError
+from progdist.evaluation.networks.weights import Weights
+
+Kernel = int | tuple[int, int]
+Layer = tuple[str, int, Kernel]
+"""A convolution's name, output channels and kernel; its stride is 1 and its padding keeps the size."""
+
+SIZE = 299
+SPATIAL = 7
+
+
+class Convolution(nn.Module):
+    """Convolution, batch normalization, ReLU."""
+
+    def __init__(self, inputs: int, outputs: int, kernel: Kernel, stride: int = 1, *, same: bool = True) -> None:
+        super().__init__()
+        sides = (kernel, kernel) if isinstance(kernel, int) else kernel
+        padding = (sides[0] // 2, sides[1] // 2) if same else 0
+        self.conv = nn.Conv2d(inputs, outputs, sides, stride, padding, bias=False)
+        self.bn = nn.BatchNorm2d(outputs, eps=0.001)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, inputs, H, W) -> (B, outputs, H', W')."""
+        return functional.relu(self.bn(self.conv(x)))
+
+
+def average(x: Tensor) -> Tensor:
+    """The mean of 3 x 3 pixels, of those that are there."""
+    return functional.avg_pool2d(x, 3, 1, 1, count_include_pad=False)
+
+
+def greatest(x: Tensor) -> Tensor:
+    """The maximum of 3 x 3 pixels."""
+    return functional.max_pool2d(x, 3, 1, 1)
+
+
+class Block(nn.Module):
+    """Branches side by side, joined along the channels.
+
+    Args:
+        inputs: channels.
+        branches: each a chain of layers; a list in it is a fork, whose layers see the same input and are joined.
+        pooled: channels of the convolution behind the pool.
+        last: the pool of the last block is another.
+    """
+
+    def __init__(
+        self, inputs: int, branches: Sequence[Sequence[Layer | list[Layer]]], pooled: int, *, last: bool = False
+    ) -> None:
+        super().__init__()
+        self.chains: list[list[list[str]]] = []
+        for branch in branches:
+            width, chain = inputs, []
+            for step in branch:
+                fork = step if isinstance(step, list) else [step]
+                for name, outputs, kernel in fork:
+                    self.add_module(name, Convolution(width, outputs, kernel))
+                chain.append([name for name, _, _ in fork])
+                width = sum(outputs for _, outputs, _ in fork)
+            self.chains.append(chain)
+        self.branch_pool = Convolution(inputs, pooled, 1)
+        self.pool = greatest if last else average
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, inputs, H, W) -> (B, outputs, H, W)."""
+        outputs = []
+        for chain in self.chains:
+            y = x
+            for fork in chain:
+                y = torch.cat([self.get_submodule(name)(y) for name in fork], 1)
+            outputs.append(y)
+        return torch.cat([*outputs, self.branch_pool(self.pool(x))], 1)
+
+
+class Halving(nn.Module):
+    """Blocks 6a and 7a: every branch ends in a convolution of stride 2 without padding, beside a maximum."""
+
+    def __init__(self, inputs: int, branches: Sequence[Sequence[Layer]]) -> None:
+        super().__init__()
+        self.chains = [[name for name, _, _ in branch] for branch in branches]
+        for branch in branches:
+            width = inputs
+            for name, outputs, kernel in branch:
+                ends = name == branch[-1][0]
+                self.add_module(name, Convolution(width, outputs, kernel, 2 if ends else 1, same=not ends))
+                width = outputs
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, inputs, H, W) -> (B, outputs, H / 2, W / 2)."""
+        outputs = []
+        for chain in self.chains:
+            y = x
+            for name in chain:
+                y = self.get_submodule(name)(y)
+            outputs.append(y)
+        return torch.cat([*outputs, functional.max_pool2d(x, 3, 2)], 1)
+
+
+def block_5(inputs: int, pooled: int) -> Block:
+    """35 x 35: branches of 1 x 1, 5 x 5 and two 3 x 3."""
+    double: list[Layer] = [("branch3x3dbl_1", 64, 1), ("branch3x3dbl_2", 96, 3), ("branch3x3dbl_3", 96, 3)]
+    return Block(inputs, [[("branch1x1", 64, 1)], [("branch5x5_1", 48, 1), ("branch5x5_2", 64, 5)], double], pooled)
+
+
+def block_6(c: int) -> Block:
+    """17 x 17: branches of 1 x 1, one 7 x 7 and two 7 x 7, in strips."""
+    wide, tall = (1, 7), (7, 1)
+    single: list[Layer] = [("branch7x7_1", c, 1), ("branch7x7_2", c, wide), ("branch7x7_3", 192, tall)]
+    kernels: list[Kernel] = [1, tall, wide, tall, wide]
+    double: list[Layer] = [
+        (f"branch7x7dbl_{place}", 192 if place == 5 else c, kernel) for place, kernel in enumerate(kernels, 1)
+    ]
+    return Block(768, [[("branch1x1", 192, 1)], single, double], 192)
+
+
+def block_7(inputs: int, *, last: bool = False) -> Block:
+    """8 x 8: branches of 1 x 1, a forked 3 x 3 and two 3 x 3, the second forked."""
+    wide, tall = (1, 3), (3, 1)
+    fork: list[Layer] = [("branch3x3_2a", 384, wide), ("branch3x3_2b", 384, tall)]
+    second: list[Layer] = [("branch3x3dbl_3a", 384, wide), ("branch3x3dbl_3b", 384, tall)]
+    double: list[Layer | list[Layer]] = [("branch3x3dbl_1", 448, 1), ("branch3x3dbl_2", 384, 3), second]
+    return Block(inputs, [[("branch1x1", 320, 1)], [("branch3x3_1", 384, 1), fork], double], 192, last=last)
+
+
+class Inception(nn.Module):
+    """The network, named as its weights are."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.Conv2d_1a_3x3 = Convolution(3, 32, 3, 2, same=False)
+        self.Conv2d_2a_3x3 = Convolution(32, 32, 3, same=False)
+        self.Conv2d_2b_3x3 = Convolution(32, 64, 3)
+        self.Conv2d_3b_1x1 = Convolution(64, 80, 1)
+        self.Conv2d_4a_3x3 = Convolution(80, 192, 3, same=False)
+        self.Mixed_5b, self.Mixed_5c, self.Mixed_5d = block_5(192, 32), block_5(256, 64), block_5(288, 64)
+        double: list[Layer] = [("branch3x3dbl_1", 64, 1), ("branch3x3dbl_2", 96, 3), ("branch3x3dbl_3", 96, 3)]
+        self.Mixed_6a = Halving(288, [[("branch3x3", 384, 3)], double])
+        self.Mixed_6b, self.Mixed_6c, self.Mixed_6d, self.Mixed_6e = (block_6(c) for c in (128, 160, 160, 192))
+        strips: list[Layer] = [("branch7x7x3_1", 192, 1), ("branch7x7x3_2", 192, (1, 7)),
+                               ("branch7x7x3_3", 192, (7, 1)), ("branch7x7x3_4", 192, 3)]  # fmt: skip
+        self.Mixed_7a = Halving(768, [[("branch3x3_1", 192, 1), ("branch3x3_2", 320, 3)], strips])
+        self.Mixed_7b, self.Mixed_7c = block_7(1280), block_7(2048, last=True)
+        self.fc = nn.Linear(2048, 1008)
+
+    def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+        """(pool (B, 2048), spatial (B, 2023)) of pixels (B, 3, 299, 299) from 0 to 255."""
+        x = (pixels - 128) / 128
+        for stem in (self.Conv2d_1a_3x3, self.Conv2d_2a_3x3, self.Conv2d_2b_3x3):
+            x = stem(x)
+        x = self.Conv2d_4a_3x3(self.Conv2d_3b_1x1(functional.max_pool2d(x, 3, 2)))
+        x = functional.max_pool2d(x, 3, 2)
+        for block in (self.Mixed_5b, self.Mixed_5c, self.Mixed_5d, self.Mixed_6a, self.Mixed_6b, self.Mixed_6c):
+            x = block(x)
+        spatial = self.Mixed_6d.get_submodule("branch1x1")(x)[:, :SPATIAL].movedim(1, -1).flatten(1)
+        for block in (self.Mixed_6d, self.Mixed_6e, self.Mixed_7a, self.Mixed_7b, self.Mixed_7c):
+            x = block(x)
+        return x.mean((2, 3)), spatial
+
+    def logits(self, pool: Tensor) -> Tensor:
+        """Logits (B, 1008) of pools (B, 2048), without the bias."""
+        return functional.linear(pool, self.fc.weight.to(pool))
+
+
+def read_inception(weights: Weights) -> Inception:
+    """The network with its weights.
+
+    Raises:
+        UserError: the file is damaged, or of another network.
+    """
+    try:
+        tensors = torch.load(weights.path, map_location="cpu", weights_only=True)
+        network = Inception()
+        network.load_state_dict(tensors)
+    except (OSError, RuntimeError, pickle.UnpicklingError, EOFError, ValueError, KeyError, AttributeError) as error:
+        reason = " ".join(str(error).split())[:160]
+        raise UserError(f"{weights.path} cannot be read as Inception's weights ({reason}): fetch it again") from error
+    return network.eval().requires_grad_(False)

@@ -1,0 +1,105 @@
+"""The stock text-to-image pipelines that are known, each as plain data."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True)
+class PipelineKind:
+    """What is particular to one stock pipeline.
+
+    Attributes:
+        network: the class of its network.
+        encoders: its text encoders, part -> class of transformers.
+        prompts: what its network is given of prompts, name -> place among the results of `encode_prompt`.
+        negatives: the same of what guidance leads away from; empty where `encode_prompt` takes no negative prompt.
+        options: what `encode_prompt` is given beside prompts, as the pipeline's own call gives it.
+        parts: what the pipeline is made of beside text encoders and tokenizers, as far as it can do without.
+        indexed: settings that its model_index.json may change, with their defaults.
+        usual_guidance: the scale that it takes if none is said.
+        passes_sigmas: it gives its scheduler sigmas evenly spaced from 1 to 1 / N.
+        call: what its call is given on a model card beside the usual, in terms of `height` and `width`.
+    """
+
+    network: str
+    encoders: Mapping[str, str]
+    prompts: Mapping[str, int]
+    negatives: Mapping[str, int]
+    options: Mapping[str, Any] = field(default_factory=dict)
+    parts: Mapping[str, Any] = field(default_factory=dict)
+    indexed: Mapping[str, Any] = field(default_factory=dict)
+    usual_guidance: float = 1.0
+    passes_sigmas: bool = False
+    call: str = ""
+
+    @property
+    def part(self) -> str:
+        """Where its network lies in a folder."""
+        return "unet" if self.network.startswith("UNet") else "transformer"
+
+
+TOKENIZERS = {
+    "CLIPTextModel": "CLIPTokenizer",
+    "CLIPTextModelWithProjection": "CLIPTokenizer",
+    "T5EncoderModel": "T5TokenizerFast",
+}
+"""The class of the tokenizer of each class of text encoder."""
+
+VOCABULARIES = {
+    "CLIPTokenizer": ("tokenizer.json", "vocab.json"),
+    "T5TokenizerFast": ("tokenizer.json", "spiece.model"),
+}
+"""The files of which a tokenizer of each class needs one; without any it would know no words, and not say so."""
+
+PIPELINES: dict[str, PipelineKind] = {
+    "StableDiffusionPipeline": PipelineKind(
+        network="UNet2DConditionModel",
+        encoders={"text_encoder": "CLIPTextModel"},
+        prompts={"encoder_hidden_states": 0},
+        negatives={"encoder_hidden_states": 1},
+        options={"num_images_per_prompt": 1},
+        parts={"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False},
+        usual_guidance=7.5,
+    ),
+    "StableDiffusionXLPipeline": PipelineKind(
+        network="UNet2DConditionModel",
+        encoders={"text_encoder": "CLIPTextModel", "text_encoder_2": "CLIPTextModelWithProjection"},
+        prompts={"encoder_hidden_states": 0, "text_embeds": 2},
+        negatives={"encoder_hidden_states": 1, "text_embeds": 3},
+        parts={"add_watermarker": False},
+        indexed={"force_zeros_for_empty_prompt": True},
+        usual_guidance=5.0,
+    ),
+    "PixArtSigmaPipeline": PipelineKind(
+        network="PixArtTransformer2DModel",
+        encoders={"text_encoder": "T5EncoderModel"},
+        prompts={"encoder_hidden_states": 0, "encoder_attention_mask": 1},
+        negatives={"encoder_hidden_states": 2, "encoder_attention_mask": 3},
+        options={"clean_caption": True},
+        usual_guidance=4.5,
+        call=", use_resolution_binning=False",
+    ),
+    "StableDiffusion3Pipeline": PipelineKind(
+        network="SD3Transformer2DModel",
+        encoders={
+            "text_encoder": "CLIPTextModelWithProjection",
+            "text_encoder_2": "CLIPTextModelWithProjection",
+            "text_encoder_3": "T5EncoderModel",
+        },
+        prompts={"encoder_hidden_states": 0, "pooled_projections": 2},
+        negatives={"encoder_hidden_states": 1, "pooled_projections": 3},
+        options={"prompt_2": None, "prompt_3": None},
+        usual_guidance=7.0,
+    ),
+    "FluxPipeline": PipelineKind(
+        network="FluxTransformer2DModel",
+        encoders={"text_encoder": "CLIPTextModel", "text_encoder_2": "T5EncoderModel"},
+        prompts={"encoder_hidden_states": 0, "pooled_projections": 1},
+        negatives={},
+        usual_guidance=3.5,
+        passes_sigmas=True,
+        call=", height={height}, width={width}",
+    ),
+}
+"""By class name."""

@@ -1,0 +1,135 @@
+"""The figures of a report: drawn by matplotlib, written as SVG that takes its colours and its size from the page."""
+
+import io
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
+
+from progdist.training.callbacks import Record
+
+TEACHER, STUDENT, SOLVER, INK = "#c2410c", "#1d4ed8", "#0f766e", "#1c1917"
+STYLE: dict[Any, Any] = {
+    "svg.fonttype": "none",
+    "svg.hashsalt": "progdist",
+    "font.family": "sans-serif",
+    "font.size": 12,
+    **dict.fromkeys(("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color"), INK),
+}
+ON_THE_PAGE = {TEACHER: "var(--teacher)", STUDENT: "var(--student)", SOLVER: "var(--solver)", INK: "currentColor"}
+"""What stands for a colour in the page, whose light and dark view each have their own."""
+
+CURVES = (
+    ("teacher", "teacher, DDIM", TEACHER),
+    ("teacher_dpmpp", "teacher, DPM-Solver++", SOLVER),
+    ("student", "distilled students", STUDENT),
+)
+MOST_POINTS = 150
+"""Of a loss curve: more cannot be told apart on a page."""
+
+
+def svg(figure: Figure) -> str:
+    """The figure as inline SVG that scales with the page."""
+    buffer = io.StringIO()
+    figure.savefig(buffer, format="svg", metadata={"Date": None}, transparent=True)
+    text = buffer.getvalue()[buffer.getvalue().index("<svg") :]
+    for colour, variable in ON_THE_PAGE.items():
+        text = text.replace(colour, variable)
+    return text
+
+
+def _axes(height: float) -> tuple[Figure, Axes]:
+    """Axes narrow enough that their letters can be read on a phone."""
+    figure = Figure(figsize=(5.4, height))
+    axes = figure.add_subplot()
+    figure.subplots_adjust(left=0.155, right=0.98, top=0.97, bottom=0.58 / height)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(alpha=0.25, linewidth=0.6)
+    return figure, axes
+
+
+def log_scale(axes: Axes) -> None:
+    """A logarithmic y axis with plain numbers at its ticks: typeset powers of ten take a second to lay out."""
+    axes.set_yscale("log")
+    low, high = axes.get_ylim()
+    axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if high < 50 * low else (1.0,)))
+    plain = FuncFormatter(lambda value, tick: f"{value:g}")
+    axes.yaxis.set_major_formatter(plain)
+    axes.yaxis.set_minor_locator(NullLocator())
+
+
+def quality_svg(records: Sequence[Record], number: int) -> str:
+    """The Frechet distances in one feature space, as SVG."""
+    with matplotlib.rc_context(STYLE):
+        figure, axes = _axes(3.4)
+        draw_quality(axes, records, number)
+        return svg(figure)
+
+
+def draw_quality(axes: Axes, records: Sequence[Record], number: int) -> None:
+    """Frechet distance against steps in one feature space, both axes logarithmic, with bootstrap intervals."""
+    for model, label, colour in CURVES:
+        chosen = [(record["steps"], record["quality"][number]) for record in records if record["model"] == model]
+        if not chosen:
+            continue
+        steps = [count for count, _ in chosen]
+        middle, low, high = (
+            [quality[key] for _, quality in chosen] for key in ("frechet", "frechet_low", "frechet_high")
+        )
+        axes.plot(steps, middle, "o-", color=colour, label=label, markersize=5)
+        axes.fill_between(steps, low, high, color=colour, alpha=0.15, linewidth=0)
+    counts = sorted({record["steps"] for record in records})
+    axes.set_xscale("log", base=2)
+    log_scale(axes)
+    axes.set_xticks(counts, [str(count) for count in counts])
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.set_xlabel("sampling steps")
+    axes.set_ylabel("Fréchet distance")
+    axes.legend(frameon=False)
+
+
+def loss_svg(metrics: Iterable[Record]) -> str:
+    """Training loss of every model, smoothed over a fiftieth of its updates, as SVG; "" where none is recorded."""
+    curves: dict[str, list[tuple[int, float]]] = {}
+    for record in metrics:
+        if "loss" not in record:  # a measurement of the stopping rule, or an update passed over
+            continue
+        curves.setdefault(record["model"], []).append((record["update"], record["loss"]))
+    if not curves:
+        return ""
+    rows = -(-len(curves) // 3)
+    with matplotlib.rc_context(STYLE):
+        figure, axes = _axes(3.1 + 0.24 * rows)
+        students = sum(name != "teacher" for name in curves)
+        for index, (name, points) in enumerate(curves.items(), students - len(curves)):
+            teacher = name == "teacher"
+            alpha = 1.0 if teacher or students == 1 else 0.35 + 0.65 * index / (students - 1)
+            axes.plot(
+                *_smooth(points),
+                color=TEACHER if teacher else STUDENT,
+                alpha=max(alpha, 0.35),
+                label=name,
+                linewidth=1.5,
+            )
+        log_scale(axes)
+        axes.set_xlabel("updates of the model")
+        axes.set_xscale("log")
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, tick: f"{value:g}"))
+        axes.xaxis.set_minor_locator(NullLocator())
+        axes.set_ylabel("loss")
+        figure.subplots_adjust(bottom=(0.62 + 0.24 * rows) / figure.get_figheight())
+        figure.legend(loc="lower center", frameon=False, fontsize=10, ncols=min(3, len(curves)), columnspacing=1.0)
+        return svg(figure)
+
+
+def _smooth(points: Sequence[tuple[int, float]]) -> tuple[np.ndarray, np.ndarray]:
+    """Updates and the mean loss of the fiftieth before each, at most MOST_POINTS of them."""
+    updates, losses = (np.array(column) for column in zip(*points, strict=True))
+    width = max(1, len(losses) // 50)
+    smooth = np.convolve(losses, np.ones(width) / width, "valid")
+    chosen = np.unique(np.linspace(0, len(smooth) - 1, MOST_POINTS).round().astype(int))
+    return updates[width - 1 :][chosen], smooth[chosen]

@@ -1,0 +1,75 @@
+"""A run's page while the run goes on: written anew at every evaluation and every minute of training."""
+
+import time
+from dataclasses import dataclass, field, replace
+
+from progdist.runs.folder import Record, RunFolder
+from progdist.runs.pages.progress import UnderWay
+from progdist.runs.pages.report import write_report
+from progdist.training.callbacks import Callback, Progress
+
+EVERY = 60.0
+"""Seconds of training between two pages."""
+
+SHARE = 0.01
+"""Of the time, at most, that pages take in training: where one takes long, fewer are written."""
+
+
+@dataclass
+class LiveReport:
+    """A callback that also keeps a run's report.html up to date; in the first process of a run alone.
+
+    Attributes:
+        callback: the one that shows what happens.
+        folder: of the run.
+        under_way: the training under way; None in between.
+    """
+
+    callback: Callback
+    folder: RunFolder
+    under_way: UnderWay | None = field(default=None, init=False)
+    _first: Progress | None = field(default=None, init=False)
+    _written: float = field(default=-EVERY, init=False)
+    _took: float = field(default=0.0, init=False)
+
+    def begin(self, title: str, updates: int) -> None:
+        """The training of a network starts or resumes."""
+        self.under_way, self._first = UnderWay(title, 0, updates), None
+        self.callback.begin(title, updates)
+
+    def progress(self, progress: Progress) -> None:
+        """Updates were made; where a page is due and the rate is known, it is written."""
+        self.callback.progress(progress)
+        first = self._first = self._first or progress
+        made = progress.update - first.update
+        if self.under_way:
+            rate = (progress.seconds - first.seconds) / made if made else None
+            self.under_way = replace(self.under_way, update=progress.update, seconds_per_update=rate)
+        if made and time.monotonic() - self._written >= max(EVERY, self._took / SHARE):
+            self._write()
+
+    def end(self) -> None:
+        """The training of that network ended."""
+        self.under_way = None
+        self.callback.end()
+
+    def evaluated(self, record: Record) -> None:
+        """A model was measured at a step count."""
+        self.callback.evaluated(record)
+        self._write()
+
+    def note(self, text: str) -> None:
+        """A message for the user."""
+        self.callback.note(text)
+
+    def _write(self) -> None:
+        """Write the page, and note how long that took."""
+        started = time.monotonic()
+        write_report(self.folder, self.under_way)
+        self._written = time.monotonic()
+        self._took = self._written - started
+
+
+def live(folder: RunFolder, callback: Callback) -> Callback:
+    """The callback itself, or, in the process that writes, one that also keeps the page up to date."""
+    return LiveReport(callback, folder) if folder.writes else callback

@@ -1,0 +1,75 @@
+const $ = id => document.getElementById(id), NAMES = { ddim: "DDIM", dpmpp: "DPM-Solver++" };
+const classes = models.map(model => model.classes).reduce((a, b) => a.length > b.length ? a : b);
+const scales = models.map(model => model.guidance).filter(Boolean);
+classes.forEach((name, index) => $("class").add(new Option(name, index)));
+$("for-class").hidden = !classes.length || models.every(model => model.text);
+$("for-prompt").hidden = !models.some(model => model.text);
+$("for-guidance").hidden = !scales.length;
+if (scales.length) {
+  $("guidance").min = Math.min(...scales.map(scale => scale[0]));
+  $("guidance").max = Math.max(...scales.map(scale => scale[1]));
+  $("guidance").value = scales[0][2];
+}
+
+const cards = models.map((model, index) => {
+  const card = $("card").content.firstElementChild.cloneNode(true), [steps, sampler] = card.querySelectorAll("input, select");
+  $("models").append(card);
+  card.querySelector("h2").textContent = model.title;
+  card.classList.toggle("any", !model.own.length);
+  steps.max = model.counts.length - 1;
+  steps.value = model.counts.indexOf(model.steps);
+  model.methods.forEach(name => sampler.add(new Option(NAMES[name] || name, name)));
+  sampler.parentElement.hidden = !model.methods.length;
+  const say = () => {
+    const count = model.counts[steps.value];
+    card.querySelector("output").textContent = count + (count === 1 ? " step" : " steps");
+  };
+  steps.addEventListener("input", () => { say(); draw([index]); });
+  sampler.addEventListener("input", () => draw([index]));
+  say();
+  return { card, count: () => model.counts[steps.value], method: () => sampler.value || "ddim" };
+});
+
+const request = index => {
+  const model = models[index], told = { model: index, seed: Number($("seed").value), steps: cards[index].count(), method: cards[index].method() };
+  if (model.classes.length && !model.text && $("class").value !== "") told.label = Number($("class").value);
+  if (model.text) told.prompt = $("prompt").value;
+  if (model.guidance) told.guidance = Math.min(Math.max(Number($("guidance").value), model.guidance[0]), model.guidance[1]);
+  return told;
+};
+
+const waiting = new Set();
+let working = false;
+const draw = async indices => {  // one after the other; what changes meanwhile is drawn once more, as it is then
+  indices.forEach(index => { waiting.add(index); cards[index].card.classList.add("busy"); });
+  $("scale").textContent = $("guidance").value;
+  if (working) return;
+  working = true;
+  while (waiting.size) {
+    const index = Math.min(...waiting), { card } = cards[index], small = card.querySelector("small");
+    waiting.delete(index);
+    let made;
+    try {
+      const options = { method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify(request(index)) };
+      made = await (await fetch("/draw", options)).json();
+    } catch { made = { error: "the server does not answer: is progdist play still running?" }; }
+    small.classList.toggle("error", "error" in made);
+    if (made.error) small.textContent = made.error;
+    else {
+      const picture = card.querySelector("img"), own = models[index].own;
+      picture.src = made.image;
+      picture.alt = "images of " + models[index].title;
+      picture.classList.toggle("pixels", made.width < 300);
+      const odd = own.length && !own.includes(cards[index].count()) ? ` · distilled for ${own.join(", ")}` : "";
+      small.textContent = `${made.milliseconds.toFixed(1)} ms for ${made.images} images · ${made.evaluations} evaluation${made.evaluations > 1 ? "s" : ""} each${odd}`;
+    }
+    if (!waiting.has(index)) card.classList.remove("busy");
+  }
+  working = false;
+};
+const all = () => draw(models.map((_, index) => index));
+$("new").addEventListener("click", () => { $("seed").value = crypto.getRandomValues(new Uint32Array(1))[0]; all(); });
+$("controls").addEventListener("submit", event => event.preventDefault());
+$("seed").addEventListener("change", () => { if ($("seed").reportValidity()) all(); });
+for (const id of ["class", "prompt", "guidance"]) $(id).addEventListener("change", all);
+all();

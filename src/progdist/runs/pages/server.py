@@ -1,0 +1,162 @@
+"""The page to play with models on this machine: http.server on 127.0.0.1, one drawing at a time.
+
+    GET /        the page
+    POST /draw   JSON {model, seed, steps, ...} to JSON {image, milliseconds, ...}, or {error}
+
+Nothing but this machine can reach it. Pages of other sites are refused by their Host, their Origin and their content
+type; the page itself loads nothing from elsewhere, and its policy forbids it.
+"""
+
+import json
+import secrets
+import threading
+from collections.abc import Callable, Sequence
+from http import HTTPStatus
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any, cast
+
+from progdist._utils.errors import UserError
+from progdist._utils.signals import Interrupted
+from progdist.runs.pages.play import Playable, Wanted
+from progdist.runs.pages.report import template
+
+ADDRESS = "127.0.0.1"
+LONGEST_BODY = 20_000
+"""Bytes of a request."""
+
+POLICY = (
+    "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'nonce-{nonce}'; connect-src 'self'; "
+    "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+)
+
+
+class PlayServer(ThreadingHTTPServer):
+    """Serves the page of some models.
+
+    Args:
+        playables: the models.
+        port: 0 for any that is free.
+
+    Raises:
+        UserError: the port is taken, or cannot be used.
+    """
+
+    def __init__(self, playables: Sequence[Playable], port: int) -> None:
+        self.playables, self.drawing = playables, threading.Lock()
+        try:
+            super().__init__((ADDRESS, port), _Handler)
+        except (OSError, OverflowError) as error:
+            raise UserError(f"port {port} cannot be used ({error}): give another --port, or 0 for any") from error
+
+    @property
+    def url(self) -> str:
+        """Where the page is."""
+        return f"http://{ADDRESS}:{self.server_port}/"
+
+    def hosts(self) -> set[str]:
+        """What this server is called by pages that it served."""
+        return {f"{name}:{self.server_port}" for name in (ADDRESS, "localhost")}
+
+    def page(self, nonce: str) -> str:
+        """The page."""
+        described = [playable.describe() for playable in self.playables]
+        return template("play.html").render(models=described, nonce=nonce)
+
+    def draw(self, told: object) -> dict[str, Any]:
+        """What one model makes; others wait meanwhile.
+
+        Raises:
+            UserError: what is told is nothing that can be drawn.
+        """
+        if not isinstance(told, dict):
+            raise UserError("a request is a JSON object")
+        number = told.get("model")
+        if not isinstance(number, int) or not 0 <= number < len(self.playables):
+            raise UserError(f"model is {str(number)[:20]}, expected 0 to {len(self.playables) - 1}")
+        wanted = Wanted.read(told)
+        with self.drawing:
+            return self.playables[number].draw(wanted)
+
+    def serve(self, ready: Callable[[str], object]) -> None:
+        """Tell the address, and serve until a signal asks for the end; a drawing under way is finished."""
+        try:
+            ready(self.url)
+            self.serve_forever()
+        except (Interrupted, KeyboardInterrupt):
+            with self.drawing:
+                pass
+        finally:
+            self.server_close()
+
+
+class _Handler(BaseHTTPRequestHandler):
+    """One request."""
+
+    server_version, sys_version = "progdist", ""
+
+    @property
+    def play(self) -> PlayServer:
+        """The server."""
+        return cast(PlayServer, self.server)
+
+    def do_GET(self) -> None:
+        """The page."""
+        if self.headers.get("Host") not in self.play.hosts():
+            self._answer(HTTPStatus.FORBIDDEN, {"error": "this page is for the machine it runs on"})
+        elif self.path != "/":
+            self._answer(HTTPStatus.NOT_FOUND, {"error": "there is no such page"})
+        else:
+            nonce = secrets.token_urlsafe(16)
+            self._send(HTTPStatus.OK, "text/html; charset=utf-8", self.play.page(nonce).encode(), nonce)
+
+    def do_POST(self) -> None:
+        """A drawing."""
+        host, length = self.headers.get("Host"), self.headers.get("Content-Length", "")
+        origin = self.headers.get("Origin", f"http://{host}")
+        if host not in self.play.hosts() or origin != f"http://{host}":
+            self._answer(HTTPStatus.FORBIDDEN, {"error": "this page is for the machine it runs on"})
+        elif self.path != "/draw" or self.headers.get_content_type() != "application/json":
+            self._answer(HTTPStatus.NOT_FOUND, {"error": "ask for /draw with application/json"})
+        elif not length.isdecimal() or int(length) > LONGEST_BODY:
+            self._answer(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, {"error": f"a request has up to {LONGEST_BODY} bytes"})
+        else:
+            self._draw(self.rfile.read(int(length)))
+
+    def _draw(self, body: bytes) -> None:
+        try:
+            self._answer(HTTPStatus.OK, self.play.draw(json.loads(body)))
+        except UserError as error:
+            self._answer(HTTPStatus.BAD_REQUEST, {"error": str(error)})
+        except (ValueError, RecursionError):
+            self._answer(HTTPStatus.BAD_REQUEST, {"error": "a request is a JSON object"})
+        except RuntimeError as error:  # of torch: out of memory, for one
+            self._answer(HTTPStatus.INTERNAL_SERVER_ERROR, {"error": str(error).splitlines()[0][:200]})
+
+    def _answer(self, status: HTTPStatus, content: dict[str, Any]) -> None:
+        self._send(status, "application/json", json.dumps(content).encode(), "none")
+
+    def _send(self, status: HTTPStatus, kind: str, body: bytes, nonce: str) -> None:
+        self.send_response(status)
+        for name, value in (
+            ("Content-Type", kind),
+            ("Content-Length", str(len(body))),
+            ("Content-Security-Policy", POLICY.format(nonce=nonce)),
+            ("X-Content-Type-Options", "nosniff"),
+            ("Referrer-Policy", "no-referrer"),
+            ("Cache-Control", "no-store"),
+        ):
+            self.send_header(name, value)
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, format: str, *args: object) -> None:
+        """Nothing: the terminal tells where the page is, and no more."""
+
+
+def play(playables: Sequence[Playable], port: int, ready: Callable[[str], object]) -> None:
+    """Serve the page of some models until a signal comes; `ready` is told its address.
+
+    Raises:
+        UserError: the port cannot be used.
+    """
+    PlayServer(playables, port).serve(ready)

@@ -1,0 +1,153 @@
+"""Intervals and biases against what independent draws vary by."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+
+from progdist.evaluation.measures.clip_score import clip_score
+from progdist.evaluation.measures.estimate import NORMAL, Estimate
+from progdist.evaluation.measures.frechet import (
+    Frechet,
+    frechet_bias,
+    frechet_distance,
+    frechet_error,
+    frechet_interval,
+)
+from progdist.evaluation.measures.inception_score import inception_score
+from progdist.evaluation.measures.kernel import kernel_distance
+from progdist.evaluation.measures.moments import moments, running_moments
+from progdist.evaluation.measures.neighbors import density_coverage, precision_recall
+
+
+def with_moments(mean: Tensor, covariance: Tensor, count: int = 500) -> Tensor:
+    """Vectors whose sample mean and covariance are exactly these."""
+    x = torch.randn(count, len(mean), dtype=torch.float64)
+    x = x - x.mean(0)
+    white = x @ torch.linalg.inv(torch.linalg.cholesky(x.T.cov())).T
+    return mean + white @ torch.linalg.cholesky(covariance).T
+
+
+def test_frechet_distance_of_gaussians() -> None:
+    """Commuting covariances: |m_a - m_b|^2 + sum (sqrt a_i - sqrt b_i)^2."""
+    turn, _ = torch.linalg.qr(torch.randn(4, 4, dtype=torch.float64))
+    a, b = torch.tensor([4.0, 1, 0.25, 2]).double(), torch.tensor([1.0, 1, 4, 0.5]).double()
+    means = torch.randn(2, 4, dtype=torch.float64)
+    sets = [with_moments(mean, turn @ torch.diag(spread) @ turn.T) for mean, spread in zip(means, (a, b), strict=True)]
+    expected = (means[0] - means[1]).square().sum() + (a.sqrt() - b.sqrt()).square().sum()
+    first, second = (moments(each) for each in sets)
+    assert frechet_distance(first, second) == pytest.approx(float(expected), rel=1e-6)
+    assert frechet_distance(first, first) == pytest.approx(0, abs=1e-6)
+
+
+def test_moments_in_batches_are_those_of_all_at_once() -> None:
+    x = 1e4 + torch.randn(1000, 3, dtype=torch.float64)  # far from 0, where sums of squares would lose their digits
+    parts = running_moments(x.split([1, 7, 400, 592]))
+    torch.testing.assert_close(parts.mean, x.mean(0), rtol=1e-12, atol=0)
+    torch.testing.assert_close(parts.covariance, x.T.cov(), rtol=1e-9, atol=1e-9)
+    assert parts.count == 1000
+
+
+def test_the_interval_holds_the_estimate_and_narrows() -> None:
+    distance = Frechet(moments(torch.randn(2000, 5)))
+    widths = []
+    for count in (100, 1600):
+        samples = torch.randn(count, 5) + 1
+        estimate, low, high = frechet_interval(distance, samples, resamples=60, seed=0)
+        assert low < distance(moments(samples)) == estimate < high
+        widths.append(high - low)
+    assert widths[0] / widths[1] == pytest.approx(4, rel=0.4)
+
+
+@pytest.mark.parametrize("shift", [0.0, 0.3, 2.0])
+def test_the_wide_error_is_what_independent_samples_vary_by(shift: float) -> None:
+    """The infinitesimal jackknife's error against the deviation over fresh sets of samples."""
+    shape = torch.randn(6, 6)
+    data = moments(torch.randn(4000, 6) @ shape)
+    draws = [torch.randn(400, 6) @ shape * (1 + shift) + shift for _ in range(60)]
+    spread = torch.tensor([frechet_distance(data, moments(draw)) for draw in draws]).std()
+    errors = torch.tensor([frechet_error(data, draw) for draw in draws[:10]])
+    if shift:  # at distance 0 the first order vanishes, and the distance is its bias
+        assert errors.mean() == pytest.approx(float(spread), rel=0.3)
+    else:
+        assert errors.mean() < 0.2
+
+
+def test_fewer_samples_than_features_have_an_error() -> None:
+    data, few = moments(torch.randn(300, 40)), torch.randn(30, 40) + 1
+    _, low, high = frechet_interval(Frechet(data), few, resamples=2, seed=0)
+    assert low < high
+    assert 0 < frechet_error(data, few) < 10
+
+
+def test_the_bias_is_that_of_few_samples() -> None:
+    """The mean distance of sets of 200 is the distance of very many and the bias that such a set tells of itself."""
+    shape, distance = torch.randn(8, 8), Frechet(moments(torch.randn(20_000, 8)))
+    many = distance(moments(torch.randn(200_000, 8) @ shape * 0.3))
+    sets = [torch.randn(200, 8) @ shape * 0.3 for _ in range(40)]
+    bias = sum(distance(moments(each)) for each in sets) / len(sets) - many
+    told = sum(frechet_bias(distance, each, seed=0) or 0.0 for each in sets) / len(sets)
+    assert bias > 0
+    assert told == pytest.approx(bias, rel=0.35)
+    assert frechet_bias(distance, sets[0][:3], seed=0) is None
+
+
+def test_kernel_distance_is_the_unbiased_estimate_with_its_error() -> None:
+    """The value is 1000 times the formula itself; the error is what independent draws vary by."""
+
+    def kernel(x: Tensor, y: Tensor) -> Tensor:
+        return (x @ y.T / 3 + 1) ** 3
+
+    values, errors = [], []
+    for _ in range(40):
+        a, b = torch.randn(200, 3).double(), torch.randn(200, 3).double() + 0.5
+        within = sum((kernel(x, x).sum() - kernel(x, x).trace()) / (200 * 199) for x in (a, b))
+        value, error = kernel_distance(a, b, seed=0)
+        assert value == pytest.approx(1000 * float(within - 2 * kernel(a, b).mean()), rel=1e-3)
+        values.append(value)
+        errors.append(error)
+    assert torch.tensor(errors).mean() == pytest.approx(float(torch.tensor(values).std()), rel=0.4)
+
+
+@pytest.mark.parametrize(
+    ("measure", "names"), [(precision_recall, ("precision", "recall")), (density_coverage, ("density", "coverage"))]
+)
+def test_errors_of_neighbors_are_what_independent_samples_vary_by(
+    measure: Callable[..., dict[str, Estimate]], names: tuple[str, str]
+) -> None:
+    data = torch.randn(300, 4)
+    found = [measure(data, 0.9 * torch.randn(200, 4) + 0.4, seed=0) for _ in range(40)]
+    for name in names:
+        values = torch.tensor([each[name].value for each in found])
+        widths = torch.tensor([each[name].high - each[name].low for each in found]) / (2 * NORMAL)
+        assert widths.mean() == pytest.approx(float(values.std()), rel=0.5)
+
+
+def test_neighbors_of_known_sets() -> None:
+    """The data's own distribution; a part of it is precise and recalls little; far away there is nothing."""
+    data, same = torch.randn(2, 600, 2)
+    own = precision_recall(data, same, seed=0) | density_coverage(data, same, seed=0)
+    assert own["density"].value == pytest.approx(1, abs=0.08)
+    assert own["coverage"].value == pytest.approx(1 - 2**-5, abs=0.03)
+    part = precision_recall(data, 0.1 * same, seed=0)
+    assert part["precision"].value > 0.97
+    assert part["recall"].value < 0.1
+    far = precision_recall(data, same + 50, seed=0) | density_coverage(data, same + 50, seed=0)
+    assert {found.value for found in far.values()} == {0.0}
+
+
+def test_inception_score_of_known_logits() -> None:
+    """Certain of one of 5 classes each, equally often: 5. The same for all: 1."""
+    certain = 100 * torch.eye(5)[torch.arange(1000) % 5]
+    assert inception_score(certain, seed=0)["inception_score"].value == pytest.approx(5, rel=0.02)
+    assert inception_score(certain[:1].expand(100, 5), seed=0)["inception_score"].value == pytest.approx(1)
+
+
+def test_clip_score_is_a_mean_of_cosines() -> None:
+    images = torch.tensor([[1.0, 0], [0, 2], [3, 3], [-1, 0]])
+    captions = torch.tensor([[2.0, 0], [0, 1], [0, 5], [1, 0]])
+    scores = torch.tensor([100, 100, 100 * 0.5**0.5, 0])
+    found = clip_score(images, captions)
+    assert found.value == pytest.approx(float(scores.mean()))
+    assert found.value - found.low == pytest.approx(NORMAL * float(scores.std()) / 2)

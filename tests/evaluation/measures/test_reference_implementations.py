@@ -1,0 +1,73 @@
+"""The same numbers as other implementations on the same features; those of torch-fidelity and prdc are recorded."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from scipy.linalg import sqrtm
+from sklearn.neighbors import NearestNeighbors
+from torchmetrics.image.fid import FrechetInceptionDistance
+from torchmetrics.image.kid import KernelInceptionDistance
+
+from progdist.evaluation.measures.frechet import frechet_distance
+from progdist.evaluation.measures.inception_score import inception_score
+from progdist.evaluation.measures.kernel import PrecomputedFeatures, kernel_distance
+from progdist.evaluation.measures.moments import moments
+from progdist.evaluation.measures.neighbors import density_coverage, precision_recall, radii
+from support.networks import feature_sets
+from support.paths import REFERENCE
+
+RECORDED = json.loads((REFERENCE / "metrics.json").read_text())
+
+DATA, MADE, LOGITS = feature_sets()
+
+
+def test_frechet_is_torchmetrics_scipy_and_torch_fidelity() -> None:
+    ours = frechet_distance(moments(DATA), moments(MADE))
+    metric = FrechetInceptionDistance(PrecomputedFeatures(8)).set_dtype(torch.float64)
+    metric.update(DATA.double(), real=True)
+    metric.update(MADE.double(), real=False)
+    assert ours == pytest.approx(float(metric.compute()), rel=1e-6)
+    (m, c), (n, d) = ((x.double().mean(0), x.double().T.cov()) for x in (DATA, MADE))
+    root = torch.from_numpy(np.real(sqrtm((c @ d).numpy())))  # as pytorch-fid, clean-fid and guided-diffusion have it
+    assert ours == pytest.approx(float((m - n).square().sum() + (c + d - 2 * root).trace()), rel=1e-6)
+    assert ours == pytest.approx(RECORDED["frechet_inception_distance"], rel=1e-6)
+
+
+def test_frechet_of_fewer_samples_than_features_is_torchmetrics() -> None:
+    few, more = torch.randn(30, 40), torch.randn(300, 40)
+    metric = FrechetInceptionDistance(PrecomputedFeatures(40)).set_dtype(torch.float64)
+    metric.update(more.double(), real=True)
+    metric.update(few.double(), real=False)
+    assert frechet_distance(moments(more), moments(few)) == pytest.approx(float(metric.compute()), rel=1e-4)
+
+
+@pytest.mark.filterwarnings("ignore:Metric `Kernel Inception Distance`")
+def test_kernel_is_torchmetrics_and_torch_fidelity() -> None:
+    ours, _ = kernel_distance(DATA, MADE, seed=0)
+    assert ours == pytest.approx(1000 * RECORDED["kernel_inception_distance_mean"], rel=1e-4)
+    more, same = DATA.repeat(4, 1), MADE.repeat(4, 1)  # subsets of 1,000 of 1,600
+    metric = KernelInceptionDistance(PrecomputedFeatures(8), subsets=20, subset_size=1000)
+    metric.update(more, real=True)
+    metric.update(same, real=False)
+    mean, deviation = metric.compute()
+    assert kernel_distance(more, same, seed=0)[0] == pytest.approx(1000 * float(mean), abs=1500 * float(deviation))
+
+
+def test_inception_score_is_torch_fidelity(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "randperm", torch.arange)  # what is recorded is of samples in their order
+    score = inception_score(LOGITS, seed=0)["inception_score"]
+    assert score.value == pytest.approx(RECORDED["inception_score_mean"], rel=1e-6)
+
+
+def test_radii_are_scikit_learns() -> None:
+    for k in (1, 3, 5):
+        theirs = NearestNeighbors(n_neighbors=k + 1).fit(DATA.numpy()).kneighbors(DATA.numpy())[0][:, -1]
+        torch.testing.assert_close(radii(DATA.double(), k), torch.from_numpy(theirs).double(), rtol=1e-5, atol=1e-6)
+
+
+def test_neighbors_are_torch_fidelity_and_prdc() -> None:
+    ours = precision_recall(DATA, MADE, seed=0) | density_coverage(DATA, MADE, seed=0)
+    for name, k in (("precision", 3), ("recall", 3), ("density", 5), ("coverage", 5)):
+        assert ours[name].value == pytest.approx(RECORDED[f"{name}_k{k}"], rel=1e-6)

@@ -1,0 +1,115 @@
+"""The report in a real browser: the slider moves, the images change, nothing is fetched and nothing complains."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import Result
+
+from progdist.runs.folder import RunFolder
+from progdist.runs.pages.progress import UnderWay
+from progdist.runs.pages.report import write_report
+from support.commands import read_records
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning"),
+]
+
+
+@pytest.fixture(scope="module")
+def page(finished: tuple[Path, Result]) -> Path:
+    return finished[0] / "report.html"
+
+
+def shown(browser: Any) -> list[Any]:  # noqa: ANN401
+    return [picture for picture in browser.find_elements("css selector", ".slide img") if picture.is_displayed()]
+
+
+@pytest.mark.parametrize(("width", "dark"), [(1200, False), (360, True)])
+def test_the_slider_moves_and_the_images_change(page: Path, browse: Any, width: int, dark: bool) -> None:  # noqa: ANN401
+    browser = browse(page.as_uri(), width, dark=dark)
+    slider, count = (browser.find_element("id", name) for name in ("steps", "count"))
+    assert count.text == "1 step"
+    seen = []
+    for pictures in (2, 2, 3):  # the other solver is DDIM where the steps are 1 or 2
+        images = shown(browser)
+        assert [int(image.get_property("naturalWidth")) for image in images] == [71] * pictures
+        seen.append((count.text, *(image.get_attribute("src") for image in images)))
+        slider.send_keys("\ue012")  # arrow left
+    assert [text for text, *_ in seen] == ["1 step", "2 steps", "4 steps"]
+    assert len({source for _, *sources in seen for source in sources}) == 7
+    assert count.text == "8 steps"
+    assert [image.get_attribute("alt") for image in shown(browser)] == ["images of teacher in 8 steps"]
+    browser.refresh()
+    assert browser.find_element("id", "count").text == "8 steps"  # where the reader left it
+    fits = "return [...document.querySelectorAll('html, figure, svg, table')].every(e => e.scrollWidth <= innerWidth)"
+    assert browser.execute_script(fits)
+    colours = "return [document.body, document.querySelector('svg')].map(e => getComputedStyle(e)[arguments[0]])"
+    (paper, _), (_, ink) = (browser.execute_script(colours, name) for name in ("backgroundColor", "color"))
+    assert (paper, ink) == (
+        ("rgb(22, 20, 18)", "rgb(231, 229, 228)") if dark else ("rgb(255, 255, 255)", "rgb(28, 25, 23)")
+    )
+    assert browser.get_log("browser") == []
+
+
+def test_without_scripts_everything_is_there(page: Path, browse: Any) -> None:  # noqa: ANN401
+    browser = browse(page.as_uri(), 360, scripts=False)
+    assert len(shown(browser)) == 2 + 2 + 3 + 1
+    assert all(title.is_displayed() for title in browser.find_elements("css selector", ".slide h3"))
+    assert not browser.find_element("id", "steps").is_displayed()
+    assert (
+        len([figure for figure in browser.find_elements("css selector", ".figures svg") if figure.is_displayed()]) == 3
+    )
+
+
+def test_it_is_one_file_that_needs_no_other(page: Path) -> None:
+    text = page.read_text()
+    links = [word for word in ('src="http', 'href="http', "@import", "url(http", "http-equiv") if word in text]
+    assert links == []
+    for heading in ("Same noise, fewer steps", "Quality against steps", "Training", "Recipe"):
+        assert heading in text
+    for name in ("student-0004", "student-0001", "all students", "learning_rate", "diffusers 0."):
+        assert name in text
+
+
+def test_the_table_compares_with_a_better_sampler(finished: tuple[Path, Result], page: Path, browse: Any) -> None:  # noqa: ANN401
+    browser = browse(page.as_uri())
+    cells = [row.text.split() for row in browser.find_elements("css selector", "#quality tbody tr")]
+    found = {(record["model"], record["steps"]): record for record in read_records(finished[0], "evaluations")}
+    assert found["teacher_dpmpp", 4]["method"] == "dpmpp"
+    assert found["teacher_dpmpp", 4]["network_evaluations"] == 4
+    for steps, solver in ((4, "teacher_dpmpp"), (2, "teacher"), (1, "teacher")):
+        row = next(row for row in cells if row[0] == str(steps))
+        models = ("teacher", solver, "student")
+        assert row[1:4] == [f"{found[model, steps]['quality'][0]['frechet']:.3f}" for model in models]
+
+
+def test_while_the_run_goes_on_the_page_loads_itself_anew(
+    finished: tuple[Path, Result],
+    tmp_path: Path,
+    browse: Any,  # noqa: ANN401
+) -> None:
+    """Half of a run: what is done, under way and to come; a finished run's page rests."""
+    folder = RunFolder(tmp_path / "half")
+    folder.root.mkdir()
+    for name in ("recipe.yaml", "teacher", "student-0004", "metrics.jsonl", "samples"):
+        (folder.root / name).symlink_to(finished[0] / name)
+    lines = (finished[0] / "evaluations.jsonl").read_text().splitlines(keepends=True)
+    (folder.root / "evaluations.jsonl").write_text("".join(lines[:4]))
+    browser = browse(write_report(folder, UnderWay("student-0002", 1, 3, 60.0)).as_uri(), 360)
+    status = browser.find_element("id", "status").text
+    assert "student-0002: update 1 of 3, about 2 min left of this stage and 5 min of the run" in status
+    states = {item.text: item.get_attribute("class") for item in browser.find_elements("css selector", ".stages li")}
+    assert states == {"teacher": "done", "student-0004": "done", "student-0002": "now", "student-0001": "waiting"}
+    browser.execute_script("const now = Date.now; Date.now = () => now() + 20000; window.before = true")
+    for _ in range(50):
+        if browser.execute_script("return window.before === undefined"):
+            break
+        browser.implicitly_wait(0.1)
+        browser.find_elements("id", "none-such")
+    else:
+        pytest.fail("the page did not load itself anew")
+    for record in lines[4:]:
+        (folder.root / "evaluations.jsonl").open("a").write(record)
+    assert 'id="status"' not in write_report(folder).read_text()
