@@ -19,7 +19,7 @@ from progdist import Cosine, Denoiser
 from progdist.diffusion.parameterization import PARAMETERIZATIONS
 from progdist.diffusion.schedule import Schedule
 from progdist.models.unet import unet
-from progdist.runs.estimate import Rates
+from progdist.runs.estimate.cost import Rates
 from support.commands import TINY, succeeds
 from support.latent import SAVE, distill_latent
 from support.stock import SaveStock, stock_network
@@ -64,8 +64,8 @@ def finished(tiny_recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> tup
 @pytest.fixture
 def known_rates(monkeypatch: pytest.MonkeyPatch) -> Rates:
     """What costs are estimated from, in place of measurements on this machine, which take seconds."""
-    rates = Rates(evaluation=0.5, training=2.0, optimizer=0.25, saved=1000)
-    for module in ("progdist.runs.estimate", "progdist.cli.doctor"):
+    rates = Rates(evaluation=0.5, training=2.0, optimizer=0.25)
+    for module in ("progdist.runs.estimate.cost", "progdist.cli.doctor"):
         monkeypatch.setattr(f"{module}.measure", lambda *arguments: rates)
     return rates
 

@@ -78,6 +78,10 @@ def ragged() -> Iterator[Tensor]:
         (torch.zeros(4, 2), {"batch": -4}, "batch is -4"),
         (torch.zeros(4, 2), {"seed": -1}, "seed is -1"),
         (torch.zeros(4, 2), {"learning_rate": -1.0}, "learning_rate is -1.0"),
+        (torch.zeros(4, 2), {"null_class": 0}, "null_class is what guidance leads away from"),
+        (torch.zeros(4, 2), {"guidance": 2.0}, "give label and null_class"),
+        (torch.zeros(4, 2), {"guidance": (2.0, 1.0), "label": "shift", "null_class": 0}, r"guidance is \(2.0, 1.0\)"),
+        (torch.zeros(4, 2), {"guidance": (1.0, 2.0), "label": "shift", "null_class": 0}, "not Linear: give a single"),
     ],
 )
 def test_mistakes_are_named(data: Any, how: dict[str, Any], message: str) -> None:  # noqa: ANN401
@@ -153,3 +157,35 @@ def test_what_the_author_froze_stays() -> None:
         torch.randn(8, 2), [4, 2], updates=5, batch=4, learning_rate=0.1,
     )  # fmt: skip
     assert not torch.equal(whole.network.scale, torch.ones(2))  # pyright: ignore[reportArgumentType]
+
+
+class Guidable(nn.Module):
+    """Gaussians of one width around 0, -1 and 1 by class, 1 + p (g - 1) times those with guidance g, else q times."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.line = exact_teacher(mean=1.0).network.requires_grad_(False)
+        self.p, self.q = nn.Parameter(torch.zeros(())), nn.Parameter(torch.ones(()))
+
+    def forward(self, z: Tensor, timestep: Tensor, label: Tensor, guidance: Tensor | None = None) -> Tensor:
+        rest = self.line(torch.zeros_like(z), timestep)
+        factor = self.q if guidance is None else 1 + self.p * (guidance.float() - 1)
+        mean = torch.tensor([0.0, -1.0, 1.0])[label] * factor
+        return self.line(z, timestep) + (mean[:, None] - 1) * rest
+
+
+@pytest.mark.parametrize("guidance", [3.0, (1.0, 4.0)])
+def test_guidance_is_learned_where_it_is_known_exactly(guidance: float | tuple[float, float]) -> None:
+    """Means g m of the guided teacher, by one scale for all or by each that is asked of the student."""
+    teacher = Denoiser(Guidable(), Cosine(), PARAMETERIZATIONS["v"])
+    data = [(torch.randn(2), 1 + number % 2) for number in range(64)]
+    how: dict[str, Any] = {"label": "label", "null_class": 0, "batch": 16, "learning_rate": 0.03, "updates": 1}
+    how |= {"conversion_updates": 200, "weighting": "constant", "precision": "float32"}
+    student = progdist.distill(teacher, data, [32, 16], guidance=guidance, **how)
+    noise, labels = torch.randn(64, 2), torch.full((64,), 2)
+    for scale in (3.0,) if isinstance(guidance, float) else (1.0, 2.0, 4.0):
+        told = {} if isinstance(guidance, float) else {"guidance": scale}
+        made = progdist.sample(student, noise, 16, label=labels, **told)
+        exact = progdist.sample(exact_teacher(mean=scale), noise, 16)
+        assert float((made - exact).abs().mean()) < 0.1
+    assert not teacher.network.get_parameter("p").any()

@@ -1,17 +1,26 @@
 """The cost estimate: its arithmetic, and what a dry run prints."""
 
 from pathlib import Path
+from typing import Any, Literal
 
 import pytest
 import torch
+from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from diffusers.schedulers.scheduling_flow_match_euler_discrete import FlowMatchEulerDiscreteScheduler
 
+from progdist import Cosine, Denoiser
+from progdist._utils.precision import autocast
+from progdist.diffusion.loss import WEIGHTINGS, denoising_loss
+from progdist.diffusion.parameterization import PARAMETERIZATIONS
 from progdist.models.io.diffusers_pipeline import read_teacher
 from progdist.recipes.files import read_recipe, validated
-from progdist.runs.estimate import estimate
+from progdist.runs.estimate.cost import estimate
+from progdist.runs.estimate.memory import activation_bytes, kept_bytes, training_memory
 from progdist.runs.stages import untrained
-from support.commands import call
-from support.stock import SaveStock
+from progdist.training.config import TrainConfig
+from progdist.training.state import State
+from support.commands import call, refused
+from support.stock import SaveStock, stock_network
 
 
 @pytest.mark.slow
@@ -50,7 +59,10 @@ def test_the_estimates_arithmetic(tiny_recipe: Path) -> None:
     assert first.hours == pytest.approx(3 * (8 * (4 * 0.5 + 2.0) + 0.25) / 3600)
     assert last.frozen_evaluations == 2 * 5 * 8
     assert evaluation.frozen_evaluations == 96 * (8 + 2 + 2 + 1 + 1)
-    assert found.memory == 5 * 4 * found.parameters + 8 * 1000
+    n, memory = found.parameters, found.memory
+    assert found.heaviest == "student-0001"  # beside which the run's teacher rests, and its own
+    assert (memory.weights, memory.gradients, memory.moments, memory.average) == (4 * n, 4 * n, 8 * n, 0)
+    assert (memory.teacher, memory.resting) == (0, 8 * n)
 
 
 @pytest.mark.usefixtures("known_rates")
@@ -63,11 +75,93 @@ def test_a_self_taught_target_takes_two_evaluations_and_an_average(tiny_recipe: 
 
 def test_saved_bytes_are_those_of_autograd() -> None:
     """y = sum((x W)^2): autograd keeps x and x W, and W is a weight that is there anyway."""
-    from progdist.runs.estimate import _saved_bytes
-
     network = torch.nn.Linear(3, 5, bias=False)
     x = torch.randn(7, 3)
-    assert _saved_bytes(lambda: (network(x) ** 2).sum(), network) == 4 * (7 * 3 + 7 * 5)
+    assert kept_bytes(lambda: (network(x) ** 2).sum(), network) == 4 * (7 * 3 + 7 * 5)
+
+
+@pytest.mark.parametrize("bf16", [False, True])
+def test_activations_on_fake_tensors_are_those_of_a_real_pass(bf16: bool) -> None:
+    """Of a batch of 5, of which batches of 1 and 2 tell."""
+    denoiser, config = Denoiser(stock_network(), Cosine(), PARAMETERIZATIONS["v"]), TrainConfig(1, 5, 1e-3)
+    z, u = torch.randn(5, 1, 8, 8), torch.rand(5, dtype=torch.float64)
+
+    def passes() -> None:
+        with autocast(torch.device("cpu"), "bf16" if bf16 else "float32"):
+            denoising_loss(denoiser, z, z, u, weighting=WEIGHTINGS["truncated_snr"]).mean().backward()
+
+    real = kept_bytes(passes, denoiser.network)
+    assert activation_bytes(denoiser, (1, 8, 8), 5, config, bf16=bf16) == pytest.approx(real, rel=0.05)
+
+
+SD_15: dict[str, Any] = {"sample_size": 64, "block_out_channels": (320, 640, 1280, 1280), "cross_attention_dim": 768}
+SDXL: dict[str, Any] = {
+    "sample_size": 128, "block_out_channels": (320, 640, 1280), "cross_attention_dim": 2048,
+    "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+    "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+    "attention_head_dim": (5, 10, 20), "transformer_layers_per_block": (1, 2, 10), "use_linear_projection": True,
+    "addition_embed_type": "text_time", "addition_time_embed_dim": 256, "projection_class_embeddings_input_dim": 2816,
+}  # fmt: skip
+"""The published configurations of Stable Diffusion 1.5 and SDXL, where they are not diffusers' defaults."""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("config", "count", "whole", "eight_bits", "low_rank"),
+    [(SD_15, 859_520_964, 14.4, 9.6, 2.6), (SDXL, 2_567_463_684, 43.0, 28.7, 7.7)],
+    ids=["SD 1.5", "SDXL"],
+)
+def test_what_known_models_hold(
+    config: dict[str, Any], count: int, whole: float, eight_bits: float, low_rank: float
+) -> None:
+    """GiB without activations beside a teacher in bf16: 18 bytes a weight, 12 with 8 bits, or 2 and the adapters."""
+    with torch.device("meta"):
+        network = UNet2DConditionModel(**config)
+    assert sum(each.numel() for each in network.parameters()) == count
+    for how, expected in (({}, whole), ({"optimizer": "adamw8bit"}, eight_bits), ({"lora_rank": 64}, low_rank)):
+        held = training_memory(network, TrainConfig(1, 1, 1e-4, **how), taught=1, bf16=True).total / 2**30
+        assert held == pytest.approx(expected, rel=0.02)
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "adamw8bit"])
+def test_the_counted_bytes_are_those_of_a_training(optimizer: Literal["adamw", "adamw8bit"]) -> None:
+    """Weights, gradients, moments and the average of a network that is trained here; the counts of steps left out."""
+    config = TrainConfig(1, 1, 1e-3, ema=0.9, optimizer=optimizer)
+    network = stock_network()
+    held, state = training_memory(network, config, taught=0, bf16=False), State(network, config)
+    for each in state.parameters:
+        each.grad = torch.randn_like(each)
+    gradients = sum(each.grad.nbytes for each in state.parameters if each.grad is not None)
+    state.step(torch.tensor(True), torch.tensor(1.0))
+    tensors = state.checkpoint().tensors.items()
+    moments = sum(each.nbytes for name, each in tensors if name.startswith("optimizer.") and not name.endswith(".step"))
+    weights, average = (
+        sum(each.nbytes for name, each in tensors if name.startswith(group))
+        for group in ("network.", "average.module.")
+    )
+    assert (held.weights, held.gradients, held.moments, held.average) == (weights, gradients, moments, average)
+
+
+@pytest.mark.usefixtures("known_rates")
+def test_a_dry_run_of_ones_own_model_says_whether_it_fits(stock: SaveStock, tmp_path: Path) -> None:
+    words = ("distill", stock(classes=11), "--data", "digits", "--guidance", "1:8", "--out", tmp_path / "out")
+    large = call(*words, "--dry-run", "--device-memory", 24)
+    assert large.exit_code == 0, large.output
+    assert "Memory while" in large.output
+    assert "fits in 24.0 GiB" in large.output
+    assert max(map(len, large.output.splitlines()[-20:])) <= 80
+    assert "does not fit in 0.0 GiB" in call(*words, "--dry-run", "--device-memory", 0.001).output
+    assert not (tmp_path / "out").exists()
+    refused(call(*words, "--device-memory", 24), "--device-memory is of --dry-run")
+
+
+def test_what_does_not_fit_here_is_not_timed(tiny_recipe: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("progdist.runs.estimate.cost._bytes_of", lambda device: 1000)
+    monkeypatch.setattr("progdist.runs.estimate.cost.measure", lambda *arguments: pytest.fail("it was timed"))
+    result = call("run", tiny_recipe, "--dry-run")
+    assert result.exit_code == 0, result.output
+    assert "Not timed on" in result.output
+    assert "does not fit" in result.output
 
 
 @pytest.mark.parametrize("teacher", ["flow", "eps", "guided"])
@@ -87,7 +181,7 @@ def test_the_estimate_counts_stage_0_as_it_is(stock: SaveStock, tmp_path: Path, 
 def test_the_doctor_leaves_the_teacher_as_it_is(stock: SaveStock) -> None:
     """Its trial of the cost trains a copy."""
     from progdist.cli.doctor import TRIAL
-    from progdist.runs.estimate import measure
+    from progdist.runs.estimate.cost import measure
 
     denoiser = read_teacher(str(stock())).model.denoiser
     before = [parameter.clone() for parameter in denoiser.parameters()]

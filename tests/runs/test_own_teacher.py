@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,30 +13,37 @@ from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 from diffusers.schedulers.scheduling_flow_match_euler_discrete import FlowMatchEulerDiscreteScheduler
 
+from progdist import UserError
+from progdist.distillation.conversion import converted_form
+from progdist.models.guidance_input import with_class_guidance
 from progdist.models.io.diffusers_pipeline import read_teacher
-from progdist.models.io.folder import save
+from progdist.models.io.folder import load, save
 from progdist.models.model import Model
-from progdist.recipes.files import read_recipe
+from progdist.models.text.pipeline import network_arguments
+from progdist.recipes.files import read_recipe, validated
 from progdist.runs.run import open_run
 from progdist.runs.stages import teacher_predictions
-from support.commands import SHORT_EVALUATION, UNTRAINED, SilentCallback, call
+from support.commands import SHORT_EVALUATION, UNTRAINED, SilentCallback, call, refused
 from support.stock import SaveStock, stock_network
 
 SHORT = ("--updates", 2, "--batch", 8, "--start", 40, *SHORT_EVALUATION)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("teacher", ["eps", "flow", "guided"])
+@pytest.mark.parametrize("teacher", ["eps", "flow", "guided", "range"])
 def test_the_whole_command(stock: SaveStock, tmp_path: Path, teacher: str) -> None:
     flow = FlowMatchEulerDiscreteScheduler() if teacher == "flow" else None
     folder = stock(flow, classes=None if teacher == "eps" else 11)
-    more = ("--guidance", 2) if teacher == "guided" else ()
+    more = {"guided": ("--guidance", 2), "range": ("--guidance", "1:3", "--set", "evaluate.guidance=2")}.get(
+        teacher, ()
+    )
     arguments = ("distill", folder, "--data", "digits", "--out", tmp_path / "out", *SHORT, *UNTRAINED, *more)
     result = call(*arguments)
     assert result.exit_code == 0, result.output
     assert "chain: 40 -> 8 -> 4" in result.output
     description = json.loads((tmp_path / "out" / "student-0004" / "progdist.json").read_text())
     assert (description["steps"], description["lineage"]) == ([4], [40, 8])
+    assert description.get("class_guidance") == ([1, 3] if teacher == "range" else None)
     records = [json.loads(line) for line in (tmp_path / "out" / "evaluations.jsonl").read_text().splitlines()]
     assert [(r["model"], r["steps"]) for r in records[:2]] == [("given", 40), ("teacher", 40)]
     assert records[0]["rmse"] == 0
@@ -174,3 +182,33 @@ def test_a_folder_of_any_name(stock: SaveStock, tmp_path: Path) -> None:
     result = call("distill", stock(), "--data", "digits", "--out", tmp_path / "my run", *SHORT, *UNTRAINED)
     assert result.exit_code == 0, result.output
     assert read_recipe(str(tmp_path / "my run" / "recipe.yaml")).name == "my-run"
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (("conversion.guidance=[1, 3]", "evaluate.guidance=4"), "the students learn 1 to 3"),
+        (("conversion.guidance=2", "evaluate.guidance=2"), "the students take no guidance scale"),
+        (("evaluate.guidance=2",), "the students take no guidance scale"),
+    ],
+)
+def test_a_scale_to_measure_at_is_one_that_students_take(
+    stock: SaveStock, tmp_path: Path, settings: tuple[str, ...], message: str
+) -> None:
+    content = {"name": "a", "data": {"source": "digits"}, "teacher": {"model": str(stock(classes=11))}}
+    with pytest.raises(UserError, match=message):
+        open_run(validated(content, settings, "test"), tmp_path / "out", SilentCallback()).prepare()
+
+
+@pytest.mark.slow
+def test_a_student_with_a_guidance_scale_is_a_teacher(tmp_path: Path, stock: SaveStock) -> None:
+    """Its students are given the scales that it knows; another guidance is refused."""
+    teacher = read_teacher(str(stock(classes=11))).model
+    form = converted_form(teacher.denoiser)
+    network = with_class_guidance(form.network, (1.0, 3.0))
+    denoiser = form.with_parts(network=network, arguments=network_arguments(network))
+    save(replace(teacher, denoiser=denoiser, steps=(8,)), tmp_path / "eight")
+    words = ("distill", tmp_path / "eight", "--data", "digits", "--out", tmp_path / "out", *SHORT)
+    assert call(*words).exit_code == 0
+    assert load(tmp_path / "out" / "student-0004").guidance == (1.0, 3.0)
+    refused(call(*words[:-1], *SHORT[-1:], "--guidance", "1:3"), "takes a guidance scale already")

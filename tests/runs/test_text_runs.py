@@ -1,9 +1,11 @@
 """A text-to-image pipeline distilled by the command, to a folder that the stock pipeline samples."""
 
 import contextlib
+import gc
 import itertools
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +14,13 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch import nn
 
+from progdist._utils.names import Precision
+from progdist._utils.placement import at_work
 from progdist.diffusion.denoiser import Denoiser
+from progdist.models import model as model_module
+from progdist.models.autoencoder import Autoencoder
 from progdist.models.io.diffusers_pipeline import read_teacher
 from progdist.models.io.folder import load
 from progdist.models.text import embeddings
@@ -21,6 +28,8 @@ from progdist.models.text.lora_file import LORA_WEIGHTS
 from progdist.models.text.pipeline import Guidance, guidance_input
 from progdist.recipes.files import override, read_recipe
 from progdist.recipes.from_teacher import recipe_for_teacher
+from progdist.runs import run as run_module
+from progdist.runs import stage_trainer
 from progdist.runs.run import open_run
 from progdist.training.lora import add_lora, load_adapter, merge_lora
 from progdist.training.state import State
@@ -236,6 +245,42 @@ def test_teacher_and_student_are_given_the_same_guidance(pairs: Path, monkeypatc
     assert torch.equal(first, third)
 
 
+def test_a_stage_trains_beside_its_teacher_alone(pairs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """While a network trains no autoencoder is at work, as it is to encode, and no text encoder is in memory."""
+    working: list[nn.Module] = []
+    trainings: list[tuple[list[nn.Module], list[str]]] = []
+    encoded: list[list[nn.Module]] = []
+    encode, fit = Autoencoder.encode, stage_trainer.train
+
+    @contextmanager
+    def watched(network: nn.Module, device: torch.device, precision: Precision = "float32") -> Iterator[None]:
+        working.append(network)
+        with at_work(network, device, precision):
+            yield
+        working.pop()
+
+    def train(*given: Any, **how: Any) -> Any:  # noqa: ANN401
+        gc.collect()
+        encoders = [type(each).__name__ for each in gc.get_objects() if type(each).__name__.startswith("CLIPText")]
+        trainings.append((list(working), [name for name in encoders if "Config" not in name]))
+        return fit(*given, **how)
+
+    def encoding(self: Autoencoder, images: torch.Tensor) -> torch.Tensor:
+        encoded.append(list(working))
+        return encode(self, images)
+
+    for module in (model_module, run_module, stage_trainer):
+        monkeypatch.setattr(module, "at_work", watched)
+    monkeypatch.setattr(stage_trainer, "train", train)
+    monkeypatch.setattr(Autoencoder, "encode", encoding)
+    distilled(write_sd(pairs.parent / "teacher"), pairs, "--guidance", "1:8")
+    assert len(trainings) == 2
+    for networks, encoders in trainings:
+        assert [type(each).__name__ for each in networks] == ["UNet2DConditionModel"]
+        assert encoders == []
+    assert [type(each).__name__ for each in encoded[0]] == ["AutoencoderKL"]
+
+
 def small_pairs(pairs: Path) -> None:
     for image in pairs.glob("*.png"):
         Image.new("RGB", (8, 8)).save(image)
@@ -265,7 +310,7 @@ def test_mistakes_are_one_line(words: tuple[str, ...], said: str, pairs: Path) -
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (("--guidance", "1:8"), "a range of guidance is of teachers that take captions"),
+        (("--guidance", "1:8"), "guidance needs a class that stands for none"),
         (("--guidance", "2", "--negative", "a smudge"), "conversion.negative is a prompt"),
         (("--lora", "2"), "lora makes a file for the pipeline of a text-to-image teacher"),
         ((), "is of captions, and the teacher takes none"),

@@ -1,6 +1,7 @@
 """What a recipe builds, observed without training."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -9,8 +10,11 @@ import pytest
 import torch
 
 from progdist import UserError
+from progdist.models.guidance_input import with_class_guidance
+from progdist.models.io.diffusers_pipeline import Teacher
 from progdist.models.model import Model
 from progdist.recipes.recipe import Recipe
+from progdist.recipes.schema import Network
 from progdist.recipes.training import train_config
 from progdist.runs.checks import open_images
 from progdist.runs.evaluator import Evaluator, instruments
@@ -116,6 +120,17 @@ def sampling_of(recipe: Recipe) -> Any:  # noqa: ANN401
         patch.setattr("progdist.runs.evaluator.sample_in_batches", spy)
         make_run(recipe).evaluator().samples(untrained_of(recipe), 4)
     return calls
+
+
+def evaluated_scale_of(recipe: Recipe) -> Any:  # noqa: ANN401
+    """The guidance scale at which a run measures students that take one from 1 to 8."""
+    model = untrained_of(
+        recipe.model_copy(update={"network": Network(width=8, multipliers=(1,), groups=4, class_conditional=True)})
+    )
+    network = with_class_guidance(model.denoiser.network, (1.0, 8.0))
+    given = Teacher(replace(model, denoiser=model.denoiser.with_network(network)), ())
+    run = Run(recipe, open_images(recipe.data), given, RunFolder(Path("/nowhere")), SilentCallback(), Distributed())
+    return run.conditions(given.model)({"labels": torch.zeros(2, dtype=torch.int64)})["guidance"].tolist()
 
 
 def feature_spaces_of(recipe: Recipe) -> Any:  # noqa: ANN401

@@ -19,6 +19,7 @@ from torch.utils.data import Dataset
 from progdist._utils.errors import UserError
 from progdist._utils.names import Precision
 from progdist._utils.random import position_seed
+from progdist.api.guidance import guided, with_guidance
 from progdist.diffusion.denoiser import Denoiser
 from progdist.diffusion.loss import WEIGHTINGS
 from progdist.distillation.chain import Stage, distill_chain, stages
@@ -80,6 +81,8 @@ def distill(
     gradient_accumulation_steps: int = 1,
     gradient_checkpointing: bool = False,
     label: str | None = None,
+    guidance: float | tuple[float, float] | None = None,
+    null_class: int | None = None,
     seed: int = 0,
     observe: Callable[[int, Progress], None] = lambda steps, progress: None,
 ) -> Denoiser:
@@ -101,6 +104,10 @@ def distill(
         gradient_checkpointing: recompute activations in the backward pass; the network needs diffusers' method
             enable_gradient_checkpointing().
         label: the keyword under which the network takes the labels (B,); None for an unconditional one.
+        guidance: the scale of classifier-free guidance that the student takes in, or the least and the largest of
+            those that it takes as an input: the network of a UNet2DModel or DiTTransformer2DModel is given one, any
+            other must have a keyword `guidance` (B,) that it can be called without.
+        null_class: the label that stands for no class, which guidance leads away from.
         seed: of all randomness.
         observe: called with the student's step count (the teacher's in stage 0) and the progress, about a thousand
             times in each stage.
@@ -110,7 +117,7 @@ def distill(
 
     Raises:
         UserError: a chain that does not divide, no data, examples of different shapes, an option or a key of `updates`
-            that is none, or a loss that is not finite.
+            that is none, guidance without labels, or a loss that is not finite.
     """
     links, examples, accelerator = stages(chain), TensorData(data), make_accelerator()
     _check_names(weighting, precision, lr_scheduler)
@@ -126,12 +133,15 @@ def distill(
         gradient_checkpointing=gradient_checkpointing,
         precision=precision,
     )
-    trainer = _Trainer(examples, config, label, seed, accelerator, observe)
+    scales = guidance if isinstance(guidance, tuple) else None
+    trainer = _Trainer(examples, config, label, scales, seed, accelerator, observe)
     current = _frozen(teacher, accelerator.device)
-    if needs_conversion(teacher):
-        loss = partial(conversion_loss, teacher=current, weighting=weighting_function)
-        student = trainer.fit(converted_form(_copy(current)), 0, loss, conversion_updates, chain[0])
-        current = _frozen(student, accelerator.device)
+    taught = guided(current, guidance, label, null_class)
+    if needs_conversion(teacher) or guidance is not None:
+        begin = converted_form(_copy(current))
+        begin = with_guidance(begin, scales) if scales else begin
+        loss = partial(conversion_loss, teacher=taught, weighting=weighting_function)
+        current = _frozen(trainer.fit(begin, 0, loss, conversion_updates, chain[0]), accelerator.device)
 
     def train_student(number: int, stage: Stage, teacher: Denoiser) -> Denoiser:
         loss = stage_loss(teacher, stage, weighting_function)
@@ -149,6 +159,7 @@ class _Trainer:
     examples: TensorData
     config: TrainConfig
     label: str | None
+    scales: tuple[float, float] | None
     seed: int
     accelerator: Accelerator
     observe: Callable[[int, Progress], None]
@@ -157,13 +168,14 @@ class _Trainer:
         """The student of stage `number`, of `steps` steps, trained in place for so many updates."""
 
         def loss_of_batch(network: nn.Module, batch: Batch) -> Tensor:
-            labels = {self.label: batch["labels"]} if self.label else {}
-            return loss(student.with_network(network), x=batch["x"], eps=batch["eps"], u=batch["u"], **labels)
+            told = {self.label: batch["labels"]} if self.label else {}
+            told |= {"guidance": batch["guidance"]} if self.scales else {}
+            return loss(student.with_network(network), x=batch["x"], eps=batch["eps"], u=batch["u"], **told)
 
         network, _, _ = train(
             student.network,
             loss_of_batch,
-            Batches(self.examples, self.config.batch, self.seed, number, labelled=True),
+            Batches(self.examples, self.config.batch, self.seed, number, labelled=True, guidance=self.scales),
             replace(self.config, updates=updates),
             accelerator=self.accelerator,
             seed=position_seed(self.seed, number),

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from progdist._utils.errors import UserError
+from progdist.api.guidance import scales_of
 from progdist.diffusion import sampler
 from progdist.diffusion.denoiser import Denoiser, DenoiserProtocol
 from progdist.diffusion.integrators import Step
@@ -76,7 +77,7 @@ def sample(
         clip: keep every xh within [-1, 1], as the paper does; not for latents.
         generator: a CPU generator of the noise that stochastic methods add.
         prompt: of a text-conditional model that `load` gave: one for all images, or several for all in turn.
-        guidance: the scale of one with a guidance dial; None for its stock pipeline's usual one.
+        guidance: the scale of a model that was distilled for a range of it; None for the usual one.
         condition: passed on to the denoiser, e.g. class_labels (B,) int64.
 
     Returns:
@@ -88,11 +89,11 @@ def sample(
     autoencoder = _autoencoder(denoiser)
     if autoencoder and clip:
         raise UserError("clip is of images, and a latent model samples latents: leave it")
-    if prompt is not None or guidance is not None:
-        condition = {
-            **condition,
-            **_prompted(denoiser, [prompt] if isinstance(prompt, str) else prompt, guidance, noise),
-        }
+    if prompt is not None or (guidance is not None and getattr(denoiser, "text", None)):
+        prompts = [prompt] if isinstance(prompt, str) else prompt
+        condition = {**condition, **_prompted(denoiser, prompts, guidance, noise)}
+    elif guidance is not None:
+        condition = {**condition, "guidance": scales_of(denoiser, guidance, len(noise))}
     data = sampler.sample(denoiser, noise, steps, method=method, clip=clip, generator=generator, **condition)
     return autoencoder.decode(data).to(noise.device) if autoencoder else data
 
@@ -105,7 +106,7 @@ def _prompted(
     from progdist.models.text.conditions import prompt_conditions
 
     if not isinstance(denoiser, LatentDenoiser) or denoiser.text is None:
-        raise UserError("prompt and guidance are of text-conditional models that progdist.load gave: leave them")
+        raise UserError("prompt is of text-conditional models that progdist.load gave: leave it")
     if not prompts:
         raise UserError('this model makes images of captions: say what to make, e.g. prompt="a cat"')
     model = Model(denoiser, autoencoder=denoiser.autoencoder, text=denoiser.text)

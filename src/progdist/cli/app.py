@@ -8,7 +8,17 @@ import typer
 from progdist import __version__
 from progdist._utils.errors import UserError
 from progdist.cli import evaluation, models, studies
-from progdist.cli.options import CaptionColumn, ConversionUpdates, Fresh, Guidance, ImageColumn, Lora, Shard
+from progdist.cli.options import (
+    CaptionColumn,
+    ConversionUpdates,
+    DeviceMemory,
+    DryRun,
+    Fresh,
+    Guidance,
+    ImageColumn,
+    Lora,
+    Shard,
+)
 from progdist.cli.terminal import RANK, console, user_errors
 
 if TYPE_CHECKING:
@@ -47,18 +57,16 @@ def run(
     out: Annotated[Path | None, typer.Option(help="The run's folder; runs/NAME if not given.")] = None,
     fresh: Fresh = False,
     shard: Shard = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the cost estimate and exit.")] = False,
+    dry_run: DryRun = False,
+    device_memory: DeviceMemory = None,
 ) -> None:
     """Train, distil, evaluate and report. The same command again continues."""
-    from progdist.cli.progress import Terminal, estimate_table
+    from progdist.cli.progress import Terminal
     from progdist.recipes.files import read_recipe
-    from progdist.runs.estimate import estimate
     from progdist.runs.run import run as run_recipe
 
     resolved = read_recipe(recipe, set_ or [])
-    if dry_run:
-        for part in estimate_table(resolved.name, estimate(resolved)):
-            console.print(part, highlight=False)
+    if _estimated(resolved, dry_run, device_memory):
         return
     folder = out or Path("runs") / resolved.name
     _finish(run_recipe(resolved, folder, Terminal(console), fresh=fresh, shards=shard), folder)
@@ -85,6 +93,8 @@ def distill(
     set_: Annotated[list[str] | None, typer.Option("--set", help="Any key of the recipe, as in `run`.")] = None,
     fresh: Fresh = False,
     shard: Shard = False,
+    dry_run: DryRun = False,
+    device_memory: DeviceMemory = None,
 ) -> None:
     """Distil a trained model of your own. The same command again continues."""
     from progdist.data.tables import Columns
@@ -111,7 +121,24 @@ def distill(
         negative=negative,
         lora=lora,
     )
-    _distill(override(proposed, set_ or []), folder, fresh, shard)
+    recipe = override(proposed, set_ or [])
+    if not _estimated(recipe, dry_run, device_memory):
+        _distill(recipe, folder, fresh, shard)
+
+
+def _estimated(recipe: "Recipe", dry_run: bool, device_memory: float | None) -> bool:
+    """Print what a recipe would cost, if that is asked; whether it was."""
+    if not dry_run:
+        if device_memory is not None:
+            raise UserError("--device-memory is of --dry-run, which is not given: give it, or leave both")
+        return False
+    from progdist.cli.progress import estimate_table
+    from progdist.runs.estimate.cost import estimate
+
+    capacity = None if device_memory is None else int(device_memory * 2**30)
+    for part in estimate_table(recipe.name, estimate(recipe, capacity)):
+        console.print(part, highlight=False)
+    return True
 
 
 def _distill(recipe: "Recipe", folder: Path, fresh: bool, shard: bool) -> None:

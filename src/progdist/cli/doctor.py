@@ -5,6 +5,7 @@ from collections.abc import Iterator
 
 import torch
 
+from progdist._utils.precision import resolve
 from progdist.data.images import CaptionedImages, Images
 from progdist.data.sources import load_images
 from progdist.data.tables import Columns
@@ -17,7 +18,8 @@ from progdist.models.io.diffusers_pipeline import Teacher, read_teacher
 from progdist.models.text.embeddings import row_bytes
 from progdist.models.text.pipeline import has_dial, takes_guidance
 from progdist.recipes.from_teacher import chain_for, frame
-from progdist.runs.estimate import Rates, measure
+from progdist.runs.estimate.cost import Rates, measure
+from progdist.runs.estimate.memory import activation_bytes, training_memory
 from progdist.training.config import TrainConfig
 
 TRIAL = TrainConfig(updates=1, batch=64, learning_rate=1e-4)
@@ -45,7 +47,7 @@ def examine(
     denoiser = teacher.model.denoiser
     if chain := _some_chain(teacher):
         yield f"a chain that fits: {' -> '.join(map(str, chain))}"
-    yield from _cost(measure(denoiser, teacher.model.shape, TRIAL.batch, TRIAL), denoiser.network)
+    yield from _cost(measure(denoiser, teacher.model.shape, TRIAL.batch, TRIAL), teacher)
     if source is None:
         yield "give --data to try its output and its timesteps"
         return
@@ -122,14 +124,15 @@ def _some_chain(teacher: Teacher) -> list[int]:
     return chain_for(teacher, target, 256)
 
 
-def _cost(rates: Rates, network: torch.nn.Module) -> Iterator[str]:
-    weights = sum(parameter.nbytes for parameter in network.parameters())
-    memory = (5 * weights + TRIAL.batch * rates.saved) / 2**30
+def _cost(rates: Rates, teacher: Teacher) -> Iterator[str]:
+    denoiser, bf16 = teacher.model.denoiser, resolve(TRIAL.precision, torch.device("cpu")) == "bf16"
+    kept = activation_bytes(denoiser, teacher.model.shape, TRIAL.batch, TRIAL, bf16=bf16)
+    held = training_memory(denoiser.network, TRIAL, taught=1, bf16=bf16, activations=kept)
     update = TRIAL.batch * (2 * rates.evaluation + rates.training) + rates.optimizer
     device = "CUDA" if torch.cuda.is_available() else f"CPU, {torch.get_num_threads()} threads"
     yield (
         f"a stage of 1,000 updates of {TRIAL.batch} images: about {1000 * update / 60:.0f} min here ({device}), "
-        f"{memory:.1f} GiB"
+        f"{held.total / 2**30:.1f} GiB"
     )
 
 

@@ -9,6 +9,11 @@ from progdist._utils.names import Features, Metric
 Seed = Annotated[int, typer.Option(help="Seed of the noise.", min=0)]
 Fresh = Annotated[bool, typer.Option("--fresh", help="Start over; an older run is renamed, never deleted.")]
 Shard = Annotated[bool, typer.Option("--shard", help="Spread the network in training over the processes (FSDP2).")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the estimate of hours and memory, and exit.")]
+DeviceMemory = Annotated[
+    float | None,
+    typer.Option("--device-memory", help="Of --dry-run: GiB of the device it is meant for, if not of this one.", min=0),
+]
 Guidance = Annotated[
     str | None,
     typer.Option(help="Guidance scale to distil into the student, or a range LO:HI that it can be given."),

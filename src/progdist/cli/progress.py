@@ -1,6 +1,8 @@
 """A run as seen in the terminal: a live bar where there is one, plain lines elsewhere."""
 
+import textwrap
 import time
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
@@ -11,7 +13,7 @@ from progdist.training import callbacks
 from progdist.training.callbacks import Record
 
 if TYPE_CHECKING:  # a slow import, needed by --dry-run alone
-    from progdist.runs.estimate import Estimate
+    from progdist.runs.estimate.cost import Estimate
 
 PLAIN_EVERY = 15.0
 """Seconds between lines where there is no terminal."""
@@ -112,10 +114,14 @@ def estimate_table(name: str, estimated: "Estimate") -> tuple[str, Table]:
     classes = f", {estimated.classes} classes" if estimated.classes else ""
     rates = estimated.rates
     head = (
-        f"{name}: images of {channels}x{height}x{width}{classes}; {estimated.parameters:,} parameters; "
-        f"about {estimated.memory / 2**30:.1f} GiB while training.\n"
+        f"{name}: images of {channels}x{height}x{width}{classes}; {estimated.parameters:,} parameters.\n"
+        f"{_memory(estimated)}\n"
+    )
+    head += (
         f"Measured on {estimated.device}: {1000 * rates.evaluation:.3g} ms an evaluation, "
         f"{1000 * rates.training:.3g} ms a training pass, per image."
+        if rates
+        else f"Not timed on {estimated.device}, where it does not fit."
     )
     table = Table(title="Network evaluations", title_justify="left")
     for heading in ("", "updates", "batch", "frozen", "trained", "time"):
@@ -123,12 +129,24 @@ def estimate_table(name: str, estimated: "Estimate") -> tuple[str, Table]:
     for part in estimated.parts:
         counts = (part.updates, part.batch, part.frozen_evaluations, part.trained_evaluations)
         table.add_row(part.name, *(f"{count:,}" if count else "" for count in counts), _duration(part.hours))
-    table.add_row("all", "", "", "", "", _duration(sum(part.hours for part in estimated.parts)))
+    table.add_row("all", "", "", "", "", _duration(sum(part.hours or 0 for part in estimated.parts) if rates else None))
     return head, table
 
 
-def _duration(hours: float) -> str:
-    """For people: 40 s, 7 min, 3.2 h, 12,000 h."""
+def _memory(estimated: "Estimate") -> str:
+    """What the heaviest training holds, in lines of 80 columns, and whether that fits."""
+    memory, capacity = estimated.memory, estimated.capacity / 2**30
+    parts = [f"{name} {size / 2**30:.1f}" for name, size in asdict(memory).items() if size]
+    total = memory.total / 2**30
+    verdict = "fits" if total <= capacity else "does not fit"
+    lines = textwrap.wrap(f"Memory while {estimated.heaviest} trains, GiB: {', '.join(parts)}", 80)
+    return "\n".join([*lines, f"Together {total:.1f} GiB: {verdict} in {capacity:.1f} GiB."])
+
+
+def _duration(hours: float | None) -> str:
+    """For people: 40 s, 7 min, 3.2 h, 12,000 h; nothing where it is not known."""
+    if hours is None:
+        return ""
     if hours < 1:
         return f"{3600 * hours:.0f} s" if hours < 1 / 60 else f"{60 * hours:.0f} min"
     return f"{hours:,.1f} h" if hours < 100 else f"{hours:,.0f} h"

@@ -35,7 +35,7 @@ class SamplingOptions:
         batch: how many at a time.
         precision: of the network.
         prompts: of a text-conditional model, all in turn.
-        guidance: the scale of a text-conditional model with a dial; None for its pipeline's usual one.
+        guidance: the scale of a model that was distilled for a range of it; None for the usual one.
     """
 
     steps: int | None
@@ -150,15 +150,15 @@ def generate_batches(
 
 def _conditions(model: Model, options: SamplingOptions, notify: Notify) -> Conditions:
     """What tells the network the class or the prompt of each image."""
-    if model.text is None:
-        if options.prompts or options.guidance is not None:
-            raise UserError("--prompt and --guidance are of text-conditional models, and this is none: leave them")
-        return class_conditions(model.denoiser.network)
-    if not options.prompts:
-        raise UserError('this model makes images of captions: say what to make with --prompt "..."')
-    taken, asked = model.text.guidance, options.guidance
+    taken, asked = model.guidance, options.guidance
     if isinstance(taken, tuple) and asked is not None and not taken[0] <= asked <= taken[1]:
         notify(f"warning: the model was distilled for guidance of {taken[0]:g} to {taken[1]:g}, not {asked:g}")
+    if model.text is None:
+        if options.prompts:
+            raise UserError("--prompt is of text-conditional models, and this is none: leave it")
+        return class_conditions(model.denoiser.network, model.scale(asked))
+    if not options.prompts:
+        raise UserError('this model makes images of captions: say what to make with --prompt "..."')
     return prompt_conditions(model, options.prompts, asked)
 
 

@@ -1,8 +1,9 @@
 """A denoiser with what its folder tells of it, and the stock scheduler that samples it on our grid."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from diffusers.schedulers.scheduling_ddim import DDIMScheduler
@@ -10,12 +11,15 @@ from diffusers.schedulers.scheduling_flow_match_euler_discrete import FlowMatchE
 from torch import nn
 
 from progdist._utils.errors import UserError
+from progdist._utils.names import Precision
+from progdist._utils.placement import at_work
 from progdist.diffusion.denoiser import Denoiser
 from progdist.diffusion.schedule import RectifiedFlow, VariancePreserving
 from progdist.models.autoencoder import Autoencoder
 from progdist.models.flow import flow_scheduler
+from progdist.models.guidance_input import class_guidance
 from progdist.models.text.lora_file import LoraFile
-from progdist.models.text.pipeline import TextPipeline
+from progdist.models.text.pipeline import Guidance, TextPipeline, takes_guidance
 from progdist.models.unet import image_shape, is_text_conditional
 
 PREDICTION_TYPES: dict[str, Literal["sample", "epsilon", "v_prediction"]] = {
@@ -96,6 +100,38 @@ class Model:
     def image(self) -> tuple[int, int, int]:
         """(channels, height, width) of the images it makes."""
         return self.autoencoder.image(self.shape) if self.autoencoder else self.shape
+
+    @property
+    def guidance(self) -> Guidance | None:
+        """What it has taken in: the scales that it can be given, one for good (of captions), or None."""
+        if self.text:
+            return self.text.guidance
+        classes = class_guidance(self.denoiser.network)
+        return classes.scales if classes else None
+
+    def scale(self, asked: float | None) -> float | None:
+        """The guidance scale that it is given: what is asked for, or the usual one; None where it takes none.
+
+        Raises:
+            UserError: one is asked of a model that takes none.
+        """
+        taken, classes = self.guidance, class_guidance(self.denoiser.network)
+        if classes or (self.text and takes_guidance(self.denoiser.network)):
+            usual = self.text.usual_guidance if self.text else classes.usual if classes else None
+            return usual if asked is None else asked
+        if asked is not None:
+            what = f"was distilled with a guidance of {taken:g}" if taken is not None else "takes no guidance scale"
+            raise UserError(f"--guidance {asked:g} was given, and the model {what}: leave it")
+        return None
+
+    @contextmanager
+    def at_work(self, device: torch.device, precision: Precision = "float32") -> Iterator[None]:
+        """Itself on a device meanwhile, its network held in the precision in which it is autocast."""
+        with ExitStack() as stack:
+            stack.enter_context(at_work(self.denoiser, device, precision))
+            if self.autoencoder:
+                stack.enter_context(at_work(cast(nn.Module, self.autoencoder.network), device))
+            yield
 
     def to(self, device: torch.device) -> "Model":
         """Itself, moved to a device."""

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, TypeVar, cast
 
+import torch
 from diffusers.models.attention_processor import Attention
 from diffusers.models.resnet import ResnetBlock2D
 from diffusers.models.transformers.dit_transformer_2d import DiTTransformer2DModel
@@ -180,10 +181,19 @@ def condition(network: nn.Module, labels: Tensor) -> dict[str, Any]:
     return {"class_labels": labels} if class_count(network) else {}
 
 
-def class_conditions(network: nn.Module) -> Conditions:
-    """What tells a network the class of each example of a batch."""
-    return partial(_class_condition, network)
+def class_conditions(network: nn.Module, guidance: float | None = None) -> Conditions:
+    """What tells a network the class of each example of a batch, and its guidance scale.
+
+    Args:
+        network: the one that is told.
+        guidance: the scale where a batch has none of its own; None for networks that are told none.
+    """
+    return partial(_class_condition, network, guidance)
 
 
-def _class_condition(network: nn.Module, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return condition(network, batch["labels"])
+def _class_condition(network: nn.Module, guidance: float | None, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    labels = batch["labels"]
+    if guidance is None:
+        return condition(network, labels)
+    scales = batch.get("guidance", torch.full((len(labels),), guidance, dtype=torch.float64))
+    return {**condition(network, labels), "guidance": scales}

@@ -148,7 +148,7 @@ def taught_guidance(recipe: Recipe, given: Model) -> Guidance | None:
 
     Where the model's network takes a scale itself, so do its students: one for all is then a dial of one place.
     """
-    asked, own = recipe.conversion.guidance, given.text.guidance if given.text else None
+    asked, own = recipe.conversion.guidance, given.guidance
     if given.text is None or not takes_guidance(given.denoiser.network):
         return own if asked is None else asked
     scale = asked or own or given.text.usual_guidance

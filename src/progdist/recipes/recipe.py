@@ -112,6 +112,11 @@ class Recipe(Part):
             return "teacher" if self.teacher.model is None else "conversion"
         return f"distill.stages.{int(name.removeprefix('student-'))}"
 
+    def train_configs(self) -> list[TrainConfig]:
+        """The training of its models in order: the teacher's, or stage 0's of one that is taken, and every stage's."""
+        first = train_config(self.teacher) if self.teacher.model is None else self.conversion_config()
+        return [first, *(self.student_config(link) for link in self.distill.links())]
+
     def precisions(self) -> dict[str, Precision]:
         """The precision of every section that has one and is used."""
         names = ("teacher" if self.teacher.model is None else "conversion", "distill", "evaluate")

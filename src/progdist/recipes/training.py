@@ -4,7 +4,7 @@ from typing import Annotated, Any, Literal, Self, TypeVar
 
 from pydantic import Field, PositiveInt, model_validator
 
-from progdist._utils.names import Precision
+from progdist._utils.names import Optimizer, Precision
 from progdist.distillation.chain import Stage, halvings, stages
 from progdist.recipes.schema import Part, Rate, Scale, Share, Weight
 from progdist.training.config import TrainConfig
@@ -39,6 +39,7 @@ class Optimization(Part):
     max_skipped_updates: Annotated[int, Field(ge=0)] = 10
     precision: Precision = "auto"
     checkpoint_every: PositiveInt = 1000
+    optimizer: Optimizer = "adamw"
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -60,8 +61,8 @@ class Training(Optimization):
 class Conversion(Optimization):
     """Stage 0 of a given teacher: a v student learns its predictions (see `progdist.distillation.conversion`).
 
-    With `guidance` the teacher is guided: by one scale for all, or, if it takes captions, by any from the least to the
-    largest, which its student takes as an input. It is guided away from `null_class` (the last if not given), or from
+    With `guidance` the teacher is guided: by one scale for all, or by any from the least to the largest, which its
+    student takes as an input. It is guided away from `null_class` (the last if not given), or from
     the prompt `negative` (the empty one if not given).
     """
 
@@ -103,6 +104,7 @@ class StageTraining(Part):
     max_skipped_updates: Annotated[int, Field(ge=0)] | None = None
     precision: Precision | None = None
     checkpoint_every: PositiveInt | None = None
+    optimizer: Optimizer | None = None
 
 
 class Stop(Part):
@@ -147,6 +149,7 @@ class Distillation(Part):
     lora_rank: Annotated[int, Field(ge=0)] = 0
     precision: Precision = "auto"
     checkpoint_every: PositiveInt = 1000
+    optimizer: Optimizer = "adamw"
     stop: Stop | None = None
     stages: dict[int, StageTraining] = Field(default_factory=dict)
 

@@ -13,10 +13,11 @@ from progdist.models.model import Model
 from progdist.models.text.lora_file import LOADERS
 from progdist.models.text.pipeline import has_dial, takes_guidance
 from progdist.recipes.files import read_recipe
+from progdist.recipes.from_teacher import taught_guidance
 from progdist.recipes.recipe import Recipe
 from progdist.recipes.schema import Data
-from progdist.runs.stages import null_class
 from progdist.training.lora import require_peft
+from progdist.training.state import bitsandbytes
 
 
 def check_compatible(recipe: Recipe, model: Model, images: Images) -> None:
@@ -28,6 +29,8 @@ def check_compatible(recipe: Recipe, model: Model, images: Images) -> None:
             f"the teacher was distilled for {known} steps and the chain starts at {counts[0]}: set distill.start "
             "(or distill.chain) to start there"
         )
+    if isinstance(model.guidance, tuple) and recipe.conversion.guidance is not None:
+        raise UserError("the teacher takes a guidance scale already, which its students learn from it: leave guidance")
     if model.steps and recipe.conversion.guidance is not None:
         raise UserError("guidance is taken in at all times, and a distilled teacher knows only its own: leave it")
     if model.autoencoder and recipe.evaluate.clip:
@@ -55,6 +58,28 @@ def check_compatible(recipe: Recipe, model: Model, images: Images) -> None:
             )
 
 
+def check_options(recipe: Recipe, model: Model | None) -> None:
+    """Refuse an optimizer whose library is missing, and a guidance scale to measure at that students do not take.
+
+    Args:
+        recipe: of the run.
+        model: the given teacher; None where one is trained.
+    """
+    if any(config.optimizer == "adamw8bit" for config in recipe.train_configs()):
+        bitsandbytes()
+    asked = recipe.evaluate.guidance
+    taken = taught_guidance(recipe, model) if model else None
+    if asked is None:
+        return
+    if not isinstance(taken, tuple):
+        raise UserError(
+            f"evaluate.guidance is {asked:g}, and the students take no guidance scale: leave it, or distil a range, "
+            "e.g. --guidance 1:8"
+        )
+    if not taken[0] <= asked <= taken[1]:
+        raise UserError(f"evaluate.guidance is {asked:g}, and the students learn {taken[0]:g} to {taken[1]:g}")
+
+
 def _check_captions(recipe: Recipe, model: Model, images: Images) -> None:
     """Refuse data and guidance of captions where the teacher takes none, and of classes where it takes captions."""
     captioned, conversion = isinstance(images, CaptionedImages), recipe.conversion
@@ -77,8 +102,6 @@ def _check_captions(recipe: Recipe, model: Model, images: Images) -> None:
         )
     if model.text and conversion.null_class is not None:
         raise UserError("conversion.null_class is of classes, and the teacher takes captions: leave it")
-    if not model.text and isinstance(conversion.guidance, tuple):
-        raise UserError("a range of guidance is of teachers that take captions: give this one a single scale")
     if model.text and isinstance(conversion.guidance, tuple) and not has_dial(model.denoiser.network):
         raise UserError(
             f"a {model.text.kind} gives its network no guidance scale, so its students have no range: give a single one"
@@ -87,6 +110,26 @@ def _check_captions(recipe: Recipe, model: Model, images: Images) -> None:
         raise UserError("conversion.negative is of guidance by two evaluations, and this teacher takes one: leave it")
     if not model.text and conversion.negative is not None:
         raise UserError("conversion.negative is a prompt, and the teacher takes none: set conversion.null_class")
+
+
+def null_class(recipe: Recipe, model: Model, images: Images) -> int | None:
+    """The class that stands for no class where a model is guided; None without guidance, or of captions.
+
+    Raises:
+        UserError: it is not one of the model's, or none is named and each of the model's classes is one of the data's.
+    """
+    if recipe.conversion.guidance is None or model.text:
+        return None
+    known, named = len(model.classes), recipe.conversion.null_class
+    null = named if named is not None else known - 1
+    if not 0 <= null < known:
+        raise UserError(f"guidance needs a class that stands for none: {null} is not one of the model's")
+    if named is None and known <= len(images.classes):
+        raise UserError(
+            f"guidance needs a class that stands for none, and all {known} classes of the teacher are those of "
+            f"{images.name}: name it with --set conversion.null_class=N"
+        )
+    return null
 
 
 def with_precision(recipe: Recipe, file: Path, device: torch.device) -> tuple[Recipe, list[str]]:

@@ -215,7 +215,8 @@ class Evaluator:
             wanted = labels[index] if model.classes else None
             return summarize(self.instruments.every_space, images, wanted, reference=truth, keep=max(0, GRID - start))
 
-        return self.distributed.map_to_main_process(summary, len(labels))
+        with model.at_work(self.distributed.device, settings.precision):
+            return self.distributed.map_to_main_process(summary, len(labels))
 
 
 def begin(shards: TensorShards) -> None:

@@ -9,6 +9,7 @@ from functools import cached_property, partial
 from pathlib import Path
 
 from progdist._utils.errors import UserError
+from progdist._utils.placement import at_work
 from progdist._utils.random import HELD_OUT_NOISE
 from progdist.data.images import Images
 from progdist.data.latents import begin_latents, encode, open_latents
@@ -23,7 +24,7 @@ from progdist.models.model import Model
 from progdist.recipes.files import read_recipe, write_recipe
 from progdist.recipes.from_teacher import unconverted
 from progdist.recipes.recipe import Recipe, student_name
-from progdist.runs.checks import check_compatible, open_images, with_precision
+from progdist.runs.checks import check_compatible, check_options, open_images, with_precision
 from progdist.runs.evaluator import Evaluator, instruments
 from progdist.runs.folder import Record, RunFolder
 from progdist.runs.pages.live import live
@@ -73,9 +74,8 @@ class Run:
             self.claim()
             self._write_page()
             _ = evaluator.data  # an image that cannot be read is found before hours are spent
-            self.callback.note(
-                f"{self.images.name}: {len(self.images)} images of {'x'.join(map(str, self.images.shape))}"
-            )
+            shape = "x".join(map(str, self.images.shape))
+            self.callback.note(f"{self.images.name}: {len(self.images)} images of {shape}")
             self.callback.note(f"live report: {self.folder.report()}")
             trainer = self.trainer()
             teacher = self.train_teacher(trainer)
@@ -99,6 +99,7 @@ class Run:
         """Find every mistake that can be found before hours are spent; nothing is written."""
         if rule := self.recipe.distill.stop:
             self.images.split(rule.held_out, self.recipe.seed)
+        check_options(self.recipe, self.given.model if self.given else None)
         if self.given:
             check_compatible(self.recipe, self.given.model, self.images)
             self._check_teacher(self.given.model)
@@ -133,7 +134,7 @@ class Run:
     @cached_property
     def guided(self) -> DenoiserProtocol | None:
         """The given teacher's predictions as its student shall learn them; None where a teacher is trained."""
-        return guided_predictions(self.recipe, self.given, self.images) if self.given else None
+        return guided_predictions(self.recipe, self.given, self.images, self.distributed.device) if self.given else None
 
     @cached_property
     def conditions(self) -> RunConditions:
@@ -150,7 +151,8 @@ class Run:
             share = partial(encode, self.images, autoencoder, folder, framed=framed)
             if absent := self.distributed.on_main_process(lambda: begin_latents(self.images, folder, framed=framed)):
                 self.callback.note(f"{self.images.name}: {len(self.images)} images are encoded once ({absent} shards)")
-                self.distributed.on_every_process(share)
+                with at_work(autoencoder.network, self.distributed.device):
+                    self.distributed.on_every_process(share)
             examples = open_latents(self.images, folder, framed=framed)
         return StageTrainer(self.recipe, examples, self.folder, self.callback, self.distributed, self.conditions)
 
@@ -182,19 +184,22 @@ class Run:
         """Refuse a teacher whose output the data contradict, unless it is trusted."""
         if self.recipe.teacher.trust or model.steps or self.folder.model("teacher").exists():
             return
-        problem = self.distributed.on_main_process(
-            lambda: check_on_images(model, self.images, self.recipe.seed).problem
-        )
+        with model.at_work(self.distributed.device):
+            problem = self.distributed.on_main_process(
+                lambda: check_on_images(model, self.images, self.recipe.seed).problem
+            )
         if problem:
             raise UserError(f"{self.recipe.teacher.model}: {problem} (or take it with --set teacher.trust=true)")
 
     def _report_conversion(self, trainer: StageTrainer, converted: Model, teacher: DenoiserProtocol) -> None:
         """How near stage 0 came to the given teacher, by the log-SNR and by the guidance scale, where one is drawn."""
+        assert self.given is not None
         size, device = min(512, len(self.images)), self.distributed.device
         batch = next(trainer.batches(trainer.images, size, HELD_OUT_NOISE)(0, 1, slice(size)))
         x, eps, u = batch["x"].to(device), batch["eps"].to(device), batch["u"]
         condition = self.conditions(converted)({**batch, "labels": batch["labels"].to(device)})
-        errors = prediction_errors(converted.denoiser, teacher, x, eps, u, **condition)
+        with converted.at_work(device), self.given.model.at_work(device):
+            errors = prediction_errors(converted.denoiser, teacher, x, eps, u, **condition)
         found = {"conversion": rms_by_interval(errors, converted.denoiser.schedule.log_snr(1 - u), BANDS)}
         if dial := self.conditions.guidance:
             found["conversion_by_guidance"] = rms_by_interval(errors, batch["guidance"], guidance_edges(*dial))
@@ -221,7 +226,6 @@ def open_run(recipe: Recipe, out: Path, callback: Callback, *, shards: bool = Fa
     images, given = open_images(recipe.data, recipe.seed), None
     if recipe.teacher.model:
         given = read_teacher(recipe.teacher.model, recipe.teacher.offset, images.shape[1:])
-        given.model.to(distributed.device)
     folder = RunFolder(out, writes=distributed.is_main_process)
     if fresh and (aside := distributed.on_main_process(folder.move_aside)):
         callback.note(f"the older run is now {aside}")

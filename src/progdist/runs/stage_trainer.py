@@ -5,7 +5,8 @@ for its number of updates, or, with a stopping rule, until its held-out distilla
 """
 
 import copy
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -14,6 +15,7 @@ from statistics import fmean
 import torch
 from torch import Tensor, nn
 
+from progdist._utils.placement import at_work
 from progdist._utils.precision import autocast, resolve
 from progdist._utils.random import HELD_OUT_NOISE, position_seed
 from progdist.data.images import Images
@@ -75,19 +77,20 @@ class StageTrainer:
         loss = _loss_of_batch(stage, self.conditions(model), average)
         self.callback.begin(stage.name, config.updates)
         try:
-            network, updates, seconds = train(
-                low_rank or network,
-                loss,
-                self.batches(images, config.batch, stage.number),
-                config,
-                accelerator=self.distributed.accelerator,
-                seed=seed,
-                checkpoints=checkpoints,
-                observe=self._observer(stage),
-                stop=self._stopping(stage, loss),
-                sharded=self.distributed.shards,
-                average=average,
-            )
+            with self._teacher_at_work(stage):
+                network, updates, seconds = train(
+                    low_rank or network,
+                    loss,
+                    self.batches(images, config.batch, stage.number),
+                    config,
+                    accelerator=self.distributed.accelerator,
+                    seed=seed,
+                    checkpoints=checkpoints,
+                    observe=self._observer(stage),
+                    stop=self._stopping(stage, loss),
+                    sharded=self.distributed.shards,
+                    average=average,
+                )
         except NotFinite as error:
             section = self.recipe.section_of(stage.name)
             raise NotFinite(
@@ -97,13 +100,26 @@ class StageTrainer:
         finally:
             self.callback.end()
         lora = replace(model.lora, weights=adapter_weights(network)) if model.lora else None
-        network = merge_lora(network) if low_rank else network
+        network = merge_lora(network.cpu()) if low_rank else network.cpu()
         precision = resolve(config.precision, self.distributed.device)
         training = {"updates": updates, "batch": config.batch, "seconds": round(seconds, 3), "precision": precision}
         trained = replace(model, denoiser=model.denoiser.with_network(network), training=training, lora=lora)
         self.distributed.on_main_process(lambda: model_folder.save(trained, path))
         checkpoints.clear()
         return self._load(path)
+
+    @contextmanager
+    def _teacher_at_work(self, stage: TrainingStage) -> Iterator[None]:
+        """What is frozen on the device meanwhile, in the precision in which the stage computes.
+
+        It is the network that the loss asks, and the one that a low-rank student shares its weights with.
+        """
+        shared = stage.model.denoiser.network if stage.config.lora_rank else None
+        with ExitStack() as stack:
+            for network in (stage.frozen, shared):
+                if network is not None:
+                    stack.enter_context(at_work(network, self.distributed.device, stage.config.precision))
+            yield
 
     def keep(self, name: str, model: Model) -> Model:
         """The model from its folder, or put there as it is: it needs no training."""
@@ -183,8 +199,8 @@ class StageTrainer:
         return fmean(means)
 
     def _load(self, path: Path) -> Model:
-        """A finished model, on this process's device."""
-        return model_folder.load(path).to(self.distributed.device)
+        """A finished model, at rest."""
+        return model_folder.load(path)
 
 
 def _loss_of_batch(stage: TrainingStage, conditions: Conditions, average: nn.Module | None) -> Loss:

@@ -25,6 +25,7 @@ from progdist.distillation.chain import Stage
 from progdist.distillation.conversion import conversion_loss, converted_form, needs_conversion
 from progdist.distillation.guidance import Guided
 from progdist.distillation.variants import STAGE_LOSSES
+from progdist.models.guidance_input import usual_scale, with_class_guidance
 from progdist.models.io.diffusers_pipeline import Teacher
 from progdist.models.model import Model
 from progdist.models.text.conditions import CaptionConditions, SizeConditions
@@ -35,6 +36,7 @@ from progdist.models.unet import Conditions, class_conditions, unet
 from progdist.recipes.from_teacher import taught_guidance
 from progdist.recipes.recipe import Recipe, student_name
 from progdist.recipes.training import train_config
+from progdist.runs.checks import null_class
 from progdist.runs.folder import RunFolder
 from progdist.training.callbacks import Callback
 from progdist.training.config import TrainConfig
@@ -55,6 +57,7 @@ class TrainingStage:
         loss: what it is trained on.
         config: how.
         self_taught: whether the loss also takes `self_teacher`, the average of the weights in training.
+        frozen: the network that the loss asks; None where there is none.
     """
 
     name: str
@@ -63,6 +66,7 @@ class TrainingStage:
     loss: StageLoss
     config: TrainConfig
     self_taught: bool = False
+    frozen: nn.Module | None = None
 
 
 @dataclass(frozen=True)
@@ -88,9 +92,8 @@ class RunConditions:
     def __call__(self, model: Model) -> Conditions:
         """What tells a model's network the class or the caption of each example of a batch."""
         if model.text is None:
-            return class_conditions(model.denoiser.network)
-        usual = model.text.guided(self.guidance, None).usual_guidance if self.guidance else None
-        conditions = CaptionConditions(self._embeddings, model.text.constants(self.images.shape)).at(usual)
+            return class_conditions(model.denoiser.network, self.evaluated)
+        conditions = CaptionConditions(self._embeddings, model.text.constants(self.images.shape)).at(self.evaluated)
         if not model.text.takes_sizes:
             return conditions
         return SizeConditions(conditions, len(self.images.classes), self._frames.__getitem__)
@@ -105,6 +108,15 @@ class RunConditions:
         """The least and the largest guidance scale that students take as an input; None where they take none."""
         guidance = taught_guidance(self.recipe, self.given) if self.given else None
         return guidance if isinstance(guidance, tuple) else None
+
+    @property
+    def evaluated(self) -> float | None:
+        """The guidance scale at which models are measured; None where students take none."""
+        if self.guidance is None:
+            return None
+        text = self.given.text if self.given else None
+        usual = text.guided(self.guidance, None).usual_guidance if text else usual_scale(self.guidance)
+        return usual if self.recipe.evaluate.guidance is None else self.recipe.evaluate.guidance
 
     @cached_property
     def _embeddings(self) -> Embeddings:
@@ -160,12 +172,13 @@ def conversion_stage(recipe: Recipe, given: Model, frozen: DenoiserProtocol) -> 
     config = recipe.conversion_config()
     denoiser, guidance = student_form(recipe, _initial_student(given.denoiser, config)), recipe.conversion.guidance
     if isinstance(guidance, tuple):
-        network = with_guidance_input(denoiser.network)
+        given_network = denoiser.network
+        network = with_guidance_input(given_network) if given.text else with_class_guidance(given_network, guidance)
         denoiser = denoiser.with_parts(network=network, arguments=network_arguments(network))
     text = given.text.guided(guidance, recipe.conversion.negative) if given.text else None
     student = replace(given, denoiser=denoiser, text=text, lora=_untrained_lora(recipe))
     loss = partial(conversion_loss, teacher=frozen, weighting=WEIGHTINGS[recipe.conversion.weighting])
-    return TrainingStage("teacher", 0, student, loss, config)
+    return TrainingStage("teacher", 0, student, loss, config, frozen=given.denoiser.network)
 
 
 def student_stage(
@@ -195,9 +208,9 @@ def student_stage(
     )
     if config.compile and isinstance(frozen, Denoiser):
         frozen = frozen.with_network(cast(nn.Module, torch.compile(frozen.network)))
-    target = recipe.distill.target
+    target, network = recipe.distill.target, teacher.denoiser.network
     loss = STAGE_LOSSES[target](frozen, link, WEIGHTINGS[recipe.distill.weighting])
-    return TrainingStage(student_name(link.steps), number, student, loss, config, self_taught=target == "tract")
+    return TrainingStage(student_name(link.steps), number, student, loss, config, target == "tract", frozen=network)
 
 
 def _untrained_lora(recipe: Recipe) -> LoraFile | None:
@@ -205,16 +218,19 @@ def _untrained_lora(recipe: Recipe) -> LoraFile | None:
     return LoraFile(recipe.teacher.model) if recipe.lora is not None and recipe.teacher.model else None
 
 
-def guided_predictions(recipe: Recipe, given: Teacher, images: Images) -> DenoiserProtocol:
-    """A given teacher's predictions as its student shall learn them: guided, and clipped if its sampler clips."""
+def guided_predictions(recipe: Recipe, given: Teacher, images: Images, device: torch.device) -> DenoiserProtocol:
+    """A given teacher's predictions as its student shall learn them: guided, and clipped if its sampler clips.
+
+    Text encoders compute on the device, and are let go of.
+    """
     frozen: DenoiserProtocol = given.model.denoiser
     guidance, text, null = recipe.conversion.guidance, given.model.text, null_class(recipe, given.model, images)
+    scale = None if isinstance(guidance, tuple) else guidance
     if text and guidance is not None and not takes_guidance(given.model.denoiser.network):
-        encoder = text.encoder(next(given.model.denoiser.parameters()).device)
-        scale = None if isinstance(guidance, tuple) else guidance
+        encoder = text.encoder(device)
         frozen = Guided(frozen, encoder.unconditional(recipe.conversion.negative), scale)
-    elif null is not None and isinstance(guidance, float):
-        frozen = Guided(frozen, {"class_labels": torch.tensor([null])}, guidance)
+    elif null is not None:
+        frozen = Guided(frozen, {"class_labels": torch.tensor([null])}, scale)
     return given.limited(frozen)
 
 
@@ -222,26 +238,6 @@ def teacher_predictions(given: Teacher | None, teacher: Model) -> DenoiserProtoc
     """The predictions of a run's teacher, clipped as its sampler clips them if no stage 0 has learned that."""
     frozen = teacher.denoiser
     return given.limited(frozen) if given and teacher.training["updates"] == 0 else frozen
-
-
-def null_class(recipe: Recipe, model: Model, images: Images) -> int | None:
-    """The class that stands for no class where a model is guided; None without guidance, or of captions.
-
-    Raises:
-        UserError: it is not one of the model's, or none is named and each of the model's classes is one of the data's.
-    """
-    if recipe.conversion.guidance is None or model.text:
-        return None
-    known, named = len(model.classes), recipe.conversion.null_class
-    null = named if named is not None else known - 1
-    if not 0 <= null < known:
-        raise UserError(f"guidance needs a class that stands for none: {null} is not one of the model's")
-    if named is None and known <= len(images.classes):
-        raise UserError(
-            f"guidance needs a class that stands for none, and all {known} classes of the teacher are those of "
-            f"{images.name}: name it with --set conversion.null_class=N"
-        )
-    return null
 
 
 def _initial_student(teacher: Denoiser, config: TrainConfig) -> Denoiser:

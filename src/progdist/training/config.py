@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from progdist._utils.errors import UserError
-from progdist._utils.names import Precision
+from progdist._utils.names import Optimizer, Precision
 
 
 @dataclass(frozen=True)
@@ -29,6 +29,7 @@ class TrainConfig:
         max_skipped_updates: updates in a row that are passed over because their loss or gradient is not finite.
         precision: "bf16" autocasts the network, "float32" does not, "auto" takes what is faster on the device.
         checkpoint_every: updates between checkpoints.
+        optimizer: "adamw", or "adamw8bit" whose moments take a quarter of the memory (extra `bnb`).
     """
 
     updates: int
@@ -47,6 +48,7 @@ class TrainConfig:
     max_skipped_updates: int = 10
     precision: Precision = "auto"
     checkpoint_every: int = 1000
+    optimizer: Optimizer = "adamw"
 
     def __post_init__(self) -> None:
         """Refuse numbers with which nothing is trained.

@@ -107,6 +107,7 @@ def train(
                 break
     if sharded:
         plain.load_state_dict(gather(network.state_dict()))
+    accelerator.free_memory()  # which keeps every network that it prepared
     if not all(parameter.isfinite().all() for parameter in plain.parameters()):
         raise NotFinite(explain(state.update, config, math.nan, math.inf, checkpoints))
     return (plain if sharded else state.result()).eval(), state.update, records.seconds()
@@ -119,6 +120,8 @@ def _check(config: TrainConfig, accelerator: Accelerator, sharded: bool) -> None
         raise UserError(
             f"batch {config.batch} does not divide into {parts} (processes times gradient_accumulation_steps)"
         )
+    if sharded and config.optimizer == "adamw8bit":
+        raise UserError("optimizer adamw8bit is of weights that are not spread over processes: leave --shard, or it")
     if sharded and (config.ema or accelerator.num_processes == 1):
         raise UserError("sharding needs several processes (torchrun), and no average of the weights: set ema to 0")
 

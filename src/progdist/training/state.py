@@ -4,14 +4,20 @@ A step is made where the update is finite, and the device alone knows whether it
 
     theta, moments <- AdamW(theta, g / max(1, |g| / max_grad_norm)) if f else unchanged
     ema            <- ema + f (1 - decay) (theta - ema),    with decay = 0 at the first step
+
+torch's AdamW is told f on the device. That of bitsandbytes, which keeps the moments of every tensor of 4,096 numbers or
+more in 8 bits, a byte each and four for every 256 (Dettmers et al. 2022, arXiv 2110.02861), is called only where f = 1:
+for each update the host waits until it knows, as that optimizer does by itself for each tensor on a GPU.
 """
 
 import copy
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, Replicate, distribute_tensor
 
+from progdist._utils.errors import UserError
 from progdist.training.checkpoint import Checkpoint
 from progdist.training.config import TrainConfig
 from progdist.training.distributed import distribute, gather
@@ -23,12 +29,13 @@ class State:
     def __init__(self, network: nn.Module, config: TrainConfig, average: nn.Module | None = None) -> None:
         self.network, self.config = network, config
         self.parameters = [parameter for parameter in network.parameters() if parameter.requires_grad]
-        self.optimizer = torch.optim.AdamW(
-            self.parameters, config.learning_rate, weight_decay=config.weight_decay, fused=True
-        )
-        self.ema_network = (copy.deepcopy(network) if average is None else average) if config.ema else None
-        self.update, self.seconds = 0, 0.0
+        self.optimizer = _optimizer(self.parameters, config)
         device = next(network.parameters()).device
+        fixed = {id(each): each for each in network.parameters() if not each.requires_grad}
+        self.ema_network = None
+        if config.ema:
+            self.ema_network = copy.deepcopy(network, fixed) if average is None else average.to(device)
+        self.update, self.seconds = 0, 0.0
         counts = torch.zeros(4, dtype=torch.int64, device=device)
         self.steps, self.skipped, self.skipped_in_a_row, self.max_skipped_in_a_row = counts.unbind()
 
@@ -39,11 +46,15 @@ class State:
         """
         for group in self.optimizer.param_groups:
             group["lr"] = self.config.learning_rate_at(self.update)
-        setattr(self.optimizer, "found_inf", self._replicated((~finite).float()))  # noqa: B010  (as GradScaler does)
-        if self.config.max_grad_norm:
-            scale = (norm.float() / self.config.max_grad_norm).clamp(min=1)
-            setattr(self.optimizer, "grad_scale", self._replicated(scale))  # noqa: B010
-        self.optimizer.step()
+        limit = self.config.max_grad_norm
+        scale = (norm.float() / limit).clamp(min=1) if limit else None
+        if self.config.optimizer == "adamw8bit":
+            self._step_of_8_bits(finite, scale)
+        else:
+            setattr(self.optimizer, "found_inf", self._replicated((~finite).float()))  # noqa: B010  (as GradScaler does)
+            if scale is not None:
+                setattr(self.optimizer, "grad_scale", self._replicated(scale))  # noqa: B010
+            self.optimizer.step()
         self.optimizer.zero_grad()
         if self.ema_network is not None:
             self._update_average(finite)
@@ -52,6 +63,13 @@ class State:
         self.skipped_in_a_row.add_(1).mul_(~finite)
         torch.maximum(self.max_skipped_in_a_row, self.skipped_in_a_row, out=self.max_skipped_in_a_row)
         self.update += 1
+
+    def _step_of_8_bits(self, finite: Tensor, scale: Tensor | None) -> None:
+        if finite:
+            gradients = [parameter.grad for parameter in self.parameters if parameter.grad is not None]
+            if scale is not None:
+                torch._foreach_div_(gradients, scale)  # pyright: ignore[reportPrivateImportUsage]
+            self.optimizer.step()
 
     def _replicated(self, number: Tensor) -> Tensor:
         """The number, known to all processes in the way in which sharded parameters need it."""
@@ -64,8 +82,8 @@ class State:
     def _update_average(self, finite: Tensor) -> None:
         assert self.ema_network is not None
         weight = torch.where(self.steps == 0, 1.0, 1 - self.config.ema) * finite
-        averages: list[Tensor] = list(self.ema_network.parameters())
-        values: list[Tensor] = list(self.network.parameters())
+        pairs = zip(self.network.parameters(), self.ema_network.parameters(), strict=True)
+        values, averages = zip(*((value, mean) for value, mean in pairs if value.requires_grad), strict=True)
         difference = torch._foreach_sub(values, averages)  # pyright: ignore[reportPrivateImportUsage]
         torch._foreach_mul_(difference, weight)  # pyright: ignore[reportPrivateImportUsage]
         torch._foreach_add_(averages, difference)  # pyright: ignore[reportPrivateImportUsage]
@@ -87,8 +105,10 @@ class State:
         if self.ema_network is not None:
             tensors |= {f"average.module.{name}": tensor for name, tensor in self.ema_network.state_dict().items()}
             tensors["average.n_averaged"] = self.steps
-        for index, moments in self.optimizer.state_dict()["state"].items():
-            tensors |= {f"optimizer.{index}.{name}": tensor for name, tensor in gather(moments).items()}
+        for index, parameter in enumerate(self.parameters):
+            moments = self.optimizer.state.get(parameter, {})
+            own = {name: torch.as_tensor(each) for name, each in moments.items() if name not in TABLES}
+            tensors |= {f"optimizer.{index}.{name}": tensor for name, tensor in gather(own).items()}
         return Checkpoint(self.update, tensors, {"seconds": self.seconds, "skipped": int(self.skipped)})
 
     def restore(self, checkpoint: Checkpoint) -> None:
@@ -114,6 +134,51 @@ class State:
             self.steps.copy_(groups["average"].pop("n_averaged"))
             averages = groups["average"]
             self.ema_network.load_state_dict({name.removeprefix("module."): one for name, one in averages.items()})
-        self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": moments})
+        self._restore_moments(moments)
         self.update, self.seconds = checkpoint.update, checkpoint.numbers["seconds"]
         self.skipped.fill_(checkpoint.numbers["skipped"])
+
+    def _restore_moments(self, moments: dict[int, dict[str, Tensor]]) -> None:
+        """Give the optimizer its moments of each parameter, by the parameter's place."""
+        eight_bits = self.config.optimizer == "adamw8bit"
+        if any(("state1" in own) != eight_bits for own in moments.values()):
+            raise ValueError("its optimizer was another one")
+        if not eight_bits:
+            self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": moments})
+            return
+        maps = cast(Any, self.optimizer).name2qmap
+        for index, own in moments.items():
+            parameter = self.parameters[index]
+            placed: dict[str, Any] = {name: each.to(parameter.device) for name, each in own.items()}
+            tables = {"qmap1": maps["dynamic"], "qmap2": maps["udynamic"]} if "absmax1" in own else {}
+            tables = {name: table.to(parameter.device) for name, table in tables.items()}
+            self.optimizer.state[parameter] = {**placed, **tables, "step": int(own["step"])}
+
+
+TABLES = ("qmap1", "qmap2")
+"""Of an optimizer of 8 bits, the numbers that its 256 codes stand for: constants."""
+
+
+def _optimizer(parameters: list[nn.Parameter], config: TrainConfig) -> torch.optim.Optimizer:
+    """The optimizer of a configuration.
+
+    Raises:
+        UserError: the extra `bnb` is missing.
+    """
+    if config.optimizer == "adamw8bit":
+        optimizer: Any = bitsandbytes().optim.AdamW8bit
+        return optimizer(parameters, config.learning_rate, weight_decay=config.weight_decay)
+    return torch.optim.AdamW(parameters, config.learning_rate, weight_decay=config.weight_decay, fused=True)
+
+
+def bitsandbytes() -> Any:  # noqa: ANN401  (a module)
+    """The library of the optimizer of 8 bits.
+
+    Raises:
+        UserError: the extra `bnb` is missing.
+    """
+    try:
+        import bitsandbytes
+    except ImportError as error:
+        raise UserError("optimizer adamw8bit needs the extra `bnb`: pip install 'progdist[bnb]'") from error
+    return bitsandbytes

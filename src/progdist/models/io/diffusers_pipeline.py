@@ -36,7 +36,7 @@ FETCHED = (
     "model_index.json",
     "progdist.json",
     *(f"{part}/*.json" for part in ("unet", "transformer", "vae", "vqvae", "scheduler")),
-    *(f"{part}/*.safetensors" for part in ("unet", "transformer", "vae", "vqvae", "safety_checker")),
+    *(f"{part}/*.safetensors" for part in ("unet", "transformer", "vae", "vqvae", "safety_checker", "guidance")),
     *(f"text_encoder{number}/{kind}" for number in ("", "_2", "_3") for kind in ("*.json", "*.safetensors")),
     *(f"tokenizer{number}/{kind}" for number in ("", "_2", "_3") for kind in ("*.json", "*.txt", "spiece.model")),
     *(f"{part}/*.json" for part in ("feature_extractor", "safety_checker")),

@@ -4,13 +4,16 @@
     vae/ or vqvae/                                          of a latent model
     tokenizer/  text_encoder/  ...                          of a text-conditional one, copied from its teacher
     pytorch_lora_weights.safetensors                        what makes it of its teacher, if it is LoRA adapters
+    guidance/                       of a class-conditional one that takes a guidance scale: what it adds to unet/
     progdist.json                   schedule, parameterization, step counts, lineage, versions
 
 The scheduler in the folder visits exactly our grid wherever the step count divides T: trailing timesteps, betas from
 the schedule itself. A stock sampler then makes the images that `progdist sample` makes. A rectified flow with velocity
 output has FlowMatchEulerDiscreteScheduler, which visits our grid at the step count that the student was distilled for
 (see `progdist.models.flow`). Other pairs, (x, eps) among them, have no stock scheduler, and some networks no stock
-pipeline; their folder holds the parts and progdist.json alone.
+pipeline; their folder holds the parts and progdist.json alone. A class-conditional model that
+takes a guidance scale is for stock diffusers the network in unet/ or transformer/, which is the model at its usual
+scale (see `progdist.models.guidance_input`).
 """
 
 import errno
@@ -38,6 +41,7 @@ from progdist._utils.files import FORMAT_VERSION, atomic_write, check_format, ch
 from progdist.diffusion.denoiser import MAX_TIMESTEPS, Denoiser
 from progdist.diffusion.parameterization import PARAMETERIZATIONS
 from progdist.diffusion.schedule import SCHEDULES, Schedule
+from progdist.models.guidance_input import class_guidance, load_class_guidance, save_class_guidance
 from progdist.models.io.model_card import card
 from progdist.models.io.safe_loading import NETWORKS, load_component, network_class, read_autoencoder
 from progdist.models.model import Model
@@ -82,6 +86,8 @@ def save(model: Model, folder: Path) -> None:
 
 def _write(model: Model, network: ModelMixin, target: Path) -> None:
     scheduler = model.scheduler
+    if class_guidance(network):
+        network = save_class_guidance(network, target)
     if is_text_conditional(network):
         if model.text is None or scheduler is None:
             name = type(network).__name__
@@ -147,6 +153,8 @@ def load(folder: Path) -> Model:
     try:
         part = "transformer" if (folder / "transformer").is_dir() else "unet"
         network = load_component(folder, part, network_class(folder / part))
+        if (scales := metadata.get("class_guidance")) is not None:
+            network = load_class_guidance(network, scales, folder)
         denoiser = Denoiser(
             network,
             _schedule(metadata["schedule"]),
@@ -230,6 +238,7 @@ def _description(model: Model) -> dict[str, Any]:
         "training": dict(model.training),
         **({"guidance": model.text.guidance, "negative": model.text.negative} if model.text else {}),
         **({"lora": {"base": model.lora.base, "rank": model.lora.rank}} if model.lora else {}),
+        **({} if model.text or model.guidance is None else {"class_guidance": model.guidance}),
         **({"latent_sides": list(model.text.sides)} if model.text and image_shape(network) is None else {}),
         "versions": {name: version(name) for name in ("progdist", "torch", "diffusers")},
     }

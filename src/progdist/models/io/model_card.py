@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from progdist.models.guidance_input import usual_scale
 from progdist.models.text.kinds import PIPELINES
 
 HEADER = """---
@@ -120,9 +121,10 @@ def card(
     """
     counts = list(description["steps"])
     steps, classes = min(counts, default=256), len(description["classes"])
-    template = _template(stock, classes)
+    template = OURS if "class_guidance" in description else _template(stock, classes)
     labels = f"torch.arange(16) % {classes}" if classes else "None"
     condition = f", class_labels={labels}" if classes else ""
+    condition += f", guidance={_scale(dial):g}" if (dial := description.get("class_guidance")) else ""
     numbers = {
         "channels": latent_shape[0],
         "height": latent_shape[1],
@@ -145,7 +147,7 @@ def card(
         + ("of captions" if "guidance" in description else f"{classes} classes" if classes else "unconditional")
         + f"; trained on {description['data']}.",
         _lineage(description),
-        _guidance(description) if "guidance" in description else "",
+        _guidance(description) if "guidance" in description else _class_guidance(description, stock),
         f"\n```python\n{code}```\n",
         _lora(description["lora"], steps, numbers) if "lora" in description else "",
         _measured(records),
@@ -197,6 +199,21 @@ def _lora(lora: Mapping[str, Any], steps: int, numbers: Mapping[str, Any]) -> st
     return (
         f"The same as LoRA weights of rank {lora['rank']} for {name}, which keeps its own weights; Euler's method with "
         f"trailing timesteps takes the same steps:\n\n```python\n{code}```\n"
+    )
+
+
+def _class_guidance(description: Mapping[str, Any], stock: str | None) -> str:
+    """Which guidance scales a class-conditional model takes, and what stock diffusers makes of it."""
+    if "class_guidance" not in description:
+        return ""
+    least, most = description["class_guidance"]
+    usual = f"{usual_scale((least, most)):g}"
+    away = "Stock diffusers loads " + {None: "its network", "DiTPipeline": "`transformer/`"}.get(stock, "`unet/`")
+    how = ", with `guidance_scale=1` in DiTPipeline" if stock == "DiTPipeline" else ""
+    return (
+        f"`guidance` is an input, from {least:g} to {most:g}, by a part `guidance/` beside the network: each step "
+        f"calls the network once. {away} without that part, which is this model at a guidance of {usual}{how}; any "
+        "other scale needs progdist, as below."
     )
 
 

@@ -1,9 +1,10 @@
 """ONNX export of the whole sampling loop: noise in, images out.
 
-    noise (B, C, H, W) float32 [, labels (B,) int64]  ->  images (B, C, H, W), about [-1, 1]
+    noise (B, C, H, W) float32 [, labels (B,) int64 [, guidance (B,) float32]]  ->  images (B, C, H, W), about [-1, 1]
 
-A latent model's noise is of its latents, and its decoder is within. The batch is free, the number of steps is fixed. No
-progdist, torch or diffusers is needed to run it.
+A guidance scale is an input of a class-conditional model that takes one. A latent model's noise is of its latents, and
+its decoder is within. The batch is free, the number of steps is fixed. No progdist, torch or diffusers is needed to run
+it.
 """
 
 import warnings
@@ -35,9 +36,10 @@ class Loop(nn.Module):
         self.denoiser, self.grid, self.autoencoder = model.denoiser, time_grid(steps).tolist(), model.autoencoder
         self.decoder = model.autoencoder.network if model.autoencoder else None
 
-    def forward(self, noise: Tensor, labels: Tensor | None = None) -> Tensor:
-        """Images from noise (B, C, H, W) and labels (B,)."""
+    def forward(self, noise: Tensor, labels: Tensor | None = None, guidance: Tensor | None = None) -> Tensor:
+        """Images from noise (B, C, H, W), labels (B,) and guidance scales (B,)."""
         condition_kwargs = {} if labels is None else condition(self.denoiser.network, labels)
+        condition_kwargs |= {} if guidance is None else {"guidance": guidance}
         z, schedule = noise, self.denoiser.schedule
         for now, then in zip(self.grid[:-2], self.grid[1:-1], strict=True):
             t, s = (torch.tensor(time, dtype=torch.float64) for time in (now, then))
@@ -70,23 +72,19 @@ def export_onnx(model: Model, steps: int | None, out: Path) -> int:
     if (size := sum(4 * each.numel() for part in parts for each in part.parameters())) > MAX_BYTES:
         raise UserError(f"the weights are {size / 2**30:.1f} GiB, and one ONNX file holds 2: sample the folder instead")
     batch = torch.export.Dim("batch", min=1, max=4096)
-    inputs: tuple[Tensor, ...] = (torch.randn(2, *model.shape),)
-    dynamic: list[dict[int, object]] = [{0: batch}]
-    names = ["noise"]
+    inputs = {"noise": torch.randn(2, *model.shape)}
     if model.classes:
-        inputs, dynamic, names = (
-            (*inputs, torch.zeros(2, dtype=torch.int64)),
-            [*dynamic, {0: batch}],
-            ["noise", "labels"],
-        )
+        inputs["labels"] = torch.zeros(2, dtype=torch.int64)
+    if model.guidance is not None:
+        inputs["guidance"] = torch.ones(2)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the exporter's, about its own parts
         program = torch.onnx.export(
             Loop(model, steps).eval(),
-            inputs,
+            tuple(inputs.values()),
             dynamo=True,
-            dynamic_shapes=dynamic,
-            input_names=names,
+            dynamic_shapes=[{0: batch}] * len(inputs),
+            input_names=list(inputs),
             output_names=["images"],
             verbose=False,
         )

@@ -9,10 +9,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from progdist._utils.errors import UserError
 from progdist.data.latents import split_label
 from progdist.models.model import Model
-from progdist.models.text.pipeline import takes_guidance
 
 Rows = Callable[[Tensor], Mapping[str, Tensor]]
 """Captions' numbers (B,) on the CPU -> their embeddings by name, (B, ...) on the CPU, of any precision."""
@@ -82,7 +80,7 @@ def prompt_conditions(model: Model, prompts: Sequence[str], guidance: float | No
         guidance: the scale; None for the stock pipeline's usual one, or where the model takes none.
 
     Raises:
-        UserError: the model has no dial and a guidance is given, or as in `TextPipeline.encoder`.
+        UserError: a guidance is given to a model that takes none, or as in `TextPipeline.encoder`.
     """
     assert model.text is not None
     encoder = model.text.encoder(next(model.denoiser.parameters()).device)
@@ -91,19 +89,4 @@ def prompt_conditions(model: Model, prompts: Sequence[str], guidance: float | No
     conditions = CaptionConditions(
         lambda numbers: {name: rows[places[numbers]] for name, rows in table.items()}, model.text.constants(model.image)
     )
-    return conditions.at(dial(model, guidance))
-
-
-def dial(model: Model, guidance: float | None) -> float | None:
-    """The guidance scale that a model is given: what is asked for, or the usual one; None for a model without a dial.
-
-    Raises:
-        UserError: a guidance is asked of a model that takes none.
-    """
-    taken = model.text.guidance if model.text else None
-    if model.text and takes_guidance(model.denoiser.network):
-        return model.text.usual_guidance if guidance is None else guidance
-    if guidance is not None:
-        what = f"was distilled with a guidance of {taken:g}" if taken is not None else "takes no guidance scale"
-        raise UserError(f"--guidance {guidance:g} was given, and the model {what}: leave it")
-    return None
+    return conditions.at(model.scale(guidance))

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from progdist._utils.errors import UserError
 from progdist._utils.files import read_json
 from progdist.diffusion.denoiser import call_network
+from progdist.models.guidance_input import class_arguments, class_guidance
 from progdist.models.text.kinds import PIPELINES, PipelineKind
 from progdist.models.text.stock import PromptEncoder, guidance_embedding, prompt_encoder
 from progdist.models.text.transformers import TRANSFORMERS
@@ -201,7 +202,9 @@ def network_arguments(network: nn.Module) -> Callable[..., Mapping[str, Any]]:
     """What turns a condition into the keyword arguments of a stock network."""
     if isinstance(network, UNet2DConditionModel):
         return partial(_unet_arguments, guidance_input(network))
-    return partial(_transformer_arguments, takes_guidance(network)) if type(network) in TRANSFORMERS else dict
+    if type(network) in TRANSFORMERS:
+        return partial(_transformer_arguments, takes_guidance(network))
+    return class_arguments if class_guidance(network) else dict
 
 
 def network_interface(network: nn.Module) -> dict[str, Any]:

@@ -24,7 +24,7 @@ from progdist.evaluation.generate import sampling_noise
 from progdist.evaluation.sampling import sample_in_batches
 from progdist.models.io.folder import load
 from progdist.models.model import Model
-from progdist.models.text.conditions import CaptionConditions, dial, prompt_conditions
+from progdist.models.text.conditions import CaptionConditions, prompt_conditions
 from progdist.models.text.pipeline import trial_condition
 from progdist.models.unet import Conditions, class_conditions
 from progdist.recipes.files import read_recipe
@@ -127,7 +127,7 @@ class Playable:
             "methods": [] if self.model.steps else list(SOLVERS),
             "classes": list(self.model.classes),
             "text": self.model.text is not None,
-            "guidance": self.guidance and [*self.guidance, dial(self.model, None)],
+            "guidance": self.guidance and [*self.guidance, self.model.scale(None)],
         }
 
     def draw(self, wanted: Wanted) -> dict[str, Any]:
@@ -174,7 +174,7 @@ class Playable:
         """What tells the network the class or the prompt; a prompt is encoded once."""
         if self.model.text is None:
             return class_conditions(self.model.denoiser.network)
-        return self._encoded(wanted.prompt).at(dial(self.model, wanted.guidance))
+        return self._encoded(wanted.prompt).at(self.model.scale(wanted.guidance))
 
     @cached_property
     def _encoded(self) -> Any:  # noqa: ANN401  (a function with a cache)

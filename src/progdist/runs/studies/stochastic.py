@@ -55,7 +55,6 @@ def stochastic(finished: Path, levels: int, most: int, callback: Callback) -> st
     for steps in counts:
         for model_kind, name in ((TEACHER, "teacher"), (STUDENT, student_name(steps))):
             model = model_folder.load(run.folder.model(name))
-            model.denoiser.to(run.distributed.device)
             records += _all_methods(evaluator, folder, model_kind, model, steps, levels)
             best = _best(records, model_kind, steps)
             level = "" if best["level"] is None else f" (level {best['level']:.1f})"

@@ -5,27 +5,29 @@ forward and back (g), and per update of the optimiser (o). A stage of U updates 
 
     U (B (k f + g) + o)
 
-and holds the weights w, gradients w, Adam's moments 2 w, the average or the frozen teacher w, or both, and what one
-microbatch saves for the way back; of a low-rank student, w once. With the target `tract` k is 2.
+With the target `tract` k is 2. What it holds is counted without running it (see `memory`), and where that is more than
+there is here nothing is timed.
 """
 
 import copy
+import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from progdist._utils.precision import autocast, enable_gradient_checkpointing
+from progdist._utils.precision import autocast, enable_gradient_checkpointing, resolve
 from progdist.data.sources import load_images
 from progdist.diffusion.denoiser import Denoiser
 from progdist.diffusion.loss import WEIGHTINGS, denoising_loss
+from progdist.models.guidance_input import with_class_guidance
 from progdist.models.io.diffusers_pipeline import read_teacher
 from progdist.models.model import Model
-from progdist.models.text.pipeline import takes_guidance, trial_condition
+from progdist.models.text.pipeline import network_arguments, takes_guidance, trial_condition, with_guidance_input
 from progdist.recipes.recipe import Recipe, student_name
-from progdist.recipes.training import train_config
+from progdist.runs.estimate.memory import Memory, activation_bytes, training_memory
 from progdist.runs.stages import needs_stage_0, untrained
 from progdist.training.config import TrainConfig
 
@@ -35,43 +37,60 @@ LONG_ENOUGH = 1.0
 
 @dataclass(frozen=True)
 class Rates:
-    """Seconds: of one evaluation and one training pass per example, of one optimiser step; bytes saved per example."""
+    """Seconds: of one evaluation and one training pass per example, of one optimiser step."""
 
     evaluation: float
     training: float
     optimizer: float
-    saved: int
 
 
 @dataclass(frozen=True)
 class Part:
-    """One model of the run, or its evaluation: its updates, batch, the network evaluations of both roles, the hours."""
+    """One model of the run, or its evaluation: updates, batch, network evaluations of both roles, hours if timed."""
 
     name: str
     updates: int
     batch: int
     frozen_evaluations: int
     trained_evaluations: int
-    hours: float
+    hours: float | None
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """A run estimated; memory in bytes."""
+    """A run estimated.
+
+    Attributes:
+        parameters: of the teacher's network.
+        image: (channels, height, width).
+        classes: how many.
+        heaviest: the model whose training takes most memory.
+        memory: what that takes.
+        capacity: bytes of the device found, or as stated.
+        device: the one found.
+        rates: None where the run does not fit the device found, and was not timed.
+        parts: models and evaluation.
+    """
 
     parameters: int
     image: tuple[int, int, int]
     classes: int
-    memory: int
+    heaviest: str
+    memory: Memory
+    capacity: int
     device: str
-    rates: Rates
+    rates: Rates | None
     parts: tuple[Part, ...]
 
 
-def estimate(recipe: Recipe) -> Estimate:
-    """Build a recipe's network, time it here, and add up.
+def estimate(recipe: Recipe, capacity: int | None = None) -> Estimate:
+    """Build a recipe's network, count what it holds, time it here if it fits, and add up.
 
     The data are opened only where the recipe does not state their size, channels and, if it needs them, classes.
+
+    Args:
+        recipe: of the run.
+        capacity: bytes of the device that the run is meant for; None for those of the one found.
 
     Raises:
         UserError: as in `run`, before its training.
@@ -79,16 +98,15 @@ def estimate(recipe: Recipe) -> Estimate:
     model = _model(recipe)
     denoiser = model.denoiser
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    denoiser.to(device)
     taken, guided = recipe.teacher.model is not None, _is_guided(recipe, model)
-    teacher_config = recipe.conversion_config() if taken else train_config(recipe.teacher)
+    configs = recipe.train_configs()
     if taken and not needs_stage_0(recipe, model):
-        teacher_config = replace(teacher_config, updates=0)
-    configs = [teacher_config, *(recipe.student_config(link) for link in recipe.distill.links())]
+        configs[0] = replace(configs[0], updates=0)
     microbatch = max(config.batch // config.gradient_accumulation_steps for config in configs)
-    rates = measure(denoiser, model.shape, microbatch, configs[-1])
-    weights = sum(parameter.nbytes for parameter in denoiser.network.parameters())
-    parts = [_part("teacher", teacher_config, int(taken) * (2 if guided else 1), rates)]
+    heaviest, memory = heaviest_stage(recipe, model, configs, device)
+    here = _bytes_of(device)
+    rates = measure(denoiser.to(device), model.shape, microbatch, configs[-1]) if memory.total <= here else None
+    parts = [_part("teacher", configs[0], int(taken) * (2 if guided else 1), rates)]
     for link, config in zip(recipe.distill.links(), configs[1:], strict=True):
         frozen = 2 if recipe.distill.target == "tract" else link.substeps
         parts.append(_part(student_name(link.steps), config, frozen, rates))
@@ -97,7 +115,9 @@ def estimate(recipe: Recipe) -> Estimate:
         parameters=sum(parameter.numel() for parameter in denoiser.network.parameters()),
         image=model.image,
         classes=len(model.classes),
-        memory=(1 if configs[-1].lora_rank else 6 if recipe.distill.ema else 5) * weights + microbatch * rates.saved,
+        heaviest=heaviest,
+        memory=memory,
+        capacity=here if capacity is None else capacity,
         device=torch.cuda.get_device_name() if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads",
         rates=rates,
         parts=tuple(parts),
@@ -122,20 +142,65 @@ def _model(recipe: Recipe) -> Model:
     return untrained(recipe, images.shape, images.classes, images.name)
 
 
-def _part(name: str, config: TrainConfig, substeps: int, rates: Rates) -> Part:
+def _bytes_of(device: torch.device) -> int:
+    """The memory of a device."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_properties(device).total_memory
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def heaviest_stage(
+    recipe: Recipe, model: Model, configs: Sequence[TrainConfig], device: torch.device
+) -> tuple[str, Memory]:
+    """The model whose training takes most memory, and what it takes.
+
+    Args:
+        recipe: of the run.
+        model: its teacher, as given or untrained.
+        configs: of the teacher's training or stage 0, and of every student's.
+        device: on which all of it lies; models at rest count where that is the CPU.
+    """
+    taken, guidance, network = recipe.teacher.model is not None, recipe.conversion.guidance, model.denoiser.network
+    if isinstance(guidance, tuple) and not takes_guidance(network):
+        network = with_guidance_input(network) if model.text else with_class_guidance(network, guidance)
+    denoiser = model.denoiser.with_parts(network=network, arguments=network_arguments(network))
+    whole = sum(parameter.nbytes for parameter in network.parameters()) if device.type == "cpu" else 0
+    names = ["teacher", *(student_name(link.steps) for link in recipe.distill.links())]
+    found: dict[tuple[TrainConfig, int, int], tuple[str, Memory]] = {}
+    for number, (name, config) in enumerate(zip(names, configs, strict=True)):
+        resting = (int(taken) + min(number, 2)) * whole
+        taught = int(taken or number > 0) + int(recipe.lora is not None and number > 0)  # the pipeline's own weights
+        key = (replace(config, updates=1, learning_rate=1.0, warmup=0), taught, resting)
+        if key in found or not config.updates:
+            continue
+        bf16 = resolve(config.precision, device) == "bf16"
+        share = config.batch // config.gradient_accumulation_steps
+        activations = activation_bytes(denoiser, model.shape, share, config, bf16=bf16)
+        memory = training_memory(network, config, taught=taught, bf16=bf16, activations=activations, resting=resting)
+        if device.type == "cpu" and not bf16:  # a frozen teacher in float32 is itself at rest
+            memory = replace(memory, teacher=0)
+        found[key] = name, memory
+    return max(found.values(), key=lambda each: each[1].total)
+
+
+def _part(name: str, config: TrainConfig, substeps: int, rates: Rates | None) -> Part:
     examples = config.updates * config.batch
-    seconds = examples * (substeps * rates.evaluation + rates.training) + config.updates * rates.optimizer
-    return Part(name, config.updates, config.batch, substeps * examples, examples, seconds / 3600)
+    hours = None
+    if rates:
+        seconds = examples * (substeps * rates.evaluation + rates.training) + config.updates * rates.optimizer
+        hours = seconds / 3600
+    return Part(name, config.updates, config.batch, substeps * examples, examples, hours)
 
 
-def _evaluation(recipe: Recipe, rates: Rates, guided: bool) -> Part:
+def _evaluation(recipe: Recipe, rates: Rates | None, guided: bool) -> Part:
     """Teacher and students at all counts that are measured."""
     measurements = recipe.measurements()
     steps = sum(steps for _, steps in measurements)
     if recipe.teacher.model is not None:  # as it was given, too
         steps += measurements[0][1] * (2 if guided else 1)
     evaluations = recipe.evaluate.samples * steps
-    return Part("evaluation", 0, recipe.evaluate.batch, evaluations, 0, evaluations * rates.evaluation / 3600)
+    hours = evaluations * rates.evaluation / 3600 if rates else None
+    return Part("evaluation", 0, recipe.evaluate.batch, evaluations, 0, hours)
 
 
 def measure(denoiser: Denoiser, shape: tuple[int, int, int], most: int, config: TrainConfig) -> Rates:
@@ -167,8 +232,7 @@ def measure(denoiser: Denoiser, shape: tuple[int, int, int], most: int, config: 
         if took > LONG_ENOUGH or batch == most:
             break
         batch = min(2 * batch, most)
-    saved = _saved_bytes(passes, denoiser.network) // batch
-    return Rates(_seconds(evaluates, device) / batch, took / batch, _seconds(optimizer.step, device), saved)
+    return Rates(_seconds(evaluates, device) / batch, took / batch, _seconds(optimizer.step, device))
 
 
 def _seconds(work: Callable[[], object], device: torch.device) -> float:
@@ -183,19 +247,3 @@ def _seconds(work: Callable[[], object], device: torch.device) -> float:
         wait()
         took.append(time.perf_counter() - started)
     return min(took)
-
-
-def _saved_bytes(work: Callable[[], object], network: nn.Module) -> int:
-    """Bytes that autograd keeps for the way back, without the weights."""
-    weights = {parameter.untyped_storage().data_ptr() for parameter in network.parameters()}
-    kept: dict[int, int] = {}
-
-    def pack(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in weights:
-            kept[storage.data_ptr()] = storage.nbytes()
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        work()
-    return sum(kept.values())

@@ -1,0 +1,1 @@
+"""Estimates of a run before it begins: hours and memory."""

@@ -1,0 +1,136 @@
+r"""What the training of one network holds on its device, in bytes, without building or running it there.
+
+    weights      4 n of the student; of a low-rank student its adapters alone
+    gradients    4 for each weight that is trained
+    moments      8 for each of them; with adamw8bit 2, and 8 for every 256, of tensors of 4,096 numbers or more
+    average      4 for each of them, where the weights are averaged
+    teacher      4 n, or 2 n of what is held in bf16 (see `progdist._utils.placement`); a low-rank student shares them
+    activations  what autograd keeps for the way back: some for every example, and what is kept whatever the batch
+    at rest      where the device is the CPU, the run's other models, 4 n each
+
+Activations are counted on fake tensors of the CPU, which have shapes and no numbers. Beside all of this a pass holds
+what it needs for a moment: the output of a layer and its gradient, and with gradient checkpointing those of one block.
+"""
+
+import copy
+import math
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from progdist._utils.placement import bytes_at_work
+from progdist._utils.precision import autocast, enable_gradient_checkpointing
+from progdist.diffusion.denoiser import Denoiser
+from progdist.models.text.pipeline import trial_condition
+from progdist.training.config import TrainConfig
+from progdist.training.lora import add_lora
+
+EIGHT_BITS_FROM, BLOCK = 4096, 256
+"""bitsandbytes keeps moments in 8 bits of tensors of so many numbers, with one more number for each block of them."""
+
+Shape = tuple[int, int, int]
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes on the device while one network trains."""
+
+    weights: int
+    gradients: int
+    moments: int
+    average: int
+    teacher: int
+    activations: int
+    resting: int
+
+    @property
+    def total(self) -> int:
+        """All of it."""
+        return sum(asdict(self).values())
+
+
+def training_memory(
+    network: nn.Module, config: TrainConfig, *, taught: int, bf16: bool, activations: int = 0, resting: int = 0
+) -> Memory:
+    """What a stage holds.
+
+    Args:
+        network: the student's, on any device; left as it is.
+        config: of the stage.
+        taught: how many frozen networks of the same size there are: the teacher, and of a student with `lora` what its
+            adapters are of.
+        bf16: whether both compute in bf16.
+        activations: bytes that autograd keeps.
+        resting: bytes of models at rest on the same device.
+    """
+    network = copy.deepcopy(network, _on(torch.device("meta"), network))
+    teacher = taught * bytes_at_work(network, bf16)
+    student = add_lora(network, config.lora_rank, 0) if config.lora_rank else network
+    trained = [each for each in student.parameters() if each.requires_grad or not config.lora_rank]
+    learnt = sum(each.nbytes for each in trained)
+    moments = sum(_moments(each.numel(), config) for each in trained)
+    return Memory(learnt, learnt, moments, learnt if config.ema else 0, teacher, activations, resting)
+
+
+def _moments(count: int, config: TrainConfig) -> int:
+    """Bytes of both moments of a tensor of so many numbers."""
+    if config.optimizer == "adamw8bit" and count >= EIGHT_BITS_FROM:
+        return 2 * (count + 4 * math.ceil(count / BLOCK))
+    return 8 * count
+
+
+def activation_bytes(denoiser: Denoiser, shape: Shape, batch: int, config: TrainConfig, *, bf16: bool) -> int:
+    """Bytes that autograd keeps of a batch (B, C, H, W) = (batch, *shape) for the way back, without the weights.
+
+    Of a linear model of the batch, a + b B, through batches of 1 and 2.
+    """
+    one, two = (_kept_by_a_batch(denoiser, shape, count, config, bf16=bf16) for count in (1, 2))
+    return one + (batch - 1) * (two - one)
+
+
+def _kept_by_a_batch(denoiser: Denoiser, shape: Shape, batch: int, config: TrainConfig, *, bf16: bool) -> int:
+    device, precision = torch.device("cpu"), "bf16" if bf16 else "float32"
+    mode = FakeTensorMode(allow_non_fake_inputs=True)
+    with mode:
+        network = copy.deepcopy(denoiser.network, _on(device, denoiser.network))
+    if config.gradient_checkpointing:
+        enable_gradient_checkpointing(network.train())
+    trial = denoiser.with_network(network)
+    with mode:
+        z, timestep, told = torch.randn(batch, *shape), torch.ones(batch), trial_condition(network, batch, device)
+
+        def passes() -> None:
+            with autocast(device, precision):
+                loss = trial.output(z, timestep, **told).square().mean()
+            loss.backward()
+
+        return kept_bytes(passes, network)
+
+
+def _on(device: torch.device, network: nn.Module) -> dict[int, Tensor]:
+    """Empty tensors on a device by the identities of a network's, with which to copy it."""
+    empty = partial(torch.empty, device=device)
+    found: dict[int, Tensor] = {id(each): empty(each.shape, dtype=each.dtype) for each in network.buffers()}
+    for each in network.parameters():
+        found[id(each)] = nn.Parameter(empty(each.shape, dtype=each.dtype), each.requires_grad)
+    return found
+
+
+def kept_bytes(work: Callable[[], object], network: nn.Module) -> int:
+    """Bytes that autograd keeps of work for the way back, without the weights."""
+    weights = {parameter.untyped_storage()._cdata for parameter in network.parameters()}
+    kept: dict[int, torch.UntypedStorage] = {}
+
+    def pack(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage._cdata not in weights:
+            kept[storage._cdata] = storage
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        work()
+    return sum(storage.nbytes() for storage in kept.values())
