@@ -31,6 +31,7 @@ from progdist.recipes.from_teacher import recipe_for_teacher
 from progdist.runs import run as run_module
 from progdist.runs import stage_trainer
 from progdist.runs.run import open_run
+from progdist.training import loop
 from progdist.training.lora import add_lora, load_adapter, merge_lora
 from progdist.training.state import State
 from support.commands import SilentCallback, call
@@ -250,7 +251,7 @@ def test_a_stage_trains_beside_its_teacher_alone(pairs: Path, monkeypatch: pytes
     working: list[nn.Module] = []
     trainings: list[tuple[list[nn.Module], list[str]]] = []
     encoded: list[list[nn.Module]] = []
-    encode, fit = Autoencoder.encode, stage_trainer.train
+    encode, fit = Autoencoder.encode, loop.train
 
     @contextmanager
     def watched(network: nn.Module, device: torch.device, precision: Precision = "float32") -> Iterator[None]:

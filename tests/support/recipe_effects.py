@@ -129,7 +129,7 @@ def evaluated_scale_of(recipe: Recipe) -> Any:  # noqa: ANN401
     )
     network = with_class_guidance(model.denoiser.network, (1.0, 8.0))
     given = Teacher(replace(model, denoiser=model.denoiser.with_network(network)), ())
-    run = Run(recipe, open_images(recipe.data), given, RunFolder(Path("/nowhere")), SilentCallback(), Distributed())
+    run = replace(make_run(recipe), given=given)
     return run.conditions(given.model)({"labels": torch.zeros(2, dtype=torch.int64)})["guidance"].tolist()
 
 
