@@ -184,8 +184,8 @@ def test_guidance_is_learned_where_it_is_known_exactly(guidance: float | tuple[f
     student = progdist.distill(teacher, data, [32, 16], guidance=guidance, **how)
     noise, labels = torch.randn(64, 2), torch.full((64,), 2)
     for scale in (3.0,) if isinstance(guidance, float) else (1.0, 2.0, 4.0):
-        told = {} if isinstance(guidance, float) else {"guidance": scale}
-        made = progdist.sample(student, noise, 16, label=labels, **told)
+        told = None if isinstance(guidance, float) else scale
+        made = progdist.sample(student, noise, 16, label=labels, guidance=told)
         exact = progdist.sample(exact_teacher(mean=scale), noise, 16)
         assert float((made - exact).abs().mean()) < 0.1
     assert not teacher.network.get_parameter("p").any()

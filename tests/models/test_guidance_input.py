@@ -220,7 +220,7 @@ def test_a_student_learns_what_guidance_does() -> None:
         return {"x": x, "eps": torch.randn_like(x), "u": u, "class_labels": labels, "guidance": guidance}
 
     def loss(**batch: Tensor) -> Tensor:
-        return conversion_loss(denoiser, teacher, **batch, weighting=WEIGHTINGS["constant"]).mean()  # pyright: ignore
+        return conversion_loss(denoiser, teacher, **batch, weighting=WEIGHTINGS["constant"]).mean()
 
     for _ in range(120):
         loss(**batch(16)).backward()
