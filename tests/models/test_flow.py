@@ -22,10 +22,11 @@ def test_the_step_count_alone_gives_our_grid(shift: float, timesteps: int) -> No
         torch.testing.assert_close(again.timesteps.double(), timesteps * exact[:-1], rtol=0, atol=1e-6 * timesteps)
 
 
-def test_every_shift_has_a_scheduler_at_few_steps() -> None:
-    """T > 4 N (N - 1), as the module says."""
+def test_every_shift_has_a_scheduler_at_few_steps_and_usual_ones_at_any() -> None:
+    """Where T > 4 N (N - 1); and up to (1 + sqrt(T)) / 2 at any number of them."""
     for steps in range(1, 17):
         assert all(stock_shift(shift, 1000, steps) for shift in (0.01, 0.5, 2.0, 10.0, 100.0, 1000.0))
+    assert all(stock_shift((1 + 1000**0.5) / 2, 1000, steps) for steps in range(1, 1001))
     assert stock_shift(20.0, 1000, 500) is None
 
 

@@ -13,7 +13,7 @@ c = a / (T + S - 1) and a = (T - 1) / (N - 1) that is a quadratic equation,
     (s - 1) S^2 - b S + s N a = 0,    b = s N a - (s - 1) (T - 1) = (T - 1) (1 + s / (N - 1))
 
 of which the root near s is S = 2 s N a / (b + sqrt(b^2 - 4 (s - 1) s N a)). For s = 1 it is 1. It is real for every s
-where T > 4 N (N - 1), and for shifts to about T / (4 s) at any N.
+where T > 4 N (N - 1), and at every N for s up to (1 + sqrt(T)) / 2, about 16 for T = 1000.
 """
 
 import math

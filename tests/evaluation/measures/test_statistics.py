@@ -126,6 +126,9 @@ def test_mistakes_are_one_line(tmp_path: Path) -> None:
             make_statistics(spaces, images, tmp_path / out, kept)
     for plan, message in (
         (Plan(("pixels",), weights={"inception": Path("a")}), "weights inception=a is of nothing that is measured"),
+        (Plan(("digits",), ("inception_score",), {"inception": Path("a")}), "weights inception=a is of nothing that"),
+        (Plan(("pixels", "digits", "pixels")), "features pixels is named twice: name it once"),
+        (Plan(("pixels",), ("precision_recall",) * 2), "metric precision_recall is named twice"),
         (Plan(("pixels",), references={"digits": Path("a")}), "reference digits=a is of nothing"),
         (Plan(("pixels",), ("inception_score",)), "inception_score is of a classifier's features"),
         (Plan(("pixels",), ("clip_score",)), "clip_score is of captions"),

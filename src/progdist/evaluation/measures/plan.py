@@ -86,9 +86,11 @@ class Plan:
         Raises:
             UserError: a name is unknown or has no effect, or weights or statistics cannot be read.
         """
-        networks = {name.partition("_")[0] for name in self.features} | {
-            name.partition("_")[0] for name in self.metrics
-        }
+        networks = {name.partition("_")[0] for name in self.features}
+        networks |= {"clip"} if "clip_score" in self.metrics else set()
+        for kind, named in (("features", self.features), ("metric", self.metrics)):
+            if again := [name for place, name in enumerate(named) if name in named[:place]]:
+                raise UserError(f"{kind} {again[0]} is named twice: name it once")
         for kind, names, known in (("weights", self.weights, networks), ("reference", self.references, self.features)):
             if idle := [name for name in names if name not in known]:
                 raise UserError(f"{kind} {idle[0]}={names[idle[0]]} is of nothing that is measured: leave it")

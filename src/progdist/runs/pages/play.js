@@ -40,13 +40,19 @@ const request = index => {
 
 const waiting = new Set();
 let working = false;
-const draw = async indices => {  // one after the other; what changes meanwhile is drawn once more, as it is then
-  indices.forEach(index => { waiting.add(index); cards[index].card.classList.add("busy"); });
+const draw = async indices => {  // one after the other, fewest steps first; what changes meanwhile is drawn once more
+  indices.forEach(index => {
+    const { card } = cards[index];
+    waiting.add(index);
+    card.classList.add("busy");
+    if (!card.querySelector("img").src) card.querySelector("small").textContent = "drawing…";
+  });
   $("scale").textContent = $("guidance").value;
   if (working) return;
   working = true;
   while (waiting.size) {
-    const index = Math.min(...waiting), { card } = cards[index], small = card.querySelector("small");
+    const index = [...waiting].reduce((least, other) => cards[other].count() < cards[least].count() ? other : least);
+    const { card } = cards[index], small = card.querySelector("small");
     waiting.delete(index);
     let made;
     try {

@@ -6,7 +6,6 @@ image by image.
 
 import base64
 import io
-import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -40,6 +39,9 @@ SOLVERS = ("ddim", "dpmpp")
 LONGEST_PROMPT = 1000
 """Characters."""
 
+LARGEST_GUIDANCE = 1000.0
+"""Far beyond any scale that is used."""
+
 
 @dataclass(frozen=True)
 class Wanted:
@@ -72,7 +74,7 @@ class Wanted:
         if not isinstance(prompt, str) or len(prompt) > LONGEST_PROMPT:
             raise UserError(f"prompt is no text of at most {LONGEST_PROMPT} characters: shorten it")
         if guidance is not None and not _is_scale(guidance):
-            raise UserError(f"guidance is {str(guidance)[:20]}, expected a positive number")
+            raise UserError(f"guidance is {str(guidance)[:20]}, expected a positive number up to {LARGEST_GUIDANCE:g}")
         return cls(
             seed=_whole(told, "seed", 0, 2**32 - 1),
             steps=_whole(told, "steps", 1, 2**20),
@@ -84,7 +86,7 @@ class Wanted:
 
 
 def _is_scale(number: object) -> bool:
-    return isinstance(number, int | float) and not isinstance(number, bool) and math.isfinite(number) and number > 0
+    return isinstance(number, int | float) and not isinstance(number, bool) and 0 < number <= LARGEST_GUIDANCE
 
 
 def _whole(told: Mapping[str, Any], name: str, least: int, most: int) -> int:

@@ -179,7 +179,7 @@ def _slides(folder: RunFolder, rows: list[dict[str, Any]]) -> list[dict[str, Any
         for model, title in TITLES.items():
             path = folder.grid(model, row["steps"])
             if model in row and path.is_file():
-                picture, width, height = _embedded(path, path.stat().st_mtime_ns)
+                picture, width, height = embedded(path, path.stat().st_mtime_ns)
                 numbers = {"frechet": row[model]["frechet"], "rmse": row[model]["rmse"]}
                 size = {"image": picture, "width": width, "height": height}
                 shown.append({"model": model, "title": title, **numbers, **size})
@@ -188,7 +188,7 @@ def _slides(folder: RunFolder, rows: list[dict[str, Any]]) -> list[dict[str, Any
 
 
 @lru_cache(maxsize=128)
-def _embedded(path: Path, changed: int) -> tuple[str, int, int]:
+def embedded(path: Path, changed: int) -> tuple[str, int, int]:
     """An image as a data URI, no side over LARGEST; its width and height. `changed` is when the file was."""
     with Image.open(path) as image:
         if max(image.size) <= LARGEST:

@@ -9,6 +9,7 @@ type; the page itself loads nothing from elsewhere, and its policy forbids it.
 
 import json
 import secrets
+import sys
 import threading
 from collections.abc import Callable, Sequence
 from http import HTTPStatus
@@ -52,6 +53,11 @@ class PlayServer(ThreadingHTTPServer):
     def url(self) -> str:
         """Where the page is."""
         return f"http://{ADDRESS}:{self.server_port}/"
+
+    def handle_error(self, request: Any, client_address: Any) -> None:  # noqa: ANN401  (as socketserver has it)
+        """Say what went wrong in a request, unless the page was only closed or loaded anew while it waited."""
+        if not isinstance(sys.exc_info()[1], ConnectionError):
+            super().handle_error(request, client_address)
 
     def hosts(self) -> set[str]:
         """What this server is called by pages that it served."""
@@ -102,7 +108,7 @@ class _Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         """The page."""
         if self.headers.get("Host") not in self.play.hosts():
-            self._answer(HTTPStatus.FORBIDDEN, {"error": "this page is for the machine it runs on"})
+            self._answer(HTTPStatus.FORBIDDEN, {"error": f"this page is for its own machine, at {self.play.url}"})
         elif self.path != "/":
             self._answer(HTTPStatus.NOT_FOUND, {"error": "there is no such page"})
         else:
@@ -114,10 +120,10 @@ class _Handler(BaseHTTPRequestHandler):
         host, length = self.headers.get("Host"), self.headers.get("Content-Length", "")
         origin = self.headers.get("Origin", f"http://{host}")
         if host not in self.play.hosts() or origin != f"http://{host}":
-            self._answer(HTTPStatus.FORBIDDEN, {"error": "this page is for the machine it runs on"})
+            self._answer(HTTPStatus.FORBIDDEN, {"error": f"this page is for its own machine, at {self.play.url}"})
         elif self.path != "/draw" or self.headers.get_content_type() != "application/json":
             self._answer(HTTPStatus.NOT_FOUND, {"error": "ask for /draw with application/json"})
-        elif not length.isdecimal() or int(length) > LONGEST_BODY:
+        elif not length.isdecimal() or len(length) > len(str(LONGEST_BODY)) or int(length) > LONGEST_BODY:
             self._answer(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, {"error": f"a request has up to {LONGEST_BODY} bytes"})
         else:
             self._draw(self.rfile.read(int(length)))

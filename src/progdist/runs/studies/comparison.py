@@ -4,14 +4,12 @@ A run's folder stands for its students. Each model is compared with the one of t
 or else with the very first; the ratio of their Frechet distances has an interval over resamples of the same rows.
 """
 
-import base64
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from string import ascii_lowercase
 from tempfile import TemporaryDirectory
 
-import jinja2
 from torch import Tensor
 
 from progdist._utils.errors import UserError
@@ -26,6 +24,7 @@ from progdist.evaluation.metrics import summary_quality
 from progdist.models.io.folder import load
 from progdist.models.model import Model
 from progdist.runs.folder import Record
+from progdist.runs.pages.report import embedded, template
 
 
 @dataclass(frozen=True)
@@ -121,7 +120,7 @@ def comparison(
             )
     instruments = plan.open(first.image, captions=first.text is not None)
     data = data_features(instruments, fitted, max(options.count, 10_000), options.seed)
-    measured, grids = list[list[Sampled]](), list[str]()
+    measured, grids = list[list[Sampled]](), list[Record]()
     for label, entry, model in zip(ascii_lowercase, listed, models, strict=False):
         notify(f"{label}: {entry.folder}")
         own = replace(of_captions(model, options, fitted), steps=entry.steps)
@@ -129,7 +128,10 @@ def comparison(
         measured.append(found)
         grids.append(grid)
     records = [record for space in zip(*measured, strict=True) for record in _compared(space)]
-    atomic_write(out, _page(records, grids, options).encode())
+    warnings = list(dict.fromkeys(record["warning"] for record in records if record["warning"]))
+    for warning in warnings:
+        notify(f"warning: {warning}")
+    atomic_write(out, _page(records, grids, warnings, options).encode())
     return records
 
 
@@ -142,8 +144,8 @@ def _measured(
     data: Sequence[Tensor | None],
     resamples: int,
     notify: Notify,
-) -> tuple[list[Sampled], str]:
-    """One model's record and resampled distances in every feature space, and a grid of its samples as a data URI."""
+) -> tuple[list[Sampled], Record]:
+    """One model's record and resampled distances in every feature space, and a grid of its samples for the page."""
     samples, steps, seconds = summarized(model, options, instruments, None, notify, keep=GRID)
     numbers = options.labels_of(model)
     score = instruments.captions and instruments.captions.score(samples, numbers, options.prompts)
@@ -166,11 +168,13 @@ def _measured(
     return found, _grid(samples.images)
 
 
-def _grid(images: Tensor) -> str:
+def _grid(images: Tensor) -> Record:
+    """Samples (B, C, H, W) as one image of no more pixels than a page needs: a data URI, its width and its height."""
     with TemporaryDirectory() as folder:
         path = Path(folder) / "grid.png"
         write_grid(images, path)
-        return f"data:image/png;base64,{base64.b64encode(path.read_bytes()).decode()}"
+        image, width, height = embedded(path, path.stat().st_mtime_ns)
+    return {"grid": image, "width": width, "height": height}
 
 
 def _compared(space: Sequence[Sampled]) -> list[Record]:
@@ -188,16 +192,16 @@ def _compared(space: Sequence[Sampled]) -> list[Record]:
     return records
 
 
-def _page(records: Sequence[Record], grids: Sequence[str], options: SamplingOptions) -> str:
-    """The page: a table and bars of every feature space, and the samples beside each other."""
-    environment = jinja2.Environment(loader=jinja2.PackageLoader("progdist.runs", "pages"), autoescape=True)
+def _page(records: Sequence[Record], grids: Sequence[Record], warnings: Sequence[str], options: SamplingOptions) -> str:
+    """The page: bars and a table of every feature space, and the samples beside each other."""
     spaces = dict[str, list[Record]]()
     for record in records:
         spaces.setdefault(record["features"], []).append(record)
     first = next(iter(spaces.values()))
-    return environment.get_template("comparison.html").render(
+    return template("comparison.html").render(
         spaces=spaces,
-        models=[{"grid": grid, **record} for grid, record in zip(grids, first, strict=True)],
-        warnings=list(dict.fromkeys(record["warning"] for record in records if record["warning"])),
+        models=[{**grid, **record} for grid, record in zip(grids, first, strict=True)],
+        warnings=warnings,
         options=options,
+        sampler={"ddim": "DDIM", "dpmpp": "DPM-Solver++"}.get(options.method, options.method),
     )
