@@ -8,7 +8,7 @@ import torch
 
 from progdist.evaluation.generate import SamplingOptions
 from progdist.runs.pages.report import LARGEST
-from progdist.runs.studies.comparison import _grid, _page  # pyright: ignore[reportPrivateUsage]
+from progdist.runs.studies.comparison import _grid, _page
 
 MEASURED: dict[str, Any] = {
     "seconds_per_image": 0.01, "clip_score": None, "features": "pixels", "samples": 64, "frechet": 41.5,
