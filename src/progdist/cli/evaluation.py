@@ -57,7 +57,10 @@ def statistics(
     weights: WeightFiles = None,
     image_column: ImageColumn = None,
 ) -> None:
-    """Write the reference statistics of data, in the layouts that other evaluators read."""
+    """Write the reference statistics of data to a file.
+
+    In the layouts that other evaluators read.
+    """
     from progdist.data.images import ImageTransform
     from progdist.data.sources import load_images
     from progdist.data.tables import Columns
@@ -88,7 +91,10 @@ def compare(
     seed: Seed = 0,
     json_: Annotated[bool, typer.Option("--json", help="One JSON object per model and features.")] = False,
 ) -> None:
-    """Put runs and models side by side: which is better, by paired resamples of the same noise."""
+    """Put runs and models side by side.
+
+    Which is better is told by paired resamples of the same noise.
+    """
     from progdist.cli.models import precision_of
     from progdist.data.sources import load_images
     from progdist.data.tables import Columns

@@ -191,7 +191,10 @@ def play(
     port: Annotated[int, typer.Option(help="Of the page; 0 for any that is free.", min=0, max=65535)] = 8700,
     browser: Annotated[bool, typer.Option("--browser/--no-browser", help="Open the page.")] = True,
 ) -> None:
-    """Play with models on a page: noise, steps, class and guidance, teacher and students side by side."""
+    """Play with models on a local page.
+
+    Noise, steps, class and guidance; teacher and students side by side.
+    """
     import webbrowser
 
     from progdist.runs.pages.play import open_playables

@@ -17,7 +17,7 @@ from progdist._utils.signals import Interrupted, interruptible
 RANK = int(os.environ.get("RANK", "0"))
 """Which of the processes of a run this is, as torchrun tells; only the first one speaks."""
 
-ERROR_GRACE_SECONDS = 3.0
+ERROR_GRACE_SECONDS = 15.0
 """Seconds for which another process lets the first one speak of a mistake that all have met."""
 
 console = Console(quiet=RANK > 0)
