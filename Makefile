@@ -5,7 +5,7 @@ READY := .venv/ready
 
 .PHONY: demo check test lint torture fuzz bench gpu clean
 
-demo: $(READY)          ## teach, distil, measure and report on real digits, in about six minutes on two cores
+demo: $(READY)          ## teach, distil, measure and report on real digits, in a few minutes on two cores
 	$(BIN)/progdist run digits --out runs/demo
 
 check: lint             ## lint, types, contracts and the quick tests, in about two minutes

@@ -35,8 +35,8 @@ class PrecomputedFeatures(nn.Module):
 def kernel_distance(data: Tensor, samples: Tensor, *, seed: int, halves: int = 20) -> tuple[float, float]:
     """1000 times the kernel distance of features (N, D) and (M, D), and its standard error.
 
-    The error is the deviation over random halves of a subset, which varies as the subset does, over the root of the
-    number of subsets that the smaller set has room for.
+    The error is the deviation over random subsets of half the size, over the root of the number of whole subsets that
+    the smaller set has room for: an estimate that is on the large side where there are several.
     """
     fewer = min(len(data), len(samples))
     size = min(fewer, SUBSET)
