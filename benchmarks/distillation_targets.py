@@ -29,6 +29,7 @@ from torch import nn
 
 from progdist.distillation.chain import Stage, distill_chain, stages
 from progdist.evaluation.features import FeatureSpace, feature_space
+from progdist.evaluation.measures.plan import Instruments
 from progdist.models.model import Model
 from progdist.recipes.files import read_recipe
 from progdist.recipes.recipe import Recipe
@@ -196,7 +197,7 @@ class Comparison:
         run.claim()
         if teacher.is_dir() and not (folder / "teacher").exists():
             shutil.copytree(teacher, folder / "teacher")
-        return run, replace(run.evaluator(), spaces=self.case.spaces(run.images.shape))
+        return run, replace(run.evaluator(), instruments=Instruments(self.case.spaces(run.images.shape)))
 
     def measure(self, name: str, seed: int) -> None:
         """Train a variant, or the teacher of a seed, and measure it."""
@@ -251,12 +252,14 @@ def main() -> None:
     parser.add_argument("case", choices=list(CASES))
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--budget", type=int, help="network evaluations of one chain")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="of the recipe")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--variants", nargs="+", default=list(VARIANTS), choices=list(VARIANTS), metavar="NAME")
     arguments = parser.parse_args()
     torch.set_flush_denormal(True)
     case = CASES[arguments.case]
-    comparison = Comparison(replace(case, budget=arguments.budget or case.budget), arguments.out)
+    case = replace(case, overrides=(*case.overrides, *arguments.set), budget=arguments.budget or case.budget)
+    comparison = Comparison(case, arguments.out)
     comparison.out.mkdir(parents=True, exist_ok=True)
     for seed in arguments.seeds:
         for name in ("teacher", *arguments.variants):
