@@ -28,6 +28,7 @@ _PREPARED.set_forkserver_preload(
         "progdist.runs.pages.report",
         "sklearn.datasets",
         "scipy.linalg",
+        "torchmetrics.image.kid",
     ]
 )
 

@@ -10,7 +10,6 @@ import warnings
 
 import torch
 from torch import Tensor
-from torchmetrics.image.inception import InceptionScore
 
 from progdist.evaluation.measures.estimate import Estimate
 from progdist.evaluation.measures.kernel import PrecomputedFeatures
@@ -20,6 +19,8 @@ PARTS = 10
 
 def inception_score(logits: Tensor, *, seed: int) -> dict[str, Estimate]:
     """The Inception Score of logits (M, classes), M >= 2 * PARTS; the standard error is that of the parts' mean."""
+    from torchmetrics.image.inception import InceptionScore  # as in `kernel`
+
     with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
         warnings.filterwarnings("ignore", message="Metric `InceptionScore` will save all")
         torch.manual_seed(seed)

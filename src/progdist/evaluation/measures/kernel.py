@@ -11,7 +11,6 @@ import warnings
 
 import torch
 from torch import Tensor, nn
-from torchmetrics.image.kid import KernelInceptionDistance
 
 SUBSET = 1000
 """Vectors of each set in a subset, where there are as many."""
@@ -48,6 +47,8 @@ def kernel_distance(data: Tensor, samples: Tensor, *, seed: int, halves: int = 2
 
 def _subsets(data: Tensor, samples: Tensor, size: int, subsets: int, seed: int) -> tuple[float, float]:
     """The mean and the deviation over subsets of one size."""
+    from torchmetrics.image.kid import KernelInceptionDistance  # takes a second, and only who measures waits for it
+
     with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
         warnings.filterwarnings("ignore", message="Metric `Kernel Inception Distance` will save all")
         torch.manual_seed(seed)
