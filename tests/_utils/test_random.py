@@ -4,7 +4,7 @@ from itertools import product
 
 import torch
 
-from progdist._utils.random import position_seed, seeds
+from progdist._utils.random import position_seed, seed_generators, seeds
 
 
 def test_no_two_rows_of_a_batch_share_a_generator() -> None:
@@ -21,3 +21,10 @@ def test_no_two_rows_of_a_batch_share_a_generator() -> None:
 def test_every_position_has_a_seed_of_its_own() -> None:
     positions = list(product(range(20), range(20), range(20)))
     assert len({position_seed(*position) for position in positions}) == len(positions)
+
+
+def test_a_device_is_seeded_as_torch_seeds_all() -> None:
+    torch.manual_seed(2**63 + 5)
+    expected = torch.randn(3)
+    seed_generators(2**63 + 5, torch.device("cpu"))
+    assert torch.equal(torch.randn(3), expected)

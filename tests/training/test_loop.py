@@ -4,6 +4,7 @@ import copy
 import math
 import signal
 import sys
+import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -53,6 +54,14 @@ def trained(config: TrainConfig, checkpoints: Checkpoints | None = None, start: 
 
 def equal(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
     return a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
+
+
+def test_nothing_keeps_a_network_that_was_trained() -> None:
+    accelerator, module = Accelerator(), network()
+    train(module, error, batches, replace(CONFIG, updates=1), accelerator=accelerator)
+    held = weakref.ref(module)
+    del module
+    assert held() is None
 
 
 @pytest.mark.parametrize("ema", [0.0, 0.9])

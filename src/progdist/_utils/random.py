@@ -42,3 +42,13 @@ def seeds(rows: Sequence[int], *position: int) -> list[int]:
 def generator(*position: int) -> torch.Generator:
     """A CPU generator for one position, e.g. (seed, stage, update): nonnegative integers."""
     return torch.Generator().manual_seed(position_seed(*position))
+
+
+def seed_generators(seed: int, device: torch.device) -> None:
+    """Seed the generators that dropout draws from on a device: what torch.manual_seed does for every kind of device.
+
+    That looks for each kind, and takes a millisecond where there is only a CPU.
+    """
+    torch.default_generator.manual_seed(seed)
+    if device.type != "cpu":
+        torch.get_device_module(device).manual_seed(seed)

@@ -25,7 +25,7 @@ from torch.distributed.tensor import DTensor
 from progdist._utils.broadcasting import time_device
 from progdist._utils.errors import UserError
 from progdist._utils.precision import autocast, enable_gradient_checkpointing
-from progdist._utils.random import position_seed
+from progdist._utils.random import position_seed, seed_generators
 from progdist._utils.signals import SHUTDOWN
 from progdist.training.callbacks import Progress
 from progdist.training.checkpoint import Checkpoints
@@ -88,7 +88,7 @@ def train(
     if config.gradient_checkpointing:
         enable_gradient_checkpointing(network)
     plain, device = copy.deepcopy(network) if sharded else network, accelerator.device
-    prepared = shard(network.to(device), device) if sharded else accelerator.prepare(network)
+    prepared = shard(network.to(device), device) if sharded else _prepared(network, accelerator)
     state = State(network, config, average.to(device) if average is not None else None)
     if checkpoints is not None:
         _restore(state, checkpoints, accelerator)
@@ -97,7 +97,7 @@ def train(
     records = Records(state, config, accelerator, checkpoints, observe)
     with SHUTDOWN.deferred_signals(), _own_generators(device):
         for batch in batches(state.update, config.updates, _own_rows(config, accelerator)):
-            torch.manual_seed(position_seed(seed, state.update, accelerator.process_index))
+            seed_generators(position_seed(seed, state.update, accelerator.process_index), device)
             value, norm = _gradient(computed, state, loss, batch, accelerator)
             due = records.read(value, norm) if records.due() else None
             state.step(value.isfinite() & norm.isfinite(), norm)
@@ -107,7 +107,8 @@ def train(
                 break
     if sharded:
         plain.load_state_dict(gather(network.state_dict()))
-    accelerator.free_memory()  # which keeps every network that it prepared
+    if accelerator.num_processes > 1:
+        accelerator.free_memory()  # which keeps every network that it prepared
     if not all(parameter.isfinite().all() for parameter in plain.parameters()):
         raise NotFinite(explain(state.update, config, math.nan, math.inf, checkpoints))
     return (plain if sharded else state.result()).eval(), state.update, records.seconds()
@@ -139,6 +140,13 @@ def _restore(state: State, checkpoints: Checkpoints, accelerator: Accelerator) -
             f"{checkpoints.latest_path()} is of another network or another version of progdist ({reason}): start "
             "over with --fresh, or remove it to train this model anew"
         ) from error
+
+
+def _prepared(network: nn.Module, accelerator: Accelerator) -> nn.Module:
+    """The network on its device, its gradients averaged over the processes where there are several."""
+    if accelerator.num_processes == 1:
+        return network.to(accelerator.device)
+    return accelerator.prepare(network)
 
 
 def _own_rows(config: TrainConfig, accelerator: Accelerator) -> slice:
