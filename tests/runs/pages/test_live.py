@@ -32,7 +32,8 @@ def test_a_page_at_every_update_and_the_same_weights(
 
     monkeypatch.setattr(live_module, "write_report", watched)
     monkeypatch.setattr(live_module, "EVERY", 0.0)
-    monkeypatch.setattr(live_module, "SHARE", float("inf"))
+    for share in ("SHARE", "SHARE_AFTER_EVALUATION"):
+        monkeypatch.setattr(live_module, share, float("inf"))
     out = tmp_path / "run"
     succeeds("run", tiny_recipe, "--out", out, "--set", "network.class_conditional=true")
     assert len(pages) == 11 + 3 * 2 + 8  # updates from the second, and evaluations
@@ -66,8 +67,16 @@ def test_a_page_each_minute_and_less_often_where_it_takes_long(monkeypatch: pyte
     times = [at for at, _ in written]
     assert [round(b - a) for a, b in pairwise(times)] == [60] * 4
     assert written[1][1] == UnderWay("teacher", 62, 1000, 1.0)
+    clock[0] += 31.0  # a page took 3 s
     report.evaluated({})
     assert len(written) == 6
+    report.evaluated({})  # within seconds of the last: the next update's page has it
+    clock[0] += 29.0
+    report.progress(Progress(401, 0.5, 1.0, 1e-3, seconds=401.0))
+    assert len(written) == 6
+    clock[0] += 2.0
+    report.progress(Progress(402, 0.5, 1.0, 1e-3, seconds=402.0))
+    assert len(written) == 7
 
 
 def test_only_the_process_that_writes_has_a_page(tmp_path: Path) -> None:

@@ -1,4 +1,8 @@
-"""A run's page while the run goes on: written anew at every evaluation and every minute of training."""
+"""A run's page while the run goes on: written anew at every evaluation and every minute of training.
+
+Where evaluations follow one another faster than pages should be written, one page shows several; the run itself writes
+the first and the last.
+"""
 
 import time
 from dataclasses import dataclass, field, replace
@@ -13,6 +17,9 @@ EVERY = 60.0
 
 SHARE = 0.01
 """Of the time, at most, that pages take in training: where one takes long, fewer are written."""
+
+SHARE_AFTER_EVALUATION = 0.1
+"""The same where a model was measured since the last page: models measured within seconds share one."""
 
 
 @dataclass
@@ -31,6 +38,8 @@ class LiveReport:
     _first: Progress | None = field(default=None, init=False)
     _written: float = field(default=-EVERY, init=False)
     _took: float = field(default=0.0, init=False)
+    _behind: bool = field(default=False, init=False)
+    """Whether a model was measured since the last page."""
 
     def begin(self, title: str, updates: int) -> None:
         """The training of a network starts or resumes."""
@@ -45,8 +54,8 @@ class LiveReport:
         if self.under_way:
             rate = (progress.seconds - first.seconds) / made if made else None
             self.under_way = replace(self.under_way, update=progress.update, seconds_per_update=rate)
-        if made and time.monotonic() - self._written >= max(EVERY, self._took / SHARE):
-            self._write()
+        if made:
+            self._write_if_due()
 
     def end(self) -> None:
         """The training of that network ended."""
@@ -56,17 +65,21 @@ class LiveReport:
     def evaluated(self, record: Record) -> None:
         """A model was measured at a step count."""
         self.callback.evaluated(record)
-        self._write()
+        self._behind = True
+        self._write_if_due()
 
     def note(self, text: str) -> None:
         """A message for the user."""
         self.callback.note(text)
 
-    def _write(self) -> None:
-        """Write the page, and note how long that took."""
+    def _write_if_due(self) -> None:
+        """Write the page if the last one is old enough, and note how long that took."""
         started = time.monotonic()
+        pause = self._took / SHARE_AFTER_EVALUATION if self._behind else max(EVERY, self._took / SHARE)
+        if started - self._written < pause:
+            return
         write_report(self.folder, self.under_way)
-        self._written = time.monotonic()
+        self._written, self._behind = time.monotonic(), False
         self._took = self._written - started
 
 

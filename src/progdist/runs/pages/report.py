@@ -87,6 +87,7 @@ def _page(folder: RunFolder, under_way: UnderWay | None) -> str:
     )
 
 
+@lru_cache
 def template(name: str) -> jinja2.Template:
     """One of the pages that lie beside this module."""
     return jinja2.Environment(loader=jinja2.PackageLoader("progdist.runs.pages", "."), autoescape=True).get_template(
