@@ -103,6 +103,7 @@ def evaluate(
     caption_column: CaptionColumn = None,
     seed: Seed = 0,
     json_: Annotated[bool, typer.Option("--json", help="One JSON object per model and features.")] = False,
+    guidance: Annotated[float | None, typer.Option(help="Guidance scale, of models distilled for a range.")] = None,
 ) -> None:
     """Measure models against data."""
     from progdist.cli.evaluation import plan_of
@@ -118,7 +119,9 @@ def evaluate(
     if data is None and (image_column or caption_column):
         raise UserError("--image-column and --caption-column are of --data, which is not given: give it, or leave them")
     taught = Reference(teacher, teacher_steps or 256) if teacher else None
-    options = SamplingOptions(steps, count, None, seed, method, clip, level, batch, precision_of(precision))
+    options = SamplingOptions(
+        steps, count, None, seed, method, clip, level, batch, precision_of(precision), guidance=guidance
+    )
     images = load_images(data, columns=Columns(image_column, caption_column)) if data else None
     for result in compare(
         models, images, options, plan_of(features, metric, weights, reference), taught, write_message
@@ -131,8 +134,9 @@ def evaluate(
 
 def _measured(result: dict[str, Any]) -> str:
     """One model in one feature space, in words."""
+    guided = "" if result["guidance"] is None else f", guidance {result['guidance']:g}"
     words = [
-        f"{result['model']} at {result['steps']} steps: Fréchet {result['frechet']:.3f} "
+        f"{result['model']} at {result['steps']} steps{guided}: Fréchet {result['frechet']:.3f} "
         f"({result['frechet_low']:.3f} to {result['frechet_high']:.3f})"
     ]
     if result["frechet_bias"] is not None:
