@@ -193,21 +193,34 @@ def import_official(
 def play(
     models: Annotated[list[Path], typer.Argument(help="Folders of runs or of models.")],
     port: Annotated[int, typer.Option(help="Of the page; 0 for any that is free.", min=0, max=65535)] = 8700,
-    browser: Annotated[bool, typer.Option("--browser/--no-browser", help="Open the page.")] = True,
+    browser: Annotated[
+        bool | None,
+        typer.Option("--browser/--no-browser", help="Open the page; by default not over ssh, nor without a display."),
+    ] = None,
 ) -> None:
     """Play with models on a local page.
 
     Noise, steps, class and guidance; teacher and students side by side.
     """
+    import os
+    import sys
     import webbrowser
+    from urllib.parse import urlsplit
 
     from progdist.runs.pages.play import open_playables
+    from progdist.runs.pages.server import has_browser
     from progdist.runs.pages.server import play as serve
+
+    opens = has_browser(os.environ, sys.platform) if browser is None else browser
 
     def ready(url: str) -> None:
         console.print(f"{url} (this machine alone; Ctrl-C ends it)", highlight=False, soft_wrap=True)
-        if browser:
+        if opens:
             webbrowser.open(url)
+        elif browser is None:
+            way = "{0}:127.0.0.1:{0}".format(urlsplit(url).port)
+            hint = f"no display here: on your machine, ssh -L {way} THIS-MACHINE, and open the address there"
+            console.print(hint, highlight=False, soft_wrap=True)
 
     serve(open_playables(models), port, ready)
 
