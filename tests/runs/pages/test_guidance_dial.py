@@ -81,7 +81,7 @@ def test_every_scale_is_sampled_from_the_noise_of_the_measurement(text_run: Path
     noise = torch.randn(16, *model.shape, generator=generator(0, EVALUATION_NOISE))[:SHOWN]
     assert model.autoencoder is not None
     for scale in record["guidance_grids"]:
-        condition = prompt_conditions(model, record["captions"], scale)({"labels": torch.arange(SHOWN)})
+        condition: dict[str, Any] = prompt_conditions(model, record["captions"], scale)({"labels": torch.arange(SHOWN)})
         made = to_uint8(model.autoencoder.decode(sample(model.denoiser, noise, 4, **condition)))
         path = folder.grid("student", 4, None if scale == 7.5 else scale)
         kept = np.asarray(Image.open(path), dtype=int)[:8]
@@ -120,6 +120,8 @@ def test_the_dial_moves_and_the_images_change(text_run: Path, browse: Any, width
     assert list(seen) == ["8", "7.5", "3.3", "1"]
     assert len({tuple(sources) for sources in seen.values()}) == 4
     assert "RMSE" not in shown(browser, ".legend")[0].text  # of the scale that is measured alone
+    browser.execute_script("document.getElementById('costs').scrollIntoView()")
+    assert dial.rect["y"] < browser.execute_script("return scrollY")  # it stays with the images, not on the whole page
     browser.refresh()
     assert browser.find_element("id", "scale").text == "1"  # where the reader left it
     browser.find_element("id", "steps").send_keys("\ue012")
