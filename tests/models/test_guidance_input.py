@@ -33,7 +33,7 @@ from progdist.models.io.folder import load, save
 from progdist.models.model import Model
 from progdist.models.text.pipeline import network_arguments
 from progdist.models.text.stock import guidance_embedding as embedding_of_text_models
-from support.commands import call
+from support.commands import call, refused, succeeds
 from support.latent import save_dit, stock_latent_images
 from support.stock import SaveStock, load_ddim, load_unet, stock_network, stock_samples
 
@@ -160,6 +160,38 @@ def test_the_command_samples_at_a_scale(stock: SaveStock, tmp_path: Path) -> Non
     torch.testing.assert_close(read_tensors(made)["images"], expected)
     far = call("sample", tmp_path / "student", "-n", 1, "--guidance", 20, "--out", tmp_path / "far.png")
     assert "guidance of 1 to 8, not 20" in far.output
+
+
+@pytest.mark.slow
+def test_the_command_measures_at_a_scale(stock: SaveStock, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Model and teacher at the scale that is named, or at the usual one; one without that input is refused first."""
+    model, seen = student(read_teacher(str(stock(classes=11))).model), set[float]()
+    save(model, tmp_path / "student")
+    save(replace(model, denoiser=read_teacher(str(stock(classes=11))).model.denoiser), tmp_path / "plain")
+    forward = Denoiser.forward
+
+    def spy(self: Denoiser, z: Tensor, t: Tensor, **condition: Tensor) -> Tensor:
+        seen.update(condition["guidance"].tolist())
+        return forward(self, z, t, **condition)
+
+    monkeypatch.setattr(Denoiser, "forward", spy)
+    words = ("evaluate", tmp_path / "student", "--data", "digits", "-n", 8)
+    itself = ("--teacher", tmp_path / "student", "--teacher-steps", 4)
+    found = {}
+    for scale, said in ((2.5, ("--guidance", 2.5)), (4, ())):
+        seen.clear()
+        record = json.loads(succeeds(*words, *itself, *said, "--json").stdout)
+        assert (seen, record["guidance"], record["rmse"]) == ({scale}, scale, 0)
+        found[scale] = record["frechet"]
+    assert found[2.5] != found[4]
+    assert "at 4 steps, guidance 2.5: Fréchet" in " ".join(succeeds(*words, "--guidance", 2.5).stdout.split())
+    seen.clear()
+    message = f"{tmp_path / 'plain'}: --guidance 3 was given, and the model takes no guidance scale: leave it"
+    refused(call(*words, "--guidance", 3, "--teacher", tmp_path / "plain"), message)
+    refused(call("evaluate", tmp_path / "student", tmp_path / "plain", *words[2:], "--guidance", 3), message)
+    assert not seen
+    for scale in (0, -1, "nan", "inf"):
+        refused(call(*words, "--guidance", scale), "is no scale: give a positive number")
 
 
 @pytest.mark.slow

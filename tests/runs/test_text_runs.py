@@ -91,7 +91,14 @@ def test_the_whole_command(kind: str, pairs: Path, monkeypatch: pytest.MonkeyPat
     assert call("export", out / "student-0004", "--onnx", pairs.parent / "x.onnx").exit_code == 2
     measured = call("evaluate", out / "student-0004", "--data", f"captions:{pairs}", "-n", 16, "--json")
     assert measured.exit_code == 0, measured.output
-    assert json.loads(measured.stdout)["steps"] == 4
+    usual = json.loads(measured.stdout)
+    assert (usual["steps"], usual["guidance"]) == (4, 7.5)
+    measured = call(
+        "evaluate", out / "student-0004", "--data", f"captions:{pairs}", "-n", 16, "--guidance", 2, "--json"
+    )
+    named = json.loads(measured.stdout)
+    assert named["guidance"] == 2
+    assert named["frechet"] != usual["frechet"]
 
 
 @SLOW

@@ -103,6 +103,7 @@ def evaluate(
     caption_column: CaptionColumn = None,
     seed: Seed = 0,
     json_: Annotated[bool, typer.Option("--json", help="One JSON object per model and features.")] = False,
+    guidance: Annotated[float | None, typer.Option(help="Guidance scale, of models distilled for a range.")] = None,
 ) -> None:
     """Measure models against data."""
     from progdist.cli.evaluation import plan_of
@@ -118,7 +119,9 @@ def evaluate(
     if data is None and (image_column or caption_column):
         raise UserError("--image-column and --caption-column are of --data, which is not given: give it, or leave them")
     taught = Reference(teacher, teacher_steps or 256) if teacher else None
-    options = SamplingOptions(steps, count, None, seed, method, clip, level, batch, precision_of(precision))
+    options = SamplingOptions(
+        steps, count, None, seed, method, clip, level, batch, precision_of(precision), guidance=guidance
+    )
     images = load_images(data, columns=Columns(image_column, caption_column)) if data else None
     for result in compare(
         models, images, options, plan_of(features, metric, weights, reference), taught, write_message
@@ -131,8 +134,9 @@ def evaluate(
 
 def _measured(result: dict[str, Any]) -> str:
     """One model in one feature space, in words."""
+    guided = "" if result["guidance"] is None else f", guidance {result['guidance']:g}"
     words = [
-        f"{result['model']} at {result['steps']} steps: Fréchet {result['frechet']:.3f} "
+        f"{result['model']} at {result['steps']} steps{guided}: Fréchet {result['frechet']:.3f} "
         f"({result['frechet_low']:.3f} to {result['frechet_high']:.3f})"
     ]
     if result["frechet_bias"] is not None:
@@ -189,21 +193,34 @@ def import_official(
 def play(
     models: Annotated[list[Path], typer.Argument(help="Folders of runs or of models.")],
     port: Annotated[int, typer.Option(help="Of the page; 0 for any that is free.", min=0, max=65535)] = 8700,
-    browser: Annotated[bool, typer.Option("--browser/--no-browser", help="Open the page.")] = True,
+    browser: Annotated[
+        bool | None,
+        typer.Option("--browser/--no-browser", help="Open the page; by default not over ssh, nor without a display."),
+    ] = None,
 ) -> None:
     """Play with models on a local page.
 
     Noise, steps, class and guidance; teacher and students side by side.
     """
+    import os
+    import sys
     import webbrowser
+    from urllib.parse import urlsplit
 
     from progdist.runs.pages.play import open_playables
+    from progdist.runs.pages.server import has_browser
     from progdist.runs.pages.server import play as serve
+
+    opens = has_browser(os.environ, sys.platform) if browser is None else browser
 
     def ready(url: str) -> None:
         console.print(f"{url} (this machine alone; Ctrl-C ends it)", highlight=False, soft_wrap=True)
-        if browser:
+        if opens:
             webbrowser.open(url)
+        elif browser is None:
+            way = "{0}:127.0.0.1:{0}".format(urlsplit(url).port)
+            hint = f"no display here: on your machine, ssh -L {way} THIS-MACHINE, and open the address there"
+            console.print(hint, highlight=False, soft_wrap=True)
 
     serve(open_playables(models), port, ready)
 

@@ -52,9 +52,12 @@ def compare(
         One record for every model and feature space.
 
     Raises:
-        UserError: images of another size than the model's, or as in `generate_images`, `load_images` and `Plan.open`.
+        UserError: images of another size than the model's, a guidance scale for a model that takes none, or as in
+            `generate_images`, `load_images` and `Plan.open`.
     """
     known = dict[tuple[int, int, int], list[Tensor | None]]()
+    if options.guidance is not None:
+        _check_guidance([*([reference.folder] if reference else []), *folders], options.guidance)
     with TemporaryDirectory() as scratch:
         taught = _reference_images(reference, options, opened, Path(scratch), notify) if reference else None
         for folder in folders:
@@ -78,12 +81,22 @@ def compare(
                 yield {
                     "model": str(folder),
                     "steps": steps,
+                    "guidance": model.scale(options.guidance),
                     "network_evaluations": network_evaluations(steps, options.method),
                     "seconds_per_image": seconds / len(samples),
                     "rmse": None if taught is None else samples.rmse,
                     "clip_score": asdict(score) if score else None,
                     **asdict(result),
                 }
+
+
+def _check_guidance(folders: Sequence[Path], guidance: float) -> None:
+    """Refuse a guidance scale that one of the models does not take, before any is sampled."""
+    for folder in folders:
+        try:
+            load(folder).scale(guidance)
+        except UserError as error:
+            raise UserError(f"{folder}: {error}") from error
 
 
 def data_features(instruments: Instruments, images: Images | None, count: int, seed: int) -> list[Tensor | None]:

@@ -1,5 +1,6 @@
 """Images from a model, in batches: what `progdist sample` and `progdist evaluate` make."""
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -89,6 +90,8 @@ class SamplingOptions:
         """
         if self.variance != 1 and self.method != "ancestral":
             raise UserError(f"--variance is of the method ancestral, and {self.method} adds no such noise: leave it")
+        if self.guidance is not None and not 0 < self.guidance < math.inf:
+            raise UserError(f"--guidance {self.guidance:g} is no scale: give a positive number, e.g. 3")
         if self.clip and model.autoencoder:
             raise UserError("--clip is of images, and a latent model samples latents: leave it")
         steps = self.steps_of(model)

@@ -26,6 +26,7 @@ from progdist.models.io.folder import write_card
 from progdist.models.model import Model
 from progdist.recipes.recipe import Recipe, student_name
 from progdist.runs.folder import RunFolder
+from progdist.runs.shown_images import ShownImages
 from progdist.runs.stages import RunConditions
 from progdist.training.callbacks import Callback
 from progdist.training.distributed import Distributed
@@ -87,7 +88,14 @@ class Evaluator:
         started = time.perf_counter()
         samples = self.samples(model, steps, method, denoiser, reference=self._reference(), known=known)
         seconds = time.perf_counter() - started
+        if name != "given":  # the page does not show it
+            self.shown.write(name, model, steps, method, denoiser)
         self.distributed.on_main_process(lambda: self._write_record(name, model, steps, method, samples, seconds))
+
+    @property
+    def shown(self) -> ShownImages:
+        """The images that the page shows one by one."""
+        return ShownImages(self.recipe, self.images, self.folder, self.distributed, self.conditions)
 
     @cached_property
     def data(self) -> list[Tensor]:
@@ -139,6 +147,7 @@ class Evaluator:
             "network_evaluations": network_evaluations(steps, method),
             "seconds_per_image": seconds / len(every),
             "rmse": every.rmse,
+            **self.shown.description(),
             "training": dict(model.training),
             "quality": [asdict(result) for result in self._compare(every)],
         }

@@ -9,7 +9,7 @@ evaluations.jsonl       every model at its step counts
 latents/                the encoded data of a latent model
 captions/               the encoded captions of a text-conditional one
 data_features/          what the samples are compared with
-samples/                what the models make from one noise, as grids
+samples/                what the models make from one noise, as grids; a few images at each of some guidance scales
 tracking/               of a run that is tracked
 report.html
 """
@@ -175,9 +175,10 @@ class RunFolder:
         lines = (_line(record) for record in self.read(name) if wanted(record))
         atomic_write(self._records(name), "".join(lines).encode())
 
-    def grid(self, name: str, steps: int) -> Path:
-        """Where a model's sample grid is."""
-        return self.root / "samples" / f"{name}-{steps:04d}.png"
+    def grid(self, name: str, steps: int, guidance: float | None = None) -> Path:
+        """Where a model's sample grid is: that of a measurement, or the one of a few images at a guidance scale."""
+        scale = "" if guidance is None else f"-guidance-{guidance:g}"
+        return self.root / "samples" / f"{name}-{steps:04d}{scale}.png"
 
     def reference(self) -> Path:
         """The teacher's own images at the largest step count measured, which fidelity is measured against."""

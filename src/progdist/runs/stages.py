@@ -89,11 +89,12 @@ class RunConditions:
     callback: Callback
     distributed: Distributed
 
-    def __call__(self, model: Model) -> Conditions:
-        """What tells a model's network the class or the caption of each example of a batch."""
+    def __call__(self, model: Model, guidance: float | None = None) -> Conditions:
+        """What tells a model's network the class or caption, and the guidance scale; None for the measured one."""
+        scale = self.evaluated if guidance is None else guidance
         if model.text is None:
-            return class_conditions(model.denoiser.network, self.evaluated)
-        conditions = CaptionConditions(self._embeddings, model.text.constants(self.images.shape)).at(self.evaluated)
+            return class_conditions(model.denoiser.network, scale)
+        conditions = CaptionConditions(self._embeddings, model.text.constants(self.images.shape)).at(scale)
         if not model.text.takes_sizes:
             return conditions
         return SizeConditions(conditions, len(self.images.classes), self._frames.__getitem__)

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from progdist.evaluation.generate import SamplingOptions
-from progdist.runs.pages.report import LARGEST
+from progdist.runs.pages.slides import LARGEST
 from progdist.runs.studies.comparison import _grid, _page
 
 MEASURED: dict[str, Any] = {

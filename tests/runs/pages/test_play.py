@@ -22,6 +22,7 @@ from typer.testing import Result
 from progdist import UserError
 from progdist.data.grid import grid_image
 from progdist.evaluation.generate import SamplingOptions, generate_images
+from progdist.models.guidance_input import class_guidance, with_class_guidance
 from progdist.models.io.diffusers_pipeline import read_teacher
 from progdist.models.io.folder import load
 from progdist.models.text.pipeline import network_arguments, with_guidance_input
@@ -29,6 +30,7 @@ from progdist.models.text.stock import PromptEncoder
 from progdist.runs.pages.play import IMAGES, Playable, Wanted, open_playables
 from progdist.runs.pages.server import PlayServer
 from support.commands import call, refused
+from support.stock import SaveStock
 from support.text import write_sd
 
 pytestmark = [
@@ -184,6 +186,24 @@ def test_prompts_and_guidance_reach_a_text_model(tmp_path: Path, monkeypatch: py
     assert text.draw(wanted)["image"] == drawn[0]
     with pytest.raises(UserError, match="write what to make"):
         text.draw(replace(wanted, prompt=" "))
+
+
+def test_guidance_reaches_a_class_conditional_model(stock: SaveStock) -> None:
+    """Its dial is that of the model, and its images are those of `progdist sample --guidance`."""
+    teacher = read_teacher(str(stock(classes=11))).model
+    network = with_class_guidance(teacher.denoiser.network, (1.0, 8.0))
+    guided = class_guidance(network)
+    assert guided is not None
+    guided.guidance.weight.data.normal_()
+    denoiser = teacher.denoiser.with_parts(network=network, arguments=network_arguments(network))
+    model = replace(teacher, denoiser=denoiser, steps=(2,))
+    played = Playable("classes", model, 2)
+    assert played.describe()["guidance"] == [1.0, 8.0, 4.0]
+    wanted = Wanted(0, 2, guidance=2.0)
+    drawn = {scale: played.draw(replace(wanted, guidance=scale))["image"] for scale in (2.0, 4.0, None)}
+    assert drawn[4.0] == drawn[None] != drawn[2.0]
+    images, _, _ = generate_images(model, SamplingOptions(2, IMAGES, None, 0, guidance=2.0), lambda text: None)
+    np.testing.assert_array_equal(pixels(drawn[2.0]), np.asarray(grid_image(images, 4)))
 
 
 @pytest.mark.parametrize(("width", "dark"), [(1200, False), (360, True)])

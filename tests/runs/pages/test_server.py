@@ -5,14 +5,18 @@ import json
 import socket
 import struct
 import threading
+import webbrowser
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
 from progdist import UserError
+from progdist.runs.pages import play as play_module
+from progdist.runs.pages import server as server_module
 from progdist.runs.pages.play import Wanted
-from progdist.runs.pages.server import PlayServer
+from progdist.runs.pages.server import LONGEST_SILENCE, PlayServer, _Handler, has_browser
+from support.commands import succeeds
 
 
 @pytest.fixture
@@ -63,6 +67,56 @@ def test_another_port_is_told_the_right_one(server: PlayServer) -> None:
     connection.request("GET", "/", headers={"Host": "localhost:1"})
     assert server.url in json.loads(connection.getresponse().read())["error"]
     connection.close()
+
+
+def test_port_80_is_left_out_of_addresses(server: PlayServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert server.hosts() == {f"{name}:{server.server_port}" for name in ("127.0.0.1", "localhost")}
+    monkeypatch.setattr(server, "server_port", 80)
+    assert {"127.0.0.1", "localhost", "localhost:80"} < server.hosts()
+
+
+@pytest.mark.parametrize("sent", [b"", b"GET / HT", b"POST /draw HTTP/1.1\r\nHost: 127.0.0.1:%d\r\n"
+                                  b"Content-Type: application/json\r\nContent-Length: 20\r\n\r\n{"])  # fmt: skip
+def test_a_client_that_says_nothing_is_not_waited_for(
+    sent: bytes, server: PlayServer, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Neither before its request nor within: its connection is closed, and nothing is said in the terminal."""
+    assert _Handler.timeout == LONGEST_SILENCE
+    monkeypatch.setattr(_Handler, "timeout", 0.2)
+    with socket.create_connection(("127.0.0.1", server.server_port), timeout=60) as silent:
+        silent.sendall(sent.replace(b"%d", str(server.server_port).encode()))
+        assert silent.recv(1) == b""
+    assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize(
+    ("environment", "platform", "found"),
+    [
+        ({"DISPLAY": ":0"}, "linux", True),
+        ({"WAYLAND_DISPLAY": "wayland-0"}, "linux", True),
+        ({}, "linux", False),
+        ({"DISPLAY": "localhost:10.0", "SSH_CONNECTION": "10.0.0.1 50000 10.0.0.2 22"}, "linux", False),
+        ({}, "darwin", True),
+        ({"SSH_TTY": "/dev/ttys001"}, "darwin", False),
+    ],
+)
+def test_a_browser_is_opened_where_the_person_sees_it(environment: dict[str, str], platform: str, found: bool) -> None:
+    assert has_browser(environment, platform) == found
+
+
+@pytest.mark.parametrize(("words", "opened"), [((), False), (("--browser",), True), (("--no-browser",), False)])
+def test_the_command_says_how_to_see_the_page_from_elsewhere(
+    words: tuple[str, ...], opened: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Over ssh, unless the browser is asked for or refused."""
+    urls: list[str] = []
+    monkeypatch.setenv("SSH_CONNECTION", "10.0.0.1 50000 10.0.0.2 22")
+    monkeypatch.setattr(webbrowser, "open", urls.append)
+    monkeypatch.setattr(play_module, "open_playables", list)
+    monkeypatch.setattr(server_module, "play", lambda playables, port, ready: ready(f"http://127.0.0.1:{port}/"))
+    said = succeeds("play", "runs/any", "--port", 8701, *words).stdout
+    assert urls == (["http://127.0.0.1:8701/"] if opened else [])
+    assert ("ssh -L 8701:127.0.0.1:8701 " in said) == (not words)
 
 
 def test_a_guidance_beyond_all_floats_is_refused() -> None:

@@ -114,7 +114,7 @@ class Playable:
     @property
     def guidance(self) -> tuple[float, float] | None:
         """The least and the largest guidance scale that it can be given; None where it takes none."""
-        taken = self.model.text.guidance if self.model.text else None
+        taken = self.model.guidance
         return taken if isinstance(taken, tuple) else None
 
     def describe(self) -> dict[str, Any]:
@@ -175,7 +175,7 @@ class Playable:
     def _conditions(self, wanted: Wanted) -> Conditions:
         """What tells the network the class or the prompt; a prompt is encoded once."""
         if self.model.text is None:
-            return class_conditions(self.model.denoiser.network)
+            return class_conditions(self.model.denoiser.network, self.model.scale(wanted.guidance))
         return self._encoded(wanted.prompt).at(self.model.scale(wanted.guidance))
 
     @cached_property

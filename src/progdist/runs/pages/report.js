@@ -1,17 +1,29 @@
 document.documentElement.classList.add("scripted");
-const slides = [...document.querySelectorAll(".slide")], slider = document.getElementById("steps");
+const $ = id => document.getElementById(id);
+const slides = [...document.querySelectorAll(".slide")], steps = $("steps"), guidance = $("guidance");
+const scales = guidance ? guidance.dataset.scales.split(" ") : [];
+const say = (slider, output, text) => { output.textContent = text; slider.setAttribute("aria-valuetext", text); };
 const show = () => {
-  slides.forEach((slide, index) => { slide.hidden = index !== Number(slider.value); });
-  const steps = slides[slider.value].dataset.steps;
-  document.getElementById("count").textContent = steps + (steps === "1" ? " step" : " steps");
+  slides.forEach((slide, index) => { slide.hidden = index !== Number(steps.value); });
+  const count = slides[steps.value].dataset.steps;
+  say(steps, $("count"), count + (count === "1" ? " step" : " steps"));
+  if (!guidance) return;
+  const scale = scales[guidance.value];
+  for (const singles of document.querySelectorAll(".singles")) singles.hidden = singles.dataset.guidance !== scale;
+  say(guidance, $("scale"), scale);
 };
-if (slides.length) {
-  const kept = slides.findIndex(slide => "#" + slide.dataset.steps === location.hash);
-  if (kept >= 0) slider.value = kept;
-  slider.addEventListener("input", () => { history.replaceState(null, "", "#" + slides[slider.value].dataset.steps); show(); });
+if (slides.length) {  // the address keeps what is shown, #4 or #4,7.5, when the page is loaded anew
+  const [count, scale] = location.hash.slice(1).split(","), kept = slides.findIndex(slide => slide.dataset.steps === count);
+  if (kept >= 0) steps.value = kept;
+  if (scales.includes(scale)) guidance.value = scales.indexOf(scale);
+  for (const slider of [steps, guidance]) slider?.addEventListener("input", () => {
+    show();
+    const shown = [slides[steps.value].dataset.steps, ...(guidance ? [scales[guidance.value]] : [])];
+    history.replaceState(null, "", "#" + shown.join(","));
+  });
   show();
 }
-const status_ = document.getElementById("status");
+const status_ = $("status");
 if (status_) {  // the run goes on: load the page anew, but not under the reader's finger
   let touched = 0;
   for (const event of ["pointerdown", "pointermove", "keydown"]) addEventListener(event, () => { touched = Date.now(); });
@@ -19,7 +31,7 @@ if (status_) {  // the run goes on: load the page anew, but not under the reader
   const tick = () => {
     const seconds = Math.max(0, Math.round(Date.now() / 1000 - status_.dataset.written));
     const age = seconds < 100 ? seconds + " s" : Math.round(seconds / 60) + " min";
-    document.getElementById("age").textContent = "Written " + age + " ago" + (seconds < 600 ? "; it loads itself anew." :
+    $("age").textContent = "Written " + age + " ago" + (seconds < 600 ? "; it loads itself anew." :
       ": the run may have stopped. Its command continues it where it stopped.");
     if (!document.hidden && Date.now() - opened > 15000 && Date.now() - touched > 5000) location.reload();
   };

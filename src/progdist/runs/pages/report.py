@@ -1,22 +1,19 @@
 """One self-contained HTML page of a run: it opens offline, on a phone, in the dark, and tells its own story.
 
 How far the run has come, quality against steps on a log axis, a slider over the step count with images of the same
-noise side by side, loss curves by stage, cost by stage, the recipe and the versions. Where there are no scripts, all of
-it is there, one step count below the other.
+noise side by side, and another over the guidance scale where models take it as an input, loss curves by stage, cost by
+stage, the recipe and the versions. Where there are no scripts, all of it is there, one step count below the other, at
+the guidance scale that is measured.
 """
 
-import base64
-import io
 import platform
 import time
-from functools import lru_cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import jinja2
 import torch
-from PIL import Image
 
 from progdist._utils.errors import UserError
 from progdist._utils.files import atomic_write, read_json
@@ -25,12 +22,7 @@ from progdist.recipes.recipe import Recipe
 from progdist.runs.folder import Record, RunFolder
 from progdist.runs.pages.figures import loss_svg, quality_svg
 from progdist.runs.pages.progress import UnderWay, duration, run_seconds, stage_costs
-
-LARGEST = 1024
-"""Pixels to which the longer side of a grid is reduced in the page; the file beside it keeps all of them."""
-
-TITLES = {"teacher": "Teacher, DDIM", "teacher_dpmpp": "Teacher, DPM-Solver++", "student": "Student"}
-"""What is compared at one step count, in the order of the page."""
+from progdist.runs.pages.slides import captions, guidance_dial, slides
 
 
 def write_report(folder: RunFolder, under_way: UnderWay | None = None) -> Path:
@@ -75,7 +67,9 @@ def _page(folder: RunFolder, under_way: UnderWay | None) -> str:
         features=features,
         figures=[quality_svg(records, number) for number in range(len(features) if rows else 0)],
         losses=loss_svg(folder.read("metrics")),
-        slides=_slides(folder, rows),
+        slides=slides(folder, rows),
+        captions=captions(records),
+        dial=guidance_dial(records),
         rows=rows,
         solver=any("teacher_dpmpp" in row for row in rows),
         costs=cost_rows(folder),
@@ -170,32 +164,3 @@ def _machine() -> str:
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
     threads = torch.get_num_threads()
     return f"{platform.machine()}, {device}, {threads} threads, Python {platform.python_version()}"
-
-
-def _slides(folder: RunFolder, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """For every step count the sample grids as data URIs, and the distances beside them."""
-    slides = []
-    for row in rows:
-        shown = []
-        for model, title in TITLES.items():
-            path = folder.grid(model, row["steps"])
-            if model in row and path.is_file():
-                picture, width, height = embedded(path, path.stat().st_mtime_ns)
-                numbers = {"frechet": row[model]["frechet"], "rmse": row[model]["rmse"]}
-                size = {"image": picture, "width": width, "height": height}
-                shown.append({"model": model, "title": title, **numbers, **size})
-        slides.append({"steps": row["steps"], "grids": shown})
-    return slides
-
-
-@lru_cache(maxsize=128)
-def embedded(path: Path, changed: int) -> tuple[str, int, int]:
-    """An image as a data URI, no side over LARGEST; its width and height. `changed` is when the file was."""
-    with Image.open(path) as image:
-        if max(image.size) <= LARGEST:
-            return f"data:image/png;base64,{base64.b64encode(path.read_bytes()).decode()}", *image.size
-        reduced = image.convert("RGB")
-    reduced.thumbnail((LARGEST, LARGEST))
-    buffer = io.BytesIO()
-    reduced.save(buffer, "jpeg", quality=85)
-    return f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}", *reduced.size

@@ -11,7 +11,7 @@ import json
 import secrets
 import sys
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, cast
@@ -22,6 +22,12 @@ from progdist.runs.pages.play import Playable, Wanted
 from progdist.runs.pages.report import template
 
 ADDRESS = "127.0.0.1"
+HTTP_PORT = 80
+"""The port that browsers leave out of an address."""
+
+LONGEST_SILENCE = 30.0
+"""Seconds that a client may say nothing before its connection is closed."""
+
 LONGEST_BODY = 20_000
 """Bytes of a request."""
 
@@ -61,7 +67,8 @@ class PlayServer(ThreadingHTTPServer):
 
     def hosts(self) -> set[str]:
         """What this server is called by pages that it served."""
-        return {f"{name}:{self.server_port}" for name in (ADDRESS, "localhost")}
+        names = {ADDRESS, "localhost"}
+        return {f"{name}:{self.server_port}" for name in names} | (names if self.server_port == HTTP_PORT else set())
 
     def page(self, nonce: str) -> str:
         """The page."""
@@ -99,6 +106,7 @@ class _Handler(BaseHTTPRequestHandler):
     """One request."""
 
     server_version, sys_version = "progdist", ""
+    timeout = LONGEST_SILENCE
 
     @property
     def play(self) -> PlayServer:
@@ -157,6 +165,13 @@ class _Handler(BaseHTTPRequestHandler):
 
     def log_message(self, format: str, *args: object) -> None:
         """Nothing: the terminal tells where the page is, and no more."""
+
+
+def has_browser(environment: Mapping[str, str], platform: str) -> bool:
+    """Whether a browser that this machine opens is before the person's eyes: not over ssh, nor without a display."""
+    remote = any(environment.get(name) for name in ("SSH_CONNECTION", "SSH_TTY"))
+    display = platform != "linux" or any(environment.get(name) for name in ("DISPLAY", "WAYLAND_DISPLAY"))
+    return display and not remote
 
 
 def play(playables: Sequence[Playable], port: int, ready: Callable[[str], object]) -> None:

@@ -24,7 +24,8 @@ from progdist.evaluation.metrics import summary_quality
 from progdist.models.io.folder import load
 from progdist.models.model import Model
 from progdist.runs.folder import Record
-from progdist.runs.pages.report import embedded, template
+from progdist.runs.pages.report import template
+from progdist.runs.pages.slides import embedded
 
 
 @dataclass(frozen=True)
