@@ -139,9 +139,7 @@ def resampled_quality(
 
     Arguments and errors as there (see `measures.paired`).
     """
-    known = len(data) if data is not None else 2
-    if len(samples) < 2 or known < 2:
-        raise UserError(f"{len(samples)} samples and {known} data images were given: distances need at least 2 each")
+    _require("the distance", 2, samples=len(samples), data=data)
     if not samples.finite:
         raise UserError("the samples hold numbers that are not finite: the model is damaged, or was trained too fast")
     features = samples.features[space.name]
@@ -173,14 +171,19 @@ def _measured(
     """One of METRICS in one feature space; nothing where the space does not have it."""
     if name == "clip_score":
         return {}
-    if min(len(features), LEAST_SAMPLES if data is None else len(data)) < LEAST_SAMPLES:
-        raise UserError(
-            f"{name} needs at least {LEAST_SAMPLES} samples and as many images of the data: {len(features)} were made"
-        )
+    _require(name, LEAST_SAMPLES, samples=len(features), data=data)
     if name in FROM_NEIGHBORS:
         return FROM_NEIGHBORS[name](_needed(data, name), features, seed=seed)
     logits = space.logits(features)
     return {} if logits is None else inception_score(logits, seed=seed)
+
+
+def _require(what: str, least: int, *, samples: int, data: Tensor | None) -> None:
+    """Refuse too few samples, or too few features of the data, where there are any: which of the two it is."""
+    if samples < least:
+        raise UserError(f"{what} needs at least {least} samples, and {samples} were made: make more")
+    if data is not None and len(data) < least:
+        raise UserError(f"{what} needs at least {least} images of the data, which has {len(data)}: give more")
 
 
 def _needed(data: Tensor | None, what: str) -> Tensor:
