@@ -22,7 +22,7 @@ from torch.nn.functional import interpolate
 
 from progdist.data.sources import load_images
 from progdist.evaluation.features import feature_space
-from progdist.evaluation.measures.frechet import Frechet, frechet_interval
+from progdist.evaluation.measures.frechet import Frechet, resampled_frechet
 from progdist.evaluation.measures.moments import moments
 from progdist.evaluation.networks.classifier import CLASSIFIERS
 
@@ -85,8 +85,8 @@ class Measure:
         made = features(self.data, images)
         seen = feature_space(self.data, CLASSIFIERS[self.data]).labels(made[self.data])
         assert seen is not None
-        found = [frechet_interval(each, made[name], resamples=50, seed=0) for name, each in self.distances.items()]
-        said = [f"{distance:.3f} ({low:.3f} to {high:.3f})" for distance, low, high in found]
+        found = [resampled_frechet(each, made[name], resamples=50, seed=0) for name, each in self.distances.items()]
+        said = [f"{each.value:.3f} ({each.low:.3f} to {each.high:.3f})" for each in (one.estimate for one in found)]
         return " | ".join([f"{float((seen == labels).float().mean()):.3f}", *said])
 
 

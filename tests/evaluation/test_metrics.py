@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from progdist import UserError
+from progdist._utils.names import Metric
 from progdist.data.sources import load_images
 from progdist.evaluation.features import FeatureSpace, feature_space
 from progdist.evaluation.measures.frechet import Frechet
@@ -50,9 +51,20 @@ def test_every_metric_shows_damage_and_needs_no_image() -> None:
         for measured in (near, far):
             assert all(each.low <= each.value <= each.high for each in measured.metrics.values())
         assert all(near.metrics[key].value > far.metrics[key].value for key in ("precision", "density", "coverage"))
-    few = summarize([space], images[:9])
-    with pytest.raises(UserError, match="precision_recall needs at least 20"):
-        summary_quality(space, data, few, metrics=("precision_recall",))
+
+
+@pytest.mark.parametrize("metric", ["precision_recall", "density_coverage", "inception_score"])
+def test_which_of_samples_and_data_are_too_few_is_said(metric: Metric) -> None:
+    space = feature_space("digits", (1, 8, 8))
+    images = torch.rand(40, 1, 8, 8)
+    for samples, data, message in (
+        (9, 30, f"{metric} needs at least 20 samples, and 9 were made"),
+        (30, 9, f"{metric} needs at least 20 images of the data, which has 9"),
+        (1, 30, "the distance needs at least 2 samples, and 1 were made"),
+        (30, 1, "the distance needs at least 2 images of the data, which has 1"),
+    ):
+        with pytest.raises(UserError, match=message):
+            summary_quality(space, space(images[:data]), summarize([space], images[:samples]), metrics=(metric,))
 
 
 def test_moments_alone_give_the_frechet_distance_alone() -> None:

@@ -1,11 +1,13 @@
-"""Chains proposed for a teacher's number of timesteps."""
+"""The recipe proposed for a given teacher: its chain, and the training of stage 0."""
 
 from itertools import pairwise
 
 import pytest
 
 from progdist import UserError
-from progdist.recipes.from_teacher import divisor_chain
+from progdist.models.io.diffusers_pipeline import read_teacher
+from progdist.recipes.from_teacher import divisor_chain, recipe_for_teacher
+from support.stock import SaveStock
 
 
 @pytest.mark.parametrize(
@@ -27,3 +29,19 @@ def test_proposed_chains(timesteps: int, target: int, start: int, chain: list[in
 def test_no_chain(target: int, start: int, message: str) -> None:
     with pytest.raises(UserError, match=message):
         divisor_chain(1000, target, start)
+
+
+def test_stage_0_has_its_own_budget_and_schedule(stock: SaveStock) -> None:
+    """Four times the updates, warmed up over 100, linear to 0; a student's rate begins at its highest."""
+    place = str(stock())
+    recipe = recipe_for_teacher(place, read_teacher(place), "digits", name="a", steps=4, updates=500)
+    stage_0, student = recipe.conversion_config(), recipe.student_config(recipe.distill.links()[0])
+    assert (stage_0.updates, student.updates) == (2000, 500)
+    rates = [stage_0.learning_rate_at(update) for update in (0, 99, 1000, 1999)]
+    assert rates == pytest.approx([5e-4 * factor for factor in (0.01, 1 - 99 / 2000, 0.5, 1 / 2000)])
+    assert student.learning_rate_at(0) == pytest.approx(5e-4)
+    assert (stage_0.batch, student.batch) == (64, 64)
+    longer = recipe_for_teacher(
+        place, read_teacher(place), "digits", name="a", steps=4, updates=500, conversion_updates=3000
+    )
+    assert longer.conversion_config().updates == 3000

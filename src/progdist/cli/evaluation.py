@@ -119,12 +119,17 @@ def compare(
 
 def comparison_table(records: list[dict[str, Any]], features: str, samples: int) -> Table:
     """Models side by side in one feature space, in 80 columns."""
-    title = f"Fréchet distance of {samples} samples, {features} features, and ratios, with 95 % intervals"
-    table = Table(title=title, title_justify="left", box=None, padding=(0, 1))
-    table.add_column("")
+    table = Table(
+        title=f"Fréchet distance of {samples} samples to the data, {features} features",
+        caption="ratio: of the distance to that of the model compared with, over paired resamples. "
+        "better, worse: the whole 95 % interval of the ratio is below, above 1",
+        title_justify="left", caption_justify="left", box=None, padding=(0, 1, 0, 0),
+    )  # fmt: skip
+    table.add_column("", no_wrap=True)
     table.add_column("model", overflow="fold", max_width=24)
-    for heading in ("steps", "distance", "", "to", "ratio", "", "is"):
-        table.add_column(heading, justify="right" if heading != "is" else "left", no_wrap=True)
+    for heading in ("steps", "Fréchet\ndistance", "95 %\ninterval", "compared\nwith", "ratio", "95 %\ninterval"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    table.add_column("verdict", no_wrap=True)
     for record in records:
         ratio, against = record["ratio"], record["against"]
         table.add_row(

@@ -14,7 +14,6 @@ import glob
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -23,6 +22,7 @@ import torch
 from torch import Tensor
 
 from progdist._utils.errors import UserError
+from progdist._utils.extras import import_extra
 from progdist.data.images import CaptionedImages, Images, ImageTransform, Reader
 from progdist.data.streams import Example, StreamedImages
 
@@ -110,10 +110,7 @@ def open_pairs(name: str, builder: str, files: Sequence[str], transform: ImageTr
 
 def _loaded(name: str, load: Callable[[Callable[..., Any]], Any]) -> Any:  # noqa: ANN401
     """A table of `datasets`, without its progress bars."""
-    try:
-        import datasets
-    except ImportError as error:
-        raise UserError(f"{name} needs the extra `hub`: pip install 'progdist[hub]'") from error
+    datasets = import_extra("datasets", "hub", name)
     datasets.disable_progress_bars()
     try:
         return load(datasets.load_dataset)
@@ -162,10 +159,7 @@ def open_webdataset(path_text: str, transform: ImageTransform, columns: Columns)
     Raises:
         UserError: the extra is missing, or there are no such shards.
     """
-    try:
-        from webdataset import shardlists  # only where it is used
-    except ImportError as error:
-        raise UserError("wds: data needs the extra `stream`: pip install 'progdist[stream]'") from error
+    shardlists = import_extra("webdataset", "stream", "wds: data").shardlists
     name = f"wds:{path_text}"
     shards = _some([found for text in shardlists.expand_urls(path_text) for found in _files(text, ".tar")], name)
     if columns.caption:
@@ -194,8 +188,7 @@ def open_parquet(path_text: str, transform: ImageTransform, columns: Columns) ->
     Raises:
         UserError: the extra is missing, there are no such files, or none of their columns is an image.
     """
-    if find_spec("pyarrow") is None:
-        raise UserError("parquet: data needs the extra `stream`: pip install 'progdist[stream]'")
+    import_extra("pyarrow", "stream", "parquet: data")
     name = f"parquet:{path_text}"
     shards = _some(_files(path_text, ".parquet"), name)
     if columns.caption:

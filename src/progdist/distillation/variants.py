@@ -89,20 +89,8 @@ def transitive_loss(
 ) -> Tensor:
     """TRACT's algorithm 1: the weighted error of the student against the transitive target, at t = j/(kN).
 
-    Args:
-        student: the one to train, to sample in N = `steps` steps.
-        teacher: frozen, samples in N * substeps steps.
-        x: data (B, ...).
-        eps: standard normal noise (B, ...).
-        u: uniform in [0, 1), float64 (B,); t = 1 - floor(u kN) / (kN).
-        self_teacher: the average of the student's weights, or the student itself.
-        steps: N.
-        substeps: k, teacher steps to one of the student.
-        weighting: one of WEIGHTINGS, or your own.
-        condition: passed on to all three.
-
-    Returns:
-        (B,), one loss per example.
+    Arguments and result as of `progressive.distillation_loss`, with t = 1 - floor(u kN) / (kN); `self_teacher` is the
+    average of the student's weights, or the student itself, and is given the condition, too.
     """
     count = steps * substeps
     j = count - (u * count).floor()
@@ -124,9 +112,9 @@ def stochastic_loss(
     weighting: Weighting,
     **condition: Tensor,
 ) -> Tensor:
-    """`progressive.distillation_loss` at twice as many times t = i/(2N), with steps of 1/N, or what is left of t.
+    """The weighted error of a stochastic student at t = i/(2N), with steps of 1/N, or what is left of t.
 
-    Arguments and result as there.
+    Arguments and result as of `progressive.distillation_loss`, with t = 1 - floor(2 u N) / (2N).
     """
     i = 2 * steps - (u * 2 * steps).floor()
     t, s = i / (2 * steps), (i - 2).clamp(min=0) / (2 * steps)

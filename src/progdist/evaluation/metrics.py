@@ -21,7 +21,7 @@ from progdist._utils.errors import UserError
 from progdist._utils.names import LEAST_SAMPLES, Metric
 from progdist.evaluation.features import FeatureSpace
 from progdist.evaluation.measures.estimate import Estimate
-from progdist.evaluation.measures.frechet import WIDE, Frechet, frechet_bias, frechet_interval
+from progdist.evaluation.measures.frechet import WIDE, Frechet, Resampled, frechet_bias, resampled_frechet
 from progdist.evaluation.measures.inception_score import inception_score
 from progdist.evaluation.measures.kernel import kernel_distance
 from progdist.evaluation.measures.moments import moments
@@ -49,7 +49,7 @@ class Quality:
         features: name of the feature space.
         samples: how many were compared.
         frechet: the Frechet distance, and the 95 % interval of it.
-        interval: how the interval was found, `bootstrap` or `infinitesimal jackknife` (see `frechet_interval`).
+        interval: how the interval was found, `bootstrap` or `infinitesimal jackknife` (see `resampled_frechet`).
         kernel: 1000 times the kernel distance, and its standard error; None where only moments of the data are known.
         agreement: share of samples that the classifier gives the class they were made for; None without classes.
         warning: why the numbers are to be doubted, or None.
@@ -119,22 +119,40 @@ def summary_quality(
         resamples: of the bootstrap.
         seed: of the bootstrap and the subsets.
     """
-    known = len(data) if data is not None else 2
-    if len(samples) < 2 or known < 2:
-        raise UserError(f"{len(samples)} samples and {known} data images were given: distances need at least 2 each")
+    found, _ = resampled_quality(
+        space, data, samples, distance=distance, metrics=metrics, resamples=resamples, seed=seed
+    )
+    return found
+
+
+def resampled_quality(
+    space: FeatureSpace,
+    data: Tensor | None,
+    samples: Summary,
+    *,
+    distance: Frechet | None = None,
+    metrics: Sequence[Metric] = (),
+    resamples: int = 100,
+    seed: int = 0,
+) -> tuple[Quality, Resampled]:
+    """What `summary_quality` gives, and the resamples that its interval is of, which tell two models apart.
+
+    Arguments and errors as there (see `measures.paired`).
+    """
+    _require("the distance", 2, samples=len(samples), data=data)
     if not samples.finite:
         raise UserError("the samples hold numbers that are not finite: the model is damaged, or was trained too fast")
     features = samples.features[space.name]
     distance = distance or Frechet(moments(_needed(data, "the Frechet distance")))
-    estimate, low, high = frechet_interval(distance, features, resamples=resamples, seed=seed)
+    found = resampled_frechet(distance, features, resamples=resamples, seed=seed)
     kernel, error = (None, None) if data is None else kernel_distance(data, features, seed=seed)
     bias = frechet_bias(distance, features, seed=seed)
-    return Quality(
+    result = Quality(
         features=space.name,
         samples=len(samples),
-        frechet=estimate,
-        frechet_low=low,
-        frechet_high=high,
+        frechet=found.estimate.value,
+        frechet_low=found.estimate.low,
+        frechet_high=found.estimate.high,
         kernel=kernel,
         kernel_spread=error,
         agreement=samples.matches[space.name] / len(samples) if space.name in samples.matches else None,
@@ -144,6 +162,7 @@ def summary_quality(
         metrics={key: value for name in metrics for key, value in _measured(name, space, data, features, seed).items()},
         checksum=space.checksum,
     )
+    return result, found
 
 
 def _measured(
@@ -152,14 +171,19 @@ def _measured(
     """One of METRICS in one feature space; nothing where the space does not have it."""
     if name == "clip_score":
         return {}
-    if min(len(features), LEAST_SAMPLES if data is None else len(data)) < LEAST_SAMPLES:
-        raise UserError(
-            f"{name} needs at least {LEAST_SAMPLES} samples and as many images of the data: {len(features)} were made"
-        )
+    _require(name, LEAST_SAMPLES, samples=len(features), data=data)
     if name in FROM_NEIGHBORS:
         return FROM_NEIGHBORS[name](_needed(data, name), features, seed=seed)
     logits = space.logits(features)
     return {} if logits is None else inception_score(logits, seed=seed)
+
+
+def _require(what: str, least: int, *, samples: int, data: Tensor | None) -> None:
+    """Refuse too few samples, or too few features of the data, where there are any: which of the two it is."""
+    if samples < least:
+        raise UserError(f"{what} needs at least {least} samples, and {samples} were made: make more")
+    if data is not None and len(data) < least:
+        raise UserError(f"{what} needs at least {least} images of the data, which has {len(data)}: give more")
 
 
 def _needed(data: Tensor | None, what: str) -> Tensor:

@@ -61,6 +61,9 @@ class Training(Optimization):
 class Conversion(Optimization):
     """Stage 0 of a given teacher: a v student learns its predictions (see `progdist.distillation.conversion`).
 
+    Its budget and schedule are its own: a warmup, and a rate that falls to 0. `progdist distill` gives it four times
+    the updates of a stage, and the stages' batch and highest rate.
+
     With `guidance` the teacher is guided: by one scale for all, or by any from the least to the largest, which its
     student takes as an input. It is guided away from `null_class` (the last if not given), or from
     the prompt `negative` (the empty one if not given).

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from progdist._utils.errors import UserError
+from progdist._utils.extras import import_extra
 
 
 def add_lora(network: nn.Module, rank: int, seed: int) -> nn.Module:
@@ -64,11 +65,7 @@ def require_peft() -> Any:  # noqa: ANN401  (a module)
     Raises:
         UserError: the extra `lora` is missing.
     """
-    try:
-        import peft
-    except ImportError as error:
-        raise UserError("LoRA students need the extra `lora`: pip install 'progdist[lora]'") from error
-    return peft
+    return import_extra("peft", "lora", "a LoRA student")
 
 
 def merge_lora(network: nn.Module) -> nn.Module:

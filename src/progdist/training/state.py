@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, Replicate, distribute_tensor
 
-from progdist._utils.errors import UserError
+from progdist._utils.extras import import_extra
 from progdist.training.checkpoint import Checkpoint
 from progdist.training.config import TrainConfig
 from progdist.training.distributed import distribute, gather
@@ -177,8 +177,4 @@ def bitsandbytes() -> Any:  # noqa: ANN401  (a module)
     Raises:
         UserError: the extra `bnb` is missing.
     """
-    try:
-        import bitsandbytes
-    except ImportError as error:
-        raise UserError("optimizer adamw8bit needs the extra `bnb`: pip install 'progdist[bnb]'") from error
-    return bitsandbytes
+    return import_extra("bitsandbytes", "bnb", "optimizer adamw8bit")

@@ -13,7 +13,8 @@ from progdist.evaluation.measures.frechet import (
     frechet_bias,
     frechet_distance,
     frechet_error,
-    frechet_interval,
+    frechet_influence,
+    resampled_frechet,
 )
 from progdist.evaluation.measures.inception_score import inception_score
 from progdist.evaluation.measures.kernel import kernel_distance
@@ -54,9 +55,9 @@ def test_the_interval_holds_the_estimate_and_narrows() -> None:
     widths = []
     for count in (100, 1600):
         samples = torch.randn(count, 5) + 1
-        estimate, low, high = frechet_interval(distance, samples, resamples=60, seed=0)
-        assert low < distance(moments(samples)) == estimate < high
-        widths.append(high - low)
+        found = resampled_frechet(distance, samples, resamples=60, seed=0).estimate
+        assert found.low < distance(moments(samples)) == found.value < found.high
+        widths.append(found.high - found.low)
     assert widths[0] / widths[1] == pytest.approx(4, rel=0.4)
 
 
@@ -67,7 +68,7 @@ def test_the_wide_error_is_what_independent_samples_vary_by(shift: float) -> Non
     data = moments(torch.randn(4000, 6) @ shape)
     draws = [torch.randn(400, 6) @ shape * (1 + shift) + shift for _ in range(60)]
     spread = torch.tensor([frechet_distance(data, moments(draw)) for draw in draws]).std()
-    errors = torch.tensor([frechet_error(data, draw) for draw in draws[:10]])
+    errors = torch.tensor([frechet_error(frechet_influence(data, draw)) for draw in draws[:10]])
     if shift:  # at distance 0 the first order vanishes, and the distance is its bias
         assert errors.mean() == pytest.approx(float(spread), rel=0.3)
     else:
@@ -76,9 +77,9 @@ def test_the_wide_error_is_what_independent_samples_vary_by(shift: float) -> Non
 
 def test_fewer_samples_than_features_have_an_error() -> None:
     data, few = moments(torch.randn(300, 40)), torch.randn(30, 40) + 1
-    _, low, high = frechet_interval(Frechet(data), few, resamples=2, seed=0)
-    assert low < high
-    assert 0 < frechet_error(data, few) < 10
+    found = resampled_frechet(Frechet(data), few, resamples=2, seed=0).estimate
+    assert found.low < found.high
+    assert 0 < frechet_error(frechet_influence(data, few)) < 10
 
 
 def test_the_bias_is_that_of_few_samples() -> None:

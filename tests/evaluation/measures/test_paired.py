@@ -5,9 +5,9 @@ import torch
 
 from progdist.evaluation.measures import frechet
 from progdist.evaluation.measures.estimate import Estimate
-from progdist.evaluation.measures.frechet import Frechet
+from progdist.evaluation.measures.frechet import Frechet, resampled_frechet
 from progdist.evaluation.measures.moments import moments
-from progdist.evaluation.measures.paired import ratio, resampled, verdict
+from progdist.evaluation.measures.paired import ratio, verdict
 
 RESAMPLES = {"resamples": 40, "seed": 0}
 
@@ -18,9 +18,12 @@ def test_what_belongs_together_is_told_apart(wide: bool, monkeypatch: pytest.Mon
     monkeypatch.setattr(frechet, "WIDE", 2 if wide else 1024)
     distance, noise = Frechet(moments(torch.randn(5000, 6))), torch.randn(2, 600, 6)
     near, far, other = 0.8 * noise[0], 0.78 * noise[0] + 0.01, 0.78 * noise[1] + 0.01
-    found = {name: resampled(distance, x, **RESAMPLES) for name, x in (("near", near), ("far", far), ("other", other))}
+    found = {
+        name: resampled_frechet(distance, x, **RESAMPLES)
+        for name, x in (("near", near), ("far", far), ("other", other))
+    }
     together, apart = (ratio(found[name], found["near"], linear=wide) for name in ("far", "other"))
-    assert together.value == pytest.approx(found["far"].distance / found["near"].distance)
+    assert together.value == pytest.approx(found["far"].estimate.value / found["near"].estimate.value)
     assert verdict(together) == "worse"
     assert verdict(ratio(found["near"], found["far"], linear=wide)) == "better"
     assert together.high - together.low < (apart.high - apart.low) / 3
@@ -33,7 +36,7 @@ def test_models_of_one_distribution_are_seldom_told_apart() -> None:
     for _ in range(40):
         noise = torch.randn(200, 4)
         one, other = (0.7 * noise + 0.3 * torch.randn(200, 4) + 0.5 for _ in range(2))
-        draws = [resampled(distance, each, **RESAMPLES) for each in (one, other)]
+        draws = [resampled_frechet(distance, each, **RESAMPLES) for each in (one, other)]
         wrong += verdict(ratio(draws[0], draws[1], linear=False)) != "undecided"
     assert wrong <= 7
 

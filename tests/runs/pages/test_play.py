@@ -241,16 +241,8 @@ def test_a_person_plays(server: PlayServer, browse: Any, width: int, dark: bool)
 
 
 def test_the_command_says_where_it_is_and_ends_cleanly(finished: tuple[Path, Result]) -> None:
-    command = [
-        sys.executable,
-        "-m",
-        "progdist",
-        "play",
-        str(finished[0] / "student-0001"),
-        "--port",
-        "0",
-        "--no-browser",
-    ]
+    student = str(finished[0] / "student-0001")
+    command = [sys.executable, "-m", "progdist", "play", student, "--port", "0", "--no-browser"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     with subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment

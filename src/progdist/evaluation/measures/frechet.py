@@ -6,10 +6,12 @@ Its bias is c / n for n samples (Chong & Forsyth 2020, arXiv 1911.07023), so onl
 be compared. Half as many have twice the bias: the mean over halves less the whole is the whole's own.
 """
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
-from progdist.evaluation.measures.estimate import NORMAL, centred_interval
+from progdist.evaluation.measures.estimate import Estimate, centred_interval
 from progdist.evaluation.measures.moments import Moments, moments
 
 WIDE = 1024
@@ -39,33 +41,39 @@ def frechet_distance(a: Moments, b: Moments) -> float:
     return Frechet(a)(b)
 
 
-def resampled_distances(distance: Frechet, samples: Tensor, *, resamples: int, seed: int) -> Tensor:
-    """Distances (R,) of resamples of features (M, D); equally many samples are resampled alike under one seed.
+@dataclass(frozen=True)
+class Resampled:
+    """A Frechet distance and what resamples make of it: equal rows in the same place for equally many samples.
 
-    Beyond WIDE features they are linear: the distance and the mean influence of the samples drawn.
+    Attributes:
+        estimate: the distance itself with its 95 % interval.
+        draws: the distances of the resamples, float64 (R,).
     """
-    draw = torch.Generator().manual_seed(seed)
+
+    estimate: Estimate
+    draws: Tensor
+
+    @property
+    def relative(self) -> Tensor:
+        """The draws over the distance, about 1: (R,)."""
+        return self.draws / self.estimate.value
+
+
+def resampled_frechet(distance: Frechet, samples: Tensor, *, resamples: int, seed: int) -> Resampled:
+    """The Frechet distance of features (M, D) to the data, its resamples and the 95 % interval over these.
+
+    Equally many samples are resampled alike under one seed. Beyond WIDE features the draws are linear: the distance and
+    the mean influence of the samples drawn; the interval is then 1.96 of `frechet_error` to either side.
+    """
+    whole, draw = distance(moments(samples)), torch.Generator().manual_seed(seed)
     chosen = (torch.randint(len(samples), (len(samples),), generator=draw) for _ in range(resamples))
     if samples.shape[1] > WIDE:
-        influence, whole = frechet_influence(distance.data, samples), distance(moments(samples))
-        return torch.stack([whole + influence[rows].mean() for rows in chosen])
-    return torch.tensor([distance(moments(samples[rows])) for rows in chosen], dtype=torch.float64)
-
-
-def frechet_interval(distance: Frechet, samples: Tensor, *, resamples: int, seed: int) -> tuple[float, float, float]:
-    """The Frechet distance of features (M, D) to the data, and its 95 % interval over resamples of the samples.
-
-    Beyond WIDE features the interval is 1.96 of `frechet_error` to either side.
-
-    Returns:
-        (estimate, low, high).
-    """
-    estimate = distance(moments(samples))
-    if samples.shape[1] > WIDE:
-        half = NORMAL * frechet_error(distance.data, samples)
-        return estimate, max(0.0, estimate - half), estimate + half
-    low, high = centred_interval(estimate, resampled_distances(distance, samples, resamples=resamples, seed=seed))
-    return estimate, max(0.0, low), high
+        influence = frechet_influence(distance.data, samples)
+        draws = torch.stack([whole + influence[rows].mean() for rows in chosen])
+        return Resampled(Estimate.normal(whole, frechet_error(influence)), draws)
+    draws = torch.tensor([distance(moments(samples[rows])) for rows in chosen], dtype=torch.float64)
+    low, high = centred_interval(whole, draws)
+    return Resampled(Estimate(whole, max(0.0, low), high), draws)
 
 
 def frechet_bias(distance: Frechet, samples: Tensor, *, seed: int) -> float | None:
@@ -78,12 +86,12 @@ def frechet_bias(distance: Frechet, samples: Tensor, *, seed: int) -> float | No
     return sum(map(distance, halves)) / len(halves) - distance(moments(samples))
 
 
-def frechet_error(data: Moments, samples: Tensor) -> float:
-    """The standard error of the Frechet distance of features (M, D), by the infinitesimal jackknife.
+def frechet_error(influence: Tensor) -> float:
+    """The standard error of a Frechet distance, by the infinitesimal jackknife from the influence of its samples (M,).
 
     It is the root of the mean squared influence over M: two eigendecompositions, whatever the number of samples.
     """
-    return float(frechet_influence(data, samples).std(correction=0)) / len(samples) ** 0.5
+    return float(influence.std(correction=0)) / len(influence) ** 0.5
 
 
 def frechet_influence(data: Moments, samples: Tensor) -> Tensor:

@@ -6,32 +6,8 @@ that, and the interval of the ratio of their distances is narrower than two inte
 have about the same bias, which draws their ratio towards 1.
 """
 
-from dataclasses import dataclass
-
-from torch import Tensor
-
 from progdist.evaluation.measures.estimate import Estimate, centred_interval
-from progdist.evaluation.measures.frechet import Frechet, resampled_distances
-from progdist.evaluation.measures.moments import moments
-
-
-@dataclass(frozen=True)
-class Resampled:
-    """A Frechet distance and what resamples make of it: equal rows in the same place for equally many samples.
-
-    Attributes:
-        distance: the distance itself.
-        relative: of resamples over it, about 1: (R,).
-    """
-
-    distance: float
-    relative: Tensor
-
-
-def resampled(distance: Frechet, samples: Tensor, *, resamples: int, seed: int) -> Resampled:
-    """The Frechet distance of features (M, D) to the data and its resamples; linear beyond WIDE features."""
-    whole = distance(moments(samples))
-    return Resampled(whole, resampled_distances(distance, samples, resamples=resamples, seed=seed) / whole)
+from progdist.evaluation.measures.frechet import Resampled
 
 
 def ratio(one: Resampled, other: Resampled, *, linear: bool) -> Estimate:
@@ -42,7 +18,7 @@ def ratio(one: Resampled, other: Resampled, *, linear: bool) -> Estimate:
         other: below; of the same data, number of samples and seed.
         linear: to first order, as the distances of wide features are.
     """
-    estimate = one.distance / other.distance
+    estimate = one.estimate.value / other.estimate.value
     draws = 1 + one.relative - other.relative if linear else one.relative / other.relative
     low, high = centred_interval(1.0, draws)
     return Estimate(estimate, max(0.0, estimate * low), estimate * high)

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from progdist._utils.extras import import_extra
 from progdist.evaluation.networks.resize import resize_bytes
 from progdist.evaluation.networks.weights import Weights, read_folder
 
@@ -42,11 +43,10 @@ def dinov2(weights: Weights) -> Embed:
     Raises:
         UserError: transformers is missing, or the folder is damaged.
     """
+    transformers = import_extra("transformers", "dinov2", "DINOv2")
 
     def load(path: Path) -> Any:  # noqa: ANN401  (transformers' own)
-        from transformers import Dinov2Model
-
-        return Dinov2Model.from_pretrained(path, local_files_only=True, use_safetensors=True)
+        return transformers.Dinov2Model.from_pretrained(path, local_files_only=True, use_safetensors=True)
 
     network = read_folder(load, weights).eval().to(device())
 
@@ -63,12 +63,11 @@ def clip(weights: Weights) -> tuple[Embed, Callable[[Sequence[str]], Tensor]]:
     Raises:
         UserError: transformers is missing, or the folder is damaged.
     """
+    transformers = import_extra("transformers", "text", "CLIP")
 
     def load(path: Path) -> tuple[Any, Any]:
-        from transformers import CLIPModel, CLIPTokenizer
-
-        model = CLIPModel.from_pretrained(path, local_files_only=True, use_safetensors=True)
-        return model, CLIPTokenizer.from_pretrained(path, local_files_only=True)
+        model = transformers.CLIPModel.from_pretrained(path, local_files_only=True, use_safetensors=True)
+        return model, transformers.CLIPTokenizer.from_pretrained(path, local_files_only=True)
 
     network, tokenizer = read_folder(load, weights)
     network = network.eval().to(device())

@@ -119,12 +119,10 @@ def read_folder(load: Callable[[Path], Network], weights: Weights) -> Network:
     """A network of a folder, by `load`.
 
     Raises:
-        UserError: transformers is missing, or the folder is damaged.
+        UserError: the folder is damaged.
     """
     try:
         return load(weights.path)
-    except ImportError as error:
-        raise UserError("this network needs transformers: pip install 'progdist[dinov2]'") from error
     except (OSError, ValueError, RuntimeError, KeyError, TypeError) as error:
         raise UserError(
             f"{weights.path} cannot be read ({' '.join(str(error).split())[:200]}): fetch it anew"

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from progdist._utils.errors import UserError
+from progdist._utils.extras import import_extra
 from progdist._utils.files import atomic_write
 from progdist.diffusion.sampler import ddim_update, time_grid
 from progdist.models.model import Model
@@ -67,7 +68,8 @@ def export_onnx(model: Model, steps: int | None, out: Path) -> int:
     steps = steps if steps is not None else min(model.steps, default=None)
     if steps is None:
         raise UserError("this model was trained for any number of steps: say how many with --steps, e.g. --steps 16")
-    _need_onnx()
+    for module in ("onnx", "onnxscript"):
+        import_extra(module, "onnx", "exporting")
     parts = [model.denoiser.network, *([model.autoencoder.network] if model.autoencoder else [])]
     if (size := sum(4 * each.numel() for part in parts for each in part.parameters())) > MAX_BYTES:
         raise UserError(f"the weights are {size / 2**30:.1f} GiB, and one ONNX file holds 2: sample the folder instead")
@@ -91,12 +93,3 @@ def export_onnx(model: Model, steps: int | None, out: Path) -> int:
     assert program is not None  # of the dynamo exporter
     atomic_write(out, program.model_proto.SerializeToString())
     return steps
-
-
-def _need_onnx() -> None:
-    """Refuse to export where the extra is missing."""
-    try:
-        import onnx  # noqa: F401
-        import onnxscript  # noqa: F401
-    except ImportError as error:
-        raise UserError("exporting needs the extra `onnx`: pip install 'progdist[onnx]'") from error

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from progdist._utils.errors import UserError
+from progdist._utils.extras import import_extra
 from progdist.models.io.safe_loading import load_component, quiet
 from progdist.models.text.kinds import PIPELINES, TOKENIZERS, VOCABULARIES, PipelineKind
 
@@ -24,11 +25,7 @@ BATCH = 64
 
 
 def _transformers() -> Any:  # noqa: ANN401  (a module)
-    try:
-        import transformers
-    except ImportError as error:
-        raise UserError("text-conditional models need the extra `text`: pip install 'progdist[text]'") from error
-    return transformers
+    return import_extra("transformers", "text", "a text-conditional model")
 
 
 @contextmanager

@@ -18,9 +18,10 @@ from progdist.data.grid import GRID, write_grid
 from progdist.data.images import Images
 from progdist.evaluation.compare import data_features, images_for_model, of_captions, summarized
 from progdist.evaluation.generate import Notify, SamplingOptions
-from progdist.evaluation.measures.paired import Resampled, ratio, resampled, verdict
+from progdist.evaluation.measures.frechet import Resampled
+from progdist.evaluation.measures.paired import ratio, verdict
 from progdist.evaluation.measures.plan import Instruments, Plan
-from progdist.evaluation.metrics import summary_quality
+from progdist.evaluation.metrics import resampled_quality
 from progdist.models.io.folder import load
 from progdist.models.model import Model
 from progdist.runs.folder import Record
@@ -152,9 +153,13 @@ def _measured(
     score = instruments.captions and instruments.captions.score(samples, numbers, options.prompts)
     found = []
     for space, known in zip(instruments.spaces, data, strict=True):
-        distance = instruments.distance(space, known)
-        result = summary_quality(
-            space, known, samples, distance=distance, metrics=instruments.metrics, resamples=resamples
+        result, draws = resampled_quality(
+            space,
+            known,
+            samples,
+            distance=instruments.distance(space, known),
+            metrics=instruments.metrics,
+            resamples=resamples,
         )
         record = {
             "label": label,
@@ -164,7 +169,6 @@ def _measured(
             "clip_score": asdict(score) if score else None,
             **asdict(result),
         }
-        draws = resampled(distance, samples.features[space.name], resamples=resamples, seed=0)
         found.append(Sampled(entry, record, draws))
     return found, _grid(samples.images)
 

@@ -1,0 +1,153 @@
+"""Folders of text-to-image students: what is copied, what the card says, what is refused."""
+
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from diffusers.pipelines.pipeline_utils import DiffusionPipeline
+
+import progdist
+from progdist import UserError
+from progdist.models.io.diffusers_pipeline import read_teacher
+from progdist.models.io.folder import load, save
+from progdist.models.model import Model
+from progdist.models.text.pipeline import Guidance
+from support.commands import call
+from support.text import WRITERS, stock_pipeline, text_student, write_sd, write_sdxl
+
+KINDS = pytest.mark.parametrize("kind", WRITERS)
+
+
+@KINDS
+def test_all_other_files_are_copied_byte_for_byte(kind: str, pipelines: dict[str, Path], tmp_path: Path) -> None:
+    save(text_student(pipelines[kind]), tmp_path / "student")
+    files = [path.relative_to(pipelines[kind]) for path in pipelines[kind].rglob("*") if path.is_file()]
+    changed = {
+        str(path)
+        for path in files
+        if (pipelines[kind] / path).read_bytes() != (tmp_path / "student" / path).read_bytes()
+    }
+    own = {"unet/config.json", "unet/diffusion_pytorch_model.safetensors", "scheduler/scheduler_config.json"}
+    assert changed == own | ({"model_index.json"} if kind == "StableDiffusionXLPipeline" else set())
+    scheduler = stock_pipeline(tmp_path / "student", kind).scheduler
+    assert scheduler.config["steps_offset"] == 1
+    assert scheduler.config["timestep_spacing"] == "trailing"
+
+
+def test_any_pipeline_finds_the_class_by_itself(pipelines: dict[str, Path], tmp_path: Path) -> None:
+    save(text_student(pipelines["StableDiffusionPipeline"]), tmp_path / "student")
+    assert type(DiffusionPipeline.from_pretrained(tmp_path / "student")).__name__ == "StableDiffusionPipeline"
+
+
+def without(part: str) -> Callable[[Path], None]:
+    return lambda place: shutil.rmtree(place / part)
+
+
+def pickled(place: Path) -> None:
+    (place / "text_encoder" / "model.safetensors").rename(place / "text_encoder" / "pytorch_model.bin")
+
+
+def another_pipeline(place: Path) -> None:
+    index = place / "model_index.json"
+    index.write_text(index.read_text().replace("StableDiffusionPipeline", "StableDiffusionInpaintPipeline"))
+
+
+def elsewhere(place: Path) -> None:
+    index = place / "model_index.json"
+    index.write_text(index.read_text().replace('"tokenizer"', '"../tokenizer"'))
+
+
+def huge(place: Path) -> None:
+    config = place / "text_encoder" / "config.json"
+    config.write_text(config.read_text().replace('"intermediate_size": 32', '"intermediate_size": 60000'))
+
+
+def damaged(place: Path) -> None:
+    (place / "tokenizer" / "tokenizer.json").write_text("{}")
+
+
+@pytest.mark.parametrize(
+    ("damage", "said"),
+    [
+        (without("text_encoder"), "lacks text_encoder/config.json"),
+        (without("tokenizer"), "lacks tokenizer/"),
+        (pickled, "is a pickle"),
+        (another_pipeline, "StableDiffusionInpaintPipeline"),
+        (elsewhere, "names the part '../tokenizer'"),
+        (huge, "describes"),
+        (damaged, "is damaged"),
+    ],
+)
+def test_a_damaged_folder_is_refused_in_one_line(damage: Callable[[Path], None], said: str, tmp_path: Path) -> None:
+    place = write_sd(tmp_path / "sd")
+    damage(place)
+    with pytest.raises(UserError, match=said) as refused:
+        text = read_teacher(str(place)).model.text
+        assert text is not None
+        text.encoder()
+    assert "\n" not in str(refused.value)
+
+
+def test_a_network_of_more_than_latents_is_refused(pipelines: dict[str, Path], tmp_path: Path) -> None:
+    save(text_student(pipelines["StableDiffusionPipeline"]), tmp_path / "student")
+    (tmp_path / "student" / "progdist.json").unlink()
+    with pytest.raises(UserError, match="takes a guidance scale already"):
+        read_teacher(str(tmp_path / "student"))
+
+
+def test_options_of_text_are_refused_elsewhere(
+    pipelines: dict[str, Path], tmp_path: Path, tiny_model: Callable[..., Any]
+) -> None:
+    save(Model(tiny_model(), steps=(4,)), tmp_path / "plain")
+    assert "text-conditional" in call("sample", tmp_path / "plain", "--prompt", "a cat").stderr
+    assert "takes no guidance scale" in call("sample", tmp_path / "plain", "--guidance", 2).stderr
+    with pytest.raises(UserError, match="text-conditional"):
+        progdist.sample(tiny_model(), torch.randn(1, 1, 8, 8), 1, prompt="a cat")
+    save(text_student(pipelines["StableDiffusionPipeline"]), tmp_path / "text")
+    assert "--prompt" in call("sample", tmp_path / "text").stderr
+    assert "label" in call("sample", tmp_path / "text", "--prompt", "an eight", "--label", 0).stderr
+    far = call("sample", tmp_path / "text", "--prompt", "an eight", "--guidance", 20, "--out", tmp_path / "far.png")
+    assert "guidance of 1 to 14, not 20" in far.output
+
+
+def test_the_empty_prompt_of_sdxl(tmp_path: Path) -> None:
+    """Zeros where the pipeline says so, the embedding of nothing where it does not."""
+    place = write_sdxl(tmp_path / "xl")
+    for zeros in (True, False):
+        index = place / "model_index.json"
+        index.write_text(index.read_text().replace(str(not zeros).lower(), str(zeros).lower()))
+        text = read_teacher(str(place)).model.text
+        assert text is not None
+        assert all(bool(rows.any()) != zeros for rows in text.encoder().unconditional(None).values())
+        assert all(rows.any() for rows in text.encoder().unconditional("a smudge").values())
+
+
+@pytest.mark.parametrize(
+    ("guidance", "negative", "said"),
+    [
+        ((1.0, 8.0), None, "from 1 to 8, taken in:"),
+        ((1.0, 8.0), "a smudge", 'from 1 to 8, taken in away from "a smudge":'),
+        (3.0, "a smudge", '`guidance_scale=1`: a guidance scale of 3 is taken in away from "a smudge"'),
+        (None, None, "`guidance_scale=1`: no guidance is taken in"),
+    ],
+)
+def test_the_card_says_how_to_guide(
+    guidance: Guidance | None, negative: str | None, said: str, pipelines: dict[str, Path], tmp_path: Path
+) -> None:
+    model = text_student(pipelines["StableDiffusionPipeline"], guidance)
+    assert model.text is not None
+    save(replace(model, text=model.text.guided(guidance, negative), steps=(2,)), tmp_path / "student")
+    card = (tmp_path / "student" / "README.md").read_text()
+    assert said in card
+    assert "pipeline_tag: text-to-image" in card
+    code = card.partition("```python\n")[2].partition("```")[0].replace('"."', repr(str(tmp_path / "student")))
+    scope: dict[str, Any] = {}
+    exec(code, scope)
+    assert scope["images"][0].size == (8, 8)
+    kept = load(tmp_path / "student").text
+    assert kept is not None
+    assert (kept.guidance, kept.negative) == (guidance, negative)

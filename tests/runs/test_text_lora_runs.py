@@ -1,0 +1,88 @@
+"""Low-rank students of text-to-image pipelines, and the LoRA file that a stock pipeline loads."""
+
+import contextlib
+import itertools
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import pytest
+import torch
+
+from progdist.models.io.diffusers_pipeline import read_teacher
+from progdist.models.io.folder import load
+from progdist.models.text.lora_file import LORA_WEIGHTS
+from progdist.recipes.files import override
+from progdist.recipes.from_teacher import recipe_for_teacher
+from progdist.runs.run import open_run
+from progdist.training.lora import add_lora, load_adapter, merge_lora
+from progdist.training.state import State
+from support.commands import SilentCallback
+from support.text import WRITERS, write_sd
+from support.text_runs import distilled
+from support.training import flat_weights
+
+SLOW = pytest.mark.slow
+
+
+@SLOW
+def test_low_rank_students_have_a_dial(pairs: Path) -> None:
+    ranks = ("--set", "conversion.lora_rank=2", "--set", "distill.lora_rank=2")
+    out = distilled(write_sd(pairs.parent / "teacher"), pairs, "--guidance", "1:8", *ranks)
+    assert load(out / "student-0004").denoiser.network.get_parameter("time_embedding.cond_proj.weight").any()
+
+
+@SLOW
+@pytest.mark.parametrize("kind", WRITERS)
+def test_a_lora_file_for_the_stock_pipeline(kind: str, pairs: Path) -> None:
+    """One set of adapters through all stages: a student that is taught nothing is its teacher's."""
+    place = WRITERS[kind](pairs.parent / "teacher")
+    still = ("--set", "distill.stages.4.learning_rate=1e-30", "--set", "distill.chain=[8, 4]")
+    out = distilled(place, pairs, "--guidance", "3", "--lora", 2, *still)
+    base, teacher, student = read_teacher(str(place)).model, load(out / "teacher"), load(out / "student-0004")
+    for model in (teacher, student):
+        assert model.denoiser.parameterization == base.denoiser.parameterization  # eps
+        assert model.denoiser.schedule == base.denoiser.schedule
+        assert model.lora is not None
+        assert (model.lora.base, model.lora.rank) == (str(place), 2)
+        network = add_lora(base.denoiser.network, 2, seed=0)
+        load_adapter(network, model.lora.weights)
+        for ours, saved in zip(merge_lora(network).parameters(), model.denoiser.network.parameters(), strict=True):
+            torch.testing.assert_close(ours, saved, rtol=0, atol=1e-6)
+    assert teacher.lora is not None
+    assert student.lora is not None
+    assert any(rows.any() for name, rows in teacher.lora.weights.items() if "lora_B" in name)  # it has been taught
+    assert all(torch.equal(rows, student.lora.weights[name]) for name, rows in teacher.lora.weights.items())
+    assert not torch.equal(flat_weights(base.denoiser.network), flat_weights(student.denoiser.network))
+    pipeline = getattr(diffusers, kind).from_pretrained(place)
+    pipeline.load_lora_weights(out / "student-0004")
+
+
+@SLOW
+def test_a_lora_run_goes_on_where_it_stopped(pairs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Bit for bit; without guidance there is no stage 0."""
+    base = str(write_sd(pairs.parent / "teacher"))
+    proposed = recipe_for_teacher(
+        base, read_teacher(base), f"captions:{pairs}", name="a", steps=4, start=8, updates=2, batch=4, lora=2
+    )
+    changes = ["teacher.trust=true", "distill.checkpoint_every=1", "distill.precision=float32"]
+    recipe, files, step = override(proposed, changes), [], State.step
+    for name, broken in (("whole", ()), ("broken", (3,))):
+        updates = itertools.count(1)
+
+        def stops(*arguments: Any, at: tuple[int, ...] = broken, updates: Any = updates) -> None:  # noqa: ANN401
+            if next(updates) in at:
+                raise KeyboardInterrupt
+            step(*arguments)
+
+        monkeypatch.setattr(State, "step", stops)
+        for _ in range(1 + len(broken)):
+            run = open_run(recipe, pairs.parent / name, SilentCallback())
+            with contextlib.suppress(KeyboardInterrupt):
+                trainer = run.trainer()
+                teacher = run.train_teacher(trainer)
+                assert (teacher.training["updates"], teacher.lora) == (0, None)
+                run.train_student(trainer, 1, recipe.distill.links()[0], teacher)
+        files.append((pairs.parent / name / "student-0004" / LORA_WEIGHTS).read_bytes())
+    assert files[0] == files[1]
+    assert load(pairs.parent / "broken" / "student-0004").denoiser.parameterization.name == "eps"

@@ -1,0 +1,18 @@
+"""A run of the command on a tiny text-to-image pipeline and a few pairs."""
+
+from pathlib import Path
+
+from support.commands import call
+
+SMALL: list[str] = ["--start", "8", "--updates", "2", "--conversion-updates", "3", "--batch", "8"]
+for setting in ("evaluate.samples=16", "evaluate.resamples=2", "teacher.trust=true"):
+    SMALL += ["--set", setting]
+for section in ("match", "distill", "evaluate"):
+    SMALL += ["--set", f"{section}.precision=float32"]
+
+
+def distilled(place: Path, pairs: Path, *words: object) -> Path:
+    out = pairs.parent / "run"
+    result = call("distill", place, "--data", f"captions:{pairs}", "--steps", 4, *SMALL, *words, "--out", out)
+    assert result.exit_code == 0, result.output
+    return out
