@@ -8,6 +8,7 @@ the guidance scale that is measured.
 
 import platform
 import time
+from functools import lru_cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
