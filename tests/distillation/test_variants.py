@@ -13,7 +13,13 @@ from progdist.diffusion.analytic import Gaussian, Mixture
 from progdist.diffusion.sampler import ddim_update, sample
 from progdist.diffusion.schedule import Schedule
 from progdist.distillation.chain import Stage
-from progdist.distillation.variants import STAGE_LOSSES, stochastic_loss, transitive_loss, transitive_target
+from progdist.distillation.variants import (
+    STAGE_LOSSES,
+    stochastic_loss,
+    stochastic_times,
+    transitive_loss,
+    transitive_target,
+)
 from support.checks import mixture
 from support.toys import label, times
 
@@ -32,9 +38,12 @@ class Jumps:
     def schedule(self) -> Schedule:
         return self.exact.schedule
 
+    def end(self, t: Tensor) -> Tensor:
+        return ((t * self.segments).ceil() - 1) / self.segments
+
     def __call__(self, z: Tensor, t: Tensor, **condition: Tensor) -> Tensor:
         """From z_s = a z_t + b xh: xh = (z_s - a z_t) / b."""
-        s = ((t * self.segments).ceil() - 1) / self.segments
+        s = self.end(t)
         landed = self.exact.flow(z, t, s)
         zeros, ones = torch.zeros_like(z), torch.ones_like(z)
         a, b = ddim_update(self.schedule, ones, zeros, t, s), ddim_update(self.schedule, zeros, ones, t, s)
@@ -129,20 +138,30 @@ def test_the_losses_visit_their_times_evenly(name: str) -> None:
     assert counts.tolist() == [240 // number] * number
 
 
-def test_a_stochastic_student_steps_by_its_length_or_by_what_is_left() -> None:
-    """From t = i/(2N) to max(t - 1/N, 0), in as many of the teacher's steps."""
-    teacher = mixture(Cosine())
+@dataclass
+class Steps(Jumps):
+    """The perfect model of `segments` steps that begin anywhere: each ends 1/segments below, or at 0."""
 
-    class Perfect:
-        schedule = Cosine()
+    def end(self, t: Tensor) -> Tensor:
+        return (t - 1 / self.segments).clamp(min=0)
 
-        def __call__(self, z: Tensor, t: Tensor, **condition: Tensor) -> Tensor:
-            return distillation_target(teacher, z, t, (t - 1 / 4).clamp(min=0), substeps=3)
 
+@pytest.mark.parametrize("steps", [1, 2, 4])
+@pytest.mark.parametrize("substeps", [2, 3, 4])
+def test_a_stochastic_student_steps_by_its_length_or_by_what_is_left(steps: int, substeps: int) -> None:
+    """From t = i/(2N) to max(t - 1/N, 0): where steps of a perfect teacher land, each as long as the teacher's are."""
+    exact = Gaussian(Cosine(math.inf, -math.inf), torch.tensor(0.3).double(), 0.5)
     x, eps = torch.randn(2, 64, 2, dtype=torch.float64)
-    u = torch.rand(64, dtype=torch.float64)
-    loss = stochastic_loss(Perfect(), teacher, x, eps, u, steps=4, substeps=3, weighting=SNR)
+    u = (torch.arange(64, dtype=torch.float64) + 0.5) / 64
+    student, teacher = Steps(exact, steps), Steps(exact, steps * substeps)
+    loss = stochastic_loss(student, teacher, x, eps, u, steps=steps, substeps=substeps, weighting=SNR)
     assert float(loss.max()) < 1e-20
+
+
+def test_the_steps_of_a_stochastic_students_teacher_are_of_one_length() -> None:
+    i = torch.tensor([1.0, 2.0, 3.0], dtype=torch.float64)
+    assert (stochastic_times(i, 2, 2) * 4).T.tolist() == [[1, 1, 0], [2, 1, 0], [3, 2, 1]]
+    assert (stochastic_times(i, 1, 3) * 6).T.tolist() == [[3, 3, 1, 0], [6, 4, 2, 0], [9, 7, 5, 3]]
 
 
 def test_a_perfect_consistency_student_samples_the_data_in_any_number_of_steps() -> None:

@@ -70,13 +70,29 @@ def distillation_target(
     Returns:
         x_target, of the shape and precision of z.
     """
-    times = substep_times(t, s, substeps)
+    return target_along(teacher, z, substep_times(t, s, substeps), **condition)
+
+
+@torch.no_grad()
+def target_along(teacher: DenoiserProtocol, z: Tensor, times: Tensor, **condition: Tensor) -> Tensor:
+    """`distillation_target` of teacher steps through given times.
+
+    Args:
+        teacher: a denoiser.
+        z: latents at the first time, (B, ...).
+        times: t_0 to t_k, falling, float64 (k + 1, B) or (k + 1,); the first ones may be equal, a step between equal
+            times being none, and the last is below the one before it.
+        condition: passed on to the teacher.
+
+    Returns:
+        x_target, of the shape and precision of z.
+    """
     alpha, sigma = alpha_sigma(teacher.schedule, times)
     c_z, c_x = ddim_coefficients((alpha[:-1], alpha[1:]), (sigma[:-1], sigma[1:]))
     c_z, c_x, w = torch.stack([c_z, c_x, substep_weights(alpha, sigma)]).to(z)  # (k, B) each, cast once
     x = teacher(z, times[0], **condition)
     target = per_example(w[0], z) * x
-    for j in range(1, substeps):
+    for j in range(1, len(times) - 1):
         z = per_example(c_z[j - 1], z) * z + per_example(c_x[j - 1], z) * x
         x = teacher(z, times[j], **condition)
         target = target + per_example(w[j], z) * x

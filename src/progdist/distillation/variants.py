@@ -22,7 +22,8 @@ the length and adds noise back by half of it, so the student of N deterministic 
 
     t = i/(2N),    s = max(t - 1/N, 0),    x_target as in `progressive`
 
-and is sampled in N steps by DDIM, or in 2N by `overshoot`.
+and is sampled in N steps by DDIM, or in 2N by `overshoot`. Its teacher's steps are 1/(kN) long wherever they begin, so
+that the last way, of half a step from t = 1/(2N), takes half as many of them, and of an odd k one that is cut off at 0.
 """
 
 from collections.abc import Callable
@@ -36,7 +37,7 @@ from progdist.diffusion.denoiser import DenoiserProtocol
 from progdist.diffusion.loss import Weighting, diffuse, weighted_error
 from progdist.diffusion.sampler import alpha_sigma, ddim_update
 from progdist.distillation.chain import Stage
-from progdist.distillation.progressive import distillation_target, stage_loss, substep_weights
+from progdist.distillation.progressive import stage_loss, substep_weights, target_along
 
 StageLossOf = Callable[[DenoiserProtocol, Stage, Weighting], Callable[..., Tensor]]
 """(teacher, stage, weighting) -> the loss of the stage, a function of the student and a batch."""
@@ -100,6 +101,22 @@ def transitive_loss(
     return weighted_error(weighting, student.schedule, student(z, t, **condition), target, t)
 
 
+def stochastic_times(i: Tensor, steps: int, substeps: int) -> Tensor:
+    """The teacher's times from t = i/(2N), 1/(kN) apart, down to max(t - 1/N, 0).
+
+    Args:
+        i: 1 to 2N, float64 (B,).
+        steps: N.
+        substeps: k.
+
+    Returns:
+        (k + 1, B) in float64. Where the way is half as long, the first k // 2 steps are none.
+    """
+    j = torch.arange(substeps + 1, dtype=torch.float64, device=i.device)[:, None]
+    made = torch.where(i > 1, j, (j - substeps // 2).clamp(min=0))
+    return (substeps * i / 2 - made).clamp(min=0) / (substeps * steps)
+
+
 def stochastic_loss(
     student: DenoiserProtocol,
     teacher: DenoiserProtocol,
@@ -117,9 +134,9 @@ def stochastic_loss(
     Arguments and result as of `progressive.distillation_loss`, with t = 1 - floor(2 u N) / (2N).
     """
     i = 2 * steps - (u * 2 * steps).floor()
-    t, s = i / (2 * steps), (i - 2).clamp(min=0) / (2 * steps)
+    t = i / (2 * steps)
     z = diffuse(student.schedule, x, eps, t)
-    target = distillation_target(teacher, z, t, s, substeps=substeps, **condition)
+    target = target_along(teacher, z, stochastic_times(i, steps, substeps), **condition)
     return weighted_error(weighting, student.schedule, student(z, t, **condition), target, t)
 
 
