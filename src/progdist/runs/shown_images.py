@@ -24,9 +24,13 @@ SHOWN = 8
 
 
 def guidance_scales(least: float, most: float, measured: float) -> tuple[float, ...]:
-    """The least scale, one a third of the way to two digits, the measured one and the largest; rising."""
+    """The least scale, one a third of the way to two digits, the measured one and the largest; rising.
+
+    Those within a tenth of the measured one, whose images look the same, are left out of a range that has others.
+    """
     third = min(max(float(f"{least + (most - least) / 3:.2g}"), least), most)
-    return tuple(sorted({least, third, measured, most}))
+    apart = {scale for scale in (least, third, most) if abs(scale - measured) > measured / 10}
+    return tuple(sorted({measured, *(apart or {least, most})}))
 
 
 @dataclass(frozen=True)
