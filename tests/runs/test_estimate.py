@@ -153,7 +153,9 @@ def test_a_dry_run_of_ones_own_model_says_whether_it_fits(stock: SaveStock, tmp_
     assert "Memory while" in large.output
     assert "fits in 24.0 GiB" in large.output
     assert max(map(len, large.output.splitlines()[-20:])) <= 80
-    assert "does not fit in 0.0 GiB" in call(*words, "--dry-run", "--device-memory", 0.001).output
+    small = call(*words, "--dry-run", "--device-memory", 0.001).output
+    assert "does not fit in 0.001 GiB." in small
+    assert "Less: gradient_accumulation_steps" in small
     assert not (tmp_path / "out").exists()
     refused(call(*words, "--device-memory", 24), "--device-memory is of --dry-run")
 

@@ -129,7 +129,8 @@ def _cost(rates: Rates, teacher: Teacher) -> Iterator[str]:
     kept = activation_bytes(denoiser, teacher.model.shape, TRIAL.batch, TRIAL, bf16=bf16)
     held = training_memory(denoiser.network, TRIAL, taught=1, bf16=bf16, activations=kept)
     update = TRIAL.batch * (2 * rates.evaluation + rates.training) + rates.optimizer
-    device = "CUDA" if torch.cuda.is_available() else f"CPU, {torch.get_num_threads()} threads"
+    threads = torch.get_num_threads()
+    device = "CUDA" if torch.cuda.is_available() else f"CPU, {threads} thread{'s' * (threads > 1)}"
     yield (
         f"a stage of 1,000 updates of {TRIAL.batch} images: about {1000 * update / 60:.0f} min here ({device}), "
         f"{held.total / 2**30:.1f} GiB"

@@ -135,12 +135,23 @@ def estimate_table(name: str, estimated: "Estimate") -> tuple[str, Table]:
 
 def _memory(estimated: "Estimate") -> str:
     """What the heaviest training holds, in lines of 80 columns, and whether that fits."""
-    memory, capacity = estimated.memory, estimated.capacity / 2**30
-    parts = [f"{name} {size / 2**30:.1f}" for name, size in asdict(memory).items() if size]
-    total = memory.total / 2**30
-    verdict = "fits" if total <= capacity else "does not fit"
-    lines = textwrap.wrap(f"Memory while {estimated.heaviest} trains, GiB: {', '.join(parts)}", 80)
-    return "\n".join([*lines, f"Together {total:.1f} GiB: {verdict} in {capacity:.1f} GiB."])
+    memory = estimated.memory
+    parts = [f"{name} {_gib(size)}" for name, size in asdict(memory).items() if size]
+    fits = memory.total <= estimated.capacity
+    told = [
+        f"Memory while {estimated.heaviest} trains, GiB: {', '.join(parts)}",
+        f"Together {_gib(memory.total)} GiB: {'fits' if fits else 'does not fit'} in {_gib(estimated.capacity)} GiB.",
+    ]
+    if not fits:
+        told.append(
+            "Less: gradient_accumulation_steps, gradient_checkpointing, optimizer adamw8bit, lora_rank or --lora."
+        )
+    return "\n".join(line for text in told for line in textwrap.wrap(text, 80))
+
+
+def _gib(size: float) -> str:
+    """Bytes in GiB, to two digits where they are few."""
+    return f"{size / 2**30:.1f}" if size >= 2**30 else f"{size / 2**30:.2g}"
 
 
 def _duration(hours: float | None) -> str:

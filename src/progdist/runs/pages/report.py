@@ -164,4 +164,4 @@ def cost_rows(folder: RunFolder) -> list[dict[str, Any]]:
 def _machine() -> str:
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
     threads = torch.get_num_threads()
-    return f"{platform.machine()}, {device}, {threads} threads, Python {platform.python_version()}"
+    return f"{platform.machine()}, {device}, {threads} thread{'s' * (threads > 1)}, Python {platform.python_version()}"
