@@ -143,9 +143,7 @@ def _memory(estimated: "Estimate") -> str:
         f"Together {_gib(memory.total)} GiB: {'fits' if fits else 'does not fit'} in {_gib(estimated.capacity)} GiB.",
     ]
     if not fits:
-        told.append(
-            "Less: gradient_accumulation_steps, gradient_checkpointing, optimizer adamw8bit, lora_rank or --lora."
-        )
+        told.append("Less: gradient_accumulation_steps, gradient_checkpointing, adamw8bit, lora_rank or --lora.")
     return "\n".join(line for text in told for line in textwrap.wrap(text, 80))
 
 

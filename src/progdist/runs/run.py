@@ -150,9 +150,7 @@ class Run:
             framed = text is not None and text.takes_sizes
             share = partial(encode, self.images, autoencoder, folder, framed=framed)
             if absent := self.distributed.on_main_process(lambda: begin_latents(self.images, folder, framed=framed)):
-                self.callback.note(
-                    f"{self.images.name}: {len(self.images)} images are encoded once ({absent} shard{'s' * (absent > 1)})"
-                )
+                self.callback.note(f"{self.images.name}: {len(self.images)} images are encoded once (shards: {absent})")
                 with at_work(autoencoder.network, self.distributed.device):
                     self.distributed.on_every_process(share)
             examples = open_latents(self.images, folder, framed=framed)
