@@ -52,6 +52,8 @@ def test_the_whole_command(stock: SaveStock, tmp_path: Path, teacher: str) -> No
     scheduler = json.loads((tmp_path / "out" / "student-0004" / "scheduler" / "scheduler_config.json").read_text())
     expected = "FlowMatchEulerDiscreteScheduler" if teacher == "flow" else "DDIMScheduler"
     assert scheduler["_class_name"] == expected
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert ("is the given teacher's student of stage 0" in page) == (teacher != "flow")
     before = (tmp_path / "out" / "metrics.jsonl").read_text()
     assert call(*arguments).exit_code == 0
     assert (tmp_path / "out" / "metrics.jsonl").read_text() == before
