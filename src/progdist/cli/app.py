@@ -9,6 +9,7 @@ from progdist import __version__
 from progdist._utils.errors import UserError
 from progdist.cli import evaluation, models, studies
 from progdist.cli.options import (
+    DATA_SOURCES,
     CaptionColumn,
     ConversionUpdates,
     DeviceMemory,
@@ -76,7 +77,7 @@ def run(
 @user_errors
 def distill(
     model: Annotated[str, typer.Argument(help="A diffusers pipeline folder, a progdist folder, or hub:OWNER/NAME.")],
-    data: Annotated[str, typer.Option(help="digits, folder:PATH, captions:PATH, idx:PATH, npz:PATH or hub:NAME.")],
+    data: Annotated[str, typer.Option(help=DATA_SOURCES)],
     steps: Annotated[int, typer.Option(help="Sampling steps of the final student.", min=1)] = 4,
     out: Annotated[Path | None, typer.Option(help="The run's folder; runs/NAME-STEPS if not given.")] = None,
     start: Annotated[int, typer.Option(help="The chain starts at no more steps than this.", min=2)] = 256,

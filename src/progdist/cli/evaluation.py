@@ -10,7 +10,16 @@ from rich.table import Table
 
 from progdist._utils.errors import UserError
 from progdist._utils.names import Features, Method, Metric
-from progdist.cli.options import CaptionColumn, FeatureNames, ImageColumn, MetricNames, References, Seed, WeightFiles
+from progdist.cli.options import (
+    DATA_SOURCES,
+    CaptionColumn,
+    FeatureNames,
+    ImageColumn,
+    MetricNames,
+    References,
+    Seed,
+    WeightFiles,
+)
 from progdist.cli.terminal import console, write_message
 
 
@@ -49,7 +58,7 @@ def plan_of(
 
 
 def statistics(
-    data: Annotated[str, typer.Argument(help="digits, folder:PATH, idx:PATH, cifar:PATH, npz:PATH, hub:NAME, ...")],
+    data: Annotated[str, typer.Argument(help=DATA_SOURCES)],
     out: Annotated[Path, typer.Option(help="The file: .npz (NAME_kid.npz for clean-fid's features), or .pt.")],
     features: FeatureNames = ["pixels"],  # noqa: B006  (typer copies it)
     keep_images: Annotated[int, typer.Option("--images", help="Keep as many images in it, too (arr_0).", min=0)] = 0,
@@ -74,7 +83,7 @@ def statistics(
 
 def compare(
     models: Annotated[list[str], typer.Argument(help="Folders of runs or of models; MODEL@STEPS to say the steps.")],
-    data: Annotated[str, typer.Option(help="digits, folder:PATH, captions:PATH, idx:PATH, npz:PATH or hub:NAME.")],
+    data: Annotated[str, typer.Option(help=DATA_SOURCES)],
     count: Annotated[int, typer.Option("--count", "-n", help="Samples of each model.", min=4)] = 2048,
     features: FeatureNames = ["pixels"],  # noqa: B006
     metric: MetricNames = None,

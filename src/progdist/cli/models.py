@@ -9,7 +9,16 @@ import typer
 
 from progdist._utils.errors import UserError
 from progdist._utils.names import Method, Precision
-from progdist.cli.options import CaptionColumn, FeatureNames, ImageColumn, MetricNames, References, Seed, WeightFiles
+from progdist.cli.options import (
+    DATA_SOURCES,
+    CaptionColumn,
+    FeatureNames,
+    ImageColumn,
+    MetricNames,
+    References,
+    Seed,
+    WeightFiles,
+)
 from progdist.cli.terminal import console, write_message
 
 VARIANCE = "Of --method ancestral: 0 for the lower bound of the variance, 1 for the upper."
@@ -83,9 +92,7 @@ def precision_of(name: str) -> Precision:
 
 def evaluate(
     models: Annotated[list[Path], typer.Argument(help="Model folders.")],
-    data: Annotated[
-        str | None, typer.Option(help="digits, folder:PATH, captions:PATH, idx:PATH, npz:PATH or hub:NAME.")
-    ] = None,
+    data: Annotated[str | None, typer.Option(help=DATA_SOURCES)] = None,
     steps: Annotated[int | None, typer.Option(help="Sampling steps; each model's own if not given.")] = None,
     count: Annotated[int, typer.Option("--count", "-n", help="Samples of each model.", min=2)] = 2048,
     features: FeatureNames = ["pixels"],  # noqa: B006  (typer copies it)

@@ -6,6 +6,7 @@ import typer
 
 from progdist._utils.names import Features, Metric
 
+DATA_SOURCES = "digits, or folder:, captions:, npz:, idx:, cifar:, wds: or parquet:PATH, or hub:NAME."
 Seed = Annotated[int, typer.Option(help="Seed of the noise.", min=0)]
 Fresh = Annotated[bool, typer.Option("--fresh", help="Start over; an older run is renamed, never deleted.")]
 Shard = Annotated[bool, typer.Option("--shard", help="Spread the network in training over the processes (FSDP2).")]
@@ -38,7 +39,7 @@ FeatureNames = Annotated[
 ]
 MetricNames = Annotated[
     list[str] | None,
-    typer.Option("--metric", help=f"Also {', '.join(get_args(Metric))}; several times for more."),
+    typer.Option("--metric", "--metrics", help=f"Also {', '.join(get_args(Metric))}; several times for more."),
 ]
 References = Annotated[
     list[str] | None, typer.Option("--reference", help="[FEATURES=]FILE of statistics to stand for the data (Fréchet).")

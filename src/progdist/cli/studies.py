@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 from rich.markdown import Markdown
 
+from progdist.cli.options import DATA_SOURCES
 from progdist.cli.terminal import console
 
 Recipe = Annotated[str, typer.Argument(help="A YAML file, or the name of a recipe that ships.")]
@@ -62,9 +63,7 @@ def stochastic(
 
 def integrators(
     model: Annotated[Path, typer.Argument(help="A model folder, best one that was not distilled.")],
-    data: Annotated[
-        str, typer.Option(help="digits, folder:PATH, captions:PATH, idx:PATH, npz:PATH or hub:NAME.")
-    ] = "digits",
+    data: Annotated[str, typer.Option(help=DATA_SOURCES)] = "digits",
     features: Annotated[str, typer.Option(help="digits, fashion-mnist, pixels or inception.")] = "pixels",
     count: Annotated[int, typer.Option("--count", "-n", help="Samples of each.", min=2)] = 1024,
     evaluations: Annotated[list[int] | None, typer.Option(help="Budgets; 4, 8, ..., 128 if not given.")] = None,
