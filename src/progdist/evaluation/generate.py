@@ -72,14 +72,18 @@ class SamplingOptions:
         """The number of the class, or of the prompt, of each image: (N,).
 
         Raises:
-            UserError: the model has no such class.
+            UserError: the model has no such class, or it stands for none.
         """
-        kinds = len(self.prompts) if model.text else len(model.classes)
         if self.label is None:
-            return torch.arange(self.count) % max(1, kinds)
+            kinds = range(len(self.prompts)) if model.text else model.labels
+            return torch.tensor(kinds or [0])[torch.arange(self.count) % max(1, len(kinds))]
         if self.label >= len(model.classes):
-            expected = f"0 to {kinds - 1}" if model.classes else "none, since the model has no classes"
+            expected = f"0 to {max(model.labels)}" if model.labels else "none, since the model has no classes"
             raise UserError(f"label {self.label} is out of range: expected {expected}")
+        if self.label not in model.labels:
+            raise UserError(
+                f"label {self.label} stands for no class, and images are made of a class: give another, or leave it"
+            )
         return torch.full((self.count,), self.label)
 
     def check(self, model: Model, notify: Notify) -> None:

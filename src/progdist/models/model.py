@@ -61,6 +61,7 @@ class Model:
         steps: the step counts it was trained for; empty for a model of any step count.
         lineage: the step counts of its ancestors, teacher first.
         classes: names of the classes, in the order of the labels; empty if unconditional.
+        null_class: the label that stands for no class, where guidance was distilled in; None where each is a class.
         data: the source of its training images.
         training: numbers of its training, for the record.
         autoencoder: of a latent model; None where the network sees images.
@@ -77,6 +78,17 @@ class Model:
     autoencoder: Autoencoder | None = None
     text: TextPipeline | None = None
     lora: LoraFile | None = None
+    null_class: int | None = None
+
+    def __post_init__(self) -> None:
+        """Raises: UserError: `null_class` is no label."""
+        if self.null_class is not None and self.null_class not in range(len(self.classes)):
+            raise UserError(f"null_class is {str(self.null_class)[:50]}, expected a label below {len(self.classes)}")
+
+    @property
+    def labels(self) -> tuple[int, ...]:
+        """The labels that mean a class, all but `null_class`; empty if unconditional."""
+        return tuple(label for label in range(len(self.classes)) if label != self.null_class)
 
     @property
     def scheduler(self) -> DDIMScheduler | FlowMatchEulerDiscreteScheduler | None:

@@ -177,6 +177,7 @@ def load(folder: Path) -> Model:
             autoencoder=read_autoencoder(folder),
             text=text,
             lora=read_lora(folder, metadata.get("lora")),
+            null_class=metadata.get("null_class"),
         )
     except UserError as error:
         raise UserError(f"{folder} is damaged: {error}") from error
@@ -234,6 +235,7 @@ def _description(model: Model) -> dict[str, Any]:
         "steps": list(model.steps),
         "lineage": list(model.lineage),
         "classes": list(model.classes),
+        **({} if model.null_class is None else {"null_class": model.null_class}),
         "data": model.data,
         "training": dict(model.training),
         **({"guidance": model.text.guidance, "negative": model.text.negative} if model.text else {}),

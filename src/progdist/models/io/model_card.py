@@ -28,7 +28,7 @@ from diffusers import DDIMScheduler, UNet2DModel
 network = UNet2DModel.from_pretrained("{path}", subfolder="unet")
 scheduler = DDIMScheduler.from_pretrained("{path}", subfolder="scheduler")
 scheduler.set_timesteps({steps})
-labels = torch.arange(16) % {classes}
+labels = {labels}
 z = torch.randn(16, network.config.in_channels, {height}, {width})
 for timestep in scheduler.timesteps:
     with torch.no_grad():
@@ -56,10 +56,11 @@ pipeline = LDMPipeline.from_pretrained("{path}")
 images = pipeline(batch_size=16, num_inference_steps={steps}).images
 """
 
-TRANSFORMER = """from diffusers import DiTPipeline
+TRANSFORMER = """import torch
+from diffusers import DiTPipeline
 
 pipeline = DiTPipeline.from_pretrained("{path}")
-labels = [number % {classes} for number in range(16)]
+labels = {listed_labels}
 images = pipeline(labels, guidance_scale=1.0, num_inference_steps={steps}).images
 """
 
@@ -120,17 +121,18 @@ def card(
         records: evaluations of this model.
     """
     counts = list(description["steps"])
-    steps, classes = min(counts, default=256), len(description["classes"])
+    steps, meant = min(counts, default=256), _labels(description)
+    classes = len(meant)
     template = OURS if "class_guidance" in description else _template(stock, classes)
-    labels = f"torch.arange(16) % {classes}" if classes else "None"
+    labels = _in_turn(meant)
     condition = f", class_labels={labels}" if classes else ""
     condition += f", guidance={_scale(dial):g}" if (dial := description.get("class_guidance")) else ""
     numbers = {
         "channels": latent_shape[0],
         "height": latent_shape[1],
         "width": latent_shape[2],
-        "classes": classes,
         "labels": labels,
+        "listed_labels": f"({labels}).tolist()",
         "condition": condition,
         "grid": f"{steps}" if counts else f"sigmas=[1 - i / {steps} for i in range({steps})]",
         "pipeline": stock,
@@ -153,6 +155,19 @@ def card(
         _measured(records),
     ]
     return "\n".join(line for line in lines if line)
+
+
+def _labels(description: Mapping[str, Any]) -> list[int]:
+    """The labels that mean a class."""
+    return [label for label in range(len(description["classes"])) if label != description.get("null_class")]
+
+
+def _in_turn(labels: Sequence[int]) -> str:
+    """The code that takes all labels in turn, sixteen in all."""
+    if not labels:
+        return "None"
+    turn = f"torch.arange(16) % {len(labels)}"
+    return turn if list(labels) == list(range(len(labels))) else f"torch.tensor({list(labels)})[{turn}]"
 
 
 def _listed(counts: Sequence[int]) -> str:
