@@ -99,7 +99,7 @@ class SamplingOptions:
         if self.clip and model.autoencoder:
             raise UserError("--clip is of images, and a latent model samples latents: leave it")
         steps = self.steps_of(model)
-        if model.steps and steps not in model.steps and steps > 0:
+        if steps > 0 and not _knows(model, steps, self.method):
             notify(f"warning: the model was distilled for {_listed(model.steps)}, not {steps}: expect poor images")
 
 
@@ -167,6 +167,15 @@ def _conditions(model: Model, options: SamplingOptions, notify: Notify) -> Condi
     if not options.prompts:
         raise UserError('this model makes images of captions: say what to make with --prompt "..."')
     return prompt_conditions(model, options.prompts, asked)
+
+
+def _knows(model: Model, steps: int, method: str) -> bool:
+    """Whether a model learned to take so many steps of a method (see `progdist.distillation.variants`)."""
+    if not model.steps or steps in model.steps:
+        return True
+    if model.target == "stochastic" and method == "overshoot":
+        return steps % 2 == 0 and steps // 2 in model.steps
+    return model.target == "tract" and method == "consistency" and 1 in model.steps
 
 
 def _listed(counts: Sequence[int]) -> str:

@@ -198,7 +198,7 @@ def student_stage(
         data: the name of the data.
         base: the given teacher, whose weights a student with `lora` begins from; None where one was trained.
     """
-    config, begin = recipe.student_config(link), teacher.denoiser
+    config, begin, target = recipe.student_config(link), teacher.denoiser, recipe.distill.target
     begin = begin.with_network(base.network) if base and recipe.lora else _initial_student(begin, config)
     student = replace(
         teacher,
@@ -208,12 +208,13 @@ def student_stage(
         data=data,
         training={},
         lora=teacher.lora or _untrained_lora(recipe),
+        target=target,
     )
     if config.compile and isinstance(frozen, Denoiser):
         frozen = frozen.with_network(cast(nn.Module, torch.compile(frozen.network)))
-    target, network = recipe.distill.target, teacher.denoiser.network
     loss = STAGE_LOSSES[target](frozen, link, WEIGHTINGS[recipe.distill.weighting])
-    return TrainingStage(student_name(link.steps), number, student, loss, config, target == "tract", frozen=network)
+    asked = teacher.denoiser.network
+    return TrainingStage(student_name(link.steps), number, student, loss, config, target == "tract", frozen=asked)
 
 
 def _untrained_lora(recipe: Recipe) -> LoraFile | None:

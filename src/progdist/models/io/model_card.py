@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from progdist.distillation.variants import PAPERS
 from progdist.models.guidance_input import usual_scale
 from progdist.models.text.kinds import PIPELINES
 
@@ -106,6 +107,7 @@ def _template(stock: str | None, classes: int) -> str:
 
 def card(
     description: Mapping[str, Any],
+    labels: Sequence[int],
     stock: str | None,
     image: Sequence[int],
     latent_shape: Sequence[int],
@@ -115,24 +117,24 @@ def card(
 
     Args:
         description: what progdist.json says.
+        labels: those that mean a class.
         stock: the class of the folder's stock pipeline or scheduler, if it has one.
         image: (channels, height, width).
         latent_shape: the shape of what the network sees: `image`, or that of its latents.
         records: evaluations of this model.
     """
     counts = list(description["steps"])
-    steps, meant = min(counts, default=256), _labels(description)
-    classes = len(meant)
+    steps, classes = min(counts, default=256), len(labels)
     template = OURS if "class_guidance" in description else _template(stock, classes)
-    labels = _in_turn(meant)
-    condition = f", class_labels={labels}" if classes else ""
+    turn = _in_turn(labels)
+    condition = f", class_labels={turn}" if classes else ""
     condition += f", guidance={_scale(dial):g}" if (dial := description.get("class_guidance")) else ""
     numbers = {
         "channels": latent_shape[0],
         "height": latent_shape[1],
         "width": latent_shape[2],
-        "labels": labels,
-        "listed_labels": f"({labels}).tolist()",
+        "labels": turn,
+        "listed_labels": f"({turn}).tolist()",
         "condition": condition,
         "grid": f"{steps}" if counts else f"sigmas=[1 - i / {steps} for i in range({steps})]",
         "pipeline": stock,
@@ -157,11 +159,6 @@ def card(
     return "\n".join(line for line in lines if line)
 
 
-def _labels(description: Mapping[str, Any]) -> list[int]:
-    """The labels that mean a class."""
-    return [label for label in range(len(description["classes"])) if label != description.get("null_class")]
-
-
 def _in_turn(labels: Sequence[int]) -> str:
     """The code that takes all labels in turn, sixteen in all."""
     if not labels:
@@ -178,9 +175,16 @@ def _lineage(description: Mapping[str, Any]) -> str:
     if not description["lineage"]:
         return ""
     chain = " -> ".join(map(str, (*description["lineage"], *description["steps"])))
+    target, counts = description.get("target", "progressive"), description["steps"]
+    method, _, paper = PAPERS[target]
+    doubled = _listed([2 * count for count in counts])
+    also = {
+        "stochastic": f" of DDIM, at {doubled} of `progdist sample --method overshoot`,",
+        "tract": ", at several of `progdist sample --method consistency`," if 1 in counts else "",
+    }.get(target, "")
     return (
-        f"Made by [progressive distillation](https://arxiv.org/abs/2202.00512), {chain} steps. It is good at "
-        f"{_listed(description['steps'])} and poor at any other count."
+        f"Made by [{method}](https://arxiv.org/abs/{paper}), {chain} steps. It is good at {_listed(counts)}{also} and "
+        "poor at any other count."
     )
 
 
