@@ -63,11 +63,8 @@ class Instruments:
         known = self.references.get(space.name)
         if known is None and data is None:
             raise UserError(f"nothing is known of the data in {space.name} features: give the data, or a reference")
-        if known is not None and data is not None and data.shape[1] != len(known.moments.mean):
-            raise UserError(
-                f"the reference of {space.name} is of {len(known.moments.mean)} features, the samples have "
-                f"{data.shape[1]}: name another"
-            )
+        if known is not None and data is not None:
+            _check_width(space.name, known, data)
         return Frechet(known.moments if known else moments(data if data is not None else torch.empty(0)))
 
 
@@ -84,7 +81,8 @@ class Plan:
         """The instruments for images (channels, height, width), with captions or without.
 
         Raises:
-            UserError: a name is unknown or has no effect, or weights or statistics cannot be read.
+            UserError: a name is unknown or has no effect, weights or statistics cannot be read, or the statistics are
+                of other features.
         """
         networks = {name.partition("_")[0] for name in self.features}
         networks |= {"clip"} if "clip_score" in self.metrics else set()
@@ -103,5 +101,15 @@ class Plan:
                 "inception_score is of a classifier's features, and none are measured: add digits, fashion-mnist or "
                 "inception to the features, or leave it"
             )
+        for space in spaces:
+            if space.name in references:
+                _check_width(space.name, references[space.name], space(torch.zeros(1, *image)))
         scored = Captions(*clip_space(self.weights)) if "clip_score" in self.metrics else None
         return Instruments(spaces, self.metrics, references, scored)
+
+
+def _check_width(name: str, reference: Statistics, features: Tensor) -> None:
+    """Refuse a reference of another number of features than (N, D)."""
+    known, found = len(reference.moments.mean), features.shape[1]
+    if known != found:
+        raise UserError(f"the reference of {name} is of {known} features, the samples have {found}: name another")
