@@ -34,6 +34,7 @@ from progdist.models.model import Model
 from progdist.models.text.pipeline import network_arguments
 from progdist.models.text.stock import guidance_embedding as embedding_of_text_models
 from progdist.recipes.files import validated
+from progdist.runs.checks import null_class
 from progdist.runs.pages.play import Playable
 from progdist.runs.run import open_run
 from progdist.runs.stages import conversion_stage
@@ -177,6 +178,8 @@ def test_the_class_that_stands_for_none_is_not_sampled(
     assert run.given.model.null_class is None
     stage = conversion_stage(run.recipe, run.given.model, run.given.model.denoiser, run.images)
     assert stage.model.null_class == 10
+    with pytest.raises(UserError, match="the teacher has no classes, so there is nothing to guide: leave guidance"):
+        null_class(run.recipe, replace(run.given.model, classes=()), run.images)
     for null, labels in ((10, [*range(10), *range(6)]), (1, [0, *range(2, 11), 0, *range(2, 7)])):
         model, folder = replace(stage.model, steps=(2,), null_class=null), tmp_path / f"null{null}"
         save(model, folder)

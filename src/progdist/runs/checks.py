@@ -116,11 +116,13 @@ def null_class(recipe: Recipe, model: Model, images: Images) -> int | None:
     """The class that stands for no class where a model is guided; None without guidance, or of captions.
 
     Raises:
-        UserError: it is not one of the model's, or none is named and each of the model's classes is one of the data's.
+        UserError: the model has no classes, it is not one of them, or none is named and each of the model's classes is one of the data's.
     """
     if recipe.conversion.guidance is None or model.text:
         return None
     known, named = len(model.classes), recipe.conversion.null_class
+    if not known:
+        raise UserError("the teacher has no classes, so there is nothing to guide: leave guidance")
     null = named if named is not None else known - 1
     if not 0 <= null < known:
         raise UserError(f"guidance needs a class that stands for none: {null} is not one of the model's")
