@@ -55,7 +55,8 @@ def write_samples(
         distributed: the processes that share the batches.
 
     Raises:
-        UserError: an unknown suffix, a grid of too many images, columns where there is no grid, a folder that is there, or as in `generate_images`.
+        UserError: an unknown suffix, a grid of too many images, columns where there is no grid, a folder that is there,
+            or as in `generate_images`.
     """
     if out.suffix not in WRITERS:
         known = ", ".join(suffix for suffix in WRITERS if suffix)

@@ -56,7 +56,8 @@ def test_kernel_is_torchmetrics_and_torch_fidelity() -> None:
 
 
 def test_inception_score_is_torch_fidelity(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch, "randperm", lambda count, **_: torch.arange(count))  # what is recorded is of samples in their order
+    # what is recorded is of samples in their order
+    monkeypatch.setattr(torch, "randperm", lambda count, **_: torch.arange(count))
     score = inception_score(LOGITS, seed=0)["inception_score"]
     assert score.value == pytest.approx(RECORDED["inception_score_mean"], rel=1e-6)
     p = LOGITS[:21].double().softmax(1)  # in ten parts, the last of three; torchmetrics makes seven

@@ -128,7 +128,7 @@ def card(
     template = OURS if "class_guidance" in description else _template(stock, classes)
     turn = _in_turn(labels)
     condition = f", class_labels={turn}" if classes else ""
-    condition += f", guidance={_scale(dial):g}" if (dial := description.get("class_guidance")) else ""
+    condition += f", guidance={_scale(scales):g}" if (scales := description.get("class_guidance")) else ""
     numbers = {
         "channels": latent_shape[0],
         "height": latent_shape[1],
@@ -189,22 +189,22 @@ def _lineage(description: Mapping[str, Any]) -> str:
 
 
 def _scale(guidance: Sequence[float] | float | None) -> float:
-    """The guidance scale for the stock pipeline: in the middle of a dial, and 1 where there is none."""
+    """The guidance scale for the stock pipeline: in the middle of a range that is an input, and 1 otherwise."""
     return sum(guidance) / 2 if isinstance(guidance, list | tuple) else 1.0
 
 
 def _guidance(description: Mapping[str, Any]) -> str:
     """How it is guided, and what a stock pipeline must be told."""
     taken, negative = description["guidance"], description["negative"]
-    away = f' away from "{negative}"' if negative else ""
+    away = f', away from "{negative}"' if negative else ""
     if isinstance(taken, list | tuple) and taken[0] == taken[1]:
         return f"Sample it with `guidance_scale={taken[0]:g}`, which is an input; `negative_prompt` has no effect."
     if isinstance(taken, list | tuple):
         return (
-            f"`guidance_scale` is an input, from {taken[0]:g} to {taken[1]:g}, taken in{away}: each step calls the "
+            f"`guidance_scale` is an input, from {taken[0]:g} to {taken[1]:g}, distilled in{away}: each step calls the "
             "network once, and `negative_prompt` has no effect."
         )
-    known = f"a guidance scale of {taken:g} is taken in{away}" if taken else "no guidance is taken in"
+    known = f"a guidance scale of {taken:g} is distilled in{away}" if taken else "no guidance is distilled in"
     return f"Sample it with `guidance_scale=1`: {known}, and `negative_prompt` has no effect."
 
 

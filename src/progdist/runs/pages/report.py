@@ -98,9 +98,8 @@ def _next(recipe: Recipe, records: list[Record]) -> str:
     known = {(record["model"], record["steps"]) for record in records}
     for model, steps in recipe.measurements():
         if (model, steps) not in known and model != "teacher_dpmpp":  # version 0.1.0 did not measure it
-            return (
-                "the teacher" if model == "teacher" and not known else f"the student of {steps} step{'s' * (steps > 1)}"
-            )
+            taught = (model, steps) == recipe.measurements()[0]
+            return "the teacher" if taught else f"the student of {steps} step{'s' * (steps > 1)}"
     return ""
 
 

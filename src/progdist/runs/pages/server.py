@@ -146,7 +146,7 @@ class _Handler(BaseHTTPRequestHandler):
             status, content = HTTPStatus.OK, self.play.draw(told)
         except UserError as error:
             status, content = HTTPStatus.BAD_REQUEST, {"error": str(error)}
-        except Exception as error:  # noqa: BLE001  (of the model; torch's out of memory, for one)
+        except Exception as error:  # of the model: torch's out of memory, for one
             reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
             status, content = HTTPStatus.INTERNAL_SERVER_ERROR, {"error": reason}
         self._answer(status, content)
