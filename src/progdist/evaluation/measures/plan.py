@@ -77,12 +77,11 @@ class Plan:
     weights: Mapping[str, Path] = field(default_factory=dict)
     references: Mapping[str, Path] = field(default_factory=dict)
 
-    def open(self, image: tuple[int, int, int], *, captions: bool) -> Instruments:
-        """The instruments for images (channels, height, width), with captions or without.
+    def check(self, *, captions: bool) -> None:
+        """Refuse what can be refused before a file is read, for images with captions or without.
 
         Raises:
-            UserError: a name is unknown or has no effect, weights or statistics cannot be read, or the statistics are
-                of other features.
+            UserError: a name is given twice or has no effect, or captions are scored where there are none.
         """
         networks = {name.partition("_")[0] for name in self.features}
         networks |= {"clip"} if "clip_score" in self.metrics else set()
@@ -92,9 +91,18 @@ class Plan:
         for kind, names, known in (("weights", self.weights, networks), ("reference", self.references, self.features)):
             if idle := [name for name in names if name not in known]:
                 raise UserError(f"{kind} {idle[0]}={names[idle[0]]} is of nothing that is measured: leave it")
-        references = {name: read_statistics(path, name) for name, path in self.references.items()}
         if "clip_score" in self.metrics and not captions:
             raise UserError("clip_score is of captions, and the model or the data has none: leave it")
+
+    def open(self, image: tuple[int, int, int], *, captions: bool) -> Instruments:
+        """The instruments for images (channels, height, width), with captions or without.
+
+        Raises:
+            UserError: as in `check`, a name is unknown, weights or statistics cannot be read, or the statistics are of
+                other features.
+        """
+        self.check(captions=captions)
+        references = {name: read_statistics(path, name) for name, path in self.references.items()}
         spaces = [feature_space(name, image, self.weights) for name in self.features]
         if "inception_score" in self.metrics and not any(space.read_out for space in spaces):
             raise UserError(
