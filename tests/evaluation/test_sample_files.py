@@ -34,7 +34,13 @@ def folder(tiny_model: Callable[..., Denoiser], tmp_path: Path) -> Path:
 
 
 def written(folder: Path, out: Path, options: SamplingOptions = OPTIONS, distributed: Any = None) -> None:  # noqa: ANN401
-    write_samples(folder, options, out, 8, lambda text: None, distributed or Distributed())
+    write_samples(folder, options, out, None, lambda text: None, distributed or Distributed())
+
+
+@pytest.mark.parametrize("name", ["a", "a.tar", "a.npz", "a.safetensors"])
+def test_columns_are_of_a_grid(folder: Path, tmp_path: Path, name: str) -> None:
+    with pytest.raises(UserError, match=f"--columns 3 is of a grid, and --out .*{name} is none: leave it"):
+        write_samples(folder, OPTIONS, tmp_path / name, 3, print, Distributed())
 
 
 def read_pngs(names: list[Path]) -> NDArray[np.uint8]:

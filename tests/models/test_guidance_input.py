@@ -20,7 +20,7 @@ from progdist.diffusion.parameterization import PARAMETERIZATIONS
 from progdist.diffusion.sampler import sample
 from progdist.distillation.conversion import conversion_loss, converted_form
 from progdist.distillation.guidance import Guided
-from progdist.evaluation.generate import sampling_noise
+from progdist.evaluation.generate import SamplingOptions, sampling_noise
 from progdist.models.guidance_input import (
     GuidedClasses,
     class_guidance,
@@ -33,7 +33,12 @@ from progdist.models.io.folder import load, save
 from progdist.models.model import Model
 from progdist.models.text.pipeline import network_arguments
 from progdist.models.text.stock import guidance_embedding as embedding_of_text_models
-from support.commands import call, refused, succeeds
+from progdist.recipes.files import validated
+from progdist.runs.checks import null_class
+from progdist.runs.pages.play import Playable
+from progdist.runs.run import open_run
+from progdist.runs.stages import conversion_stage
+from support.commands import SilentCallback, call, refused, succeeds
 from support.latent import save_dit, stock_latent_images
 from support.stock import SaveStock, load_ddim, load_unet, stock_network, stock_samples
 
@@ -160,6 +165,41 @@ def test_the_command_samples_at_a_scale(stock: SaveStock, tmp_path: Path) -> Non
     torch.testing.assert_close(read_tensors(made)["images"], expected)
     far = call("sample", tmp_path / "student", "-n", 1, "--guidance", 20, "--out", tmp_path / "far.png")
     assert "guidance of 1 to 8, not 20" in far.output
+
+
+@pytest.mark.slow
+def test_the_class_that_stands_for_none_is_not_sampled(
+    stock: SaveStock, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Stage 0 records it, the folder keeps it, and all classes in turn leave it out, as does the code of the card."""
+    content = {"name": "a", "data": {"source": "digits"}, "teacher": {"model": str(stock(classes=11))}}
+    run = open_run(validated(content, ("conversion.guidance=2",), "test"), tmp_path / "run", SilentCallback())
+    assert run.given
+    assert run.given.model.null_class is None
+    stage = conversion_stage(run.recipe, run.given.model, run.given.model.denoiser, run.images)
+    assert stage.model.null_class == 10
+    with pytest.raises(UserError, match="the teacher has no classes, so there is nothing to guide: leave guidance"):
+        null_class(run.recipe, replace(run.given.model, classes=()), run.images)
+    for null, labels in ((10, [*range(10), *range(6)]), (1, [0, *range(2, 11), 0, *range(2, 7)])):
+        model, folder = replace(stage.model, steps=(2,), null_class=null), tmp_path / f"null{null}"
+        save(model, folder)
+        loaded = load(folder)
+        assert (loaded.null_class, len(loaded.classes), len(loaded.labels)) == (null, 11, 10)
+        options = SamplingOptions(2, 16, None, 0)
+        assert options.labels_of(loaded).tolist() == labels
+        card = (folder / "README.md").read_text()
+        assert "10 classes" in card
+        monkeypatch.chdir(folder)
+        found: dict[str, Any] = {}
+        exec(card.partition("```python\n")[2].partition("```")[0], found)
+        assert found["labels"].tolist() == labels
+        assert [label for label, _ in Playable("a", loaded, 2).describe()["classes"]] == sorted(set(labels))
+        refused(call("sample", folder, "--label", null), f"label {null} stands for no class")
+    (tmp_path / "null1" / "progdist.json").write_text(
+        (folder / "progdist.json").read_text().replace('"null_class": 1', '"null_class": 11')
+    )
+    with pytest.raises(UserError, match="null_class is 11, expected a label below 11"):
+        load(tmp_path / "null1")
 
 
 @pytest.mark.slow

@@ -129,10 +129,10 @@ def test_the_empty_prompt_of_sdxl(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("guidance", "negative", "said"),
     [
-        ((1.0, 8.0), None, "from 1 to 8, taken in:"),
-        ((1.0, 8.0), "a smudge", 'from 1 to 8, taken in away from "a smudge":'),
-        (3.0, "a smudge", '`guidance_scale=1`: a guidance scale of 3 is taken in away from "a smudge"'),
-        (None, None, "`guidance_scale=1`: no guidance is taken in"),
+        ((1.0, 8.0), None, "from 1 to 8, distilled in:"),
+        ((1.0, 8.0), "a smudge", 'from 1 to 8, distilled in, away from "a smudge":'),
+        (3.0, "a smudge", '`guidance_scale=1`: a guidance scale of 3 is distilled in, away from "a smudge"'),
+        (None, None, "`guidance_scale=1`: no guidance is distilled in"),
     ],
 )
 def test_the_card_says_how_to_guide(

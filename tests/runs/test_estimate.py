@@ -49,6 +49,17 @@ def test_a_dry_run_needs_no_data_where_the_recipe_says_enough(tmp_path: Path, ti
     assert "is no folder" in result.stderr
 
 
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("evaluate.metrics=[clip_score]", "clip_score is of captions, and the model or the data has none: leave it"),
+        ("evaluate.reference={inception: a.npz}", "reference inception=a.npz is of nothing that is measured: leave it"),
+    ],
+)
+def test_a_dry_run_refuses_measurements_that_the_run_refuses(tiny_recipe: Path, setting: str, message: str) -> None:
+    refused(call("run", tiny_recipe, "--dry-run", "--set", setting), message)
+
+
 @pytest.mark.usefixtures("known_rates")
 def test_the_estimates_arithmetic(tiny_recipe: Path) -> None:
     """With known rates the hours are U (B (k f + g) + o), and evaluations are counted stage by stage."""

@@ -63,7 +63,7 @@ def test_the_whole_command(stock: SaveStock, tmp_path: Path, teacher: str) -> No
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("--data", "digits", "--guidance", 2), "guidance needs a class"),
+        (("--data", "digits", "--guidance", 2), "the teacher has no classes, so there is nothing to guide"),
         (("--data", "digits", "--steps", 3), "does not divide"),
         (
             ("--data", "digits", "--set", "distill.chain=[6, 3]", "--set", "distill.stages={}"),

@@ -42,6 +42,8 @@ def test_a_stage_that_teaches_itself_is_resumed_bit_for_bit(
         "another recipe",
     )
     succeeds("run", tiny_recipe, "--out", tmp_path / "run", *TRACT)
+    assert load(tmp_path / "run" / "student-0001").target == "tract"
+    assert "transitive closure time distillation (Berthelot" in (tmp_path / "run" / "report.html").read_text()
     whole, resumed = (
         flat_weights(load(tmp_path / name / "student-0001").denoiser.network) for name in ("whole", "run")
     )

@@ -30,7 +30,14 @@ def load(folder: str | Path) -> Denoiser:
     return LatentDenoiser(model.denoiser, model.autoencoder, model.text) if model.autoencoder else model.denoiser
 
 
-def save(denoiser: Denoiser, folder: str | Path, *, steps: Sequence[int] = (), classes: Sequence[str] = ()) -> None:
+def save(
+    denoiser: Denoiser,
+    folder: str | Path,
+    *,
+    steps: Sequence[int] = (),
+    classes: Sequence[str] = (),
+    null_class: int | None = None,
+) -> None:
     """Write a model folder that stock diffusers loads, too.
 
     Args:
@@ -38,10 +45,11 @@ def save(denoiser: Denoiser, folder: str | Path, *, steps: Sequence[int] = (), c
         folder: must not exist.
         steps: the step counts it was distilled for; none for a model of any step count.
         classes: names of the classes, in the order of the labels; numbers if not given.
+        null_class: the label that stands for no class, of a student that `distill` guided; it is not sampled.
 
     Raises:
-        UserError: another network, a schedule or output of your own, names of other than the network's classes, or the
-            folder exists.
+        UserError: another network, a schedule or output of your own, names of other than the network's classes, a
+            `null_class` that is no label, or the folder exists.
     """
     from progdist.models.io.folder import save as save_model
     from progdist.models.model import Model
@@ -52,7 +60,9 @@ def save(denoiser: Denoiser, folder: str | Path, *, steps: Sequence[int] = (), c
         raise UserError(f"{len(classes)} names of classes were given, and the network has {count}: give one for each")
     names = tuple(classes) or tuple(map(str, range(count)))
     text = getattr(denoiser, "text", None)
-    save_model(Model(denoiser, steps, classes=names, autoencoder=_autoencoder(denoiser), text=text), Path(folder))
+    autoencoder = _autoencoder(denoiser)
+    model = Model(denoiser, steps, classes=names, autoencoder=autoencoder, text=text, null_class=null_class)
+    save_model(model, Path(folder))
 
 
 def sample(

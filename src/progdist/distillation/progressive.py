@@ -140,13 +140,13 @@ def stage_loss(teacher: DenoiserProtocol, stage: Stage, weighting: Weighting) ->
 
 
 def check_weighting(schedule: Schedule, weighting: Weighting, steps: int) -> None:
-    """Refuse a weighting that is 0 at the only time at which a student of one step is trained.
+    """Refuse a weighting that is 0 at the time from which a student of one step is sampled.
 
     Raises:
         UserError: it is.
     """
     if steps == 1 and float(weighting(schedule.rho(torch.ones((), dtype=torch.float64)) ** 2)) == 0:
         raise UserError(
-            "the weighting is 0 at t = 1, where the schedule has no signal, and a student of 1 step is trained there "
-            "alone: use truncated_snr, or end the chain at 2 steps"
+            "the weighting is 0 at t = 1, where the schedule has no signal: a student of 1 step is sampled from there, "
+            "and would learn nothing there: use truncated_snr, or end the chain at 2 steps"
         )

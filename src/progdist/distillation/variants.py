@@ -152,3 +152,10 @@ STAGE_LOSSES: dict[str, StageLossOf] = {
     "tract": _bound(transitive_loss),
 }
 """By the name in a recipe; that of tract is still to be given its `self_teacher`."""
+
+PAPERS = {
+    "progressive": ("progressive distillation", "Salimans & Ho, 2022", "2202.00512"),
+    "stochastic": ("progressive distillation for stochastic sampling", "Meng et al., 2023", "2210.03142"),
+    "tract": ("transitive closure time distillation", "Berthelot et al., 2023", "2303.04248"),
+}
+"""The method of each, its authors and its number on arXiv."""

@@ -59,7 +59,9 @@ def compare(
     if options.guidance is not None:
         _check_guidance([*([reference.folder] if reference else []), *folders], options.guidance)
     with TemporaryDirectory() as scratch:
-        taught = _reference_images(reference, options, opened, Path(scratch), notify) if reference else None
+        labels, taught = (), None
+        if reference:
+            labels, taught = _reference_images(reference, options, opened, Path(scratch), notify)
         for folder in folders:
             model = load(folder)
             instruments = plan.open(model.image, captions=model.text is not None)
@@ -68,6 +70,11 @@ def compare(
                 known[model.image] = data_features(instruments, images, max(options.count, 10_000), options.seed)
             if taught is not None and taught[0].shape != model.image:
                 raise UserError(f"the teacher makes images of {tuple(taught[0].shape)}, {folder} {model.image}")
+            if labels and model.labels and labels != model.labels:
+                raise UserError(
+                    f"the teacher makes {len(labels)} classes in turn, {folder} {len(model.labels)}: the label that "
+                    "stands for no class is null_class in progdist.json, add it where it is missing"
+                )
             own = of_captions(model, options, images)
             samples, steps, seconds = summarized(model, own, instruments, taught, notify)
             score = instruments.captions and instruments.captions.score(samples, own.labels_of(model), own.prompts)
@@ -122,15 +129,15 @@ def of_captions(model: Model, options: SamplingOptions, images: Images | None) -
 
 def _reference_images(
     reference: Reference, options: SamplingOptions, data: Images | None, folder: Path, notify: Notify
-) -> TensorShards:
-    """A teacher's images on disk, a shard for each batch."""
+) -> tuple[tuple[int, ...], TensorShards]:
+    """A teacher's labels, and its images on disk, a shard for each batch."""
     shards = TensorShards(folder, options.count, options.batch)
     model = load(reference.folder)
     wanted = replace(of_captions(model, options, data), steps=reference.steps)
     batches, _ = generate_batches(model, wanted, notify)
     for number, images, _ in batches:
         shards.write(number, [images])
-    return shards
+    return model.labels, shards
 
 
 def summarized(

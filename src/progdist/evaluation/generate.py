@@ -72,14 +72,18 @@ class SamplingOptions:
         """The number of the class, or of the prompt, of each image: (N,).
 
         Raises:
-            UserError: the model has no such class.
+            UserError: the model has no such class, or it stands for none.
         """
-        kinds = len(self.prompts) if model.text else len(model.classes)
         if self.label is None:
-            return torch.arange(self.count) % max(1, kinds)
+            kinds = range(len(self.prompts)) if model.text else model.labels
+            return torch.tensor(kinds or [0])[torch.arange(self.count) % max(1, len(kinds))]
         if self.label >= len(model.classes):
-            expected = f"0 to {kinds - 1}" if model.classes else "none, since the model has no classes"
+            expected = f"0 to {max(model.labels)}" if model.labels else "none, since the model has no classes"
             raise UserError(f"label {self.label} is out of range: expected {expected}")
+        if self.label not in model.labels:
+            raise UserError(
+                f"label {self.label} stands for no class, and images are made of a class: give another, or leave it"
+            )
         return torch.full((self.count,), self.label)
 
     def check(self, model: Model, notify: Notify) -> None:
@@ -95,7 +99,7 @@ class SamplingOptions:
         if self.clip and model.autoencoder:
             raise UserError("--clip is of images, and a latent model samples latents: leave it")
         steps = self.steps_of(model)
-        if model.steps and steps not in model.steps and steps > 0:
+        if steps > 0 and not _knows(model, steps, self.method):
             notify(f"warning: the model was distilled for {_listed(model.steps)}, not {steps}: expect poor images")
 
 
@@ -163,6 +167,15 @@ def _conditions(model: Model, options: SamplingOptions, notify: Notify) -> Condi
     if not options.prompts:
         raise UserError('this model makes images of captions: say what to make with --prompt "..."')
     return prompt_conditions(model, options.prompts, asked)
+
+
+def _knows(model: Model, steps: int, method: str) -> bool:
+    """Whether a model learned to take so many steps of a method (see `progdist.distillation.variants`)."""
+    if not model.steps or steps in model.steps:
+        return True
+    if model.target == "stochastic" and method == "overshoot":
+        return steps % 2 == 0 and steps // 2 in model.steps
+    return model.target == "tract" and method == "consistency" and 1 in model.steps
 
 
 def _listed(counts: Sequence[int]) -> str:

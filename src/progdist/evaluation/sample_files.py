@@ -37,9 +37,12 @@ from progdist.training.distributed import Distributed
 MAX_GRID = 4096
 """Images in a grid, which is one picture."""
 
+COLUMNS = 8
+"""Of a grid, if not told otherwise."""
+
 
 def write_samples(
-    folder: Path, options: SamplingOptions, out: Path, columns: int, notify: Notify, distributed: Distributed
+    folder: Path, options: SamplingOptions, out: Path, columns: int | None, notify: Notify, distributed: Distributed
 ) -> None:
     """Make images with a model and write them in the layout that the name asks for.
 
@@ -47,16 +50,19 @@ def write_samples(
         folder: of the model.
         options: what to make.
         out: where; a name without a suffix is a folder.
-        columns: of a grid.
+        columns: of a grid; None for 8.
         notify: told of warnings and of the end.
         distributed: the processes that share the batches.
 
     Raises:
-        UserError: an unknown suffix, a grid of too many images, a folder that is there, or as in `generate_images`.
+        UserError: an unknown suffix, a grid of too many images, columns where there is no grid, a folder that is there,
+            or as in `generate_images`.
     """
     if out.suffix not in WRITERS:
         known = ", ".join(suffix for suffix in WRITERS if suffix)
         raise UserError(f"--out {out} ends in {out.suffix}: give a name that ends in {known}, or a folder's")
+    if out.suffix != ".png" and columns is not None:
+        raise UserError(f"--columns {columns} is of a grid, and --out {out} is none: leave it, or give a .png")
     if out.suffix == ".png" and options.count > MAX_GRID:
         raise UserError(f"a grid of {options.count} images is too large: give --out a folder, or at most -n {MAX_GRID}")
     if not out.suffix and out.exists():
@@ -79,7 +85,7 @@ def write_samples(
             shutil.rmtree(shards.path, ignore_errors=True)
         raise
     labels, steps = options.labels_of(model), options.steps_of(model)
-    distributed.on_main_process(lambda: WRITERS[out.suffix](shards, labels, out, columns))
+    distributed.on_main_process(lambda: WRITERS[out.suffix](shards, labels, out, columns or COLUMNS))
     distributed.on_main_process(lambda: shutil.rmtree(shards.path))
     if distributed.is_main_process:
         notify(f"{options.count} images in {steps} step{'s' if steps > 1 else ''}: {out}")

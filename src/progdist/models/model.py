@@ -15,6 +15,7 @@ from progdist._utils.names import Precision
 from progdist._utils.placement import at_work
 from progdist.diffusion.denoiser import Denoiser
 from progdist.diffusion.schedule import RectifiedFlow, VariancePreserving
+from progdist.distillation.variants import STAGE_LOSSES
 from progdist.models.autoencoder import Autoencoder
 from progdist.models.flow import flow_scheduler
 from progdist.models.guidance_input import class_guidance
@@ -61,6 +62,8 @@ class Model:
         steps: the step counts it was trained for; empty for a model of any step count.
         lineage: the step counts of its ancestors, teacher first.
         classes: names of the classes, in the order of the labels; empty if unconditional.
+        null_class: the label that stands for no class, where guidance was distilled in; None where each is a class.
+        target: what it learned as a student, one of `progdist.distillation.variants.STAGE_LOSSES`.
         data: the source of its training images.
         training: numbers of its training, for the record.
         autoencoder: of a latent model; None where the network sees images.
@@ -77,6 +80,20 @@ class Model:
     autoencoder: Autoencoder | None = None
     text: TextPipeline | None = None
     lora: LoraFile | None = None
+    null_class: int | None = None
+    target: str = "progressive"
+
+    def __post_init__(self) -> None:
+        """Raises: UserError: `null_class` is no label, or `target` is unknown."""
+        if self.null_class is not None and self.null_class not in range(len(self.classes)):
+            raise UserError(f"null_class is {str(self.null_class)[:50]}, expected a label below {len(self.classes)}")
+        if self.target not in STAGE_LOSSES:
+            raise UserError(f"target is {self.target[:50]}, expected one of {', '.join(STAGE_LOSSES)}")
+
+    @property
+    def labels(self) -> tuple[int, ...]:
+        """The labels that mean a class, all but `null_class`; empty if unconditional."""
+        return tuple(label for label in range(len(self.classes)) if label != self.null_class)
 
     @property
     def scheduler(self) -> DDIMScheduler | FlowMatchEulerDiscreteScheduler | None:

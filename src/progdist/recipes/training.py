@@ -128,9 +128,9 @@ class Distillation(Part):
     The chain goes from `start` (256) to `end` (1) by dividing by `substeps` (2), or is given whole as a list; each
     count must divide the one before it, and their ratio is the number of teacher steps to one of the student. `stages`
     overrides, by the student's step count. `target` names what a student learns (see `progdist.distillation.variants`).
-    With `ema` a student is the average of its weights in training, which with `tract` is its self-teacher, too. With
-    `lora_rank` students learn corrections of that rank alone (see `progdist.training.lora`). With `stop`, `updates` is
-    the most that a stage takes.
+    With `ema` a student is the average of its weights in training, which with `tract` is its self-teacher, too; with 0,
+    the default, the student as it is teaches itself there. With `lora_rank` students learn corrections of that rank
+    alone (see `progdist.training.lora`). With `stop`, `updates` is the most that a stage takes.
     """
 
     start: PositiveInt | None = None
@@ -193,6 +193,6 @@ class Distillation(Part):
 
 
 def train_config(part: Optimization | Distillation) -> TrainConfig:
-    """The training configuration in a section; only the teacher's has weight decay, an average and dropout."""
+    """The training configuration in a section; only the teacher's has weight decay and dropout."""
     numbers = {name: value for name, value in part.model_dump().items() if name in TrainConfig.__dataclass_fields__}
     return TrainConfig(**numbers, dropout=isinstance(part, Training))

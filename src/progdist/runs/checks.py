@@ -116,11 +116,14 @@ def null_class(recipe: Recipe, model: Model, images: Images) -> int | None:
     """The class that stands for no class where a model is guided; None without guidance, or of captions.
 
     Raises:
-        UserError: it is not one of the model's, or none is named and each of the model's classes is one of the data's.
+        UserError: the model has no classes, it is not one of them, or none is named and each of the model's classes is
+            one of the data's.
     """
     if recipe.conversion.guidance is None or model.text:
         return None
     known, named = len(model.classes), recipe.conversion.null_class
+    if not known:
+        raise UserError("the teacher has no classes, so there is nothing to guide: leave guidance")
     null = named if named is not None else known - 1
     if not 0 <= null < known:
         raise UserError(f"guidance needs a class that stands for none: {null} is not one of the model's")
@@ -150,10 +153,19 @@ def with_precision(recipe: Recipe, file: Path, device: torch.device) -> tuple[Re
     if other := [name for name, precision in chosen.items() if precision != here]:
         remarks.append(f"{' and '.join(other)}: {chosen[other[0]]}, as the run was begun; here {here} is faster")
     elif chosen:
-        remarks.append(f"precision: {here} (bf16 would be {bf16_speedup(device.type):.2g} times as fast as float32)")
+        remarks.append(f"precision: {here} ({_bf16_here(bf16_speedup(device.type))})")
     if "bf16" in (asked | chosen).values() and (warning := emulation_warning(device)):
         remarks.append(f"warning: {warning}")
     return recipe.with_precisions(chosen), remarks
+
+
+def _bf16_here(speedup: float) -> str:
+    """How fast bf16 is beside float32, in words."""
+    if speedup == 0:
+        return "bf16 is not known to be faster here"
+    return (
+        f"bf16 is {1 / speedup:.3g} times slower here" if speedup < 1 else f"bf16 is {speedup:.2g} times as fast here"
+    )
 
 
 def open_images(data: Data, seed: int) -> Images:

@@ -32,17 +32,21 @@ from progdist.training.callbacks import Callback
 from progdist.training.distributed import Distributed
 
 
+def measurement_plan(recipe: Recipe) -> Plan:
+    """What a recipe measures, by name."""
+    settings = recipe.evaluate
+    weights = {name: Path(path) for name, path in settings.weights.items()}
+    references = {name: Path(path).expanduser() for name, path in settings.reference.items()}
+    return Plan(settings.features, settings.metrics, weights, references)
+
+
 def instruments(recipe: Recipe, images: Images) -> Instruments:
     """What a recipe measures with.
 
     Raises:
         UserError: as in `Plan.open`.
     """
-    settings = recipe.evaluate
-    weights = {name: Path(path) for name, path in settings.weights.items()}
-    references = {name: Path(path).expanduser() for name, path in settings.reference.items()}
-    plan = Plan(settings.features, settings.metrics, weights, references)
-    return plan.open(images.shape, captions=isinstance(images, CaptionedImages))
+    return measurement_plan(recipe).open(images.shape, captions=isinstance(images, CaptionedImages))
 
 
 @dataclass(frozen=True)

@@ -165,7 +165,7 @@ class Run:
             return trainer.keep("teacher", unconverted(self.recipe, model))
         guided = self.guided
         trained_before = self.distributed.on_main_process(self.folder.model("teacher").exists)
-        teacher = trainer.fit(conversion_stage(self.recipe, model, guided))
+        teacher = trainer.fit(conversion_stage(self.recipe, model, guided, self.images))
         if not trained_before:
             self.distributed.on_main_process(lambda: self._report_conversion(trainer, teacher, guided))
         return teacher

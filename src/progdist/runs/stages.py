@@ -168,7 +168,7 @@ def student_form(recipe: Recipe, given: Denoiser) -> Denoiser:
     return converted_form(given) if recipe.lora is None else given
 
 
-def conversion_stage(recipe: Recipe, given: Model, frozen: DenoiserProtocol) -> TrainingStage:
+def conversion_stage(recipe: Recipe, given: Model, frozen: DenoiserProtocol, images: Images) -> TrainingStage:
     """Stage 0: the given model's student in a form that can be halved, on its frozen predictions."""
     config = recipe.conversion_config()
     denoiser, guidance = student_form(recipe, _initial_student(given.denoiser, config)), recipe.conversion.guidance
@@ -177,7 +177,9 @@ def conversion_stage(recipe: Recipe, given: Model, frozen: DenoiserProtocol) -> 
         network = with_guidance_input(given_network) if given.text else with_class_guidance(given_network, guidance)
         denoiser = denoiser.with_parts(network=network, arguments=network_arguments(network))
     text = given.text.guided(guidance, recipe.conversion.negative) if given.text else None
-    student = replace(given, denoiser=denoiser, text=text, lora=_untrained_lora(recipe))
+    null = null_class(recipe, given, images)
+    null = given.null_class if null is None else null
+    student = replace(given, denoiser=denoiser, text=text, lora=_untrained_lora(recipe), null_class=null)
     loss = partial(conversion_loss, teacher=frozen, weighting=WEIGHTINGS[recipe.conversion.weighting])
     return TrainingStage("teacher", 0, student, loss, config, frozen=given.denoiser.network)
 
@@ -196,7 +198,7 @@ def student_stage(
         data: the name of the data.
         base: the given teacher, whose weights a student with `lora` begins from; None where one was trained.
     """
-    config, begin = recipe.student_config(link), teacher.denoiser
+    config, begin, target = recipe.student_config(link), teacher.denoiser, recipe.distill.target
     begin = begin.with_network(base.network) if base and recipe.lora else _initial_student(begin, config)
     student = replace(
         teacher,
@@ -206,12 +208,13 @@ def student_stage(
         data=data,
         training={},
         lora=teacher.lora or _untrained_lora(recipe),
+        target=target,
     )
     if config.compile and isinstance(frozen, Denoiser):
         frozen = frozen.with_network(cast(nn.Module, torch.compile(frozen.network)))
-    target, network = recipe.distill.target, teacher.denoiser.network
     loss = STAGE_LOSSES[target](frozen, link, WEIGHTINGS[recipe.distill.weighting])
-    return TrainingStage(student_name(link.steps), number, student, loss, config, target == "tract", frozen=network)
+    asked = teacher.denoiser.network
+    return TrainingStage(student_name(link.steps), number, student, loss, config, target == "tract", frozen=asked)
 
 
 def _untrained_lora(recipe: Recipe) -> LoraFile | None:

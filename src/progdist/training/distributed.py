@@ -70,7 +70,7 @@ class Distributed:
 
     Attributes:
         accelerator: where this process computes, in the precision that the recipe says.
-        shards: whether the network in training is spread over the processes (see `progdist.training.sharding`).
+        shards: whether the network in training is spread over the processes, by FSDP2.
 
     Raises:
         UserError: there is nothing to spread it over.

@@ -56,9 +56,16 @@ def test_kernel_is_torchmetrics_and_torch_fidelity() -> None:
 
 
 def test_inception_score_is_torch_fidelity(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch, "randperm", torch.arange)  # what is recorded is of samples in their order
+    # what is recorded is of samples in their order
+    monkeypatch.setattr(torch, "randperm", lambda count, **_: torch.arange(count))
     score = inception_score(LOGITS, seed=0)["inception_score"]
     assert score.value == pytest.approx(RECORDED["inception_score_mean"], rel=1e-6)
+    p = LOGITS[:21].double().softmax(1)  # in ten parts, the last of three; torchmetrics makes seven
+    parts = [p[number * 21 // 10 : (number + 1) * 21 // 10] for number in range(10)]
+    scores = torch.stack([(part * (part / part.mean(0)).log()).sum(1).mean().exp() for part in parts])
+    few = inception_score(LOGITS[:21], seed=0)["inception_score"]
+    assert few.value == pytest.approx(float(scores.mean()), rel=1e-9)
+    assert few.high - few.value == pytest.approx(1.96 * float(scores.std()) / 10**0.5, rel=1e-9)
 
 
 def test_radii_are_scikit_learns() -> None:

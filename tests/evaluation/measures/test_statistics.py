@@ -135,6 +135,8 @@ def test_mistakes_are_one_line(tmp_path: Path) -> None:
     ):
         with pytest.raises(UserError, match=message):
             plan.open((1, 8, 8), captions=False)
-    instruments = Plan(("digits",), references={"digits": tmp_path / "edm.npz"}).open((1, 8, 8), captions=False)
-    with pytest.raises(UserError, match="is of 6 features, the samples have 64"):
-        instruments.distance(instruments.spaces[0], torch.randn(5, 64))
+    with pytest.raises(UserError, match="reference of digits is of 6 features, the samples have 64: name another"):
+        Plan(("digits",), references={"digits": tmp_path / "edm.npz"}).open((1, 8, 8), captions=False)
+    instruments = Plan(("pixels",), references={"pixels": tmp_path / "pixels.npz"}).open((1, 8, 8), captions=False)
+    with pytest.raises(UserError, match="is of 64 features, the samples have 5"):
+        instruments.distance(instruments.spaces[0], torch.randn(5, 5))

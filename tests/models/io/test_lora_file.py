@@ -138,7 +138,7 @@ def test_the_card_samples_base_and_file(
 def test_a_base_on_the_hub_is_named_with_its_revision(made: Callable[[str], Made]) -> None:
     description = json.loads((made("StableDiffusionPipeline").student / "progdist.json").read_text())
     description["lora"]["base"] = "hub:owner/name@main"
-    text = card(description, "StableDiffusionPipeline", (3, 8, 8), (4, 4, 4), ())
+    text = card(description, (), "StableDiffusionPipeline", (3, 8, 8), (4, 4, 4), ())
     assert 'from_pretrained("owner/name", revision="main")' in text
 
 

@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from progdist import Cosine, Denoiser, RectifiedFlow
-from progdist.models.io.folder import save
+from progdist import Cosine, Denoiser, RectifiedFlow, UserError
+from progdist.evaluation.generate import SamplingOptions
+from progdist.models.io.folder import load, save
 from progdist.models.model import Model
 
 
@@ -34,6 +35,38 @@ def test_the_card_is_right(
     exec(code, names)
     samples = names["images"] if "images" in names else names["z"]
     assert len(samples) == 16
+
+
+@pytest.mark.parametrize(
+    ("target", "steps", "said", "unwarned"),
+    [
+        ("progressive", 4, "Made by [progressive distillation](https://arxiv.org/abs/2202.00512), ", {("ddim", 4)}),
+        (
+            "stochastic", 4, "at 4 steps of DDIM, at 8 steps of `progdist sample --method overshoot`, and poor",
+            {("ddim", 4), ("overshoot", 8), ("overshoot", 4)},
+        ),
+        (
+            "tract", 1, "at 1 step, at several of `progdist sample --method consistency`, and poor",
+            {("ddim", 1), ("consistency", 4), ("consistency", 8)},
+        ),
+    ],
+)  # fmt: skip
+def test_what_a_student_learned_is_said_and_warned_of(
+    tiny_model: Callable[..., Denoiser], tmp_path: Path, target: str, steps: int, said: str, unwarned: set[Any]
+) -> None:
+    model = Model(tiny_model(), (steps,), (16,), data="digits", target=target)
+    save(model, tmp_path / "student")
+    assert said in (tmp_path / "student" / "README.md").read_text()
+    loaded, warnings = load(tmp_path / "student"), list[str]()
+    assert loaded.target == target
+    for method, count in {("ddim", 4), ("ddim", 8), ("overshoot", 8), ("overshoot", 4), ("consistency", 8), *unwarned}:
+        warnings.clear()
+        SamplingOptions(count, 1, None, 0, method).check(loaded, warnings.append)
+        assert bool(warnings) == (count != steps and (method, count) not in unwarned)
+    path = tmp_path / "student" / "progdist.json"
+    path.write_text(path.read_text().replace(f'"target": "{target}"', '"target": "other"'))
+    with pytest.raises(UserError, match="target is other, expected one of progressive"):
+        load(tmp_path / "student")
 
 
 @pytest.mark.slow

@@ -6,9 +6,10 @@ from typing import Any
 import pytest
 from typer.testing import Result
 
+from progdist.recipes.files import read_recipe
 from progdist.runs.folder import RunFolder
 from progdist.runs.pages.progress import UnderWay
-from progdist.runs.pages.report import write_report
+from progdist.runs.pages.report import _next, write_report
 from support.commands import read_records
 
 pytestmark = [
@@ -83,6 +84,12 @@ def test_the_table_compares_with_a_better_sampler(finished: tuple[Path, Result],
         row = next(row for row in cells if row[0] == str(steps))
         models = ("teacher", solver, "student")
         assert row[1:4] == [f"{found[model, steps]['quality'][0]['frechet']:.3f}" for model in models]
+
+
+def test_the_teacher_of_a_given_model_is_next_after_it(tiny_recipe: Path) -> None:
+    recipe, first = read_recipe(str(tiny_recipe)), {"model": "given", "steps": 8}
+    assert _next(recipe, [first]) == "the teacher"
+    assert _next(recipe, [first, {"model": "teacher", "steps": 8}]) == "the student of 4 steps"
 
 
 def test_while_the_run_goes_on_the_page_loads_itself_anew(

@@ -53,6 +53,30 @@ def test_a_page_that_is_closed_while_it_waits_is_no_error(
     assert capfd.readouterr() == ("", "")
 
 
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (RuntimeError(), "RuntimeError:"),
+        (RuntimeError("out of\nmemory"), "RuntimeError: out of memory"),
+        (KeyError("a"), "KeyError: 'a'"),
+        (IndexError("no row"), "IndexError: no row"),
+        (ValueError("of the model"), "ValueError: of the model"),
+    ],
+)
+def test_what_goes_wrong_in_a_model_is_said_in_one_line(
+    server: PlayServer, monkeypatch: pytest.MonkeyPatch, error: Exception, said: str
+) -> None:
+    def draw(told: object) -> dict[str, Any]:
+        raise error
+
+    monkeypatch.setattr(server, "draw", draw)
+    connection = http.client.HTTPConnection("127.0.0.1", server.server_port)
+    connection.request("POST", "/draw", "{}", {"Content-Type": "application/json"})
+    answer = connection.getresponse()
+    assert (answer.status, json.loads(answer.read())) == (500, {"error": said})
+    connection.close()
+
+
 def test_a_length_of_thousands_of_digits_is_too_long(server: PlayServer) -> None:
     connection = http.client.HTTPConnection("127.0.0.1", server.server_port)
     sent = {"Content-Type": "application/json", "Content-Length": "9" * 5000}

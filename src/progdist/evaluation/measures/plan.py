@@ -63,11 +63,8 @@ class Instruments:
         known = self.references.get(space.name)
         if known is None and data is None:
             raise UserError(f"nothing is known of the data in {space.name} features: give the data, or a reference")
-        if known is not None and data is not None and data.shape[1] != len(known.moments.mean):
-            raise UserError(
-                f"the reference of {space.name} is of {len(known.moments.mean)} features, the samples have "
-                f"{data.shape[1]}: name another"
-            )
+        if known is not None and data is not None:
+            _check_width(space.name, known, data)
         return Frechet(known.moments if known else moments(data if data is not None else torch.empty(0)))
 
 
@@ -80,11 +77,11 @@ class Plan:
     weights: Mapping[str, Path] = field(default_factory=dict)
     references: Mapping[str, Path] = field(default_factory=dict)
 
-    def open(self, image: tuple[int, int, int], *, captions: bool) -> Instruments:
-        """The instruments for images (channels, height, width), with captions or without.
+    def check(self, *, captions: bool) -> None:
+        """Refuse what can be refused before a file is read, for images with captions or without.
 
         Raises:
-            UserError: a name is unknown or has no effect, or weights or statistics cannot be read.
+            UserError: a name is given twice or has no effect, or captions are scored where there are none.
         """
         networks = {name.partition("_")[0] for name in self.features}
         networks |= {"clip"} if "clip_score" in self.metrics else set()
@@ -94,14 +91,33 @@ class Plan:
         for kind, names, known in (("weights", self.weights, networks), ("reference", self.references, self.features)):
             if idle := [name for name in names if name not in known]:
                 raise UserError(f"{kind} {idle[0]}={names[idle[0]]} is of nothing that is measured: leave it")
-        references = {name: read_statistics(path, name) for name, path in self.references.items()}
         if "clip_score" in self.metrics and not captions:
             raise UserError("clip_score is of captions, and the model or the data has none: leave it")
+
+    def open(self, image: tuple[int, int, int], *, captions: bool) -> Instruments:
+        """The instruments for images (channels, height, width), with captions or without.
+
+        Raises:
+            UserError: as in `check`, a name is unknown, weights or statistics cannot be read, or the statistics are of
+                other features.
+        """
+        self.check(captions=captions)
+        references = {name: read_statistics(path, name) for name, path in self.references.items()}
         spaces = [feature_space(name, image, self.weights) for name in self.features]
         if "inception_score" in self.metrics and not any(space.read_out for space in spaces):
             raise UserError(
                 "inception_score is of a classifier's features, and none are measured: add digits, fashion-mnist or "
                 "inception to the features, or leave it"
             )
+        for space in spaces:
+            if space.name in references:
+                _check_width(space.name, references[space.name], space(torch.zeros(1, *image)))
         scored = Captions(*clip_space(self.weights)) if "clip_score" in self.metrics else None
         return Instruments(spaces, self.metrics, references, scored)
+
+
+def _check_width(name: str, reference: Statistics, features: Tensor) -> None:
+    """Refuse a reference of another number of features than (N, D)."""
+    known, found = len(reference.moments.mean), features.shape[1]
+    if known != found:
+        raise UserError(f"the reference of {name} is of {known} features, the samples have {found}: name another")

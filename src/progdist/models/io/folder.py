@@ -123,9 +123,8 @@ def _part(network: nn.Module) -> str:
 
 def write_card(model: Model, target: Path, records: Sequence[Mapping[str, Any]]) -> None:
     """Write the folder's README.md, with the model's evaluations."""
-    atomic_write(
-        target / "README.md", card(_description(model), _stock(model), model.image, model.shape, records).encode()
-    )
+    text = card(_description(model), model.labels, _stock(model), model.image, model.shape, records)
+    atomic_write(target / "README.md", text.encode())
 
 
 def _stock(model: Model) -> str | None:
@@ -177,6 +176,8 @@ def load(folder: Path) -> Model:
             autoencoder=read_autoencoder(folder),
             text=text,
             lora=read_lora(folder, metadata.get("lora")),
+            null_class=metadata.get("null_class"),
+            target=str(metadata.get("target", "progressive")),
         )
     except UserError as error:
         raise UserError(f"{folder} is damaged: {error}") from error
@@ -233,7 +234,9 @@ def _description(model: Model) -> dict[str, Any]:
         "timestep_offset": model.denoiser.offset,
         "steps": list(model.steps),
         "lineage": list(model.lineage),
+        **({"target": model.target} if model.lineage else {}),
         "classes": list(model.classes),
+        **({} if model.null_class is None else {"null_class": model.null_class}),
         "data": model.data,
         "training": dict(model.training),
         **({"guidance": model.text.guidance, "negative": model.text.negative} if model.text else {}),

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from progdist.distillation.variants import PAPERS
 from progdist.models.guidance_input import usual_scale
 from progdist.models.text.kinds import PIPELINES
 
@@ -28,7 +29,7 @@ from diffusers import DDIMScheduler, UNet2DModel
 network = UNet2DModel.from_pretrained("{path}", subfolder="unet")
 scheduler = DDIMScheduler.from_pretrained("{path}", subfolder="scheduler")
 scheduler.set_timesteps({steps})
-labels = torch.arange(16) % {classes}
+labels = {labels}
 z = torch.randn(16, network.config.in_channels, {height}, {width})
 for timestep in scheduler.timesteps:
     with torch.no_grad():
@@ -56,10 +57,11 @@ pipeline = LDMPipeline.from_pretrained("{path}")
 images = pipeline(batch_size=16, num_inference_steps={steps}).images
 """
 
-TRANSFORMER = """from diffusers import DiTPipeline
+TRANSFORMER = """import torch
+from diffusers import DiTPipeline
 
 pipeline = DiTPipeline.from_pretrained("{path}")
-labels = [number % {classes} for number in range(16)]
+labels = {listed_labels}
 images = pipeline(labels, guidance_scale=1.0, num_inference_steps={steps}).images
 """
 
@@ -105,6 +107,7 @@ def _template(stock: str | None, classes: int) -> str:
 
 def card(
     description: Mapping[str, Any],
+    labels: Sequence[int],
     stock: str | None,
     image: Sequence[int],
     latent_shape: Sequence[int],
@@ -114,23 +117,24 @@ def card(
 
     Args:
         description: what progdist.json says.
+        labels: those that mean a class.
         stock: the class of the folder's stock pipeline or scheduler, if it has one.
         image: (channels, height, width).
         latent_shape: the shape of what the network sees: `image`, or that of its latents.
         records: evaluations of this model.
     """
     counts = list(description["steps"])
-    steps, classes = min(counts, default=256), len(description["classes"])
+    steps, classes = min(counts, default=256), len(labels)
     template = OURS if "class_guidance" in description else _template(stock, classes)
-    labels = f"torch.arange(16) % {classes}" if classes else "None"
-    condition = f", class_labels={labels}" if classes else ""
-    condition += f", guidance={_scale(dial):g}" if (dial := description.get("class_guidance")) else ""
+    turn = _in_turn(labels)
+    condition = f", class_labels={turn}" if classes else ""
+    condition += f", guidance={_scale(scales):g}" if (scales := description.get("class_guidance")) else ""
     numbers = {
         "channels": latent_shape[0],
         "height": latent_shape[1],
         "width": latent_shape[2],
-        "classes": classes,
-        "labels": labels,
+        "labels": turn,
+        "listed_labels": f"({turn}).tolist()",
         "condition": condition,
         "grid": f"{steps}" if counts else f"sigmas=[1 - i / {steps} for i in range({steps})]",
         "pipeline": stock,
@@ -155,6 +159,14 @@ def card(
     return "\n".join(line for line in lines if line)
 
 
+def _in_turn(labels: Sequence[int]) -> str:
+    """The code that takes all labels in turn, sixteen in all."""
+    if not labels:
+        return "None"
+    turn = f"torch.arange(16) % {len(labels)}"
+    return turn if list(labels) == list(range(len(labels))) else f"torch.tensor({list(labels)})[{turn}]"
+
+
 def _listed(counts: Sequence[int]) -> str:
     return f"{' or '.join(map(str, counts))} step{'s' if list(counts) != [1] else ''}"
 
@@ -163,29 +175,36 @@ def _lineage(description: Mapping[str, Any]) -> str:
     if not description["lineage"]:
         return ""
     chain = " -> ".join(map(str, (*description["lineage"], *description["steps"])))
+    target, counts = description.get("target", "progressive"), description["steps"]
+    method, _, paper = PAPERS[target]
+    doubled = _listed([2 * count for count in counts])
+    also = {
+        "stochastic": f" of DDIM, at {doubled} of `progdist sample --method overshoot`,",
+        "tract": ", at several of `progdist sample --method consistency`," if 1 in counts else "",
+    }.get(target, "")
     return (
-        f"Made by [progressive distillation](https://arxiv.org/abs/2202.00512), {chain} steps. It is good at "
-        f"{_listed(description['steps'])} and poor at any other count."
+        f"Made by [{method}](https://arxiv.org/abs/{paper}), {chain} steps. It is good at {_listed(counts)}{also} and "
+        "poor at any other count."
     )
 
 
 def _scale(guidance: Sequence[float] | float | None) -> float:
-    """The guidance scale for the stock pipeline: in the middle of a dial, and 1 where there is none."""
+    """The guidance scale for the stock pipeline: in the middle of a range that is an input, and 1 otherwise."""
     return sum(guidance) / 2 if isinstance(guidance, list | tuple) else 1.0
 
 
 def _guidance(description: Mapping[str, Any]) -> str:
     """How it is guided, and what a stock pipeline must be told."""
     taken, negative = description["guidance"], description["negative"]
-    away = f' away from "{negative}"' if negative else ""
+    away = f', away from "{negative}"' if negative else ""
     if isinstance(taken, list | tuple) and taken[0] == taken[1]:
         return f"Sample it with `guidance_scale={taken[0]:g}`, which is an input; `negative_prompt` has no effect."
     if isinstance(taken, list | tuple):
         return (
-            f"`guidance_scale` is an input, from {taken[0]:g} to {taken[1]:g}, taken in{away}: each step calls the "
+            f"`guidance_scale` is an input, from {taken[0]:g} to {taken[1]:g}, distilled in{away}: each step calls the "
             "network once, and `negative_prompt` has no effect."
         )
-    known = f"a guidance scale of {taken:g} is taken in{away}" if taken else "no guidance is taken in"
+    known = f"a guidance scale of {taken:g} is distilled in{away}" if taken else "no guidance is distilled in"
     return f"Sample it with `guidance_scale=1`: {known}, and `negative_prompt` has no effect."
 
 

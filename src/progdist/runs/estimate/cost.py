@@ -28,6 +28,7 @@ from progdist.models.model import Model
 from progdist.models.text.pipeline import network_arguments, takes_guidance, trial_condition, with_guidance_input
 from progdist.recipes.recipe import Recipe, student_name
 from progdist.runs.estimate.memory import Memory, activation_bytes, training_memory
+from progdist.runs.evaluator import measurement_plan
 from progdist.runs.stages import needs_stage_0, untrained
 from progdist.training.config import TrainConfig
 
@@ -96,8 +97,8 @@ def estimate(recipe: Recipe, capacity: int | None = None) -> Estimate:
         UserError: as in `run`, before its training.
     """
     model = _model(recipe)
-    denoiser = model.denoiser
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    measurement_plan(recipe).check(captions=model.text is not None)
+    denoiser, device = model.denoiser, torch.device("cuda" if torch.cuda.is_available() else "cpu")
     taken, guided = recipe.teacher.model is not None, _is_guided(recipe, model)
     configs = recipe.train_configs()
     if taken and not needs_stage_0(recipe, model):

@@ -1,7 +1,7 @@
 const $ = id => document.getElementById(id), NAMES = { ddim: "DDIM", dpmpp: "DPM-Solver++" };
 const classes = models.map(model => model.classes).reduce((a, b) => a.length > b.length ? a : b);
 const scales = models.map(model => model.guidance).filter(Boolean);
-classes.forEach((name, index) => $("class").add(new Option(name, index)));
+classes.forEach(([label, name]) => $("class").add(new Option(name, label)));
 $("for-class").hidden = !classes.length || models.every(model => model.text);
 $("for-prompt").hidden = !models.some(model => model.text);
 $("for-guidance").hidden = !scales.length;

@@ -19,7 +19,7 @@ from progdist._utils.broadcasting import time_device
 from progdist._utils.errors import UserError
 from progdist.data.grid import grid_image
 from progdist.diffusion.sampler import network_evaluations
-from progdist.evaluation.generate import sampling_noise
+from progdist.evaluation.generate import SamplingOptions, sampling_noise
 from progdist.evaluation.sampling import sample_in_batches
 from progdist.models.io.folder import load
 from progdist.models.model import Model
@@ -127,7 +127,7 @@ class Playable:
             "counts": sorted(counts),
             "own": sorted(self.model.steps),
             "methods": [] if self.model.steps else list(SOLVERS),
-            "classes": list(self.model.classes),
+            "classes": [(label, self.model.classes[label]) for label in self.model.labels],
             "text": self.model.text is not None,
             "guidance": self.guidance and [*self.guidance, self.model.scale(None)],
         }
@@ -139,9 +139,7 @@ class Playable:
             UserError: something is asked that the model does not have.
         """
         self._check(wanted)
-        labels = torch.full((IMAGES,), wanted.label or 0)
-        if wanted.label is None and self.model.classes:
-            labels = torch.arange(IMAGES) % len(self.model.classes)
+        labels = SamplingOptions(wanted.steps, IMAGES, wanted.label, wanted.seed).labels_of(self.model)
         conditions, noise = self._conditions(wanted), sampling_noise(self.model, IMAGES, wanted.seed)
         started = time.perf_counter()
         images = sample_in_batches(
@@ -160,13 +158,11 @@ class Playable:
 
     def _check(self, wanted: Wanted) -> None:
         """Refuse what the model does not have."""
-        most, classes = self.model.denoiser.timesteps, len(self.model.classes)
+        most = self.model.denoiser.timesteps
         if wanted.steps > most:
             raise UserError(f"{self.title} takes 1 to {most} steps, not {wanted.steps}")
         if wanted.method not in (["ddim"] if self.model.steps else SOLVERS):
             raise UserError(f"{self.title} is not sampled by {wanted.method[:20]!r}: use {' or '.join(SOLVERS)}")
-        if wanted.label is not None and wanted.label >= classes:
-            raise UserError(f"label {wanted.label} is out of range: {self.title} has {classes} classes")
         if self.model.text and not wanted.prompt.strip():
             raise UserError(f"{self.title} makes images of captions: write what to make")
         if wanted.guidance is not None and self.guidance is None:

@@ -18,6 +18,7 @@ import torch
 
 from progdist._utils.errors import UserError
 from progdist._utils.files import atomic_write, read_json
+from progdist.distillation.variants import PAPERS
 from progdist.recipes.files import read_recipe
 from progdist.recipes.recipe import Recipe
 from progdist.runs.folder import Record, RunFolder
@@ -61,6 +62,8 @@ def _page(folder: RunFolder, under_way: UnderWay | None) -> str:
         recipe=folder.recipe().read_text(),
         name=folder.root.resolve().name,
         counts=recipe.distill.counts(),
+        method=PAPERS[recipe.distill.target][0],
+        authors=PAPERS[recipe.distill.target][1],
         next=upcoming,
         progress=_progress(recipe, folder, in_order, under_way) if under_way and upcoming else None,
         stages=_stages(recipe, folder, under_way),
@@ -95,9 +98,8 @@ def _next(recipe: Recipe, records: list[Record]) -> str:
     known = {(record["model"], record["steps"]) for record in records}
     for model, steps in recipe.measurements():
         if (model, steps) not in known and model != "teacher_dpmpp":  # version 0.1.0 did not measure it
-            return (
-                "the teacher" if model == "teacher" and not known else f"the student of {steps} step{'s' * (steps > 1)}"
-            )
+            taught = (model, steps) == recipe.measurements()[0]
+            return "the teacher" if taught else f"the student of {steps} step{'s' * (steps > 1)}"
     return ""
 
 

@@ -138,13 +138,18 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _draw(self, body: bytes) -> None:
         try:
-            self._answer(HTTPStatus.OK, self.play.draw(json.loads(body)))
-        except UserError as error:
-            self._answer(HTTPStatus.BAD_REQUEST, {"error": str(error)})
+            told = json.loads(body)
         except (ValueError, RecursionError):
             self._answer(HTTPStatus.BAD_REQUEST, {"error": "a request is a JSON object"})
-        except RuntimeError as error:  # of torch: out of memory, for one
-            self._answer(HTTPStatus.INTERNAL_SERVER_ERROR, {"error": str(error).splitlines()[0][:200]})
+            return
+        try:
+            status, content = HTTPStatus.OK, self.play.draw(told)
+        except UserError as error:
+            status, content = HTTPStatus.BAD_REQUEST, {"error": str(error)}
+        except Exception as error:  # of the model: torch's out of memory, for one
+            reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+            status, content = HTTPStatus.INTERNAL_SERVER_ERROR, {"error": reason}
+        self._answer(status, content)
 
     def _answer(self, status: HTTPStatus, content: dict[str, Any]) -> None:
         self._send(status, "application/json", json.dumps(content).encode(), "none")

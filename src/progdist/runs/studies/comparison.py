@@ -115,7 +115,8 @@ def comparison(
     for entry, model in zip(listed, models, strict=True):
         if entry.steps is None and not model.steps:
             raise UserError(f"{entry.folder} knows any number of steps: say how many, e.g. {entry.folder}@256")
-        if (model.shape, model.image, model.classes) != (first.shape, first.image, first.classes):
+        kind, expected = ((each.shape, each.image, each.classes, each.labels) for each in (model, first))
+        if kind != expected:
             raise UserError(
                 f"{entry.folder} and {listed[0].folder} do not sample from the same noise and classes: compare models "
                 "of one kind"
