@@ -63,7 +63,7 @@ def scales_of(denoiser: DenoiserProtocol, guidance: float, count: int) -> Tensor
     """
     network: Any = getattr(denoiser, "network", None)
     if not isinstance(network, nn.Module) or not (_has_keyword(network) or _has_part(network)):
-        raise UserError("guidance is of models that were distilled for a range of it, and this is none: leave it")
+        raise UserError("guidance is of models that were distilled for a range of it, and this is none: leave it out")
     return torch.full((count,), guidance, dtype=torch.float64)
 
 

@@ -98,7 +98,7 @@ def sample(
     """
     autoencoder = _autoencoder(denoiser)
     if autoencoder and clip:
-        raise UserError("clip is of images, and a latent model samples latents: leave it")
+        raise UserError("clip is of images, and a latent model samples latents: leave it out")
     if prompt is not None or (guidance is not None and getattr(denoiser, "text", None)):
         prompts = [prompt] if isinstance(prompt, str) else prompt
         condition = {**condition, **_prompted(denoiser, prompts, guidance, noise)}
@@ -116,7 +116,7 @@ def _prompted(
     from progdist.models.text.conditions import prompt_conditions
 
     if not isinstance(denoiser, LatentDenoiser) or denoiser.text is None:
-        raise UserError("prompt is of text-conditional models that progdist.load gave: leave it")
+        raise UserError("prompt is of text-conditional models that progdist.load gave: leave it out")
     if not prompts:
         raise UserError('this model makes images of captions: say what to make, e.g. prompt="a cat"')
     model = Model(denoiser, autoencoder=denoiser.autoencoder, text=denoiser.text)

@@ -19,6 +19,7 @@ from progdist.cli.options import (
     References,
     Seed,
     WeightFiles,
+    precision_of,
 )
 from progdist.cli.terminal import console, write_message
 
@@ -104,7 +105,6 @@ def compare(
 
     Which is better is told by paired resamples of the same noise.
     """
-    from progdist.cli.models import precision_of
     from progdist.data.sources import load_images
     from progdist.data.tables import Columns
     from progdist.evaluation.generate import SamplingOptions

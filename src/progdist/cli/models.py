@@ -3,12 +3,12 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, cast, get_args
+from typing import Annotated, Any, get_args
 
 import typer
 
 from progdist._utils.errors import UserError
-from progdist._utils.names import Method, Precision
+from progdist._utils.names import Method
 from progdist.cli.options import (
     DATA_SOURCES,
     CaptionColumn,
@@ -18,6 +18,7 @@ from progdist.cli.options import (
     References,
     Seed,
     WeightFiles,
+    precision_of,
 )
 from progdist.cli.terminal import console, write_message
 
@@ -81,13 +82,6 @@ def sample(
         guidance,
     )
     write_samples(model, options, out, columns, write_message, Distributed())
-
-
-def precision_of(name: str) -> Precision:
-    """A precision that is known."""
-    if name not in get_args(Precision):
-        raise UserError(f"--precision {name} is unknown: use one of {', '.join(get_args(Precision))}")
-    return cast(Precision, name)
 
 
 def evaluate(

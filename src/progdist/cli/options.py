@@ -1,10 +1,11 @@
 """Options that several commands take."""
 
-from typing import Annotated, get_args
+from typing import Annotated, cast, get_args
 
 import typer
 
-from progdist._utils.names import Features, Metric
+from progdist._utils.errors import UserError
+from progdist._utils.names import Features, Metric, Precision
 
 DATA_SOURCES = "digits, or folder:, captions:, npz:, idx:, cifar:, wds: or parquet:PATH, or hub:NAME."
 Seed = Annotated[int, typer.Option(help="Seed of the noise.", min=0)]
@@ -47,3 +48,10 @@ References = Annotated[
 WeightFiles = Annotated[
     list[str] | None, typer.Option("--weights", help="Weights, inception=FILE, dinov2=FOLDER or clip=FOLDER.")
 ]
+
+
+def precision_of(name: str) -> Precision:
+    """A precision that is known."""
+    if name not in get_args(Precision):
+        raise UserError(f"--precision {name} is unknown: use one of {', '.join(get_args(Precision))}")
+    return cast(Precision, name)

@@ -82,7 +82,7 @@ class SamplingOptions:
             raise UserError(f"label {self.label} is out of range: expected {expected}")
         if self.label not in model.labels:
             raise UserError(
-                f"label {self.label} stands for no class, and images are made of a class: give another, or leave it"
+                f"label {self.label} stands for no class, and images are made of a class: give another, or leave it out"
             )
         return torch.full((self.count,), self.label)
 
@@ -93,11 +93,11 @@ class SamplingOptions:
             UserError: names the option.
         """
         if self.variance != 1 and self.method != "ancestral":
-            raise UserError(f"--variance is of the method ancestral, and {self.method} adds no such noise: leave it")
+            raise UserError(f"--variance is of --method ancestral, and {self.method} adds no such noise: leave it out")
         if self.guidance is not None and not 0 < self.guidance < math.inf:
             raise UserError(f"--guidance {self.guidance:g} is no scale: give a positive number, e.g. 3")
         if self.clip and model.autoencoder:
-            raise UserError("--clip is of images, and a latent model samples latents: leave it")
+            raise UserError("--clip is of images, and a latent model samples latents: leave it out")
         steps = self.steps_of(model)
         if steps > 0 and not _knows(model, steps, self.method):
             notify(f"warning: the model was distilled for {_listed(model.steps)}, not {steps}: expect poor images")
@@ -162,7 +162,7 @@ def _conditions(model: Model, options: SamplingOptions, notify: Notify) -> Condi
         notify(f"warning: the model was distilled for guidance of {taken[0]:g} to {taken[1]:g}, not {asked:g}")
     if model.text is None:
         if options.prompts:
-            raise UserError("--prompt is of text-conditional models, and this is none: leave it")
+            raise UserError("--prompt is of text-conditional models, and this is none: leave it out")
         return class_conditions(model.denoiser.network, model.scale(asked))
     if not options.prompts:
         raise UserError('this model makes images of captions: say what to make with --prompt "..."')

@@ -62,7 +62,7 @@ def write_samples(
         known = ", ".join(suffix for suffix in WRITERS if suffix)
         raise UserError(f"--out {out} ends in {out.suffix}: give a name that ends in {known}, or a folder's")
     if out.suffix != ".png" and columns is not None:
-        raise UserError(f"--columns {columns} is of a grid, and --out {out} is none: leave it, or give a .png")
+        raise UserError(f"--columns {columns} is of a grid, and --out {out} is none: leave it out, or give a .png")
     if out.suffix == ".png" and options.count > MAX_GRID:
         raise UserError(f"a grid of {options.count} images is too large: give --out a folder, or at most -n {MAX_GRID}")
     if not out.suffix and out.exists():

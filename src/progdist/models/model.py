@@ -138,7 +138,7 @@ class Model:
             return usual if asked is None else asked
         if asked is not None:
             what = f"was distilled with a guidance of {taken:g}" if taken is not None else "takes no guidance scale"
-            raise UserError(f"--guidance {asked:g} was given, and the model {what}: leave it")
+            raise UserError(f"--guidance {asked:g} was given, and the model {what}: leave it out")
         return None
 
     @contextmanager

@@ -32,7 +32,7 @@ def check_compatible(recipe: Recipe, model: Model, images: Images) -> None:
     if isinstance(model.guidance, tuple) and recipe.conversion.guidance is not None:
         raise UserError("the teacher takes a guidance scale already, which its students learn from it: leave guidance")
     if model.steps and recipe.conversion.guidance is not None:
-        raise UserError("guidance is taken in at all times, and a distilled teacher knows only its own: leave it")
+        raise UserError("guidance is taken in at all times, and a distilled teacher knows only its own: leave it out")
     if model.autoencoder and recipe.evaluate.clip:
         raise UserError("evaluate.clip is of images, and a latent model's samples are latents: set it to false")
     _check_captions(recipe, model, images)
@@ -73,7 +73,7 @@ def check_options(recipe: Recipe, model: Model | None) -> None:
         return
     if not isinstance(taken, tuple):
         raise UserError(
-            f"evaluate.guidance is {asked:g}, and the students take no guidance scale: leave it, or distil a range, "
+            f"evaluate.guidance is {asked:g}, and the students take no guidance scale: leave it out or distil a range, "
             "e.g. --guidance 1:8"
         )
     if not taken[0] <= asked <= taken[1]:
@@ -101,13 +101,15 @@ def _check_captions(recipe: Recipe, model: Model, images: Images) -> None:
             "set distill.lora_rank for students of low rank"
         )
     if model.text and conversion.null_class is not None:
-        raise UserError("conversion.null_class is of classes, and the teacher takes captions: leave it")
+        raise UserError("conversion.null_class is of classes, and the teacher takes captions: leave it out")
     if model.text and isinstance(conversion.guidance, tuple) and not has_dial(model.denoiser.network):
         raise UserError(
             f"a {model.text.kind} gives its network no guidance scale, so its students have no range: give a single one"
         )
     if model.text and conversion.negative is not None and takes_guidance(model.denoiser.network):
-        raise UserError("conversion.negative is of guidance by two evaluations, and this teacher takes one: leave it")
+        raise UserError(
+            "conversion.negative is of guidance by two evaluations, and this teacher takes one: leave it out"
+        )
     if not model.text and conversion.negative is not None:
         raise UserError("conversion.negative is a prompt, and the teacher takes none: set conversion.null_class")
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from typer.testing import Result
 
 import progdist
 from progdist import Cosine, Denoiser, Discrete, UserError, sample
@@ -141,3 +142,10 @@ def test_a_later_format_is_told_as_such(tiny_model: Build, tmp_path: Path, found
     path.write_text(json.dumps({**description, "format_version": found}))
     with pytest.raises(UserError, match=message):
         load(tmp_path / "m")
+
+
+def test_a_run_in_place_of_a_model_is_told_which_it_has(finished: tuple[Path, Result]) -> None:
+    run, _ = finished
+    for wrong in (run, run / "student-0064"):
+        with pytest.raises(UserError, match=rf"no model folder .* give one of {run / 'student-0001'}, "):
+            load(wrong)

@@ -90,9 +90,9 @@ class Plan:
                 raise UserError(f"{kind} {again[0]} is named twice: name it once")
         for kind, names, known in (("weights", self.weights, networks), ("reference", self.references, self.features)):
             if idle := [name for name in names if name not in known]:
-                raise UserError(f"{kind} {idle[0]}={names[idle[0]]} is of nothing that is measured: leave it")
+                raise UserError(f"{kind} {idle[0]}={names[idle[0]]} is of nothing that is measured: leave it out")
         if "clip_score" in self.metrics and not captions:
-            raise UserError("clip_score is of captions, and the model or the data has none: leave it")
+            raise UserError("clip_score is of captions, and the model or the data has none: leave it out")
 
     def open(self, image: tuple[int, int, int], *, captions: bool) -> Instruments:
         """The instruments for images (channels, height, width), with captions or without.
@@ -107,7 +107,7 @@ class Plan:
         if "inception_score" in self.metrics and not any(space.read_out for space in spaces):
             raise UserError(
                 "inception_score is of a classifier's features, and none are measured: add digits, fashion-mnist or "
-                "inception to the features, or leave it"
+                "inception to the features, or leave it out"
             )
         for space in spaces:
             if space.name in references:

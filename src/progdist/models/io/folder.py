@@ -43,7 +43,7 @@ from progdist.diffusion.parameterization import PARAMETERIZATIONS
 from progdist.diffusion.schedule import SCHEDULES, Schedule
 from progdist.models.guidance_input import class_guidance, load_class_guidance, save_class_guidance
 from progdist.models.io.model_card import card
-from progdist.models.io.safe_loading import NETWORKS, load_component, network_class, read_autoencoder
+from progdist.models.io.safe_loading import NETWORKS, load_component, nearest_models, network_class, read_autoencoder
 from progdist.models.model import Model
 from progdist.models.text.folder import guidance_of, sides_of, write_pipeline
 from progdist.models.text.lora_file import read_lora
@@ -145,7 +145,7 @@ def load(folder: Path) -> Model:
         UserError: it is missing, no model folder, damaged, or of a later format.
     """
     if not (folder / "progdist.json").is_file():
-        raise UserError(f"{folder} is no model folder (it has no progdist.json): give a folder that progdist wrote")
+        raise UserError(f"{folder} is no model folder (it has no progdist.json): give {nearest_models(folder)}")
     metadata = read_json(folder / "progdist.json")
     check_format(metadata, folder / "progdist.json")
     _verify_checksums(folder, metadata.get("sha256", {}))

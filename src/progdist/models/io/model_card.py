@@ -246,4 +246,5 @@ def _measured(records: Sequence[Mapping[str, Any]]) -> str:
         for record in records
         for quality in record["quality"]
     ]
-    return "Measured against its training data:\n\n" + "\n".join(rows) + "\n"
+    scale = f", at a guidance scale of {records[0]['guidance']:g}" if "guidance" in records[0] else ""
+    return f"Measured against its training data{scale}:\n\n" + "\n".join(rows) + "\n"

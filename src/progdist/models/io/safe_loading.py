@@ -210,3 +210,11 @@ def _check_config_limits(config: Mapping[str, Any], part_folder: Path) -> None:
                     f"{part_folder}/config.json: {name} is {number}, expected at most {LIMITS.get(name, MOST)}: "
                     "restore it"
                 )
+
+
+def nearest_models(folder: Path) -> str:
+    """The model folders in a folder that holds none itself, e.g. a run, or beside it; else what is expected."""
+    for place in (folder, folder.parent):
+        if found := sorted(str(path.parent) for path in place.glob("*/progdist.json")):
+            return f"one of {', '.join(found[:6])}"
+    return "a folder that progdist wrote"

@@ -166,7 +166,7 @@ class Playable:
         if self.model.text and not wanted.prompt.strip():
             raise UserError(f"{self.title} makes images of captions: write what to make")
         if wanted.guidance is not None and self.guidance is None:
-            raise UserError(f"{self.title} takes no guidance scale: leave it")
+            raise UserError(f"{self.title} takes no guidance scale: leave it out")
 
     def _conditions(self, wanted: Wanted) -> Conditions:
         """What tells the network the class or the prompt; a prompt is encoded once."""
