@@ -195,6 +195,9 @@ def test_the_class_that_stands_for_none_is_not_sampled(
         assert found["labels"].tolist() == labels
         assert [label for label, _ in Playable("a", loaded, 2).describe()["classes"]] == sorted(set(labels))
         refused(call("sample", folder, "--label", null), f"label {null} stands for no class")
+    save(replace(stage.model, steps=(2,), null_class=None), tmp_path / "all")
+    words = ("evaluate", tmp_path / "null10", "--data", "digits", "-n", 4, "--teacher", tmp_path / "all")
+    refused(call(*words, "--teacher-steps", 2), "the teacher makes 11 classes in turn")
     (tmp_path / "null1" / "progdist.json").write_text(
         (folder / "progdist.json").read_text().replace('"null_class": 1', '"null_class": 11')
     )
