@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from typer.testing import Result
 
+from progdist._utils.errors import UserError
 from progdist.recipes.files import read_recipe
 from progdist.runs.folder import RunFolder
 from progdist.runs.pages import live as live_module
@@ -77,6 +78,25 @@ def test_a_page_each_minute_and_less_often_where_it_takes_long(monkeypatch: pyte
     clock[0] += 2.0
     report.progress(Progress(402, 0.5, 1.0, 1e-3, seconds=402.0))
     assert len(written) == 7
+
+
+def test_a_page_that_cannot_be_written_is_said_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    clock, failures = [0.0], [OSError(28, "No space left on device"), UserError("damaged records"), OSError(5, "I/O")]
+
+    def write(folder: RunFolder, under_way: UnderWay | None) -> None:
+        raise failures.pop(0)
+
+    monkeypatch.setattr(live_module, "write_report", write)
+    monkeypatch.setattr(time, "monotonic", lambda: clock[0])
+    callback = SilentCallback()
+    report = LiveReport(callback, RunFolder(tmp_path))
+    report.begin("teacher", 1000)
+    for update in range(1, 150):
+        clock[0] += 1.0
+        report.progress(Progress(update, 0.5, 1.0, 1e-3, seconds=float(update)))
+    assert failures == []  # tried again, each minute
+    (note,) = callback.notes
+    assert "No space left on device" in note
 
 
 def test_only_the_process_that_writes_has_a_page(tmp_path: Path) -> None:
