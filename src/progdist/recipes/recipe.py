@@ -112,8 +112,12 @@ class Recipe(Part):
             return "teacher" if self.teacher.model is None else "conversion"
         return f"distill.stages.{int(name.removeprefix('student-'))}"
 
+    def model_names(self) -> list[str]:
+        """The names of its models in order: the teacher, and every student."""
+        return ["teacher", *(student_name(link.steps) for link in self.distill.links())]
+
     def train_configs(self) -> list[TrainConfig]:
-        """The training of its models in order: the teacher's, or stage 0's of one that is taken, and every stage's."""
+        """How each of `model_names` is trained: the teacher, in stage 0 if it is taken, and the students."""
         first = train_config(self.teacher) if self.teacher.model is None else self.conversion_config()
         return [first, *(self.student_config(link) for link in self.distill.links())]
 

@@ -165,9 +165,8 @@ def heaviest_stage(
         network = with_guidance_input(network) if model.text else with_class_guidance(network, guidance)
     denoiser = model.denoiser.with_parts(network=network, arguments=network_arguments(network))
     whole = sum(parameter.nbytes for parameter in network.parameters()) if device.type == "cpu" else 0
-    names = ["teacher", *(student_name(link.steps) for link in recipe.distill.links())]
     found: dict[tuple[TrainConfig, int, int], tuple[str, Memory]] = {}
-    for number, (name, config) in enumerate(zip(names, configs, strict=True)):
+    for number, (name, config) in enumerate(zip(recipe.model_names(), configs, strict=True)):
         resting = (int(taken) + min(number, 2)) * whole
         taught = int(taken or number > 0) + int(recipe.lora is not None and number > 0)  # the pipeline's own weights
         key = (replace(config, updates=1, learning_rate=1.0, warmup=0), taught, resting)
