@@ -9,7 +9,8 @@ import pytest
 from typer.testing import Result
 
 from progdist._utils.errors import UserError
-from progdist.recipes.files import read_recipe
+from progdist.recipes.files import read_recipe, validated
+from progdist.runs.estimate.evaluations import frozen_evaluations, sampling_evaluations
 from progdist.runs.folder import RunFolder
 from progdist.runs.pages import live as live_module
 from progdist.runs.pages.live import LiveReport, live
@@ -120,6 +121,32 @@ def test_the_time_left_is_that_of_the_updates_and_evaluations_to_come(tiny_recip
     ]
     now = UnderWay("student-0002", 1, 3, 6.0)
     assert run_seconds(recipe, folder, records, now) == pytest.approx(6 * (2 + 3) + 0.5 * 96 * (2 * 2 + 2 * 1))
+
+
+def test_the_time_left_counts_evaluations_as_the_estimate_does(tmp_path: Path) -> None:
+    """Guidance takes two of the given teacher, in stage 0 and when it is measured; a target of TRACT takes two."""
+    content = {
+        "name": "a",
+        "data": {"source": "digits"},
+        "teacher": {"model": "my-model"},
+        "conversion": {"updates": 10, "batch": 4, "guidance": 2.0},
+        "distill": {"chain": [8, 1], "updates": 5, "batch": 6, "target": "tract", "ema": 0.5},
+        "evaluate": {"samples": 7},
+    }
+    recipe, folder = validated(content, [], "test"), RunFolder(tmp_path)
+    assert frozen_evaluations(recipe, guided=True) == {"teacher": 2, "student-0001": 2}
+    counts = {("given", 8): 16, ("teacher", 8): 8, ("student", 1): 1, ("teacher", 1): 1}
+    assert sampling_evaluations(recipe, guided=True) == counts
+    passes = 4 * (1 + 2 / 3)
+    student, evaluation = 5 * 6 * (1 + 2 / 3) / passes, 6.0 / (3 * passes)
+    left = run_seconds(recipe, folder, [], UnderWay("teacher", 2, 10, 6.0))
+    assert left == pytest.approx(6 * (8 + student) + 7 * 26 * evaluation)
+    given: Any = {"model": "given", "steps": 8, "seconds_per_image": 3.2, "network_evaluations": 8}
+    left = run_seconds(recipe, folder, [given], UnderWay("student-0001", 2, 5, 6.0))
+    assert left == pytest.approx(6 * (3 + 10 * passes / (6 * (1 + 2 / 3))) + 7 * 10 * 0.2)
+    folder.model("teacher").mkdir()
+    left = run_seconds(recipe, folder, [given], UnderWay("student-0001", 2, 5, 6.0))
+    assert left == pytest.approx(6 * 3 + 7 * 10 * 0.2)
 
 
 @pytest.mark.parametrize(
