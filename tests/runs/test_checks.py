@@ -11,9 +11,12 @@ import pytest
 import yaml
 
 from progdist._utils.errors import UserError
-from progdist.recipes.files import read_recipe, validated
+from progdist.recipes.files import read_recipe, validated, write_recipe
 from progdist.recipes.recipe import Recipe
+from progdist.runs.checks import check_folder
+from progdist.runs.folder import RunFolder
 from progdist.runs.run import open_run
+from progdist.training.checkpoint import Checkpoint
 from progdist.training.distributed import Distributed
 from support.commands import SilentCallback, call
 from support.stock import SaveStock
@@ -98,6 +101,22 @@ def test_what_is_not_trained_is_not_checked(stock: SaveStock, tiny_recipe: Path,
     content |= {"conversion": {"batch": 9}, "distill": {"batch": 8, "start": 8}}
     with pytest.raises(UserError, match="teacher: batch 9"):  # eps
         prepare(validated(content, [], "test"), tmp_path / "given", Several(2))
+
+
+@pytest.mark.parametrize("change", ["target=stochastic", "weighting=constant", "batch=4", "ema=0.5", "lora_rank=2"])
+def test_a_stage_under_way_goes_on_as_it_was_begun(tiny_recipe: Path, tmp_path: Path, change: str) -> None:
+    folder, alone = RunFolder(tmp_path / "run"), cast(Distributed, Several(1))
+    folder.claim(write_recipe(read_recipe(str(tiny_recipe))), lambda old: False)
+    changed = read_recipe(str(tiny_recipe), [f"distill.{change}"])
+    folder.checkpoints("teacher").save(Checkpoint(4, {}, {}))
+    check_folder(changed, folder, alone)  # no student has begun
+    folder.model("teacher").mkdir()
+    folder.checkpoints("student-0004").save(Checkpoint(2, {}, {}))
+    with pytest.raises(UserError, match=f"student-0004 is half trained with another distill.{change.split('=')[0]}: "):
+        check_folder(changed, folder, alone)
+    check_folder(read_recipe(str(tiny_recipe), ["distill.learning_rate=1e-4", "distill.updates=9"]), folder, alone)
+    folder.checkpoints("student-0004").clear()
+    check_folder(changed, folder, alone)
 
 
 @pytest.mark.slow

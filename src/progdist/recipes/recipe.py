@@ -12,7 +12,7 @@ from pydantic import Field, PositiveInt, model_validator
 from progdist._utils.names import Precision
 from progdist.distillation.chain import Stage
 from progdist.recipes.schema import Data, Evaluation, Network, Noise, Part
-from progdist.recipes.training import Conversion, Distillation, Training, train_config
+from progdist.recipes.training import Conversion, Distillation, StageTraining, Training, train_config
 from progdist.training.config import TrainConfig
 
 Measured = Literal["teacher", "student", "teacher_dpmpp"]
@@ -132,6 +132,16 @@ class Recipe(Part):
         return self.model_copy(
             update={name: part.model_copy(update={"precision": precisions[name]}) for name, part in parts.items()}
         )
+
+    def changed_under_way(self, old: "Recipe", name: str) -> list[str]:
+        """The keys in which a model of `old` that is half trained would go on as another one.
+
+        None may differ but those that a stage of the chain has of its own, which say how it is trained, not on what.
+        """
+        section = "distill" if name != "teacher" else self.section_of(name)
+        apart = {"start", "end", "substeps", "chain", "stages", *StageTraining.model_fields}
+        new, before = (getattr(recipe, section).model_dump(exclude=apart) for recipe in (self, old))
+        return [f"{section}.{key}" for key in new if new[key] != before[key]]
 
     def continues(self, old: "Recipe", finished: Collection[str]) -> bool:
         """Whether a run of `old` can go on under this recipe: it changes only how models yet to be finished train."""

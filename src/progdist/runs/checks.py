@@ -140,12 +140,24 @@ def check_folder(recipe: Recipe, folder: RunFolder, distributed: Distributed) ->
     """Refuse a folder in which a recipe's run can neither begin nor go on.
 
     Raises:
-        UserError: as in `RunFolder.check_free`.
+        UserError: as in `RunFolder.check_free`, or a model that is half trained would go on as another one.
     """
     finished = {name for name in recipe.model_names() if folder.model(name).exists()}
-    distributed.on_main_process(
-        lambda: folder.check_free(write_recipe(recipe), lambda old: recipe.continues(read_recipe(str(old)), finished))
-    )
+
+    def continues(path: Path) -> bool:
+        old = read_recipe(str(path))
+        if not recipe.continues(old, finished):
+            return False
+        for name in recipe.model_names():
+            checkpoint = folder.checkpoints(name).latest_path()
+            if name not in finished and checkpoint and (changed := recipe.changed_under_way(old, name)):
+                raise UserError(
+                    f"{name} is half trained with another {changed[0]}: give that of {path}, remove "
+                    f"{checkpoint.parent} to train it anew, or choose another --out"
+                )
+        return True
+
+    distributed.on_main_process(lambda: folder.check_free(write_recipe(recipe), continues))
 
 
 def check_trainings(recipe: Recipe, folder: RunFolder, names: Sequence[str], distributed: Distributed) -> None:
