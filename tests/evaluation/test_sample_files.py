@@ -122,6 +122,26 @@ def test_processes_share_the_batches(folder: Path, tmp_path: Path) -> None:
     np.testing.assert_array_equal(*(np.load(tmp_path / f"{name}.npz")["arr_0"] for name in ("one", "two")))
 
 
+def test_a_process_that_comes_late_leaves_nothing_out(folder: Path, tmp_path: Path) -> None:
+    """It lists what is absent when the other's batches are there already."""
+    written(folder, tmp_path / "one.npz")
+
+    def process(number: int, then: Callable[[], None]) -> Any:  # noqa: ANN401
+        def every(work: Callable[[int, int], None]) -> None:
+            work(number, 2)
+            then()
+
+        first = number == 0
+        return SimpleNamespace(
+            on_main_process=lambda find: find() if first else None, on_every_process=every, is_main_process=first
+        )
+
+    out = tmp_path / "two.npz"
+    late = process(1, lambda: None)
+    written(folder, out, distributed=process(0, lambda: written(folder, out, distributed=late)))
+    np.testing.assert_array_equal(*(np.load(tmp_path / f"{name}.npz")["arr_0"] for name in ("one", "two")))
+
+
 def test_mistakes_are_one_line(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "there").mkdir()
     many = SamplingOptions(2, 5000, None, seed=3)

@@ -1,15 +1,25 @@
-"""The precision that a run records and keeps, and the notice where bf16 is emulated."""
+"""What is refused before a run begins, the precision that it keeps, and the notice where bf16 is emulated."""
 
 import json
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 import yaml
 
-from support.commands import call
-
-pytestmark = pytest.mark.slow
-
+from progdist._utils.errors import UserError
+from progdist.recipes.files import read_recipe, validated, write_recipe
+from progdist.recipes.recipe import Recipe
+from progdist.runs.checks import check_folder
+from progdist.runs.folder import RunFolder
+from progdist.runs.run import open_run
+from progdist.training.checkpoint import Checkpoint
+from progdist.training.distributed import Distributed
+from support.commands import SilentCallback, call
+from support.stock import SaveStock
 
 AUTO = ("--set", "teacher.precision=auto", "--set", "distill.precision=auto", "--set", "evaluate.precision=auto")
 
@@ -17,6 +27,7 @@ AUTO = ("--set", "teacher.precision=auto", "--set", "distill.precision=auto", "-
 SHORT = ("--set", "teacher.updates=2", "--set", "distill.chain=[8, 4]", "--set", "evaluate.samples=16")
 
 
+@pytest.mark.slow
 def test_the_choice_is_recorded_and_kept_elsewhere(
     tiny_recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -38,6 +49,77 @@ def test_the_choice_is_recorded_and_kept_elsewhere(
     assert yaml.safe_load((tmp_path / "run" / "recipe.yaml").read_text()) == recipe
 
 
+@dataclass
+class Several:
+    """So many processes, as the first of them sees them."""
+
+    processes: int
+    shards: bool = False
+
+    @property
+    def accelerator(self) -> Any:  # noqa: ANN401
+        return SimpleNamespace(num_processes=self.processes)
+
+    def on_main_process(self, find: Callable[[], object]) -> object:
+        return find()
+
+
+def prepare(recipe: Recipe, out: Path, processes: Several) -> None:
+    run = open_run(recipe, out, SilentCallback())
+    replace(run, distributed=cast(Distributed, processes)).prepare()
+
+
+@pytest.mark.parametrize(
+    ("settings", "processes", "message"),
+    [
+        ([], Several(3), r"teacher: batch 8 does not divide into 3 "),
+        (["distill.batch=9"], Several(2), r"student-0004: batch 9 does not divide into 2 "),
+        (["distill.stages.1.gradient_accumulation_steps=4"], Several(4), r"student-0001: batch 8 .* into 16 "),
+        ([], Several(2, shards=True), "teacher: sharding needs .* set ema to 0"),
+        (["teacher.ema=0", "distill.ema=0.9"], Several(2, shards=True), "student-0004: sharding needs .* ema to 0"),
+        (["teacher.ema=0", "distill.stages.2.optimizer=adamw8bit"], Several(2, shards=True), "student-0002: optimizer"),
+    ],
+)
+def test_what_several_processes_cannot_train_is_found_before_the_teacher(
+    tiny_recipe: Path, tmp_path: Path, settings: list[str], processes: Several, message: str
+) -> None:
+    with pytest.raises(UserError, match=message):
+        prepare(read_recipe(str(tiny_recipe), settings), tmp_path / "run", processes)
+    assert not (tmp_path / "run").exists()
+
+
+def test_what_is_not_trained_is_not_checked(stock: SaveStock, tiny_recipe: Path, tmp_path: Path) -> None:
+    """A finished model may have been trained by another number of processes; stage 0 is of teachers that need one."""
+    recipe, out = read_recipe(str(tiny_recipe), ["teacher.batch=9"]), tmp_path / "run"
+    run = open_run(recipe, out, SilentCallback())
+    run.claim()
+    with pytest.raises(UserError, match="teacher: batch 9"):
+        prepare(recipe, out, Several(2))
+    run.folder.model("teacher").mkdir()
+    prepare(recipe, out, Several(2))
+    content = {"name": "a", "data": {"source": "digits"}, "teacher": {"model": str(stock()), "trust": True}}
+    content |= {"conversion": {"batch": 9}, "distill": {"batch": 8, "start": 8}}
+    with pytest.raises(UserError, match="teacher: batch 9"):  # eps
+        prepare(validated(content, [], "test"), tmp_path / "given", Several(2))
+
+
+@pytest.mark.parametrize("change", ["target=stochastic", "weighting=constant", "batch=4", "ema=0.5", "lora_rank=2"])
+def test_a_stage_under_way_goes_on_as_it_was_begun(tiny_recipe: Path, tmp_path: Path, change: str) -> None:
+    folder, alone = RunFolder(tmp_path / "run"), cast(Distributed, Several(1))
+    folder.claim(write_recipe(read_recipe(str(tiny_recipe))), lambda old: False)
+    changed = read_recipe(str(tiny_recipe), [f"distill.{change}"])
+    folder.checkpoints("teacher").save(Checkpoint(4, {}, {}))
+    check_folder(changed, folder, alone)  # no student has begun
+    folder.model("teacher").mkdir()
+    folder.checkpoints("student-0004").save(Checkpoint(2, {}, {}))
+    with pytest.raises(UserError, match=f"student-0004 is half trained with another distill.{change.split('=')[0]}: "):
+        check_folder(changed, folder, alone)
+    check_folder(read_recipe(str(tiny_recipe), ["distill.learning_rate=1e-4", "distill.updates=9"]), folder, alone)
+    folder.checkpoints("student-0004").clear()
+    check_folder(changed, folder, alone)
+
+
+@pytest.mark.slow
 def test_bf16_where_it_is_emulated_is_one_line(
     tiny_recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -3,16 +3,22 @@
 import os
 import struct
 from collections.abc import Iterator
+from functools import partial
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
+import numpy as np
 import pytest
+from accelerate.tracking import GeneralTracker
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from progdist.recipes.files import read_recipe
-from progdist.runs.tracking import updates_of
-from support.commands import call, read_records, refused, succeeds
+from progdist.recipes.recipe import student_name
+from progdist.runs.folder import RunFolder
+from progdist.runs.tracking import TrackedCallback, updates_of
+from progdist.training.callbacks import Progress
+from support.commands import SilentCallback, call, read_records, refused, succeeds
 
 TRACKED = ("--set", "tracking=tensorboard")
 
@@ -65,6 +71,51 @@ def test_a_run_that_goes_on_continues_its_record(tiny_recipe: Path, tmp_path: Pa
     assert "train/student-0002/loss" in tags["scalars"]
     assert not any(tag.startswith("train/teacher") for tag in tags["scalars"])
     assert set(tags["images"]) == {"samples/student", "samples/teacher", "pairs/teacher_and_student"}
+
+
+class StepsOnly:
+    """A tracker that keeps the steps alone."""
+
+    def __init__(self) -> None:
+        self.steps: list[int] = []
+
+    def log(self, values: dict[str, float], step: int) -> None:
+        self.steps.append(step)
+
+    def log_images(self, images: dict[str, Any], step: int) -> None:
+        self.steps.append(step)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        [],
+        ["evaluate.most_steps=4"],
+        ["evaluate.most_steps=1"],
+        ["evaluate.most_steps=4", "evaluate.teacher_every=2", "evaluate.solver=dpmpp"],
+        ["distill.chain=[8,2,1]", "evaluate.most_steps=7", "distill.stages.2.updates=1"],
+    ],
+)
+@pytest.mark.parametrize("given", [False, True])
+def test_steps_never_fall(
+    tiny_recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, settings: list[str], given: bool
+) -> None:
+    """In the order of a run: every model trained, then measured; the first measurement is before any student."""
+    monkeypatch.setattr("progdist.runs.tracking._pixels", lambda path: np.zeros((1, 1, 3), np.uint8))
+    recipe, tracker = read_recipe(str(tiny_recipe), settings), StepsOnly()
+    (_, reference), *others = recipe.measurements()
+    open_tracker = partial(cast, GeneralTracker, tracker)
+    callback = TrackedCallback(SilentCallback(), RunFolder(tmp_path), open_tracker, updates_of(recipe), reference)
+    for name, updates in updates_of(recipe).items():
+        callback.begin(name, len(updates))
+        for update in range(1, len(updates) + 1):
+            callback.progress(Progress(update, 0.5, 1.0, 1e-3, seconds=1.0))
+        first = [("given", reference)] * given + [("teacher", reference)]
+        for model, steps in first if name == "teacher" else others:
+            if name in ("teacher", student_name(steps)):
+                callback.evaluated({"model": model, "steps": steps, "quality": [], "rmse": 0.1})
+    assert tracker.steps == sorted(tracker.steps)
+    assert len(tracker.steps) == sum(map(len, updates_of(recipe).values())) + 2 * (len(others) + 1 + given)
 
 
 def test_a_tracker_that_is_not_there_is_one_line(

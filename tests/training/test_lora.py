@@ -2,15 +2,22 @@
 
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from progdist import Denoiser, UserError
 from progdist.models.io.folder import load
+from progdist.recipes.files import read_recipe
+from progdist.runs.run import open_run
+from progdist.runs.stages import untrained
+from progdist.training.loop import train
 from progdist.training.lora import add_lora, merge_lora
-from support.commands import call
+from progdist.training.state import copy_for_average
+from support.commands import SilentCallback, call
 from support.stock import stock_network
 from support.training import flat_weights, train_briefly
 
@@ -33,6 +40,40 @@ def test_a_low_rank_student_begins_as_its_teacher_and_shares_its_weights() -> No
     assert torch.equal(flat_weights(teacher), before)
     assert not torch.allclose(plain(z, timestep).sample, teacher(z, timestep).sample, atol=1e-4)
     torch.testing.assert_close(plain(z, timestep).sample, student(z, timestep).sample, rtol=1e-4, atol=1e-5)
+
+
+def test_an_average_shares_what_is_frozen() -> None:
+    """The base weights are held once by the teacher, its low-rank student and the average; the adapters are not."""
+    student = add_lora(stock_network(), 2, seed=0)
+    pairs = list(zip(student.parameters(), copy_for_average(student).parameters(), strict=True))
+    assert all((one is other) != one.requires_grad for one, other in pairs)
+    assert any(one.requires_grad for one, _ in pairs)
+    whole = stock_network().requires_grad_(False)  # ready to be sampled, and trained later
+    assert not any(
+        one is other for one, other in zip(whole.parameters(), copy_for_average(whole).parameters(), strict=True)
+    )
+
+
+def test_a_self_taught_low_rank_student_holds_its_base_once(
+    tiny_recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What TRACT's stage hands to the training loop, at work and in training: the average's frozen weights."""
+    seen: list[list[bool]] = []
+
+    def watched(network: torch.nn.Module, *arguments: Any, average: torch.nn.Module, **options: Any) -> Any:  # noqa: ANN401
+        pairs = zip(network.parameters(), average.parameters(), strict=True)
+        seen.append([one is other for one, other in pairs if not one.requires_grad])
+        return train(network, *arguments, average=average, **options)
+
+    settings = ["distill.chain=[8,4]", "distill.target=tract", "distill.ema=0.5", "distill.lora_rank=2"]
+    recipe = read_recipe(str(tiny_recipe), settings)
+    run = open_run(recipe, tmp_path / "run", SilentCallback())
+    teacher = replace(untrained(recipe, (1, 8, 8), (), "digits"), training={"updates": 1})
+    monkeypatch.setattr("progdist.runs.stage_trainer.train", watched)
+    run.train_student(run.trainer(), 1, recipe.distill.links()[0], teacher)
+    assert len(seen) == 1
+    assert seen[0]
+    assert all(seen[0])
 
 
 def test_adapters_are_of_the_rank() -> None:

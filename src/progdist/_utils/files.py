@@ -1,11 +1,13 @@
 """Files written atomically, and JSON and safetensors read with their damage explained; never a pickle.
 
 A file is written under a temporary name, flushed to the disk, and renamed; a reader sees the old one or the new one.
+Every writer has a temporary name of its own, so that of two at once the last to rename wins.
 """
 
 import hashlib
 import json
 import os
+import secrets
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -38,16 +40,15 @@ def check_format(content: Mapping[str, Any], path: Path) -> None:
 def atomic_write(path: Path, content: bytes) -> None:
     """Write a file so that it is never seen half written."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
+    partial = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.partial")
     try:
-        with partial.open("wb") as file:
+        with partial.open("xb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
         partial.replace(path)
-    except OSError:
+    finally:
         partial.unlink(missing_ok=True)
-        raise
 
 
 def write_json(path: Path, content: Any) -> None:  # noqa: ANN401  (whatever JSON can hold)

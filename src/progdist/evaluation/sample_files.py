@@ -71,10 +71,11 @@ def write_samples(
     made = hashlib.sha256((folder / "progdist.json").read_bytes() + repr(options).encode()).hexdigest()
     shards = TensorShards(out.with_name(f".{out.name}.shards"), options.count, options.batch, made)
     distributed.on_main_process(lambda: _begin(shards))
-    absent = shards.absent()
 
     def work(process: int, processes: int) -> None:
-        batches, _ = generate_batches(model, options, notify, lambda number: number in absent[process::processes])
+        """By a batch's number, so that all are made though one process may see what another has written already."""
+        absent = {number for number in shards.absent() if number % processes == process}
+        batches, _ = generate_batches(model, options, notify, absent.__contains__)
         for number, images, _ in batches:
             shards.write(number, [images])
 

@@ -12,7 +12,7 @@ from pydantic import Field, PositiveInt, model_validator
 from progdist._utils.names import Precision
 from progdist.distillation.chain import Stage
 from progdist.recipes.schema import Data, Evaluation, Network, Noise, Part
-from progdist.recipes.training import Conversion, Distillation, Training, train_config
+from progdist.recipes.training import Conversion, Distillation, StageTraining, Training, train_config
 from progdist.training.config import TrainConfig
 
 Measured = Literal["teacher", "student", "teacher_dpmpp"]
@@ -112,8 +112,12 @@ class Recipe(Part):
             return "teacher" if self.teacher.model is None else "conversion"
         return f"distill.stages.{int(name.removeprefix('student-'))}"
 
+    def model_names(self) -> list[str]:
+        """The names of its models in order: the teacher, and every student."""
+        return ["teacher", *(student_name(link.steps) for link in self.distill.links())]
+
     def train_configs(self) -> list[TrainConfig]:
-        """The training of its models in order: the teacher's, or stage 0's of one that is taken, and every stage's."""
+        """How each of `model_names` is trained: the teacher, in stage 0 if it is taken, and the students."""
         first = train_config(self.teacher) if self.teacher.model is None else self.conversion_config()
         return [first, *(self.student_config(link) for link in self.distill.links())]
 
@@ -128,6 +132,16 @@ class Recipe(Part):
         return self.model_copy(
             update={name: part.model_copy(update={"precision": precisions[name]}) for name, part in parts.items()}
         )
+
+    def changed_under_way(self, old: "Recipe", name: str) -> list[str]:
+        """The keys in which a model of `old` that is half trained would go on as another one.
+
+        None may differ but those that a stage of the chain has of its own, which say how it is trained, not on what.
+        """
+        section = "distill" if name != "teacher" else self.section_of(name)
+        apart = {"start", "end", "substeps", "chain", "stages", *StageTraining.model_fields}
+        new, before = (getattr(recipe, section).model_dump(exclude=apart) for recipe in (self, old))
+        return [f"{section}.{key}" for key in new if new[key] != before[key]]
 
     def continues(self, old: "Recipe", finished: Collection[str]) -> bool:
         """Whether a run of `old` can go on under this recipe: it changes only how models yet to be finished train."""

@@ -1,5 +1,6 @@
 """What is checked before a run begins: that teacher, data and chain fit, and which precision it computes in."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -12,10 +13,13 @@ from progdist.data.sources import cropped, load_images
 from progdist.models.model import Model
 from progdist.models.text.lora_file import LOADERS
 from progdist.models.text.pipeline import has_dial, takes_guidance
-from progdist.recipes.files import read_recipe
+from progdist.recipes.files import read_recipe, write_recipe
 from progdist.recipes.from_teacher import taught_guidance
 from progdist.recipes.recipe import Recipe
 from progdist.recipes.schema import Data
+from progdist.runs.folder import RunFolder
+from progdist.training.distributed import Distributed
+from progdist.training.loop import check_processes
 from progdist.training.lora import require_peft
 from progdist.training.state import bitsandbytes
 
@@ -135,6 +139,46 @@ def null_class(recipe: Recipe, model: Model, images: Images) -> int | None:
             f"{images.name}: name it with --set conversion.null_class=N"
         )
     return null
+
+
+def check_folder(recipe: Recipe, folder: RunFolder, distributed: Distributed) -> None:
+    """Refuse a folder in which a recipe's run can neither begin nor go on.
+
+    Raises:
+        UserError: as in `RunFolder.check_free`, or a model that is half trained would go on as another one.
+    """
+    finished = {name for name in recipe.model_names() if folder.model(name).exists()}
+
+    def continues(path: Path) -> bool:
+        old = read_recipe(str(path))
+        if not recipe.continues(old, finished):
+            return False
+        for name in recipe.model_names():
+            checkpoint = folder.checkpoints(name).latest_path()
+            if name not in finished and checkpoint and (changed := recipe.changed_under_way(old, name)):
+                raise UserError(
+                    f"{name} is half trained with another {changed[0]}: give that of {path}, remove "
+                    f"{checkpoint.parent} to train it anew, or choose another --out"
+                )
+        return True
+
+    distributed.on_main_process(lambda: folder.check_free(write_recipe(recipe), continues))
+
+
+def check_trainings(recipe: Recipe, folder: RunFolder, names: Sequence[str], distributed: Distributed) -> None:
+    """Refuse what its processes cannot train, of the named models of a run, as far as they are not finished.
+
+    Raises:
+        UserError: names the model, and is as in `check_processes`.
+    """
+    configs = dict(zip(recipe.model_names(), recipe.train_configs(), strict=True))
+    processes = distributed.accelerator.num_processes
+    unfinished = distributed.on_main_process(lambda: [name for name in names if not folder.model(name).exists()])
+    for name in unfinished:
+        try:
+            check_processes(configs[name], processes, sharded=distributed.shards)
+        except UserError as error:
+            raise UserError(f"{name}: {error}") from error
 
 
 def with_precision(recipe: Recipe, file: Path, device: torch.device) -> tuple[Recipe, list[str]]:

@@ -21,10 +21,10 @@ from progdist.distillation.progressive import check_weighting
 from progdist.evaluation.check_on_images import check_on_images
 from progdist.models.io.diffusers_pipeline import Teacher, read_teacher
 from progdist.models.model import Model
-from progdist.recipes.files import read_recipe, write_recipe
+from progdist.recipes.files import write_recipe
 from progdist.recipes.from_teacher import unconverted
-from progdist.recipes.recipe import Recipe, student_name
-from progdist.runs.checks import check_compatible, check_options, open_images, with_precision
+from progdist.recipes.recipe import Recipe
+from progdist.runs import checks
 from progdist.runs.evaluator import Evaluator, instruments
 from progdist.runs.folder import Record, RunFolder
 from progdist.runs.pages.live import live
@@ -99,29 +99,22 @@ class Run:
         """Find every mistake that can be found before hours are spent; nothing is written."""
         if rule := self.recipe.distill.stop:
             self.images.split(rule.held_out, self.recipe.seed)
-        check_options(self.recipe, self.given.model if self.given else None)
+        checks.check_options(self.recipe, self.given.model if self.given else None)
         if self.given:
-            check_compatible(self.recipe, self.given.model, self.images)
+            checks.check_compatible(self.recipe, self.given.model, self.images)
             self._check_teacher(self.given.model)
             start = student_form(self.recipe, self.given.model.denoiser)
         else:
             start = untrained(self.recipe, self.images.shape, self.images.classes, self.images.name).denoiser
         weighting = WEIGHTINGS[self.recipe.distill.weighting]
         check_weighting(start.schedule, weighting, self.recipe.distill.counts()[-1])
-        self.check_folder()
-
-    def check_folder(self) -> None:
-        """Refuse a folder in which this run can neither begin nor go on."""
-        names = ["teacher", *(student_name(stage.steps) for stage in self.recipe.distill.links())]
-        finished = {name for name in names if self.folder.model(name).exists()}
-        resolved = write_recipe(self.recipe)
-        self.distributed.on_main_process(
-            lambda: self.folder.check_free(resolved, lambda old: self.recipe.continues(read_recipe(str(old)), finished))
-        )
+        checks.check_folder(self.recipe, self.folder, self.distributed)
+        trained = self.recipe.model_names()[0 if self._trains_teacher else 1 :]
+        checks.check_trainings(self.recipe, self.folder, trained, self.distributed)
 
     def claim(self) -> None:
         """Make the folder this run's own; it is locked meanwhile."""
-        self.check_folder()
+        checks.check_folder(self.recipe, self.folder, self.distributed)
         self.distributed.on_main_process(lambda: self.folder.write_recipe(write_recipe(self.recipe)))
 
     def evaluator(self) -> Evaluator:
@@ -130,6 +123,11 @@ class Run:
         return Evaluator(
             self.recipe, self.images, measures, self.folder, self.callback, self.distributed, self.conditions
         )
+
+    @property
+    def _trains_teacher(self) -> bool:
+        """Whether its teacher is trained: from nothing, or in stage 0."""
+        return self.given is None or needs_stage_0(self.recipe, self.given.model)
 
     @cached_property
     def guided(self) -> DenoiserProtocol | None:
@@ -161,7 +159,7 @@ class Run:
         if self.given is None or self.guided is None:
             return trainer.fit(teacher_stage(self.recipe, self.images))
         model = replace(self.given.model, data=self.images.name, lora=None)
-        if not needs_stage_0(self.recipe, model):
+        if not self._trains_teacher:
             return trainer.keep("teacher", unconverted(self.recipe, model))
         guided = self.guided
         trained_before = self.distributed.on_main_process(self.folder.model("teacher").exists)
@@ -223,13 +221,15 @@ def open_run(recipe: Recipe, out: Path, callback: Callback, *, shards: bool = Fa
         UserError: data or teacher cannot be read.
     """
     distributed = Distributed(shards=shards)
-    images, given = open_images(recipe.data, recipe.seed), None
+    images, given = checks.open_images(recipe.data, recipe.seed), None
     if recipe.teacher.model:
         given = read_teacher(recipe.teacher.model, recipe.teacher.offset, images.shape[1:])
     folder = RunFolder(out, writes=distributed.is_main_process)
     if fresh and (aside := distributed.on_main_process(folder.move_aside)):
         callback.note(f"the older run is now {aside}")
-    chosen, remarks = distributed.on_main_process(lambda: with_precision(recipe, folder.recipe(), distributed.device))
+    chosen, remarks = distributed.on_main_process(
+        lambda: checks.with_precision(recipe, folder.recipe(), distributed.device)
+    )
     for remark in remarks:
         callback.note(remark)
     return Run(chosen, images, given, folder, tracked(chosen, folder, callback), distributed)

@@ -4,7 +4,6 @@ A finished stage is a model folder, an unfinished one has checkpoints; both are 
 for its number of updates, or, with a stopping rule, until its held-out distillation loss has converged.
 """
 
-import copy
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, replace
@@ -33,6 +32,7 @@ from progdist.training.early_stopping import EarlyStopping
 from progdist.training.loop import Batch, Loss, on_device, train
 from progdist.training.lora import adapter_weights, add_lora, load_adapter, merge_lora
 from progdist.training.records import NotFinite
+from progdist.training.state import copy_for_average
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ class StageTrainer:
         low_rank = add_lora(network, config.lora_rank, seed) if config.lora_rank else None
         if low_rank is not None and model.lora and model.lora.weights:
             load_adapter(low_rank, model.lora.weights)
-        average = copy.deepcopy(low_rank or network).eval() if stage.self_taught and config.ema else None
+        average = copy_for_average(low_rank or network).eval() if stage.self_taught and config.ema else None
         loss = _loss_of_batch(stage, self.conditions(model), average)
         self.callback.begin(stage.name, config.updates)
         try:

@@ -1,7 +1,7 @@
 """Experiment tracking: what a run's callback hears, handed to a tracker by accelerate: TensorBoard, W&B or MLflow.
 
     train/NAME/loss, gradient_norm, learning_rate       of the model NAME in training, over the updates of the chain
-    evaluation/MODEL/frechet_SPACE, rmse, steps         of teacher or student, at the last update of their stage
+    evaluation/MODEL/frechet_SPACE, rmse, steps         of teacher or student, at the last update before it was measured
     samples/MODEL                                       the grids of the evaluations, likewise
     pairs/teacher_and_student                           teacher and student of one step count, from the same noise
 
@@ -44,6 +44,7 @@ class TrackedCallback:
         folder: of the run.
         open_tracker: opens accelerate's, once the folder is this run's own.
         updates: of every model, by its name, as a range of those of the whole chain.
+        reference: the step count of the first measurement, which is made before any student is trained.
         model: the one in training.
     """
 
@@ -51,6 +52,7 @@ class TrackedCallback:
     folder: RunFolder
     open_tracker: Callable[[], GeneralTracker]
     updates: Mapping[str, range]
+    reference: int
     model: str = field(default="teacher", init=False)
 
     @cached_property
@@ -86,8 +88,7 @@ class TrackedCallback:
             left, right = (_pixels(path) for path in pair)
             between = np.full((len(left), GAP, 3), 255, np.uint8)
             images["pairs/teacher_and_student"] = np.concatenate([left, between, right], axis=1)
-        # Never falling: where one step is lower than another before it, TensorBoard drops what came before.
-        step = self.updates.get(student_name(steps), self.updates["teacher"]).stop
+        step = self._last_update(record)
         self.tracker.log(values, step=step)
         log_images(self.tracker, images, step)
         self.callback.evaluated(record)
@@ -95,6 +96,14 @@ class TrackedCallback:
     def note(self, text: str) -> None:
         """A message for the user."""
         self.callback.note(text)
+
+    def _last_update(self, record: Record) -> int:
+        """The last update of the stage after which a measurement is made, so that steps never fall.
+
+        Where one is lower than another before it, W&B drops it, and TensorBoard drops what came before.
+        """
+        first = record["model"] in ("given", "teacher") and record["steps"] == self.reference
+        return self.updates["teacher" if first else student_name(record["steps"])].stop
 
 
 def _pixels(path: Path) -> NDArray[np.uint8]:
@@ -129,7 +138,8 @@ def tracked(recipe: Recipe, folder: RunFolder, callback: Callback) -> Callback:
             f"tracking: {recipe.tracking} needs the extra `{recipe.tracking}`: pip install "
             f"'progdist[{recipe.tracking}]', or leave tracking"
         )
-    return TrackedCallback(callback, folder, partial(_tracker, recipe, folder.tracking()), updates_of(recipe))
+    reference, open_tracker = recipe.measurements()[0][1], partial(_tracker, recipe, folder.tracking())
+    return TrackedCallback(callback, folder, open_tracker, updates_of(recipe), reference)
 
 
 def _tracker(recipe: Recipe, folder: Path) -> GeneralTracker:

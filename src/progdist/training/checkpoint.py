@@ -55,6 +55,8 @@ class Checkpoints:
         for update in self._updates()[: -self.keep]:
             self._path(update).with_suffix(".json").unlink()
             self._path(update).unlink(missing_ok=True)
+        for partial in self.folder.glob(".*.partial"):  # of a process that was killed while it wrote
+            partial.unlink(missing_ok=True)
 
     def latest(self, notify: Callable[[str], None] = lambda text: None) -> Checkpoint | None:
         """The newest that is whole, or None; `notify` is called for those that are not."""

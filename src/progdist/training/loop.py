@@ -80,9 +80,9 @@ def train(
         NotFinite: more updates in a row than `config.max_skipped_updates` gave a loss or gradient that is not finite.
             None of them made a step; the last checkpoint is named.
         Interrupted: a signal asked for the end, and a checkpoint is kept.
-        UserError: the batch does not divide among processes and gradient_accumulation_steps.
+        UserError: as in `check_processes`, or the latest checkpoint is of another network.
     """
-    _check(config, accelerator, sharded)
+    check_processes(config, accelerator.num_processes, sharded=sharded)
     if not any(parameter.requires_grad for parameter in network.parameters()):
         network.requires_grad_(True)
     if config.gradient_checkpointing:
@@ -114,16 +114,21 @@ def train(
     return (plain if sharded else state.result()).eval(), state.update, records.seconds()
 
 
-def _check(config: TrainConfig, accelerator: Accelerator, sharded: bool) -> None:
-    """Refuse a batch that does not divide, and sharding that cannot be."""
-    parts = accelerator.num_processes * config.gradient_accumulation_steps
+def check_processes(config: TrainConfig, processes: int, *, sharded: bool) -> None:
+    """Refuse what so many processes cannot train.
+
+    Raises:
+        UserError: the batch does not divide into processes times gradient_accumulation_steps; or the network is to be
+            spread over them, and there is only one, an average of the weights, or an optimizer of 8 bits.
+    """
+    parts = processes * config.gradient_accumulation_steps
     if config.batch % parts:
         raise UserError(
             f"batch {config.batch} does not divide into {parts} (processes times gradient_accumulation_steps)"
         )
     if sharded and config.optimizer == "adamw8bit":
         raise UserError("optimizer adamw8bit is of weights that are not spread over processes: leave --shard, or it")
-    if sharded and (config.ema or accelerator.num_processes == 1):
+    if sharded and (config.ema or processes == 1):
         raise UserError("sharding needs several processes (torchrun), and no average of the weights: set ema to 0")
 
 

@@ -31,10 +31,9 @@ class State:
         self.parameters = [parameter for parameter in network.parameters() if parameter.requires_grad]
         self.optimizer = _optimizer(self.parameters, config)
         device = next(network.parameters()).device
-        fixed = {id(each): each for each in network.parameters() if not each.requires_grad}
         self.ema_network = None
         if config.ema:
-            self.ema_network = copy.deepcopy(network, fixed) if average is None else average.to(device)
+            self.ema_network = copy_for_average(network) if average is None else average.to(device)
         self.update, self.seconds = 0, 0.0
         counts = torch.zeros(4, dtype=torch.int64, device=device)
         self.steps, self.skipped, self.skipped_in_a_row, self.max_skipped_in_a_row = counts.unbind()
@@ -103,7 +102,8 @@ class State:
         """All of it, whole; of a network that is spread all processes must ask."""
         tensors = {f"network.{name}": tensor for name, tensor in gather(self.network.state_dict()).items()}
         if self.ema_network is not None:
-            tensors |= {f"average.module.{name}": tensor for name, tensor in self.ema_network.state_dict().items()}
+            frozen, averages = self._frozen(), self.ema_network.state_dict().items()
+            tensors |= {f"average.module.{name}": tensor for name, tensor in averages if name not in frozen}
             tensors["average.n_averaged"] = self.steps
         for index, parameter in enumerate(self.parameters):
             moments = self.optimizer.state.get(parameter, {})
@@ -132,11 +132,16 @@ class State:
         )
         if self.ema_network is not None:
             self.steps.copy_(groups["average"].pop("n_averaged"))
-            averages = groups["average"]
-            self.ema_network.load_state_dict({name.removeprefix("module."): one for name, one in averages.items()})
+            averages = {name.removeprefix("module."): one for name, one in groups["average"].items()}
+            shared = {name: groups["network"][name] for name in self._frozen()}
+            self.ema_network.load_state_dict(shared | averages)
         self._restore_moments(moments)
         self.update, self.seconds = checkpoint.update, checkpoint.numbers["seconds"]
         self.skipped.fill_(checkpoint.numbers["skipped"])
+
+    def _frozen(self) -> set[str]:
+        """The names of what is not trained, which the average shares and a checkpoint holds once."""
+        return {name for name, each in self.network.named_parameters(remove_duplicate=False) if not each.requires_grad}
 
     def _restore_moments(self, moments: dict[int, dict[str, Tensor]]) -> None:
         """Give the optimizer its moments of each parameter, by the parameter's place."""
@@ -153,6 +158,16 @@ class State:
             tables = {"qmap1": maps["dynamic"], "qmap2": maps["udynamic"]} if "absmax1" in own else {}
             tables = {name: table.to(parameter.device) for name, table in tables.items()}
             self.optimizer.state[parameter] = {**placed, **tables, "step": int(own["step"])}
+
+
+def copy_for_average(network: nn.Module) -> nn.Module:
+    """A copy of a network that is to hold the average of its weights; what is frozen has none, and is shared.
+
+    A network that is frozen whole, as one that was made ready to be sampled, is yet to be trained, and is copied whole.
+    """
+    frozen = {id(each): each for each in network.parameters() if not each.requires_grad}
+    whole = len(frozen) == len(list(network.parameters()))
+    return copy.deepcopy(network, {} if whole else frozen)
 
 
 TABLES = ("qmap1", "qmap2")

@@ -8,7 +8,9 @@ from typing import Any
 import pytest
 from typer.testing import Result
 
-from progdist.recipes.files import read_recipe
+from progdist._utils.errors import UserError
+from progdist.recipes.files import read_recipe, validated
+from progdist.runs.estimate.evaluations import frozen_evaluations, sampling_evaluations
 from progdist.runs.folder import RunFolder
 from progdist.runs.pages import live as live_module
 from progdist.runs.pages.live import LiveReport, live
@@ -79,6 +81,25 @@ def test_a_page_each_minute_and_less_often_where_it_takes_long(monkeypatch: pyte
     assert len(written) == 7
 
 
+def test_a_page_that_cannot_be_written_is_said_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    clock, failures = [0.0], [OSError(28, "No space left on device"), UserError("damaged records"), OSError(5, "I/O")]
+
+    def write(folder: RunFolder, under_way: UnderWay | None) -> None:
+        raise failures.pop(0)
+
+    monkeypatch.setattr(live_module, "write_report", write)
+    monkeypatch.setattr(time, "monotonic", lambda: clock[0])
+    callback = SilentCallback()
+    report = LiveReport(callback, RunFolder(tmp_path))
+    report.begin("teacher", 1000)
+    for update in range(1, 150):
+        clock[0] += 1.0
+        report.progress(Progress(update, 0.5, 1.0, 1e-3, seconds=float(update)))
+    assert failures == []  # tried again, each minute
+    (note,) = callback.notes
+    assert "No space left on device" in note
+
+
 def test_only_the_process_that_writes_has_a_page(tmp_path: Path) -> None:
     callback = SilentCallback()
     assert live(RunFolder(tmp_path, writes=False), callback) is callback
@@ -100,6 +121,32 @@ def test_the_time_left_is_that_of_the_updates_and_evaluations_to_come(tiny_recip
     ]
     now = UnderWay("student-0002", 1, 3, 6.0)
     assert run_seconds(recipe, folder, records, now) == pytest.approx(6 * (2 + 3) + 0.5 * 96 * (2 * 2 + 2 * 1))
+
+
+def test_the_time_left_counts_evaluations_as_the_estimate_does(tmp_path: Path) -> None:
+    """Guidance takes two of the given teacher, in stage 0 and when it is measured; a target of TRACT takes two."""
+    content = {
+        "name": "a",
+        "data": {"source": "digits"},
+        "teacher": {"model": "my-model"},
+        "conversion": {"updates": 10, "batch": 4, "guidance": 2.0},
+        "distill": {"chain": [8, 1], "updates": 5, "batch": 6, "target": "tract", "ema": 0.5},
+        "evaluate": {"samples": 7},
+    }
+    recipe, folder = validated(content, [], "test"), RunFolder(tmp_path)
+    assert frozen_evaluations(recipe, guided=True) == {"teacher": 2, "student-0001": 2}
+    counts = {("given", 8): 16, ("teacher", 8): 8, ("student", 1): 1, ("teacher", 1): 1}
+    assert sampling_evaluations(recipe, guided=True) == counts
+    passes = 4 * (1 + 2 / 3)
+    student, evaluation = 5 * 6 * (1 + 2 / 3) / passes, 6.0 / (3 * passes)
+    left = run_seconds(recipe, folder, [], UnderWay("teacher", 2, 10, 6.0))
+    assert left == pytest.approx(6 * (8 + student) + 7 * 26 * evaluation)
+    given: Any = {"model": "given", "steps": 8, "seconds_per_image": 3.2, "network_evaluations": 8}
+    left = run_seconds(recipe, folder, [given], UnderWay("student-0001", 2, 5, 6.0))
+    assert left == pytest.approx(6 * (3 + 10 * passes / (6 * (1 + 2 / 3))) + 7 * 10 * 0.2)
+    folder.model("teacher").mkdir()
+    left = run_seconds(recipe, folder, [given], UnderWay("student-0001", 2, 5, 6.0))
+    assert left == pytest.approx(6 * 3 + 7 * 10 * 0.2)
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ forward and back (g), and per update of the optimiser (o). A stage of U updates 
 
     U (B (k f + g) + o)
 
-With the target `tract` k is 2. What it holds is counted without running it (see `memory`), and where that is more than
+(See `evaluations` for k.) What it holds is counted without running it (see `memory`), and where that is more than
 there is here nothing is timed.
 """
 
@@ -26,7 +26,8 @@ from progdist.models.guidance_input import with_class_guidance
 from progdist.models.io.diffusers_pipeline import read_teacher
 from progdist.models.model import Model
 from progdist.models.text.pipeline import network_arguments, takes_guidance, trial_condition, with_guidance_input
-from progdist.recipes.recipe import Recipe, student_name
+from progdist.recipes.recipe import Recipe
+from progdist.runs.estimate.evaluations import frozen_evaluations, sampling_evaluations
 from progdist.runs.estimate.memory import Memory, activation_bytes, training_memory
 from progdist.runs.evaluator import measurement_plan
 from progdist.runs.stages import needs_stage_0, untrained
@@ -107,10 +108,8 @@ def estimate(recipe: Recipe, capacity: int | None = None) -> Estimate:
     heaviest, memory = heaviest_stage(recipe, model, configs, device)
     here = _bytes_of(device)
     rates = measure(denoiser.to(device), model.shape, microbatch, configs[-1]) if memory.total <= here else None
-    parts = [_part("teacher", configs[0], int(taken) * (2 if guided else 1), rates)]
-    for link, config in zip(recipe.distill.links(), configs[1:], strict=True):
-        frozen = 2 if recipe.distill.target == "tract" else link.substeps
-        parts.append(_part(student_name(link.steps), config, frozen, rates))
+    frozen = frozen_evaluations(recipe, guided=guided).items()
+    parts = [_part(name, config, count, rates) for (name, count), config in zip(frozen, configs, strict=True)]
     parts.append(_evaluation(recipe, rates, guided))
     return Estimate(
         parameters=sum(parameter.numel() for parameter in denoiser.network.parameters()),
@@ -166,9 +165,8 @@ def heaviest_stage(
         network = with_guidance_input(network) if model.text else with_class_guidance(network, guidance)
     denoiser = model.denoiser.with_parts(network=network, arguments=network_arguments(network))
     whole = sum(parameter.nbytes for parameter in network.parameters()) if device.type == "cpu" else 0
-    names = ["teacher", *(student_name(link.steps) for link in recipe.distill.links())]
     found: dict[tuple[TrainConfig, int, int], tuple[str, Memory]] = {}
-    for number, (name, config) in enumerate(zip(names, configs, strict=True)):
+    for number, (name, config) in enumerate(zip(recipe.model_names(), configs, strict=True)):
         resting = (int(taken) + min(number, 2)) * whole
         taught = int(taken or number > 0) + int(recipe.lora is not None and number > 0)  # the pipeline's own weights
         key = (replace(config, updates=1, learning_rate=1.0, warmup=0), taught, resting)
@@ -195,11 +193,7 @@ def _part(name: str, config: TrainConfig, substeps: int, rates: Rates | None) ->
 
 def _evaluation(recipe: Recipe, rates: Rates | None, guided: bool) -> Part:
     """Teacher and students at all counts that are measured."""
-    measurements = recipe.measurements()
-    steps = sum(steps for _, steps in measurements)
-    if recipe.teacher.model is not None:  # as it was given, too
-        steps += measurements[0][1] * (2 if guided else 1)
-    evaluations = recipe.evaluate.samples * steps
+    evaluations = recipe.evaluate.samples * sum(sampling_evaluations(recipe, guided=guided).values())
     hours = evaluations * rates.evaluation / 3600 if rates else None
     return Part("evaluation", 0, recipe.evaluate.batch, evaluations, 0, hours)
 

@@ -2,11 +2,14 @@
 
 Where evaluations follow one another faster than pages should be written, one page shows several; the run itself writes
 the first and the last.
+
+A page that cannot be written is no reason to end a training of hours: that is said once, and the next one is tried.
 """
 
 import time
 from dataclasses import dataclass, field, replace
 
+from progdist._utils.errors import UserError
 from progdist.runs.folder import Record, RunFolder
 from progdist.runs.pages.progress import UnderWay
 from progdist.runs.pages.report import write_report
@@ -40,6 +43,8 @@ class LiveReport:
     _took: float = field(default=0.0, init=False)
     _behind: bool = field(default=False, init=False)
     """Whether a model was measured since the last page."""
+    _failed: bool = field(default=False, init=False)
+    """Whether a page could not be written, which has been said."""
 
     def begin(self, title: str, updates: int) -> None:
         """The training of a network starts or resumes."""
@@ -78,7 +83,12 @@ class LiveReport:
         pause = self._took / SHARE_AFTER_EVALUATION if self._behind else max(EVERY, self._took / SHARE)
         if started - self._written < pause:
             return
-        write_report(self.folder, self.under_way)
+        try:
+            write_report(self.folder, self.under_way)
+        except (OSError, UserError) as error:
+            if not self._failed:
+                self.note(f"warning: the live report cannot be written ({error}): the run goes on without it")
+            self._failed = True
         self._written, self._behind = time.monotonic(), False
         self._took = self._written - started
 

@@ -5,14 +5,16 @@ steps costs c = B (1 + k/3) training passes, the forward pass being about a thir
 
     s ((U - u) + sum over the stages to come of U_j c_j / c) + f (samples) (sum of the steps still to be measured)
 
-with f the seconds of one network evaluation as last measured, or s / (3c) before any is.
+with f the seconds of one network evaluation as last measured, or s / (3c) before any is. Teacher steps and the steps to
+be measured are counted as in `progdist.runs.estimate.evaluations`: a guided teacher's twice. (Whether a given teacher
+takes the guidance scale itself, in one evaluation, its recipe does not say: it is counted as guided.)
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from progdist.recipes.recipe import Recipe, student_name
-from progdist.recipes.training import train_config
+from progdist.recipes.recipe import Recipe
+from progdist.runs.estimate.evaluations import frozen_evaluations, sampling_evaluations
 from progdist.runs.folder import RunFolder
 from progdist.training.callbacks import Record
 
@@ -49,14 +51,15 @@ class Costs:
 
 def stage_costs(recipe: Recipe) -> dict[str, Costs]:
     """Of every model of a run, by its name and in order."""
-    taken = recipe.teacher.model is not None
-    config = train_config(recipe.conversion if taken else recipe.teacher)
-    frozen = int(taken) * (2 if recipe.conversion.guidance is not None else 1)
-    costs = {"teacher": Costs(config.updates, config.batch * (1 + frozen / 3))}
-    for link in recipe.distill.links():
-        config = recipe.distill.train_config(link)
-        costs[student_name(link.steps)] = Costs(config.updates, config.batch * (1 + link.substeps / 3))
-    return costs
+    frozen = frozen_evaluations(recipe, guided=_is_guided(recipe)).items()
+    return {
+        name: Costs(config.updates, config.batch * (1 + count / 3))
+        for (name, count), config in zip(frozen, recipe.train_configs(), strict=True)
+    }
+
+
+def _is_guided(recipe: Recipe) -> bool:
+    return recipe.conversion.guidance is not None
 
 
 def run_seconds(recipe: Recipe, folder: RunFolder, records: Sequence[Record], now: UnderWay) -> float | None:
@@ -71,10 +74,12 @@ def run_seconds(recipe: Recipe, folder: RunFolder, records: Sequence[Record], no
         if name != now.model and not folder.model(name).is_dir()
     )
     evaluation = now.seconds_per_update / (3 * own.passes)
+    counts = sampling_evaluations(recipe, guided=_is_guided(recipe))
     if records:
-        evaluation = records[-1]["seconds_per_image"] / records[-1]["network_evaluations"]
+        last = records[-1]
+        evaluation = last["seconds_per_image"] / counts.get((last["model"], last["steps"]), last["network_evaluations"])
     known = {(record["model"], record["steps"]) for record in records}
-    steps = sum(steps for name, steps in recipe.measurements() if (name, steps) not in known)
+    steps = sum(count for key, count in counts.items() if key not in known)
     return now.stage_seconds + now.seconds_per_update * later + evaluation * recipe.evaluate.samples * steps
 
 
