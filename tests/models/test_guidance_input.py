@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +12,13 @@ from torch import Tensor, nn
 
 import progdist
 from progdist import Cosine, Denoiser, UserError
-from progdist._utils.files import read_tensors
 from progdist.diffusion.analytic import Gaussian
 from progdist.diffusion.loss import WEIGHTINGS
 from progdist.diffusion.parameterization import PARAMETERIZATIONS
 from progdist.diffusion.sampler import sample
-from progdist.distillation.conversion import conversion_loss, converted_form
+from progdist.distillation.conversion import conversion_loss
 from progdist.distillation.guidance import Guided
-from progdist.evaluation.generate import SamplingOptions, sampling_noise
+from progdist.evaluation.generate import sampling_noise
 from progdist.models.guidance_input import (
     GuidedClasses,
     class_guidance,
@@ -33,28 +31,13 @@ from progdist.models.io.folder import load, save
 from progdist.models.model import Model
 from progdist.models.text.pipeline import network_arguments
 from progdist.models.text.stock import guidance_embedding as embedding_of_text_models
-from progdist.recipes.files import validated
-from progdist.runs.checks import null_class
-from progdist.runs.pages.play import Playable
-from progdist.runs.run import open_run
-from progdist.runs.stages import conversion_stage
-from support.commands import SilentCallback, call, refused, succeeds
+from support.commands import call
+from support.guidance import student
 from support.latent import save_dit, stock_latent_images
 from support.stock import SaveStock, load_ddim, load_unet, stock_network, stock_samples
 
 SCALES = torch.tensor([1.0, 2.5, 4.0, 8.0], dtype=torch.float64)
 LABELS = torch.tensor([0, 3, 5, 9])
-
-
-def student(teacher: Model, steps: int = 4) -> Model:
-    """A student of the teacher whose guidance scale does something."""
-    form = converted_form(teacher.denoiser)
-    network = with_class_guidance(form.network, (1.0, 8.0))
-    for each in network.modules():
-        if isinstance(each, GuidedClasses):
-            nn.init.normal_(each.guidance.weight, std=0.3)
-    denoiser = form.with_parts(network=network, arguments=network_arguments(network))
-    return replace(teacher, denoiser=denoiser, steps=(steps,))
 
 
 @pytest.fixture(params=["UNet2DModel", "DiTTransformer2DModel"])
@@ -152,89 +135,6 @@ def test_every_example_has_its_own_scale(place: Path) -> None:
             part = slice(row, row + 1)
             alone = denoiser(z[part], t[part], class_labels=LABELS[part], guidance=SCALES[part])
             torch.testing.assert_close(together[part], alone)
-
-
-def test_the_command_samples_at_a_scale(stock: SaveStock, tmp_path: Path) -> None:
-    model = student(read_teacher(str(stock(classes=11))).model)
-    save(model, tmp_path / "student")
-    made = tmp_path / "made.safetensors"
-    result = call("sample", tmp_path / "student", "-n", 4, "--guidance", 3, "--label", 2, "--out", made)
-    assert result.exit_code == 0, result.output
-    labels = torch.full((4,), 2)
-    expected = progdist.sample(model.denoiser, sampling_noise(model, 4, 0), 4, class_labels=labels, guidance=3.0)
-    torch.testing.assert_close(read_tensors(made)["images"], expected)
-    far = call("sample", tmp_path / "student", "-n", 1, "--guidance", 20, "--out", tmp_path / "far.png")
-    assert "guidance of 1 to 8, not 20" in far.output
-
-
-@pytest.mark.slow
-def test_the_class_that_stands_for_none_is_not_sampled(
-    stock: SaveStock, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Stage 0 records it, the folder keeps it, and all classes in turn leave it out, as does the code of the card."""
-    content = {"name": "a", "data": {"source": "digits"}, "teacher": {"model": str(stock(classes=11))}}
-    run = open_run(validated(content, ("conversion.guidance=2",), "test"), tmp_path / "run", SilentCallback())
-    assert run.given
-    assert run.given.model.null_class is None
-    stage = conversion_stage(run.recipe, run.given.model, run.given.model.denoiser, run.images)
-    assert stage.model.null_class == 10
-    with pytest.raises(UserError, match="the teacher has no classes, so there is nothing to guide: leave guidance"):
-        null_class(run.recipe, replace(run.given.model, classes=()), run.images)
-    for null, labels in ((10, [*range(10), *range(6)]), (1, [0, *range(2, 11), 0, *range(2, 7)])):
-        model, folder = replace(stage.model, steps=(2,), null_class=null), tmp_path / f"null{null}"
-        save(model, folder)
-        loaded = load(folder)
-        assert (loaded.null_class, len(loaded.classes), len(loaded.labels)) == (null, 11, 10)
-        options = SamplingOptions(2, 16, None, 0)
-        assert options.labels_of(loaded).tolist() == labels
-        card = (folder / "README.md").read_text()
-        assert "10 classes" in card
-        monkeypatch.chdir(folder)
-        found: dict[str, Any] = {}
-        exec(card.partition("```python\n")[2].partition("```")[0], found)
-        assert found["labels"].tolist() == labels
-        assert [label for label, _ in Playable("a", loaded, 2).describe()["classes"]] == sorted(set(labels))
-        refused(call("sample", folder, "--label", null), f"label {null} stands for no class")
-    save(replace(stage.model, steps=(2,), null_class=None), tmp_path / "all")
-    words = ("evaluate", tmp_path / "null10", "--data", "digits", "-n", 4, "--teacher", tmp_path / "all")
-    refused(call(*words, "--teacher-steps", 2), "the teacher makes 11 classes in turn")
-    (tmp_path / "null1" / "progdist.json").write_text(
-        (folder / "progdist.json").read_text().replace('"null_class": 1', '"null_class": 11')
-    )
-    with pytest.raises(UserError, match="null_class is 11, expected a label below 11"):
-        load(tmp_path / "null1")
-
-
-@pytest.mark.slow
-def test_the_command_measures_at_a_scale(stock: SaveStock, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Model and teacher at the scale that is named, or at the usual one; one without that input is refused first."""
-    model, seen = student(read_teacher(str(stock(classes=11))).model), set[float]()
-    save(model, tmp_path / "student")
-    save(replace(model, denoiser=read_teacher(str(stock(classes=11))).model.denoiser), tmp_path / "plain")
-    forward = Denoiser.forward
-
-    def spy(self: Denoiser, z: Tensor, t: Tensor, **condition: Tensor) -> Tensor:
-        seen.update(condition["guidance"].tolist())
-        return forward(self, z, t, **condition)
-
-    monkeypatch.setattr(Denoiser, "forward", spy)
-    words = ("evaluate", tmp_path / "student", "--data", "digits", "-n", 8)
-    itself = ("--teacher", tmp_path / "student", "--teacher-steps", 4)
-    found = {}
-    for scale, said in ((2.5, ("--guidance", 2.5)), (4, ())):
-        seen.clear()
-        record = json.loads(succeeds(*words, *itself, *said, "--json").stdout)
-        assert (seen, record["guidance"], record["rmse"]) == ({scale}, scale, 0)
-        found[scale] = record["frechet"]
-    assert found[2.5] != found[4]
-    assert "at 4 steps, guidance 2.5: Fréchet" in " ".join(succeeds(*words, "--guidance", 2.5).stdout.split())
-    seen.clear()
-    message = f"{tmp_path / 'plain'}: --guidance 3 was given, and the model takes no guidance scale: leave it"
-    refused(call(*words, "--guidance", 3, "--teacher", tmp_path / "plain"), message)
-    refused(call("evaluate", tmp_path / "student", tmp_path / "plain", *words[2:], "--guidance", 3), message)
-    assert not seen
-    for scale in (0, -1, "nan", "inf"):
-        refused(call(*words, "--guidance", scale), "is no scale: give a positive number")
 
 
 @pytest.mark.slow

@@ -136,8 +136,10 @@ def tracked(recipe: Recipe, folder: RunFolder, callback: Callback) -> Callback:
     if not available():
         raise UserError(
             f"tracking: {recipe.tracking} needs the extra `{recipe.tracking}`: pip install "
-            f"'progdist[{recipe.tracking}]', or leave tracking"
+            f"'progdist[{recipe.tracking}]', or leave tracking out"
         )
+    how = "tensorboard --logdir" if recipe.tracking == "tensorboard" else f"{recipe.tracking}, files in"
+    callback.note(f"tracking: {how} {folder.tracking()}")
     reference, open_tracker = recipe.measurements()[0][1], partial(_tracker, recipe, folder.tracking())
     return TrackedCallback(callback, folder, open_tracker, updates_of(recipe), reference)
 

@@ -1,0 +1,108 @@
+"""What the commands make of class-conditional students that take a guidance scale: samples, measurements, classes."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import progdist
+from progdist import Denoiser, UserError
+from progdist._utils.files import read_tensors
+from progdist.evaluation.generate import SamplingOptions, sampling_noise
+from progdist.models.io.diffusers_pipeline import read_teacher
+from progdist.models.io.folder import load, save
+from progdist.recipes.files import validated
+from progdist.runs.checks import null_class
+from progdist.runs.pages.play import Playable
+from progdist.runs.run import open_run
+from progdist.runs.stages import conversion_stage
+from support.commands import SilentCallback, call, refused, succeeds
+from support.guidance import student
+from support.stock import SaveStock
+
+
+def test_the_command_samples_at_a_scale(stock: SaveStock, tmp_path: Path) -> None:
+    model = student(read_teacher(str(stock(classes=11))).model)
+    save(model, tmp_path / "student")
+    made = tmp_path / "made.safetensors"
+    result = call("sample", tmp_path / "student", "-n", 4, "--guidance", 3, "--label", 2, "--out", made)
+    assert result.exit_code == 0, result.output
+    labels = torch.full((4,), 2)
+    expected = progdist.sample(model.denoiser, sampling_noise(model, 4, 0), 4, class_labels=labels, guidance=3.0)
+    torch.testing.assert_close(read_tensors(made)["images"], expected)
+    far = call("sample", tmp_path / "student", "-n", 1, "--guidance", 20, "--out", tmp_path / "far.png")
+    assert "guidance of 1 to 8, not 20" in far.output
+
+
+@pytest.mark.slow
+def test_the_class_that_stands_for_none_is_not_sampled(
+    stock: SaveStock, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Stage 0 records it, the folder keeps it, and all classes in turn leave it out, as does the code of the card."""
+    content = {"name": "a", "data": {"source": "digits"}, "teacher": {"model": str(stock(classes=11))}}
+    run = open_run(validated(content, ("conversion.guidance=2",), "test"), tmp_path / "run", SilentCallback())
+    assert run.given
+    assert run.given.model.null_class is None
+    stage = conversion_stage(run.recipe, run.given.model, run.given.model.denoiser, run.images)
+    assert stage.model.null_class == 10
+    with pytest.raises(UserError, match="the teacher has no classes, so there is nothing to guide: leave guidance"):
+        null_class(run.recipe, replace(run.given.model, classes=()), run.images)
+    for null, labels in ((10, [*range(10), *range(6)]), (1, [0, *range(2, 11), 0, *range(2, 7)])):
+        model, folder = replace(stage.model, steps=(2,), null_class=null), tmp_path / f"null{null}"
+        save(model, folder)
+        loaded = load(folder)
+        assert (loaded.null_class, len(loaded.classes), len(loaded.labels)) == (null, 11, 10)
+        options = SamplingOptions(2, 16, None, 0)
+        assert options.labels_of(loaded).tolist() == labels
+        card = (folder / "README.md").read_text()
+        assert "10 classes" in card
+        monkeypatch.chdir(folder)
+        found: dict[str, Any] = {}
+        exec(card.partition("```python\n")[2].partition("```")[0], found)
+        assert found["labels"].tolist() == labels
+        assert [label for label, _ in Playable("a", loaded, 2).describe()["classes"]] == sorted(set(labels))
+        refused(call("sample", folder, "--label", null), f"label {null} stands for no class")
+    save(replace(stage.model, steps=(2,), null_class=None), tmp_path / "all")
+    words = ("evaluate", tmp_path / "null10", "--data", "digits", "-n", 4, "--teacher", tmp_path / "all")
+    refused(call(*words, "--teacher-steps", 2), "the teacher makes 11 classes in turn")
+    (tmp_path / "null1" / "progdist.json").write_text(
+        (folder / "progdist.json").read_text().replace('"null_class": 1', '"null_class": 11')
+    )
+    with pytest.raises(UserError, match="null_class is 11, expected a label below 11"):
+        load(tmp_path / "null1")
+
+
+@pytest.mark.slow
+def test_the_command_measures_at_a_scale(stock: SaveStock, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Model and teacher at the scale that is named, or at the usual one; one without that input is refused first."""
+    model, seen = student(read_teacher(str(stock(classes=11))).model), set[float]()
+    save(model, tmp_path / "student")
+    save(replace(model, denoiser=read_teacher(str(stock(classes=11))).model.denoiser), tmp_path / "plain")
+    forward = Denoiser.forward
+
+    def spy(self: Denoiser, z: Tensor, t: Tensor, **condition: Tensor) -> Tensor:
+        seen.update(condition["guidance"].tolist())
+        return forward(self, z, t, **condition)
+
+    monkeypatch.setattr(Denoiser, "forward", spy)
+    words = ("evaluate", tmp_path / "student", "--data", "digits", "-n", 8)
+    itself = ("--teacher", tmp_path / "student", "--teacher-steps", 4)
+    found = {}
+    for scale, said in ((2.5, ("--guidance", 2.5)), (4, ())):
+        seen.clear()
+        record = json.loads(succeeds(*words, *itself, *said, "--json").stdout)
+        assert (seen, record["guidance"], record["rmse"]) == ({scale}, scale, 0)
+        found[scale] = record["frechet"]
+    assert found[2.5] != found[4]
+    assert "at 4 steps, guidance 2.5: Fréchet" in " ".join(succeeds(*words, "--guidance", 2.5).stdout.split())
+    seen.clear()
+    message = f"{tmp_path / 'plain'}: --guidance 3 was given, and the model takes no guidance scale: leave it"
+    refused(call(*words, "--guidance", 3, "--teacher", tmp_path / "plain"), message)
+    refused(call("evaluate", tmp_path / "student", tmp_path / "plain", *words[2:], "--guidance", 3), message)
+    assert not seen
+    for scale in (0, -1, "nan", "inf"):
+        refused(call(*words, "--guidance", scale), "is no scale: give a positive number")
