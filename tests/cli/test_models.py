@@ -101,7 +101,7 @@ def test_evaluate_repeats_what_a_recipe_measures(finished: tuple[Path, Result], 
     assert measured("--method", "heun")["network_evaluations"] == 7
     for more, message in (
         (("--precision", "fp16"), "auto, float32, bf16"),
-        (("--variance", 0.5), "of the method ancestral"),
+        (("--variance", 0.5), "of --method ancestral"),
         (("--teacher-steps", 8), "of --teacher"),
     ):
         refused(call(*arguments, *more), message)

@@ -49,7 +49,7 @@ def test_the_class_that_stands_for_none_is_not_sampled(
     assert run.given.model.null_class is None
     stage = conversion_stage(run.recipe, run.given.model, run.given.model.denoiser, run.images)
     assert stage.model.null_class == 10
-    with pytest.raises(UserError, match="the teacher has no classes, so there is nothing to guide: leave guidance"):
+    with pytest.raises(UserError, match="the teacher has no classes, so there is nothing to guide: leave guidance out"):
         null_class(run.recipe, replace(run.given.model, classes=()), run.images)
     for null, labels in ((10, [*range(10), *range(6)]), (1, [0, *range(2, 11), 0, *range(2, 7)])):
         model, folder = replace(stage.model, steps=(2,), null_class=null), tmp_path / f"null{null}"

@@ -36,7 +36,7 @@ def test_mistakes_are_one_line(words: tuple[str, ...], said: str, pairs: Path) -
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (("--guidance", "1:8"), "guidance needs a class that stands for none"),
+        (("--guidance", "1:8"), "the teacher has no classes, so there is nothing to guide"),
         (("--guidance", "2", "--negative", "a smudge"), "conversion.negative is a prompt"),
         (("--lora", "2"), "lora makes a file for the pipeline of a text-to-image teacher"),
         ((), "is of captions, and the teacher takes none"),

@@ -129,7 +129,7 @@ def null_class(recipe: Recipe, model: Model, images: Images) -> int | None:
         return None
     known, named = len(model.classes), recipe.conversion.null_class
     if not known:
-        raise UserError("the teacher has no classes, so there is nothing to guide: leave guidance")
+        raise UserError("the teacher has no classes, so there is nothing to guide: leave guidance out")
     null = named if named is not None else known - 1
     if not 0 <= null < known:
         raise UserError(f"guidance needs a class that stands for none: {null} is not one of the model's")
