@@ -10,7 +10,7 @@ distance of the samples in a classifier's features and in pixels. Each line of F
 and is not made again.
 
 digits      the recipe of that name; a quarter of its teacher's training (`--budget` in network evaluations)
-fashion     Fashion-MNIST at 14x14, class-conditional, with a small network and a teacher of 64 steps; the classifier
+fashion     Fashion-MNIST at 14x14, class-conditional, with a small network and a teacher of 500 updates; the classifier
             sees the samples enlarged to 28x28
 """
 
