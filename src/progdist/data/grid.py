@@ -1,10 +1,12 @@
 """Grids of sample images, as PNG files."""
 
+import io
 from pathlib import Path
 
 from PIL import Image
 from torch import Tensor
 
+from progdist._utils.files import atomic_write
 from progdist.data.images import to_uint8
 
 GRID = 64
@@ -29,7 +31,6 @@ def grid_image(images: Tensor, columns: int) -> Image.Image:
 
 def write_grid(images: Tensor, path: Path, columns: int = 8) -> None:
     """Images (B, C, H, W) in [-1, 1] as one PNG."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
-    grid_image(images, columns).save(partial, format="png")
-    partial.replace(path)
+    buffer = io.BytesIO()
+    grid_image(images, columns).save(buffer, format="png")
+    atomic_write(path, buffer.getvalue())

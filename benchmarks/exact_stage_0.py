@@ -1,0 +1,70 @@
+"""What stage 0 would give if it had no error: the teacher's own predictions, sampled on its student's schedule.
+
+    python benchmarks/exact_stage_0.py digits captions:runs/digits-captions runs/stock-text [--steps 40] [-n 500]
+
+The student of a text-to-image teacher predicts at time t what the guided teacher predicts at the time of the same
+signal-to-noise ratio. Accuracy and distances as in `text_teacher.py`, by guidance scale.
+"""
+
+import argparse
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from progdist.data.sources import load_images
+from progdist.diffusion.schedule import Schedule
+from progdist.distillation.conversion import converted_form, equal_snr
+from progdist.distillation.guidance import Guided
+from progdist.evaluation.sampling import sample_in_batches
+from progdist.models.io.diffusers_pipeline import read_teacher
+from progdist.models.text.conditions import prompt_conditions
+from text_teacher import NAMES, Measure, named
+
+
+@dataclass(frozen=True)
+class ExactStage0:
+    """The student of stage 0 that makes no error.
+
+    Attributes:
+        guided: the teacher's predictions.
+        schedule: the student's.
+    """
+
+    guided: Guided
+    schedule: Schedule
+
+    def __call__(self, z: Tensor, t: Tensor, **condition: Tensor) -> Tensor:
+        """xh for latents z (B, ...) at times t, and a condition of B rows: the teacher's at the time of equal SNR."""
+        return self.guided(z, equal_snr(self.schedule, self.guided.schedule, t), **condition)
+
+
+def main() -> None:
+    """Print a table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("classifier", choices=NAMES)
+    parser.add_argument("data")
+    parser.add_argument("teacher", help="its folder")
+    parser.add_argument("--steps", type=int, default=40)
+    parser.add_argument("-n", type=int, default=500)
+    parser.add_argument("--guidance", type=float, nargs="+", default=[1.0, 3.0, 7.5])
+    arguments = parser.parse_args()
+    images, names = load_images(arguments.data), NAMES[arguments.classifier]
+    real, _ = images.at(torch.arange(len(images)))
+    named_by = torch.tensor([named(caption, names) for caption in images.classes])
+    wanted = images.stratified_labels(arguments.n)
+    measure, model = Measure.of(arguments.classifier, real), read_teacher(arguments.teacher).model
+    assert model.text is not None
+    guided = Guided(model.denoiser, model.text.encoder().unconditional(None))
+    exact = ExactStage0(guided, converted_form(model.denoiser).schedule)
+    conditions = prompt_conditions(model, images.classes, None)
+    noise = torch.randn(arguments.n, *model.shape, generator=torch.Generator().manual_seed(1))
+    print("| guidance | accuracy | pixels (95 %) | features (95 %) |\n|---:|---:|---|---|")
+    for guidance in arguments.guidance:
+        how = {"denoiser": exact, "conditions": conditions.at(guidance)}
+        made = sample_in_batches(model, noise, wanted, arguments.steps, 100, **how).clamp(-1, 1)
+        print(f"| {guidance:g} | {measure.row(made, named_by[wanted])} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()
