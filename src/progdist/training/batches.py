@@ -84,8 +84,8 @@ class Batches:
         Yields:
             x (B, C, H, W) in [-1, 1]; eps standard normal, of x's shape; u in [0, 1), float64 (B,), each uniform and
             together evenly spread, so that every batch sees all times (Kingma et al. 2021, arXiv 2107.00630, appendix
-            I.1); and where asked for labels (B,) int64, and guidance (B,) float64 in its range, of uniform logarithm,
-            and drawn after all else.
+            I.1); and where asked for labels (B,) int64, and guidance (B,) float64 in its range, drawn after all else:
+            the least scale for one example in five, and one of uniform logarithm for the others.
         """
         if isinstance(self.images, Streamed):
             stream = _Stream(self, self.images, first, last, rows)
@@ -131,7 +131,8 @@ class _Drawn(Dataset[Batch]):
             if batches.flip and torch.rand((), generator=draw) < 0.5:
                 x[number] = x[number].flip(-1)
             if batches.guidance:
-                guidance[number].uniform_(*map(log, batches.guidance), generator=draw).exp_()
+                low, high = map(log, batches.guidance)
+                guidance[number].uniform_(low - (high - low) / 4, high, generator=draw).clamp_(min=low).exp_()
         labels = {"labels": torch.tensor([label for _, label in examples])} if batches.labelled else {}
         return {"x": x, "eps": eps, "u": u} | labels | ({"guidance": guidance} if batches.guidance else {})
 
