@@ -3,7 +3,8 @@
     python benchmarks/gpu.py [--tiny] [--out docs/gpu]
 
 parity      losses, distillation targets and samples on the device against the CPU, in float32 without tf32
-variants    updates a second of A to D in float32, tf32 and bf16, as they are and compiled: share of the peak, memory
+variants    updates a second of A to D in float32, tf32 and bf16, with CUDA graphs, in bf16 also without, and of
+            `--compiled` cases compiled by torch.compile: share of the peak, memory
 recipes     the digits demo, and Fashion-MNIST where its data are (--data idx:PATH), with the minutes each took
 processes   the same recipe on 1 and 2 processes by nccl, where there are two GPUs
 
@@ -30,6 +31,7 @@ from progdist import PARAMETERIZATIONS, WEIGHTINGS, Cosine, Denoiser, denoising_
 from progdist._utils.precision import Resolved
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+KINDS = ("float32", "tf32", "bf16")
 PARITY = 2e-4
 """The largest difference allowed, over the largest value, in float32."""
 
@@ -71,13 +73,13 @@ def tf32(allowed: bool) -> Iterator[None]:
     torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = before
 
 
-def variant(name: str, kind: str, compiled: bool, updates: int) -> dict[str, Any]:
+def variant(name: str, kind: str, how: str, updates: int) -> dict[str, Any]:
     """One network in one precision."""
     precision: Resolved = "bf16" if kind == "bf16" else "float32"
     if DEVICE.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
     with tf32(kind == "tf32"):
-        seconds = our_updates(CASES[name], precision, updates, compiled=compiled)
+        seconds = our_updates(CASES[name], precision, updates, compiled=how == "compiled", graphs=how == "CUDA graphs")
         median = statistics.median(seconds)
         share = update_flops(copy.copy(CASES[name])) / median / peak_flops(DEVICE, precision)
     memory = torch.cuda.max_memory_allocated() / 2**30 if DEVICE.type == "cuda" else None
@@ -114,6 +116,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tiny", action="store_true")
     parser.add_argument("--data", help="of Fashion-MNIST, e.g. idx:PATH")
+    parser.add_argument("--cases", nargs="*", choices=list("ABCD"), default=list("ABCD"))
+    parser.add_argument("--compiled", nargs="*", choices=list("ABCD"), default=["A", "C"], help="a minute each")
+    parser.add_argument("--kinds", nargs="+", choices=KINDS, default=list(KINDS))
     parser.add_argument("--out", type=Path, default=Path("docs/gpu"))
     arguments = parser.parse_args()
     if DEVICE.type == "cpu" and not arguments.tiny:
@@ -124,17 +129,18 @@ def main() -> None:
     print("parity: " + ", ".join(f"{name} {value:.1e}" for name, value in differences.items()))
     if (worst := max(differences.values())) > PARITY:
         parser.exit(1, f"device and CPU differ by {worst:g}, allowed is {PARITY:g}\n")
-    names, kinds, updates = list("ABCD"), ["float32", "tf32", "bf16"], 20
+    measure = [(name, kind, "CUDA graphs") for name in arguments.cases for kind in arguments.kinds]
+    measure += [(name, "bf16", "plain") for name in arguments.cases]
+    measure += [(name, "bf16", "compiled") for name in arguments.compiled]
     if arguments.tiny:
-        names, kinds, updates = ["tiny"], ["float32"], 2
-    measure = [(name, kind, compiled) for name in names for kind in kinds for compiled in {False, not arguments.tiny}]
-    print("| network | precision | compiled | updates a second | of peak | GiB |\n|---|---|---|---:|---:|---:|")
-    for name, kind, compiled in measure:
-        row = variant(name, kind, compiled, updates)
-        figures["variants"][f"{name} {kind}{' compiled' * compiled}"] = row
+        measure = [("tiny", "float32", "plain")]
+    print("| network | precision | | updates a second | of peak | GiB |\n|---|---|---|---:|---:|---:|")
+    for name, kind, how in measure:
+        row = variant(name, kind, how, updates=2 if arguments.tiny else 20)
+        figures["variants"][f"{name} {kind} {how}"] = row
         memory = "" if row["gib"] is None else f"{row['gib']:.2f}"
         share = f"{100 * row['of_peak']:.0f} %"
-        print(f"| {name} | {kind} | {compiled} | {row['updates_per_second']} | {share} | {memory} |", flush=True)
+        print(f"| {name} | {kind} | {how} | {row['updates_per_second']} | {share} | {memory} |", flush=True)
     with tempfile.TemporaryDirectory() as folder:
         figures["minutes"] = recipes(arguments.tiny, arguments.data, Path(folder))
     print("minutes: " + ", ".join(f"{name} {value}" for name, value in figures["minutes"].items()))

@@ -49,7 +49,7 @@ def named(caption: str, names: tuple[str, ...]) -> int:
 def stock_samples(folder: str, steps: int, captions: list[str], guidance: float) -> tuple[Tensor, int]:
     """Images (N, 3, H, W) in [-1, 1], and the rows that the network was called with in all."""
     diffusers.utils.logging.set_verbosity_error()
-    pipeline: Any = StableDiffusionPipeline.from_pretrained(folder)
+    pipeline: Any = StableDiffusionPipeline.from_pretrained(folder).to("cuda" if torch.cuda.is_available() else "cpu")
     pipeline.set_progress_bar_config(disable=True)
     if type(pipeline.scheduler) is not DDIMScheduler:  # a teacher's
         pipeline.scheduler = DDIMScheduler.from_config(pipeline.scheduler.config, timestep_spacing="trailing")
@@ -59,7 +59,7 @@ def stock_samples(folder: str, steps: int, captions: list[str], guidance: float)
     for first in range(0, len(captions), 100):
         part = captions[first : first + 100]
         how = {"guidance_scale": guidance, "num_inference_steps": steps, "generator": draw, "output_type": "pt"}
-        made.append(pipeline(part, **how).images)
+        made.append(pipeline(part, **how).images.cpu())
     return 2 * torch.cat(made) - 1, sum(rows)
 
 

@@ -7,7 +7,7 @@ The first folder gets captioned images, four wordings of each class: scikit-lear
 handwritten seven"), in latents of 4x8x8, or Fashion-MNIST at 32x32 ("a photo of a sandal"), in latents of 8x8x8. The
 second gets a StableDiffusionPipeline: a tokenizer learned from the captions, a CLIP text model with its first weights,
 an autoencoder, and a U-Net that predicts eps with Stable Diffusion's betas and sees one caption in ten empty. Nothing
-of progdist is used.
+of progdist is used. On a GPU where there is one.
 """
 
 # pyright: reportPrivateImportUsage=false, reportArgumentType=false, reportCallIssue=false
@@ -30,7 +30,8 @@ from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from torch.nn.functional import interpolate, mse_loss
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-TOKENS, BATCH = 10, 32
+TOKENS = 10
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,7 @@ class DataSet:
         size: of the images, height and width.
         latents: channels of the latents, which are 8x8.
         blocks: channels of the autoencoder, outermost first; each block but the first halves.
+        divergence: weight of the latents' divergence from a standard normal distribution.
     """
 
     names: tuple[str, ...]
@@ -50,6 +52,7 @@ class DataSet:
     size: int
     latents: int
     blocks: tuple[int, ...]
+    divergence: float
 
 
 DIGITS = DataSet(
@@ -58,6 +61,7 @@ DIGITS = DataSet(
     size=16,
     latents=4,
     blocks=(16, 32),
+    divergence=1e-4,
 )
 FASHION_MNIST = DataSet(
     ("t-shirt", "trousers", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "boot"),
@@ -65,6 +69,7 @@ FASHION_MNIST = DataSet(
     size=32,
     latents=8,
     blocks=(8, 16, 32),
+    divergence=1e-3,
 )
 DATA_SETS = {"digits": DIGITS, "fashion-mnist": FASHION_MNIST}
 
@@ -118,7 +123,7 @@ def text_model(words: CLIPTokenizer) -> CLIPTextModel:
     return CLIPTextModel(config).eval().requires_grad_(False)
 
 
-def learn_autoencoder(images: torch.Tensor, data: DataSet, updates: int) -> AutoencoderKL:
+def learn_autoencoder(images: torch.Tensor, data: DataSet, updates: int, batch: int) -> AutoencoderKL:
     """Images to latents of 8x8, with a standard deviation of 1 once scaled."""
     vae = AutoencoderKL(
         block_out_channels=data.blocks,
@@ -127,13 +132,14 @@ def learn_autoencoder(images: torch.Tensor, data: DataSet, updates: int) -> Auto
         latent_channels=data.latents,
         norm_num_groups=8,
         sample_size=data.size,
-    )
+    ).to(DEVICE)
     optimizer = torch.optim.AdamW(vae.parameters(), lr=1e-3)
     rate = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, updates)
     for update in range(updates):
-        batch = images[torch.randint(len(images), (BATCH,))]
-        latents = vae.encode(batch).latent_dist
-        loss = mse_loss(vae.decode(latents.sample()).sample, batch) + 1e-4 * latents.kl().mean() / 256
+        seen = images[torch.randint(len(images), (batch,))].to(DEVICE)
+        latents = vae.encode(seen).latent_dist
+        error = mse_loss(vae.decode(latents.sample()).sample, seen)
+        loss = error + data.divergence * latents.kl().mean() / 256
         step(loss, vae, optimizer, rate)
         tell("autoencoder", update, loss)
     return vae.eval().requires_grad_(False)
@@ -141,35 +147,38 @@ def learn_autoencoder(images: torch.Tensor, data: DataSet, updates: int) -> Auto
 
 def encode(vae: AutoencoderKL, images: torch.Tensor) -> torch.Tensor:
     """The latents of images, scaled to a standard deviation of 1, which the autoencoder's configuration is told."""
-    latents = torch.cat([vae.encode(part).latent_dist.mean for part in images.split(256)])
+    latents = torch.cat([vae.encode(part.to(DEVICE)).latent_dist.mean for part in images.split(256)]).cpu()
     vae.register_to_config(scaling_factor=1 / float(latents.std()))
     return latents * vae.config["scaling_factor"]
 
 
-def learn_network(latents: torch.Tensor, embeddings: torch.Tensor, empty: torch.Tensor, updates: int) -> Any:  # noqa: ANN401
+def learn_network(
+    latents: torch.Tensor, embeddings: torch.Tensor, empty: torch.Tensor, updates: int, batch: int, width: int
+) -> Any:  # noqa: ANN401
     """The text-conditional U-Net: latents (N, C, 8, 8), embeddings (N, tokens, channels) and that of no caption."""
     network = UNet2DConditionModel(
         sample_size=latents.shape[-1],
         in_channels=latents.shape[1],
         out_channels=latents.shape[1],
-        block_out_channels=(24, 48),
+        block_out_channels=(width, 2 * width),
         layers_per_block=1,
         down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
         up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
         cross_attention_dim=embeddings.shape[-1],
         attention_head_dim=4,
         norm_num_groups=8,
-    )
+    ).to(DEVICE)
     print(f"{sum(parameter.numel() for parameter in network.parameters()):,} parameters", flush=True)
     noising = schedule()
-    optimizer = torch.optim.AdamW(network.parameters(), lr=2e-3)
+    optimizer = torch.optim.AdamW(network.parameters(), lr=0.048 / width)
     rate = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, updates)
     average = EMAModel(network.parameters(), decay=0.998)
     for update in range(updates):
-        chosen, timesteps = torch.randint(len(latents), (BATCH,)), torch.randint(1000, (BATCH,))
-        clean, noise = latents[chosen], torch.randn(BATCH, *latents.shape[1:])
-        dropped = (torch.rand(BATCH) < 0.1)[:, None, None]
+        chosen, timesteps = torch.randint(len(latents), (batch,)), torch.randint(1000, (batch,))
+        clean, noise = latents[chosen], torch.randn(batch, *latents.shape[1:])
+        dropped = (torch.rand(batch) < 0.1)[:, None, None]
         given = torch.where(dropped, empty, embeddings[chosen])
+        clean, noise, timesteps, given = (each.to(DEVICE) for each in (clean, noise, timesteps, given))
         output = network(noising.add_noise(clean, noise, timesteps), timesteps, given).sample
         loss = mse_loss(output, noise)
         step(loss, network, optimizer, rate)
@@ -212,6 +221,8 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=4000, help="at most")
     parser.add_argument("--updates", type=int, default=1500)
     parser.add_argument("--autoencoder-updates", type=int, default=400)
+    parser.add_argument("--batch", type=int, default=32)
+    parser.add_argument("--width", type=int, default=24, help="channels of the U-Net at full resolution")
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     torch.manual_seed(arguments.seed)
@@ -224,10 +235,10 @@ def main() -> None:
     with torch.no_grad():
         tokens = words([*captions, ""], padding="max_length", max_length=TOKENS, truncation=True, return_tensors="pt")
         *_, empty = embeddings = encoder(tokens.input_ids)[0]
-    vae = learn_autoencoder(images, data, arguments.autoencoder_updates)
+    vae = learn_autoencoder(images, data, arguments.autoencoder_updates, arguments.batch)
     with torch.no_grad():
         latents = encode(vae, images)
-    network = learn_network(latents, embeddings[:-1], empty, arguments.updates)
+    network = learn_network(latents, embeddings[:-1], empty, arguments.updates, arguments.batch, arguments.width)
     parts = {"vae": vae, "text_encoder": encoder, "tokenizer": words, "unet": network, "scheduler": schedule()}
     none = {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
     StableDiffusionPipeline(**parts, **none).save_pretrained(arguments.out)

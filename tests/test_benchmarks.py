@@ -31,7 +31,7 @@ def test_the_gpu_benchmark_runs_in_its_tiny_form(benchmark: Callable[..., Result
     figures = json.loads((tmp_path / "gpu.json").read_text())
     assert max(figures["parity"].values()) <= 2e-4
     assert set(figures["minutes"]) == {"digits"}
-    assert figures["variants"]["tiny float32"]["updates_per_second"] > 0
+    assert figures["variants"]["tiny float32 plain"]["updates_per_second"] > 0
 
 
 @pytest.mark.slow

@@ -112,7 +112,8 @@ def sampling_of(recipe: Recipe) -> Any:  # noqa: ANN401
 
     def spy(model: object, noise: torch.Tensor, *rest: object, **options: object) -> torch.Tensor:
         options.pop("generator")  # a generator equals itself alone
-        options.pop("conditions")  # and so does the network that they are of
+        for name in ("conditions", "denoiser"):  # and so does the network that they are of
+            options.pop(name)
         calls.append((tuple(noise.shape), rest[1:], options))
         return noise
 

@@ -36,6 +36,7 @@ class Optimization(Part):
     gradient_accumulation_steps: PositiveInt = 1
     gradient_checkpointing: bool = False
     compile: bool = False
+    cuda_graphs: bool = True
     max_skipped_updates: Annotated[int, Field(ge=0)] = 10
     precision: Precision = "auto"
     checkpoint_every: PositiveInt = 1000
@@ -104,6 +105,7 @@ class StageTraining(Part):
     gradient_accumulation_steps: PositiveInt | None = None
     gradient_checkpointing: bool | None = None
     compile: bool | None = None
+    cuda_graphs: bool | None = None
     max_skipped_updates: Annotated[int, Field(ge=0)] | None = None
     precision: Precision | None = None
     checkpoint_every: PositiveInt | None = None
@@ -148,6 +150,7 @@ class Distillation(Part):
     gradient_accumulation_steps: PositiveInt = 1
     gradient_checkpointing: bool = False
     compile: bool = False
+    cuda_graphs: bool = True
     max_skipped_updates: Annotated[int, Field(ge=0)] = 10
     lora_rank: Annotated[int, Field(ge=0)] = 0
     precision: Precision = "auto"

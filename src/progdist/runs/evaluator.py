@@ -20,7 +20,7 @@ from progdist.evaluation.measures.frechet import Frechet
 from progdist.evaluation.measures.plan import Instruments, Plan
 from progdist.evaluation.measures.statistics import Statistics, write_statistics
 from progdist.evaluation.metrics import Quality, summary_quality
-from progdist.evaluation.sampling import noise_in_batches, sample_in_batches
+from progdist.evaluation.sampling import noise_in_batches, replaying, sample_in_batches
 from progdist.evaluation.summary import Summary, join, summarize
 from progdist.models.io.folder import write_card
 from progdist.models.model import Model
@@ -212,7 +212,7 @@ class Evaluator:
         labels = self.images.stratified_labels(settings.samples).split(settings.batch)
         noise = noise_in_batches(settings.samples, model.shape, settings.batch, generator(seed, EVALUATION_NOISE))
         drawn, draw = enumerate(noise), generator(seed, EVALUATION_NOISE, 1)
-        conditions = self.conditions(model)
+        conditions, denoiser = self.conditions(model), replaying(denoiser or model.denoiser)
         sampled = partial(
             sample_in_batches, precision=settings.precision, clip=settings.clip, method=method, generator=draw
         )

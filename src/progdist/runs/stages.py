@@ -9,11 +9,11 @@ import copy
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
-from typing import cast
 
 import torch
 from torch import Tensor, nn
 
+from progdist._utils.cuda_graphs import accelerated
 from progdist._utils.errors import UserError
 from progdist.data.images import Images
 from progdist.data.latents import frame_shards
@@ -210,8 +210,8 @@ def student_stage(
         lora=teacher.lora or _untrained_lora(recipe),
         target=target,
     )
-    if config.compile and isinstance(frozen, Denoiser):
-        frozen = frozen.with_network(cast(nn.Module, torch.compile(frozen.network)))
+    if isinstance(frozen, Denoiser):
+        frozen = frozen.with_network(accelerated(frozen.network, config.compile, config.cuda_graphs))
     loss = STAGE_LOSSES[target](frozen, link, WEIGHTINGS[recipe.distill.weighting])
     asked = teacher.denoiser.network
     return TrainingStage(student_name(link.steps), number, student, loss, config, target == "tract", frozen=asked)
@@ -223,15 +223,14 @@ def _untrained_lora(recipe: Recipe) -> LoraFile | None:
 
 
 def guided_predictions(recipe: Recipe, given: Teacher, images: Images, device: torch.device) -> DenoiserProtocol:
-    """A given teacher's predictions as its student shall learn them: guided, and clipped if its sampler clips.
-
-    Text encoders compute on the device, and are let go of.
-    """
-    frozen: DenoiserProtocol = given.model.denoiser
+    """A given teacher's predictions as its student shall learn them: guided, and clipped if its sampler clips."""
+    config, network = recipe.conversion_config(), given.model.denoiser.network
+    computed = accelerated(network, config.compile, config.cuda_graphs)
+    frozen: DenoiserProtocol = given.model.denoiser.with_network(computed)
     guidance, text, null = recipe.conversion.guidance, given.model.text, null_class(recipe, given.model, images)
     scale = None if isinstance(guidance, tuple) else guidance
-    if text and guidance is not None and not takes_guidance(given.model.denoiser.network):
-        encoder = text.encoder(device)
+    if text and guidance is not None and not takes_guidance(network):
+        encoder = text.encoder(device)  # which is let go of
         frozen = Guided(frozen, encoder.unconditional(recipe.conversion.negative), scale)
     elif null is not None:
         frozen = Guided(frozen, {"class_labels": torch.tensor([null])}, scale)

@@ -25,6 +25,8 @@ class TrainConfig:
         gradient_accumulation_steps: parts in which a process takes its share of the batch, to save memory.
         gradient_checkpointing: recompute activations in the backward pass, to save memory.
         compile: whether torch.compile makes faster code of the network first, which takes a minute or more.
+        cuda_graphs: whether the kernels of a network of up to 100M parameters are launched together on a GPU (see
+            `progdist._utils.cuda_graphs`); not with `compile`, several processes, accumulation or checkpointing.
         lora_rank: rank of the LoRA adapters that alone are trained; 0 to train all weights.
         max_skipped_updates: updates in a row that are passed over because their loss or gradient is not finite.
         precision: "bf16" autocasts the network, "float32" does not, "auto" takes what is faster on the device.
@@ -44,6 +46,7 @@ class TrainConfig:
     gradient_accumulation_steps: int = 1
     gradient_checkpointing: bool = False
     compile: bool = False
+    cuda_graphs: bool = True
     lora_rank: int = 0
     max_skipped_updates: int = 10
     precision: Precision = "auto"

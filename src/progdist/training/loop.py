@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from progdist._utils.broadcasting import time_device
+from progdist._utils.cuda_graphs import accelerated
 from progdist._utils.errors import UserError
 from progdist._utils.precision import autocast, enable_gradient_checkpointing
 from progdist._utils.random import position_seed, seed_generators
@@ -93,7 +94,8 @@ def train(
     if checkpoints is not None:
         _restore(state, checkpoints, accelerator)
     prepared.train(config.dropout)
-    computed = cast(nn.Module, torch.compile(prepared)) if config.compile else prepared
+    whole = accelerator.num_processes == 1 == config.gradient_accumulation_steps and not config.gradient_checkpointing
+    computed = accelerated(prepared, config.compile, config.cuda_graphs and whole)
     records = Records(state, config, accelerator, checkpoints, observe)
     with SHUTDOWN.deferred_signals(), _own_generators(device):
         for batch in batches(state.update, config.updates, _own_rows(config, accelerator)):
