@@ -42,14 +42,6 @@ def test_every_option_and_every_word_of_its_help_is_shown(name: str) -> None:
         assert {word for word in shown if not words & {word, f"{word},"}} == set()
 
 
-@pytest.mark.parametrize("arguments", [("smple",), ("sample", "--stps", "4"), ("run",)])
-def test_mistakes_of_usage_fit(arguments: tuple[str, ...]) -> None:
-    text = output(*arguments)
-    check_fits(text)
-    assert "Error: " in text
-    assert "--help" in text
-
-
 def test_the_list_of_recipes_fits() -> None:
     text = output("recipes")
     check_fits(text)

@@ -20,13 +20,14 @@ from progdist.cli.options import (
     Lora,
     Shard,
 )
-from progdist.cli.terminal import RANK, console, user_errors
+from progdist.cli.terminal import RANK, Commands, console, user_errors
 
 if TYPE_CHECKING:
     from progdist.recipes.recipe import Recipe
 
 app = typer.Typer(
     name="progdist",
+    cls=Commands,
     help="Progressive distillation: diffusion models that sample in 1 to 8 steps.",
     no_args_is_help=True,
     add_completion=True,

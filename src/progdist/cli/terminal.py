@@ -6,10 +6,11 @@ import sys
 import time
 from collections.abc import Callable
 from functools import wraps
-from typing import ParamSpec
+from typing import Any, ParamSpec, cast
 
 import typer
 from rich.console import Console
+from typer.core import TyperGroup
 
 from progdist._utils.errors import UserError
 from progdist._utils.signals import Interrupted, interruptible
@@ -49,6 +50,35 @@ def user_errors(command: Callable[P, None]) -> Callable[P, None]:
             _refuse(_explain(error))
 
     return guarded
+
+
+UsageError = cast(Any, typer.BadParameter.__base__)
+"""What typer raises of options and arguments that it cannot take."""
+
+
+class Commands(TyperGroup):
+    """Commands whose wrong options and arguments are told in one line, as other mistakes are."""
+
+    def make_context(self, *args: Any, **extra: Any) -> Any:  # noqa: ANN401
+        """The options before the command."""
+        try:
+            return super().make_context(*args, **extra)
+        except UsageError as error:
+            _refuse_usage(error)
+
+    def invoke(self, ctx: Any) -> Any:  # noqa: ANN401
+        """The command with its own options."""
+        try:
+            return super().invoke(ctx)
+        except UsageError as error:
+            _refuse_usage(error)
+
+
+def _refuse_usage(error: Any) -> None:  # noqa: ANN401
+    if type(error).__name__ == "NoArgsIsHelpError":  # which shows the help
+        raise error
+    path = error.ctx.command_path if error.ctx else "progdist"
+    _refuse(f"{error.format_message().rstrip('.')}: see {path} --help")
 
 
 def write_message(text: str) -> None:

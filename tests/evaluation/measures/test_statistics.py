@@ -98,6 +98,7 @@ def test_mistakes_are_one_line(tmp_path: Path) -> None:
     images, space = load_images("digits"), feature_space("pixels", (1, 8, 8))
     write_edm(tmp_path / "edm.npz")
     np.savez(tmp_path / "crooked.npz", mu=MU, sigma=np.triu(SIGMA))
+    np.savez(tmp_path / "negative.npz", mu=MU, sigma=np.diag(np.linspace(-1, 1, len(MU))))
     np.savez(tmp_path / "other.npz", mu=MU, sigma=np.eye(3))
     np.savez(tmp_path / "infinite.npz", mu=MU * np.inf, sigma=SIGMA)
     np.savez(tmp_path / "images.npz", arr_0=np.zeros(3))
@@ -110,6 +111,7 @@ def test_mistakes_are_one_line(tmp_path: Path) -> None:
         ("images.npz", "expected an .npz file with mu and sigma"),
         ("pickle.pt", "cannot be read"),
         ("crooked.npz", "not symmetric"),
+        ("negative.npz", "negative eigenvalue -1"),
         ("other.npz", r"sigma \(3, 3\), expected"),
         ("infinite.npz", "not finite"),
         ("pixels.npz", "statistics of pixels features, not of digits"),

@@ -110,7 +110,11 @@ def test_a_stock_samplers_limits_are_kept(stock: SaveStock, settings: dict[str, 
 
 @pytest.mark.parametrize(
     ("settings", "message"),
-    [({"use_dynamic_shifting": True}, "shifts its times by the size"), ({"shift": 0.0}, "damaged")],
+    [
+        ({"use_dynamic_shifting": True}, "shifts its times by the size"),
+        ({"shift": 0.0}, "damaged"),
+        ({"invert_sigmas": True}, "expected one that is noise there"),
+    ],
 )
 def test_a_flow_that_cannot_be_taken(stock: SaveStock, settings: dict[str, Any], message: str) -> None:
     folder = stock(FlowMatchEulerDiscreteScheduler())

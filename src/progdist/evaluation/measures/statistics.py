@@ -90,6 +90,11 @@ def _check(path: Path, found: Moments) -> None:
         raise UserError(f"{path} holds numbers that are not finite: make it again")
     if not torch.allclose(covariance, covariance.T, rtol=1e-4, atol=1e-6 * float(covariance.abs().max())):
         raise UserError(f"{path}: sigma is not symmetric, and so no covariance: make it again")
+    least, most = torch.linalg.eigvalsh(covariance)[[0, -1]].tolist()
+    if least < -1e-4 * abs(most):
+        raise UserError(
+            f"{path}: sigma has the negative eigenvalue {least:.3g}, and so is no covariance: make it again"
+        )
 
 
 def _read(path: Path) -> dict[str, Array]:

@@ -3,6 +3,9 @@ r"""The schedule that a stock scheduler's config describes: a table of betas, or
 A flow may shift its times by the size of the image (dynamic shifting): of n image tokens, between n_0 and n_1,
 
     mu = base_shift + (max_shift - base_shift) (n - n_0) / (n_1 - n_0),    s = e^mu, or mu itself
+
+What a config says of the steps alone (`timestep_spacing`, `use_karras_sigmas`, `shift_terminal` and the like) is of its
+own sampler, and is passed over: the chain has a grid of its own.
 """
 
 import math
@@ -79,6 +82,10 @@ def _flow(folder: Path, config: Mapping[str, Any], tokens: int | None) -> Rectif
         raise UserError(
             f"{folder}/scheduler shifts its times by the size of each image (use_dynamic_shifting), which only its "
             "pipeline knows: set it to false, and shift to the number that is used at your size"
+        )
+    if config.get("invert_sigmas"):
+        raise UserError(
+            f"{folder}/scheduler has invert_sigmas, so that its flow is data at 1: expected one that is noise there"
         )
     numbers = {name: config.get(name, usual) for name, usual in (DYNAMIC if dynamic else {"shift": 1.0}).items()}
     try:
