@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from progdist import PARAMETERIZATIONS, WEIGHTINGS, Cosine, Denoiser
-from progdist._utils.cuda_graphs import PLAIN_CALLS, Replayed, replayed
+from progdist._utils.cuda_graphs import CALLS_BEFORE, CudaGraphs
 from progdist._utils.precision import Resolved
 from progdist.distillation.chain import Stage
 from progdist.distillation.progressive import stage_loss
@@ -116,14 +116,14 @@ def our_updates(
     *,
     substeps: int = 2,
     compiled: bool = False,
-    graphs: bool = True,
+    graphs: bool = False,
     clock: Clock | None = None,
 ) -> list[float]:
     """Seconds of each distillation update by the training loop, after the first ones, which warm up.
 
     With a clock the networks' forward calls, the backward pass and the optimiser step are counted by it.
     """
-    warmup = PLAIN_CALLS + 4 if torch.cuda.is_available() else 1
+    warmup = CALLS_BEFORE + 4 if torch.cuda.is_available() else 1
     accelerator = make_accelerator()
     network = case.build().to(accelerator.device)
     teacher = Denoiser(copy.deepcopy(network), Cosine(), PARAMETERIZATIONS["v"]).eval().requires_grad_(False)
@@ -131,7 +131,7 @@ def our_updates(
         network.compile()
         teacher.network.compile()
     elif graphs:
-        teacher = teacher.with_network(replayed(teacher.network))
+        teacher = teacher.with_network(CudaGraphs(teacher.network))
     objective = stage_loss(teacher, Stage(4, substeps), WEIGHTINGS["truncated_snr"])
     student = Denoiser(network, Cosine(), PARAMETERIZATIONS["v"])
     seconds, last = [], time.perf_counter()
@@ -150,13 +150,13 @@ def our_updates(
     restore: list[tuple[Any, str, Any]] = []
     if clock:
         timed: list[tuple[Any, str]] = [(network, "forward"), (teacher.network, "forward")]
-        if isinstance(teacher.network, Replayed):
-            timed = [(Replayed, "forward")]
+        if isinstance(teacher.network, CudaGraphs):
+            timed = [(CudaGraphs, "forward")]
         for owner, name in [*timed, (accelerator, "backward"), (torch.optim.AdamW, "step")]:
             restore.append((owner, name, getattr(owner, name)))
             setattr(owner, name, clock.timed(getattr(owner, name)))
     batches = Batches(Noise(case.image), case.batch, seed=0, stage=1)
-    config = TrainConfig(updates + warmup, case.batch, 1e-4, precision=precision, cuda_graphs=graphs and not compiled)
+    config = TrainConfig(updates + warmup, case.batch, 1e-4, precision=precision, cuda_graphs=graphs)
     try:
         train(network, loss, batches, config, accelerator=accelerator, observe=observe)
     finally:

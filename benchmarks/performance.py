@@ -29,12 +29,14 @@ from diffusers.pipelines.ddim.pipeline_ddim import DDIMPipeline
 
 from cases import CASES, Case, Clock, Noise, machine, our_updates, peak_flops, spread, update_flops
 from progdist import PARAMETERIZATIONS, Cosine, Denoiser, sample
+from progdist._utils.cuda_graphs import CudaGraphs
 from progdist._utils.precision import Resolved, autocast, resolve
-from progdist.evaluation.sampling import replaying
 from progdist.models.model import stock_scheduler
 from progdist.training.batches import Batches
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+GRAPHS = DEVICE.type == "cuda"
+"""Whether our networks are captured as CUDA graphs (`cuda_graphs: true`)."""
 
 
 def plain_update(case: Case, precision: Resolved) -> Callable[[], None]:
@@ -89,11 +91,11 @@ def timed(work: Callable[[], object]) -> float:
 def update_figures(case: Case, precision: Resolved, repeats: int) -> dict[str, Any]:
     """An update against its networks, against plain PyTorch and against the peak."""
     clock, plain = Clock(DEVICE), plain_update(case, precision)
-    whole = our_updates(case, precision, repeats, clock=clock)
+    whole = our_updates(case, precision, repeats, clock=clock, graphs=GRAPHS)
     plain()
     ours, theirs = [], []
     for _ in range(repeats):
-        ours += our_updates(case, precision, 2)
+        ours += our_updates(case, precision, 2, graphs=GRAPHS)
         theirs += [timed(plain) for _ in range(2)]
     median = statistics.median(ours)
     return {
@@ -110,7 +112,8 @@ def sampling_figures(case: Case, precision: Resolved, repeats: int, steps: int =
     denoiser = Denoiser(network, Cosine(), PARAMETERIZATIONS["v"])
     assert isinstance(network, UNet2DModel)
     pipeline = DDIMPipeline(network, stock_scheduler(denoiser))  # pyright: ignore[reportArgumentType]
-    denoiser = replaying(denoiser)
+    if GRAPHS:
+        denoiser = denoiser.with_network(CudaGraphs(network))
     pipeline.set_progress_bar_config(disable=True)
     noise = torch.randn(case.batch, *case.image, device=DEVICE)
 
@@ -122,7 +125,7 @@ def sampling_figures(case: Case, precision: Resolved, repeats: int, steps: int =
         with autocast(DEVICE, precision):
             return pipeline(batch_size=case.batch, num_inference_steps=steps, output_type="np")
 
-    for _ in range(3):  # on a GPU the first calls are recorded
+    for _ in range(3):  # on a GPU the first calls are captured
         ours()
     stock()
     pairs = [(timed(ours), timed(stock)) for _ in range(repeats)]
@@ -136,7 +139,7 @@ def growth(precision: Resolved, repeats: int) -> dict[str, dict[str, float]]:
     case = CASES["C"]
 
     def of(changed: Case, substeps: int = 2) -> float:
-        return spread(our_updates(changed, precision, repeats, substeps=substeps))["median"]
+        return spread(our_updates(changed, precision, repeats, substeps=substeps, graphs=GRAPHS))["median"]
 
     return {
         "batch": {str(n): of(replace(case, batch=n)) for n in (16, 32, 64, 128)},

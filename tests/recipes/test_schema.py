@@ -89,6 +89,7 @@ CHANGES: dict[str, tuple[Any, Observe]] = {
     "evaluate.teacher_every": (2, evaluations_of),
     "evaluate.solver": ("null", evaluations_of),
     "evaluate.most_steps": (2, evaluations_of),
+    "evaluate.cuda_graphs": (True, sampling_of),
     "evaluate.guidance": (2.0, evaluated_scale_of),
 }
 
@@ -96,7 +97,7 @@ CHANGES: dict[str, tuple[Any, Observe]] = {
 TRAINING = {
     "updates": 99, "batch": 16, "learning_rate": 0.5, "warmup": 9, "weight_decay": 0.1,
     "max_grad_norm": 0.5, "ema": 0.5, "gradient_accumulation_steps": 2, "precision": "bf16", "checkpoint_every": 77,
-    "gradient_checkpointing": True, "compile": True, "cuda_graphs": False, "lora_rank": 3, "max_skipped_updates": 2,
+    "gradient_checkpointing": True, "compile": True, "cuda_graphs": True, "lora_rank": 3, "max_skipped_updates": 2,
     "optimizer": "adamw8bit",
 }  # fmt: skip
 
@@ -180,7 +181,7 @@ def test_every_field_of_stage_0(stock: SaveStock) -> None:
     changes = {
         "updates": 9, "batch": 16, "learning_rate": 0.5, "warmup": 9, "lr_scheduler": "constant", "weight_decay": 0.1,
         "max_grad_norm": 0.5, "ema": 0.5, "gradient_accumulation_steps": 2, "precision": "bf16", "checkpoint_every": 77,
-        "gradient_checkpointing": True, "compile": True, "cuda_graphs": False, "lora_rank": 3, "max_skipped_updates": 2,
+        "gradient_checkpointing": True, "compile": True, "cuda_graphs": True, "lora_rank": 3, "max_skipped_updates": 2,
     "optimizer": "adamw8bit",
     }  # fmt: skip
     for field, value in changes.items():

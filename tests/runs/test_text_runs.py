@@ -148,7 +148,8 @@ def test_teacher_and_student_are_given_the_same_guidance(pairs: Path, monkeypatc
     assert all(
         1 <= float(condition["guidance"].min()) <= float(condition["guidance"].max()) <= 8 for condition in updates
     )
-    assert len({float(each) for condition in updates for each in condition["guidance"]}) == 24
+    drawn = [float(each) for condition in updates for each in condition["guidance"]]
+    assert len(set(drawn)) == 1 + sum(each > 1 for each in drawn)  # the least scale is drawn by itself, too
     assert all("guidance" not in condition for dim, condition in seen if not dim)  # the teacher's network takes none
     captions = teacher.text.encoder()(PROMPTS[:3])["encoder_hidden_states"].half().float() if teacher.text else None
     assert captions is not None

@@ -4,12 +4,12 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
 
-from progdist import UserError
+from progdist import Denoiser, UserError
 from progdist.models.guidance_input import with_class_guidance
 from progdist.models.io.diffusers_pipeline import Teacher
 from progdist.models.model import Model
@@ -112,9 +112,9 @@ def sampling_of(recipe: Recipe) -> Any:  # noqa: ANN401
 
     def spy(model: object, noise: torch.Tensor, *rest: object, **options: object) -> torch.Tensor:
         options.pop("generator")  # a generator equals itself alone
-        for name in ("conditions", "denoiser"):  # and so does the network that they are of
-            options.pop(name)
-        calls.append((tuple(noise.shape), rest[1:], options))
+        options.pop("conditions")  # and so does the network that they are of
+        network = type(cast(Denoiser, options.pop("denoiser")).network)
+        calls.append((tuple(noise.shape), rest[1:], network, options))
         return noise
 
     with pytest.MonkeyPatch.context() as patch:

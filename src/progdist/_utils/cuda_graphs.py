@@ -1,12 +1,12 @@
-"""CUDA graphs: the kernels of a network's call, recorded once and then launched together.
+"""CUDA graph capture: the kernels of a network's call, captured once and then launched together.
 
 A kernel takes the processor some microseconds to launch, whatever it computes, and a small network's kernels are done
-sooner than that: the GPU waits (`docs/performance.md` has figures). torch.cuda.make_graphed_callables records a call,
-forward and backward, and replays it with new numbers at the same addresses. Here it is given the calls that can be
-replayed, and all others are made as usual. What is recorded is compared with the usual call before it is relied on.
+sooner than that: the GPU waits (`docs/performance.md` has figures). torch.cuda.make_graphed_callables captures a call,
+forward and backward, and replays it with new numbers at the same addresses.
 """
 
-import warnings
+import gc
+import weakref
 from collections.abc import Callable
 from typing import Any, cast
 
@@ -16,39 +16,42 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.dropout import _DropoutNd
 from torch.utils import _pytree as pytree
 
-MOST_PARAMETERS = 100_000_000
-"""In larger networks kernels take longer than their launch, and a graph holds a copy of the activations."""
+from progdist._utils.errors import UserError
 
-PLAIN_CALLS = 8
-"""Calls of one kind before it is recorded, which takes as long as five of them."""
+CALLS_BEFORE = 8
+"""Calls of one kind before it is captured, which takes as long as a few of them."""
 
 MOST_DIFFERENCE = 0.05
 """Between a replay and the call made as usual, over the latter's norm: in bf16 rounding alone makes one hundredth."""
 
 Kind = tuple[Any, ...]
-"""What a recorded call is of: shapes and types of its arguments, precision, whether a gradient is wanted."""
+"""What a captured call is of: shapes and types of its arguments, precision, whether a gradient is wanted."""
 
 
 def accelerated(network: nn.Module, compiled: bool, graphs: bool) -> nn.Module:
-    """The network in the form in which it is computed: compiled by torch.compile, replayed, or as it is."""
+    """The network in the form in which it is computed: compiled by torch.compile, as CUDA graphs, or as it is."""
     if compiled:
         return cast(nn.Module, torch.compile(network))
-    return replayed(network) if graphs else network
+    return network if not graphs or isinstance(network, CudaGraphs) else CudaGraphs(network)
 
 
-def replayed(network: nn.Module) -> nn.Module:
-    """The network, its calls replayed where that can be and pays; itself where there is no CUDA or it is large."""
-    large = sum(parameter.numel() for parameter in network.parameters()) > MOST_PARAMETERS
-    return network if large or isinstance(network, Replayed) or not torch.cuda.is_available() else Replayed(network)
+def check_available() -> None:
+    """Refuse CUDA graphs where there is no CUDA.
+
+    Raises:
+        UserError: there is none.
+    """
+    if not torch.cuda.is_available():
+        raise UserError("cuda_graphs needs a CUDA device, and there is none here: set it to false")
 
 
-class Replayed(nn.Module):
-    """A network whose calls are recorded as CUDA graphs.
+class CudaGraphs(nn.Module):
+    """A network whose calls are captured as CUDA graphs.
 
-    Replayed are calls with tensors alone, on a GPU, that keep nothing but gradients of the weights: no gradient of the
-    arguments is wanted, no dropout is at work and no running mean is kept. With a gradient there is one call before
-    each backward pass: a second one would overwrite the activations of the first, and is made as usual. Weights may be
-    changed in place; where they move, recording begins anew.
+    Replayed are calls whose tensors are on a GPU and need no gradient, with no dropout at work and no running mean to
+    keep; with a gradient one call before each backward pass, since a second one would overwrite the activations of
+    the first. Others are made as usual. Weights may be changed in place; where they move, all is captured anew. What is
+    captured is compared with the usual call before it is relied on.
 
     Args:
         network: that computes; its weights are shared.
@@ -58,82 +61,110 @@ class Replayed(nn.Module):
         super().__init__()
         self.network = network
         self._calls: dict[Kind, int] = {}
-        self._graphs: dict[Kind, Callable[..., Any] | None] = {}
+        self._graphs: dict[Kind, Callable[..., Any]] = {}
         self._addresses: list[int] = []
-        self._awaits_backward = False
+        self._awaiting: Callable[[], Tensor | None] = lambda: None
 
     def forward(self, *arguments: Any, **named: Any) -> Any:  # noqa: ANN401
-        """The network's output, of its own type."""
-        given, names = (*arguments, *named.values()), tuple(named)
+        """The network's output, of its own type.
+
+        Raises:
+            UserError: the call cannot be captured, or a replay differs from it.
+        """
+        call = _Call(self.network, arguments, named)
         learning = torch.is_grad_enabled() and any(each.requires_grad for each in self.network.parameters())
-        if not self._can_be_replayed(given) or (learning and self._awaits_backward):
+        if not self._can_be_replayed(call.tensors) or (learning and self._awaiting() is not None):
             return self.network(*arguments, **named)
         self._forget_moved_weights()
-        kind = (names, learning, _precision(), *((each.shape, each.dtype) for each in given))
+        kind = (learning, self.network.training, _precision(), call.form())
         self._calls[kind] = calls = self._calls.get(kind, 0) + 1
-        if calls <= PLAIN_CALLS:
+        if calls <= CALLS_BEFORE:
             return self.network(*arguments, **named)
         if kind not in self._graphs:
-            self._graphs[kind] = self._record(given, names, learning)
-        if (graph := self._graphs[kind]) is None:
-            return self.network(*arguments, **named)
-        output = graph(*given)
+            self._graphs[kind] = self._capture(call, learning)
+        output = self._graphs[kind](*call.tensors)
         if not learning:
             return pytree.tree_map_only(Tensor, torch.clone, output)  # the next replay overwrites it
-        self._awaits_backward = True
         for tensor in pytree.tree_leaves(output):
-            tensor.register_hook(self._backward_has_begun)
+            if tensor.requires_grad:
+                self._awaiting = weakref.ref(tensor)
+                tensor.register_hook(self._backward_has_begun)
         return output
 
-    def _can_be_replayed(self, given: tuple[Any, ...]) -> bool:
+    def _can_be_replayed(self, tensors: list[Tensor]) -> bool:
         """Whether a call does nothing that a graph would not."""
-        tensors = all(isinstance(each, Tensor) and each.is_cuda and not each.requires_grad for each in given)
-        return tensors and not (self.network.training and any(map(_changes_with_calls, self.network.modules())))
+        placed = all(each.is_cuda and not each.requires_grad for each in tensors)
+        return placed and not (self.network.training and any(map(_changes_with_calls, self.network.modules())))
 
     def _forget_moved_weights(self) -> None:
-        """Drop what was recorded of weights that lay elsewhere."""
-        addresses = [each.data_ptr() for each in self.network.parameters()]
+        """Drop what was captured of weights or buffers that lay elsewhere."""
+        addresses = [each.data_ptr() for each in (*self.network.parameters(), *self.network.buffers())]
         if addresses != self._addresses:
             self._addresses = addresses
-            self._calls.clear()
-            self._graphs.clear()
+            self.release()
 
-    def _record(self, given: tuple[Tensor, ...], names: tuple[str, ...], learning: bool) -> Callable[..., Any] | None:
-        """A graph of the call; None where there can be none, of which the user is told."""
-        call, (enabled, dtype) = _Positional(self.network, names), _precision()
+    def release(self) -> None:
+        """Drop all graphs and their memory."""
+        captured = bool(self._graphs)
+        self._calls.clear()
+        self._graphs.clear()
+        if captured:
+            gc.collect()  # what make_graphed_callables returns refers to itself
+
+    def _capture(self, call: "_Call", learning: bool) -> Callable[..., Any]:
+        """A graph of the call."""
         weights = [each for each in self.network.parameters() if each.requires_grad and learning]
+        enabled, dtype = _precision()
+        torch.clear_autocast_cache()  # which holds nodes of autograd that belong to the stream of earlier calls
         try:
-            expected = _results(call, given, weights)
             with torch.autocast("cuda", dtype, enabled=enabled, cache_enabled=False):
-                sample = tuple(each.clone() for each in given)
+                expected = _results(call, call.tensors, weights)
+                sample = tuple(each.clone() for each in call.tensors)
                 graph = torch.cuda.make_graphed_callables(call, sample, allow_unused_input=True)
-            if _agree(_results(graph, given, weights), expected):
-                return graph
-            reason = "a replay differs from the call"
-        except Exception as error:  # whatever code of the network's own raises while it is recorded
-            reason = " ".join(str(error).split())[:150]
-        warnings.warn(
-            f"{type(self.network).__name__} cannot be recorded as a CUDA graph ({reason}) and runs without, as it does "
-            "with cuda_graphs set to false",
-            stacklevel=2,
-        )
-        return None
+                agree = all(map(_agree, _results(graph, call.tensors, weights), expected))
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:  # whatever code of the network's own raises while it is captured
+            reason = f"{type(error).__name__}: {' '.join(str(error).split())[:150]}"
+            raise UserError(self._refusal(reason)) from error
+        if not agree:
+            raise UserError(self._refusal("a replay differs from the call"))
+        return graph
+
+    def _refusal(self, reason: str) -> str:
+        """After a capture that failed nothing can be computed in the process: torch may still be in it."""
+        return f"{type(self.network).__name__} cannot be captured as a CUDA graph ({reason}): set cuda_graphs to false"
 
     def _backward_has_begun(self, gradient: Tensor) -> None:
-        self._awaits_backward = False
+        self._awaiting = lambda: None
 
 
-class _Positional(nn.Module):
-    """A network with its last arguments, which have names, given by place."""
+class _Call(nn.Module):
+    """A call of a network as a function of the tensors among its arguments, wherever they are in them."""
 
-    def __init__(self, network: nn.Module, names: tuple[str, ...]) -> None:
+    def __init__(self, network: nn.Module, arguments: tuple[Any, ...], named: dict[str, Any]) -> None:
         super().__init__()
-        self.network, self.names = network, names
+        self.network = network
+        self.leaves, self.structure = pytree.tree_flatten((arguments, named))
+        self.places = [place for place, leaf in enumerate(self.leaves) if isinstance(leaf, Tensor)]
 
-    def forward(self, *given: Tensor) -> Any:  # noqa: ANN401
-        """The network's output."""
-        count = len(given) - len(self.names)
-        return self.network(*given[:count], **dict(zip(self.names, given[count:], strict=True)))
+    @property
+    def tensors(self) -> list[Tensor]:
+        """The tensors of this call."""
+        return [self.leaves[place] for place in self.places]
+
+    def form(self) -> Kind:
+        """What another call must have in common with this one to differ in numbers alone."""
+        shapes = [(each.shape, each.dtype) if isinstance(each, Tensor) else repr(each) for each in self.leaves]
+        return (*shapes, str(self.structure))
+
+    def forward(self, *tensors: Tensor) -> Any:  # noqa: ANN401
+        """The network's output with other tensors in the places of these."""
+        leaves = list(self.leaves)
+        for place, tensor in zip(self.places, tensors, strict=True):
+            leaves[place] = tensor
+        arguments, named = pytree.tree_unflatten(leaves, self.structure)
+        return self.network(*arguments, **named)
 
 
 def _precision() -> tuple[bool, torch.dtype]:
@@ -148,22 +179,18 @@ def _changes_with_calls(module: nn.Module) -> bool:
     return isinstance(module, _NormBase) and module.track_running_stats
 
 
-def _results(call: Callable[..., Any], given: tuple[Tensor, ...], weights: list[nn.Parameter]) -> list[Tensor | None]:
-    """The tensors that a call gives, and the gradients of their sum by the weights; None for a weight without one."""
-    outputs = pytree.tree_leaves(call(*given))
-    found: list[Tensor | None] = [each.detach().clone() for each in outputs]
-    if weights:
-        total = torch.stack([each.float().sum() for each in outputs]).sum()
-        found += torch.autograd.grad(total, weights, allow_unused=True)
-    return found
+def _results(call: Callable[..., Any], tensors: list[Tensor], weights: list[nn.Parameter]) -> tuple[Tensor, Tensor]:
+    """What a call gives, and the gradient of its sum by the weights, each as one long vector."""
+    outputs = [each.float() for each in pytree.tree_leaves(call(*tensors))]
+    found = torch.cat([each.detach().flatten() for each in outputs])
+    if not weights:
+        return found, found.new_zeros(1)
+    total = torch.stack([each.sum() for each in outputs]).sum()
+    gradients = torch.autograd.grad(total, weights, allow_unused=True)
+    return found, torch.cat([each.flatten().float() for each in gradients if each is not None])
 
 
-def _agree(found: list[Tensor | None], expected: list[Tensor | None]) -> bool:
-    """Whether each differs from what is expected by no more than rounding does."""
-    for one, other in zip(found, expected, strict=True):
-        if one is None or other is None:
-            if one is not other:
-                return False
-        elif not (one - other).float().norm() <= MOST_DIFFERENCE * other.float().norm():
-            return False
-    return True
+def _agree(found: Tensor, expected: Tensor) -> bool:
+    """Whether both differ by no more than rounding makes."""
+    same = found.shape == expected.shape
+    return same and bool((found - expected).norm() <= MOST_DIFFERENCE * expected.norm())

@@ -16,7 +16,6 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from progdist._utils.cuda_graphs import replayed
 from progdist._utils.errors import UserError
 from progdist._utils.names import Precision
 from progdist._utils.random import position_seed
@@ -137,7 +136,7 @@ def distill(
     scales = guidance if isinstance(guidance, tuple) else None
     trainer = _Trainer(examples, config, label, scales, seed, accelerator, observe)
     current = _frozen(teacher, accelerator.device)
-    taught = guided(_computed(current), guidance, label, null_class)
+    taught = guided(current, guidance, label, null_class)
     if needs_conversion(teacher) or guidance is not None:
         begin = converted_form(_copy(current))
         begin = with_guidance(begin, scales) if scales else begin
@@ -145,7 +144,7 @@ def distill(
         current = _frozen(trainer.fit(begin, 0, loss, conversion_updates, chain[0]), accelerator.device)
 
     def train_student(number: int, stage: Stage, teacher: Denoiser) -> Denoiser:
-        loss = stage_loss(_computed(teacher), stage, weighting_function)
+        loss = stage_loss(teacher, stage, weighting_function)
         return _frozen(trainer.fit(_copy(teacher), number, loss, counts[stage.steps], stage.steps), accelerator.device)
 
     for _, student in distill_chain(current, links, train_student):
@@ -223,11 +222,6 @@ def _device(denoiser: Denoiser) -> torch.device:
 
 def _copy(denoiser: Denoiser) -> Denoiser:
     return denoiser.with_network(copy.deepcopy(denoiser.network))
-
-
-def _computed(frozen: Denoiser) -> Denoiser:
-    """A frozen denoiser in the form in which it is computed fastest."""
-    return frozen.with_network(replayed(frozen.network))
 
 
 def _frozen(denoiser: Denoiser, device: torch.device) -> Denoiser:

@@ -13,7 +13,7 @@ from progdist._utils.names import Precision
 from progdist._utils.random import SAMPLING_NOISE, generator
 from progdist.diffusion.integrators import Step
 from progdist.diffusion.sampler import ancestral
-from progdist.evaluation.sampling import noise_in_batches, replaying, sample_in_batches
+from progdist.evaluation.sampling import noise_in_batches, sample_in_batches
 from progdist.models.model import Model
 from progdist.models.text.conditions import prompt_conditions
 from progdist.models.unet import Conditions, class_conditions
@@ -140,7 +140,6 @@ def generate_batches(
     steps, labels = options.steps_of(model), options.labels_of(model)
     model.to(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
     conditions, size = _conditions(model, options, notify), options.batch
-    denoiser = replaying(model.denoiser)
 
     def batches() -> Iterator[tuple[int, Tensor, Tensor]]:
         noise = noise_in_batches(options.count, model.shape, size, generator(options.seed, SAMPLING_NOISE))
@@ -149,7 +148,6 @@ def generate_batches(
                 images = sample_in_batches(
                     model, z, classes, steps, size,
                     precision=options.precision, clip=options.clip, method=options.sampler(), conditions=conditions,
-                    denoiser=denoiser,
                     generator=generator(options.seed, SAMPLING_NOISE, 1, *([number] if number else [])),
                 )  # fmt: skip
                 yield number, images, classes

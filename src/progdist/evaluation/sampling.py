@@ -5,10 +5,9 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-from progdist._utils.cuda_graphs import replayed
 from progdist._utils.names import Precision
 from progdist._utils.precision import autocast
-from progdist.diffusion.denoiser import Denoiser, DenoiserProtocol
+from progdist.diffusion.denoiser import DenoiserProtocol
 from progdist.diffusion.integrators import Step
 from progdist.diffusion.sampler import sample
 from progdist.models.model import Model
@@ -28,11 +27,6 @@ def noise_in_batches(count: int, shape: Sequence[int], batch: int, generator: to
             rest = rest[batch:]
     if len(rest):
         yield rest
-
-
-def replaying(denoiser: DenoiserProtocol) -> DenoiserProtocol:
-    """The denoiser as many batches of one size are sampled from it fastest (see `progdist._utils.cuda_graphs`)."""
-    return denoiser.with_network(replayed(denoiser.network)) if isinstance(denoiser, Denoiser) else denoiser
 
 
 def sample_in_batches(

@@ -106,7 +106,7 @@ class Evaluation(Part):
     Those of more than `most_steps` steps are not; the reference is the teacher at the largest count that is. The
     teacher is measured again at every `teacher_every`-th count of the chain, and by `solver`, too, which shows what a
     better sampler gives without distillation. Models that take a guidance scale are measured at `guidance`, or at the
-    usual one of their pipeline.
+    usual one of their pipeline. `cuda_graphs` samples small networks faster (see docs/performance.md).
 
     The Frechet and the kernel distance are measured in all `features`, and `metrics` beside them. `reference` names
     files of statistics, e.g. `{inception: stats.npz}`, to which the Frechet distance is in place of the data; `weights`
@@ -122,6 +122,7 @@ class Evaluation(Part):
     batch: PositiveInt = 256
     precision: Precision = "auto"
     clip: bool = False
+    cuda_graphs: bool = False
     most_steps: PositiveInt | None = None
     teacher_every: PositiveInt = 1
     solver: Literal["dpmpp"] | None = "dpmpp"

@@ -36,7 +36,7 @@ class Optimization(Part):
     gradient_accumulation_steps: PositiveInt = 1
     gradient_checkpointing: bool = False
     compile: bool = False
-    cuda_graphs: bool = True
+    cuda_graphs: bool = False
     max_skipped_updates: Annotated[int, Field(ge=0)] = 10
     precision: Precision = "auto"
     checkpoint_every: PositiveInt = 1000
@@ -150,7 +150,7 @@ class Distillation(Part):
     gradient_accumulation_steps: PositiveInt = 1
     gradient_checkpointing: bool = False
     compile: bool = False
-    cuda_graphs: bool = True
+    cuda_graphs: bool = False
     max_skipped_updates: Annotated[int, Field(ge=0)] = 10
     lora_rank: Annotated[int, Field(ge=0)] = 0
     precision: Precision = "auto"

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import torch
 
+from progdist._utils.cuda_graphs import check_available
 from progdist._utils.errors import UserError
 from progdist._utils.names import Precision
 from progdist._utils.precision import bf16_speedup, emulation_warning, resolve
@@ -169,8 +170,10 @@ def check_trainings(recipe: Recipe, folder: RunFolder, names: Sequence[str], dis
     """Refuse what its processes cannot train, of the named models of a run, as far as they are not finished.
 
     Raises:
-        UserError: names the model, and is as in `check_processes`.
+        UserError: names the model, and is as in `check_processes`; or as in `check_available`, of the evaluation.
     """
+    if recipe.evaluate.cuda_graphs:
+        check_available()
     configs = dict(zip(recipe.model_names(), recipe.train_configs(), strict=True))
     processes = distributed.accelerator.num_processes
     unfinished = distributed.on_main_process(lambda: [name for name in names if not folder.model(name).exists()])

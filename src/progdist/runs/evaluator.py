@@ -7,12 +7,13 @@ from pathlib import Path
 
 from torch import Tensor
 
+from progdist._utils.cuda_graphs import accelerated
 from progdist._utils.errors import UserError
 from progdist._utils.random import EVALUATION_NOISE, generator
 from progdist.data.grid import GRID, write_grid
 from progdist.data.images import CaptionedImages, Images
 from progdist.data.shards import INDEX, TensorShards
-from progdist.diffusion.denoiser import DenoiserProtocol
+from progdist.diffusion.denoiser import Denoiser, DenoiserProtocol
 from progdist.diffusion.integrators import Step
 from progdist.diffusion.sampler import network_evaluations
 from progdist.evaluation.features import ROWS, write_features
@@ -20,7 +21,7 @@ from progdist.evaluation.measures.frechet import Frechet
 from progdist.evaluation.measures.plan import Instruments, Plan
 from progdist.evaluation.measures.statistics import Statistics, write_statistics
 from progdist.evaluation.metrics import Quality, summary_quality
-from progdist.evaluation.sampling import noise_in_batches, replaying, sample_in_batches
+from progdist.evaluation.sampling import noise_in_batches, sample_in_batches
 from progdist.evaluation.summary import Summary, join, summarize
 from progdist.models.io.folder import write_card
 from progdist.models.model import Model
@@ -212,7 +213,9 @@ class Evaluator:
         labels = self.images.stratified_labels(settings.samples).split(settings.batch)
         noise = noise_in_batches(settings.samples, model.shape, settings.batch, generator(seed, EVALUATION_NOISE))
         drawn, draw = enumerate(noise), generator(seed, EVALUATION_NOISE, 1)
-        conditions, denoiser = self.conditions(model), replaying(denoiser or model.denoiser)
+        conditions, denoiser = self.conditions(model), denoiser or model.denoiser
+        if settings.cuda_graphs and isinstance(denoiser, Denoiser):
+            denoiser = denoiser.with_network(accelerated(denoiser.network, compiled=False, graphs=True))
         sampled = partial(
             sample_in_batches, precision=settings.precision, clip=settings.clip, method=method, generator=draw
         )

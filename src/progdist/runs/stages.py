@@ -224,8 +224,8 @@ def _untrained_lora(recipe: Recipe) -> LoraFile | None:
 
 def guided_predictions(recipe: Recipe, given: Teacher, images: Images, device: torch.device) -> DenoiserProtocol:
     """A given teacher's predictions as its student shall learn them: guided, and clipped if its sampler clips."""
-    config, network = recipe.conversion_config(), given.model.denoiser.network
-    computed = accelerated(network, config.compile, config.cuda_graphs)
+    network = given.model.denoiser.network
+    computed = accelerated(network, compiled=False, graphs=recipe.conversion.cuda_graphs)
     frozen: DenoiserProtocol = given.model.denoiser.with_network(computed)
     guidance, text, null = recipe.conversion.guidance, given.model.text, null_class(recipe, given.model, images)
     scale = None if isinstance(guidance, tuple) else guidance

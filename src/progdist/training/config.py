@@ -25,8 +25,8 @@ class TrainConfig:
         gradient_accumulation_steps: parts in which a process takes its share of the batch, to save memory.
         gradient_checkpointing: recompute activations in the backward pass, to save memory.
         compile: whether torch.compile makes faster code of the network first, which takes a minute or more.
-        cuda_graphs: whether the kernels of a network of up to 100M parameters are launched together on a GPU (see
-            `progdist._utils.cuda_graphs`); not with `compile`, several processes, accumulation or checkpointing.
+        cuda_graphs: whether the networks' kernels are captured once and launched together (see
+            `progdist._utils.cuda_graphs`): for small networks, on a GPU, in one process.
         lora_rank: rank of the LoRA adapters that alone are trained; 0 to train all weights.
         max_skipped_updates: updates in a row that are passed over because their loss or gradient is not finite.
         precision: "bf16" autocasts the network, "float32" does not, "auto" takes what is faster on the device.
@@ -46,7 +46,7 @@ class TrainConfig:
     gradient_accumulation_steps: int = 1
     gradient_checkpointing: bool = False
     compile: bool = False
-    cuda_graphs: bool = True
+    cuda_graphs: bool = False
     lora_rank: int = 0
     max_skipped_updates: int = 10
     precision: Precision = "auto"
@@ -54,10 +54,10 @@ class TrainConfig:
     optimizer: Optimizer = "adamw"
 
     def __post_init__(self) -> None:
-        """Refuse numbers with which nothing is trained.
+        """Refuse numbers with which nothing is trained, and what excludes each other.
 
         Raises:
-            UserError: names the number.
+            UserError: names the number, or both.
         """
         for name in ("batch", "gradient_accumulation_steps", "checkpoint_every"):
             if getattr(self, name) < 1:
@@ -65,6 +65,13 @@ class TrainConfig:
         for name in ("updates", "learning_rate", "warmup", "weight_decay", "max_grad_norm", "max_skipped_updates"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise UserError(f"{name} is {getattr(self, name)}, expected 0 or more")
+        others = {
+            "compile": self.compile,
+            "gradient_checkpointing": self.gradient_checkpointing,
+            "gradient_accumulation_steps": self.gradient_accumulation_steps > 1,
+        }
+        if self.cuda_graphs and (given := [name for name, wanted in others.items() if wanted]):
+            raise UserError(f"cuda_graphs and {given[0]} exclude each other: leave one of them out")
         if not 0 <= self.ema < 1:
             raise UserError(f"ema is {self.ema}, expected at least 0 and less than 1")
 

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from progdist._utils.broadcasting import time_device
-from progdist._utils.cuda_graphs import accelerated
+from progdist._utils.cuda_graphs import CudaGraphs, accelerated, check_available
 from progdist._utils.errors import UserError
 from progdist._utils.precision import autocast, enable_gradient_checkpointing
 from progdist._utils.random import position_seed, seed_generators
@@ -94,8 +94,7 @@ def train(
     if checkpoints is not None:
         _restore(state, checkpoints, accelerator)
     prepared.train(config.dropout)
-    whole = accelerator.num_processes == 1 == config.gradient_accumulation_steps and not config.gradient_checkpointing
-    computed = accelerated(prepared, config.compile, config.cuda_graphs and whole)
+    computed = accelerated(prepared, config.compile, config.cuda_graphs)
     records = Records(state, config, accelerator, checkpoints, observe)
     with SHUTDOWN.deferred_signals(), _own_generators(device):
         for batch in batches(state.update, config.updates, _own_rows(config, accelerator)):
@@ -107,6 +106,8 @@ def train(
                 records.tell(due)
             if stop(network, state.update):
                 break
+    if isinstance(computed, CudaGraphs):
+        computed.release()
     if sharded:
         plain.load_state_dict(gather(network.state_dict()))
     if accelerator.num_processes > 1:
@@ -121,13 +122,18 @@ def check_processes(config: TrainConfig, processes: int, *, sharded: bool) -> No
 
     Raises:
         UserError: the batch does not divide into processes times gradient_accumulation_steps; or the network is to be
-            spread over them, and there is only one, an average of the weights, or an optimizer of 8 bits.
+            spread over them, and there is only one, an average of the weights, or an optimizer of 8 bits; or CUDA
+            graphs are wanted of several, or without CUDA.
     """
     parts = processes * config.gradient_accumulation_steps
     if config.batch % parts:
         raise UserError(
             f"batch {config.batch} does not divide into {parts} (processes times gradient_accumulation_steps)"
         )
+    if config.cuda_graphs:
+        check_available()
+        if processes > 1:
+            raise UserError("cuda_graphs is for one process: set it to false")
     if sharded and config.optimizer == "adamw8bit":
         raise UserError("optimizer adamw8bit is of weights that are not spread over processes: leave --shard, or it")
     if sharded and (config.ema or processes == 1):
