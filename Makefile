@@ -1,6 +1,7 @@
 # Every target makes its own virtual environment on first use.
 PYTHON ?= python3
 BIN := .venv/bin
+INSTALL := --quiet --disable-pip-version-check --no-compile -c constraints.txt
 READY := .venv/ready
 
 .PHONY: demo check test lint torture fuzz bench gpu clean
@@ -60,8 +61,8 @@ browser: $(READY)       ## headless Chromium, for the test of the report; the te
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt torch
-	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	$(BIN)/pip install $(INSTALL) torch
+	$(BIN)/pip install $(INSTALL) -e '.[dev]'
 	touch $(READY)
 
 clean:
