@@ -45,13 +45,3 @@ def test_the_variants_are_compared(benchmark: Callable[..., Result], tmp_path: P
     assert [(one["variant"], one["steps"]) for one in records][-1] == ("tract", 1)
     assert all(set(one["frechet"]) == {"digits", "pixels"} for one in records)
     assert "| tract | 1 | ddim 1 |" in done.stdout
-
-
-@pytest.mark.slow
-def test_large_models_are_measured(benchmark: Callable[..., Result]) -> None:
-    done = benchmark("large_models.py", "out", "--model", "tiny", "--variants", "lora")
-    assert done.returncode == 0, done.stderr
-    (row,) = [line for line in done.stdout.splitlines() if line.startswith("| lora |")]
-    counted, _, *seconds = row.split("|")[2:-1]
-    assert float(counted) > 0
-    assert all(float(each) > 0 for each in seconds)
