@@ -6,20 +6,18 @@ The student of a text-to-image teacher predicts at time t what the guided teache
 signal-to-noise ratio. Accuracy and distances as in `text_teacher.py`, by guidance scale.
 """
 
-import argparse
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from progdist.data.sources import load_images
 from progdist.diffusion.schedule import Schedule
 from progdist.distillation.conversion import converted_form, equal_snr
 from progdist.distillation.guidance import Guided
 from progdist.evaluation.sampling import sample_in_batches
 from progdist.models.io.diffusers_pipeline import read_teacher
 from progdist.models.text.conditions import prompt_conditions
-from text_teacher import NAMES, Measure, named
+from text_teacher import Measure, argument_parser, open_data
 
 
 @dataclass(frozen=True)
@@ -41,19 +39,13 @@ class ExactStage0:
 
 def main() -> None:
     """Print a table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("classifier", choices=NAMES)
-    parser.add_argument("data")
+    parser = argument_parser(__doc__)
     parser.add_argument("teacher", help="its folder")
     parser.add_argument("--steps", type=int, default=40)
-    parser.add_argument("-n", type=int, default=500)
-    parser.add_argument("--guidance", type=float, nargs="+", default=[1.0, 3.0, 7.5])
     arguments = parser.parse_args()
-    images, names = load_images(arguments.data), NAMES[arguments.classifier]
-    real, _ = images.at(torch.arange(len(images)))
-    named_by = torch.tensor([named(caption, names) for caption in images.classes])
-    wanted = images.stratified_labels(arguments.n)
-    measure, model = Measure.of(arguments.classifier, real), read_teacher(arguments.teacher).model
+    images, real, _, named_by = open_data(arguments.data, arguments.classifier)
+    wanted, measure = images.stratified_labels(arguments.n), Measure.of(arguments.classifier, real)
+    model = read_teacher(arguments.teacher).model
     assert model.text is not None
     guided = Guided(model.denoiser, model.text.encoder().unconditional(None))
     exact = ExactStage0(guided, converted_form(model.denoiser).schedule)

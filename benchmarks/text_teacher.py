@@ -20,6 +20,7 @@ from diffusers import DDIMScheduler, StableDiffusionPipeline
 from torch import Tensor
 from torch.nn.functional import interpolate
 
+from progdist.data.images import Images
 from progdist.data.sources import load_images
 from progdist.evaluation.features import feature_space
 from progdist.evaluation.measures.frechet import Frechet, resampled_frechet
@@ -96,20 +97,30 @@ def features(data: str, images: Tensor) -> dict[str, Tensor]:
     return {"pixels": grey(images, 8).flatten(1), data: feature_space(data, shape)(grey(images, shape[-1]))}
 
 
-def main() -> None:
-    """Print a table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def argument_parser(description: str | None) -> argparse.ArgumentParser:
+    """The arguments that say what is measured: classifier, data, samples and guidance scales."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("classifier", choices=NAMES)
     parser.add_argument("data")
-    parser.add_argument("models", nargs="+", help="FOLDER@STEPS")
     parser.add_argument("-n", type=int, default=500)
     parser.add_argument("--guidance", type=float, nargs="+", default=[1.0, 3.0, 7.5])
+    return parser
+
+
+def open_data(data: str, classifier: str) -> tuple[Images, Tensor, Tensor, Tensor]:
+    """Captioned images, all of them (N, 3, H, W), the numbers of their captions (N,), and the class of each caption."""
+    images = load_images(data)
+    named_by = torch.tensor([named(caption, NAMES[classifier]) for caption in images.classes])
+    return images, *images.at(torch.arange(len(images))), named_by
+
+
+def main() -> None:
+    """Print a table."""
+    parser = argument_parser(__doc__)
+    parser.add_argument("models", nargs="+", help="FOLDER@STEPS")
     arguments = parser.parse_args()
-    images, names = load_images(arguments.data), NAMES[arguments.classifier]
-    real, places = images.at(torch.arange(len(images)))
-    named_by = torch.tensor([named(caption, names) for caption in images.classes])
-    wanted = images.stratified_labels(arguments.n)
-    measure = Measure.of(arguments.classifier, real)
+    images, real, places, named_by = open_data(arguments.data, arguments.classifier)
+    wanted, measure = images.stratified_labels(arguments.n), Measure.of(arguments.classifier, real)
     print("| model | steps | guidance | accuracy | pixels (95 %) | features (95 %) | rows an image | s an image |")
     print("|---|---:|---:|---:|---|---|---:|---:|")
     print(f"| data | | | {measure.row(real, named_by[places])} | | |", flush=True)

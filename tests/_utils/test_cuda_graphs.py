@@ -13,6 +13,7 @@ from progdist._utils.cuda_graphs import CALLS_BEFORE, CudaGraphs, accelerated, c
 from progdist._utils.errors import UserError
 from progdist.models.unet import unet
 from progdist.training.config import TrainConfig
+from progdist.training.loop import check_processes
 from support.commands import call, refused
 
 
@@ -224,6 +225,13 @@ def test_what_excludes_graphs(other: str) -> None:
     given: Any = {other: 2 if other.endswith("steps") else True}
     with pytest.raises(UserError, match=f"cuda_graphs and {other} exclude each other"):
         TrainConfig(1, 4, 0.1, cuda_graphs=True, **given)
+
+
+def test_graphs_are_for_one_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("progdist.training.loop.check_available", lambda: None)
+    check_processes(TrainConfig(1, 4, 0.1, cuda_graphs=True), 1, sharded=False)
+    with pytest.raises(UserError, match="cuda_graphs is for one process"):
+        check_processes(TrainConfig(1, 4, 0.1, cuda_graphs=True), 2, sharded=False)
 
 
 def test_graphs_are_refused_before_anything_is_trained(tiny_recipe: Path, tmp_path: Path) -> None:

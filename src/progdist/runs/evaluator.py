@@ -214,8 +214,9 @@ class Evaluator:
         noise = noise_in_batches(settings.samples, model.shape, settings.batch, generator(seed, EVALUATION_NOISE))
         drawn, draw = enumerate(noise), generator(seed, EVALUATION_NOISE, 1)
         conditions, denoiser = self.conditions(model), denoiser or model.denoiser
-        if settings.cuda_graphs and isinstance(denoiser, Denoiser):
-            denoiser = denoiser.with_network(accelerated(denoiser.network, compiled=False, graphs=True))
+        if isinstance(denoiser, Denoiser):
+            network = accelerated(denoiser.network, compiled=False, graphs=settings.cuda_graphs)
+            denoiser = denoiser.with_network(network)
         sampled = partial(
             sample_in_batches, precision=settings.precision, clip=settings.clip, method=method, generator=draw
         )
