@@ -5,6 +5,8 @@
 Nothing of progdist samples here. For each folder at its number of steps and each guidance scale: the share of images in
 which the shipped classifier of the data set sees what the caption names, and the Frechet distance to the data of the
 images' grey pixels, averaged down to 8x8, and of the classifier's features. The first row is of the data themselves.
+With `--reference FOLDER@STEPS` both distances are to that model's images at the same scale and from the same noise, in
+place of the data: how far a student, or its teacher in few steps, is from what the teacher makes in many.
 """
 
 # pyright: reportPrivateImportUsage=false
@@ -47,8 +49,9 @@ def named(caption: str, names: tuple[str, ...]) -> int:
     return next(number for number, name in enumerate(names) if name in words)
 
 
-def stock_samples(folder: str, steps: int, captions: list[str], guidance: float) -> tuple[Tensor, int]:
-    """Images (N, 3, H, W) in [-1, 1], and the rows that the network was called with in all."""
+def stock_samples(model: str, captions: list[str], guidance: float) -> tuple[Tensor, int]:
+    """Images (N, 3, H, W) in [-1, 1] of FOLDER@STEPS, and the rows that the network was called with in all."""
+    folder, _, steps = model.rpartition("@")
     diffusers.utils.logging.set_verbosity_error()
     pipeline: Any = StableDiffusionPipeline.from_pretrained(folder).to("cuda" if torch.cuda.is_available() else "cpu")
     pipeline.set_progress_bar_config(disable=True)
@@ -59,7 +62,7 @@ def stock_samples(folder: str, steps: int, captions: list[str], guidance: float)
     draw, made = torch.Generator().manual_seed(1), []
     for first in range(0, len(captions), 100):
         part = captions[first : first + 100]
-        how = {"guidance_scale": guidance, "num_inference_steps": steps, "generator": draw, "output_type": "pt"}
+        how = {"guidance_scale": guidance, "num_inference_steps": int(steps), "generator": draw, "output_type": "pt"}
         made.append(pipeline(part, **how).images.cpu())
     return 2 * torch.cat(made) - 1, sum(rows)
 
@@ -114,28 +117,31 @@ def open_data(data: str, classifier: str) -> tuple[Images, Tensor, Tensor, Tenso
     return images, *images.at(torch.arange(len(images))), named_by
 
 
+def measured(model: str, captions: list[str], labels: Tensor, guidance: float, measure: Measure) -> str:
+    """The row of FOLDER@STEPS at one scale."""
+    started = time.perf_counter()
+    made, rows = stock_samples(model, captions, guidance)
+    seconds, name = (time.perf_counter() - started) / len(made), model.replace("@", " | ")
+    return f"| {name} | {guidance:g} | {measure.row(made, labels)} | {rows / len(made):g} | {seconds:.3f} |"
+
+
 def main() -> None:
     """Print a table."""
     parser = argument_parser(__doc__)
     parser.add_argument("models", nargs="+", help="FOLDER@STEPS")
+    parser.add_argument("--reference", help="FOLDER@STEPS")
     arguments = parser.parse_args()
     images, real, places, named_by = open_data(arguments.data, arguments.classifier)
     wanted, measure = images.stratified_labels(arguments.n), Measure.of(arguments.classifier, real)
+    captions = [images.classes[place] for place in wanted.tolist()]
     print("| model | steps | guidance | accuracy | pixels (95 %) | features (95 %) | rows an image | s an image |")
     print("|---|---:|---:|---:|---|---|---:|---:|")
     print(f"| data | | | {measure.row(real, named_by[places])} | | |", flush=True)
-    for model in arguments.models:
-        folder, _, steps = model.rpartition("@")
-        for guidance in arguments.guidance:
-            started = time.perf_counter()
-            captions = [images.classes[place] for place in wanted.tolist()]
-            made, rows = stock_samples(folder, int(steps), captions, guidance)
-            seconds = (time.perf_counter() - started) / len(made)
-            print(
-                f"| {folder} | {steps} | {guidance:g} | {measure.row(made, named_by[wanted])} | {rows / len(made):g} | "
-                f"{seconds:.3f} |",
-                flush=True,
-            )
+    for guidance in arguments.guidance:
+        if arguments.reference:
+            measure = Measure.of(arguments.classifier, stock_samples(arguments.reference, captions, guidance)[0])
+        for model in arguments.models:
+            print(measured(model, captions, named_by[wanted], guidance, measure), flush=True)
 
 
 if __name__ == "__main__":

@@ -66,7 +66,7 @@ TRAINED = REFERENCE / "stock_teacher"
 def test_a_trained_teacher_is_distinguished_from_one_with_another_offset(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, offset: int
 ) -> None:
-    monkeypatch.setattr("progdist.evaluation.check_on_images.CHECK_IMAGES", 1797)
+    monkeypatch.setattr("progdist.evaluation.check_on_images.CHECK_IMAGES", 512)
     arguments = ("distill", TRAINED, "--data", "digits", "--out", tmp_path / "out", "--set", f"teacher.offset={offset}")
     brief = ("--start", 8, "--updates", 1, "--batch", 8, *SHORT_EVALUATION)
     for result in (call("doctor", TRAINED, "--data", "digits", "--offset", offset), call(*arguments, *brief)):

@@ -17,7 +17,8 @@ from support.paths import ROOT
 pytestmark = pytest.mark.slow
 
 SHORTER = {
-    "distill": ("--set", "conversion.updates=2", "--updates", 2, "--set", "teacher.trust=true", *SHORT_EVALUATION)
+    "distill": ("--set", "conversion.updates=2", "--updates", 2, "--set", "teacher.trust=true", *SHORT_EVALUATION),
+    "export": ("--steps", 1),
 }
 
 

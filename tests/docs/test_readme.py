@@ -43,6 +43,7 @@ FEW = {
     "evaluate": ("-n", 24, "--batch", 24),
     "compare": ("-n", 24, "--batch", 24, "--resamples", 20),
     "integrators": ("-n", 16, "--evaluations", 4),
+    "export": ("--steps", 1),  # the exporter traces every step
 }
 
 

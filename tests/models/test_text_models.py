@@ -35,8 +35,11 @@ def latents(model: Model, noise: Tensor, steps: int, conditions: CaptionConditio
 
 
 @KINDS
-def test_the_stock_pipeline_samples_what_we_sample(kind: str, pipelines: dict[str, Path], tmp_path: Path) -> None:
-    save(text_student(pipelines[kind]), tmp_path / "student")
+@pytest.mark.parametrize("zero_terminal_snr", [False, True])
+def test_the_stock_pipeline_samples_what_we_sample(
+    kind: str, pipelines: dict[str, Path], tmp_path: Path, *, zero_terminal_snr: bool
+) -> None:
+    save(text_student(pipelines[kind], zero_terminal_snr=zero_terminal_snr), tmp_path / "student")
     model, pipeline = load(tmp_path / "student"), stock_pipeline(tmp_path / "student", kind)
     calls: list[int] = []
     pipeline.unet.register_forward_pre_hook(lambda module, given: calls.append(len(given[0])))

@@ -186,7 +186,8 @@ def test_every_field_of_stage_0(stock: SaveStock) -> None:
     }  # fmt: skip
     for field, value in changes.items():
         assert getattr(train_config(Conversion.model_validate({field: value})), field) == value != getattr(base, field)
-    assert set(changes) == set(Conversion.model_fields) - {"weighting", "guidance", "null_class", "negative"}
+    of_the_student = {"weighting", "guidance", "null_class", "negative", "zero_terminal_snr"}
+    assert set(changes) == set(Conversion.model_fields) - of_the_student
 
 
 def test_lora_is_the_rank_of_every_stage() -> None:
@@ -195,5 +196,7 @@ def test_lora_is_the_rank_of_every_stage() -> None:
     for recipe, rank in ((plain, 0), (low, 3)):
         assert recipe.conversion_config().lora_rank == rank
         assert {recipe.student_config(link).lora_rank for link in recipe.distill.links()} == {rank}
+    with pytest.raises(ValueError, match="lora keeps the schedule"):
+        Recipe.model_validate({**content, "lora": 3, "conversion": {"zero_terminal_snr": True}})
     with pytest.raises(ValueError, match="lora is of a teacher"):
         Recipe.model_validate({**content, "lora": 3, "teacher": {}, "network": {"width": 8, "multipliers": [1]}})

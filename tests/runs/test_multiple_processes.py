@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 
 from progdist.data.shards import TensorShards
 from support.commands import call, read_records, refused, succeeds
-from support.processes import CPU_ENVIRONMENT, TORCHRUN, count_updates, start_run, wait_for
+from support.processes import CPU_ENVIRONMENT, TORCHRUN, count_updates, wait_for
 
 pytestmark = pytest.mark.slow
 
@@ -25,9 +25,9 @@ RECIPE = """
 name: shared
 data: {source: digits}
 network: {width: 8, multipliers: [1, 2], groups: 4}
-teacher: {updates: 50, batch: 16, learning_rate: 1.0e-3, warmup: 2, ema: 0.9, checkpoint_every: 10, precision: float32}
-distill: {start: 8, end: 4, updates: 50, batch: 16, learning_rate: 1.0e-3, checkpoint_every: 10, precision: float32}
-evaluate: {samples: 96, batch: 16, features: [digits], resamples: 4, precision: float32}
+teacher: {updates: 20, batch: 16, learning_rate: 1.0e-3, warmup: 2, ema: 0.9, checkpoint_every: 5, precision: float32}
+distill: {start: 8, end: 4, updates: 20, batch: 16, learning_rate: 1.0e-3, checkpoint_every: 5, precision: float32}
+evaluate: {samples: 48, batch: 16, features: [digits], resamples: 4, precision: float32}
 """
 
 
@@ -76,15 +76,14 @@ def difference(a: torch.Tensor, b: torch.Tensor) -> float:
     return float((a - b).abs().max() / a.abs().max())
 
 
-@pytest.mark.parametrize("launcher", [(*ACCELERATE, "2"), (*TORCHRUN, "4")], ids=["accelerate 2", "torchrun 4"])
-def test_more_processes_make_the_same_run(launcher: tuple[str, ...], recipe: Path, alone: Path, tmp_path: Path) -> None:
-    code, output, errors = finish(launch(launcher, recipe, tmp_path / "run"))
+def test_more_processes_make_the_same_run(recipe: Path, alone: Path, tmp_path: Path) -> None:
+    code, output, errors = finish(launch((*ACCELERATE, "2"), recipe, tmp_path / "run"))
     assert code == 0, errors
     assert output.count("Report:") == 1  # only the first process speaks
     for name in MODELS:
         assert difference(weights(alone, name), weights(tmp_path / "run", name)) < 3e-5
     images, same = (
-        TensorShards(out / "samples" / "reference", 96, 16).read(range(96)) for out in (alone, tmp_path / "run")
+        TensorShards(out / "samples" / "reference", 48, 16).read(range(48)) for out in (alone, tmp_path / "run")
     )
     torch.testing.assert_close(images, same, rtol=0, atol=1e-3)
     one, many = (read_records(out, "metrics") for out in (alone, tmp_path / "run"))
@@ -93,20 +92,16 @@ def test_more_processes_make_the_same_run(launcher: tuple[str, ...], recipe: Pat
 
 
 def test_a_crash_ends_all_and_another_number_continues(recipe: Path, alone: Path, tmp_path: Path) -> None:
-    """Two processes of which one is killed, then one that is asked to stop, then four to the end."""
+    """Two processes of which one is killed, then four to the end."""
     out = tmp_path / "run"
     process = launch((*TORCHRUN, "2"), recipe, out)
-    wait_for(process, lambda: count_updates(out) > 25)
+    wait_for(process, lambda: count_updates(out) > 12)
     psutil.Process(process.pid).children()[-1].kill()
     code, _, errors = finish(process)
     assert code != 0
     assert "Signal 9 (SIGKILL)" in errors
     latest = max(int(path.stem) for path in (out / "checkpoints" / "teacher").glob("*.json"))
-    assert latest >= 20
-    single = start_run(recipe, out)
-    wait_for(single, lambda: count_updates(out) > 75)
-    single.send_signal(signal.SIGTERM)
-    assert single.finish()[0] == 143
+    assert latest >= 10
     code, _, errors = finish(launch((*TORCHRUN, "4"), recipe, out))
     assert code == 0, errors
     for name in MODELS:
@@ -119,7 +114,7 @@ def test_a_crash_ends_all_and_another_number_continues(recipe: Path, alone: Path
 def test_a_signal_to_the_launcher_keeps_the_update(recipe: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
     process = launch((*TORCHRUN, "2"), recipe, out)
-    wait_for(process, lambda: count_updates(out) > 13)
+    wait_for(process, lambda: count_updates(out) > 7)
     process.send_signal(signal.SIGTERM)
     _, _, errors = finish(process)
     assert errors.count("progdist: stopped by SIGTERM") == 1
@@ -141,7 +136,7 @@ def test_sharded_training_is_the_same_and_what_it_writes_is_whole(recipe: Path, 
     succeeds("run", recipe, "--out", tmp_path / "alone", *settings)
     out = tmp_path / "run"
     process = launch((*TORCHRUN, "2"), recipe, out, *settings, "--shard")
-    wait_for(process, lambda: count_updates(out) > 75)
+    wait_for(process, lambda: count_updates(out) > 30)
     process.send_signal(signal.SIGTERM)
     _, _, errors = finish(process)
     assert "stopped by SIGTERM" in errors

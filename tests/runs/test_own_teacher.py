@@ -22,7 +22,7 @@ from progdist.models.model import Model
 from progdist.models.text.pipeline import network_arguments
 from progdist.recipes.files import read_recipe, validated
 from progdist.runs.run import open_run
-from progdist.runs.stages import teacher_predictions
+from progdist.runs.stages import needs_stage_0, student_form, teacher_predictions
 from support.commands import SHORT_EVALUATION, UNTRAINED, SilentCallback, call, refused
 from support.stock import SaveStock, stock_network
 
@@ -198,6 +198,47 @@ def test_a_scale_to_measure_at_is_one_that_students_take(
     stock: SaveStock, tmp_path: Path, settings: tuple[str, ...], message: str
 ) -> None:
     content = {"name": "a", "data": {"source": "digits"}, "teacher": {"model": str(stock(classes=11))}}
+    with pytest.raises(UserError, match=message):
+        open_run(validated(content, settings, "test"), tmp_path / "out", SilentCallback()).prepare()
+
+
+@pytest.mark.parametrize(
+    ("settings", "ends_in_noise"),
+    [
+        ((), True),
+        (("conversion.guidance=2",), False),
+        (("conversion.guidance=[1, 3]",), False),
+        (("conversion.guidance=2", "conversion.zero_terminal_snr=true"), True),
+        (("conversion.zero_terminal_snr=false",), False),
+    ],
+)
+def test_guided_students_keep_the_end_of_the_schedule(
+    stock: SaveStock, settings: tuple[str, ...], *, ends_in_noise: bool
+) -> None:
+    folder = str(stock(classes=11))
+    recipe = validated({"name": "a", "data": {"source": "digits"}, "teacher": {"model": folder}}, settings, "test")
+    teacher = read_teacher(folder).model
+    end = torch.ones((), dtype=torch.float64)
+    expected = 0.0 if ends_in_noise else float(teacher.denoiser.schedule.alpha(end))
+    form = student_form(recipe, teacher)
+    assert float(form.schedule.alpha(end)) == expected
+    assert needs_stage_0(recipe, teacher)
+    known = replace(teacher, denoiser=form, steps=(8,))  # what is distilled has the schedule that it has
+    assert not needs_stage_0(validated(recipe.model_dump() | {"conversion": {}}, (), "test"), known)
+
+
+@pytest.mark.parametrize(
+    ("steps", "zero", "message"),
+    [((8,), False, "a distilled teacher knows its own times"), ((), True, "the teacher's does not")],
+)
+def test_an_end_of_the_schedule_that_cannot_be_chosen_is_refused(
+    stock: SaveStock, tmp_path: Path, steps: tuple[int, ...], message: str, *, zero: bool
+) -> None:
+    teacher = read_teacher(str(stock())).model
+    form = converted_form(teacher.denoiser, zero_terminal_snr=zero)
+    save(replace(teacher, denoiser=form, steps=steps), tmp_path / "model")
+    content = {"name": "a", "data": {"source": "digits"}, "teacher": {"model": str(tmp_path / "model")}}
+    settings = ("conversion.zero_terminal_snr=true", "distill.chain=[8,4]")
     with pytest.raises(UserError, match=message):
         open_run(validated(content, settings, "test"), tmp_path / "out", SilentCallback()).prepare()
 

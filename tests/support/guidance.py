@@ -15,7 +15,7 @@ from progdist.models.text.pipeline import network_arguments
 
 def student(teacher: Model, steps: int = 4) -> Model:
     """A student of the teacher whose guidance scale does something."""
-    form = converted_form(teacher.denoiser)
+    form = converted_form(teacher.denoiser, zero_terminal_snr=False)
     network = with_class_guidance(form.network, (1.0, 8.0))
     for each in network.modules():
         if isinstance(each, GuidedClasses):

@@ -147,10 +147,12 @@ def stock_pipeline(place: Path, kind: str) -> Any:  # noqa: ANN401
     return pipeline
 
 
-def text_student(place: Path, guidance: Guidance | None = (1.0, 14.0), steps: int = 4) -> Model:
+def text_student(
+    place: Path, guidance: Guidance | None = (1.0, 14.0), steps: int = 4, *, zero_terminal_snr: bool = False
+) -> Model:
     """A student of the teacher in a folder, whose dial does something."""
     teacher = read_teacher(str(place)).model
-    form, text = converted_form(teacher.denoiser), teacher.text
+    form, text = converted_form(teacher.denoiser, zero_terminal_snr=zero_terminal_snr), teacher.text
     assert text is not None
     network = form.network
     if isinstance(guidance, tuple):

@@ -83,6 +83,7 @@ def distill(
     label: str | None = None,
     guidance: float | tuple[float, float] | None = None,
     null_class: int | None = None,
+    zero_terminal_snr: bool | None = None,
     seed: int = 0,
     observe: Callable[[int, Progress], None] = lambda steps, progress: None,
 ) -> Denoiser:
@@ -90,7 +91,7 @@ def distill(
 
     Args:
         teacher: left as it is. One that predicts eps, or whose schedule ends above zero SNR, first gets a student of
-            output v on a schedule that ends in pure noise (see `progdist.distillation.conversion`).
+            output v (see `progdist.distillation.conversion`).
         data: tensors of one shape (N, ...), about [-1, 1]; or a data set or iterable of tensors or (tensor, label).
         chain: the teacher's step count, then each student's; each divides the one before.
         updates: of every stage, or by the student's step count.
@@ -108,6 +109,8 @@ def distill(
             those that it takes as an input: the network of a UNet2DModel or DiTTransformer2DModel is given one, any
             other must have a keyword `guidance` (B,) that it can be called without.
         null_class: the label that stands for no class, which guidance leads away from.
+        zero_terminal_snr: whether the student's schedule ends in pure noise, or where the teacher's ends; None for
+            pure noise unless it is guided.
         seed: of all randomness.
         observe: called with the student's step count (the teacher's in stage 0) and the progress, about a thousand
             times in each stage.
@@ -123,7 +126,8 @@ def distill(
     _check_names(weighting, precision, lr_scheduler)
     _check_at_least(conversion_updates=(conversion_updates, 1), seed=(seed, 0))
     weighting_function, counts = WEIGHTINGS[weighting], _updates(updates, [link.steps for link in links])
-    check_weighting(converted_form(teacher).schedule, weighting_function, chain[-1])
+    in_noise = guidance is None if zero_terminal_snr is None else zero_terminal_snr
+    check_weighting(converted_form(teacher, zero_terminal_snr=in_noise).schedule, weighting_function, chain[-1])
     config = TrainConfig(
         1,
         batch,
@@ -137,8 +141,8 @@ def distill(
     trainer = _Trainer(examples, config, label, scales, seed, accelerator, observe)
     current = _frozen(teacher, accelerator.device)
     taught = guided(current, guidance, label, null_class)
-    if needs_conversion(teacher) or guidance is not None:
-        begin = converted_form(_copy(current))
+    if needs_conversion(teacher, zero_terminal_snr=in_noise) or guidance is not None:
+        begin = converted_form(_copy(current), zero_terminal_snr=in_noise)
         begin = with_guidance(begin, scales) if scales else begin
         loss = partial(conversion_loss, teacher=taught, weighting=weighting_function)
         current = _frozen(trainer.fit(begin, 0, loss, conversion_updates, chain[0]), accelerator.device)

@@ -10,7 +10,6 @@ from progdist.data.images import CaptionedImages, Images
 from progdist.data.sources import load_images
 from progdist.data.tables import Columns
 from progdist.diffusion.parameterization import Eps
-from progdist.diffusion.schedule import Discrete
 from progdist.distillation.conversion import needs_conversion
 from progdist.distillation.teacher_check import TeacherCheck
 from progdist.evaluation.check_on_images import check_on_images
@@ -80,14 +79,15 @@ def _caches(teacher: Teacher, images: Images) -> Iterator[str]:
 
 
 def _about_the_form(teacher: Teacher) -> Iterator[str]:
-    denoiser = teacher.model.denoiser
+    denoiser, is_student = teacher.model.denoiser, teacher.model.is_student
+    needs_stage_0 = needs_conversion(denoiser, zero_terminal_snr=not is_student)
     if isinstance(denoiser.parameterization, Eps):
         yield "it predicts eps, which says nothing of the image where all is noise: stage 0 teaches a v student first"
-    elif isinstance(denoiser.schedule, Discrete) and needs_conversion(denoiser):
+    elif needs_stage_0:
         yield "its schedule ends above zero SNR: stage 0 teaches a student on the rescaled schedule first"
     else:
         yield "it can be halved as it is"
-    learner = "stage 0" if needs_conversion(denoiser) else "the first student"
+    learner = "stage 0" if needs_stage_0 else "the first student"
     if teacher.threshold is not None:
         yield f"its sampler thresholds denoised images dynamically: {learner} learns the thresholded predictions"
     elif teacher.clip is not None:

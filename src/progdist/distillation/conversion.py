@@ -1,13 +1,21 @@
 r"""Stage 0: a student that means the same as its teacher, in a form that few steps can use.
 
 Predictions of eps say nothing of x where there is no signal, and guidance takes two evaluations a step. So before
-any halving a student, with output v and a schedule that ends in pure noise, learns the teacher's own predictions at
-all times,
+any halving a student with output v learns the teacher's own predictions at all times,
 
     loss = sqrt(w(t) mean |xh(z_t, t) - xh_teacher(z_t, t')|^2),    SNR(t') = SNR(t)
 
 where t' is the teacher's time of the same signal-to-noise ratio: a variance-preserving latent is then one of both
-schedules. Beyond the teacher's last noise level t' = 1.
+schedules. The student's schedule is one of two:
+
+zero terminal SNR    the teacher's, rescaled to end in pure noise, where sampling begins (Lin et al. 2023, arXiv
+                     2305.08891). Beyond the teacher's last noise level t' = 1.
+the teacher's own    t' = t. Sampling begins in pure noise though z_1 has some signal, which is how the teacher itself
+                     is sampled, so that its student in many steps makes its very images.
+
+Without guidance the first is nearer to the data. With guidance it is farther: the difference of two predictions of x
+is that of eps over rho, so guidance is strongest where there is least signal, and the first asks the teacher beyond
+any level at which it was trained (docs/text-models.md has figures).
 
 The loss is a norm and not its square. What is learned is a function of what the student is given, so both are 0 at the
 same student; but the gradient of a square is as long as the error, and the errors differ: a student begins near the
@@ -39,15 +47,29 @@ from progdist.diffusion.parameterization import PARAMETERIZATIONS, Eps
 from progdist.diffusion.schedule import Discrete, Schedule
 
 
-def needs_conversion(teacher: Denoiser) -> bool:
-    """Whether the teacher cannot be halved as it is: it predicts eps, or its schedule ends above zero SNR."""
-    ends_above_zero = isinstance(teacher.schedule, Discrete) and teacher.schedule.alphas_cumprod[-1] > 0
-    return isinstance(teacher.parameterization, Eps) or ends_above_zero
+def ends_above_zero_snr(schedule: Schedule) -> bool:
+    """Whether there is signal left at the end of a table."""
+    return isinstance(schedule, Discrete) and schedule.alphas_cumprod[-1] > 0
 
 
-def converted_form(teacher: Denoiser) -> Denoiser:
-    """The teacher's own network with the form its student takes: v, and a schedule that ends in pure noise."""
-    schedule = teacher.schedule.rescaled() if isinstance(teacher.schedule, Discrete) else teacher.schedule
+def needs_conversion(teacher: Denoiser, *, zero_terminal_snr: bool = True) -> bool:
+    """Whether a teacher cannot be halved as it is.
+
+    Args:
+        teacher: that is to be halved.
+        zero_terminal_snr: whether its students' schedule shall end in pure noise.
+
+    Returns:
+        Whether it predicts eps, or its schedule ends elsewhere than its students' shall.
+    """
+    return isinstance(teacher.parameterization, Eps) or (zero_terminal_snr and ends_above_zero_snr(teacher.schedule))
+
+
+def converted_form(teacher: Denoiser, *, zero_terminal_snr: bool = True) -> Denoiser:
+    """The teacher's own network with the form its student takes: v in place of eps, on one of the two schedules."""
+    schedule = teacher.schedule
+    if zero_terminal_snr and isinstance(schedule, Discrete):
+        schedule = schedule.rescaled()
     form = PARAMETERIZATIONS["v"] if isinstance(teacher.parameterization, Eps) else teacher.parameterization
     return teacher.with_parts(schedule=schedule, parameterization=form)
 

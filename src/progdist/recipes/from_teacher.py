@@ -155,6 +155,12 @@ def taught_guidance(recipe: Recipe, given: Model) -> Guidance | None:
     return scale if isinstance(scale, tuple) else (scale, scale)
 
 
+def students_end_in_noise(recipe: Recipe, given: Model) -> bool:
+    """Whether a given teacher's students have zero terminal SNR: as the recipe says, or unless they are guided."""
+    asked, guided = recipe.conversion.zero_terminal_snr, recipe.conversion.guidance is not None
+    return not (guided or given.is_student) if asked is None else asked
+
+
 def unconverted(recipe: Recipe, given: Model) -> Model:
     """A given teacher that needs no stage 0, with the guidance that its students take in."""
     text = replace(given.text, guidance=taught_guidance(recipe, given)) if given.text else None

@@ -77,6 +77,8 @@ class Recipe(Part):
                 "a range of guidance is an input that the teacher's own pipeline lacks, and lora makes a file for it: "
                 "give a single scale, or leave lora"
             )
+        if self.conversion.zero_terminal_snr is not None:
+            raise ValueError("lora keeps the schedule of the teacher's pipeline: leave conversion.zero_terminal_snr")
         for name in ("conversion", "distill"):
             if getattr(self, name).lora_rank:
                 raise ValueError(f"lora is the rank of every stage: leave {name}.lora_rank")

@@ -68,6 +68,9 @@ class Conversion(Optimization):
     With `guidance` the teacher is guided: by one scale for all, or by any from the least to the largest, which its
     student takes as an input. It is guided away from `null_class` (the last if not given), or from
     the prompt `negative` (the empty one if not given).
+
+    With `zero_terminal_snr` the student's schedule ends in pure noise, without it where the teacher's ends. If it is
+    not given, students with guidance keep the teacher's end, which is nearer to what the teacher makes.
     """
 
     updates: PositiveInt = 5_000
@@ -78,6 +81,7 @@ class Conversion(Optimization):
     guidance: Scale | tuple[Scale, Scale] | None = None
     null_class: Annotated[int, Field(ge=0)] | None = None
     negative: str | None = None
+    zero_terminal_snr: bool | None = None
 
     @model_validator(mode="after")
     def _check_guidance(self) -> Self:

@@ -11,6 +11,7 @@ from progdist._utils.names import Precision
 from progdist._utils.precision import bf16_speedup, emulation_warning, resolve
 from progdist.data.images import CaptionedImages, Images
 from progdist.data.sources import cropped, load_images
+from progdist.distillation.conversion import ends_above_zero_snr
 from progdist.models.model import Model
 from progdist.models.text.lora_file import LOADERS
 from progdist.models.text.pipeline import has_dial, takes_guidance
@@ -41,6 +42,7 @@ def check_compatible(recipe: Recipe, model: Model, images: Images) -> None:
     if model.autoencoder and recipe.evaluate.clip:
         raise UserError("evaluate.clip is of images, and a latent model's samples are latents: set it to false")
     _check_captions(recipe, model, images)
+    _check_schedule(recipe, model)
     if recipe.lora is not None:
         require_peft()
     null_class(recipe, model, images)
@@ -61,6 +63,21 @@ def check_compatible(recipe: Recipe, model: Model, images: Images) -> None:
                 f"the chain's {count} steps do not divide the teacher's {model.denoiser.timesteps} timesteps, so "
                 "stock samplers would visit other times: choose counts that do"
             )
+
+
+def _check_schedule(recipe: Recipe, model: Model) -> None:
+    """Refuse a choice between two schedules where there is one."""
+    if recipe.conversion.zero_terminal_snr is None:
+        return
+    if model.is_student:
+        raise UserError(
+            "conversion.zero_terminal_snr is of stage 0, and a distilled teacher knows its own times: leave it out"
+        )
+    if not ends_above_zero_snr(model.denoiser.schedule):
+        raise UserError(
+            "conversion.zero_terminal_snr is of a schedule that ends above zero SNR, and the teacher's does not: leave "
+            "it out"
+        )
 
 
 def check_options(recipe: Recipe, model: Model | None) -> None:

@@ -103,7 +103,7 @@ class Run:
         if self.given:
             checks.check_compatible(self.recipe, self.given.model, self.images)
             self._check_teacher(self.given.model)
-            start = student_form(self.recipe, self.given.model.denoiser)
+            start = student_form(self.recipe, self.given.model)
         else:
             start = untrained(self.recipe, self.images.shape, self.images.classes, self.images.name).denoiser
         weighting = WEIGHTINGS[self.recipe.distill.weighting]

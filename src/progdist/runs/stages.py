@@ -33,7 +33,7 @@ from progdist.models.text.embeddings import Embeddings, encode_captions
 from progdist.models.text.lora_file import LoraFile
 from progdist.models.text.pipeline import network_arguments, takes_guidance, with_guidance_input
 from progdist.models.unet import Conditions, class_conditions, unet
-from progdist.recipes.from_teacher import taught_guidance
+from progdist.recipes.from_teacher import students_end_in_noise, taught_guidance
 from progdist.recipes.recipe import Recipe, student_name
 from progdist.recipes.training import train_config
 from progdist.runs.checks import null_class
@@ -160,18 +160,20 @@ def teacher_stage(recipe: Recipe, images: Images) -> TrainingStage:
 def needs_stage_0(recipe: Recipe, given: Model) -> bool:
     """Whether a given teacher has to be converted before it can be halved; to halve eps is what `lora` is for."""
     guided = recipe.conversion.guidance is not None and not takes_guidance(given.denoiser.network)
-    return guided or (recipe.lora is None and needs_conversion(given.denoiser))
+    in_noise = students_end_in_noise(recipe, given)
+    return guided or (recipe.lora is None and needs_conversion(given.denoiser, zero_terminal_snr=in_noise))
 
 
-def student_form(recipe: Recipe, given: Denoiser) -> Denoiser:
+def student_form(recipe: Recipe, given: Model) -> Denoiser:
     """A given teacher's network with the form that its students take: with `lora` the teacher's own."""
-    return converted_form(given) if recipe.lora is None else given
+    in_noise = students_end_in_noise(recipe, given)
+    return converted_form(given.denoiser, zero_terminal_snr=in_noise) if recipe.lora is None else given.denoiser
 
 
 def conversion_stage(recipe: Recipe, given: Model, frozen: DenoiserProtocol, images: Images) -> TrainingStage:
     """Stage 0: the given model's student in a form that can be halved, on its frozen predictions."""
     config = recipe.conversion_config()
-    denoiser, guidance = student_form(recipe, _initial_student(given.denoiser, config)), recipe.conversion.guidance
+    denoiser, guidance = _initial_student(student_form(recipe, given), config), recipe.conversion.guidance
     if isinstance(guidance, tuple):
         given_network = denoiser.network
         network = with_guidance_input(given_network) if given.text else with_class_guidance(given_network, guidance)
