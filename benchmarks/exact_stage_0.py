@@ -1,9 +1,10 @@
-"""What stage 0 would give if it had no error: the teacher's own predictions, sampled on its student's schedule.
+"""What zero terminal SNR does: the teacher's own predictions, sampled on a student's schedule that ends in pure noise.
 
     python benchmarks/exact_stage_0.py digits captions:runs/digits-captions runs/stock-text [--steps 40] [-n 500]
 
-The student of a text-to-image teacher predicts at time t what the guided teacher predicts at the time of the same
-signal-to-noise ratio. Accuracy and distances as in `text_teacher.py`, by guidance scale.
+With `conversion.zero_terminal_snr=true` the student of a text-to-image teacher predicts at time t what the guided
+teacher predicts at the time of the same signal-to-noise ratio; here without any error. Accuracy and distances as in
+`text_teacher.py`, by guidance scale.
 """
 
 from dataclasses import dataclass
