@@ -56,6 +56,13 @@ def test_an_eps_teacher_gets_a_v_student_first() -> None:
     student = progdist.distill(teacher, torch.randn(32, 2), [4, 2], updates=2, conversion_updates=2, batch=4)
     assert type(student.parameterization) is type(PARAMETERIZATIONS["v"])
     assert float(student.schedule.alpha(torch.ones(()).double())) == 0
+    how: dict[str, Any] = {"zero_terminal_snr": False, "updates": 1, "conversion_updates": 1, "batch": 4}
+    same = progdist.distill(teacher, torch.randn(32, 2), [4, 2], **how)
+    assert type(same.parameterization) is type(PARAMETERIZATIONS["v"])
+    assert same.schedule == teacher.schedule
+    again: list[int] = []
+    progdist.distill(same, torch.randn(32, 2), [2, 1], observe=lambda steps, _: again.append(steps), **how)
+    assert again == [1]  # no stage 0
 
 
 def ragged() -> Iterator[Tensor]:
@@ -67,6 +74,7 @@ def ragged() -> Iterator[Tensor]:
     ("data", "how", "message"),
     [
         ([], {}, "no data"),
+        (torch.zeros(4, 2), {"zero_terminal_snr": True}, "the teacher's does not"),
         (torch.zeros(4, 2), {"weighting": "snrr"}, "constant, snr"),
         (list(ragged()), {"batch": 2, "updates": 1}, "one shape"),
         (torch.zeros(4, 2), {"precision": "fp16"}, "auto, float32, bf16"),

@@ -23,7 +23,7 @@ from progdist.api.guidance import guided, with_guidance
 from progdist.diffusion.denoiser import Denoiser
 from progdist.diffusion.loss import WEIGHTINGS
 from progdist.distillation.chain import Stage, distill_chain, stages
-from progdist.distillation.conversion import conversion_loss, converted_form, needs_conversion
+from progdist.distillation.conversion import conversion_loss, converted_form, ends_above_zero_snr, needs_conversion
 from progdist.distillation.progressive import check_weighting, stage_loss
 from progdist.training.batches import Batches
 from progdist.training.callbacks import Progress
@@ -110,7 +110,7 @@ def distill(
             other must have a keyword `guidance` (B,) that it can be called without.
         null_class: the label that stands for no class, which guidance leads away from.
         zero_terminal_snr: whether the student's schedule ends in pure noise, or where the teacher's ends; None for
-            pure noise unless it is guided.
+            pure noise unless it is guided. False where the teacher is itself such a student.
         seed: of all randomness.
         observe: called with the student's step count (the teacher's in stage 0) and the progress, about a thousand
             times in each stage.
@@ -120,12 +120,15 @@ def distill(
 
     Raises:
         UserError: a chain that does not divide, no data, examples of different shapes, an option or a key of `updates`
-            that is none, guidance without labels, or a loss that is not finite.
+            that is none, guidance without labels, zero_terminal_snr of a schedule that ends in pure noise as it is, or
+            a loss that is not finite.
     """
     links, examples, accelerator = stages(chain), TensorData(data), make_accelerator()
     _check_names(weighting, precision, lr_scheduler)
     _check_at_least(conversion_updates=(conversion_updates, 1), seed=(seed, 0))
     weighting_function, counts = WEIGHTINGS[weighting], _updates(updates, [link.steps for link in links])
+    if zero_terminal_snr is not None and not ends_above_zero_snr(teacher.schedule):
+        raise UserError("zero_terminal_snr is of a schedule that ends above zero SNR, and the teacher's does not")
     in_noise = guidance is None if zero_terminal_snr is None else zero_terminal_snr
     check_weighting(converted_form(teacher, zero_terminal_snr=in_noise).schedule, weighting_function, chain[-1])
     config = TrainConfig(
