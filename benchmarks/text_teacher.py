@@ -121,22 +121,23 @@ def measured(model: str, captions: list[str], labels: Tensor, guidance: float, m
     """The row of FOLDER@STEPS at one scale."""
     started = time.perf_counter()
     made, rows = stock_samples(model, captions, guidance)
-    seconds, name = (time.perf_counter() - started) / len(made), model.replace("@", " | ")
-    return f"| {name} | {guidance:g} | {measure.row(made, labels)} | {rows / len(made):g} | {seconds:.3f} |"
+    seconds, (folder, _, steps) = (time.perf_counter() - started) / len(made), model.rpartition("@")
+    return f"| {folder} | {steps} | {guidance:g} | {measure.row(made, labels)} | {rows / len(made):g} | {seconds:.3f} |"
 
 
 def main() -> None:
     """Print a table."""
     parser = argument_parser(__doc__)
     parser.add_argument("models", nargs="+", help="FOLDER@STEPS")
-    parser.add_argument("--reference", help="FOLDER@STEPS")
+    parser.add_argument("--reference", help="FOLDER@STEPS, of models that take the scale")
     arguments = parser.parse_args()
     images, real, places, named_by = open_data(arguments.data, arguments.classifier)
     wanted, measure = images.stratified_labels(arguments.n), Measure.of(arguments.classifier, real)
     captions = [images.classes[place] for place in wanted.tolist()]
     print("| model | steps | guidance | accuracy | pixels (95 %) | features (95 %) | rows an image | s an image |")
     print("|---|---:|---:|---:|---|---|---:|---:|")
-    print(f"| data | | | {measure.row(real, named_by[places])} | | |", flush=True)
+    if not arguments.reference:
+        print(f"| data | | | {measure.row(real, named_by[places])} | | |", flush=True)
     for guidance in arguments.guidance:
         if arguments.reference:
             measure = Measure.of(arguments.classifier, stock_samples(arguments.reference, captions, guidance)[0])

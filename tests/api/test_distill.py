@@ -61,7 +61,7 @@ def test_an_eps_teacher_gets_a_v_student_first() -> None:
     assert type(same.parameterization) is type(PARAMETERIZATIONS["v"])
     assert same.schedule == teacher.schedule
     again: list[int] = []
-    progdist.distill(same, torch.randn(32, 2), [2, 1], observe=lambda steps, _: again.append(steps), **how)
+    progdist.distill(same, torch.randn(32, 2), [2, 1], observe=lambda steps, _: again.append(steps), updates=1, batch=4)
     assert again == [1]  # no stage 0
 
 

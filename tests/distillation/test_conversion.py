@@ -100,7 +100,7 @@ def test_what_needs_stage_0(stock: SaveStock, tiny_model: Callable[..., Any]) ->
     teacher = read_teacher(str(stock())).model.denoiser
     assert needs_conversion(teacher)
     form = converted_form(teacher)
-    assert not needs_conversion(form)
+    assert not needs_conversion(form, zero_terminal_snr=True)
     assert float(form.schedule.alpha(torch.ones(()).double())) == 0
     assert form.timesteps == 1000
     assert not needs_conversion(tiny_model(Cosine()))
@@ -109,11 +109,11 @@ def test_what_needs_stage_0(stock: SaveStock, tiny_model: Callable[..., Any]) ->
 def test_a_student_may_keep_the_end_of_its_teachers_schedule(stock: SaveStock) -> None:
     """Its times are then its teacher's own, and once it predicts v nothing is left to convert."""
     teacher = read_teacher(str(stock())).model.denoiser
-    assert needs_conversion(teacher, zero_terminal_snr=False)  # it predicts eps
+    assert needs_conversion(teacher)  # it predicts eps
     form = converted_form(teacher, zero_terminal_snr=False)
     assert form.parameterization is PARAMETERIZATIONS["v"]
     assert form.schedule == teacher.schedule
     t = torch.linspace(0, 1, 7, dtype=torch.float64)
     torch.testing.assert_close(equal_snr(form.schedule, teacher.schedule, t), t)
-    assert not needs_conversion(form, zero_terminal_snr=False)
-    assert needs_conversion(form)  # but for another end
+    assert not needs_conversion(form)
+    assert needs_conversion(form, zero_terminal_snr=True)  # for another end

@@ -15,9 +15,8 @@ from progdist import UserError
 from progdist.models.io.diffusers_pipeline import read_teacher
 from progdist.models.io.folder import save
 from progdist.models.text.pipeline import Guidance
-from progdist.recipes.from_teacher import taught_guidance, unconverted
+from progdist.recipes.from_teacher import needs_stage_0, taught_guidance, unconverted
 from progdist.recipes.recipe import Recipe
-from progdist.runs.stages import needs_stage_0
 from support.commands import call
 from support.text import PROMPTS, stock_pipeline
 from support.text_transformers import (

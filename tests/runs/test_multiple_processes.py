@@ -136,7 +136,7 @@ def test_sharded_training_is_the_same_and_what_it_writes_is_whole(recipe: Path, 
     succeeds("run", recipe, "--out", tmp_path / "alone", *settings)
     out = tmp_path / "run"
     process = launch((*TORCHRUN, "2"), recipe, out, *settings, "--shard")
-    wait_for(process, lambda: count_updates(out) > 30)
+    wait_for(process, lambda: count_updates(out) > 24)
     process.send_signal(signal.SIGTERM)
     _, _, errors = finish(process)
     assert "stopped by SIGTERM" in errors

@@ -21,8 +21,10 @@ from progdist.models.io.folder import load, save
 from progdist.models.model import Model
 from progdist.models.text.pipeline import network_arguments
 from progdist.recipes.files import read_recipe, validated
+from progdist.recipes.from_teacher import needs_stage_0, student_form
+from progdist.runs.estimate.cost import estimate
 from progdist.runs.run import open_run
-from progdist.runs.stages import needs_stage_0, student_form, teacher_predictions
+from progdist.runs.stages import teacher_predictions
 from support.commands import SHORT_EVALUATION, UNTRAINED, SilentCallback, call, refused
 from support.stock import SaveStock, stock_network
 
@@ -49,6 +51,8 @@ def test_the_whole_command(stock: SaveStock, tmp_path: Path, teacher: str) -> No
     assert records[0]["rmse"] == 0
     matched = [json.loads(line) for line in (tmp_path / "out" / "metrics.jsonl").read_text().splitlines()]
     assert any("conversion" in record for record in matched) == (teacher != "flow")
+    end = {"eps": "in pure noise", "flow": ""}.get(teacher, "at a signal-to-noise ratio of 4e-05")
+    assert end in " ".join(result.output.split())
     scheduler = json.loads((tmp_path / "out" / "student-0004" / "scheduler" / "scheduler_config.json").read_text())
     expected = "FlowMatchEulerDiscreteScheduler" if teacher == "flow" else "DDIMScheduler"
     assert scheduler["_class_name"] == expected
@@ -223,8 +227,10 @@ def test_guided_students_keep_the_end_of_the_schedule(
     form = student_form(recipe, teacher)
     assert float(form.schedule.alpha(end)) == expected
     assert needs_stage_0(recipe, teacher)
-    known = replace(teacher, denoiser=form, steps=(8,))  # what is distilled has the schedule that it has
-    assert not needs_stage_0(validated(recipe.model_dump() | {"conversion": {}}, (), "test"), known)
+    plain = validated(recipe.model_dump() | {"conversion": {}}, (), "test")
+    taught = replace(teacher, denoiser=form)  # the student of stage 0, or a later one
+    assert not needs_stage_0(plain, taught)
+    assert student_form(plain, taught).schedule == form.schedule
 
 
 @pytest.mark.parametrize(
@@ -239,8 +245,11 @@ def test_an_end_of_the_schedule_that_cannot_be_chosen_is_refused(
     save(replace(teacher, denoiser=form, steps=steps), tmp_path / "model")
     content = {"name": "a", "data": {"source": "digits"}, "teacher": {"model": str(tmp_path / "model")}}
     settings = ("conversion.zero_terminal_snr=true", "distill.chain=[8,4]")
+    recipe = validated(content, settings, "test")
     with pytest.raises(UserError, match=message):
-        open_run(validated(content, settings, "test"), tmp_path / "out", SilentCallback()).prepare()
+        open_run(recipe, tmp_path / "out", SilentCallback()).prepare()
+    with pytest.raises(UserError, match=message):
+        estimate(recipe)
 
 
 @pytest.mark.slow

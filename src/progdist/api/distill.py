@@ -23,7 +23,13 @@ from progdist.api.guidance import guided, with_guidance
 from progdist.diffusion.denoiser import Denoiser
 from progdist.diffusion.loss import WEIGHTINGS
 from progdist.distillation.chain import Stage, distill_chain, stages
-from progdist.distillation.conversion import conversion_loss, converted_form, ends_above_zero_snr, needs_conversion
+from progdist.distillation.conversion import (
+    conversion_loss,
+    converted_form,
+    ends_above_zero_snr,
+    needs_conversion,
+    zero_terminal_snr_of_students,
+)
 from progdist.distillation.progressive import check_weighting, stage_loss
 from progdist.training.batches import Batches
 from progdist.training.callbacks import Progress
@@ -90,7 +96,7 @@ def distill(
     """Distil a teacher along a chain of step counts (paper, Algorithm 2).
 
     Args:
-        teacher: left as it is. One that predicts eps, or whose schedule ends above zero SNR, first gets a student of
+        teacher: left as it is. One that predicts eps, or that is guided, first gets a student of
             output v (see `progdist.distillation.conversion`).
         data: tensors of one shape (N, ...), about [-1, 1]; or a data set or iterable of tensors or (tensor, label).
         chain: the teacher's step count, then each student's; each divides the one before.
@@ -110,7 +116,7 @@ def distill(
             other must have a keyword `guidance` (B,) that it can be called without.
         null_class: the label that stands for no class, which guidance leads away from.
         zero_terminal_snr: whether the student's schedule ends in pure noise, or where the teacher's ends; None for
-            pure noise unless it is guided. False where the teacher is itself such a student.
+            pure noise if the teacher predicts eps and is not guided.
         seed: of all randomness.
         observe: called with the student's step count (the teacher's in stage 0) and the progress, about a thousand
             times in each stage.
@@ -129,7 +135,7 @@ def distill(
     weighting_function, counts = WEIGHTINGS[weighting], _updates(updates, [link.steps for link in links])
     if zero_terminal_snr is not None and not ends_above_zero_snr(teacher.schedule):
         raise UserError("zero_terminal_snr is of a schedule that ends above zero SNR, and the teacher's does not")
-    in_noise = guidance is None if zero_terminal_snr is None else zero_terminal_snr
+    in_noise = zero_terminal_snr_of_students(teacher, zero_terminal_snr, guided=guidance is not None)
     check_weighting(converted_form(teacher, zero_terminal_snr=in_noise).schedule, weighting_function, chain[-1])
     config = TrainConfig(
         1,

@@ -79,15 +79,12 @@ def _caches(teacher: Teacher, images: Images) -> Iterator[str]:
 
 
 def _about_the_form(teacher: Teacher) -> Iterator[str]:
-    denoiser, is_student = teacher.model.denoiser, teacher.model.is_student
-    needs_stage_0 = needs_conversion(denoiser, zero_terminal_snr=not is_student)
+    denoiser = teacher.model.denoiser
     if isinstance(denoiser.parameterization, Eps):
         yield "it predicts eps, which says nothing of the image where all is noise: stage 0 teaches a v student first"
-    elif needs_stage_0:
-        yield "its schedule ends above zero SNR: stage 0 teaches a student on the rescaled schedule first"
     else:
         yield "it can be halved as it is"
-    learner = "stage 0" if needs_stage_0 else "the first student"
+    learner = "stage 0" if needs_conversion(denoiser) else "the first student"
     if teacher.threshold is not None:
         yield f"its sampler thresholds denoised images dynamically: {learner} learns the thresholded predictions"
     elif teacher.clip is not None:

@@ -13,9 +13,9 @@ zero terminal SNR    the teacher's, rescaled to end in pure noise, where samplin
 the teacher's own    t' = t. Sampling begins in pure noise though z_1 has some signal, which is how the teacher itself
                      is sampled, so that its student in many steps makes its very images.
 
-Without guidance the first is nearer to the data. With guidance it is farther: the difference of two predictions of x
-is that of eps over rho, so guidance is strongest where there is least signal, and the first asks the teacher beyond
-any level at which it was trained (docs/text-models.md has figures).
+Without guidance the first is nearer to the data, and is the default of teachers that predict eps. With guidance it is
+farther: the difference of two predictions of x is that of eps over rho, so guidance is strongest where there is least
+signal, and the first asks the teacher beyond any level at which it was trained (docs/text-models.md has figures).
 
 The loss is a norm and not its square. What is learned is a function of what the student is given, so both are 0 at the
 same student; but the gradient of a square is as long as the error, and the errors differ: a student begins near the
@@ -52,7 +52,21 @@ def ends_above_zero_snr(schedule: Schedule) -> bool:
     return isinstance(schedule, Discrete) and schedule.alphas_cumprod[-1] > 0
 
 
-def needs_conversion(teacher: Denoiser, *, zero_terminal_snr: bool = True) -> bool:
+def zero_terminal_snr_of_students(teacher: Denoiser, asked: bool | None, *, guided: bool) -> bool:
+    """Whether the schedule of a teacher's students ends in pure noise.
+
+    Args:
+        teacher: that is to be halved.
+        asked: what was said; None for nothing.
+        guided: whether the teacher is guided.
+
+    Returns:
+        What was asked; if nothing was, whether there is a stage 0 without guidance: the teacher predicts eps.
+    """
+    return (isinstance(teacher.parameterization, Eps) and not guided) if asked is None else asked
+
+
+def needs_conversion(teacher: Denoiser, *, zero_terminal_snr: bool = False) -> bool:
     """Whether a teacher cannot be halved as it is.
 
     Args:
@@ -72,6 +86,13 @@ def converted_form(teacher: Denoiser, *, zero_terminal_snr: bool = True) -> Deno
         schedule = schedule.rescaled()
     form = PARAMETERIZATIONS["v"] if isinstance(teacher.parameterization, Eps) else teacher.parameterization
     return teacher.with_parts(schedule=schedule, parameterization=form)
+
+
+def form_in_words(student: Denoiser) -> str:
+    """What a student of stage 0 predicts, and where its schedule ends."""
+    snr = float(student.schedule.log_snr(torch.ones((), dtype=torch.float64)).exp())
+    end = f"at a signal-to-noise ratio of {snr:.2g}" if snr else "in pure noise"
+    return f"a student with output {student.parameterization.name}, on a schedule that ends {end}"
 
 
 def equal_snr(schedule: Schedule, other: Schedule, t: Tensor) -> Tensor:

@@ -96,11 +96,6 @@ class Model:
         return tuple(label for label in range(len(self.classes)) if label != self.null_class)
 
     @property
-    def is_student(self) -> bool:
-        """Whether it was distilled: to step counts, or in stage 0 with guidance."""
-        return bool(self.steps) or self.guidance is not None or self.null_class is not None
-
-    @property
     def scheduler(self) -> DDIMScheduler | FlowMatchEulerDiscreteScheduler | None:
         """The stock scheduler of its folder, for its own step count, the least of several; None where there is none."""
         given = self.text is not None and self.text.particulars.passes_sigmas

@@ -12,6 +12,8 @@ from pathlib import Path
 from progdist._utils.errors import UserError
 from progdist.data.sources import load_images
 from progdist.data.tables import Columns
+from progdist.diffusion.denoiser import Denoiser
+from progdist.distillation.conversion import converted_form, needs_conversion, zero_terminal_snr_of_students
 from progdist.models.io.diffusers_pipeline import Teacher
 from progdist.models.model import Model
 from progdist.models.text.pipeline import Guidance, takes_guidance
@@ -155,10 +157,25 @@ def taught_guidance(recipe: Recipe, given: Model) -> Guidance | None:
     return scale if isinstance(scale, tuple) else (scale, scale)
 
 
-def students_end_in_noise(recipe: Recipe, given: Model) -> bool:
-    """Whether a given teacher's students have zero terminal SNR: as the recipe says, or unless they are guided."""
-    asked, guided = recipe.conversion.zero_terminal_snr, recipe.conversion.guidance is not None
-    return not (guided or given.is_student) if asked is None else asked
+def needs_stage_0(recipe: Recipe, given: Model) -> bool:
+    """Whether a given teacher has to be converted before it can be halved; to halve eps is what `lora` is for."""
+    guided = recipe.conversion.guidance is not None and not takes_guidance(given.denoiser.network)
+    if guided or recipe.lora is not None:
+        return guided
+    return needs_conversion(given.denoiser, zero_terminal_snr=_zero_terminal_snr(recipe, given))
+
+
+def student_form(recipe: Recipe, given: Model) -> Denoiser:
+    """A given teacher's network with the form that its students take: with `lora` the teacher's own."""
+    if recipe.lora is not None:
+        return given.denoiser
+    return converted_form(given.denoiser, zero_terminal_snr=_zero_terminal_snr(recipe, given))
+
+
+def _zero_terminal_snr(recipe: Recipe, given: Model) -> bool:
+    conversion = recipe.conversion
+    guided = conversion.guidance is not None
+    return zero_terminal_snr_of_students(given.denoiser, conversion.zero_terminal_snr, guided=guided)
 
 
 def unconverted(recipe: Recipe, given: Model) -> Model:

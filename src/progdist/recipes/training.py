@@ -69,8 +69,8 @@ class Conversion(Optimization):
     student takes as an input. It is guided away from `null_class` (the last if not given), or from
     the prompt `negative` (the empty one if not given).
 
-    With `zero_terminal_snr` the student's schedule ends in pure noise, without it where the teacher's ends. If it is
-    not given, students with guidance keep the teacher's end, which is nearer to what the teacher makes.
+    With `zero_terminal_snr` the student's schedule ends in pure noise, with false where the teacher's ends. If it is
+    not given, it ends in pure noise if the teacher predicts eps and is not guided.
     """
 
     updates: PositiveInt = 5_000
@@ -90,7 +90,8 @@ class Conversion(Optimization):
         for name in ("negative", "null_class"):
             if getattr(self, name) is not None and self.guidance is None:
                 raise ValueError(
-                    f"{name} is what guidance leads away from, and there is none: set conversion.guidance, too"
+                    f"{name} is what guidance leads away from, and there is none: set conversion.guidance, too, or "
+                    "leave it out"
                 )
         return self
 

@@ -11,100 +11,18 @@ from progdist._utils.names import Precision
 from progdist._utils.precision import bf16_speedup, emulation_warning, resolve
 from progdist.data.images import CaptionedImages, Images
 from progdist.data.sources import cropped, load_images
-from progdist.distillation.conversion import ends_above_zero_snr
 from progdist.models.model import Model
-from progdist.models.text.lora_file import LOADERS
-from progdist.models.text.pipeline import has_dial, takes_guidance
 from progdist.recipes.files import read_recipe, write_recipe
-from progdist.recipes.from_teacher import taught_guidance
 from progdist.recipes.recipe import Recipe
 from progdist.recipes.schema import Data
 from progdist.runs.folder import RunFolder
 from progdist.training.distributed import Distributed
 from progdist.training.loop import check_processes
-from progdist.training.lora import require_peft
-from progdist.training.state import bitsandbytes
 
 
-def check_compatible(recipe: Recipe, model: Model, images: Images) -> None:
-    """Refuse a teacher that the data or the chain does not suit."""
-    shape, classes, counts = model.image, len(images.classes), recipe.distill.counts()
-    if model.steps and counts[0] not in model.steps:
-        known = ", ".join(map(str, model.steps))
-        raise UserError(
-            f"the teacher was distilled for {known} steps and the chain starts at {counts[0]}: set distill.start "
-            "(or distill.chain) to start there"
-        )
-    if isinstance(model.guidance, tuple) and recipe.conversion.guidance is not None:
-        raise UserError("the teacher takes a guidance scale already, which its students learn from it: leave guidance")
-    if model.steps and recipe.conversion.guidance is not None:
-        raise UserError("guidance is taken in at all times, and a distilled teacher knows only its own: leave it out")
-    if model.autoencoder and recipe.evaluate.clip:
-        raise UserError("evaluate.clip is of images, and a latent model's samples are latents: set it to false")
-    _check_captions(recipe, model, images)
-    _check_schedule(recipe, model)
-    if recipe.lora is not None:
-        require_peft()
-    null_class(recipe, model, images)
-    if shape != images.shape:
-        raise UserError(
-            f"the teacher makes images of {shape}, {images.name} holds {images.shape} (channels, height, "
-            "width): set data.size and data.channels"
-        )
-    if model.autoencoder and recipe.data.flip:
-        raise UserError("data.flip is of images, and a latent model sees latents, encoded once: set it to false")
-    if model.classes and not classes:
-        raise UserError(f"the teacher has {len(model.classes)} classes, but {images.name} has no labels")
-    if model.classes and classes > len(model.classes):
-        raise UserError(f"{images.name} has {classes} classes, the teacher knows {len(model.classes)}")
-    for count in recipe.distill.counts():
-        if model.denoiser.timesteps % count:
-            raise UserError(
-                f"the chain's {count} steps do not divide the teacher's {model.denoiser.timesteps} timesteps, so "
-                "stock samplers would visit other times: choose counts that do"
-            )
-
-
-def _check_schedule(recipe: Recipe, model: Model) -> None:
-    """Refuse a choice between two schedules where there is one."""
-    if recipe.conversion.zero_terminal_snr is None:
-        return
-    if model.is_student:
-        raise UserError(
-            "conversion.zero_terminal_snr is of stage 0, and a distilled teacher knows its own times: leave it out"
-        )
-    if not ends_above_zero_snr(model.denoiser.schedule):
-        raise UserError(
-            "conversion.zero_terminal_snr is of a schedule that ends above zero SNR, and the teacher's does not: leave "
-            "it out"
-        )
-
-
-def check_options(recipe: Recipe, model: Model | None) -> None:
-    """Refuse an optimizer whose library is missing, and a guidance scale to measure at that students do not take.
-
-    Args:
-        recipe: of the run.
-        model: the given teacher; None where one is trained.
-    """
-    if any(config.optimizer == "adamw8bit" for config in recipe.train_configs()):
-        bitsandbytes()
-    asked = recipe.evaluate.guidance
-    taken = taught_guidance(recipe, model) if model else None
-    if asked is None:
-        return
-    if not isinstance(taken, tuple):
-        raise UserError(
-            f"evaluate.guidance is {asked:g}, and the students take no guidance scale: leave it out or distil a range, "
-            "e.g. --guidance 1:8"
-        )
-    if not taken[0] <= asked <= taken[1]:
-        raise UserError(f"evaluate.guidance is {asked:g}, and the students learn {taken[0]:g} to {taken[1]:g}")
-
-
-def _check_captions(recipe: Recipe, model: Model, images: Images) -> None:
-    """Refuse data and guidance of captions where the teacher takes none, and of classes where it takes captions."""
-    captioned, conversion = isinstance(images, CaptionedImages), recipe.conversion
+def check_data(recipe: Recipe, model: Model, images: Images) -> None:
+    """Refuse data that do not suit a teacher."""
+    shape, classes, captioned = model.image, len(images.classes), isinstance(images, CaptionedImages)
     if model.text and not captioned:
         raise UserError(
             f"the teacher makes images of captions, and {images.name} has none: give captions:FOLDER, or name their "
@@ -112,28 +30,16 @@ def _check_captions(recipe: Recipe, model: Model, images: Images) -> None:
         )
     if captioned and not model.text:
         raise UserError(f"{images.name} is of captions, and the teacher takes none: give folder:FOLDER")
-    if recipe.lora is not None and not model.text:
+    null_class(recipe, model, images)
+    if shape != images.shape:
         raise UserError(
-            "lora makes a file for the pipeline of a text-to-image teacher, and this teacher's loads none: set "
-            "distill.lora_rank for students of low rank"
+            f"the teacher makes images of {shape}, {images.name} holds {images.shape} (channels, height, "
+            "width): set data.size and data.channels"
         )
-    if recipe.lora is not None and model.text and model.text.kind not in LOADERS:
-        raise UserError(
-            f"lora makes a file for {' or '.join(LOADERS)}, and a {model.text.kind} loads no LoRA file of these: "
-            "set distill.lora_rank for students of low rank"
-        )
-    if model.text and conversion.null_class is not None:
-        raise UserError("conversion.null_class is of classes, and the teacher takes captions: leave it out")
-    if model.text and isinstance(conversion.guidance, tuple) and not has_dial(model.denoiser.network):
-        raise UserError(
-            f"a {model.text.kind} gives its network no guidance scale, so its students have no range: give a single one"
-        )
-    if model.text and conversion.negative is not None and takes_guidance(model.denoiser.network):
-        raise UserError(
-            "conversion.negative is of guidance by two evaluations, and this teacher takes one: leave it out"
-        )
-    if not model.text and conversion.negative is not None:
-        raise UserError("conversion.negative is a prompt, and the teacher takes none: set conversion.null_class")
+    if model.classes and not classes:
+        raise UserError(f"the teacher has {len(model.classes)} classes, but {images.name} has no labels")
+    if model.classes and classes > len(model.classes):
+        raise UserError(f"{images.name} has {classes} classes, the teacher knows {len(model.classes)}")
 
 
 def null_class(recipe: Recipe, model: Model, images: Images) -> int | None:

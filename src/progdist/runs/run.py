@@ -16,13 +16,13 @@ from progdist.data.latents import begin_latents, encode, open_latents
 from progdist.diffusion.denoiser import DenoiserProtocol
 from progdist.diffusion.loss import WEIGHTINGS
 from progdist.distillation.chain import Stage, distill_chain
-from progdist.distillation.conversion import BANDS, guidance_edges, prediction_errors, rms_by_interval
+from progdist.distillation.conversion import BANDS, form_in_words, guidance_edges, prediction_errors, rms_by_interval
 from progdist.distillation.progressive import check_weighting
 from progdist.evaluation.check_on_images import check_on_images
 from progdist.models.io.diffusers_pipeline import Teacher, read_teacher
 from progdist.models.model import Model
 from progdist.recipes.files import write_recipe
-from progdist.recipes.from_teacher import unconverted
+from progdist.recipes.from_teacher import needs_stage_0, student_form, unconverted
 from progdist.recipes.recipe import Recipe
 from progdist.runs import checks
 from progdist.runs.evaluator import Evaluator, instruments
@@ -34,13 +34,12 @@ from progdist.runs.stages import (
     RunConditions,
     conversion_stage,
     guided_predictions,
-    needs_stage_0,
-    student_form,
     student_stage,
     teacher_predictions,
     teacher_stage,
     untrained,
 )
+from progdist.runs.teacher_checks import check_options
 from progdist.runs.tracking import tracked
 from progdist.training.callbacks import Callback
 from progdist.training.distributed import Distributed
@@ -99,9 +98,9 @@ class Run:
         """Find every mistake that can be found before hours are spent; nothing is written."""
         if rule := self.recipe.distill.stop:
             self.images.split(rule.held_out, self.recipe.seed)
-        checks.check_options(self.recipe, self.given.model if self.given else None)
+        check_options(self.recipe, self.given.model if self.given else None)
         if self.given:
-            checks.check_compatible(self.recipe, self.given.model, self.images)
+            checks.check_data(self.recipe, self.given.model, self.images)
             self._check_teacher(self.given.model)
             start = student_form(self.recipe, self.given.model)
         else:
@@ -163,7 +162,9 @@ class Run:
             return trainer.keep("teacher", unconverted(self.recipe, model))
         guided = self.guided
         trained_before = self.distributed.on_main_process(self.folder.model("teacher").exists)
-        teacher = trainer.fit(conversion_stage(self.recipe, model, guided, self.images))
+        stage = conversion_stage(self.recipe, model, guided, self.images)
+        self.callback.note(f"stage 0: {form_in_words(stage.model.denoiser)}")
+        teacher = trainer.fit(stage)
         if not trained_before:
             self.distributed.on_main_process(lambda: self._report_conversion(trainer, teacher, guided))
         return teacher
@@ -183,9 +184,8 @@ class Run:
         if self.recipe.teacher.trust or model.steps or self.folder.model("teacher").exists():
             return
         with model.at_work(self.distributed.device):
-            problem = self.distributed.on_main_process(
-                lambda: check_on_images(model, self.images, self.recipe.seed).problem
-            )
+            check = partial(check_on_images, model, self.images, self.recipe.seed)
+            problem = self.distributed.on_main_process(lambda: check().problem)
         if problem:
             raise UserError(f"{self.recipe.teacher.model}: {problem} (or take it with --set teacher.trust=true)")
 

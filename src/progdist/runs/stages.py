@@ -22,7 +22,7 @@ from progdist.diffusion.denoiser import Denoiser, DenoiserProtocol
 from progdist.diffusion.loss import WEIGHTINGS, denoising_loss
 from progdist.diffusion.parameterization import PARAMETERIZATIONS
 from progdist.distillation.chain import Stage
-from progdist.distillation.conversion import conversion_loss, converted_form, needs_conversion
+from progdist.distillation.conversion import conversion_loss
 from progdist.distillation.guidance import Guided
 from progdist.distillation.variants import STAGE_LOSSES
 from progdist.models.guidance_input import usual_scale, with_class_guidance
@@ -33,7 +33,7 @@ from progdist.models.text.embeddings import Embeddings, encode_captions
 from progdist.models.text.lora_file import LoraFile
 from progdist.models.text.pipeline import network_arguments, takes_guidance, with_guidance_input
 from progdist.models.unet import Conditions, class_conditions, unet
-from progdist.recipes.from_teacher import students_end_in_noise, taught_guidance
+from progdist.recipes.from_teacher import student_form, taught_guidance
 from progdist.recipes.recipe import Recipe, student_name
 from progdist.recipes.training import train_config
 from progdist.runs.checks import null_class
@@ -155,19 +155,6 @@ def teacher_stage(recipe: Recipe, images: Images) -> TrainingStage:
     return TrainingStage(
         "teacher", 0, untrained(recipe, images.shape, images.classes, images.name), loss, train_config(section)
     )
-
-
-def needs_stage_0(recipe: Recipe, given: Model) -> bool:
-    """Whether a given teacher has to be converted before it can be halved; to halve eps is what `lora` is for."""
-    guided = recipe.conversion.guidance is not None and not takes_guidance(given.denoiser.network)
-    in_noise = students_end_in_noise(recipe, given)
-    return guided or (recipe.lora is None and needs_conversion(given.denoiser, zero_terminal_snr=in_noise))
-
-
-def student_form(recipe: Recipe, given: Model) -> Denoiser:
-    """A given teacher's network with the form that its students take: with `lora` the teacher's own."""
-    in_noise = students_end_in_noise(recipe, given)
-    return converted_form(given.denoiser, zero_terminal_snr=in_noise) if recipe.lora is None else given.denoiser
 
 
 def conversion_stage(recipe: Recipe, given: Model, frozen: DenoiserProtocol, images: Images) -> TrainingStage:

@@ -26,11 +26,13 @@ from progdist.models.guidance_input import with_class_guidance
 from progdist.models.io.diffusers_pipeline import read_teacher
 from progdist.models.model import Model
 from progdist.models.text.pipeline import network_arguments, takes_guidance, trial_condition, with_guidance_input
+from progdist.recipes.from_teacher import needs_stage_0
 from progdist.recipes.recipe import Recipe
 from progdist.runs.estimate.evaluations import frozen_evaluations, sampling_evaluations
 from progdist.runs.estimate.memory import Memory, activation_bytes, training_memory
 from progdist.runs.evaluator import measurement_plan
-from progdist.runs.stages import needs_stage_0, untrained
+from progdist.runs.stages import untrained
+from progdist.runs.teacher_checks import check_options
 from progdist.training.config import TrainConfig
 
 LONG_ENOUGH = 1.0
@@ -100,6 +102,7 @@ def estimate(recipe: Recipe, capacity: int | None = None) -> Estimate:
     model = _model(recipe)
     measurement_plan(recipe).check(captions=model.text is not None)
     denoiser, device = model.denoiser, torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    check_options(recipe, model if recipe.teacher.model else None)
     taken, guided = recipe.teacher.model is not None, _is_guided(recipe, model)
     configs = recipe.train_configs()
     if taken and not needs_stage_0(recipe, model):
