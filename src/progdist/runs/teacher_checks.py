@@ -4,7 +4,7 @@ from progdist._utils.errors import UserError
 from progdist.distillation.conversion import ends_above_zero_snr
 from progdist.models.model import Model
 from progdist.models.text.lora_file import LOADERS
-from progdist.models.text.pipeline import has_dial, takes_guidance
+from progdist.models.text.pipeline import Guidance, has_dial, takes_guidance
 from progdist.recipes.from_teacher import taught_guidance
 from progdist.recipes.recipe import Recipe
 from progdist.training.lora import require_peft
@@ -20,12 +20,14 @@ def check_options(recipe: Recipe, model: Model | None) -> None:
     """
     if any(config.optimizer == "adamw8bit" for config in recipe.train_configs()):
         bitsandbytes()
+    if recipe.evaluate.guidance is not None:
+        _check_measured_scale(recipe.evaluate.guidance, taught_guidance(recipe, model) if model else None)
     if model is not None:
         _check_teacher(recipe, model)
-    asked = recipe.evaluate.guidance
-    taken = taught_guidance(recipe, model) if model else None
-    if asked is None:
-        return
+
+
+def _check_measured_scale(asked: float, taken: Guidance | None) -> None:
+    """Refuse a guidance scale to measure at that students do not take."""
     if not isinstance(taken, tuple):
         raise UserError(
             f"evaluate.guidance is {asked:g}, and the students take no guidance scale: leave it out or distil a range, "
