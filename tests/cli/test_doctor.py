@@ -7,9 +7,11 @@ from pathlib import Path
 import pytest
 
 from progdist import Denoiser
+from progdist.models.io.diffusers_pipeline import read_teacher
 from progdist.models.io.folder import save
 from progdist.models.model import Model
 from support.commands import SHORT_EVALUATION, call
+from support.guidance import student
 from support.paths import REFERENCE
 from support.stock import SaveStock
 
@@ -54,6 +56,17 @@ def test_the_doctor_and_distill_refuse_what_the_data_contradict(
 def test_the_doctor_shows_an_explicit_offset(tiny_model: Callable[..., Denoiser], tmp_path: Path) -> None:
     save(Model(tiny_model()), tmp_path / "model")
     assert "timestep = 1024 t - 0" in call("doctor", tmp_path / "model", "--offset", 0).output
+
+
+@pytest.mark.usefixtures("known_rates")
+def test_the_doctor_tells_what_guidance_a_student_takes(stock: SaveStock, tmp_path: Path) -> None:
+    """Whose schedule ends where its teacher's does, and which is halved as it is."""
+    save(student(read_teacher(str(stock(classes=11))).model), tmp_path / "student")
+    text = " ".join(call("doctor", tmp_path / "student").output.split())
+    assert "it takes a guidance scale from 1 to 8, and so do its students" in text
+    assert "it can be halved as it is" in text
+    sampled = call("sample", tmp_path / "student", "-n", 1, "--out", tmp_path / "grid.png")
+    assert "guidance: 4, the usual scale of 1 to 8" in " ".join(sampled.output.split())
 
 
 TRAINED = REFERENCE / "stock_teacher"

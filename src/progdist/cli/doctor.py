@@ -93,9 +93,13 @@ def _about_the_form(teacher: Teacher) -> Iterator[str]:
 
 
 def _about_guidance(teacher: Teacher) -> Iterator[str]:
-    """What --guidance does for a teacher of captions."""
-    text, network = teacher.model.text, teacher.model.denoiser.network
-    if text is None or teacher.model.steps:
+    """Which guidance a student has taken in; what --guidance does for a teacher of captions."""
+    text, network, taken = teacher.model.text, teacher.model.denoiser.network, teacher.model.guidance
+    if isinstance(taken, tuple):
+        yield f"it takes a guidance scale from {taken[0]:g} to {taken[1]:g}, and so do its students"
+    elif taken is not None:
+        yield f"it is guided by {taken:g} for good, and so are its students"
+    if text is None or taken is not None or teacher.model.steps:
         return
     usual = text.particulars.usual_guidance
     if takes_guidance(network):

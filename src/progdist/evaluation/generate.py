@@ -160,6 +160,8 @@ def _conditions(model: Model, options: SamplingOptions, notify: Notify) -> Condi
     taken, asked = model.guidance, options.guidance
     if isinstance(taken, tuple) and asked is not None and not taken[0] <= asked <= taken[1]:
         notify(f"warning: the model was distilled for guidance of {taken[0]:g} to {taken[1]:g}, not {asked:g}")
+    if isinstance(taken, tuple) and asked is None:
+        notify(f"guidance: {model.scale(None):g}, the usual scale of {taken[0]:g} to {taken[1]:g}")
     if model.text is None:
         if options.prompts:
             raise UserError("--prompt is of text-conditional models, and this is none: leave it out")
