@@ -35,8 +35,11 @@ KINDS = ("float32", "tf32", "bf16")
 PARITY = 2e-4
 """The largest difference allowed, over the largest value, in float32."""
 
-TINY = ("--set", "teacher.updates=4", "--set", "distill.stages={}", "--set", "distill.updates=2", "--set",
-        "evaluate.samples=64", "--set", "evaluate.resamples=2", "--set", "distill.chain=[4,2]")  # fmt: skip
+SMALL = (
+    *("network.width=8", "network.groups=4", "teacher.updates=4", "distill.chain=[4,2]", "distill.stages={}"),
+    *("distill.updates=2", "evaluate.samples=64", "evaluate.resamples=2"),
+)
+TINY = [word for setting in SMALL for word in ("--set", setting)]
 
 
 def parity() -> dict[str, float]:
@@ -99,7 +102,7 @@ def minutes(command: list[str]) -> float:
 
 def recipes(tiny: bool, data: str | None, folder: Path) -> dict[str, float]:
     """Minutes of whole runs."""
-    small = list(TINY) if tiny else []
+    small = TINY if tiny else []
     progdist = [sys.executable, "-m", "progdist"]
     found = {"digits": minutes([*progdist, "run", "digits", "--out", str(folder / "digits"), *small])}
     if data:

@@ -19,7 +19,7 @@ pytestmark = pytest.mark.slow
 MODELS = ("teacher", "student-0004", "student-0002")
 
 
-KILLS = int(os.environ.get("KILLS", "4"))
+KILLS = int(os.environ.get("KILLS", "2"))
 """Kill points of the test; `make torture` tries more."""
 
 
