@@ -13,9 +13,11 @@ from support.paths import ROOT
 
 pytestmark = pytest.mark.slow
 
+TABLE = "benchmarks/text_teacher.py"
+
 SHORTER = {
     "examples/train_text_teacher.py": ["--updates", "2", "--autoencoder-updates", "2", "--images", "100"],
-    "benchmarks/text_teacher.py": ["-n", "8"],
+    TABLE: ["-n", "8"],
 }
 
 
@@ -26,23 +28,33 @@ def test_from_captioned_digits_to_a_table(
     section = section.replace("\\\n", " ")
     commands = [shlex.split(line) for line in re.findall(r"^    ((?:python|progdist) .*)$", section, re.MULTILINE)]
     programs = [command[1] for command in commands]
-    judged_twice = [
-        "distill",
-        "benchmarks/text_teacher.py",
-    ] * 2  # one of a guidance range, then one of LoRA
+    judged_twice = ["distill", TABLE] * 2  # one of a guidance range, then one of LoRA
     assert programs == ["examples/train_text_teacher.py", *judged_twice]
     for folder in ("examples", "benchmarks"):
         (tmp_path / folder).symlink_to(ROOT / folder)
     monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")  # a script is run from its folder
+
+    def benchmark(*arguments: str) -> list[list[str]]:
+        """The rows that a script prints, without their first line of names."""
+        monkeypatch.setattr(sys, "argv", list(arguments))
+        runpy.run_path(arguments[0], run_name="__main__")
+        lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("| ")]
+        return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+
+    rows: list[list[str]] = []
     for command in commands:
         if command[0] == "progdist":
             short = ("--updates", 1, "--conversion-updates", 2, "--start", 8, *SHORT_EVALUATION)
             assert "distinct captions are encoded once" in succeeds(*command[1:], *short).output
-            continue
-        monkeypatch.setattr(sys, "argv", [*command[1:], *SHORTER[command[1]]])
-        runpy.run_path(command[1], run_name="__main__")
-    rows = [line for line in capsys.readouterr().out.splitlines() if line.startswith("| runs/")]
-    student = next(row for row in rows if "student-0004 | 4 | 3 |" in row)
-    teacher = next(row for row in rows if "stock-text | 4 | 3 |" in row)
-    assert student.split("|")[7].strip() == "4"  # a row for each step
-    assert teacher.split("|")[7].strip() == "8"  # and two where a stock pipeline guides
+        else:
+            rows += benchmark(*command[1:], *SHORTER[command[1]])
+    student = next(row for row in rows if row[:3] == ["runs/text-4/student-0004", "4", "3"])
+    teacher = next(row for row in rows if row[:3] == ["runs/stock-text", "4", "3"])
+    assert student[6] == "4"  # a row for each step
+    assert teacher[6] == "8"  # and two where a stock pipeline guides
+    assert any(row[:3] == ["runs/lora-4/student-0004", "4", "1"] for row in rows)
+    what, few = ("digits", "captions:runs/digits-captions"), ("-n", "8", "--guidance", "3")
+    _, same = benchmark(TABLE, *what, "runs/stock-text@4", *few, "--reference", "runs/stock-text@4")
+    assert abs(float(same[4].split()[0])) < 1e-3  # from itself
+    assert benchmark("benchmarks/exact_stage_0.py", *what, "runs/stock-text", *few, "--steps", "2")[1][0] == "3"
