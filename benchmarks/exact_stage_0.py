@@ -49,7 +49,7 @@ def main() -> None:
     model = read_teacher(arguments.teacher).model
     assert model.text is not None
     guided = Guided(model.denoiser, model.text.encoder().unconditional(None))
-    exact = ExactStage0(guided, converted_form(model.denoiser).schedule)
+    exact = ExactStage0(guided, converted_form(model.denoiser, zero_terminal_snr=True).schedule)
     conditions = prompt_conditions(model, images.classes, None)
     noise = torch.randn(arguments.n, *model.shape, generator=torch.Generator().manual_seed(1))
     print("| guidance | accuracy | pixels (95 %) | features (95 %) |\n|---:|---:|---|---|")

@@ -99,7 +99,7 @@ def test_guidance_and_clipping(tiny_model: Callable[..., Any]) -> None:
 def test_what_needs_stage_0(stock: SaveStock, tiny_model: Callable[..., Any]) -> None:
     teacher = read_teacher(str(stock())).model.denoiser
     assert needs_conversion(teacher)
-    form = converted_form(teacher)
+    form = converted_form(teacher, zero_terminal_snr=True)
     assert not needs_conversion(form, zero_terminal_snr=True)
     assert float(form.schedule.alpha(torch.ones(()).double())) == 0
     assert form.timesteps == 1000

@@ -51,8 +51,9 @@ def test_the_whole_command(stock: SaveStock, tmp_path: Path, teacher: str) -> No
     assert records[0]["rmse"] == 0
     matched = [json.loads(line) for line in (tmp_path / "out" / "metrics.jsonl").read_text().splitlines()]
     assert any("conversion" in record for record in matched) == (teacher != "flow")
-    end = {"eps": "in pure noise", "flow": ""}.get(teacher, "at a signal-to-noise ratio of 4e-05")
-    assert end in " ".join(result.output.split())
+    end = "in pure noise" if teacher == "eps" else "at a signal-to-noise ratio of 4e-05"
+    said = f"stage 0: a student with output v, on a schedule that ends {end}"
+    assert (said in " ".join(result.output.split())) == (teacher != "flow")
     scheduler = json.loads((tmp_path / "out" / "student-0004" / "scheduler" / "scheduler_config.json").read_text())
     expected = "FlowMatchEulerDiscreteScheduler" if teacher == "flow" else "DDIMScheduler"
     assert scheduler["_class_name"] == expected
@@ -256,7 +257,7 @@ def test_an_end_of_the_schedule_that_cannot_be_chosen_is_refused(
 def test_a_student_with_a_guidance_scale_is_a_teacher(tmp_path: Path, stock: SaveStock) -> None:
     """Its students are given the scales that it knows; another guidance is refused."""
     teacher = read_teacher(str(stock(classes=11))).model
-    form = converted_form(teacher.denoiser)
+    form = converted_form(teacher.denoiser, zero_terminal_snr=True)
     network = with_class_guidance(form.network, (1.0, 3.0))
     denoiser = form.with_parts(network=network, arguments=network_arguments(network))
     save(replace(teacher, denoiser=denoiser, steps=(8,)), tmp_path / "eight")

@@ -150,4 +150,5 @@ def transformer_student(place: Path, steps: int) -> Model:
     teacher = read_teacher(str(place), None, SIZE).model
     assert teacher.text is not None
     text = teacher.text.guided((1.0, 5.0) if takes_guidance(teacher.denoiser.network) else None, None)
-    return replace(teacher, denoiser=converted_form(teacher.denoiser), steps=(steps,), text=text)
+    form = converted_form(teacher.denoiser, zero_terminal_snr=True)
+    return replace(teacher, denoiser=form, steps=(steps,), text=text)

@@ -96,8 +96,8 @@ def distill(
     """Distil a teacher along a chain of step counts (paper, Algorithm 2).
 
     Args:
-        teacher: left as it is. One that predicts eps, or that is guided, first gets a student of
-            output v (see `progdist.distillation.conversion`).
+        teacher: left as it is. One that predicts eps, or that is guided, first gets a student of output v (see
+            `progdist.distillation.conversion`).
         data: tensors of one shape (N, ...), about [-1, 1]; or a data set or iterable of tensors or (tensor, label).
         chain: the teacher's step count, then each student's; each divides the one before.
         updates: of every stage, or by the student's step count.

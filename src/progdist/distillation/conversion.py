@@ -79,7 +79,7 @@ def needs_conversion(teacher: Denoiser, *, zero_terminal_snr: bool = False) -> b
     return isinstance(teacher.parameterization, Eps) or (zero_terminal_snr and ends_above_zero_snr(teacher.schedule))
 
 
-def converted_form(teacher: Denoiser, *, zero_terminal_snr: bool = True) -> Denoiser:
+def converted_form(teacher: Denoiser, *, zero_terminal_snr: bool) -> Denoiser:
     """The teacher's own network with the form its student takes: v in place of eps, on one of the two schedules."""
     schedule = teacher.schedule
     if zero_terminal_snr and isinstance(schedule, Discrete):
