@@ -22,10 +22,10 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from progdist import PARAMETERIZATIONS, WEIGHTINGS, Cosine, Denoiser
-from progdist._utils.cuda_graphs import CALLS_BEFORE, CudaGraphs
-from progdist._utils.precision import Resolved
-from progdist.distillation.chain import Stage
-from progdist.distillation.progressive import stage_loss
+from progdist.compute.cuda_graphs import CALLS_BEFORE, CudaGraphs
+from progdist.compute.precision import Resolved
+from progdist.methods.chain import Stage
+from progdist.methods.progressive import stage_loss
 from progdist.models.unet import unet
 from progdist.training.batches import Batches
 from progdist.training.config import TrainConfig

@@ -22,18 +22,18 @@ import torch
 from torch import Tensor
 
 from progdist import WEIGHTINGS, Denoiser
-from progdist._utils.precision import autocast, resolve
 from progdist._utils.random import generator
+from progdist.compute.precision import autocast, resolve
 from progdist.data.sources import load_images
 from progdist.diffusion.loss import diffuse, weighted_error
-from progdist.distillation.chain import Stage
-from progdist.distillation.progressive import distillation_target
 from progdist.evaluation.features import feature_space
 from progdist.evaluation.generate import SamplingOptions, generate_images
 from progdist.evaluation.metrics import quality
-from progdist.models.io.folder import load
+from progdist.methods.chain import Stage
+from progdist.methods.progressive import distillation_target
 from progdist.models.model import Model
 from progdist.recipes.files import read_recipe
+from progdist.students.folder import load
 from progdist.training.batches import Batch, Batches
 from variants import TEACHER_COST, VARIANTS, Variant
 

@@ -27,9 +27,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from progdist.distillation.chain import Stage, distill_chain, stages
 from progdist.evaluation.features import FeatureSpace, feature_space
 from progdist.evaluation.measures.plan import Instruments
+from progdist.methods.chain import Stage, distill_chain, stages
 from progdist.models.model import Model
 from progdist.recipes.files import read_recipe
 from progdist.recipes.recipe import Recipe

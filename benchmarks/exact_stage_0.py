@@ -13,11 +13,11 @@ import torch
 from torch import Tensor
 
 from progdist.diffusion.schedule import Schedule
-from progdist.distillation.conversion import converted_form, equal_snr
-from progdist.distillation.guidance import Guided
 from progdist.evaluation.sampling import sample_in_batches
-from progdist.models.io.diffusers_pipeline import read_teacher
-from progdist.models.text.conditions import prompt_conditions
+from progdist.methods.conversion import converted_form, equal_snr
+from progdist.methods.guidance import Guided
+from progdist.models.conditions import prompt_conditions
+from progdist.teachers.open import read_teacher
 from text_teacher import Measure, argument_parser, open_data
 
 

@@ -28,7 +28,7 @@ import torch
 
 from cases import CASES, machine, our_updates, peak_flops, update_flops
 from progdist import PARAMETERIZATIONS, WEIGHTINGS, Cosine, Denoiser, denoising_loss, distillation_target, sample
-from progdist._utils.precision import Resolved
+from progdist.compute.precision import Resolved
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 KINDS = ("float32", "tf32", "bf16")

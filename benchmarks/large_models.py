@@ -139,8 +139,8 @@ def command(place: Path, variant: str, batch: int) -> list[str]:
 def counted(words: list[str]) -> int:
     """Bytes that `--dry-run` counts for a command."""
     from progdist.cli import app
-    from progdist.models.io.diffusers_pipeline import read_teacher
     from progdist.runs.estimate.cost import heaviest_stage
+    from progdist.teachers.open import read_teacher
 
     recipes: list[Any] = []
     app._estimated = lambda recipe, *rest: recipes.append(recipe) or True

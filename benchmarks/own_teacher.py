@@ -18,14 +18,14 @@ import torch
 from diffusers import UNet2DModel
 from torch import Tensor
 
-from progdist._utils.precision import autocast
+from progdist.compute.precision import autocast
 from progdist.data.images import Images
 from progdist.data.sources import load_images
 from progdist.data.tables import Columns
 from progdist.evaluation.features import feature_space
 from progdist.evaluation.metrics import Quality, quality
-from progdist.models.io.diffusers_pipeline import read_teacher
 from progdist.recipes.from_teacher import frame
+from progdist.teachers.open import read_teacher
 
 
 def stock_samples(folder: Path, steps: int, images: Images, count: int, seed: int) -> tuple[Tensor, Tensor]:

@@ -29,8 +29,8 @@ from diffusers.pipelines.ddim.pipeline_ddim import DDIMPipeline
 
 from cases import CASES, Case, Clock, Noise, machine, our_updates, peak_flops, spread, update_flops
 from progdist import PARAMETERIZATIONS, Cosine, Denoiser, sample
-from progdist._utils.cuda_graphs import CudaGraphs
-from progdist._utils.precision import Resolved, autocast, resolve
+from progdist.compute.cuda_graphs import CudaGraphs
+from progdist.compute.precision import Resolved, autocast, resolve
 from progdist.models.model import stock_scheduler
 from progdist.training.batches import Batches
 

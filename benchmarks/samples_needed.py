@@ -24,7 +24,7 @@ from progdist.evaluation.features import FeatureSpace, feature_space, features_o
 from progdist.evaluation.generate import SamplingOptions, generate_batches
 from progdist.evaluation.measures.frechet import Frechet
 from progdist.evaluation.measures.moments import Moments, moments
-from progdist.models.io.folder import load
+from progdist.students.folder import load
 
 
 def stand_ins(

@@ -16,9 +16,9 @@ from progdist.data.sources import load_images
 from progdist.evaluation.features import feature_space
 from progdist.evaluation.generate import SamplingOptions, generate_images
 from progdist.evaluation.metrics import quality
-from progdist.models.io.folder import load
 from progdist.recipes.files import read_recipe
 from progdist.recipes.recipe import student_name
+from progdist.students.folder import load
 
 
 def distances(folder: Path, steps: int, count: int, seed: int, data: str, features: list[str]) -> list[float]:

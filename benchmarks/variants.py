@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, replace
 
-from progdist.distillation.chain import Stage, stages
+from progdist.methods.chain import Stage, stages
 
 
 @dataclass(frozen=True)

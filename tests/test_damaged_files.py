@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 
 from progdist import UserError
 from progdist.data.sources import load_images
-from progdist.models.io.diffusers_pipeline import read_teacher
+from progdist.teachers.open import read_teacher
 from support.commands import TINY
 from support.damaged_files import CASES, picture, stock_folder
 

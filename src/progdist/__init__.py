@@ -3,7 +3,7 @@
     from progdist import Cosine, Denoiser, PARAMETERIZATIONS, distill, sample, load, save
 
 The mathematics is in `progdist.diffusion` (schedule, parameterization, denoiser, sampler, loss) and the method in
-`progdist.distillation` (progressive, chain, conversion); each module opens with its equations.
+`progdist.methods` (progressive, chain, conversion); each module opens with its equations.
 """
 
 from importlib import import_module
@@ -12,23 +12,23 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from progdist._utils.errors import UserError
-    from progdist.api.distill import distill
-    from progdist.api.models import load, sample, save
     from progdist.diffusion.denoiser import Denoiser
     from progdist.diffusion.loss import WEIGHTINGS, denoising_loss
     from progdist.diffusion.parameterization import PARAMETERIZATIONS
     from progdist.diffusion.schedule import Cosine, Discrete, RectifiedFlow, Schedule
-    from progdist.distillation.progressive import distillation_loss, distillation_target
+    from progdist.distillation import distill
+    from progdist.methods.progressive import distillation_loss, distillation_target
+    from progdist.models.api import load, sample, save
 
 _MODULES = {
     "_utils.errors": ["UserError"],
-    "api.distill": ["distill"],
-    "api.models": ["load", "sample", "save"],
+    "distillation": ["distill"],
+    "models.api": ["load", "sample", "save"],
     "diffusion.denoiser": ["Denoiser"],
     "diffusion.loss": ["WEIGHTINGS", "denoising_loss"],
     "diffusion.parameterization": ["PARAMETERIZATIONS"],
     "diffusion.schedule": ["Cosine", "Discrete", "RectifiedFlow", "Schedule"],
-    "distillation.progressive": ["distillation_loss", "distillation_target"],
+    "methods.progressive": ["distillation_loss", "distillation_target"],
 }
 
 __version__ = version("progdist")

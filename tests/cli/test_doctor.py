@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from progdist import Denoiser
-from progdist.models.io.diffusers_pipeline import read_teacher
-from progdist.models.io.folder import save
 from progdist.models.model import Model
+from progdist.students.folder import save
+from progdist.teachers.open import read_teacher
 from support.commands import SHORT_EVALUATION, call
 from support.guidance import student
 from support.paths import REFERENCE
@@ -41,7 +41,7 @@ def test_the_doctor_and_distill_refuse_what_the_data_contradict(
 ) -> None:
     folder = stock()
     problem = "the folder says its network predicts eps, but read as v it denoises the data better"
-    monkeypatch.setattr("progdist.distillation.teacher_check._wrong_parameterization", lambda errors, own: problem)
+    monkeypatch.setattr("progdist.teachers.check._wrong_parameterization", lambda errors, own: problem)
     result = call("doctor", folder, "--data", "digits")
     assert result.exit_code == 2
     assert f"! {problem}" in " ".join(result.output.split())

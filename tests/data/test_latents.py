@@ -13,7 +13,7 @@ from progdist.data import latents
 from progdist.data.images import Images
 from progdist.data.latents import begin_latents, encode, open_latents
 from progdist.data.sources import load_images
-from progdist.models.io.diffusers_pipeline import read_teacher
+from progdist.teachers.open import read_teacher
 from support.latent import distill_latent
 
 

@@ -24,14 +24,14 @@ from progdist.diffusion.integrators import runge_kutta
 from progdist.diffusion.parameterization import PARAMETERIZATIONS, OneHead
 from progdist.diffusion.sampler import METHODS, NFE_PER_STEP, network_evaluations
 from progdist.diffusion.schedule import SCHEDULES, VariancePreserving
-from progdist.models.io.diffusers_pipeline import read_teacher
-from progdist.models.io.folder import load
-from progdist.models.io.safe_loading import NETWORKS
 from progdist.models.model import PREDICTION_TYPES
+from progdist.models.safe_loading import NETWORKS
 from progdist.recipes.files import read_recipe
 from progdist.recipes.recipe import Recipe
 from progdist.recipes.schema import Noise
 from progdist.runs.run import open_run
+from progdist.students.folder import load
+from progdist.teachers.open import read_teacher
 from support.checks import check_round_trip, check_schedule, check_student_lands_where_the_teacher_lands, measured_order
 from support.commands import SilentCallback, succeeds
 from support.paths import ROOT

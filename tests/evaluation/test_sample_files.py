@@ -20,8 +20,8 @@ from progdist.data.sources import load_images
 from progdist.evaluation import sample_files
 from progdist.evaluation.generate import SamplingOptions, generate_batches, generate_images
 from progdist.evaluation.sample_files import write_samples
-from progdist.models.io.folder import load, save
 from progdist.models.model import Model
+from progdist.students.folder import load, save
 from progdist.training.distributed import Distributed
 
 OPTIONS = SamplingOptions(2, 11, None, seed=3, method="ancestral", batch=4)

@@ -10,7 +10,7 @@ import torch
 
 import progdist
 from progdist.data.sources import load_images
-from progdist.models.io.diffusers_pipeline import read_teacher
+from progdist.teachers.open import read_teacher
 from support.commands import call
 
 

@@ -13,13 +13,13 @@ import progdist
 from progdist import Denoiser, UserError
 from progdist._utils.files import read_tensors
 from progdist.evaluation.generate import SamplingOptions, sampling_noise
-from progdist.models.io.diffusers_pipeline import read_teacher
-from progdist.models.io.folder import load, save
 from progdist.recipes.files import validated
 from progdist.runs.checks import null_class
 from progdist.runs.pages.play import Playable
 from progdist.runs.run import open_run
 from progdist.runs.stages import conversion_stage
+from progdist.students.folder import load, save
+from progdist.teachers.open import read_teacher
 from support.commands import SilentCallback, call, refused, succeeds
 from support.guidance import student
 from support.stock import SaveStock

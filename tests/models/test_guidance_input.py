@@ -16,9 +16,9 @@ from progdist.diffusion.analytic import Gaussian
 from progdist.diffusion.loss import WEIGHTINGS
 from progdist.diffusion.parameterization import PARAMETERIZATIONS
 from progdist.diffusion.sampler import sample
-from progdist.distillation.conversion import conversion_loss
-from progdist.distillation.guidance import Guided
 from progdist.evaluation.generate import sampling_noise
+from progdist.methods.conversion import conversion_loss
+from progdist.methods.guidance import Guided
 from progdist.models.guidance_input import (
     GuidedClasses,
     class_guidance,
@@ -26,11 +26,11 @@ from progdist.models.guidance_input import (
     usual_scale,
     with_class_guidance,
 )
-from progdist.models.io.diffusers_pipeline import read_teacher
-from progdist.models.io.folder import load, save
 from progdist.models.model import Model
-from progdist.models.text.pipeline import network_arguments
-from progdist.models.text.stock import guidance_embedding as embedding_of_text_models
+from progdist.models.prompt_encoder import guidance_embedding as embedding_of_text_models
+from progdist.models.prompts import network_arguments
+from progdist.students.folder import load, save
+from progdist.teachers.open import read_teacher
 from support.commands import call
 from support.guidance import student
 from support.latent import save_dit, stock_latent_images

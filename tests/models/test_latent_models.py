@@ -8,7 +8,7 @@ import torch
 
 import progdist
 from progdist.evaluation.generate import SamplingOptions, generate_images, sampling_noise
-from progdist.models.io.folder import load
+from progdist.students.folder import load
 from support.commands import UNTRAINED, call
 from support.latent import SHORT, distill_latent, save_dit, stock_latent_images
 

@@ -12,10 +12,10 @@ from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 
 import progdist
 from progdist import UserError
-from progdist.models.io.diffusers_pipeline import read_teacher
-from progdist.models.io.folder import load, save
 from progdist.models.model import Model
-from progdist.models.text.pipeline import Guidance
+from progdist.models.prompts import Guidance
+from progdist.students.folder import load, save
+from progdist.teachers.open import read_teacher
 from support.commands import call
 from support.text import WRITERS, stock_pipeline, text_student, write_sd, write_sdxl
 

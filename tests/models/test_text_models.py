@@ -15,14 +15,14 @@ import progdist
 from progdist import UserError
 from progdist._utils.files import read_tensors
 from progdist.diffusion.sampler import ddim_update, sample
-from progdist.distillation.guidance import Guided
 from progdist.evaluation.generate import sampling_noise
-from progdist.models.io.diffusers_pipeline import read_teacher
-from progdist.models.io.folder import load, save
+from progdist.methods.guidance import Guided
+from progdist.models.conditions import CaptionConditions, prompt_conditions
 from progdist.models.model import Model
-from progdist.models.text.conditions import CaptionConditions, prompt_conditions
-from progdist.models.text.pipeline import guidance_input, network_arguments, with_guidance_input
-from progdist.models.text.stock import guidance_embedding
+from progdist.models.prompt_encoder import guidance_embedding
+from progdist.models.prompts import guidance_input, network_arguments, with_guidance_input
+from progdist.students.folder import load, save
+from progdist.teachers.open import read_teacher
 from support.commands import call
 from support.text import PROMPTS, WRITERS, stock_pipeline, text_student
 

@@ -11,13 +11,13 @@ from torch import Tensor
 
 from progdist._utils.files import read_tensors
 from progdist.diffusion.sampler import ddim_update, sample, time_grid
-from progdist.distillation.guidance import Guided
 from progdist.evaluation.generate import sampling_noise
-from progdist.models.flow import flow_scheduler
-from progdist.models.io.diffusers_pipeline import read_teacher
-from progdist.models.io.folder import load, save
-from progdist.models.text.conditions import prompt_conditions
-from progdist.models.text.transformers import packed, unpacked
+from progdist.methods.guidance import Guided
+from progdist.models.conditions import prompt_conditions
+from progdist.models.transformers import packed, unpacked
+from progdist.students.folder import load, save
+from progdist.teachers.flow import flow_scheduler
+from progdist.teachers.open import read_teacher
 from support.commands import call
 from support.text import PROMPTS, stock_pipeline
 from support.text_transformers import SIZE, TRANSFORMER_WRITERS, transformer_student, write_flux, write_sd3

@@ -12,11 +12,11 @@ import torch
 from PIL import Image
 
 from progdist import UserError
-from progdist.models.io.diffusers_pipeline import read_teacher
-from progdist.models.io.folder import save
-from progdist.models.text.pipeline import Guidance
+from progdist.models.prompts import Guidance
 from progdist.recipes.from_teacher import needs_stage_0, taught_guidance, unconverted
 from progdist.recipes.recipe import Recipe
+from progdist.students.folder import save
+from progdist.teachers.open import read_teacher
 from support.commands import call
 from support.text import PROMPTS, stock_pipeline
 from support.text_transformers import (
@@ -68,7 +68,7 @@ def test_a_tokenizer_as_sentencepiece_keeps_it(
     theirs = stock_pipeline(place, "PixArtSigmaPipeline").encode_prompt(PROMPTS, do_classifier_free_guidance=False)[0]
     torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-6)
     assert not torch.allclose(ours[0], ours[1])
-    monkeypatch.setattr("progdist.models.text.stock.find_spec", lambda name: None)
+    monkeypatch.setattr("progdist.models.prompt_encoder.find_spec", lambda name: None)
     with pytest.raises(UserError, match="needs sentencepiece and protobuf"):
         text.encoder()
 

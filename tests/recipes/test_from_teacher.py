@@ -5,8 +5,8 @@ from itertools import pairwise
 import pytest
 
 from progdist import UserError
-from progdist.models.io.diffusers_pipeline import read_teacher
 from progdist.recipes.from_teacher import divisor_chain, recipe_for_teacher
+from progdist.teachers.open import read_teacher
 from support.stock import SaveStock
 
 

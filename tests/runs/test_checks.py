@@ -31,7 +31,7 @@ SHORT = ("--set", "teacher.updates=2", "--set", "distill.chain=[8, 4]", "--set",
 def test_the_choice_is_recorded_and_kept_elsewhere(
     tiny_recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("progdist._utils.precision.bf16_speedup", lambda device: 0.1)
+    monkeypatch.setattr("progdist.compute.precision.bf16_speedup", lambda device: 0.1)
     monkeypatch.setattr("progdist.runs.checks.bf16_speedup", lambda device: 0.1)
     arguments = ("run", tiny_recipe, "--out", tmp_path / "run", *SHORT, *AUTO)
     result = call(*arguments)
@@ -41,7 +41,7 @@ def test_the_choice_is_recorded_and_kept_elsewhere(
     assert [recipe[part]["precision"] for part in ("teacher", "distill", "evaluate")] == ["float32"] * 3
     description = json.loads((tmp_path / "run" / "student-0004" / "progdist.json").read_text())
     assert description["training"]["precision"] == "float32"
-    monkeypatch.setattr("progdist._utils.precision.bf16_speedup", lambda device: 3.0)
+    monkeypatch.setattr("progdist.compute.precision.bf16_speedup", lambda device: 3.0)
     again = call(*arguments)
     assert again.exit_code == 0, again.output
     expected = "teacher and distill and evaluate: float32, as the run was begun; here bf16 is faster"
@@ -123,7 +123,7 @@ def test_a_stage_under_way_goes_on_as_it_was_begun(tiny_recipe: Path, tmp_path: 
 def test_bf16_where_it_is_emulated_is_one_line(
     tiny_recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("progdist._utils.precision.bf16_speedup", lambda device: 0.1)
+    monkeypatch.setattr("progdist.compute.precision.bf16_speedup", lambda device: 0.1)
     result = call("run", tiny_recipe, "--out", tmp_path / "run", *SHORT, "--set", "distill.precision=bf16")
     assert result.exit_code == 0, result.output
     assert " ".join(result.output.split()).count("10.0 times as fast in float32") == 1

@@ -10,14 +10,14 @@ from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from diffusers.schedulers.scheduling_flow_match_euler_discrete import FlowMatchEulerDiscreteScheduler
 
 from progdist import Cosine, Denoiser
-from progdist._utils.precision import autocast
+from progdist.compute.precision import autocast
 from progdist.diffusion.loss import WEIGHTINGS, denoising_loss
 from progdist.diffusion.parameterization import PARAMETERIZATIONS
-from progdist.models.io.diffusers_pipeline import read_teacher
 from progdist.recipes.files import read_recipe, validated
 from progdist.runs.estimate.cost import estimate
 from progdist.runs.estimate.memory import activation_bytes, kept_bytes, training_memory
 from progdist.runs.stages import untrained
+from progdist.teachers.open import read_teacher
 from progdist.training.config import TrainConfig
 from progdist.training.state import State
 from support.commands import call, refused

@@ -66,7 +66,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(
 ) -> None:
     """The stage, the update and the last good checkpoint are named; with another learning rate the run continues."""
     command = ["run", tiny_recipe, "--out", tmp_path / "run", "--set", "distill.checkpoint_every=1"]
-    from progdist.distillation.progressive import distillation_loss
+    from progdist.methods.progressive import distillation_loss
 
     count = 0
 
@@ -77,7 +77,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(
         return loss * math.nan if count == 3 else loss
 
     with monkeypatch.context() as patch:
-        patch.setattr("progdist.distillation.progressive.distillation_loss", breaking)
+        patch.setattr("progdist.methods.progressive.distillation_loss", breaking)
         result = call(*command, "--set", "distill.max_skipped_updates=0")
     checkpoint = tmp_path / "run" / "checkpoints" / "student-0004" / "00000001.safetensors"
     refused(result, "student-0004: update 3 of 3", "not both finite", str(checkpoint), "distill.stages.4.precision=")

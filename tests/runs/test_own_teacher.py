@@ -14,17 +14,17 @@ from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 from diffusers.schedulers.scheduling_flow_match_euler_discrete import FlowMatchEulerDiscreteScheduler
 
 from progdist import UserError
-from progdist.distillation.conversion import converted_form
+from progdist.methods.conversion import converted_form
 from progdist.models.guidance_input import with_class_guidance
-from progdist.models.io.diffusers_pipeline import read_teacher
-from progdist.models.io.folder import load, save
 from progdist.models.model import Model
-from progdist.models.text.pipeline import network_arguments
+from progdist.models.prompts import network_arguments
 from progdist.recipes.files import read_recipe, validated
 from progdist.recipes.from_teacher import needs_stage_0, student_form
 from progdist.runs.estimate.cost import estimate
 from progdist.runs.run import open_run
 from progdist.runs.stages import teacher_predictions
+from progdist.students.folder import load, save
+from progdist.teachers.open import read_teacher
 from support.commands import SHORT_EVALUATION, UNTRAINED, SilentCallback, call, refused
 from support.stock import SaveStock, stock_network
 

@@ -7,8 +7,8 @@ import pytest
 from torch import Tensor
 
 from progdist import UserError
-from progdist.distillation import variants
-from progdist.models.io.folder import load
+from progdist.methods import transitive as variants
+from progdist.students.folder import load
 from support.commands import SHORT_EVALUATION, call, refused, succeeds
 from support.training import flat_weights
 

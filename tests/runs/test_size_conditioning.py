@@ -9,11 +9,11 @@ import torch
 from PIL import Image
 
 from progdist.diffusion.denoiser import Denoiser
-from progdist.models.io.diffusers_pipeline import read_teacher
-from progdist.models.text.pipeline import TextPipeline
+from progdist.models.prompts import TextPipeline
 from progdist.recipes.files import override
 from progdist.recipes.from_teacher import recipe_for_teacher
 from progdist.runs.run import open_run
+from progdist.teachers.open import read_teacher
 from support.commands import SilentCallback
 from support.text import write_sdxl
 

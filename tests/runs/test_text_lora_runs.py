@@ -9,12 +9,12 @@ import diffusers
 import pytest
 import torch
 
-from progdist.models.io.diffusers_pipeline import read_teacher
-from progdist.models.io.folder import load
-from progdist.models.text.lora_file import LORA_WEIGHTS
 from progdist.recipes.files import override
 from progdist.recipes.from_teacher import recipe_for_teacher
 from progdist.runs.run import open_run
+from progdist.students.folder import load
+from progdist.students.lora_file import LORA_WEIGHTS
+from progdist.teachers.open import read_teacher
 from progdist.training.lora import add_lora, load_adapter, merge_lora
 from progdist.training.state import State
 from support.commands import SilentCallback

@@ -13,17 +13,17 @@ import torch
 from torch import nn
 
 from progdist._utils.names import Precision
-from progdist._utils.placement import at_work
+from progdist.compute.placement import at_work
+from progdist.data import embeddings
 from progdist.diffusion.denoiser import Denoiser
 from progdist.models import model as model_module
 from progdist.models.autoencoder import Autoencoder
-from progdist.models.io.folder import load
-from progdist.models.text import embeddings
-from progdist.models.text.pipeline import Guidance, guidance_input
+from progdist.models.prompts import Guidance, guidance_input
 from progdist.recipes.files import read_recipe
 from progdist.runs import run as run_module
 from progdist.runs import stage_trainer
 from progdist.runs.run import open_run
+from progdist.students.folder import load
 from progdist.training import loop
 from support.commands import SilentCallback, call
 from support.text import PROMPTS, WRITERS, write_sd

@@ -11,7 +11,7 @@ from progdist.diffusion.integrators import Step
 from progdist.diffusion.parameterization import Parameterization
 from progdist.diffusion.sampler import ddim, ddim_update
 from progdist.diffusion.schedule import Schedule
-from progdist.distillation.progressive import distillation_target, substep_times
+from progdist.methods.progressive import distillation_target, substep_times
 from support.toys import times
 
 

@@ -19,13 +19,13 @@ import progdist
 from progdist import Cosine, Denoiser
 from progdist.data.sources import load_images
 from progdist.diffusion.parameterization import PARAMETERIZATIONS
-from progdist.models.io.diffusers_pipeline import read_teacher
-from progdist.models.io.folder import load
-from progdist.models.io.jax_checkpoint import import_checkpoint
 from progdist.models.unet import unet
 from progdist.recipes.files import read_recipe
 from progdist.runs.folder import RunFolder
 from progdist.runs.pages.report import write_report
+from progdist.students.folder import load
+from progdist.teachers.jax import import_checkpoint
+from progdist.teachers.open import read_teacher
 from progdist.training.checkpoint import Checkpoint, Checkpoints
 from support.commands import TINY
 from support.stock import stock_network

@@ -4,13 +4,13 @@ from dataclasses import replace
 
 from torch import nn
 
-from progdist.distillation.conversion import converted_form
+from progdist.methods.conversion import converted_form
 from progdist.models.guidance_input import (
     GuidedClasses,
     with_class_guidance,
 )
 from progdist.models.model import Model
-from progdist.models.text.pipeline import network_arguments
+from progdist.models.prompts import network_arguments
 
 
 def student(teacher: Model, steps: int = 4) -> Model:

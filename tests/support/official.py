@@ -7,7 +7,7 @@ import msgpack
 import numpy as np
 import torch
 
-from progdist.models.io.jax_checkpoint import read_checkpoint
+from progdist.teachers.jax import read_checkpoint
 from support.paths import REFERENCE
 
 CHECKPOINT = REFERENCE / "checkpoint_8"

@@ -11,7 +11,6 @@ import torch
 
 from progdist import Denoiser, UserError
 from progdist.models.guidance_input import with_class_guidance
-from progdist.models.io.diffusers_pipeline import Teacher
 from progdist.models.model import Model
 from progdist.recipes.recipe import Recipe
 from progdist.recipes.schema import Network
@@ -22,6 +21,7 @@ from progdist.runs.folder import RunFolder
 from progdist.runs.run import Run
 from progdist.runs.stages import untrained
 from progdist.runs.tracking import tracked
+from progdist.teachers.open import Teacher
 from progdist.training.config import TrainConfig
 from progdist.training.distributed import Distributed
 from support.commands import SilentCallback

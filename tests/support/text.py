@@ -24,10 +24,10 @@ from transformers import (
     CLIPTokenizer,
 )
 
-from progdist.distillation.conversion import converted_form
-from progdist.models.io.diffusers_pipeline import read_teacher
+from progdist.methods.conversion import converted_form
 from progdist.models.model import Model
-from progdist.models.text.pipeline import Guidance, network_arguments, with_guidance_input
+from progdist.models.prompts import Guidance, network_arguments, with_guidance_input
+from progdist.teachers.open import read_teacher
 
 PROMPTS = ["a handwritten seven", "the digit three, drawn", "a handwritten zero", "an eight"]
 

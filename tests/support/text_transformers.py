@@ -23,10 +23,10 @@ from transformers import (
     T5Tokenizer,
 )
 
-from progdist.distillation.conversion import converted_form
-from progdist.models.io.diffusers_pipeline import read_teacher
+from progdist.methods.conversion import converted_form
 from progdist.models.model import Model
-from progdist.models.text.pipeline import takes_guidance
+from progdist.models.prompts import takes_guidance
+from progdist.teachers.open import read_teacher
 from support.text import PROMPTS, autoencoder, text_config, tokenizer
 
 Network = TypeVar("Network", bound=torch.nn.Module)

@@ -14,7 +14,7 @@ from progdist import WEIGHTINGS, Cosine, Denoiser, Discrete, RectifiedFlow, deno
 from progdist.diffusion.parameterization import PARAMETERIZATIONS
 from progdist.diffusion.sampler import sample
 from progdist.diffusion.schedule import Schedule
-from progdist.distillation.conversion import conversion_loss
+from progdist.methods.conversion import conversion_loss
 from progdist.training.batches import Batches
 from progdist.training.config import TrainConfig
 from progdist.training.state import State

@@ -10,10 +10,10 @@ import pytest
 import torch
 
 from progdist import Denoiser, UserError
-from progdist.models.io.folder import load
 from progdist.recipes.files import read_recipe
 from progdist.runs.run import open_run
 from progdist.runs.stages import untrained
+from progdist.students.folder import load
 from progdist.training.loop import train
 from progdist.training.lora import add_lora, merge_lora
 from progdist.training.state import copy_for_average

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from progdist._utils.cuda_graphs import CALLS_BEFORE
+from progdist.compute.cuda_graphs import CALLS_BEFORE
 from progdist.training.checkpoint import Checkpoints
 from support.loop import CONFIG, equal, trained
 

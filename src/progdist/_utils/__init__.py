@@ -1,1 +1,1 @@
-"""Helpers without a subject of their own: errors, files, random numbers, precision, signals."""
+"""Helpers without a subject of their own: errors, files, random numbers, signals."""

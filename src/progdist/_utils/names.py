@@ -3,7 +3,7 @@
 from typing import Literal
 
 Precision = Literal["auto", "float32", "bf16"]
-"""What can be asked for (see `progdist._utils.precision`)."""
+"""What can be asked for (see `progdist.compute.precision`)."""
 
 Optimizer = Literal["adamw", "adamw8bit"]
 """What updates weights (see `progdist.training.state`)."""

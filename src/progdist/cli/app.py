@@ -100,9 +100,9 @@ def distill(
 ) -> None:
     """Distil a trained model of your own. The same command again continues."""
     from progdist.data.tables import Columns
-    from progdist.models.io.diffusers_pipeline import read_teacher
     from progdist.recipes.files import override
     from progdist.recipes.from_teacher import default_output, recipe_for_teacher
+    from progdist.teachers.open import read_teacher
 
     teacher = read_teacher(model)
     for line in teacher.summary:

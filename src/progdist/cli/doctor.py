@@ -5,20 +5,20 @@ from collections.abc import Iterator
 
 import torch
 
-from progdist._utils.precision import resolve
+from progdist.compute.precision import resolve
+from progdist.data.embeddings import row_bytes
 from progdist.data.images import CaptionedImages, Images
 from progdist.data.sources import load_images
 from progdist.data.tables import Columns
 from progdist.diffusion.parameterization import Eps
-from progdist.distillation.conversion import needs_conversion
-from progdist.distillation.teacher_check import TeacherCheck
 from progdist.evaluation.check_on_images import check_on_images
-from progdist.models.io.diffusers_pipeline import Teacher, read_teacher
-from progdist.models.text.embeddings import row_bytes
-from progdist.models.text.pipeline import has_dial, takes_guidance
+from progdist.methods.conversion import needs_conversion
+from progdist.models.prompts import has_dial, takes_guidance
 from progdist.recipes.from_teacher import chain_for, frame
 from progdist.runs.estimate.cost import Rates, measure
 from progdist.runs.estimate.memory import activation_bytes, training_memory
+from progdist.teachers.check import TeacherCheck
+from progdist.teachers.open import Teacher, read_teacher
 from progdist.training.config import TrainConfig
 
 TRIAL = TrainConfig(updates=1, batch=64, learning_rate=1e-4)

@@ -161,8 +161,8 @@ def export(
     steps: Annotated[int | None, typer.Option(help="Sampling steps; the model's own if not given.", min=1)] = None,
 ) -> None:
     """Write a model's whole sampling loop as one ONNX file."""
-    from progdist.models.io.folder import load
-    from progdist.models.io.onnx import export_onnx
+    from progdist.students.folder import load
+    from progdist.students.onnx import export_onnx
 
     taken = export_onnx(load(model), steps, onnx)
     console.print(f"{onnx}: noise to images in {taken} step{'s' if taken > 1 else ''}", highlight=False, soft_wrap=True)
@@ -176,9 +176,9 @@ def import_official(
     parameterization: Annotated[str | None, typer.Option(help="x, eps, v or x_eps.")] = None,
 ) -> None:
     """Turn a released JAX checkpoint into a model folder."""
-    from progdist.models.io.folder import save
-    from progdist.models.io.jax_checkpoint import import_checkpoint
     from progdist.recipes.files import read_recipe
+    from progdist.students.folder import save
+    from progdist.teachers.jax import import_checkpoint
 
     known = read_recipe(recipe) if recipe else None
     model = import_checkpoint(

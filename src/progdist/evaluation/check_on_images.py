@@ -4,10 +4,10 @@ import torch
 
 from progdist._utils.random import EVALUATION_NOISE, generator
 from progdist.data.images import Images
-from progdist.distillation.teacher_check import TeacherCheck, check_teacher
+from progdist.models.conditions import prompt_conditions
 from progdist.models.model import Model
-from progdist.models.text.conditions import prompt_conditions
 from progdist.models.unet import class_conditions
+from progdist.teachers.check import TeacherCheck, check_teacher
 
 CHECK_IMAGES = 512
 """Images on which the readings of a teacher's output are tried."""

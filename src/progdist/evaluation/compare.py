@@ -18,8 +18,8 @@ from progdist.evaluation.generate import Notify, SamplingOptions, generate_batch
 from progdist.evaluation.measures.plan import Instruments, Plan
 from progdist.evaluation.metrics import summary_quality
 from progdist.evaluation.summary import Summary, join, summarize
-from progdist.models.io.folder import load
 from progdist.models.model import Model
+from progdist.students.folder import load
 
 
 @dataclass(frozen=True)

@@ -14,8 +14,8 @@ from progdist._utils.random import SAMPLING_NOISE, generator
 from progdist.diffusion.integrators import Step
 from progdist.diffusion.sampler import ancestral
 from progdist.evaluation.sampling import noise_in_batches, sample_in_batches
+from progdist.models.conditions import prompt_conditions
 from progdist.models.model import Model
-from progdist.models.text.conditions import prompt_conditions
 from progdist.models.unet import Conditions, class_conditions
 
 Notify = Callable[[str], None]
@@ -172,7 +172,7 @@ def _conditions(model: Model, options: SamplingOptions, notify: Notify) -> Condi
 
 
 def _knows(model: Model, steps: int, method: str) -> bool:
-    """Whether a model learned to take so many steps of a method (see `progdist.distillation.variants`)."""
+    """Whether a model learned to take so many steps of a method (see `progdist.methods.transitive`)."""
     if not model.steps or steps in model.steps:
         return True
     if model.target == "stochastic" and method == "overshoot":

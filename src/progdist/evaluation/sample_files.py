@@ -31,7 +31,7 @@ from progdist.data.grid import write_grid
 from progdist.data.images import to_uint8
 from progdist.data.shards import TensorShards
 from progdist.evaluation.generate import Notify, SamplingOptions, generate_batches
-from progdist.models.io.folder import load
+from progdist.students.folder import load
 from progdist.training.distributed import Distributed
 
 MAX_GRID = 4096

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from progdist._utils.names import Precision
-from progdist._utils.precision import autocast
+from progdist.compute.precision import autocast
 from progdist.diffusion.denoiser import DenoiserProtocol
 from progdist.diffusion.integrators import Step
 from progdist.diffusion.sampler import sample

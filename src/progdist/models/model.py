@@ -12,16 +12,16 @@ from torch import nn
 
 from progdist._utils.errors import UserError
 from progdist._utils.names import Precision
-from progdist._utils.placement import at_work
+from progdist.compute.placement import at_work
 from progdist.diffusion.denoiser import Denoiser
 from progdist.diffusion.schedule import RectifiedFlow, VariancePreserving
-from progdist.distillation.variants import STAGE_LOSSES
+from progdist.methods.transitive import STAGE_LOSSES
 from progdist.models.autoencoder import Autoencoder
-from progdist.models.flow import flow_scheduler
 from progdist.models.guidance_input import class_guidance
-from progdist.models.text.lora_file import LoraFile
-from progdist.models.text.pipeline import Guidance, TextPipeline, takes_guidance
+from progdist.models.prompts import Guidance, TextPipeline, takes_guidance
 from progdist.models.unet import image_shape, is_text_conditional
+from progdist.students.lora_file import LoraFile
+from progdist.teachers.flow import flow_scheduler
 
 PREDICTION_TYPES: dict[str, Literal["sample", "epsilon", "v_prediction"]] = {
     "x": "sample",
@@ -63,7 +63,7 @@ class Model:
         lineage: the step counts of its ancestors, teacher first.
         classes: names of the classes, in the order of the labels; empty if unconditional.
         null_class: the label that stands for no class, where guidance was distilled in; None where each is a class.
-        target: what it learned as a student, one of `progdist.distillation.variants.STAGE_LOSSES`.
+        target: what it learned as a student, one of `progdist.methods.transitive.STAGE_LOSSES`.
         data: the source of its training images.
         training: numbers of its training, for the record.
         autoencoder: of a latent model; None where the network sees images.
@@ -163,7 +163,7 @@ def stock_scheduler(
 ) -> DDIMScheduler | FlowMatchEulerDiscreteScheduler | None:
     """The diffusers scheduler that samples this denoiser's network on our grid; None where there is none.
 
-    That of a rectified flow is of one number of steps (see `progdist.models.flow`), any other of all that divide T.
+    That of a rectified flow is of one number of steps (see `progdist.teachers.flow`), any other of all that divide T.
     """
     schedule, output, count = denoiser.schedule, denoiser.parameterization.name, denoiser.timesteps
     if isinstance(schedule, VariancePreserving) and output in PREDICTION_TYPES and denoiser.offset == 1:

@@ -13,13 +13,13 @@ from progdist._utils.errors import UserError
 from progdist.data.sources import load_images
 from progdist.data.tables import Columns
 from progdist.diffusion.denoiser import Denoiser
-from progdist.distillation.conversion import converted_form, needs_conversion, zero_terminal_snr_of_students
-from progdist.models.io.diffusers_pipeline import Teacher
+from progdist.methods.conversion import converted_form, needs_conversion, zero_terminal_snr_of_students
 from progdist.models.model import Model
-from progdist.models.text.pipeline import Guidance, takes_guidance
+from progdist.models.prompts import Guidance, takes_guidance
 from progdist.recipes.files import validated
 from progdist.recipes.recipe import Recipe
 from progdist.recipes.schema import Data
+from progdist.teachers.open import Teacher
 
 
 def divisor_chain(timesteps: int, target: int, start: int) -> list[int]:

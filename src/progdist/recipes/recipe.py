@@ -10,7 +10,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, PositiveInt, model_validator
 
 from progdist._utils.names import Precision
-from progdist.distillation.chain import Stage
+from progdist.methods.chain import Stage
 from progdist.recipes.schema import Data, Evaluation, Network, Noise, Part
 from progdist.recipes.training import Conversion, Distillation, StageTraining, Training, train_config
 from progdist.training.config import TrainConfig
@@ -26,7 +26,7 @@ class Recipe(Part):
     """A run: data, schedule, network, the teacher's training, distillation, evaluation.
 
     With `lora`, a rank, every student is the given text-to-image teacher with LoRA adapters of that rank, and its
-    folder holds these as a file for the teacher's own pipeline, too (see `progdist.models.text.lora_file`).
+    folder holds these as a file for the teacher's own pipeline, too (see `progdist.students.lora_file`).
     """
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]

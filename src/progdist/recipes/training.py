@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal, Self, TypeVar
 from pydantic import Field, PositiveInt, model_validator
 
 from progdist._utils.names import Optimizer, Precision
-from progdist.distillation.chain import Stage, halvings, stages
+from progdist.methods.chain import Stage, halvings, stages
 from progdist.recipes.schema import Part, Rate, Scale, Share, Weight
 from progdist.training.config import TrainConfig
 
@@ -51,7 +51,7 @@ class Training(Optimization):
     """The teacher's training; or `model`, a folder (ours or diffusers') or hub name of a teacher to take instead.
 
     Of a given teacher `offset` replaces that of the timestep (see `progdist.diffusion.denoiser`), and `trust` takes it
-    though its output contradicts its folder (see `progdist.distillation.teacher_check`).
+    though its output contradicts its folder (see `progdist.teachers.check`).
     """
 
     model: str | None = None
@@ -60,7 +60,7 @@ class Training(Optimization):
 
 
 class Conversion(Optimization):
-    """Stage 0 of a given teacher: a v student learns its predictions (see `progdist.distillation.conversion`).
+    """Stage 0 of a given teacher: a v student learns its predictions (see `progdist.methods.conversion`).
 
     Its budget and schedule are its own: a warmup, and a rate that falls to 0. `progdist distill` gives it four times
     the updates of a stage, and the stages' batch and highest rate.
@@ -134,7 +134,7 @@ class Distillation(Part):
 
     The chain goes from `start` (256) to `end` (1) by dividing by `substeps` (2), or is given whole as a list; each
     count must divide the one before it, and their ratio is the number of teacher steps to one of the student. `stages`
-    overrides, by the student's step count. `target` names what a student learns (see `progdist.distillation.variants`).
+    overrides, by the student's step count. `target` names what a student learns (see `progdist.methods.transitive`).
     With `ema` a student is the average of its weights in training, which with `tract` is its self-teacher, too; with 0,
     the default, the student as it is teaches itself there. With `lora_rank` students learn corrections of that rank
     alone (see `progdist.training.lora`). With `stop`, `updates` is the most that a stage takes.

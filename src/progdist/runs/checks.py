@@ -5,10 +5,10 @@ from pathlib import Path
 
 import torch
 
-from progdist._utils.cuda_graphs import check_available
 from progdist._utils.errors import UserError
 from progdist._utils.names import Precision
-from progdist._utils.precision import bf16_speedup, emulation_warning, resolve
+from progdist.compute.cuda_graphs import check_available
+from progdist.compute.precision import bf16_speedup, emulation_warning, resolve
 from progdist.data.images import CaptionedImages, Images
 from progdist.data.sources import cropped, load_images
 from progdist.models.model import Model

@@ -7,9 +7,9 @@ from pathlib import Path
 
 from torch import Tensor
 
-from progdist._utils.cuda_graphs import accelerated
 from progdist._utils.errors import UserError
 from progdist._utils.random import EVALUATION_NOISE, generator
+from progdist.compute.cuda_graphs import accelerated
 from progdist.data.grid import GRID, write_grid
 from progdist.data.images import CaptionedImages, Images
 from progdist.data.shards import INDEX, TensorShards
@@ -23,12 +23,12 @@ from progdist.evaluation.measures.statistics import Statistics, write_statistics
 from progdist.evaluation.metrics import Quality, summary_quality
 from progdist.evaluation.sampling import noise_in_batches, sample_in_batches
 from progdist.evaluation.summary import Summary, join, summarize
-from progdist.models.io.folder import write_card
 from progdist.models.model import Model
 from progdist.recipes.recipe import Recipe, student_name
 from progdist.runs.folder import RunFolder
 from progdist.runs.shown_images import ShownImages
 from progdist.runs.stages import RunConditions
+from progdist.students.folder import write_card
 from progdist.training.callbacks import Callback
 from progdist.training.distributed import Distributed
 

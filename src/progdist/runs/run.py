@@ -9,17 +9,16 @@ from functools import cached_property, partial
 from pathlib import Path
 
 from progdist._utils.errors import UserError
-from progdist._utils.placement import at_work
 from progdist._utils.random import HELD_OUT_NOISE
+from progdist.compute.placement import at_work
 from progdist.data.images import Images
 from progdist.data.latents import begin_latents, encode, open_latents
 from progdist.diffusion.denoiser import DenoiserProtocol
 from progdist.diffusion.loss import WEIGHTINGS
-from progdist.distillation.chain import Stage, distill_chain
-from progdist.distillation.conversion import BANDS, form_in_words, guidance_edges, prediction_errors, rms_by_interval
-from progdist.distillation.progressive import check_weighting
 from progdist.evaluation.check_on_images import check_on_images
-from progdist.models.io.diffusers_pipeline import Teacher, read_teacher
+from progdist.methods.chain import Stage, distill_chain
+from progdist.methods.conversion import BANDS, form_in_words, guidance_edges, prediction_errors, rms_by_interval
+from progdist.methods.progressive import check_weighting
 from progdist.models.model import Model
 from progdist.recipes.files import write_recipe
 from progdist.recipes.from_teacher import needs_stage_0, student_form, unconverted
@@ -41,6 +40,7 @@ from progdist.runs.stages import (
 )
 from progdist.runs.teacher_checks import check_options
 from progdist.runs.tracking import tracked
+from progdist.teachers.open import Teacher, read_teacher
 from progdist.training.callbacks import Callback
 from progdist.training.distributed import Distributed
 

@@ -14,16 +14,16 @@ from statistics import fmean
 import torch
 from torch import Tensor, nn
 
-from progdist._utils.placement import at_work
-from progdist._utils.precision import autocast, resolve
 from progdist._utils.random import HELD_OUT_NOISE, position_seed
+from progdist.compute.placement import at_work
+from progdist.compute.precision import autocast, resolve
 from progdist.data.images import Images
-from progdist.models.io import folder as model_folder
 from progdist.models.model import Model
 from progdist.models.unet import Conditions
 from progdist.recipes.recipe import Recipe
 from progdist.runs.folder import Record, RunFolder
 from progdist.runs.stages import RunConditions, TrainingStage
+from progdist.students import folder as model_folder
 from progdist.training.batches import Batches
 from progdist.training.callbacks import Callback, Progress
 from progdist.training.config import TrainConfig

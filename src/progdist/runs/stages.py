@@ -13,31 +13,31 @@ from functools import cached_property, partial
 import torch
 from torch import Tensor, nn
 
-from progdist._utils.cuda_graphs import accelerated
 from progdist._utils.errors import UserError
+from progdist.compute.cuda_graphs import accelerated
+from progdist.data.embeddings import Embeddings, encode_captions
 from progdist.data.images import Images
 from progdist.data.latents import frame_shards
 from progdist.data.shards import TensorShards
 from progdist.diffusion.denoiser import Denoiser, DenoiserProtocol
 from progdist.diffusion.loss import WEIGHTINGS, denoising_loss
 from progdist.diffusion.parameterization import PARAMETERIZATIONS
-from progdist.distillation.chain import Stage
-from progdist.distillation.conversion import conversion_loss
-from progdist.distillation.guidance import Guided
-from progdist.distillation.variants import STAGE_LOSSES
+from progdist.methods.chain import Stage
+from progdist.methods.conversion import conversion_loss
+from progdist.methods.guidance import Guided
+from progdist.methods.transitive import STAGE_LOSSES
+from progdist.models.conditions import CaptionConditions, SizeConditions
 from progdist.models.guidance_input import usual_scale, with_class_guidance
-from progdist.models.io.diffusers_pipeline import Teacher
 from progdist.models.model import Model
-from progdist.models.text.conditions import CaptionConditions, SizeConditions
-from progdist.models.text.embeddings import Embeddings, encode_captions
-from progdist.models.text.lora_file import LoraFile
-from progdist.models.text.pipeline import network_arguments, takes_guidance, with_guidance_input
+from progdist.models.prompts import network_arguments, takes_guidance, with_guidance_input
 from progdist.models.unet import Conditions, class_conditions, unet
 from progdist.recipes.from_teacher import student_form, taught_guidance
 from progdist.recipes.recipe import Recipe, student_name
 from progdist.recipes.training import train_config
 from progdist.runs.checks import null_class
 from progdist.runs.folder import RunFolder
+from progdist.students.lora_file import LoraFile
+from progdist.teachers.open import Teacher
 from progdist.training.callbacks import Callback
 from progdist.training.config import TrainConfig
 from progdist.training.distributed import Distributed

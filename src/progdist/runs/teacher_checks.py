@@ -1,12 +1,12 @@
 """What is checked of a given teacher before a run begins or is estimated: that chain, guidance and options fit."""
 
 from progdist._utils.errors import UserError
-from progdist.distillation.conversion import ends_above_zero_snr
+from progdist.methods.conversion import ends_above_zero_snr
 from progdist.models.model import Model
-from progdist.models.text.lora_file import LOADERS
-from progdist.models.text.pipeline import Guidance, has_dial, takes_guidance
+from progdist.models.prompts import Guidance, has_dial, takes_guidance
 from progdist.recipes.from_teacher import taught_guidance
 from progdist.recipes.recipe import Recipe
+from progdist.students.lora_file import LOADERS
 from progdist.training.lora import require_peft
 from progdist.training.state import bitsandbytes
 

@@ -26,7 +26,7 @@ class TrainConfig:
         gradient_checkpointing: recompute activations in the backward pass, to save memory.
         compile: whether torch.compile makes faster code of the network first, which takes a minute or more.
         cuda_graphs: whether the networks' kernels are captured once and launched together (see
-            `progdist._utils.cuda_graphs`): for small networks, on a GPU, in one process.
+            `progdist.compute.cuda_graphs`): for small networks, on a GPU, in one process.
         lora_rank: rank of the LoRA adapters that alone are trained; 0 to train all weights.
         max_skipped_updates: updates in a row that are passed over because their loss or gradient is not finite.
         precision: "bf16" autocasts the network, "float32" does not, "auto" takes what is faster on the device.

@@ -23,11 +23,11 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from progdist._utils.broadcasting import time_device
-from progdist._utils.cuda_graphs import CudaGraphs, accelerated, check_available
 from progdist._utils.errors import UserError
-from progdist._utils.precision import autocast, enable_gradient_checkpointing
 from progdist._utils.random import position_seed, seed_generators
 from progdist._utils.signals import SHUTDOWN
+from progdist.compute.cuda_graphs import CudaGraphs, accelerated, check_available
+from progdist.compute.precision import autocast, enable_gradient_checkpointing
 from progdist.training.callbacks import Progress
 from progdist.training.checkpoint import Checkpoints
 from progdist.training.config import TrainConfig

@@ -15,12 +15,12 @@ from progdist._utils.random import EVALUATION_NOISE, generator
 from progdist.data.grid import write_grid
 from progdist.data.images import to_uint8
 from progdist.diffusion.sampler import sample
-from progdist.models.io.folder import load
-from progdist.models.text.conditions import prompt_conditions
+from progdist.models.conditions import prompt_conditions
 from progdist.runs.folder import RunFolder
 from progdist.runs.pages.report import write_report
 from progdist.runs.pages.slides import LARGEST_SINGLE, single_images
 from progdist.runs.shown_images import SHOWN, guidance_scales
+from progdist.students.folder import load
 from support.commands import SHORT_EVALUATION, UNTRAINED, read_records, succeeds
 from support.text import write_sd
 

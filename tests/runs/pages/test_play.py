@@ -17,9 +17,9 @@ from typer.testing import Result
 
 from progdist.data.grid import grid_image
 from progdist.evaluation.generate import SamplingOptions, generate_images
-from progdist.models.io.folder import load
 from progdist.runs.pages.play import IMAGES, Playable, Wanted, open_playables
 from progdist.runs.pages.server import PlayServer
+from progdist.students.folder import load
 from support.commands import call, refused
 from support.png import pixels
 

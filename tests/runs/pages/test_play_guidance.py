@@ -10,10 +10,10 @@ from progdist import UserError
 from progdist.data.grid import grid_image
 from progdist.evaluation.generate import SamplingOptions, generate_images
 from progdist.models.guidance_input import class_guidance, with_class_guidance
-from progdist.models.io.diffusers_pipeline import read_teacher
-from progdist.models.text.pipeline import network_arguments, with_guidance_input
-from progdist.models.text.stock import PromptEncoder
+from progdist.models.prompt_encoder import PromptEncoder
+from progdist.models.prompts import network_arguments, with_guidance_input
 from progdist.runs.pages.play import IMAGES, Playable, Wanted
+from progdist.teachers.open import read_teacher
 from support.png import pixels
 from support.stock import SaveStock
 from support.text import write_sd

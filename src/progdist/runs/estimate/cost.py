@@ -18,14 +18,13 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from progdist._utils.precision import autocast, enable_gradient_checkpointing, resolve
+from progdist.compute.precision import autocast, enable_gradient_checkpointing, resolve
 from progdist.data.sources import load_images
 from progdist.diffusion.denoiser import Denoiser
 from progdist.diffusion.loss import WEIGHTINGS, denoising_loss
 from progdist.models.guidance_input import with_class_guidance
-from progdist.models.io.diffusers_pipeline import read_teacher
 from progdist.models.model import Model
-from progdist.models.text.pipeline import network_arguments, takes_guidance, trial_condition, with_guidance_input
+from progdist.models.prompts import network_arguments, takes_guidance, trial_condition, with_guidance_input
 from progdist.recipes.from_teacher import needs_stage_0
 from progdist.recipes.recipe import Recipe
 from progdist.runs.estimate.evaluations import frozen_evaluations, sampling_evaluations
@@ -33,6 +32,7 @@ from progdist.runs.estimate.memory import Memory, activation_bytes, training_mem
 from progdist.runs.evaluator import measurement_plan
 from progdist.runs.stages import untrained
 from progdist.runs.teacher_checks import check_options
+from progdist.teachers.open import read_teacher
 from progdist.training.config import TrainConfig
 
 LONG_ENOUGH = 1.0

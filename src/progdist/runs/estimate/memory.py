@@ -4,7 +4,7 @@ r"""What the training of one network holds on its device, in bytes, without buil
     gradients    4 for each weight that is trained
     moments      8 for each of them; with adamw8bit 2, and 8 for every 256, of tensors of 4,096 numbers or more
     average      4 for each of them, where the weights are averaged
-    teacher      4 n, or 2 n of what is held in bf16 (see `progdist._utils.placement`); a low-rank student shares them
+    teacher      4 n, or 2 n of what is held in bf16 (see `progdist.compute.placement`); a low-rank student shares them
     activations  what autograd keeps for the way back: some for every example, and what is kept whatever the batch
     at rest      where the device is the CPU, the run's other models, 4 n each
 
@@ -22,10 +22,10 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from progdist._utils.placement import bytes_at_work
-from progdist._utils.precision import autocast, enable_gradient_checkpointing
+from progdist.compute.placement import bytes_at_work
+from progdist.compute.precision import autocast, enable_gradient_checkpointing
 from progdist.diffusion.denoiser import Denoiser
-from progdist.models.text.pipeline import trial_condition
+from progdist.models.prompts import trial_condition
 from progdist.training.config import TrainConfig
 from progdist.training.lora import add_lora
 

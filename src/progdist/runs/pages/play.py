@@ -21,14 +21,14 @@ from progdist.data.grid import grid_image
 from progdist.diffusion.sampler import network_evaluations
 from progdist.evaluation.generate import SamplingOptions, sampling_noise
 from progdist.evaluation.sampling import sample_in_batches
-from progdist.models.io.folder import load
+from progdist.models.conditions import CaptionConditions, prompt_conditions
 from progdist.models.model import Model
-from progdist.models.text.conditions import CaptionConditions, prompt_conditions
-from progdist.models.text.pipeline import trial_condition
+from progdist.models.prompts import trial_condition
 from progdist.models.unet import Conditions, class_conditions
 from progdist.recipes.files import read_recipe
 from progdist.recipes.recipe import student_name
 from progdist.runs.folder import RunFolder
+from progdist.students.folder import load
 
 IMAGES = 16
 """Drawn at a time."""

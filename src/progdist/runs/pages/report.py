@@ -18,7 +18,7 @@ import torch
 
 from progdist._utils.errors import UserError
 from progdist._utils.files import atomic_write, read_json
-from progdist.distillation.variants import PAPERS
+from progdist.methods.transitive import PAPERS
 from progdist.recipes.files import read_recipe
 from progdist.recipes.recipe import Recipe
 from progdist.runs.folder import Record, RunFolder

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from progdist.distillation.chain import halvings
+from progdist.methods.chain import halvings
 from progdist.recipes.files import write_recipe
 from progdist.recipes.recipe import Recipe
 from progdist.recipes.training import StageTraining

@@ -22,11 +22,11 @@ from progdist.evaluation.measures.frechet import Resampled
 from progdist.evaluation.measures.paired import ratio, verdict
 from progdist.evaluation.measures.plan import Instruments, Plan
 from progdist.evaluation.metrics import resampled_quality
-from progdist.models.io.folder import load
 from progdist.models.model import Model
 from progdist.runs.folder import Record
 from progdist.runs.pages.report import template
 from progdist.runs.pages.slides import embedded
+from progdist.students.folder import load
 
 
 @dataclass(frozen=True)

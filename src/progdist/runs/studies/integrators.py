@@ -25,9 +25,9 @@ from progdist.evaluation.features import feature_space, features_of
 from progdist.evaluation.generate import SamplingOptions, generate_batches
 from progdist.evaluation.metrics import summary_quality
 from progdist.evaluation.summary import join, summarize
-from progdist.models.io.folder import load
 from progdist.runs.folder import Record, RunFolder
 from progdist.runs.studies.results import COLOURS, markdown, measured, panels, write_study
+from progdist.students.folder import load
 from progdist.training.callbacks import Callback
 
 DETERMINISTIC = ("ddim", "euler", "euler_log_snr", "heun", "rk4")

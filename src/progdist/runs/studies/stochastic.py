@@ -14,7 +14,6 @@ from matplotlib.axes import Axes
 from progdist._utils.errors import UserError
 from progdist.diffusion.integrators import Step
 from progdist.diffusion.sampler import ancestral, overshoot
-from progdist.models.io import folder as model_folder
 from progdist.models.model import Model
 from progdist.recipes.files import read_recipe, write_recipe
 from progdist.recipes.recipe import student_name
@@ -22,6 +21,7 @@ from progdist.runs.evaluator import Evaluator
 from progdist.runs.folder import Record, RunFolder
 from progdist.runs.run import open_run
 from progdist.runs.studies.results import COLOURS, distance, markdown, measured, panels, write_study
+from progdist.students import folder as model_folder
 from progdist.training.callbacks import Callback
 
 TEACHER, STUDENT = "undistilled", "distilled"

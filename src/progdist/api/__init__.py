@@ -1,1 +1,0 @@
-"""What a person imports beside the mathematics: distill, load, save and sample."""

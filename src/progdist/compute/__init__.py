@@ -1,0 +1,1 @@
+"""How networks are computed on the machine at hand: precision, placement, CUDA graphs."""

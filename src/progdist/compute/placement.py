@@ -1,0 +1,53 @@
+r"""Where weights lie: at rest on the CPU in float32, and on the device only while they are at work.
+
+A frozen network that computes in bf16 is held in it there, at half of the bytes: autocast rounds the weights of its
+linear and convolutional layers to bf16 at every call, so that to round them once gives the same predictions bit for
+bit. Its other weights, those of norms and embeddings, stay in float32, as autocast leaves them, and so does the very
+first one, by which diffusers' networks tell the precision of what they add up.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import islice
+
+import torch
+from torch import nn
+
+from progdist._utils.names import Precision
+from progdist.compute.precision import resolve
+
+ROUNDED = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
+"""Layers whose weights autocast rounds."""
+
+
+@contextmanager
+def at_work(network: nn.Module, device: torch.device, precision: Precision = "float32") -> Iterator[None]:
+    """A frozen network on a device meanwhile; what shares its weights, e.g. a low-rank student, sees them there.
+
+    Args:
+        network: not trained meanwhile. Afterwards its weights are those that it had, where they were.
+        device: where it computes.
+        precision: in which it is autocast; float32 for one that is not.
+    """
+    halved = _rounded(network) if resolve(precision, device) == "bf16" else set[int]()
+    resting = [(tensor, tensor.data) for tensor in (*network.parameters(), *network.buffers())]
+    try:
+        for tensor, data in resting:
+            tensor.data = data.to(device, torch.bfloat16) if id(tensor) in halved else data.to(device)
+        yield
+    finally:
+        for tensor, data in resting:
+            tensor.data = data
+
+
+def bytes_at_work(network: nn.Module, bf16: bool) -> int:
+    """Bytes of a frozen network's weights on a device, where it computes in bf16 or float32."""
+    halved = _rounded(network) if bf16 else set[int]()
+    return sum((2 if id(weight) in halved else 4) * weight.numel() for weight in network.parameters())
+
+
+def _rounded(network: nn.Module) -> set[int]:
+    """The identities of the weights that are held in bf16."""
+    layers = (module for module in network.modules() if isinstance(module, ROUNDED))
+    rounded = {id(weight) for layer in layers for weight in layer.parameters(recurse=False)}
+    return rounded - {id(weight) for weight in islice(network.parameters(), 1)}

@@ -1,1 +1,0 @@
-"""The method: targets, losses, the chain, stage 0; imports torch alone."""

@@ -1,0 +1,152 @@
+r"""Progressive distillation: one step of the student does what k steps of the teacher do.
+
+DDIM is Euler's method in rho (see `sampler`), so teacher steps t = t_0 > t_1 > ... > t_k = s with predictions
+xh_0 ... xh_{k-1} move z / sigma by sum_j (rho_{j+1} - rho_j) xh_j. One step moves it by (rho_k - rho_0) xh, hence the
+student's prediction that lands where the teacher does is a weighted mean (paper, Algorithm 2 and appendix G):
+
+    x_target = sum_j w_j xh_j,    w_j = (rho_{j+1} - rho_j) / (rho_k - rho_0),    sum_j w_j = 1
+
+Appendix G writes k = 2 as a quotient of small differences, which loses its digits in float32; the mean does not.
+With rho = alpha / sigma and both sides times sigma_k the weights are
+
+    w_j = sigma_k (rho_{j+1} - rho_j) / (alpha_k - sigma_k rho_0)
+
+for j < k - 1, and the last is 1 less the others. A sampler's last step returns the denoised data, so s = 0 stands for
+(alpha, sigma) = (1, 0): the last prediction takes all the weight and no case is special. The student is trained at
+t = 1/N, ..., 1 only, and becomes the next teacher.
+"""
+
+from collections.abc import Callable
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from progdist._utils.broadcasting import per_example
+from progdist._utils.errors import UserError
+from progdist.diffusion.denoiser import DenoiserProtocol
+from progdist.diffusion.loss import Weighting, diffuse, weighted_error
+from progdist.diffusion.sampler import alpha_sigma, ddim_coefficients
+from progdist.diffusion.schedule import Schedule
+from progdist.methods.chain import Stage
+
+
+def substep_times(t: Tensor, s: Tensor, substeps: int) -> Tensor:
+    """t = t_0 > t_1 > ... > t_k = s evenly spaced: (k + 1, *t.shape) in float64."""
+    part = torch.arange(substeps + 1, dtype=torch.float64, device=t.device) / substeps
+    part = part.reshape(-1, *(1,) * t.ndim)
+    return t.double() * (1 - part) + s.double() * part
+
+
+def substep_weights(alpha: Tensor, sigma: Tensor) -> Tensor:
+    """The weights w_j of the k predictions between k + 1 noise levels.
+
+    Args:
+        alpha: of each, (k + 1, B) rising, float64.
+        sigma: of each, (k + 1, B) falling, float64; the last may be 0.
+
+    Returns:
+        (k, B) in float64, nonnegative, with sum 1 over the first dimension.
+    """
+    rho = alpha[:-1] / sigma[:-1]
+    early = sigma[-1] * rho.diff(dim=0) / (alpha[-1] - sigma[-1] * rho[0])
+    return torch.cat([early, 1 - early.sum(0, keepdim=True)])
+
+
+@torch.no_grad()
+def distillation_target(
+    teacher: DenoiserProtocol, z: Tensor, t: Tensor, s: Tensor, *, substeps: int = 2, **condition: Tensor
+) -> Tensor:
+    """The prediction with which one DDIM step from t to s lands where `substeps` steps of the teacher land.
+
+    Args:
+        teacher: a denoiser.
+        z: latents at time t, (B, ...).
+        t: start, float64 (B,) or ().
+        s: end, below t, float64, of t's shape; 0 for clean data.
+        substeps: k, at least 1.
+        condition: passed on to the teacher.
+
+    Returns:
+        x_target, of the shape and precision of z.
+    """
+    return target_along(teacher, z, substep_times(t, s, substeps), **condition)
+
+
+@torch.no_grad()
+def target_along(teacher: DenoiserProtocol, z: Tensor, times: Tensor, **condition: Tensor) -> Tensor:
+    """`distillation_target` of teacher steps through given times.
+
+    Args:
+        teacher: a denoiser.
+        z: latents at the first time, (B, ...).
+        times: t_0 to t_k, falling, float64 (k + 1, B) or (k + 1,); the first ones may be equal, a step between equal
+            times being none, and the last is below the one before it.
+        condition: passed on to the teacher.
+
+    Returns:
+        x_target, of the shape and precision of z.
+    """
+    alpha, sigma = alpha_sigma(teacher.schedule, times)
+    c_z, c_x = ddim_coefficients((alpha[:-1], alpha[1:]), (sigma[:-1], sigma[1:]))
+    c_z, c_x, w = torch.stack([c_z, c_x, substep_weights(alpha, sigma)]).to(z)  # (k, B) each, cast once
+    x = teacher(z, times[0], **condition)
+    target = per_example(w[0], z) * x
+    for j in range(1, len(times) - 1):
+        z = per_example(c_z[j - 1], z) * z + per_example(c_x[j - 1], z) * x
+        x = teacher(z, times[j], **condition)
+        target = target + per_example(w[j], z) * x
+    return target
+
+
+def distillation_loss(
+    student: DenoiserProtocol,
+    teacher: DenoiserProtocol,
+    x: Tensor,
+    eps: Tensor,
+    u: Tensor,
+    *,
+    steps: int,
+    substeps: int = 2,
+    weighting: Weighting,
+    **condition: Tensor,
+) -> Tensor:
+    """Algorithm 2: the weighted error of the student against the teacher's target, at t = i/N.
+
+    Args:
+        student: the one to train, to sample in N = `steps` steps.
+        teacher: frozen, samples in N * substeps steps.
+        x: data (B, ...).
+        eps: standard normal noise (B, ...).
+        u: uniform in [0, 1), float64 (B,); t = 1 - floor(u N) / N.
+        steps: N.
+        substeps: k, teacher steps to one of the student.
+        weighting: one of WEIGHTINGS, or your own.
+        condition: passed on to both.
+
+    Returns:
+        (B,), one loss per example.
+    """
+    i = steps - (u * steps).floor()
+    t, s = i / steps, (i - 1) / steps
+    z = diffuse(student.schedule, x, eps, t)
+    target = distillation_target(teacher, z, t, s, substeps=substeps, **condition)
+    return weighted_error(weighting, student.schedule, student(z, t, **condition), target, t)
+
+
+def stage_loss(teacher: DenoiserProtocol, stage: Stage, weighting: Weighting) -> Callable[..., Tensor]:
+    """The loss of one stage: `distillation_loss` with its teacher, steps and weighting already bound."""
+    return partial(distillation_loss, teacher=teacher, steps=stage.steps, substeps=stage.substeps, weighting=weighting)
+
+
+def check_weighting(schedule: Schedule, weighting: Weighting, steps: int) -> None:
+    """Refuse a weighting that is 0 at the time from which a student of one step is sampled.
+
+    Raises:
+        UserError: it is.
+    """
+    if steps == 1 and float(weighting(schedule.rho(torch.ones((), dtype=torch.float64)) ** 2)) == 0:
+        raise UserError(
+            "the weighting is 0 at t = 1, where the schedule has no signal: a student of 1 step is sampled from there, "
+            "and would learn nothing there: use truncated_snr, or end the chain at 2 steps"
+        )

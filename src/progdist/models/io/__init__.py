@@ -1,1 +1,0 @@
-"""Models on disk: read as untrusted, written as diffusers reads them."""

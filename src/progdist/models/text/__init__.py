@@ -1,1 +1,0 @@
-"""Text-conditional models: stock pipelines, prompts, captions, guidance as an input."""

@@ -1,0 +1,1 @@
+"""What students are written as: model folders, LoRA files, ONNX."""

@@ -1,0 +1,1 @@
+"""Where teachers come from: folders of ours and of stock diffusers, and the paper's JAX checkpoints."""

@@ -1,0 +1,121 @@
+r"""The paper's released checkpoints -> a model folder.
+
+A released file is one msgpack map, as flax.serialization writes it: `ema_params` (nested maps of arrays),
+`num_sample_steps` and `step`. Arrays are extension type 1 and numpy scalars type 3, each a msgpack array
+[shape, dtype, bytes]. Nothing is unpickled and no JAX is needed. The network is inferred from the parameters' names and
+shapes.
+
+Source: github.com/google-research/google-research, diffusion_distillation.
+"""
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import msgpack
+import torch
+from torch import Tensor
+
+from progdist._utils.errors import UserError
+from progdist.diffusion.denoiser import Denoiser
+from progdist.diffusion.parameterization import PARAMETERIZATIONS
+from progdist.diffusion.schedule import Cosine
+from progdist.models.model import Model
+from progdist.teachers.jax_parameters import infer_layout, translate
+
+DTYPES = {
+    name: getattr(torch, name)
+    for name in ("float64", "float32", "float16", "bfloat16", "int64", "int32", "int16", "int8", "uint8", "bool")
+}
+
+TIMESTEPS = 1000
+
+DAMAGE = (ValueError, TypeError, KeyError, OverflowError, RuntimeError, RecursionError, msgpack.UnpackException)
+"""What a truncated or hostile file can raise while it is parsed."""
+
+
+def read_checkpoint(path: Path) -> tuple[dict[str, Tensor], int]:
+    """The averaged parameters by their paths, and the steps the checkpoint samples in (0 where it does not notify).
+
+    Raises:
+        UserError: not such a file, or damaged.
+    """
+    try:
+        tree = msgpack.unpackb(path.read_bytes(), ext_hook=_extension, strict_map_key=False)
+        if not isinstance(tree, dict) or not isinstance(tree.get("ema_params"), dict):
+            raise ValueError("it holds no map with ema_params")
+        return dict(_leaves(tree["ema_params"])), int(tree.get("num_sample_steps") or 0)
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror or error}") from error
+    except DAMAGE as error:
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+        raise UserError(f"{path} is no released checkpoint, or is cut short ({reason}): fetch it again") from error
+
+
+def _extension(code: int, content: bytes) -> Tensor:
+    """An array or a numpy scalar."""
+    if code not in (1, 3):
+        raise ValueError(f"extension type {code}, expected 1 or 3")
+    shape, dtype, raw = msgpack.unpackb(content)
+    dtype = dtype.decode() if isinstance(dtype, bytes) else dtype
+    if dtype not in DTYPES:
+        raise ValueError(f"an array of {dtype}")
+    count = math.prod(shape)
+    if count < 0 or count * DTYPES[dtype].itemsize != len(raw):
+        raise ValueError(f"an array of shape {shape} and {dtype} in {len(raw)} bytes")
+    flat = torch.frombuffer(bytearray(raw), dtype=DTYPES[dtype]) if raw else torch.empty(0, dtype=DTYPES[dtype])
+    return flat.reshape(tuple(shape))
+
+
+def _leaves(tree: Mapping[Any, Any], prefix: str = "") -> list[tuple[str, Tensor]]:
+    """Every array with its path; arrays kept in chunks are joined."""
+    if tree.get("__msgpack_chunked_array__"):
+        chunks, shape = tree["chunks"], tree["shape"]
+        joined = torch.cat([chunks[str(index)].reshape(-1) for index in range(len(chunks))])
+        return [(prefix, joined.reshape([int(shape[str(axis)]) for axis in range(len(shape))]))]
+    leaves: list[tuple[str, Tensor]] = []
+    for name, value in tree.items():
+        path = f"{prefix}/{name}" if prefix else str(name)
+        if isinstance(value, dict):
+            leaves += _leaves(value, path)
+        elif isinstance(value, Tensor):
+            leaves.append((path, value))
+        else:
+            raise ValueError(f"{path} is a {type(value).__name__}, expected an array")
+    return leaves
+
+
+def import_checkpoint(path: Path, *, size: int | None, parameterization: str | None, chain_start: int = 0) -> Model:
+    """A released checkpoint as a model.
+
+    Args:
+        path: the file.
+        size: height and width of its images, which shapes cannot tell.
+        parameterization: of its output; known without asking where there are two heads.
+        chain_start: its steps, where the file does not notify.
+
+    Raises:
+        UserError: the file is damaged or of another network, or something is not known.
+    """
+    parameters, steps = read_checkpoint(path)
+    layout = infer_layout(parameters)
+    if size is None:
+        raise UserError("the size of the images cannot be told from the file: give --image-size, or --recipe NAME")
+    if layout.heads == 2:
+        parameterization = parameterization or "x_eps"
+    if parameterization is None:
+        raise UserError(
+            "the output's meaning is not in the file: give --parameterization x, eps or v, or --recipe NAME"
+        )
+    if parameterization not in PARAMETERIZATIONS:
+        raise UserError(f"parameterization {parameterization!r} is unknown: use one of {', '.join(PARAMETERIZATIONS)}")
+    chosen = PARAMETERIZATIONS[parameterization]
+    if chosen.heads != layout.heads:
+        raise UserError(f"the network has {layout.heads} output head(s), {parameterization} has {chosen.heads}")
+    network = layout.build(size)
+    network.load_state_dict(translate(parameters, network))
+    denoiser = Denoiser(network.eval(), Cosine(), chosen, timesteps=TIMESTEPS)
+    count = steps or chain_start
+    classes = tuple(str(index) for index in range(layout.classes))
+    return Model(denoiser, (count,) if count else (), classes=classes, data=f"imported from {path.name}")

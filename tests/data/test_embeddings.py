@@ -1,0 +1,73 @@
+"""The embeddings of captions: those of the stock pipeline, encoded once, kept in shards."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from progdist import UserError
+from progdist.data import embeddings
+from progdist.data.embeddings import encode_captions
+from progdist.teachers.open import read_teacher
+from support.text import PROMPTS, WRITERS
+
+
+@pytest.mark.parametrize("kind", WRITERS)
+def test_cached_embeddings_are_the_stock_pipelines(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(embeddings, "SHARD_BYTES", 1000)  # two captions of the smaller kind
+    text = read_teacher(str(WRITERS[kind](tmp_path / "pipeline"))).model.text
+    assert text is not None
+    encoder, notes = text.encoder(), list[str]()
+    captions = [*PROMPTS, "an eight, handwritten"]
+    cached = encode_captions(captions, lambda: encoder, tmp_path / "captions", notes.append)
+    assert notes == ["5 distinct captions are encoded once"]
+    assert len(list((tmp_path / "captions").glob("*.safetensors"))) > 1
+    found = encoder.pipeline.encode_prompt(
+        captions, device="cpu", num_images_per_prompt=1, do_classifier_free_guidance=False
+    )
+    theirs = found[::2]
+    numbers = torch.tensor([4, 0, 3, 3])
+    for ours, whole in zip(cached(numbers).values(), theirs, strict=True):
+        assert ours.dtype == torch.float16
+        assert torch.equal(ours, whole.half()[numbers])
+
+
+class Counting:
+    """An encoder that tells what it was asked."""
+
+    def __init__(self, fails_at: str | None = None) -> None:
+        self.asked: list[str] = []
+        self.fails_at = fails_at
+
+    def __call__(self, prompts: Sequence[str]) -> dict[str, Tensor]:
+        if self.fails_at in prompts:
+            raise KeyboardInterrupt
+        self.asked += filter(None, prompts)
+        return {"encoder_hidden_states": torch.tensor([[float(len(prompt))] for prompt in prompts])}
+
+
+def test_encoding_goes_on_where_it_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(embeddings, "SHARD_BYTES", 4)  # two captions
+    captions = ["a", "bb", "ccc", "dddd", "eeeee"]
+    with pytest.raises(KeyboardInterrupt):
+        encode_captions(captions, lambda: Counting(fails_at="dddd"), tmp_path / "captions", print)
+    second = Counting()
+    cached = encode_captions(captions, lambda: second, tmp_path / "captions", print)
+    assert second.asked == ["ccc", "dddd", "eeeee"]
+    assert cached(torch.arange(5))["encoder_hidden_states"].flatten().tolist() == [1, 2, 3, 4, 5]
+    third = Counting()
+    encode_captions(captions, lambda: third, tmp_path / "captions", print)
+    assert third.asked == []
+
+
+def test_embeddings_of_other_captions_are_refused(tmp_path: Path) -> None:
+    encode_captions(["a", "b"], Counting, tmp_path / "captions", print)
+    with pytest.raises(UserError, match="other captions"):
+        encode_captions(["a", "c"], Counting, tmp_path / "captions", print)
+    (tmp_path / "captions" / "00000.safetensors").write_bytes(b"nothing")
+    with pytest.raises(UserError, match="cannot be read"):
+        encode_captions(["a", "b"], Counting, tmp_path / "captions", print)(torch.tensor([0]))
+    with pytest.raises(UserError, match="beyond half precision"):
+        encode_captions(["x" * 70_000], Counting, tmp_path / "long", print)
