@@ -66,7 +66,7 @@ def test_a_tokenizer_as_sentencepiece_keeps_it(
     (place / "tokenizer" / "spiece.model").write_bytes(written.getvalue())
     ours = text.encoder()(PROMPTS)["encoder_hidden_states"]
     theirs = stock_pipeline(place, "PixArtSigmaPipeline").encode_prompt(PROMPTS, do_classifier_free_guidance=False)[0]
-    torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-6)
+    torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
     assert not torch.allclose(ours[0], ours[1])
     monkeypatch.setattr("progdist.models.prompt_encoder.find_spec", lambda name: None)
     with pytest.raises(UserError, match="needs sentencepiece and protobuf"):
