@@ -28,10 +28,10 @@ fuzz: $(READY)          ## a thousand changed files of each kind that is read
 	FUZZ=1000 $(BIN)/pytest -s tests/test_damaged_files.py
 
 bench: $(READY)         ## the cost of one update and one sample, against the bare network and stock code
-	$(BIN)/python benchmarks/performance.py
+	$(BIN)/python benchmarks/performance/cost.py
 
 gpu: $(READY)           ## on a machine with CUDA: parity with the CPU, speed, memory, whole runs, in under ten minutes
-	$(BIN)/python benchmarks/gpu.py
+	$(BIN)/python benchmarks/performance/gpu.py
 
 docs: $(READY)          ## the documentation as a site, in build/site; warnings are errors
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build

@@ -19,7 +19,6 @@ GROUPS = {
     "Make a few-step model": ("run", "distill", "doctor"),
     "Use and judge it": ("sample", "play", "evaluate", "statistics", "compare", "report", "export"),
     "What ships": ("recipes", "import-official"),
-    "The paper's comparisons": ("ablation", "budget", "stochastic", "integrators"),
 }
 
 

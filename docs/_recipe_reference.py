@@ -1,48 +1,186 @@
-"""The page of all recipe keys, made from the schema when the site is built."""
+"""The page of all recipe keys, made as the site is built from the schema, its comments and the table of defaults."""
 
+import inspect
+import re
 from collections.abc import Iterator
+from dataclasses import is_dataclass
 from typing import Any, get_args
 
 from mkdocs.structure.files import File, Files
-from pydantic import BaseModel
+from pydantic import BaseModel, TypeAdapter
+from pydantic.fields import FieldInfo
 
+from progdist.diffusion.loss import WEIGHTINGS
+from progdist.diffusion.parameterization import PARAMETERIZATIONS
+from progdist.methods import METHODS
 from progdist.recipes.files import read_recipe, shipped
 from progdist.recipes.recipe import Recipe
+from progdist.recipes.schema import NOISES
+from progdist.recipes.training import HALVING
+from progdist.training.config import CONVERSION_UPDATES, DEFAULTS
 
 HEAD = """# Recipes
 
 A recipe is a YAML file, or the name of one that ships. `--set section.key=value` changes a key on the command line.
-Keys that are not known are refused, with the nearest one that is.
+An unknown key is refused, and the nearest one that there is is named.
 
 | recipe | what it is |
 |---|---|
 """
+MEANINGS = {
+    "name": "of the run, and of its folder below `runs/`",
+    "about": "a line that `progdist recipes` shows",
+    "seed": "of all randomness",
+    "data": "the images",
+    "noise": "the schedule of a teacher that is trained",
+    "parameterization": f"what the network of a teacher that is trained predicts: {', '.join(PARAMETERIZATIONS)}",
+    "network": "of a teacher that is trained",
+    "teacher": "how it is trained, or `model`",
+    "conversion": "stage 0",
+    "distill": "the chain of students",
+    "lora": "rank of the LoRA adapters that students are, for the teacher's own pipeline",
+    "evaluate": "how models are measured",
+    "tracking": "where a run is followed",
+    "data.source": "e.g. `digits`, `folder:PATH`",
+    "data.classes": "how many the data must have",
+    "data.size": "height and width to which images are cropped and resampled",
+    "data.channels": "1 for grey, 3 for colour",
+    "data.resample": "how",
+    "data.crops": "random crops of each image",
+    "data.image_column": "of a table",
+    "data.caption_column": "of a table",
+    "data.flip": "mirror half of the images",
+    "data.workers": "processes that read images",
+    "noise.kind": f"of the schedule: {', '.join(NOISES)}",
+    "noise.log_snr_max": "of the cosine schedule, at t = 0",
+    "noise.log_snr_min": "of the cosine schedule, at t = 1",
+    "noise.num_train_timesteps": "T, entries in the table of noise levels",
+    "network.width": "channels at full resolution",
+    "network.multipliers": "of the width, a resolution each",
+    "network.blocks": "residual blocks at each resolution",
+    "network.attention": "resolutions with attention",
+    "network.head_size": "channels of an attention head",
+    "network.embedding": "channels of the embedding of time and class",
+    "network.groups": "of the group norms",
+    "network.dropout": "share that is dropped",
+    "network.class_conditional": "whether it takes the classes of the data",
+    "weighting": f"of the loss: {', '.join(WEIGHTINGS)}",
+    "teacher.model": "folder or hub name of a trained teacher, in place of a training",
+    "teacher.offset": "of the timestep, in place of that of the teacher's scheduler",
+    "teacher.trust": "go on although the teacher's output contradicts its folder",
+    "conversion.guidance": "a scale of classifier-free guidance, or a range as an input of the student",
+    "conversion.null_class": "the label that stands for no class",
+    "conversion.negative": "the negative prompt",
+    "conversion.zero_terminal_snr": "whether the students' schedule ends in pure noise",
+    "distill.start": "the teacher's step count",
+    "distill.end": "the last student's step count",
+    "distill.substeps": "teacher steps to one of the student",
+    "distill.chain": "all step counts, in place of the three above",
+    "distill.method": f"what a student learns: {', '.join(METHODS)}",
+    "distill.stop": "when a stage ends early",
+    "distill.stages": "what a stage overrides, by the student's step count",
+    "evaluate.samples": "of each model",
+    "evaluate.features": "spaces in which samples are compared with the data",
+    "evaluate.metrics": "beside the two distances",
+    "evaluate.reference": "files of statistics, by feature space",
+    "evaluate.weights": "files or folders of weights, by network",
+    "evaluate.resamples": "of the distances' intervals",
+    "evaluate.batch": "images made at a time",
+    "evaluate.precision": "of sampling",
+    "evaluate.clip": "keep every denoised image within [-1, 1]",
+    "evaluate.cuda_graphs": "capture the network's kernels",
+    "evaluate.most_steps": "the largest step count that is measured",
+    "evaluate.teacher_every": "counts of the chain between measurements of the teacher",
+    "evaluate.solver": "measured beside DDIM",
+    "evaluate.guidance": "scale at which models that take one are measured",
+}
+"""What a key means, where no comment in the class of its section says it."""
 
 
-def sections(part: type[BaseModel], name: str = "") -> Iterator[tuple[str, type[BaseModel]]]:
+FIELD = re.compile(r"^((?:    # .*\n)*)    (\w+): [^#\n]*(?:# (.*))?$", re.MULTILINE)
+"""A field of a class: comment lines above it, its name, the comment beside it."""
+
+ARGUMENT = re.compile(r"^        (\w+): ((?:.+)(?:\n {12}.*)*)$", re.MULTILINE)
+"""A field in the docstring of its class."""
+
+
+def is_section(kind: type) -> bool:
+    """Whether it is a class of recipe keys: a model or a dataclass of pydantic's."""
+    return issubclass(kind, BaseModel) or is_dataclass(kind)
+
+
+def fields(part: type) -> dict[str, FieldInfo]:
+    """The keys of a section."""
+    return getattr(part, "__pydantic_fields__")  # noqa: B009  (of models and of dataclasses)
+
+
+def sections(part: type, name: str = "") -> Iterator[tuple[str, type]]:
     """Every section of a recipe with its dotted name."""
     yield name, part
-    for key, field in part.model_fields.items():
+    for key, field in fields(part).items():
         inner = [each for outer in get_args(field.annotation) for each in (outer, *get_args(outer))]
         for kind in (field.annotation, *inner):
-            if isinstance(kind, type) and issubclass(kind, BaseModel):
+            if isinstance(kind, type) and is_section(kind):
                 where = f"{name}.{key}" if name else key
                 yield from sections(kind, f"{where}.N" if key == "stages" else where)
 
 
-def table(name: str, part: type[BaseModel]) -> str:
-    """One section's keys, types and defaults."""
-    title, about = f"`{name}`" if name else "At the top", (part.__doc__ or "").strip().replace("\n    ", "\n")
-    lines = [f"\n## {title}\n", about, ""]
-    lines += ["| key | type | default |", "|---|---|---|"]
-    schema: dict[str, Any] = part.model_json_schema()
-    for key, field in part.model_fields.items():
-        known = schema["properties"].get(key, {})
-        kinds = known.get("anyOf", [known])
-        words = [", ".join(map(str, each["enum"])) if "enum" in each else each.get("type", "section") for each in kinds]
-        default = "required" if field.is_required() else repr(field.get_default(call_default_factory=True))
-        shown = "" if len(default) > 60 else f"`{default}`"
-        lines.append(f"| `{key}` | {' or '.join(words)} | {shown} |")
+def listed(part: type) -> dict[str, str]:
+    """What the comments of a class and of those it is derived from say of their fields: beside each, or above it."""
+    meanings: dict[str, str] = {}
+    for each in part.__mro__:
+        source = inspect.getsource(each) if each.__module__.startswith("progdist.") and is_section(each) else ""
+        for above, key, beside in FIELD.findall(source):
+            meanings.setdefault(key, beside or re.sub(r"\n? +# ", " ", above).strip())
+        for key, text in ARGUMENT.findall((source and each.__doc__) or ""):
+            meanings[key] = meanings.get(key) or " ".join(text.split()).removesuffix(".")
+    return meanings
+
+
+def meaning(name: str, key: str, part: type) -> str:
+    """What a key means."""
+    own = MEANINGS.get(f"{name}.{key}" if name else key) or listed(part).get(key)
+    return own or (listed(DEFAULTS_OF).get(key, "") if name == "distill.stages.N" else MEANINGS.get(key, ""))
+
+
+def default(name: str, key: str, field: FieldInfo) -> str:
+    """The default of a key, from the table of defaults where that has one."""
+    if name == "distill.stages.N":
+        return "as in `distill`"
+    if (name, key) == ("conversion", "updates"):
+        return f"{CONVERSION_UPDATES} times `distill.updates`"
+    if key in DEFAULTS.get(name, {}):
+        return f"`{DEFAULTS[name][key]!r}`"
+    if name == "distill" and key in HALVING:
+        return f"`{HALVING[key]}`"
+    if name == "" and key in DEFAULTS:
+        return "below"
+    if field.is_required():
+        return "required"
+    value = field.get_default(call_default_factory=True)
+    return "below" if isinstance(value, BaseModel) else f"`{value!r}`"
+
+
+def kinds(schema: dict[str, Any]) -> str:
+    """The types of a key, in words."""
+    each = schema.get("anyOf", [schema])
+    words = [", ".join(map(str, one["enum"])) if "enum" in one else one.get("type", "") for one in each]
+    return " or ".join(word or ("section" if "$ref" in one else "any") for word, one in zip(words, each, strict=True))
+
+
+DEFAULTS_OF = dict(sections(Recipe))["distill"]
+"""The section whose keys a stage overrides."""
+
+
+def table(name: str, part: type) -> str:
+    """One section's keys, types, defaults and meanings."""
+    title, about = f"`{name}`" if name else "At the top", inspect.cleandoc(part.__doc__ or "").partition("\n\nArgs:")[0]
+    lines = [f"\n## {title}\n", about, "", "| key | type | default | meaning |", "|---|---|---|---|"]
+    properties = TypeAdapter(part).json_schema()["properties"]
+    for key, field in fields(part).items():
+        lines.append(
+            f"| `{key}` | {kinds(properties[key])} | {default(name, key, field)} | {meaning(name, key, part)} |"
+        )
     return "\n".join(lines) + "\n"
 
 

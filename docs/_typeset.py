@@ -20,7 +20,7 @@ from pymdownx.arithmatex import arithmatex_fenced_format
 
 ARITHMATEX = re.compile(r'<(span|div) class="arithmatex">\\([(\[])(.*?)\\[)\]]</\1>', re.DOTALL)
 CONVERTER = LatexToMathML()
-FONT = Path(str(find_spec("ziamath").origin)).parent / "fonts" / "STIXTwoMath-Regular.ttf"
+FONT = Path(str(getattr(find_spec("ziamath"), "origin", None))).parent / "fonts" / "STIXTwoMath-Regular.ttf"
 SYMBOLS = [
     *range(0x20, 0x7F),  # Latin, upright
     *range(0x391, 0x3F7),  # Greek, upright

@@ -27,7 +27,7 @@ torch.manual_seed(0)
 turn = torch.rand(20_000, 1).sqrt() * 3 * torch.pi
 data = torch.cat([turn.cos(), turn.sin()], dim=1) * turn / 10 + 0.02 * torch.randn(20_000, 2)  # a spiral
 
-teacher = progdist.Denoiser(Network(), progdist.Cosine(), progdist.PARAMETERIZATIONS["v"])
+teacher = progdist.Denoiser(Network(), progdist.Cosine(), "v_prediction")
 optimizer = torch.optim.Adam(teacher.parameters(), lr=2e-3)
 for _ in range(6000):
     x, u = data[torch.randint(len(data), (512,))], torch.rand(512, dtype=torch.float64)

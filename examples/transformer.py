@@ -35,7 +35,7 @@ class Transformer(nn.Module):
 torch.manual_seed(0)
 data = load_images("digits")
 x_all, labels = data.sample(len(data), 0)
-teacher = progdist.Denoiser(Transformer(), progdist.Cosine(), progdist.PARAMETERIZATIONS["v"])
+teacher = progdist.Denoiser(Transformer(), progdist.Cosine(), "v_prediction")
 optimizer = torch.optim.Adam(teacher.parameters(), lr=1e-3)
 for _ in range(2000):
     chosen, u = torch.randint(len(data), (128,)), torch.rand(128, dtype=torch.float64)

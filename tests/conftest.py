@@ -75,14 +75,14 @@ def tiny_model() -> Callable[..., Denoiser]:
     """Make a small U-Net whose last layers are not zero, around any schedule and parameterization."""
 
     def build(
-        schedule: Schedule | None = None, parameterization: str = "v", classes: int = 0, timesteps: int = 1024
+        schedule: Schedule | None = None, parameterization: str = "v", classes: int = 0, num_train_timesteps: int = 1024
     ) -> Denoiser:
         output = PARAMETERIZATIONS[parameterization]
         network = unet(image=(1, 8, 8), width=8, multipliers=(1, 2), groups=4, classes=classes, heads=output.heads)
         for parameter in network.parameters():
             if not parameter.any():
                 torch.nn.init.normal_(parameter, std=0.1)
-        return Denoiser(network.eval(), schedule or Cosine(), output, timesteps=timesteps)
+        return Denoiser(network.eval(), schedule or Cosine(), output, num_train_timesteps=num_train_timesteps)
 
     return build
 

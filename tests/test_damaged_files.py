@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 
 from progdist import UserError
 from progdist.data.sources import load_images
-from progdist.teachers.open import read_teacher
+from progdist.teachers.open import open_teacher
 from support.commands import TINY
 from support.damaged_files import CASES, picture, stock_folder
 
@@ -194,7 +194,7 @@ def test_numbers_that_no_model_has(field: str, tmp_path: Path) -> None:
     content[field] = [2**16, 2**16] if field == "block_out_channels" else 10**9
     path.write_text(json.dumps(content))
     with pytest.raises(UserError, match="restore"):
-        read_teacher(str(tmp_path))
+        open_teacher(str(tmp_path))
 
 
 def test_an_index_of_weights_cannot_lead_outside(tmp_path: Path) -> None:
@@ -206,4 +206,4 @@ def test_an_index_of_weights_cannot_lead_outside(tmp_path: Path) -> None:
     index = {"metadata": {}, "weight_map": {"conv_in.weight": "../../elsewhere.safetensors"}}
     (weights.with_name(weights.name + ".index.json")).write_text(json.dumps(index))
     with pytest.raises(UserError, match="elsewhere"):
-        read_teacher(str(tmp_path / "model"))
+        open_teacher(str(tmp_path / "model"))

@@ -12,18 +12,33 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from progdist._utils.errors import UserError
+    from progdist.api import check, load, sample, save
+    from progdist.data.sources import load_images
     from progdist.diffusion.denoiser import Denoiser
     from progdist.diffusion.loss import WEIGHTINGS, denoising_loss
     from progdist.diffusion.parameterization import PARAMETERIZATIONS
     from progdist.diffusion.schedule import Cosine, Discrete, RectifiedFlow, Schedule
     from progdist.distillation import distill
+    from progdist.evaluation.evaluate import evaluate
+    from progdist.evaluation.generate import SamplingOptions
+    from progdist.evaluation.metrics import MetricConfig
+    from progdist.methods import METHODS
+    from progdist.methods.method import Method
     from progdist.methods.progressive import distillation_loss, distillation_target
-    from progdist.models.api import load, sample, save
+    from progdist.training.config import TrainConfig
+    from progdist.training.early_stopping import EarlyStopping
 
 _MODULES = {
     "_utils.errors": ["UserError"],
+    "data.sources": ["load_images"],
+    "evaluation.evaluate": ["evaluate"],
+    "evaluation.generate": ["SamplingOptions"],
+    "evaluation.metrics": ["MetricConfig"],
+    "methods": ["METHODS", "Method"],
+    "training.config": ["TrainConfig"],
+    "training.early_stopping": ["EarlyStopping"],
     "distillation": ["distill"],
-    "models.api": ["load", "sample", "save"],
+    "api": ["check", "load", "sample", "save"],
     "diffusion.denoiser": ["Denoiser"],
     "diffusion.loss": ["WEIGHTINGS", "denoising_loss"],
     "diffusion.parameterization": ["PARAMETERIZATIONS"],
@@ -34,22 +49,11 @@ _MODULES = {
 __version__ = version("progdist")
 
 __all__ = [
-    "PARAMETERIZATIONS",
-    "WEIGHTINGS",
-    "Cosine",
-    "Denoiser",
-    "Discrete",
-    "RectifiedFlow",
-    "Schedule",
-    "UserError",
-    "denoising_loss",
-    "distill",
-    "distillation_loss",
-    "distillation_target",
-    "load",
-    "sample",
-    "save",
-]
+    "METHODS", "PARAMETERIZATIONS", "WEIGHTINGS", "Cosine", "Denoiser", "Discrete", "EarlyStopping", "Method",
+    "MetricConfig", "RectifiedFlow", "SamplingOptions", "Schedule", "TrainConfig", "UserError", "check",
+    "denoising_loss", "distill", "distillation_loss", "distillation_target", "evaluate", "load", "load_images",
+    "sample", "save",
+]  # fmt: skip
 
 
 def __getattr__(name: str) -> object:

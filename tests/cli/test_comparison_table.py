@@ -3,33 +3,24 @@
 from io import StringIO
 from itertools import pairwise
 
+import torch
 from rich.console import Console
 
 from progdist.cli.evaluation import comparison_table
+from progdist.evaluation.compare import Comparison
+from progdist.evaluation.measures.estimate import Estimate
+from support.records import evaluation, quality
 
-FIRST = {
-    "label": "a",
-    "model": "runs/a-rather-long-name-of-a-run/student-0004",
-    "steps": 1024,
-    "frechet": 123.456,
-    "frechet_low": 120.11,
-    "frechet_high": 127.22,
-    "against": None,
-    "ratio": None,
-    "verdict": None,
-}
-OTHER = {
-    "label": "b",
-    "against": "a",
-    "ratio": {"value": 1.02, "low": 0.97, "high": 1.07},
-    "verdict": "undecided",
-}
+QUALITY = quality(features="digits", samples=2048, frechet=123.456, frechet_low=120.11, frechet_high=127.22)
+RECORD = evaluation("runs/a-rather-long-name-of-a-run/student-0004", 1024, quality=(QUALITY,))
+FIRST = Comparison("a", RECORD, QUALITY, torch.zeros(0))
+OTHER = Comparison("b", RECORD, QUALITY, torch.zeros(0), "a", Estimate(1.02, 0.97, 1.07), "undecided")
 
 
 def test_every_column_is_named_within_80_columns() -> None:
     written = StringIO()
     console = Console(file=written, width=80)
-    console.print(comparison_table([FIRST, FIRST | OTHER], "digits", 2048))
+    console.print(comparison_table([FIRST, OTHER]))
     lines = written.getvalue().splitlines()
     assert max(map(len, lines)) <= 80
     assert "Fréchet distance of 2048 samples to the data, digits features" in lines[0]

@@ -9,7 +9,7 @@ import pytest
 from progdist import Denoiser
 from progdist.models.model import Model
 from progdist.students.folder import save
-from progdist.teachers.open import read_teacher
+from progdist.teachers.open import open_teacher
 from support.commands import SHORT_EVALUATION, call
 from support.guidance import student
 from support.paths import REFERENCE
@@ -61,12 +61,12 @@ def test_the_doctor_shows_an_explicit_offset(tiny_model: Callable[..., Denoiser]
 @pytest.mark.usefixtures("known_rates")
 def test_the_doctor_tells_what_guidance_a_student_takes(stock: SaveStock, tmp_path: Path) -> None:
     """Whose schedule ends where its teacher's does, and which is halved as it is."""
-    save(student(read_teacher(str(stock(classes=11))).model), tmp_path / "student")
+    save(student(open_teacher(str(stock(classes=11))).model), tmp_path / "student")
     text = " ".join(call("doctor", tmp_path / "student").output.split())
     assert "it takes a guidance scale from 1 to 8, and so do its students" in text
-    assert "it can be halved as it is" in text
+    assert "it can be distilled without stage 0" in text
     sampled = call("sample", tmp_path / "student", "-n", 1, "--out", tmp_path / "grid.png")
-    assert "guidance: 4, the usual scale of 1 to 8" in " ".join(sampled.output.split())
+    assert "guidance: 4, the default of 1 to 8" in " ".join(sampled.output.split())
 
 
 TRAINED = REFERENCE / "stock_teacher"
@@ -79,7 +79,7 @@ TRAINED = REFERENCE / "stock_teacher"
 def test_a_trained_teacher_is_distinguished_from_one_with_another_offset(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: str, offset: int
 ) -> None:
-    monkeypatch.setattr("progdist.evaluation.check_on_images.CHECK_IMAGES", 1797)
+    monkeypatch.setattr("progdist.teachers.check.IMAGES", 1797)
     brief = ("--start", 8, "--updates", 1, "--batch", 8, *SHORT_EVALUATION, "--out", tmp_path / "out")
     how = {"distill": ("--set", f"teacher.offset={offset}", *brief), "doctor": ("--offset", offset)}[command]
     result = call(command, TRAINED, "--data", "digits", *how)

@@ -97,7 +97,7 @@ def test_evaluate_repeats_what_a_recipe_measures(finished: tuple[Path, Result], 
     assert measured("--clip")["frechet"] != plain["frechet"]
     ancestral = measured("--method", "ancestral")["frechet"]
     assert ancestral != plain["frechet"] != measured("--precision", "bf16")["frechet"]
-    assert measured("--method", "ancestral", "--level", 0.3)["frechet"] != ancestral
+    assert measured("--method", "ancestral", "--variance", 0.3)["frechet"] != ancestral
     assert measured("--method", "heun")["network_evaluations"] == 7
     for more, message in (
         (("--precision", "fp16"), "auto, float32, bf16"),

@@ -230,7 +230,7 @@ def test_what_excludes_graphs(other: str) -> None:
 def test_graphs_are_for_one_process(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("progdist.training.loop.check_available", lambda: None)
     check_processes(TrainConfig(1, 4, 0.1, cuda_graphs=True), 1, sharded=False)
-    with pytest.raises(UserError, match="cuda_graphs is for one process"):
+    with pytest.raises(UserError, match="cuda_graphs requires a single process"):
         check_processes(TrainConfig(1, 4, 0.1, cuda_graphs=True), 2, sharded=False)
 
 

@@ -14,7 +14,7 @@ from pyarrow import Table, parquet
 
 from progdist import UserError
 from progdist.data.images import CaptionedImages, ImageTransform
-from progdist.data.sources import load_images
+from progdist.data.sources import load_images, open_source
 from progdist.data.tables import Columns
 
 CAPTIONS = ["a handwritten seven", 'one, "quoted",\nof two lines', "eine Süßigkeit", "a handwritten seven"]
@@ -104,7 +104,7 @@ def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_every_table_gives_the_same_pairs(table: str, tmp_path: Path) -> None:
     write, source, columns = TABLES[table]
     write(images(tmp_path))
-    found = load_images(source.format(tmp_path), columns=columns)
+    found = open_source(source.format(tmp_path), columns=columns)
     assert isinstance(found, CaptionedImages)
     pairs = [(round(float(image.mean()), 1), found.classes[label]) for image, label in found]
     assert pairs == [(round(60 * i / 127.5 - 1, 1), text) for i, text in enumerate(CAPTIONS)]
@@ -120,12 +120,12 @@ def test_tables_without_pairs_are_one_line(tmp_path: Path) -> None:
         (Columns("photo", "text"), "no photo: name the images' with --image-column"),
         (Columns("picture", "caption"), "no caption: name the captions' with --caption-column"),
         (Columns("picture", "number"), "4 of 4 rows have no text in number, the first is row 0"),
-        (Columns("text", "text"), "holds no image in text"),
+        (Columns("text", "text"), "text of row 0 cannot be read as an image"),
     ):
         with pytest.raises(UserError, match=message):
-            load_images(f"parquet:{tmp_path}", columns=columns)
+            open_source(f"parquet:{tmp_path}", columns=columns)
     with pytest.raises(UserError, match="has no columns to be named"):
-        load_images("digits", columns=Columns("image"))
+        load_images("digits", image_column="image")
 
 
 def test_a_part_of_the_pairs_keeps_its_captions(tmp_path: Path) -> None:

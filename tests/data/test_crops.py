@@ -13,9 +13,10 @@ from torch import Tensor
 from progdist import UserError
 from progdist.data import latents
 from progdist.data.images import ArrayReader, CaptionedImages, Images, ImageTransform
-from progdist.data.latents import begin_latents, encode, frame_shards, open_latents, split_label
+from progdist.data.latents import LatentFolder
 from progdist.data.sources import cropped, load_images
-from progdist.data.tables import Columns
+from progdist.models.prompts import PromptConditions
+from progdist.training.batches import Batches
 
 WIDE, TALL = (20, 8), (8, 20)
 
@@ -43,7 +44,7 @@ def pairs(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def images(pairs: Path) -> Images:
-    return load_images(f"captions:{pairs}", ImageTransform(size=8))
+    return load_images(f"captions:{pairs}", size=8)
 
 
 def test_crops_are_spread_along_the_longer_side(images: Images) -> None:
@@ -72,7 +73,7 @@ def test_a_table_gives_the_same_crops(pairs: Path, images: Images) -> None:
     files = [{"bytes": (pairs / f"{number}.png").read_bytes(), "path": None} for number in range(6)]
     table = pairs.parent / "a.parquet"
     parquet.write_table(Table.from_pydict({"image": files, "text": [f"caption {n % 4}" for n in range(6)]}), table)
-    rows = load_images(f"parquet:{table}", ImageTransform(size=8), Columns(caption="text"))
+    rows = load_images(f"parquet:{table}", size=8, caption_column="text")
     ours, theirs = (cropped(each, 3, seed=0) for each in (images, rows))
     for index in range(18):
         assert torch.equal(ours[index][0], theirs[index][0])
@@ -103,7 +104,7 @@ def test_mistakes_are_one_line(tmp_path: Path) -> None:
     content = {"bytes": (tmp_path / "a.png").read_bytes(), "path": None}
     parquet.write_table(Table.from_pydict({"image": [content]}), tmp_path / "a.parquet")
     with pytest.raises(UserError, match="is read as it comes, one crop of each image"):
-        cropped(load_images(f"parquet:{tmp_path}", ImageTransform(size=8)), 2, seed=0)
+        cropped(load_images(f"parquet:{tmp_path}", size=8), 2, seed=0)
 
 
 class Mean:
@@ -114,36 +115,55 @@ class Mean:
 
 
 def test_latents_keep_their_frames(images: Images, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Written by the processes that encode; an example is found by its label, in parts of the data, too."""
+    """Written by the processes that encode; each example brings its own, in parts of the data and in batches, too."""
     monkeypatch.setattr(latents, "ROWS", 7)
     crops = cropped(images, 4, seed=0)
-    assert begin_latents(crops, tmp_path, framed=True) == 4
+    folder = LatentFolder(crops, tmp_path, framed=True)
+    assert folder.prepare() == 4
     for process in range(2):
-        encode(crops, Mean(), tmp_path, process, 2, framed=True)
-    found, frames = open_latents(crops, tmp_path, framed=True), frame_shards(crops, tmp_path)
+        folder.encode(Mean(), process, 2)
+    found = folder.open()
     assert isinstance(found, CaptionedImages)
-    for part in (found, *found.split(5, seed=0)):
-        for index in range(len(part)):
-            latent, label = part[index]
-            captions, examples = split_label(torch.tensor([label]), len(images.classes))
-            example = int(examples)
+    order = torch.randperm(24, generator=torch.Generator().manual_seed(0))
+    for part, numbers in zip(
+        (found, *found.split(5, 0)), (range(24), order[5:].sort()[0], order[:5].sort()[0]), strict=True
+    ):
+        assert len(part) == len(numbers)
+        for index, example in enumerate(map(int, numbers)):
+            latent, condition = part[index]
+            assert isinstance(condition, dict)
             image, caption = crops[example]
             torch.testing.assert_close(latent, image.mean((1, 2), keepdim=True))
-            assert int(captions) == caption
+            assert condition["labels"] == caption
             offset = beginning(image)
             wide = example // 4 % 2 == 0
-            assert frames[example].tolist() == ([8, 20, 0, offset] if wide else [20, 8, offset, 0])
-    assert split_label(torch.tensor([3]), 4)[1].tolist() == [-1]  # a caption alone
-    plain = open_latents(crops, tmp_path)
+            assert condition["frame"].tolist() == ([8, 20, 0, offset] if wide else [20, 8, offset, 0])
+    batch = next(Batches(found, 24, seed=0, stage=0)(0, 1, slice(0, 24)))
+    assert (batch["frame"].shape, batch["frame"].dtype) == ((24, 4), torch.int64)
+    assert torch.equal(batch["labels"].bincount(), crops.labels.bincount())  # pyright: ignore
+    plain = LatentFolder(crops, tmp_path).open()
     assert [plain[index][1] for index in range(24)] == [crops[index][1] for index in range(24)]
 
 
 def test_frames_are_added_to_latents_that_are_there(images: Images, tmp_path: Path) -> None:
-    begin_latents(images, tmp_path)
-    encode(images, Mean(), tmp_path)
-    assert begin_latents(images, tmp_path) == 0
-    assert begin_latents(images, tmp_path, framed=True) == 1
+    plain, framed = LatentFolder(images, tmp_path), LatentFolder(images, tmp_path, framed=True)
+    plain.prepare()
+    plain.encode(Mean())
+    assert plain.prepare() == 0
+    assert framed.prepare() == 1
     before = (tmp_path / "00000.safetensors").stat().st_mtime_ns
-    encode(images, Mean(), tmp_path, framed=True)
-    assert begin_latents(images, tmp_path, framed=True) == 0
+    framed.encode(Mean())
+    assert framed.prepare() == 0
     assert (tmp_path / "00000.safetensors").stat().st_mtime_ns == before
+
+
+def test_a_network_is_told_the_frame_where_there_is_one() -> None:
+    """time_ids of a batch with frames and of one without, as in sampling, where the stock pipeline's numbers stand."""
+    stock = torch.tensor([[64.0, 64, 0, 0, 64, 64]])
+    rows = torch.randn(3, 5, generator=torch.Generator().manual_seed(0))
+    conditions = PromptConditions(lambda numbers: {"embeddings": rows[numbers]}, {"time_ids": stock})
+    labels, frame = torch.tensor([2, 0]), torch.tensor([[8, 20, 0, 3], [20, 8, 5, 0]])
+    sampled, trained = conditions({"labels": labels}), conditions({"labels": labels, "frame": frame})
+    assert torch.equal(sampled["time_ids"], stock.expand(2, 6))
+    assert torch.equal(trained["time_ids"], torch.tensor([[8.0, 20, 0, 3, 64, 64], [20, 8, 5, 0, 64, 64]]))
+    assert torch.equal(trained["embeddings"], rows[labels])

@@ -10,16 +10,17 @@ from torch import Tensor
 from progdist import UserError
 from progdist.data import embeddings
 from progdist.data.embeddings import encode_captions
-from progdist.teachers.open import read_teacher
+from progdist.models.prompts import Prompts
+from progdist.teachers.open import open_teacher
 from support.text import PROMPTS, WRITERS
 
 
 @pytest.mark.parametrize("kind", WRITERS)
 def test_cached_embeddings_are_the_stock_pipelines(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(embeddings, "SHARD_BYTES", 1000)  # two captions of the smaller kind
-    text = read_teacher(str(WRITERS[kind](tmp_path / "pipeline"))).model.text
-    assert text is not None
-    encoder, notes = text.encoder(), list[str]()
+    conditioning = open_teacher(str(WRITERS[kind](tmp_path / "pipeline"))).model.conditioning
+    assert isinstance(conditioning, Prompts)
+    encoder, notes = conditioning.encoder(), list[str]()
     captions = [*PROMPTS, "an eight, handwritten"]
     cached = encode_captions(captions, lambda: encoder, tmp_path / "captions", notes.append)
     assert notes == ["5 distinct captions are encoded once"]
@@ -29,7 +30,9 @@ def test_cached_embeddings_are_the_stock_pipelines(kind: str, tmp_path: Path, mo
     )
     theirs = found[::2]
     numbers = torch.tensor([4, 0, 3, 3])
-    for ours, whole in zip(cached(numbers).values(), theirs, strict=True):
+    with torch.autocast("cpu", torch.bfloat16):  # as in training by bf16
+        rows = cached(numbers)
+    for ours, whole in zip(rows.values(), theirs, strict=True):
         assert ours.dtype == torch.float16
         assert torch.equal(ours, whole.half()[numbers])
 

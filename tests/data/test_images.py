@@ -62,4 +62,4 @@ def test_images_of_two_sizes_need_a_size(tmp_path: Path, pixels: NDArray[np.uint
     images = load_images(f"folder:{tmp_path}")
     with pytest.raises(UserError, match="give a size"):
         images[1]
-    assert load_images(f"folder:{tmp_path}", ImageTransform(size=8))[1][0].shape == (1, 8, 8)
+    assert load_images(f"folder:{tmp_path}", size=8)[1][0].shape == (1, 8, 8)

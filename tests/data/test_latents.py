@@ -1,19 +1,18 @@
-"""Latents on disk: shared out, gone on with after an interruption, mapped, and read as older versions wrote them."""
+"""Latents on disk: shared out, gone on with after an interruption, and mapped."""
 
 import pickle
 from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
 from progdist import UserError
 from progdist.data import latents
 from progdist.data.images import Images
-from progdist.data.latents import begin_latents, encode, open_latents
+from progdist.data.latents import LatentFolder
 from progdist.data.sources import load_images
-from progdist.teachers.open import read_teacher
+from progdist.teachers.open import open_teacher
 from support.latent import distill_latent
 
 
@@ -38,7 +37,7 @@ def images(monkeypatch: pytest.MonkeyPatch) -> Images:
 
 
 def check(images: Images, folder: Path) -> None:
-    found = open_latents(images, folder)
+    found = LatentFolder(images, folder).open()
     assert (len(found), found.shape, found.classes) == (1797, (1, 4, 4), images.classes)
     for index in (0, 199, 200, 1000, 1796):
         x, label = images[index]
@@ -48,10 +47,10 @@ def check(images: Images, folder: Path) -> None:
 
 @pytest.mark.parametrize("processes", [1, 3])
 def test_every_process_writes_its_shards(images: Images, tmp_path: Path, processes: int) -> None:
-    assert begin_latents(images, tmp_path) == 9
+    assert LatentFolder(images, tmp_path).prepare() == 9
     encoders = [Halved() for _ in range(processes)]
     for process, encoder in enumerate(encoders):
-        encode(images, encoder, tmp_path, process, processes)
+        LatentFolder(images, tmp_path).encode(encoder, process, processes)
     counts = [sum(encoder.given) for encoder in encoders]
     assert sum(counts) == 1797
     assert max(counts) <= 600 * 3 // processes
@@ -60,51 +59,39 @@ def test_every_process_writes_its_shards(images: Images, tmp_path: Path, process
 
 
 def test_what_was_interrupted_goes_on(images: Images, tmp_path: Path) -> None:
-    begin_latents(images, tmp_path)
+    LatentFolder(images, tmp_path).prepare()
     with pytest.raises(KeyboardInterrupt):
-        encode(images, Halved(enough=500), tmp_path)
+        LatentFolder(images, tmp_path).encode(Halved(enough=500))
     with pytest.raises(UserError, match="lacks 7 shards"):
-        open_latents(images, tmp_path)
-    assert begin_latents(images, tmp_path) == 7
-    encode(images, rest := Halved(), tmp_path, 0, 1)
+        LatentFolder(images, tmp_path).open()
+    assert LatentFolder(images, tmp_path).prepare() == 7
+    LatentFolder(images, tmp_path).encode(rest := Halved(), 0, 1)
     assert sum(rest.given) == 1797 - 400
     check(images, tmp_path)
 
 
 def test_latents_are_mapped_by_the_process_that_reads(images: Images, tmp_path: Path) -> None:
     """What workers are given is the place, not the latents."""
-    begin_latents(images, tmp_path)
-    encode(images, Halved(), tmp_path)
-    found = open_latents(images, tmp_path)
+    LatentFolder(images, tmp_path).prepare()
+    LatentFolder(images, tmp_path).encode(Halved())
+    found = LatentFolder(images, tmp_path).open()
     for index in range(0, 1797, 100):
         _ = found[index]
     assert len(pickle.dumps(found.get)) < 2000
 
 
-def test_one_file_of_an_older_run_is_read(images: Images, tmp_path: Path) -> None:
-    x, _ = images.sample(1797, 0)
-    save_file({"latents": x[..., ::2, ::2].contiguous()}, tmp_path / "latents.safetensors")
-    assert begin_latents(images, tmp_path / "latents") == 0
-    check(images, tmp_path / "latents")
-    assert not (tmp_path / "latents").exists()
-
-
 def test_latents_of_other_data_are_refused(images: Images, tmp_path: Path) -> None:
     few, _ = images.split(1700, 0)
-    begin_latents(few, tmp_path / "a")
-    encode(few, Halved(), tmp_path / "a")
+    LatentFolder(few, tmp_path / "a").prepare()
+    LatentFolder(few, tmp_path / "a").encode(Halved())
     with pytest.raises(UserError, match="remove it to encode"):
-        begin_latents(images, tmp_path / "a")
+        LatentFolder(images, tmp_path / "a").prepare()
     others = Images("others", len(few), few.get, few.labels, few.classes)
     with pytest.raises(UserError, match="does not hold the latents of the 97 images of others"):
-        begin_latents(others, tmp_path / "a")
-    save_file({"latents": torch.zeros(5, 1, 4, 4)}, tmp_path / "b.safetensors")
-    with pytest.raises(UserError, match="holds 5 rows, expected 1797") as caught:
-        begin_latents(images, tmp_path / "b")
-    assert "\n" not in str(caught.value)
+        LatentFolder(others, tmp_path / "a").prepare()
     (tmp_path / "a" / "00000.safetensors").write_bytes(b"cut")
     with pytest.raises(UserError, match="cannot be read"):
-        open_latents(few, tmp_path / "a")
+        LatentFolder(few, tmp_path / "a").open()
 
 
 @pytest.mark.slow
@@ -112,12 +99,12 @@ def test_the_data_are_encoded_once(latent: Path, tmp_path: Path, monkeypatch: py
     distill_latent(latent, tmp_path / "out")
     folder = tmp_path / "out" / "latents"
     before = (folder / "00000.safetensors").stat().st_mtime_ns
-    model = read_teacher(str(latent)).model
+    model = open_teacher(str(latent)).model
     assert model.autoencoder is not None
     monkeypatch.setattr(type(model.autoencoder), "encode", lambda self, images: pytest.fail("encoded again"))
     distill_latent(latent, tmp_path / "out")
     images = load_images("digits")
-    found = open_latents(images, folder)
+    found = LatentFolder(images, folder).open()
     assert (folder / "00000.safetensors").stat().st_mtime_ns == before
     assert found.shape == model.shape
     assert torch.equal(found.stratified_labels(9), images.stratified_labels(9))

@@ -13,7 +13,7 @@ from PIL import Image
 from progdist.data import folders
 from progdist.data.folders import index_folder
 from progdist.data.images import ImageTransform, Reader
-from progdist.data.sources import load_images
+from progdist.data.sources import load_images, open_source
 
 MIB = 2**20
 
@@ -91,7 +91,7 @@ def test_arrays_stay_bytes(write: Callable[[Path], str], transform: ImageTransfo
     load_images("digits")  # what is imported once
     tracemalloc.clear_traces()
     tracemalloc.reset_peak()
-    images = load_images(source, transform)
+    images = open_source(source, transform)
     held, peak = tracemalloc.get_traced_memory()
     assert held < 8.7 * MIB
     assert peak < 17 * MIB

@@ -15,7 +15,7 @@ from pyarrow import Table, parquet
 from progdist import UserError
 from progdist.data import streams
 from progdist.data.images import ImageTransform
-from progdist.data.latents import begin_latents
+from progdist.data.latents import LatentFolder
 from progdist.data.sources import load_images
 from progdist.training.batches import Batches
 
@@ -80,12 +80,12 @@ def test_what_was_written_is_read(source: str) -> None:
 
 @pytest.mark.parametrize("workers", [0, 2, 3])
 def test_a_resume_sees_what_an_uninterrupted_run_sees(source: str, workers: int) -> None:
-    batches = Batches(load_images(source), 8, 3, 1, labelled=True, workers=workers)
+    batches = Batches(load_images(source), 8, 3, 1, workers=workers)
     whole = seen(batches, 0, 12, slice(0, 8))
     assert len(whole) == 12
     assert seen(batches, 5, 12, slice(0, 8)) == whole[5:]
     assert seen(batches, 0, 12, slice(0, 8)) == whole
-    other = Batches(load_images(source), 8, 4, 1, labelled=True, workers=workers)
+    other = Batches(load_images(source), 8, 4, 1, workers=workers)
     assert seen(other, 0, 12, slice(0, 8)) != whole
     noise, again = (next(iter(batches(7, 8, slice(0, 8))))["eps"] for _ in range(2))
     assert torch.equal(noise, again)
@@ -102,7 +102,7 @@ def test_processes_share_the_shards_out(source: str, workers: int) -> None:
 
 
 def test_labels_stay_with_their_images(source: str) -> None:
-    batches = Batches(load_images(source), 30, 0, 1, labelled=True)
+    batches = Batches(load_images(source), 30, 0, 1)
     for batch in batches(0, 3, slice(0, 30)):
         level = ((batch["x"][:, 0, 0, 0] + 1) * 127.5).round().long()
         assert torch.equal(level // 2 % 3, batch["labels"])
@@ -137,7 +137,7 @@ def test_what_a_stream_cannot_do_is_said(tmp_path: Path, monkeypatch: pytest.Mon
     with pytest.raises(UserError, match=r"leave distill\.stop"):
         images.split(3, 0)
     with pytest.raises(UserError, match="cannot be encoded once"):
-        begin_latents(images, tmp_path / "latents")
+        LatentFolder(images, tmp_path / "latents").prepare()
     monkeypatch.setattr(streams, "KEPT", 1)  # the first image is of class 0: the others come as a surprise
     monkeypatch.setattr(streams, "BUFFER", 10)
     with pytest.raises(UserError, match="mix the classes"):

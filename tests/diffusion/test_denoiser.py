@@ -28,5 +28,7 @@ def test_the_network_sees_its_timestep_and_condition() -> None:
         Denoiser(spy, schedule, PARAMETERIZATIONS["x"])(torch.zeros(2, 1, 1, 1), times(0.5, 1), mark=mark)
         assert spy.seen[0].tolist() == expected
         assert spy.seen[1] is mark
-    Denoiser(spy, Cosine(), PARAMETERIZATIONS["x"], timesteps=1000)(torch.zeros(2, 1, 1, 1), times(1)[0], mark=mark)
+    Denoiser(spy, Cosine(), PARAMETERIZATIONS["x"], num_train_timesteps=1000)(
+        torch.zeros(2, 1, 1, 1), times(1)[0], mark=mark
+    )
     assert spy.seen[0].tolist() == [999, 999]

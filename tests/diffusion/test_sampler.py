@@ -14,8 +14,8 @@ from progdist import Cosine, Denoiser, Discrete, RectifiedFlow, UserError, sampl
 from progdist.diffusion.analytic import Gaussian
 from progdist.diffusion.integrators import ode_derivative
 from progdist.diffusion.sampler import (
-    METHODS,
-    MULTISTEP_METHODS,
+    MULTISTEP_SAMPLERS,
+    SAMPLERS,
     ancestral,
     ddim_update,
     network_evaluations,
@@ -168,7 +168,7 @@ def test_overshooting_samples_the_data() -> None:
     assert float(images.std()) == pytest.approx(0.5, abs=0.02)
 
 
-@pytest.mark.parametrize("method", [*METHODS, *MULTISTEP_METHODS])
+@pytest.mark.parametrize("method", [*SAMPLERS, *MULTISTEP_SAMPLERS])
 def test_network_evaluations_are_counted(method: str) -> None:
     calls: list[float] = []
 
@@ -195,7 +195,7 @@ def test_euler_in_log_snr_says_where_it_cannot_begin() -> None:
 DPM_SOLVERS: list[tuple[str, Schedule, dict[str, Any]]] = [
     ("v", Cosine(), {"prediction_type": "v_prediction"}),
     ("x", Cosine(), {"prediction_type": "sample"}),
-    ("eps", Discrete.linear(timesteps=1000), {"prediction_type": "epsilon"}),
+    ("eps", Discrete.linear(num_train_timesteps=1000), {"prediction_type": "epsilon"}),
     ("v", Discrete.scaled_linear(), {"prediction_type": "v_prediction"}),
     ("velocity", RectifiedFlow(), {"prediction_type": "flow_prediction", "use_flow_sigmas": True}),
     ("velocity", RectifiedFlow(3.0), {"prediction_type": "flow_prediction", "use_flow_sigmas": True, "flow_shift": 3}),
@@ -209,7 +209,7 @@ def test_dpm_solver_is_that_of_diffusers(
     tiny_model: Callable[..., Denoiser], output: str, schedule: Schedule, settings: dict[str, Any], steps: int
 ) -> None:
     """DPMSolverMultistepScheduler on our grid: trailing, or of a flow the same times, which its own begin 1/T lower."""
-    denoiser = tiny_model(schedule, output, timesteps=1000)
+    denoiser = tiny_model(schedule, output, num_train_timesteps=1000)
     noise, grid = torch.randn(3, 1, 8, 8), time_grid(steps)[:-1]
     t = torch.arange(1, 1001, dtype=torch.float64) / 1000
     alpha_bar = schedule.alpha(t) ** 2

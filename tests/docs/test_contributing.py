@@ -3,58 +3,49 @@
 import json
 import math
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, ClassVar, Literal, get_args
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
 import torch
 from diffusers.models.unets.unet_2d import UNet2DModel
 from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
-from pydantic import BaseModel
 from torch import Tensor
 
 import progdist
-from progdist import Denoiser, UserError, sample
+from progdist import Denoiser, UserError, methods, sample
 from progdist.data.images import Images, ImageTransform
 from progdist.data.sources import _READERS, load_images
 from progdist.diffusion.integrators import runge_kutta
-from progdist.diffusion.parameterization import PARAMETERIZATIONS, OneHead
-from progdist.diffusion.sampler import METHODS, NFE_PER_STEP, network_evaluations
+from progdist.diffusion.parameterization import PARAMETERIZATIONS, PREDICTION_TYPES, OneHead
+from progdist.diffusion.sampler import NFE_PER_STEP, SAMPLERS, ddim_update, network_evaluations
 from progdist.diffusion.schedule import SCHEDULES, VariancePreserving
-from progdist.models.model import PREDICTION_TYPES
-from progdist.models.safe_loading import NETWORKS
+from progdist.models.networks import NETWORKS
 from progdist.recipes.files import read_recipe
 from progdist.recipes.recipe import Recipe
-from progdist.recipes.schema import Noise
+from progdist.recipes.schema import NOISES
 from progdist.runs.run import open_run
-from progdist.students.folder import load
-from progdist.teachers.open import read_teacher
-from support.checks import check_round_trip, check_schedule, check_student_lands_where_the_teacher_lands, measured_order
-from support.commands import SilentCallback, succeeds
+from progdist.teachers import SCHEDULERS
+from progdist.teachers.open import open_teacher
+from progdist.teachers.own import load
+from support.checks import (
+    check_round_trip,
+    check_schedule,
+    check_student_lands_where_the_teacher_lands,
+    measured_order,
+    mixture,
+)
+from support.commands import SHORT_EVALUATION, SilentCallback, succeeds
+from support.heun_method import HEUN, heun_target
 from support.paths import ROOT
+from support.sample_flow import SAMPLE_FLOW, SampleFlowScheduler
 from support.stock import load_ddim, load_unet, stock_network, stock_samples
 from support.toys import times
 
 GUIDE = (ROOT / "CONTRIBUTING.md").read_text()
 SHORT = ("distill.chain=[8,4]", "teacher.updates=2", "distill.updates=2", "evaluate.samples=8", "evaluate.resamples=2")
-
-
-@contextmanager
-def accepted(model: type[BaseModel], field: str, value: str) -> Iterator[None]:
-    """As if the name were written into the Literal of a recipe's field."""
-    known = model.model_fields[field].annotation
-    try:
-        model.model_fields[field].annotation = Literal[(*get_args(known), value)]  # pyright: ignore
-        for part in (model, Recipe):
-            part.model_rebuild(force=True)
-        yield
-    finally:
-        model.model_fields[field].annotation = known
-        for part in (model, Recipe):
-            part.model_rebuild(force=True)
 
 
 def perform_run(recipe: Recipe, out: Path) -> Denoiser:
@@ -63,7 +54,9 @@ def perform_run(recipe: Recipe, out: Path) -> Denoiser:
     return load(out / "student-0004").denoiser
 
 
-@pytest.mark.parametrize("recipe", ["schedule", "parameterization", "data source", "sampler", "network"])
+@pytest.mark.parametrize(
+    "recipe", ["method", "kind of teacher", "schedule", "parameterization", "data source", "sampler", "network"]
+)
 def test_the_guide_names_the_file_of_each_recipe(recipe: str) -> None:
     heading = next(line for line in GUIDE.splitlines() if line.startswith(f"## A new {recipe} (`"))
     assert (ROOT / "src" / "progdist" / heading.split("`")[1]).is_file()
@@ -83,15 +76,13 @@ class Slow(VariancePreserving):
 
 def test_a_new_schedule(tiny_recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(SCHEDULES, "slow", Slow)
-    build = Noise.build
-    monkeypatch.setattr(Noise, "build", lambda self: Slow() if self.kind == "slow" else build(self))
+    monkeypatch.setitem(NOISES, "slow", lambda noise: Slow())
     check_schedule(Slow())
     assert Slow().alpha(times(0, 1)).tolist() == [1, 0]
     assert Slow().sigma(times(0, 1)).tolist() == [0, 1]
     for substeps in (2, 3):
         check_student_lands_where_the_teacher_lands(Slow(), substeps)
-    with accepted(Noise, "kind", "slow"):
-        student = perform_run(read_recipe(str(tiny_recipe), [*SHORT, "noise.kind=slow"]), tmp_path / "run")
+    student = perform_run(read_recipe(str(tiny_recipe), [*SHORT, "noise.kind=slow"]), tmp_path / "run")
     assert student.schedule == Slow()
     noise, folder = torch.randn(3, 1, 8, 8), tmp_path / "run" / "student-0004"
     theirs = stock_samples(load_unet(folder), load_ddim(folder), noise, 4)
@@ -113,11 +104,9 @@ class Double(OneHead):
 def test_a_new_parameterization(tiny_recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(PARAMETERIZATIONS, "double", Double())
     check_round_trip(progdist.Cosine(), Double())
-    with accepted(Recipe, "parameterization", "double"):
-        recipe = read_recipe(str(tiny_recipe), [*SHORT, "parameterization=double"])
-        student = perform_run(recipe, tmp_path / "run")
+    student = perform_run(read_recipe(str(tiny_recipe), [*SHORT, "parameterization=double"]), tmp_path / "run")
     assert isinstance(student.parameterization, Double)
-    assert "double" not in PREDICTION_TYPES
+    assert "double" not in PREDICTION_TYPES.values()
     assert not (tmp_path / "run" / "student-0004" / "scheduler").exists()  # diffusers does not know it
     assert sample(student, torch.randn(2, 1, 8, 8), 4).isfinite().all()
 
@@ -152,7 +141,7 @@ def test_a_new_data_source(tiny_recipe: Path, tmp_path: Path, monkeypatch: pytes
 def test_a_new_sampler(tiny_model: Callable[..., Denoiser], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Kutta's method: of the third order, with three evaluations to a step."""
     kutta = runge_kutta([(), (0.5,), (-1.0, 2.0)], [1 / 6, 2 / 3, 1 / 6])
-    monkeypatch.setitem(METHODS, "kutta", kutta)
+    monkeypatch.setitem(SAMPLERS, "kutta", kutta)
     monkeypatch.setitem(NFE_PER_STEP, "kutta", 3)
     for schedule in (progdist.Cosine(), progdist.RectifiedFlow()):
         assert measured_order(schedule, lambda: kutta, [16, 32, 64, 128]) == pytest.approx(3, abs=0.15)
@@ -174,7 +163,7 @@ class ScaledUNet(UNet2DModel):
 @pytest.fixture
 def scaled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A pipeline folder of the new network, which is registered."""
-    monkeypatch.setitem(NETWORKS, "ScaledUNet", ScaledUNet)
+    monkeypatch.setitem(NETWORKS, "ScaledUNet", replace(NETWORKS["UNet2DModel"], network=ScaledUNet))
     folder = tmp_path / "teacher"
     ScaledUNet.from_config(stock_network().config).save_pretrained(folder / "unet")  # pyright: ignore
     DDPMScheduler(prediction_type="v_prediction", rescale_betas_zero_snr=True).save_pretrained(folder / "scheduler")
@@ -183,7 +172,7 @@ def scaled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_a_new_network(scaled: Path) -> None:
-    teacher = read_teacher(str(scaled))
+    teacher = open_teacher(str(scaled))
     assert isinstance(teacher.model.denoiser.network, ScaledUNet)
     assert teacher.model.image == (1, 8, 8)
     noise, scheduler = torch.randn(3, 1, 8, 8), load_ddim(scaled)
@@ -195,5 +184,95 @@ def test_a_new_network(scaled: Path) -> None:
 
 
 def test_the_folder_of_a_new_network(scaled: Path, tmp_path: Path) -> None:
-    progdist.save(read_teacher(str(scaled)).model.denoiser, tmp_path / "model")
+    progdist.save(open_teacher(str(scaled)).model.denoiser, tmp_path / "model")
     assert isinstance(load(tmp_path / "model").denoiser.network, ScaledUNet)
+
+
+@pytest.fixture
+def flow_teacher(tmp_path: Path) -> Iterator[Path]:
+    """A pipeline folder of the made-up scheduler, which is registered."""
+    folder = tmp_path / "teacher"
+    stock_network().save_pretrained(folder / "unet")
+    SampleFlowScheduler().save_pretrained(folder / "scheduler")
+    (folder / "model_index.json").write_text(json.dumps({"unet": ["diffusers", "UNet2DModel"]}))
+    SCHEDULERS.append(SAMPLE_FLOW)
+    yield folder
+    SCHEDULERS.remove(SAMPLE_FLOW)
+
+
+def flow_samples(network: Any, scheduler: Any, noise: Tensor, steps: int) -> Tensor:  # noqa: ANN401
+    """By the made-up scheduler alone."""
+    scheduler.set_timesteps(steps)
+    z = noise
+    with torch.no_grad():
+        for timestep in scheduler.timesteps:
+            z = scheduler.step(network(z, timestep.float()).sample, timestep, z).prev_sample
+    return z
+
+
+def test_a_new_kind_of_teacher(flow_teacher: Path, tmp_path: Path) -> None:
+    """One new file, tests/support/sample_flow.py: its folder is opened, distilled, and its students written alike."""
+    teacher, noise = open_teacher(str(flow_teacher)).model, torch.randn(3, 1, 8, 8)
+    stock = flow_samples(load_unet(flow_teacher), SampleFlowScheduler(), noise, 8)
+    torch.testing.assert_close(sample(teacher.denoiser, noise, 8), stock, rtol=0, atol=1e-5)
+    settings = ("--set", "teacher.trust=true", "--set", "distill.precision=float32", "--start", 8, "--steps", 4)
+    training = ("--updates", 2, "--batch", 8, *SHORT_EVALUATION)
+    succeeds("distill", flow_teacher, "--data", "digits", "--out", tmp_path / "run", *settings, *training)
+    student = tmp_path / "run" / "student-0004"
+    scheduler: Any = SampleFlowScheduler.from_pretrained(student, subfolder="scheduler")
+    assert scheduler.timesteps.tolist() == [1000, 750, 500, 250]
+    ours = sample(load(student).denoiser, noise, 4)
+    torch.testing.assert_close(ours, flow_samples(load_unet(student), scheduler, noise, 4), rtol=0, atol=1e-5)
+    assert not (tmp_path / "run" / "converted").exists()  # it needs no stage 0
+    assert load(student).denoiser.parameterization == teacher.denoiser.parameterization
+
+
+def test_what_a_new_kind_of_teacher_refuses(flow_teacher: Path) -> None:
+    config = flow_teacher / "scheduler" / "scheduler_config.json"
+    config.write_text(json.dumps({**json.loads(config.read_text()), "invert_sigmas": True}))
+    with pytest.raises(UserError, match="invert_sigmas"):
+        open_teacher(str(flow_teacher))
+    SCHEDULERS.remove(SAMPLE_FLOW)
+    try:
+        with pytest.raises(UserError, match="has scheduler SampleFlowScheduler: expected one of DDPMScheduler"):
+            open_teacher(str(flow_teacher))
+    finally:
+        SCHEDULERS.append(SAMPLE_FLOW)
+
+
+def test_a_new_methods_target_lands_where_it_says() -> None:
+    """One DDIM step with the target is Heun's step of the exact teacher, and at s = 0 its prediction."""
+    for schedule in (progdist.Cosine(), progdist.RectifiedFlow()):
+        teacher, z = mixture(schedule), torch.randn(8, 2, dtype=torch.float64)
+        t = torch.arange(1, 9, dtype=torch.float64) / 8
+        s = t - 1 / 8
+        target = heun_target(teacher, z, t, s)
+        assert torch.equal(target[0], teacher(z, t)[0])
+        z, t, s = z[1:], t[1:], s[1:]
+        (alpha, sigma), (alpha_s, sigma_s) = ((each.numpy()[:, None] for each in schedule.scales(at)) for at in (t, s))
+        slope = teacher(z, t).numpy()
+        predicted = sigma_s * (z.numpy() / sigma + (alpha_s / sigma_s - alpha / sigma) * slope)
+        mean = (slope + teacher(torch.from_numpy(predicted), s).numpy()) / 2
+        heun = sigma_s * (z.numpy() / sigma + (alpha_s / sigma_s - alpha / sigma) * mean)
+        np.testing.assert_allclose(ddim_update(schedule, z, target[1:], t, s).numpy(), heun, rtol=0, atol=1e-12)
+
+
+def test_a_new_method(
+    tiny_recipe: Path, tiny_model: Callable[..., Denoiser], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One new file, tests/support/heun_method.py: recipes, the call, cards and reports know it by its name."""
+    with pytest.raises(UserError, match="'heun' is unknown"):
+        read_recipe(str(tiny_recipe), [*SHORT, "distill.method=heun"])
+    monkeypatch.setitem(methods.METHODS, "heun", HEUN)
+    perform_run(read_recipe(str(tiny_recipe), [*SHORT, "distill.method=heun"]), tmp_path / "run")
+    assert load(tmp_path / "run" / "student-0004").method == "heun"
+    assert HEUN.title in (tmp_path / "run" / "student-0004" / "README.md").read_text()
+    assert HEUN.title in (tmp_path / "run" / "report.html").read_text()
+    teacher, options = tiny_model(), dict[str, Any](updates=2, batch=4)
+    students = [
+        progdist.distill(teacher, torch.ones(8, 1, 8, 8), [4, 2], method=method, **options)
+        for method in ("heun", HEUN, "progressive")
+    ]
+    named, own, other = (next(iter(student.parameters())) for student in students)
+    assert torch.equal(named, own)
+    assert not torch.equal(named, other)

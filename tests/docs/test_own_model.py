@@ -35,13 +35,13 @@ def test_the_way_from_a_folder_to_a_student(tmp_path: Path, monkeypatch: pytest.
     ]
     (tmp_path / "examples").symlink_to(ROOT / "examples")
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("progdist.evaluation.check_on_images.CHECK_IMAGES", 64)
+    monkeypatch.setattr("progdist.teachers.check.IMAGES", 64)
     monkeypatch.setattr(sys, "argv", commands[0][1:])
     runpy.run_path(commands[0][1], run_name="__main__")
     output = {}
     for _, name, *arguments in commands[1:]:
         output[name] = " ".join(succeeds(name, *arguments, *SHORTER.get(name, ())).output.split())
-    assert "what its folder says agrees with the data" in output["doctor"]
+    assert "its configuration agrees with the data" in output["doctor"]
     assert "The student: runs/four/student-0004" in output["distill"]
     assert (tmp_path / "grid.png").stat().st_size > 1000
     assert (tmp_path / "student.onnx").stat().st_size > 1000

@@ -8,6 +8,7 @@ import re
 import shlex
 import shutil
 import tomllib
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from PIL import Image
 
 from progdist.models.unet import unet
 from progdist.recipes.files import shipped
-from support.commands import TINY, call
+from support.commands import TINY, call, call_in
 from support.paths import REFERENCE, ROOT
 
 README = (ROOT / "README.md").read_text()
@@ -39,11 +40,11 @@ SHORT = {
 
 
 FEW = {
-    "stochastic": ("--most", 4, "--levels", 2),
     "evaluate": ("-n", 24, "--batch", 24),
     "compare": ("-n", 24, "--batch", 24, "--resamples", 20),
-    "integrators": ("-n", 16, "--evaluations", 4),
     "export": ("--steps", 1),  # the exporter traces every step
+    "benchmarks/paper/stochastic.py": ("--most", 4, "--levels", 2),
+    "benchmarks/paper/integrators.py": ("-n", 16, "--evaluations", 4),
 }
 
 
@@ -55,8 +56,8 @@ STAGES = ("--set", "distill.stages={}", "--set", "distill.updates=1")
 
 NOT_RUN = {
     "run fashion-mnist": "its data are a package of their own",
-    "ablation": "tests/runs/studies run it",
-    "budget": "tests/runs/studies run it",
+    "benchmarks/paper/ablation.py": "tests/benchmarks/paper run it",
+    "benchmarks/paper/budget.py": "tests/benchmarks/paper run it",
     "play": "serves until it is stopped: tests/runs/pages runs it",
     "run cifar10": "builds the paper's network: test_network_sizes",
 }
@@ -92,14 +93,18 @@ def test_every_command_runs_in_its_order(desk: Path, monkeypatch: pytest.MonkeyP
     done = 0
     for command in COMMANDS:
         program, *arguments = shlex.split(command)
-        if program != "progdist" or any(" ".join(arguments).startswith(key) for key in NOT_RUN):
+        if program not in ("progdist", "python") or any(" ".join(arguments).startswith(key) for key in NOT_RUN):
             continue
         if arguments[:3] == ["run", "digits", "--set"]:
             arguments = ["run", "digits", "--set", "distill.updates=2", *arguments[4:]]
         if arguments[0] == "doctor":  # the images are noise, which the teacher has never seen
             assert call(*arguments).exit_code in (0, 2)
             continue
-        result = call(*shortened(arguments), *FEW.get(arguments[0], ()), *(FAST if "--teacher" in arguments else ()))
+        more = (*FEW.get(arguments[0], ()), *(FAST if "--teacher" in arguments else ()))
+        if program == "python":
+            result = call_in(import_module(Path(arguments[0]).stem).app, *arguments[1:], *more)
+        else:
+            result = call(*shortened(arguments), *more)
         assert result.exit_code == 0, f"{command}: {result.output}"
         done += 1
     assert done >= 12
@@ -137,8 +142,9 @@ def test_every_snippet_and_command_is_one_that_is_known() -> None:
     commands = {command.name or str(command.callback.__name__) for command in app.registered_commands}  # pyright: ignore
     for command in COMMANDS:
         program, *arguments = command.split()
-        assert program in ("pip", "progdist", "torchrun")
+        assert program in ("pip", "progdist", "torchrun", "python")
         assert program != "progdist" or arguments[0] in commands
+        assert program != "python" or (ROOT / arguments[0]).is_file()
     assert {name for name in re.findall(r"progdist run ([a-z0-9-]+)\s", README)} <= set(shipped())
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
     assert set(re.findall(r"progdist\[(\w+)\]", README)) <= set(extras)

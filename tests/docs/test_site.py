@@ -2,6 +2,7 @@
 
 import importlib.util
 import logging
+import pkgutil
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,7 +14,9 @@ import yaml
 from mkdocs.commands.build import build
 from mkdocs.config import load_config
 
+import progdist
 from progdist.recipes.recipe import Recipe
+from progdist.training.config import DEFAULTS
 from support.paths import ROOT
 
 GENERATED = {"recipes.md", "commands.md"}
@@ -47,7 +50,19 @@ def test_the_reference_has_every_key() -> None:
     assert {"", "data", "teacher", "conversion", "distill", "distill.stages.N", "distill.stop"} <= sections.keys()
     for name, part in sections.items():
         text = page.table(name, part)
-        assert all(f"| `{key}` |" in text for key in part.model_fields)
+        for key in page.fields(part):
+            row = next(line for line in text.splitlines() if line.startswith(f"| `{key}` |"))
+            assert all(cell.strip() for cell in row.strip("|").split("|")), f"{name}.{key} lacks a type or a meaning"
+        for key, value in DEFAULTS.get(name, {}).items():
+            assert f"| `{value!r}` |" in next(line for line in text.splitlines() if line.startswith(f"| `{key}` |"))
+
+
+def test_the_python_page_has_every_public_name() -> None:
+    text = (ROOT / "docs" / "api.md").read_text()
+    documented = set(re.findall(r"^::: (\S+)$", text, re.MULTILINE))
+    assert {f"progdist.{name}" for name in progdist.__all__} <= documented
+    for name in documented:
+        assert pkgutil.resolve_name(name) is not None
 
 
 def test_the_page_of_commands_has_every_option_and_default() -> None:

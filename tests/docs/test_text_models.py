@@ -13,7 +13,8 @@ from support.paths import ROOT
 
 pytestmark = pytest.mark.slow
 
-TABLE = "benchmarks/text_teacher.py"
+EXPERIMENTS = "benchmarks/experiments"
+TABLE = f"{EXPERIMENTS}/text_teacher.py"
 
 SHORTER = {
     "examples/train_text_teacher.py": ["--updates", "2", "--autoencoder-updates", "2", "--images", "100"],
@@ -33,7 +34,7 @@ def test_from_captioned_digits_to_a_table(
     for folder in ("examples", "benchmarks"):
         (tmp_path / folder).symlink_to(ROOT / folder)
     monkeypatch.chdir(tmp_path)
-    monkeypatch.syspath_prepend(ROOT / "benchmarks")  # a script is run from its folder
+    monkeypatch.syspath_prepend(ROOT / EXPERIMENTS)  # a script is run from its folder
 
     def benchmark(*arguments: str) -> list[list[str]]:
         """The rows that a script prints, without their first line of names."""
@@ -57,4 +58,4 @@ def test_from_captioned_digits_to_a_table(
     what, few = ("digits", "captions:runs/digits-captions"), ("-n", "8", "--guidance", "3")
     _, same = benchmark(TABLE, *what, "runs/stock-text@4", *few, "--reference", "runs/stock-text@4")
     assert abs(float(same[4].split()[0])) < 1e-3  # from itself
-    assert benchmark("benchmarks/exact_stage_0.py", *what, "runs/stock-text", *few, "--steps", "2")[1][0] == "3"
+    assert benchmark(f"{EXPERIMENTS}/exact_stage_0.py", *what, "runs/stock-text", *few, "--steps", "2")[1][0] == "3"

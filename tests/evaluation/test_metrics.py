@@ -9,7 +9,7 @@ from progdist.data.sources import load_images
 from progdist.evaluation.features import FeatureSpace, feature_space
 from progdist.evaluation.measures.frechet import Frechet
 from progdist.evaluation.measures.moments import moments
-from progdist.evaluation.metrics import quality, root_mean_square, summary_quality
+from progdist.evaluation.metrics import Reference, quality
 from progdist.evaluation.summary import summarize
 
 
@@ -19,9 +19,9 @@ def test_quality_of_real_and_of_damaged_digits() -> None:
     order = torch.randperm(1797)
     space = feature_space("digits", (1, 8, 8))
     data = space(images[order[:900]])
-    near = quality(space, data, images[order[900:]], labels[order[900:]], resamples=5)
+    near = quality(space, data, summarize([space], images[order[900:]], labels[order[900:]]), resamples=5)
     noisy = images[order[900:]] + torch.randn(897, 1, 8, 8)
-    far = quality(space, data, noisy, labels[order[900:]], resamples=5)
+    far = quality(space, data, summarize([space], noisy, labels[order[900:]]), resamples=5)
     assert near.frechet < far.frechet / 5
     assert near.kernel is not None
     assert far.kernel is not None
@@ -40,7 +40,7 @@ def test_every_metric_shows_damage_and_needs_no_image() -> None:
         space = feature_space(name, (1, 8, 8))
         data = space(images[:600])
         near, far = (
-            summary_quality(
+            quality(
                 space, data, summarize([space], made), resamples=2,
                 metrics=("inception_score", "precision_recall", "density_coverage"),
             )
@@ -64,28 +64,26 @@ def test_which_of_samples_and_data_are_too_few_is_said(metric: Metric) -> None:
         (30, 1, "the distance needs at least 2 images of the data, which has 1"),
     ):
         with pytest.raises(UserError, match=message):
-            summary_quality(space, space(images[:data]), summarize([space], images[:samples]), metrics=(metric,))
+            quality(space, space(images[:data]), summarize([space], images[:samples]), metrics=(metric,))
 
 
 def test_moments_alone_give_the_frechet_distance_alone() -> None:
     images, _ = load_images("digits").sample(600, 0)
     space = feature_space("digits", (1, 8, 8))
     data, samples = space(images[:300]), summarize([space], images[300:])
-    with_data = summary_quality(space, data, samples, resamples=2)
-    alone = summary_quality(space, None, samples, distance=Frechet(moments(data)), resamples=2)
+    with_data = quality(space, data, samples, resamples=2)
+    alone = quality(space, Reference(None, Frechet(moments(data))), samples, resamples=2)
     assert alone.frechet == with_data.frechet
     assert alone.kernel is None
     with pytest.raises(UserError, match="give the data, too"):
-        summary_quality(
-            space, None, samples, distance=Frechet(moments(data)), metrics=("density_coverage",), resamples=2
-        )
+        quality(space, Reference(None, Frechet(moments(data))), samples, metrics=("density_coverage",), resamples=2)
 
 
 def test_published_counts_are_named() -> None:
     """A Frechet distance in Inception's features says what it lacks to be compared with published ones."""
     space = FeatureSpace("inception", lambda images: images.flatten(1), warning="other weights")
     data, images = torch.rand(2, 900, 1, 8, 8) * 2 - 1
-    found = quality(space, space(data), images, resamples=2)
+    found = quality(space, space(data), summarize([space], images), resamples=2)
     assert found.warning is not None
     assert found.frechet_bias is not None
     assert found.warning.startswith("other weights; published FIDs are of 50,000 samples, and that of 900 is about")
@@ -94,18 +92,18 @@ def test_published_counts_are_named() -> None:
 
 def test_too_few_samples_are_reported() -> None:
     space = feature_space("pixels", (1, 8, 8))
-    few = quality(space, space(torch.randn(50, 1, 8, 8)), torch.randn(50, 1, 8, 8), resamples=3)
+    few = quality(space, space(torch.randn(50, 1, 8, 8)), summarize([space], torch.randn(50, 1, 8, 8)), resamples=3)
     assert few.warning is not None
     assert "use 640 or more" in few.warning
     assert few.agreement is None
     with pytest.raises(UserError, match="at least 2"):
-        quality(space, space(torch.randn(50, 1, 8, 8)), torch.randn(1, 1, 8, 8))
+        quality(space, space(torch.randn(50, 1, 8, 8)), summarize([space], torch.randn(1, 1, 8, 8)))
     with pytest.raises(UserError, match="not finite"):
-        quality(space, space(torch.randn(50, 1, 8, 8)), torch.full((9, 1, 8, 8), torch.nan))
+        quality(space, space(torch.randn(50, 1, 8, 8)), summarize([space], torch.full((9, 1, 8, 8), torch.nan)))
 
 
 def test_fidelity_is_a_root_mean_square() -> None:
-    a = torch.zeros(2, 1, 2, 2)
-    assert root_mean_square(a, a) == 0
-    assert root_mean_square(a + 0.3, a) == pytest.approx(0.3)
-    assert root_mean_square(a + 5, a + 1) == 0  # both are clipped to white
+    a, space = torch.zeros(2, 1, 2, 2), feature_space("pixels", (1, 2, 2))
+    assert summarize([space], a, reference=a).rmse == 0
+    assert summarize([space], a + 0.3, reference=a).rmse == pytest.approx(0.3)
+    assert summarize([space], a + 5, reference=a + 1).rmse == 0  # both are clipped to white

@@ -20,8 +20,10 @@ from progdist.data.sources import load_images
 from progdist.evaluation import sample_files
 from progdist.evaluation.generate import SamplingOptions, generate_batches, generate_images
 from progdist.evaluation.sample_files import write_samples
+from progdist.models.conditioning import Classes
 from progdist.models.model import Model
-from progdist.students.folder import load, save
+from progdist.students.folder import save
+from progdist.teachers.own import load
 from progdist.training.distributed import Distributed
 
 OPTIONS = SamplingOptions(2, 11, None, seed=3, method="ancestral", batch=4)
@@ -29,7 +31,7 @@ OPTIONS = SamplingOptions(2, 11, None, seed=3, method="ancestral", batch=4)
 
 @pytest.fixture
 def folder(tiny_model: Callable[..., Denoiser], tmp_path: Path) -> Path:
-    save(Model(tiny_model(classes=3), (2,), (4,), ("a", "b", "c")), tmp_path / "model")
+    save(Model(tiny_model(classes=3), (2,), (4,), Classes(("a", "b", "c"))), tmp_path / "model")
     return tmp_path / "model"
 
 

@@ -13,10 +13,10 @@ from progdist.data.shards import TensorShards
 from progdist.data.sources import load_images
 from progdist.evaluation import metrics
 from progdist.evaluation.features import feature_space, features_of, write_features
+from progdist.evaluation.generate import noise_in_batches
 from progdist.evaluation.measures import frechet
 from progdist.evaluation.measures.frechet import Frechet
-from progdist.evaluation.metrics import quality, root_mean_square, summary_quality
-from progdist.evaluation.sampling import noise_in_batches
+from progdist.evaluation.metrics import quality
 from progdist.evaluation.summary import join, summarize
 from progdist.recipes.files import read_recipe
 from progdist.runs.run import open_run
@@ -38,12 +38,12 @@ def test_batches_give_the_numbers_of_all_at_once() -> None:
     made = images[:640] + 0.3 * torch.randn(640, 1, 8, 8)
     parts = zip(made.split(100), labels[:640].split(100), images[:640].split(100), strict=True)
     summary = join(summarize(spaces, x, y, reference=truth, keep=2) for x, y, truth in parts)
-    assert summary.rmse == pytest.approx(root_mean_square(made, images[:640]), rel=1e-5)
+    assert summary.rmse == pytest.approx(float((made.clamp(-1, 1) - images[:640]).square().mean().sqrt()), rel=1e-5)
     assert summary.images.shape == (14, 1, 8, 8)
     for space in spaces:
         data = space(images[640:])
-        ours = summary_quality(space, data, summary, resamples=5)
-        theirs = quality(space, data, made, labels[:640], resamples=5)
+        ours = quality(space, data, summary, resamples=5)
+        theirs = quality(space, data, summarize([space], made, labels[:640]), resamples=5)
         assert ours.agreement == theirs.agreement
         for name in ("frechet", "frechet_low", "frechet_high", "kernel"):
             assert getattr(ours, name) == pytest.approx(getattr(theirs, name), rel=1e-4)
@@ -54,13 +54,13 @@ def test_a_wide_space_is_measured_once(monkeypatch: pytest.MonkeyPatch) -> None:
     space = feature_space("pixels", (1, 8, 8))
     images, _ = load_images("digits").sample(1797, 0)
     samples = images[:700] + 0.2 * torch.randn(700, 1, 8, 8)
-    narrow = quality(space, space(images[700:]), samples, resamples=100)
+    narrow = quality(space, space(images[700:]), summarize([space], samples), resamples=100)
     for module in (metrics, frechet):
         monkeypatch.setattr(module, "WIDE", 32)
     measured: list[int] = []
     plain = Frechet.__call__
     monkeypatch.setattr(Frechet, "__call__", lambda self, moments: measured.append(1) or plain(self, moments))
-    wide = quality(space, space(images[700:]), samples, resamples=100)
+    wide = quality(space, space(images[700:]), summarize([space], samples), resamples=100)
     assert len(measured) == 4  # the distance once, and once more with both halves for its bias
     assert (narrow.interval, wide.interval) == ("bootstrap", "infinitesimal jackknife")
     assert narrow.frechet == wide.frechet

@@ -3,7 +3,7 @@
 import pytest
 
 from progdist import UserError
-from progdist.methods.chain import Stage, distill_chain, halvings, stages
+from progdist.methods.chain import halvings, stages
 
 
 def test_chains() -> None:
@@ -17,15 +17,3 @@ def test_chains() -> None:
     for start, end, substeps in ((100, 3, 2), (256, 1, 1), (4, 4, 2), (4, 0, 2), (6, 1, 4)):
         with pytest.raises(UserError):
             halvings(start, end, substeps)
-
-
-def test_a_chain_is_walked_once_each_student_becoming_the_next_teacher() -> None:
-    seen: list[tuple[int, int, str]] = []
-
-    def train_student(number: int, stage: Stage, teacher: str) -> str:
-        seen.append((number, stage.substeps, teacher))
-        return f"student-{stage.steps}"
-
-    found = [(stage.steps, student) for stage, student in distill_chain("teacher", stages([8, 4, 1]), train_student)]
-    assert found == [(4, "student-4"), (1, "student-1")]
-    assert seen == [(1, 2, "teacher"), (2, 4, "student-4")]

@@ -12,15 +12,14 @@ from progdist.diffusion.loss import WEIGHTINGS
 from progdist.diffusion.parameterization import PARAMETERIZATIONS
 from progdist.methods.conversion import (
     conversion_loss,
-    converted_form,
     equal_snr,
-    guidance_edges,
     needs_conversion,
     prediction_errors,
     rms_by_interval,
+    student_form,
 )
-from progdist.methods.guidance import Clipped, Guided
-from progdist.teachers.open import read_teacher
+from progdist.methods.guidance import Clipped, Guided, Input
+from progdist.teachers.open import open_teacher
 from support.stock import SaveStock
 
 
@@ -76,7 +75,7 @@ def test_every_guidance_scale_has_the_same_share_in_the_gradient() -> None:
 
 
 def test_errors_are_told_by_interval() -> None:
-    assert guidance_edges(1.0, 16.0) == pytest.approx([1, 2, 4, 8, 16])
+    assert Input(1.0, 16.0).edges() == pytest.approx([1, 2, 4, 8, 16])
     errors, values = torch.tensor([1.0, 4, 9, 16, 25]).double(), torch.tensor([-9.0, 2, 2.5, 8, 99]).double()
     found = rms_by_interval(errors, values, [1.0, 2, 4, 8, 16])
     assert found == pytest.approx({"1 to 2": 2.5**0.5, "2 to 4": 3, "4 to 8": 4, "8 to 16": 5})
@@ -97,23 +96,27 @@ def test_guidance_and_clipping(tiny_model: Callable[..., Any]) -> None:
 
 
 def test_what_needs_stage_0(stock: SaveStock, tiny_model: Callable[..., Any]) -> None:
-    teacher = read_teacher(str(stock())).model.denoiser
-    assert needs_conversion(teacher)
-    form = converted_form(teacher, zero_terminal_snr=True)
-    assert not needs_conversion(form, zero_terminal_snr=True)
+    teacher = open_teacher(str(stock())).model.denoiser
+    form = student_form(teacher, guided=False)
+    assert needs_conversion(teacher, form)
+    assert not needs_conversion(form, student_form(form, guided=False))
+    assert not needs_conversion(form, student_form(form, guided=False, zero_terminal_snr=True))
     assert float(form.schedule.alpha(torch.ones(()).double())) == 0
-    assert form.timesteps == 1000
-    assert not needs_conversion(tiny_model(Cosine()))
+    assert form.num_train_timesteps == 1000
+    own = tiny_model(Cosine())
+    assert not needs_conversion(own, student_form(own, guided=False))
 
 
 def test_a_student_may_keep_the_end_of_its_teachers_schedule(stock: SaveStock) -> None:
     """Its times are then its teacher's own, and once it predicts v nothing is left to convert."""
-    teacher = read_teacher(str(stock())).model.denoiser
-    assert needs_conversion(teacher)  # it predicts eps
-    form = converted_form(teacher, zero_terminal_snr=False)
+    teacher = open_teacher(str(stock())).model.denoiser
+    form = student_form(teacher, guided=False, zero_terminal_snr=False)
+    assert needs_conversion(teacher, form)  # it predicts eps
+    guided = student_form(teacher, guided=True)
+    assert (guided.schedule, guided.parameterization) == (form.schedule, form.parameterization)  # the default of both
     assert form.parameterization is PARAMETERIZATIONS["v"]
     assert form.schedule == teacher.schedule
     t = torch.linspace(0, 1, 7, dtype=torch.float64)
     torch.testing.assert_close(equal_snr(form.schedule, teacher.schedule, t), t)
-    assert not needs_conversion(form)
-    assert needs_conversion(form, zero_terminal_snr=True)  # for another end
+    assert not needs_conversion(form, student_form(form, guided=False))
+    assert needs_conversion(form, student_form(form, guided=False, zero_terminal_snr=True))  # for another end

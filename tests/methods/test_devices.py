@@ -11,7 +11,7 @@ from torch import Tensor, nn
 import progdist
 from progdist import Cosine, Denoiser, sample
 from progdist.diffusion.parameterization import PARAMETERIZATIONS
-from progdist.diffusion.sampler import METHODS, MULTISTEP_METHODS
+from progdist.diffusion.sampler import MULTISTEP_SAMPLERS, SAMPLERS
 
 
 class Placed(nn.Module):
@@ -62,7 +62,7 @@ def test_the_loss_on_cuda_is_that_on_the_cpu(tiny_model: Callable[..., Denoiser]
 
 
 @pytest.mark.cuda
-@pytest.mark.parametrize("method", [*METHODS, *MULTISTEP_METHODS])
+@pytest.mark.parametrize("method", [*SAMPLERS, *MULTISTEP_SAMPLERS])
 def test_samples_on_cuda_are_those_on_the_cpu(tiny_model: Callable[..., Denoiser], method: str) -> None:
     """Stochastic methods draw on the CPU, so the same generator gives the same images."""
     denoiser, noise = tiny_model(), torch.randn(4, 1, 8, 8)

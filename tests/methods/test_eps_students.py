@@ -36,7 +36,7 @@ def eps_of(z: Tensor, x: Tensor, t: Tensor) -> Tensor:
 
 
 def student_of(predictions: DenoiserProtocol) -> Denoiser:
-    return Denoiser(ExactEps(predictions), SCHEDULE, PARAMETERIZATIONS["eps"], timesteps=1000)
+    return Denoiser(ExactEps(predictions), SCHEDULE, PARAMETERIZATIONS["eps"], num_train_timesteps=1000)
 
 
 class Target:

@@ -12,14 +12,10 @@ from progdist._utils.broadcasting import per_example
 from progdist.diffusion.analytic import Gaussian, Mixture
 from progdist.diffusion.sampler import ddim_update, sample
 from progdist.diffusion.schedule import Schedule
+from progdist.methods import METHODS
 from progdist.methods.chain import Stage
-from progdist.methods.transitive import (
-    STAGE_LOSSES,
-    stochastic_loss,
-    stochastic_times,
-    transitive_loss,
-    transitive_target,
-)
+from progdist.methods.stochastic import stochastic_loss, stochastic_times
+from progdist.methods.transitive import transitive_loss, transitive_target
 from support.checks import mixture
 from support.toys import label, times
 
@@ -131,7 +127,7 @@ def test_the_losses_visit_their_times_evenly(name: str) -> None:
     student, teacher = recording(), Gaussian(Cosine(), torch.tensor(0.3).double(), 0.5)
     taught = {"self_teacher": teacher} if name == "tract" else {}
     u, x = (torch.arange(240, dtype=torch.float64) + 0.5) / 240, torch.zeros(240, 1, dtype=torch.float64)
-    STAGE_LOSSES[name](teacher, Stage(4, 3), SNR)(student, x=x, eps=x, u=u, **taught)
+    METHODS[name].stage_loss(teacher, Stage(4, 3), SNR)(student, x=x, eps=x, u=u, **taught)
     values, counts = student.seen["t"].unique(return_counts=True)
     number = {"tract": 12, "stochastic": 8}[name]
     assert values.tolist() == [i / number for i in range(1, number + 1)]

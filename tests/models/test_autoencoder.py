@@ -10,12 +10,12 @@ import torch
 
 import progdist
 from progdist.data.sources import load_images
-from progdist.teachers.open import read_teacher
+from progdist.teachers.open import open_teacher
 from support.commands import call
 
 
 def test_latents_are_those_of_the_stock_autoencoder(latent: Path) -> None:
-    autoencoder = read_teacher(str(latent)).model.autoencoder
+    autoencoder = open_teacher(str(latent)).model.autoencoder
     assert autoencoder is not None
     x = load_images("digits").sample(3, 0)[0]
     network: Any = autoencoder.network
@@ -50,4 +50,4 @@ def test_an_autoencoder_with_a_word_for_its_scale_is_refused(latent: Path) -> No
     config = next(latent.glob("v*/config.json"))
     config.write_text(json.dumps(json.loads(config.read_text()) | {"scaling_factor": "x"}))
     with pytest.raises(progdist.UserError, match="scaling_factor is 'x'"):
-        read_teacher(str(latent))
+        open_teacher(str(latent))

@@ -12,21 +12,23 @@ from torch import Tensor
 import progdist
 from progdist import Denoiser, UserError
 from progdist._utils.files import read_tensors
+from progdist.distillation import with_guidance
 from progdist.evaluation.generate import SamplingOptions, sampling_noise
+from progdist.models.conditioning import Classes, Conditioning
+from progdist.models.model import Model
 from progdist.recipes.files import validated
-from progdist.runs.checks import null_class
 from progdist.runs.pages.play import Playable
 from progdist.runs.run import open_run
-from progdist.runs.stages import conversion_stage
-from progdist.students.folder import load, save
-from progdist.teachers.open import read_teacher
+from progdist.students.folder import save
+from progdist.teachers.open import open_teacher
+from progdist.teachers.own import load
 from support.commands import SilentCallback, call, refused, succeeds
 from support.guidance import student
 from support.stock import SaveStock
 
 
 def test_the_command_samples_at_a_scale(stock: SaveStock, tmp_path: Path) -> None:
-    model = student(read_teacher(str(stock(classes=11))).model)
+    model = student(open_teacher(str(stock(classes=11))).model)
     save(model, tmp_path / "student")
     made = tmp_path / "made.safetensors"
     result = call("sample", tmp_path / "student", "-n", 4, "--guidance", 3, "--label", 2, "--out", made)
@@ -38,24 +40,38 @@ def test_the_command_samples_at_a_scale(stock: SaveStock, tmp_path: Path) -> Non
     assert "guidance of 1 to 8, not 20" in far.output
 
 
+def null_class(model: Model) -> int | None:
+    """The label that stands for no class."""
+    assert isinstance(model.conditioning, Classes)
+    return model.conditioning.null_class
+
+
+def with_null_class(model: Model, label: int | None) -> Model:
+    """A student of two steps in whose place of no class another label stands."""
+    assert isinstance(model.conditioning, Classes)
+    return replace(model, steps=(2,), conditioning=replace(model.conditioning, null_class=label))
+
+
 @pytest.mark.slow
 def test_the_class_that_stands_for_none_is_not_sampled(
     stock: SaveStock, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Stage 0 records it, the folder keeps it, and all classes in turn leave it out, as does the code of the card."""
     content = {"name": "a", "data": {"source": "digits"}, "teacher": {"model": str(stock(classes=11))}}
-    run = open_run(validated(content, ("conversion.guidance=2",), "test"), tmp_path / "run", SilentCallback())
-    assert run.given
-    assert run.given.model.null_class is None
-    stage = conversion_stage(run.recipe, run.given.model, run.given.model.denoiser, run.images)
-    assert stage.model.null_class == 10
-    with pytest.raises(UserError, match="the teacher has no classes, so there is nothing to guide: leave guidance out"):
-        null_class(run.recipe, replace(run.given.model, classes=()), run.images)
+    words = ("conversion.guidance=2", "conversion.updates=1", "conversion.batch=2")
+    run = open_run(validated(content, words, "test"), tmp_path / "run", SilentCallback())
+    opened = run.context.opened
+    assert opened
+    assert null_class(opened.model) is None
+    converted = run.train_teacher(run.trainer())
+    assert null_class(converted) == 10
+    with pytest.raises(UserError, match="the teacher has no classes, so there is nothing to guide: remove guidance"):
+        with_guidance(run.context.plan, replace(opened, model=replace(opened.model, conditioning=Conditioning())))
     for null, labels in ((10, [*range(10), *range(6)]), (1, [0, *range(2, 11), 0, *range(2, 7)])):
-        model, folder = replace(stage.model, steps=(2,), null_class=null), tmp_path / f"null{null}"
+        model, folder = with_null_class(converted, null), tmp_path / f"null{null}"
         save(model, folder)
         loaded = load(folder)
-        assert (loaded.null_class, len(loaded.classes), len(loaded.labels)) == (null, 11, 10)
+        assert (null_class(loaded), len(loaded.classes), len(loaded.labels)) == (null, 11, 10)
         options = SamplingOptions(2, 16, None, 0)
         assert options.labels_of(loaded).tolist() == labels
         card = (folder / "README.md").read_text()
@@ -66,7 +82,7 @@ def test_the_class_that_stands_for_none_is_not_sampled(
         assert found["labels"].tolist() == labels
         assert [label for label, _ in Playable("a", loaded, 2).describe()["classes"]] == sorted(set(labels))
         refused(call("sample", folder, "--label", null), f"label {null} stands for no class")
-    save(replace(stage.model, steps=(2,), null_class=None), tmp_path / "all")
+    save(with_null_class(converted, None), tmp_path / "all")
     words = ("evaluate", tmp_path / "null10", "--data", "digits", "-n", 4, "--teacher", tmp_path / "all")
     refused(call(*words, "--teacher-steps", 2), "the teacher makes 11 classes in turn")
     (tmp_path / "null1" / "progdist.json").write_text(
@@ -79,9 +95,9 @@ def test_the_class_that_stands_for_none_is_not_sampled(
 @pytest.mark.slow
 def test_the_command_measures_at_a_scale(stock: SaveStock, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Model and teacher at the scale that is named, or at the usual one; one without that input is refused first."""
-    model, seen = student(read_teacher(str(stock(classes=11))).model), set[float]()
+    model, seen = student(open_teacher(str(stock(classes=11))).model), set[float]()
     save(model, tmp_path / "student")
-    save(replace(model, denoiser=read_teacher(str(stock(classes=11))).model.denoiser), tmp_path / "plain")
+    save(replace(model, denoiser=open_teacher(str(stock(classes=11))).model.denoiser), tmp_path / "plain")
     forward = Denoiser.forward
 
     def spy(self: Denoiser, z: Tensor, t: Tensor, **condition: Tensor) -> Tensor:
@@ -100,7 +116,7 @@ def test_the_command_measures_at_a_scale(stock: SaveStock, tmp_path: Path, monke
     assert found[2.5] != found[4]
     assert "at 4 steps, guidance 2.5: Fréchet" in " ".join(succeeds(*words, "--guidance", 2.5).stdout.split())
     seen.clear()
-    message = f"{tmp_path / 'plain'}: --guidance 3 was given, and the model takes no guidance scale: leave it"
+    message = f"{tmp_path / 'plain'}: --guidance 3 has no effect: this model has no guidance input"
     refused(call(*words, "--guidance", 3, "--teacher", tmp_path / "plain"), message)
     refused(call("evaluate", tmp_path / "student", tmp_path / "plain", *words[2:], "--guidance", 3), message)
     assert not seen

@@ -18,19 +18,18 @@ from progdist.diffusion.parameterization import PARAMETERIZATIONS
 from progdist.diffusion.sampler import sample
 from progdist.evaluation.generate import sampling_noise
 from progdist.methods.conversion import conversion_loss
-from progdist.methods.guidance import Guided
+from progdist.methods.guidance import Guided, Input
 from progdist.models.guidance_input import (
     GuidedClasses,
     class_guidance,
     guidance_embedding,
-    usual_scale,
     with_class_guidance,
 )
 from progdist.models.model import Model
-from progdist.models.prompt_encoder import guidance_embedding as embedding_of_text_models
-from progdist.models.prompts import network_arguments
-from progdist.students.folder import load, save
-from progdist.teachers.open import read_teacher
+from progdist.models.networks import network_interface
+from progdist.students.folder import save
+from progdist.teachers.open import open_teacher
+from progdist.teachers.own import load
 from support.commands import call
 from support.guidance import student
 from support.latent import save_dit, stock_latent_images
@@ -52,9 +51,9 @@ def images(model: Model, noise: Tensor, guidance: float | None) -> Tensor:
 
 @torch.no_grad()
 def test_an_input_that_was_not_taught_changes_nothing(place: Path) -> None:
-    teacher = read_teacher(str(place)).model
-    network = with_class_guidance(teacher.denoiser.network, (1.0, 8.0))
-    untaught = teacher.denoiser.with_parts(network=network, arguments=network_arguments(network))
+    teacher = open_teacher(str(place)).model
+    network = with_class_guidance(teacher.denoiser.network, Input(1.0, 8.0))
+    untaught = teacher.denoiser.with_parts(network=network, **network_interface(network))
     z, t = torch.randn(4, *teacher.shape), torch.tensor(0.6, dtype=torch.float64)
     expected = teacher.denoiser(z, t, class_labels=LABELS)
     assert torch.equal(untaught(z, t, class_labels=LABELS, guidance=SCALES), expected)
@@ -67,7 +66,7 @@ def test_an_input_that_was_not_taught_changes_nothing(place: Path) -> None:
 def test_what_is_added_is_the_formula() -> None:
     """e(c) + W (gamma(g - 1) - gamma(g_0 - 1)), in float64."""
     table = nn.Embedding(5, 3)
-    guided = GuidedClasses(table, 3, (1.0, 8.0))
+    guided = GuidedClasses(table, 3, Input(1.0, 8.0))
     nn.init.normal_(guided.guidance.weight)
     frequencies = 10_000.0 ** (-torch.arange(128, dtype=torch.float64) / 127)
 
@@ -78,9 +77,7 @@ def test_what_is_added_is_the_formula() -> None:
     labels, difference = torch.tensor([0, 4, 2, 2]), gamma(SCALES - 1) - gamma(torch.full_like(SCALES, 3.0))
     expected = table.weight[labels].double() + difference @ guided.guidance.weight.double().T
     torch.testing.assert_close(guided((labels, SCALES)).double(), expected, rtol=0, atol=1e-2)
-    torch.testing.assert_close(
-        guidance_embedding(SCALES.float()), embedding_of_text_models(SCALES, 256), rtol=0, atol=2e-3
-    )
+    torch.testing.assert_close(guidance_embedding(SCALES).double(), gamma(SCALES - 1), rtol=0, atol=2e-3)
     assert torch.equal(guided(labels), guided((labels, torch.full((4,), 4.0))))
 
 
@@ -88,18 +85,18 @@ def test_what_is_added_is_the_formula() -> None:
 def test_the_usual_scale_is_the_nearest_to_that_of_the_stock_pipeline(
     scales: tuple[float, float], usual: float
 ) -> None:
-    assert usual_scale(scales) == usual
+    assert GuidedClasses(nn.Embedding(5, 3), 3, Input(*scales)).default_scale == usual
 
 
 def test_the_folder_gives_the_model_back(place: Path, tmp_path: Path) -> None:
-    model = student(read_teacher(str(place)).model)
+    model = student(open_teacher(str(place)).model)
     save(model, tmp_path / "one")
     again = load(tmp_path / "one")
     save(again, tmp_path / "two")
     weights, back = model.denoiser.network.state_dict(), load(tmp_path / "two").denoiser.network.state_dict()
     assert weights.keys() == back.keys()
     assert all(torch.equal(weights[name], back[name]) for name in weights)
-    assert (again.guidance, again.scale(None), again.scale(2.0)) == ((1.0, 8.0), 4.0, 2.0)
+    assert (again.guidance, again.scale(None), again.scale(2.0)) == (Input(1.0, 8.0), 4.0, 2.0)
     noise = torch.randn(4, *model.shape)
     for guidance in (None, 1.0, 3.0):
         assert torch.equal(images(again, noise, guidance), images(model, noise, guidance))
@@ -107,7 +104,7 @@ def test_the_folder_gives_the_model_back(place: Path, tmp_path: Path) -> None:
 
 def test_stock_diffusers_samples_the_usual_scale(place: Path, tmp_path: Path) -> None:
     """It loads the folder, and what it makes is the student at a guidance of 4, no other; the card says so."""
-    model = student(read_teacher(str(place)).model)
+    model = student(open_teacher(str(place)).model)
     folder, noise = tmp_path / "student", sampling_noise(model, 4, 0)
     save(model, folder)
     if model.autoencoder:
@@ -127,8 +124,8 @@ def test_stock_diffusers_samples_the_usual_scale(place: Path, tmp_path: Path) ->
 
 
 def test_every_example_has_its_own_scale(place: Path) -> None:
-    denoiser = student(read_teacher(str(place)).model).denoiser
-    z, t = torch.randn(4, *read_teacher(str(place)).model.shape), torch.tensor([0.2, 0.5, 0.7, 0.9])
+    denoiser = student(open_teacher(str(place)).model).denoiser
+    z, t = torch.randn(4, *open_teacher(str(place)).model.shape), torch.tensor([0.2, 0.5, 0.7, 0.9])
     with torch.no_grad():
         together = denoiser(z, t, class_labels=LABELS, guidance=SCALES)
         for row in range(4):
@@ -139,7 +136,7 @@ def test_every_example_has_its_own_scale(place: Path) -> None:
 
 @pytest.mark.slow
 def test_onnx_takes_the_scale(stock: SaveStock, tmp_path: Path) -> None:
-    model = student(read_teacher(str(stock(classes=11))).model, steps=1)
+    model = student(open_teacher(str(stock(classes=11))).model, steps=1)
     save(model, tmp_path / "student")
     assert call("export", tmp_path / "student", "--onnx", tmp_path / "x.onnx").exit_code == 0
     session, noise = onnxruntime.InferenceSession(tmp_path / "x.onnx"), torch.randn(4, 1, 8, 8)
@@ -149,17 +146,17 @@ def test_onnx_takes_the_scale(stock: SaveStock, tmp_path: Path) -> None:
 
 
 def test_what_takes_no_scale_refuses_one(tiny_model: Callable[..., Any], tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="guidance is of models that were distilled for a range of it"):
+    with pytest.raises(UserError, match="guidance applies only to models that were distilled for a range of it"):
         progdist.sample(tiny_model(classes=3), torch.randn(1, 1, 8, 8), 1, class_labels=torch.tensor([0]), guidance=2)
     with pytest.raises(UserError, match="not Linear"):
-        with_class_guidance(nn.Linear(1, 1), (1.0, 2.0))
+        with_class_guidance(nn.Linear(1, 1), Input(1.0, 2.0))
     with pytest.raises(UserError, match="UNet2DModel with a NoneType of classes"):
-        with_class_guidance(stock_network(), (1.0, 2.0))
+        with_class_guidance(stock_network(), Input(1.0, 2.0))
 
 
 @pytest.mark.parametrize("damage", [{"class_guidance": [3, 1]}, {"class_guidance": "1:8"}, {"class_guidance": [1]}])
 def test_a_damaged_description_is_one_line(damage: dict[str, Any], stock: SaveStock, tmp_path: Path) -> None:
-    save(student(read_teacher(str(stock(classes=11))).model), tmp_path / "student")
+    save(student(open_teacher(str(stock(classes=11))).model), tmp_path / "student")
     path = tmp_path / "student" / "progdist.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), **damage}))
     with pytest.raises(UserError, match="is damaged"):
@@ -183,8 +180,8 @@ class ExactClasses:
 @pytest.mark.slow
 def test_a_student_learns_what_guidance_does() -> None:
     """Of an exact teacher, whose guided mean is g times the class's: far better than any student without the input."""
-    network = with_class_guidance(stock_network(classes=3), (1.0, 5.0))
-    denoiser = Denoiser(network, Cosine(), PARAMETERIZATIONS["v"], arguments=network_arguments(network))
+    network = with_class_guidance(stock_network(classes=3), Input(1.0, 5.0))
+    denoiser = Denoiser(network, Cosine(), PARAMETERIZATIONS["v"], **network_interface(network))
     teacher = Guided(ExactClasses(), {"class_labels": torch.tensor([0])})
     optimizer = torch.optim.AdamW(network.parameters(), 3e-3)
 

@@ -8,7 +8,7 @@ import torch
 
 import progdist
 from progdist.evaluation.generate import SamplingOptions, generate_images, sampling_noise
-from progdist.students.folder import load
+from progdist.teachers.own import load
 from support.commands import UNTRAINED, call
 from support.latent import SHORT, distill_latent, save_dit, stock_latent_images
 
@@ -47,7 +47,7 @@ def test_loading_keeps_the_autoencoder(latent_student: Path, tmp_path: Path) -> 
     progdist.save(denoiser, tmp_path / "again", steps=[4])
     torch.testing.assert_close(progdist.sample(progdist.load(tmp_path / "again"), noise, 4, **condition), images)
     assert load(tmp_path / "again").autoencoder is not None
-    with pytest.raises(progdist.UserError, match="clip is of images"):
+    with pytest.raises(progdist.UserError, match="clip applies only to images"):
         progdist.sample(denoiser, noise, 4, clip=True, **condition)
 
 
@@ -55,7 +55,7 @@ def test_latents_are_not_clipped(latent: Path, tmp_path: Path) -> None:
     arguments = ("--data", "digits", "--out", tmp_path / "out", *SHORT, *UNTRAINED)
     result = call("distill", latent, *arguments, "--set", "evaluate.clip=true")
     assert result.exit_code == 2, result.output
-    assert "a latent model's samples are latents" in result.stderr
+    assert "evaluate.clip applies only to images, and a latent model samples latents" in result.stderr
 
 
 def test_images_of_latents_are_not_clipped(latent_student: Path, tmp_path: Path) -> None:

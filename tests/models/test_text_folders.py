@@ -12,10 +12,12 @@ from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 
 import progdist
 from progdist import UserError
+from progdist.methods.guidance import Fixed, Guidance, Input
 from progdist.models.model import Model
-from progdist.models.prompts import Guidance
-from progdist.students.folder import load, save
-from progdist.teachers.open import read_teacher
+from progdist.models.prompts import Prompts
+from progdist.students.folder import save
+from progdist.teachers.open import open_teacher
+from progdist.teachers.own import load
 from support.commands import call
 from support.text import WRITERS, stock_pipeline, text_student, write_sd, write_sdxl
 
@@ -86,9 +88,9 @@ def test_a_damaged_folder_is_refused_in_one_line(damage: Callable[[Path], None],
     place = write_sd(tmp_path / "sd")
     damage(place)
     with pytest.raises(UserError, match=said) as refused:
-        text = read_teacher(str(place)).model.text
-        assert text is not None
-        text.encoder()
+        prompts = open_teacher(str(place)).model.conditioning
+        assert isinstance(prompts, Prompts)
+        prompts.encoder()
     assert "\n" not in str(refused.value)
 
 
@@ -96,16 +98,16 @@ def test_a_network_of_more_than_latents_is_refused(pipelines: dict[str, Path], t
     save(text_student(pipelines["StableDiffusionPipeline"]), tmp_path / "student")
     (tmp_path / "student" / "progdist.json").unlink()
     with pytest.raises(UserError, match="takes a guidance scale already"):
-        read_teacher(str(tmp_path / "student"))
+        open_teacher(str(tmp_path / "student"))
 
 
 def test_options_of_text_are_refused_elsewhere(
     pipelines: dict[str, Path], tmp_path: Path, tiny_model: Callable[..., Any]
 ) -> None:
     save(Model(tiny_model(), steps=(4,)), tmp_path / "plain")
-    assert "text-conditional" in call("sample", tmp_path / "plain", "--prompt", "a cat").stderr
-    assert "takes no guidance scale" in call("sample", tmp_path / "plain", "--guidance", 2).stderr
-    with pytest.raises(UserError, match="text-conditional"):
+    assert "applies only to text-to-image models" in call("sample", tmp_path / "plain", "--prompt", "a cat").stderr
+    assert "this model has no guidance input" in call("sample", tmp_path / "plain", "--guidance", 2).stderr
+    with pytest.raises(UserError, match="applies only to text-to-image models"):
         progdist.sample(tiny_model(), torch.randn(1, 1, 8, 8), 1, prompt="a cat")
     save(text_student(pipelines["StableDiffusionPipeline"]), tmp_path / "text")
     assert "--prompt" in call("sample", tmp_path / "text").stderr
@@ -120,18 +122,18 @@ def test_the_empty_prompt_of_sdxl(tmp_path: Path) -> None:
     for zeros in (True, False):
         index = place / "model_index.json"
         index.write_text(index.read_text().replace(str(not zeros).lower(), str(zeros).lower()))
-        text = read_teacher(str(place)).model.text
-        assert text is not None
-        assert all(bool(rows.any()) != zeros for rows in text.encoder().unconditional(None).values())
-        assert all(rows.any() for rows in text.encoder().unconditional("a smudge").values())
+        prompts = open_teacher(str(place)).model.conditioning
+        assert isinstance(prompts, Prompts)
+        assert all(bool(rows.any()) != zeros for rows in prompts.encoder().unconditional(None).values())
+        assert all(rows.any() for rows in prompts.encoder().unconditional("a smudge").values())
 
 
 @pytest.mark.parametrize(
     ("guidance", "negative", "said"),
     [
-        ((1.0, 8.0), None, "from 1 to 8, distilled in:"),
-        ((1.0, 8.0), "a smudge", 'from 1 to 8, distilled in, away from "a smudge":'),
-        (3.0, "a smudge", '`guidance_scale=1`: a guidance scale of 3 is distilled in, away from "a smudge"'),
+        (Input(1.0, 8.0), None, "from 1 to 8, distilled in:"),
+        (Input(1.0, 8.0), "a smudge", 'from 1 to 8, distilled in, away from "a smudge":'),
+        (Fixed(3.0), "a smudge", '`guidance_scale=1`: a guidance scale of 3 is distilled in, away from "a smudge"'),
         (None, None, "`guidance_scale=1`: no guidance is distilled in"),
     ],
 )
@@ -139,8 +141,8 @@ def test_the_card_says_how_to_guide(
     guidance: Guidance | None, negative: str | None, said: str, pipelines: dict[str, Path], tmp_path: Path
 ) -> None:
     model = text_student(pipelines["StableDiffusionPipeline"], guidance)
-    assert model.text is not None
-    save(replace(model, text=model.text.guided(guidance, negative), steps=(2,)), tmp_path / "student")
+    conditioning = model.conditioning.for_guidance(negative=negative, null_class=None).after(guidance)
+    save(replace(model, conditioning=conditioning, steps=(2,)), tmp_path / "student")
     card = (tmp_path / "student" / "README.md").read_text()
     assert said in card
     assert "pipeline_tag: text-to-image" in card
@@ -148,6 +150,6 @@ def test_the_card_says_how_to_guide(
     scope: dict[str, Any] = {}
     exec(code, scope)
     assert scope["images"][0].size == (8, 8)
-    kept = load(tmp_path / "student").text
-    assert kept is not None
-    assert (kept.guidance, kept.negative) == (guidance, negative)
+    kept = load(tmp_path / "student").conditioning
+    assert isinstance(kept, Prompts)
+    assert (kept.learned, kept.negative) == (guidance, negative)

@@ -1,4 +1,4 @@
-"""Text-to-image pipelines: a student with a guidance dial, and the stock pipeline that samples it."""
+"""Text-to-image pipelines: a student that takes a guidance scale, and the stock pipeline that samples it."""
 
 from itertools import pairwise
 from pathlib import Path
@@ -16,20 +16,22 @@ from progdist import UserError
 from progdist._utils.files import read_tensors
 from progdist.diffusion.sampler import ddim_update, sample
 from progdist.evaluation.generate import sampling_noise
-from progdist.methods.guidance import Guided
-from progdist.models.conditions import CaptionConditions, prompt_conditions
+from progdist.methods.guidance import Fixed, Guided, Input
+from progdist.models.conditioning import Conditions
+from progdist.models.guidance_input import guidance_embedding
 from progdist.models.model import Model
-from progdist.models.prompt_encoder import guidance_embedding
-from progdist.models.prompts import guidance_input, network_arguments, with_guidance_input
-from progdist.students.folder import load, save
-from progdist.teachers.open import read_teacher
+from progdist.models.networks import network_interface, takes_guidance, with_guidance_input
+from progdist.models.prompts import PromptConditions, Prompts
+from progdist.students.folder import save
+from progdist.teachers.open import open_teacher
+from progdist.teachers.own import load
 from support.commands import call
 from support.text import PROMPTS, WRITERS, stock_pipeline, text_student
 
 KINDS = pytest.mark.parametrize("kind", WRITERS)
 
 
-def latents(model: Model, noise: Tensor, steps: int, conditions: CaptionConditions) -> Tensor:
+def latents(model: Model, noise: Tensor, steps: int, conditions: Conditions) -> Tensor:
     condition: dict[str, Any] = {**conditions({"labels": torch.arange(len(noise))})}
     return sample(model.denoiser, noise, steps, **condition)
 
@@ -44,7 +46,8 @@ def test_the_stock_pipeline_samples_what_we_sample(
     calls: list[int] = []
     pipeline.unet.register_forward_pre_hook(lambda module, given: calls.append(len(given[0])))
     noise = sampling_noise(model, len(PROMPTS), 0)
-    found, conditions = [], prompt_conditions(model, PROMPTS, None)
+    found, conditions = [], model.conditions(None, PROMPTS)
+    assert isinstance(conditions, PromptConditions)
     for steps in (1, 2, 4, 8):
         for guidance in (1.0, 3.0, 7.5, 14.0):
             calls.clear()
@@ -89,18 +92,19 @@ def test_a_loaded_model_takes_prompts(kind: str, pipelines: dict[str, Path], tmp
     progdist.save(denoiser, tmp_path / "again", steps=[4])
     again = progdist.load(tmp_path / "again")
     torch.testing.assert_close(progdist.sample(again, noise, 4, prompt=PROMPTS[:2], guidance=3.0), ours)
-    with pytest.raises(UserError, match="say what to make"):
+    with pytest.raises(UserError, match="this model makes images of prompts"):
         progdist.sample(denoiser, noise, 4, guidance=3.0)
 
 
 @KINDS
-def test_a_dial_that_was_not_taught_changes_nothing(kind: str, pipelines: dict[str, Path]) -> None:
-    teacher = read_teacher(str(pipelines[kind])).model
-    network = with_guidance_input(teacher.denoiser.network)
-    assert guidance_input(network) == 256
-    assert guidance_input(teacher.denoiser.network) is None
-    student = teacher.denoiser.with_parts(network=network, arguments=network_arguments(network))
-    condition = prompt_conditions(teacher, PROMPTS, None)({"labels": torch.arange(4)})
+def test_a_guidance_input_that_was_not_taught_changes_nothing(kind: str, pipelines: dict[str, Path]) -> None:
+    teacher = open_teacher(str(pipelines[kind])).model
+    network = with_guidance_input(teacher.denoiser.network, Input(1.0, 14.0))
+    assert network.config["time_cond_proj_dim"] == 256  # pyright: ignore
+    assert takes_guidance(network)
+    assert not takes_guidance(teacher.denoiser.network)
+    student = teacher.denoiser.with_parts(network=network, **network_interface(network))
+    condition = teacher.conditions(None, PROMPTS)({"labels": torch.arange(4)})
     z, t = torch.randn(4, 4, 4, 4), torch.tensor(0.6, dtype=torch.float64)
     guidance = torch.tensor([1.0, 3.0, 7.5, 14.0], dtype=torch.float64)
     torch.testing.assert_close(student(z, t, guidance=guidance, **condition), teacher.denoiser(z, t, **condition))
@@ -109,11 +113,11 @@ def test_a_dial_that_was_not_taught_changes_nothing(kind: str, pipelines: dict[s
 @KINDS
 def test_the_guided_teacher_is_the_stock_pipeline(kind: str, pipelines: dict[str, Path]) -> None:
     """One step of DDIM from the same latents: the stock pipeline mixes predictions of eps, and we denoised data."""
-    teacher, guidance = read_teacher(str(pipelines[kind])).model, 7.5
-    assert teacher.text is not None
+    teacher, guidance = open_teacher(str(pipelines[kind])).model, 7.5
+    assert isinstance(teacher.conditioning, Prompts)
     pipeline = stock_pipeline(pipelines[kind], kind)
-    none = teacher.text.encoder().unconditional("a smudge")
-    condition = prompt_conditions(teacher, PROMPTS, None)({"labels": torch.arange(4)})
+    none = teacher.conditioning.encoder().unconditional("a smudge")
+    condition = teacher.conditions(None, PROMPTS)({"labels": torch.arange(4)})
     seen: dict[str, Tensor] = {}
     pipeline.scheduler = DDIMScheduler.from_config(
         pipeline.scheduler.config, timestep_spacing="trailing", clip_sample=False
@@ -144,10 +148,10 @@ def test_the_guided_teacher_is_the_stock_pipeline(kind: str, pipelines: dict[str
 
 
 def test_each_example_has_its_own_guidance(pipelines: dict[str, Path]) -> None:
-    teacher = read_teacher(str(pipelines["StableDiffusionPipeline"])).model
-    assert teacher.text is not None
-    condition = prompt_conditions(teacher, PROMPTS, None)({"labels": torch.arange(4)})
-    none = teacher.text.encoder().unconditional(None)
+    teacher = open_teacher(str(pipelines["StableDiffusionPipeline"])).model
+    assert isinstance(teacher.conditioning, Prompts)
+    condition = teacher.conditions(None, PROMPTS)({"labels": torch.arange(4)})
+    none = teacher.conditioning.encoder().unconditional(None)
     z, t = torch.randn(4, 4, 4, 4), torch.tensor([0.2, 0.5, 0.7, 0.9], dtype=torch.float64)
     scales = torch.tensor([1.0, 2.0, 3.0, 4.0], dtype=torch.float64)
     with torch.no_grad():
@@ -170,18 +174,17 @@ def test_the_embedding_is_that_of_the_stock_pipeline() -> None:
     assert torch.equal(guidance_embedding(torch.tensor(guidance, dtype=torch.float64), 256), torch.cat(theirs))
 
 
-@pytest.mark.parametrize("guidance", [3.0, None])
+@pytest.mark.parametrize("guidance", [Fixed(3.0), None])
 def test_a_student_of_fixed_guidance_is_sampled_at_scale_one(
-    guidance: float | None, pipelines: dict[str, Path], tmp_path: Path
+    guidance: Fixed | None, pipelines: dict[str, Path], tmp_path: Path
 ) -> None:
     kind = "StableDiffusionPipeline"
     save(text_student(pipelines[kind], guidance), tmp_path / "student")
     model, pipeline = load(tmp_path / "student"), stock_pipeline(tmp_path / "student", kind)
-    assert model.text is not None
-    assert model.text.guidance == guidance
+    assert model.guidance == guidance
     noise = sampling_noise(model, 4, 0)
     theirs = pipeline(PROMPTS, guidance_scale=1.0, num_inference_steps=4, latents=noise, output_type="latent").images
-    ours = latents(model, noise, 4, prompt_conditions(model, PROMPTS, None))
+    ours = latents(model, noise, 4, model.conditions(None, PROMPTS))
     torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-4)
-    with pytest.raises(UserError, match="guidance"):
-        prompt_conditions(model, PROMPTS, 2.0)
+    with pytest.raises(UserError, match="--guidance 2 has no effect"):
+        model.conditions(2.0, PROMPTS)

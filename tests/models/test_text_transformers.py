@@ -13,11 +13,12 @@ from progdist._utils.files import read_tensors
 from progdist.diffusion.sampler import ddim_update, sample, time_grid
 from progdist.evaluation.generate import sampling_noise
 from progdist.methods.guidance import Guided
-from progdist.models.conditions import prompt_conditions
-from progdist.models.transformers import packed, unpacked
-from progdist.students.folder import load, save
+from progdist.models.networks import packed, unpacked
+from progdist.models.prompts import Prompts
+from progdist.students.folder import save
 from progdist.teachers.flow import flow_scheduler
-from progdist.teachers.open import read_teacher
+from progdist.teachers.open import open_teacher
+from progdist.teachers.own import load
 from support.commands import call
 from support.text import PROMPTS, stock_pipeline
 from support.text_transformers import SIZE, TRANSFORMER_WRITERS, transformer_student, write_flux, write_sd3
@@ -32,7 +33,7 @@ CALL: dict[str, dict[str, Any]] = {
 }
 """What a stock pipeline is told beside prompts and steps."""
 
-DIAL = {"FluxPipeline": 2.0}
+SCALES = {"FluxPipeline": 2.0}
 """The guidance scale that our sampler is told where the network takes one."""
 
 
@@ -49,7 +50,7 @@ def test_the_stock_pipeline_samples_what_we_sample(
     given = {**CALL[kind], "latents": packed(noise) if kind == "FluxPipeline" else noise}
     theirs = pipeline(PROMPTS, num_inference_steps=steps, output_type="latent", **given).images
     assert calls == [len(PROMPTS)] * steps
-    condition: dict[str, Any] = {**prompt_conditions(model, PROMPTS, DIAL.get(kind))({"labels": torch.arange(4)})}
+    condition: dict[str, Any] = {**model.conditions(SCALES.get(kind), PROMPTS)({"labels": torch.arange(4)})}
     ours = sample(model.denoiser, noise, steps, **condition)
     ours_as_theirs = packed(ours) if kind == "FluxPipeline" else ours
     torch.testing.assert_close(ours_as_theirs, theirs, rtol=0, atol=1e-4)
@@ -64,7 +65,7 @@ def test_the_command_makes_the_stock_pipelines_images(
 ) -> None:
     save(transformer_student(transformer_pipelines[kind], 4), tmp_path / "student")
     words = [word for prompt in PROMPTS for word in ("--prompt", prompt)]
-    words += ["--guidance", str(DIAL[kind])] if kind in DIAL else []
+    words += ["--guidance", str(SCALES[kind])] if kind in SCALES else []
     made = tmp_path / "made.safetensors"
     result = call("sample", tmp_path / "student", *words, "-n", 4, "--out", made)
     assert result.exit_code == 0, result.output
@@ -88,10 +89,10 @@ def test_the_guided_teacher_of_sd3_is_the_stock_pipeline(transformer_pipelines: 
 def check_guided_step(transformer_pipelines: dict[str, Path], kind: str, scheduler: Any, more: dict[str, Any]) -> None:  # noqa: ANN401
     """One of two steps from the same latents, away from a negative prompt."""
     teacher, pipeline = (
-        read_teacher(str(transformer_pipelines[kind])).model,
+        open_teacher(str(transformer_pipelines[kind])).model,
         stock_pipeline(transformer_pipelines[kind], kind),
     )
-    assert teacher.text is not None
+    assert isinstance(teacher.conditioning, Prompts)
     pipeline.scheduler, z, seen = scheduler, torch.randn(4, 4, 4, 4), list[Tensor]()
 
     def keep(module: object, given: tuple[Tensor, ...], named: dict[str, Tensor]) -> None:
@@ -108,8 +109,8 @@ def check_guided_step(transformer_pipelines: dict[str, Path], kind: str, schedul
         **more,
     )
     hook.remove()
-    condition = prompt_conditions(teacher, PROMPTS, None)({"labels": torch.arange(4)})
-    guided = Guided(teacher.denoiser, teacher.text.encoder().unconditional("a smudge"), 4.0)
+    condition = teacher.conditions(None, PROMPTS)({"labels": torch.arange(4)})
+    guided = Guided(teacher.denoiser, teacher.conditioning.encoder().unconditional("a smudge"), 4.0)
     t, s = torch.tensor(1.0, dtype=torch.float64), torch.tensor(0.5, dtype=torch.float64)
     with torch.no_grad():
         ours = ddim_update(guided.schedule, z, guided(z, t, **condition), t, s)
@@ -120,13 +121,13 @@ def test_a_teacher_of_flux_is_sampled_as_stock_samples_it(transformer_pipelines:
     """Its times shifted by the number of tokens, and its own guidance."""
     kind = "FluxPipeline"
     teacher, pipeline = (
-        read_teacher(str(transformer_pipelines[kind]), None, SIZE).model,
+        open_teacher(str(transformer_pipelines[kind]), None, SIZE).model,
         stock_pipeline(transformer_pipelines[kind], kind),
     )
     noise = sampling_noise(teacher, 4, 0)
     given = {**CALL[kind], "latents": packed(noise), "num_inference_steps": 5}
     theirs = pipeline(PROMPTS, output_type="latent", **given).images
-    condition: dict[str, Any] = {**prompt_conditions(teacher, PROMPTS, 2.0)({"labels": torch.arange(4)})}
+    condition: dict[str, Any] = {**teacher.conditions(2.0, PROMPTS)({"labels": torch.arange(4)})}
     torch.testing.assert_close(packed(sample(teacher.denoiser, noise, 5, **condition)), theirs, rtol=0, atol=1e-4)
 
 
@@ -134,7 +135,7 @@ def test_a_teacher_of_flux_is_sampled_as_stock_samples_it(transformer_pipelines:
 def test_dynamic_shifting_is_that_of_the_pipeline(shift_type: str, tmp_path: Path) -> None:
     dynamic: dict[str, Any] = {"use_dynamic_shifting": True, "base_shift": 0.4, "max_shift": 2.0}
     dynamic |= {"base_image_seq_len": 2, "max_image_seq_len": 16, "time_shift_type": shift_type}
-    teacher = read_teacher(str(write_sd3(tmp_path / "sd3", **dynamic))).model
+    teacher = open_teacher(str(write_sd3(tmp_path / "sd3", **dynamic))).model
     pipeline = stock_pipeline(tmp_path / "sd3", "StableDiffusion3Pipeline")
     pipeline(PROMPTS[:1], num_inference_steps=4, guidance_scale=1.0, sigmas=[1.0, 0.75, 0.5, 0.25])
     ours = teacher.denoiser.schedule.sigma(time_grid(4))
@@ -149,5 +150,5 @@ def test_a_flux_without_a_guidance_input(tmp_path: Path) -> None:
     noise = sampling_noise(model, 4, 0)
     given = {**CALL["FluxPipeline"], "latents": packed(noise), "num_inference_steps": 2}
     theirs = pipeline(PROMPTS, output_type="latent", **given).images
-    condition: dict[str, Any] = {**prompt_conditions(model, PROMPTS, None)({"labels": torch.arange(4)})}
+    condition: dict[str, Any] = {**model.conditions(None, PROMPTS)({"labels": torch.arange(4)})}
     torch.testing.assert_close(packed(sample(model.denoiser, noise, 2, **condition)), theirs, rtol=0, atol=1e-4)

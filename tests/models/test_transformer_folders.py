@@ -12,11 +12,13 @@ import torch
 from PIL import Image
 
 from progdist import UserError
-from progdist.models.prompts import Guidance
-from progdist.recipes.from_teacher import needs_stage_0, taught_guidance, unconverted
+from progdist.distillation import Hooks, TensorData, Trainer, convert
+from progdist.methods.guidance import Fixed, Guidance, Input
+from progdist.models.prompts import Prompts
 from progdist.recipes.recipe import Recipe
 from progdist.students.folder import save
-from progdist.teachers.open import read_teacher
+from progdist.teachers.open import Teacher, open_teacher
+from progdist.training.distributed import Distributed
 from support.commands import call
 from support.text import PROMPTS, stock_pipeline
 from support.text_transformers import (
@@ -40,7 +42,7 @@ def test_a_pixart_of_an_earlier_version(transformer_pipelines: dict[str, Path], 
         json.dumps(json.loads(config.read_text()) | {"num_vector_embeds": None, "only_cross_attention": False})
     )
     older, newer = (
-        read_teacher(str(each)).model.denoiser.network for each in (place, transformer_pipelines["PixArtSigmaPipeline"])
+        open_teacher(str(each)).model.denoiser.network for each in (place, transformer_pipelines["PixArtSigmaPipeline"])
     )
     assert type(older) is type(newer)
     for name, parameter in newer.named_parameters():
@@ -54,30 +56,30 @@ def test_a_tokenizer_as_sentencepiece_keeps_it(
     place = tmp_path / "pixart"
     shutil.copytree(transformer_pipelines["PixArtSigmaPipeline"], place)
     (place / "tokenizer" / "tokenizer.json").unlink()
-    text = read_teacher(str(place)).model.text
-    assert text is not None
+    prompts = open_teacher(str(place)).model.conditioning
+    assert isinstance(prompts, Prompts)
     with pytest.raises(UserError, match=r"lacks tokenizer\.json or spiece\.model"):
-        text.encoder()
+        prompts.encoder()
     written = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=iter(PROMPTS * 9), model_writer=written, vocab_size=22, hard_vocab_limit=False,
         pad_id=0, eos_id=1, unk_id=2, bos_id=-1, minloglevel=2,
     )  # fmt: skip
     (place / "tokenizer" / "spiece.model").write_bytes(written.getvalue())
-    ours = text.encoder()(PROMPTS)["encoder_hidden_states"]
+    ours = prompts.encoder()(PROMPTS)["encoder_hidden_states"]
     theirs = stock_pipeline(place, "PixArtSigmaPipeline").encode_prompt(PROMPTS, do_classifier_free_guidance=False)[0]
     torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
     assert not torch.allclose(ours[0], ours[1])
-    monkeypatch.setattr("progdist.models.prompt_encoder.find_spec", lambda name: None)
+    monkeypatch.setattr("progdist.models.prompts.find_spec", lambda name: None)
     with pytest.raises(UserError, match="needs sentencepiece and protobuf"):
-        text.encoder()
+        prompts.encoder()
 
 
 def test_what_pixart_sigma_does_not_tell_its_network(transformer_pipelines: dict[str, Path], tmp_path: Path) -> None:
     place = tmp_path / "pixart"
     write_pixart(place, use_additional_conditions=True)
     with pytest.raises(UserError, match="takes the size of its images, which a PixArtSigmaPipeline does not give it"):
-        read_teacher(str(place))
+        open_teacher(str(place))
 
 
 @KINDS
@@ -106,33 +108,46 @@ def test_all_other_files_are_copied_byte_for_byte(
 @pytest.mark.parametrize(
     ("kind", "asked", "taken"),
     [
-        ("FluxPipeline", None, (3.5, 3.5)),
-        ("FluxPipeline", 2.0, (2.0, 2.0)),
-        ("FluxPipeline", (1.0, 5.0), (1.0, 5.0)),
-        ("StableDiffusion3Pipeline", 3.0, 3.0),
+        ("FluxPipeline", None, Input(3.5, 3.5)),
+        ("FluxPipeline", 2.0, Input(2.0, 2.0)),
+        ("FluxPipeline", [1.0, 5.0], Input(1.0, 5.0)),
+        ("StableDiffusion3Pipeline", 3.0, Fixed(3.0)),
         ("StableDiffusion3Pipeline", None, None),
     ],
 )
 def test_what_guidance_students_are_taught(
-    kind: str, asked: Guidance | None, taken: Guidance | None, transformer_pipelines: dict[str, Path]
+    kind: str, asked: float | list[float] | None, taken: Guidance | None, transformer_pipelines: dict[str, Path]
 ) -> None:
     """A network that takes a scale needs no stage 0 to be given one."""
-    given = read_teacher(str(transformer_pipelines[kind]), None, SIZE).model
+    model = open_teacher(str(transformer_pipelines[kind]), None, SIZE).model
     content: dict[str, Any] = {"name": "x", "data": {"source": "digits"}, "teacher": {"model": "there"}}
     recipe = Recipe.model_validate({**content, "conversion": {"guidance": asked}})
-    assert taught_guidance(recipe, given) == taken
-    assert needs_stage_0(recipe, given) == (kind != "FluxPipeline" and asked is not None)
-    student = unconverted(recipe, given).text
-    assert student is not None
-    assert student.guidance == taken
+    plan = recipe.plan()
+    assert plan.learned(model) == taken
+    assert plan.converts(model) == (kind != "FluxPipeline" and asked is not None)
+    if not plan.converts(model):
+        examples, distributed = TensorData(torch.zeros(1, *model.shape)), Distributed()
+        trainer = Trainer(examples, lambda each: each.conditions(), Hooks(), distributed)
+        student = convert(plan, Teacher(model), trainer, model.denoiser)
+        assert student.denoiser is model.denoiser
+        assert student.guidance == taken
+    assert model.conditioning.after(taken).guidance(model.denoiser.network) == taken
 
 
 @pytest.mark.parametrize(
     ("kind", "words", "said"),
     [
-        ("StableDiffusion3Pipeline", ("--guidance", "1:8"), "gives its network no guidance scale"),
-        ("FluxPipeline", ("--guidance", "2", "--negative", "a smudge"), "this teacher takes one"),
-        ("StableDiffusion3Pipeline", ("--lora", "2"), "loads no LoRA file"),
+        ("StableDiffusion3Pipeline", ("--guidance", "1:8"), "takes no guidance scale in its stock pipeline"),
+        (
+            "FluxPipeline",
+            ("--guidance", "2", "--negative", "a smudge"),
+            "no effect on a teacher that takes the guidance scale itself",
+        ),
+        (
+            "StableDiffusion3Pipeline",
+            ("--lora", "2"),
+            "lora requires a StableDiffusionPipeline or StableDiffusionXLPipeline, and the teacher is StableDiffusion3",
+        ),
         ("FluxPipeline", ("--set", "data.size=10"), "the teacher makes images of (3, 8, 8)"),
     ],
 )
@@ -161,9 +176,9 @@ def test_mistakes_are_one_line(
 @pytest.mark.parametrize(
     ("kind", "said"),
     [
-        ("PixArtSigmaPipeline", "a PixArtSigmaPipeline gives its network no guidance scale: --guidance 4.5 guides"),
+        ("PixArtSigmaPipeline", "a PixArtSigmaPipeline gives its network no guidance scale: --guidance 4.5 distils"),
         ("StableDiffusion3Pipeline", "RectifiedFlow schedule of 1000 timesteps, shifted by 3, output velocity"),
-        ("FluxPipeline", "its network takes a guidance scale, and so do its students: 3.5, or what --guidance says"),
+        ("FluxPipeline", "its network takes a guidance scale, and so do its students: 3.5 or --guidance, without"),
     ],
 )
 def test_the_doctor_says_what_guidance_does(kind: str, said: str, transformer_pipelines: dict[str, Path]) -> None:

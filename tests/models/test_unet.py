@@ -5,7 +5,9 @@ import torch
 from diffusers.models.downsampling import Downsample2D
 
 from progdist import UserError
-from progdist.models.unet import class_count, condition, image_shape, unet
+from progdist.models.conditioning import Classes, Conditioning
+from progdist.models.networks import class_count, image_shape
+from progdist.models.unet import unet
 
 
 def test_an_untrained_network_returns_zero() -> None:
@@ -48,10 +50,11 @@ def test_a_network_describes_its_data() -> None:
     assert image_shape(network) == (3, 8, 16)
     assert class_count(network) == 5
     labels = torch.tensor([1, 4])
-    assert condition(network, labels)["class_labels"] is labels
+    assert Classes(("",) * 5).conditions(network, None)({"labels": labels})["class_labels"] is labels
     assert network(torch.randn(2, 3, 8, 16), torch.zeros(2), class_labels=labels).sample.shape == (2, 3, 8, 16)
     assert image_shape(torch.nn.Identity()) is None
-    assert condition(torch.nn.Identity(), labels) == {}
+    assert class_count(torch.nn.Identity()) == 0
+    assert Conditioning().conditions(torch.nn.Identity(), None)({"labels": labels}) == {}
 
 
 @pytest.mark.parametrize(

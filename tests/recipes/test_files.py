@@ -6,12 +6,14 @@ from pathlib import Path
 import pytest
 
 from progdist import UserError
-from progdist.recipes.files import read_recipe, shipped, validated, write_recipe
+from progdist.recipes.files import read_recipe, shipped, write_recipe
 from progdist.recipes.recipe import Recipe
 
 
 def test_chains_are_data(tiny: Callable[..., Recipe]) -> None:
-    links = tiny(**{"distill.chain": [1000, 500, 250, 125, 25, 5, 1], "noise.timesteps": 1000}).distill.links()
+    links = tiny(
+        **{"distill.chain": [1000, 500, 250, 125, 25, 5, 1], "noise.num_train_timesteps": 1000}
+    ).distill.links()
     assert [link.substeps for link in links] == [2, 2, 2, 5, 5, 5]
     assert [link.steps for link in tiny(**{"distill.start": 64, "distill.substeps": 4}).distill.links()] == [16, 4, 1]
 
@@ -37,18 +39,19 @@ def test_shipped_recipes_are_valid(name: str) -> None:
         ("distill.stages.4.update=5", "did you mean updates?"),
         ("distill.stages.3.updates=5", "not in the chain [8, 4, 2, 1]"),
         ("distill.updates=many", "distill.updates"),
-        ("distill.updates=0", "greater than 0"),
+        ("distill.updates=0", "distill: updates is 0, expected at least 1"),
         ("distill.start=12", "does not reach 1"),
         ("distill.chain=[8, 3]", "no multiple of 3"),
-        ("noise.kind=cosin", "'cosine'"),
+        ("noise.kind=cosin", "use one of cosine"),
         ("evaluate.features=[]", "at least one"),
         ("distill.chain=[]", "at least 2"),
-        ("distill.chain=[12, 6]", "set noise.timesteps"),
+        ("distill.chain=[12, 6]", "set noise.num_train_timesteps"),
         ("distill={chain: [8, 4], start: 8}", "start has no effect beside chain"),
-        ("conversion.guidance=2.0", "conversion is stage 0 of a teacher.model"),
-        ("conversion.lora_rank=2", "conversion is stage 0 of a teacher.model"),
+        ("conversion.guidance=2.0", "conversion.guidance requires teacher.model"),
+        ("conversion.lora_rank=2", "conversion.lora_rank requires teacher.model"),
         ("distill.gradient_accumulation_steps=3", "3 gradient_accumulation_steps"),
         ("teacher.learning_rate=.inf", "finite"),
+        ("teacher.lora_rank=2", "teacher.lora_rank has no effect"),
         ("noise.log_snr_max=.nan", "not above"),
         ("noise={kind: linear, log_snr_max: 3}", "of the cosine schedule"),
         ("network.multipliers=[]", "at least 1"),
@@ -87,18 +90,6 @@ def test_files_that_are_no_recipe(tmp_path: Path, text: str, message: str) -> No
         read_recipe("digit")
 
 
-def test_recipes_of_earlier_versions_are_still_read(tmp_path: Path) -> None:
-    """They were written whole: a chain beside the defaults of what it replaces, float32 in sections without effect."""
-    path = tmp_path / "recipe.yaml"
-    path.write_text(
-        "{name: a, data: {source: digits}, teacher: {model: x, precision: float32}, match: {precision: bf16},"
-        " distill: {start: 256, end: 1, substeps: 2, chain: [8, 4], precision: float32}}"
-    )
-    recipe = read_recipe(str(path))
-    assert recipe.distill.counts() == [8, 4]
-    assert recipe.precisions() == {"conversion": "bf16", "distill": "float32", "evaluate": "auto"}
-
-
 def test_a_mistake_of_the_whole_recipe_reads_well(tiny_recipe: Path) -> None:
     with pytest.raises(UserError) as caught:
         read_recipe(str(tiny_recipe), ["network=null"])
@@ -106,31 +97,6 @@ def test_a_mistake_of_the_whole_recipe_reads_well(tiny_recipe: Path) -> None:
     assert "give either network" in str(caught.value)
 
 
-def test_keys_of_version_0_1_are_read_with_a_notice(tiny_recipe: Path, caplog: pytest.LogCaptureFixture) -> None:
-    old = ["teacher.microbatches=2", "teacher.clip=0.5", "distill.anneal=none", "distill.most_skips=3"]
-    recipe = read_recipe(str(tiny_recipe), [*old, "distill.stages={4: {anneal: linear}}"])
-    assert (recipe.teacher.gradient_accumulation_steps, recipe.teacher.max_grad_norm) == (2, 0.5)
-    assert (recipe.distill.lr_scheduler, recipe.distill.max_skipped_updates) == ("constant", 3)
-    assert recipe.distill.stages[4].lr_scheduler == "linear"
-    notices = [record.getMessage() for record in caplog.records]
-    assert any("teacher.microbatches is now called gradient_accumulation_steps" in notice for notice in notices)
-    assert len(notices) == 6
-
-
 @pytest.mark.parametrize("name", shipped())
 def test_shipped_recipes_ask_for_auto(name: str) -> None:
     assert set(read_recipe(name).precisions().values()) == {"auto"}
-
-
-def test_a_section_of_an_earlier_version_is_read(caplog: pytest.LogCaptureFixture) -> None:
-    content = {
-        "name": "a",
-        "data": {"source": "digits"},
-        "teacher": {"model": "folder"},
-        "match": {"updates": 7, "microbatches": 2, "batch": 4},
-        "conversion": {"updates": 5, "learning_rate": 0.5},
-    }
-    recipe = validated(content, (), "test")
-    assert (recipe.conversion.updates, recipe.conversion.learning_rate) == (7, 0.5)
-    assert recipe.conversion.gradient_accumulation_steps == 2
-    assert "match is now called conversion" in caplog.text

@@ -5,8 +5,8 @@ from itertools import pairwise
 import pytest
 
 from progdist import UserError
-from progdist.recipes.from_teacher import divisor_chain, recipe_for_teacher
-from progdist.teachers.open import read_teacher
+from progdist.recipes.from_teacher import Request, divisor_chain, recipe_for_teacher
+from progdist.teachers.open import open_teacher
 from support.stock import SaveStock
 
 
@@ -34,14 +34,13 @@ def test_no_chain(target: int, start: int, message: str) -> None:
 def test_stage_0_has_its_own_budget_and_schedule(stock: SaveStock) -> None:
     """Four times the updates, warmed up over 100, linear to 0; a student's rate begins at its highest."""
     place = str(stock())
-    recipe = recipe_for_teacher(place, read_teacher(place), "digits", name="a", steps=4, updates=500)
-    stage_0, student = recipe.conversion_config(), recipe.student_config(recipe.distill.links()[0])
+    recipe = recipe_for_teacher(open_teacher(place), Request(place, "digits", "a", steps=4, updates=500))
+    stage_0, student = recipe.plan().conversion, recipe.student_config(recipe.distill.links()[0].steps)
     assert (stage_0.updates, student.updates) == (2000, 500)
     rates = [stage_0.learning_rate_at(update) for update in (0, 99, 1000, 1999)]
     assert rates == pytest.approx([5e-4 * factor for factor in (0.01, 1 - 99 / 2000, 0.5, 1 / 2000)])
     assert student.learning_rate_at(0) == pytest.approx(5e-4)
     assert (stage_0.batch, student.batch) == (64, 64)
-    longer = recipe_for_teacher(
-        place, read_teacher(place), "digits", name="a", steps=4, updates=500, conversion_updates=3000
-    )
-    assert longer.conversion_config().updates == 3000
+    request = Request(place, "digits", "a", steps=4, updates=500, conversion_updates=3000)
+    longer = recipe_for_teacher(open_teacher(place), request)
+    assert longer.plan().conversion.updates == 3000

@@ -4,7 +4,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import yaml
 
+from progdist.recipes.files import validated, write_recipe
 from progdist.recipes.recipe import Recipe
 from support.commands import call
 
@@ -29,3 +31,14 @@ def test_a_weighting_that_is_nothing_at_one_step_is_refused(tiny_recipe: Path, t
     result = call("run", tiny_recipe, "--out", tmp_path / "run", *settings, "--set", "distill.weighting=snr")
     assert result.exit_code == 2, result.output
     assert "the weighting is 0 at t = 1" in result.stderr
+
+
+def test_infinite_bounds_are_written_and_read(tiny: Callable[..., Recipe]) -> None:
+    recipe = tiny(**{"noise.log_snr_max": float("inf"), "noise.log_snr_min": float("-inf")})
+    assert validated(yaml.safe_load(write_recipe(recipe)), [], "test") == recipe
+    assert recipe.with_precisions({"distill": "bf16"}).noise == recipe.noise
+
+
+def test_stage_0_takes_four_times_the_updates_that_a_recipe_says(tiny: Callable[..., Recipe]) -> None:
+    for updates in (12, 12.0, "12"):
+        assert tiny(**{"distill.updates": updates}).conversion.updates == 48

@@ -9,6 +9,7 @@ from typing import Any, cast
 
 import pytest
 import yaml
+from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 
 from progdist._utils.errors import UserError
 from progdist.recipes.files import read_recipe, validated, write_recipe
@@ -66,7 +67,7 @@ class Several:
 
 def prepare(recipe: Recipe, out: Path, processes: Several) -> None:
     run = open_run(recipe, out, SilentCallback())
-    replace(run, distributed=cast(Distributed, processes)).prepare()
+    replace(run, context=replace(run.context, distributed=cast(Distributed, processes))).prepare()
 
 
 @pytest.mark.parametrize(
@@ -99,24 +100,25 @@ def test_what_is_not_trained_is_not_checked(stock: SaveStock, tiny_recipe: Path,
     prepare(recipe, out, Several(2))
     content = {"name": "a", "data": {"source": "digits"}, "teacher": {"model": str(stock()), "trust": True}}
     content |= {"conversion": {"batch": 9}, "distill": {"batch": 8, "start": 8}}
-    with pytest.raises(UserError, match="teacher: batch 9"):  # eps
+    with pytest.raises(UserError, match="converted: batch 9"):  # eps
         prepare(validated(content, [], "test"), tmp_path / "given", Several(2))
 
 
-@pytest.mark.parametrize("change", ["target=stochastic", "weighting=constant", "batch=4", "ema=0.5", "lora_rank=2"])
+@pytest.mark.parametrize("change", ["method=stochastic", "weighting=constant", "batch=4", "ema=0.5", "lora_rank=2"])
 def test_a_stage_under_way_goes_on_as_it_was_begun(tiny_recipe: Path, tmp_path: Path, change: str) -> None:
-    folder, alone = RunFolder(tmp_path / "run"), cast(Distributed, Several(1))
+    folder = RunFolder(tmp_path / "run")
     folder.claim(write_recipe(read_recipe(str(tiny_recipe))), lambda old: False)
-    changed = read_recipe(str(tiny_recipe), [f"distill.{change}"])
+    context = open_run(read_recipe(str(tiny_recipe), [f"distill.{change}"]), folder.root, SilentCallback()).context
     folder.checkpoints("teacher").save(Checkpoint(4, {}, {}))
-    check_folder(changed, folder, alone)  # no student has begun
+    check_folder(context)  # no student has begun
     folder.model("teacher").mkdir()
     folder.checkpoints("student-0004").save(Checkpoint(2, {}, {}))
     with pytest.raises(UserError, match=f"student-0004 is half trained with another distill.{change.split('=')[0]}: "):
-        check_folder(changed, folder, alone)
-    check_folder(read_recipe(str(tiny_recipe), ["distill.learning_rate=1e-4", "distill.updates=9"]), folder, alone)
+        check_folder(context)
+    another = read_recipe(str(tiny_recipe), ["distill.learning_rate=1e-4", "distill.updates=9"])
+    check_folder(replace(context, recipe=another))
     folder.checkpoints("student-0004").clear()
-    check_folder(changed, folder, alone)
+    check_folder(context)
 
 
 @pytest.mark.slow
@@ -127,3 +129,21 @@ def test_bf16_where_it_is_emulated_is_one_line(
     result = call("run", tiny_recipe, "--out", tmp_path / "run", *SHORT, "--set", "distill.precision=bf16")
     assert result.exit_code == 0, result.output
     assert " ".join(result.output.split()).count("10.0 times as fast in float32") == 1
+
+
+def test_a_run_does_not_go_on_with_another_stage_0(stock: SaveStock, tmp_path: Path) -> None:
+    """Neither where one appears that was not there, nor where one is gone; its budget may change once it is done."""
+    v = DDPMScheduler(prediction_type="v_prediction", rescale_betas_zero_snr=True)  # unguided it needs no stage 0
+    content = {"name": "a", "data": {"source": "digits"}, "teacher": {"model": str(stock(v, 11)), "trust": True}}
+    content |= {"conversion": {"precision": "float32"}, "evaluate": {"precision": "float32"}}
+    content |= {"distill": {"batch": 8, "start": 8, "precision": "float32"}}
+    guided = {**content, "conversion": {"guidance": 3.0, "null_class": 10, "precision": "float32"}}
+    for number, (begun, other, finished) in enumerate([(content, guided, "teacher"), (guided, content, "converted")]):
+        folder = RunFolder(tmp_path / str(number))
+        folder.claim(write_recipe(validated(begun, [], "test")), lambda old: False)
+        folder.model(finished).mkdir()
+        folder.checkpoints("student-0004").save(Checkpoint(2, {}, {}))
+        same = open_run(validated(begun, ["distill.updates=9"], "test"), folder.root, SilentCallback()).context
+        check_folder(same)
+        with pytest.raises(UserError, match="another recipe"):
+            check_folder(open_run(validated(other, [], "test"), folder.root, SilentCallback()).context)

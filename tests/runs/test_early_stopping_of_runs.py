@@ -61,7 +61,7 @@ def test_the_cap_holds(tmp_path: Path, tiny_recipe: Path) -> None:
     arguments = ["run", str(tiny_recipe), "--out", str(tmp_path / "r"), "--set", "distill.stop.every=2"]
     result = CliRunner().invoke(app, [*arguments, "--set", "distill.stop.held_out=64"])
     assert result.exit_code == 0, result.output
-    assert "student-0001: the cap of 3 updates ends it" in result.output
+    assert "student-0001: stops at its cap of 3 updates" in result.output
 
 
 def test_too_few_images_to_hold_any_out(tmp_path: Path, tiny_recipe: Path) -> None:

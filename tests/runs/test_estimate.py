@@ -16,8 +16,8 @@ from progdist.diffusion.parameterization import PARAMETERIZATIONS
 from progdist.recipes.files import read_recipe, validated
 from progdist.runs.estimate.cost import estimate
 from progdist.runs.estimate.memory import activation_bytes, kept_bytes, training_memory
-from progdist.runs.stages import untrained
-from progdist.teachers.open import read_teacher
+from progdist.runs.run import untrained
+from progdist.teachers.open import open_teacher
 from progdist.training.config import TrainConfig
 from progdist.training.state import State
 from support.commands import call, refused
@@ -79,7 +79,7 @@ def test_the_estimates_arithmetic(tiny_recipe: Path) -> None:
 
 @pytest.mark.usefixtures("known_rates")
 def test_a_self_taught_target_takes_two_evaluations_and_an_average(tiny_recipe: Path) -> None:
-    settings = ["distill.chain=[8,1]", "distill.target=tract", "distill.ema=0.5"]
+    settings = ["distill.chain=[8,1]", "distill.method=tract", "distill.ema=0.5"]
     found = estimate(read_recipe(str(tiny_recipe), settings))
     assert found.parts[1].frozen_evaluations == 2 * 3 * 8
     assert (found.heaviest, found.memory.average) == ("student-0001", 4 * found.parameters)
@@ -133,7 +133,7 @@ def test_what_known_models_hold(
     plain = TrainConfig(1, 1, 1e-4)
     of_8_bits, adapted = replace(plain, optimizer="adamw8bit"), replace(plain, lora_rank=64)
     for how, expected in ((plain, whole), (of_8_bits, eight_bits), (adapted, low_rank)):
-        held = training_memory(network, how, taught=1, bf16=True).total / 2**30
+        held = training_memory(network, how, teachers=1, bf16=True).total / 2**30
         assert held == pytest.approx(expected, rel=0.02)
 
 
@@ -142,7 +142,7 @@ def test_the_counted_bytes_are_those_of_a_training(optimizer: Literal["adamw", "
     """Weights, gradients, moments and the average of a network that is trained here; the counts of steps left out."""
     config = TrainConfig(1, 1, 1e-3, ema=0.9, optimizer=optimizer)
     network = stock_network()
-    held, state = training_memory(network, config, taught=0, bf16=False), State(network, config)
+    held, state = training_memory(network, config, teachers=0, bf16=False), State(network, config)
     for each in state.parameters:
         each.grad = torch.randn_like(each)
     gradients = sum(each.grad.nbytes for each in state.parameters if each.grad is not None)
@@ -166,9 +166,9 @@ def test_a_dry_run_of_ones_own_model_says_whether_it_fits(stock: SaveStock, tmp_
     assert max(map(len, large.output.splitlines()[-20:])) <= 80
     small = call(*words, "--dry-run", "--device-memory", 0.001).output
     assert "does not fit in 0.001 GiB." in small
-    assert "Less: gradient_accumulation_steps" in small
+    assert "To reduce it: gradient_accumulation_steps" in small
     assert not (tmp_path / "out").exists()
-    refused(call(*words, "--device-memory", 24), "--device-memory is of --dry-run")
+    refused(call(*words, "--device-memory", 24), "--device-memory requires --dry-run")
 
 
 def test_what_does_not_fit_here_is_not_timed(tiny_recipe: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -183,15 +183,21 @@ def test_what_does_not_fit_here_is_not_timed(tiny_recipe: Path, monkeypatch: pyt
 @pytest.mark.parametrize("teacher", ["flow", "eps", "guided"])
 @pytest.mark.usefixtures("known_rates")
 def test_the_estimate_counts_stage_0_as_it_is(stock: SaveStock, tmp_path: Path, teacher: str) -> None:
-    """No updates where there is no stage 0, two evaluations of the teacher where it is guided."""
+    """It is no part of a run without one, and takes two evaluations of the teacher where it is guided."""
     folder = stock(FlowMatchEulerDiscreteScheduler() if teacher == "flow" else None, classes=11)
     content = {"name": "a", "data": {"source": "digits"}, "teacher": {"model": str(folder)}}
-    settings = ("match={updates: 5, batch: 4}", "distill={chain: [8, 4], updates: 3, batch: 4}", "evaluate.samples=10")
+    settings = (
+        "conversion={updates: 5, batch: 4}",
+        "distill={chain: [8, 4], updates: 3, batch: 4}",
+        "evaluate.samples=10",
+    )
     recipe = validated(content, (*settings, *(("conversion.guidance=2",) if teacher == "guided" else ())), "test")
     parts = {part.name: part for part in estimate(recipe).parts}
-    assert parts["teacher"].updates == (0 if teacher == "flow" else 5)
-    assert parts["teacher"].frozen_evaluations == {"flow": 0, "eps": 20, "guided": 40}[teacher]
-    assert parts["evaluation"].frozen_evaluations == 10 * (8 + 4 + 4 + 4 + {"flow": 8, "eps": 8, "guided": 16}[teacher])
+    assert list(parts) == [*(["converted"] if teacher != "flow" else []), "student-0004", "evaluation"]
+    if teacher != "flow":
+        asked = {"eps": 20, "guided": 40}[teacher]
+        assert (parts["converted"].updates, parts["converted"].frozen_evaluations) == (5, asked)
+    assert parts["evaluation"].frozen_evaluations == 10 * (8 + 4 + 4 + 4 + {"flow": 0, "eps": 8, "guided": 16}[teacher])
 
 
 def test_the_doctor_leaves_the_teacher_as_it_is(stock: SaveStock) -> None:
@@ -199,7 +205,7 @@ def test_the_doctor_leaves_the_teacher_as_it_is(stock: SaveStock) -> None:
     from progdist.cli.doctor import TRIAL
     from progdist.runs.estimate.cost import measure
 
-    denoiser = read_teacher(str(stock())).model.denoiser
+    denoiser = open_teacher(str(stock())).model.denoiser
     before = [parameter.clone() for parameter in denoiser.parameters()]
     measure(denoiser, (1, 8, 8), 2, TRIAL)
     assert all(torch.equal(a, b) for a, b in zip(before, denoiser.parameters(), strict=True))

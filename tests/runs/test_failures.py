@@ -4,6 +4,7 @@ import errno
 import math
 import resource
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from PIL import Image
 from typer.testing import Result
 
 from progdist._utils.files import atomic_write
+from progdist.methods import METHODS, PROGRESSIVE
 from support.commands import call, refused
 
 pytestmark = pytest.mark.slow
@@ -66,18 +68,16 @@ def test_a_loss_that_is_not_finite_stops_the_run(
 ) -> None:
     """The stage, the update and the last good checkpoint are named; with another learning rate the run continues."""
     command = ["run", tiny_recipe, "--out", tmp_path / "run", "--set", "distill.checkpoint_every=1"]
-    from progdist.methods.progressive import distillation_loss
-
     count = 0
 
     def breaking(*arguments: Any, **options: Any) -> torch.Tensor:  # noqa: ANN401
         nonlocal count
         count += 1
-        loss = distillation_loss(*arguments, **options)
+        loss = PROGRESSIVE.loss(*arguments, **options)
         return loss * math.nan if count == 3 else loss
 
     with monkeypatch.context() as patch:
-        patch.setattr("progdist.methods.progressive.distillation_loss", breaking)
+        patch.setitem(METHODS, "progressive", replace(PROGRESSIVE, loss=breaking))
         result = call(*command, "--set", "distill.max_skipped_updates=0")
     checkpoint = tmp_path / "run" / "checkpoints" / "student-0004" / "00000001.safetensors"
     refused(result, "student-0004: update 3 of 3", "not both finite", str(checkpoint), "distill.stages.4.precision=")
@@ -88,7 +88,12 @@ def test_a_loss_that_is_not_finite_stops_the_run(
 
 
 def test_a_rate_that_blows_the_weights_up_never_becomes_a_model(tiny_recipe: Path, tmp_path: Path) -> None:
-    settings = ("distill.learning_rate=1e30", "distill.clip=0", "distill.updates=50", "distill.checkpoint_every=1")
+    settings = (
+        "distill.learning_rate=1e30",
+        "distill.max_grad_norm=0",
+        "distill.updates=50",
+        "distill.checkpoint_every=1",
+    )
     arguments = [word for text in settings for word in ("--set", text)]
     refused(call("run", tiny_recipe, "--out", tmp_path / "run", *arguments), "student-0004: update ", "no checkpoint")
     assert not (tmp_path / "run" / "student-0004").exists()

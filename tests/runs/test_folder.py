@@ -30,8 +30,7 @@ def test_records_of_a_later_format_are_told_as_such(tmp_path: Path) -> None:
     folder.append("evaluations", {"steps": 4})
     path = tmp_path / "evaluations.jsonl"
     assert json.loads(path.read_text()) == {"format_version": FORMAT_VERSION, "steps": 4}
-    path.write_text(path.read_text() + '{"steps": 2}\n')  # as of a run that was begun before there were versions
-    assert list(folder.read("evaluations")) == [{"steps": 4}, {"steps": 2}]
+    assert list(folder.read("evaluations")) == [{"steps": 4}]
     path.write_text(path.read_text() + '{"format_version": 99}\n')
     with pytest.raises(UserError, match=r"evaluations\.jsonl has format version 99"):
         list(folder.read("evaluations"))

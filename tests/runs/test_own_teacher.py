@@ -14,17 +14,18 @@ from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 from diffusers.schedulers.scheduling_flow_match_euler_discrete import FlowMatchEulerDiscreteScheduler
 
 from progdist import UserError
-from progdist.methods.conversion import converted_form
+from progdist.distillation import chain_predictions
+from progdist.methods.conversion import student_form
+from progdist.methods.guidance import Input
 from progdist.models.guidance_input import with_class_guidance
 from progdist.models.model import Model
-from progdist.models.prompts import network_arguments
+from progdist.models.networks import network_interface
 from progdist.recipes.files import read_recipe, validated
-from progdist.recipes.from_teacher import needs_stage_0, student_form
 from progdist.runs.estimate.cost import estimate
 from progdist.runs.run import open_run
-from progdist.runs.stages import teacher_predictions
-from progdist.students.folder import load, save
-from progdist.teachers.open import read_teacher
+from progdist.students.folder import save
+from progdist.teachers.open import open_teacher
+from progdist.teachers.own import load
 from support.commands import SHORT_EVALUATION, UNTRAINED, SilentCallback, call, refused
 from support.stock import SaveStock, stock_network
 
@@ -47,7 +48,14 @@ def test_the_whole_command(stock: SaveStock, tmp_path: Path, teacher: str) -> No
     assert (description["steps"], description["lineage"]) == ([4], [40, 8])
     assert description.get("class_guidance") == ([1, 3] if teacher == "range" else None)
     records = [json.loads(line) for line in (tmp_path / "out" / "evaluations.jsonl").read_text().splitlines()]
-    assert [(r["model"], r["steps"]) for r in records[:2]] == [("given", 40), ("teacher", 40)]
+    stage_0 = teacher != "flow"
+    assert [(r["model"], r["steps"]) for r in records[: 1 + stage_0]] == [("teacher", 40), ("converted", 40)][
+        : 1 + stage_0
+    ]
+    assert {r["model"] for r in records[2:]} == {
+        "student",
+        *(f"{'converted' if stage_0 else 'teacher'}{by}" for by in ("", "_dpmpp")),
+    }
     assert records[0]["rmse"] == 0
     matched = [json.loads(line) for line in (tmp_path / "out" / "metrics.jsonl").read_text().splitlines()]
     assert any("conversion" in record for record in matched) == (teacher != "flow")
@@ -58,7 +66,7 @@ def test_the_whole_command(stock: SaveStock, tmp_path: Path, teacher: str) -> No
     expected = "FlowMatchEulerDiscreteScheduler" if teacher == "flow" else "DDIMScheduler"
     assert scheduler["_class_name"] == expected
     page = (tmp_path / "out" / "report.html").read_text()
-    assert ("is the given teacher's student of stage 0" in page) == (teacher != "flow")
+    assert ("is the teacher's student of stage 0" in page) == stage_0
     before = (tmp_path / "out" / "metrics.jsonl").read_text()
     assert call(*arguments).exit_code == 0
     assert (tmp_path / "out" / "metrics.jsonl").read_text() == before
@@ -97,10 +105,10 @@ def test_limits_are_learned_where_there_is_no_stage_0(stock: SaveStock, tmp_path
     assert teacher.training["updates"] == 0
     z, t = torch.randn(4, 1, 8, 8), torch.tensor(0.5, dtype=torch.float64)
     with torch.no_grad():
-        found, unlimited = teacher_predictions(run.given, teacher)(z, t), teacher.denoiser(z, t)
+        found, unlimited = chain_predictions(run.context.teacher, teacher)(z, t), teacher.denoiser(z, t)
     assert float(found.abs().max()) <= 0.25 < float(unlimited.abs().max())
     records = [json.loads(line) for line in (tmp_path / "out" / "evaluations.jsonl").read_text().splitlines()]
-    assert records[0]["quality"][0]["frechet"] == records[1]["quality"][0]["frechet"]  # given and teacher are one
+    assert [r["model"] for r in records if r["steps"] == 40] == ["teacher"]  # nothing is measured twice
 
 
 @pytest.mark.slow
@@ -111,8 +119,8 @@ def test_a_zero_snr_teacher_is_taken(stock: SaveStock, data: bool) -> None:
     result = call("doctor", folder, *(("--data", "digits") if data else ()))
     assert "unknown" not in result.output
     assert result.exception is None or isinstance(result.exception, SystemExit)
-    assert "it can be halved as it is" in result.output
-    assert not data or "read as" in result.output
+    assert "it can be distilled without stage 0" in result.output
+    assert not data or "by prediction type" in result.output
 
 
 @pytest.mark.slow
@@ -149,7 +157,7 @@ def test_a_learned_variance_is_sliced_off(stock: SaveStock, tmp_path: Path, monk
     pipeline.set_progress_bar_config(disable=True)
     images: Any = pipeline(batch_size=2, num_inference_steps=4, output_type="np")
     assert images.images.shape == (2, 8, 8, 1)
-    teacher, z = read_teacher(str(folder)), torch.randn(2, 1, 8, 8)
+    teacher, z = open_teacher(str(folder)), torch.randn(2, 1, 8, 8)
     torch.testing.assert_close(teacher.model.denoiser.network(z, 5).sample, wide(z, 5).sample[:, :1])
 
 
@@ -167,11 +175,11 @@ def test_guidance_never_takes_a_real_class_for_none(stock: SaveStock, tmp_path: 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("--guidance", 0), "conversion.guidance: Input should be greater than 0"),
-        (("--guidance", "0:3"), "conversion.guidance.0: Input should be greater than 0"),
+        (("--guidance", 0), "conversion.guidance: guidance is 0, expected a positive scale"),
+        (("--guidance", "0:3"), "conversion.guidance: guidance is 0 to 3, expected a positive scale"),
         (("--set", "distill.start=8"), "start has no effect beside chain"),
         (("--set", "distill.substeps=4"), "substeps has no effect beside chain"),
-        (("--set", "teacher.learning_rate=0.1"), "teacher.learning_rate is of a teacher that is trained"),
+        (("--set", "teacher.learning_rate=0.1"), "teacher.learning_rate applies only to a teacher that is trained"),
         (("--set", "evaluate.samples=1"), "evaluate.samples"),
     ],
 )
@@ -195,8 +203,8 @@ def test_a_folder_of_any_name(stock: SaveStock, tmp_path: Path) -> None:
     ("settings", "message"),
     [
         (("conversion.guidance=[1, 3]", "evaluate.guidance=4"), "the students learn 1 to 3"),
-        (("conversion.guidance=2", "evaluate.guidance=2"), "the students take no guidance scale"),
-        (("evaluate.guidance=2",), "the students take no guidance scale"),
+        (("conversion.guidance=2", "evaluate.guidance=2"), "has no effect: the students take no guidance scale"),
+        (("evaluate.guidance=2",), "has no effect: the students take no guidance scale"),
     ],
 )
 def test_a_scale_to_measure_at_is_one_that_students_take(
@@ -222,27 +230,30 @@ def test_guided_students_keep_the_end_of_the_schedule(
 ) -> None:
     folder = str(stock(classes=11))
     recipe = validated({"name": "a", "data": {"source": "digits"}, "teacher": {"model": folder}}, settings, "test")
-    teacher = read_teacher(folder).model
+    teacher = open_teacher(folder).model
     end = torch.ones((), dtype=torch.float64)
     expected = 0.0 if ends_in_noise else float(teacher.denoiser.schedule.alpha(end))
-    form = student_form(recipe, teacher)
+    form = recipe.plan().form(teacher)
     assert float(form.schedule.alpha(end)) == expected
-    assert needs_stage_0(recipe, teacher)
+    assert recipe.plan().converts(teacher)
     plain = validated(recipe.model_dump() | {"conversion": {}}, (), "test")
     taught = replace(teacher, denoiser=form)  # the student of stage 0, or a later one
-    assert not needs_stage_0(plain, taught)
-    assert student_form(plain, taught).schedule == form.schedule
+    assert not plain.plan().converts(taught)
+    assert plain.plan().form(taught).schedule == form.schedule
 
 
 @pytest.mark.parametrize(
     ("steps", "zero", "message"),
-    [((8,), False, "a distilled teacher knows its own times"), ((), True, "the teacher's does not")],
+    [
+        ((8,), False, "no effect on a distilled teacher"),
+        ((), True, "applies only to a schedule that ends above zero SNR"),
+    ],
 )
 def test_an_end_of_the_schedule_that_cannot_be_chosen_is_refused(
     stock: SaveStock, tmp_path: Path, steps: tuple[int, ...], message: str, *, zero: bool
 ) -> None:
-    teacher = read_teacher(str(stock())).model
-    form = converted_form(teacher.denoiser, zero_terminal_snr=zero)
+    teacher = open_teacher(str(stock())).model
+    form = student_form(teacher.denoiser, guided=False, zero_terminal_snr=zero)
     save(replace(teacher, denoiser=form, steps=steps), tmp_path / "model")
     content = {"name": "a", "data": {"source": "digits"}, "teacher": {"model": str(tmp_path / "model")}}
     settings = ("conversion.zero_terminal_snr=true", "distill.chain=[8,4]")
@@ -256,12 +267,15 @@ def test_an_end_of_the_schedule_that_cannot_be_chosen_is_refused(
 @pytest.mark.slow
 def test_a_student_with_a_guidance_scale_is_a_teacher(tmp_path: Path, stock: SaveStock) -> None:
     """Its students are given the scales that it knows; another guidance is refused."""
-    teacher = read_teacher(str(stock(classes=11))).model
-    form = converted_form(teacher.denoiser, zero_terminal_snr=True)
-    network = with_class_guidance(form.network, (1.0, 3.0))
-    denoiser = form.with_parts(network=network, arguments=network_arguments(network))
+    teacher = open_teacher(str(stock(classes=11))).model
+    form = student_form(teacher.denoiser, guided=False, zero_terminal_snr=True)
+    network = with_class_guidance(form.network, Input(1.0, 3.0))
+    denoiser = form.with_parts(network=network, **network_interface(network))
     save(replace(teacher, denoiser=denoiser, steps=(8,)), tmp_path / "eight")
     words = ("distill", tmp_path / "eight", "--data", "digits", "--out", tmp_path / "out", *SHORT)
     assert call(*words).exit_code == 0
-    assert load(tmp_path / "out" / "student-0004").guidance == (1.0, 3.0)
-    refused(call(*words[:-1], *SHORT[-1:], "--guidance", "1:3"), "takes a guidance scale already")
+    assert load(tmp_path / "out" / "student-0004").guidance == Input(1.0, 3.0)
+    refused(
+        call(*words[:-1], *SHORT[-1:], "--guidance", "1:3"),
+        "the teacher takes a guidance scale, and so will its students: remove guidance",
+    )

@@ -8,12 +8,12 @@ from torch import Tensor
 
 from progdist import UserError
 from progdist.methods import transitive as variants
-from progdist.students.folder import load
+from progdist.teachers.own import load
 from support.commands import SHORT_EVALUATION, call, refused, succeeds
 from support.training import flat_weights
 
 TRACT = (
-    *("--set", "distill.target=tract", "--set", "distill.ema=0.5", "--set", "distill.chain=[8,1]"),
+    *("--set", "distill.method=tract", "--set", "distill.ema=0.5", "--set", "distill.chain=[8,1]"),
     *("--set", "distill.updates=6", *SHORT_EVALUATION),
 )
 
@@ -38,11 +38,11 @@ def test_a_stage_that_teaches_itself_is_resumed_bit_for_bit(
         refused(call("run", tiny_recipe, "--out", tmp_path / "run", *TRACT), "stopped")
     assert (tmp_path / "run" / "checkpoints" / "student-0001" / "00000004.safetensors").is_file()
     refused(
-        call("run", tiny_recipe, "--out", tmp_path / "whole", *TRACT, "--set", "distill.target=stochastic"),
+        call("run", tiny_recipe, "--out", tmp_path / "whole", *TRACT, "--set", "distill.method=stochastic"),
         "another recipe",
     )
     succeeds("run", tiny_recipe, "--out", tmp_path / "run", *TRACT)
-    assert load(tmp_path / "run" / "student-0001").target == "tract"
+    assert load(tmp_path / "run" / "student-0001").method == "tract"
     assert "transitive closure time distillation (Berthelot" in (tmp_path / "run" / "report.html").read_text()
     whole, resumed = (
         flat_weights(load(tmp_path / name / "student-0001").denoiser.network) for name in ("whole", "run")

@@ -9,11 +9,12 @@ import torch
 from PIL import Image
 
 from progdist.diffusion.denoiser import Denoiser
-from progdist.models.prompts import TextPipeline
+from progdist.distillation import stage_training
+from progdist.models.prompts import Prompts
 from progdist.recipes.files import override
-from progdist.recipes.from_teacher import recipe_for_teacher
+from progdist.recipes.from_teacher import Request, recipe_for_teacher
 from progdist.runs.run import open_run
-from progdist.teachers.open import read_teacher
+from progdist.teachers.open import open_teacher
 from support.commands import SilentCallback
 from support.text import write_sdxl
 
@@ -35,13 +36,14 @@ def test_teacher_and_students_are_told_the_size_of_each_image(
         (place / f"{number}.txt").write_text(CAPTIONS[number])
     base = str(write_sdxl(tmp_path / "base"))
     proposed = recipe_for_teacher(
-        base, read_teacher(base), f"captions:{place}", name="sizes", steps=4, start=8, updates=2, batch=6, guidance=3.0
+        open_teacher(base),
+        Request(base, f"captions:{place}", "sizes", steps=4, start=8, updates=2, batch=6, guidance=3.0),
     )
     small = ["evaluate.samples=4", "evaluate.resamples=2", "teacher.trust=true", "data.crops=2"]
     held_out = ["distill.stop={every: 1, held_out: 6}"]
     float32 = [f"{section}.precision=float32" for section in ("conversion", "distill", "evaluate")]
     run = open_run(override(proposed, [*small, *held_out, *float32]), tmp_path / "run", SilentCallback())
-    assert len(run.images) == 12
+    assert len(run.context.images) == 12
     run.prepare()
     trainer = run.trainer()
     seen: list[dict[str, Any]] = []
@@ -53,17 +55,17 @@ def test_teacher_and_students_are_told_the_size_of_each_image(
 
     monkeypatch.setattr(Denoiser, "forward", spy)
     teacher = run.train_teacher(trainer)
-    run.train_student(trainer, 1, run.recipe.distill.links()[0], teacher)
-    check_sizes(teacher.text, seen)
+    trainer.fit(stage_training(run.context.plan, 1, teacher, run.context.teacher))
+    assert isinstance(teacher.conditioning, Prompts)
+    check_sizes(teacher.conditioning, seen)
     seen.clear()
     run.evaluator().samples(teacher, 2)
     assert all((condition["time_ids"] == torch.tensor([8.0, 8, 0, 0, 8, 8])).all() for condition in seen)
 
 
-def check_sizes(text: TextPipeline | None, seen: list[dict[str, Any]]) -> None:
+def check_sizes(prompts: Prompts, seen: list[dict[str, Any]]) -> None:
     """Each caption comes with the size of its image, and with a crop of it."""
-    assert text is not None
-    captions = text.encoder()(CAPTIONS)["text_embeds"].half().float()
+    captions = prompts.encoder()(CAPTIONS)["text_embeds"].half().float()
     tops = set[tuple[int, int, int]]()
     rows = [pair for condition in seen for pair in zip(condition["text_embeds"], condition["time_ids"], strict=True)]
     for embedding, told in rows:

@@ -9,12 +9,12 @@ import diffusers
 import pytest
 import torch
 
+from progdist.distillation import stage_training
 from progdist.recipes.files import override
-from progdist.recipes.from_teacher import recipe_for_teacher
+from progdist.recipes.from_teacher import Request, recipe_for_teacher
 from progdist.runs.run import open_run
-from progdist.students.folder import load
-from progdist.students.lora_file import LORA_WEIGHTS
-from progdist.teachers.open import read_teacher
+from progdist.teachers.open import open_teacher
+from progdist.teachers.own import LORA_FILE, load
 from progdist.training.lora import add_lora, load_adapter, merge_lora
 from progdist.training.state import State
 from support.commands import SilentCallback
@@ -26,7 +26,7 @@ SLOW = pytest.mark.slow
 
 
 @SLOW
-def test_low_rank_students_have_a_dial(pairs: Path) -> None:
+def test_low_rank_students_take_a_guidance_scale(pairs: Path) -> None:
     ranks = ("--set", "conversion.lora_rank=2", "--set", "distill.lora_rank=2")
     out = distilled(write_sd(pairs.parent / "teacher"), pairs, "--guidance", "1:8", *ranks)
     assert load(out / "student-0004").denoiser.network.get_parameter("time_embedding.cond_proj.weight").any()
@@ -39,7 +39,7 @@ def test_a_lora_file_for_the_stock_pipeline(kind: str, pairs: Path) -> None:
     place = WRITERS[kind](pairs.parent / "teacher")
     still = ("--set", "distill.stages.4.learning_rate=1e-30", "--set", "distill.chain=[8, 4]")
     out = distilled(place, pairs, "--guidance", "3", "--lora", 2, *still)
-    base, teacher, student = read_teacher(str(place)).model, load(out / "teacher"), load(out / "student-0004")
+    base, teacher, student = open_teacher(str(place)).model, load(out / "converted"), load(out / "student-0004")
     for model in (teacher, student):
         assert model.denoiser.parameterization == base.denoiser.parameterization  # eps
         assert model.denoiser.schedule == base.denoiser.schedule
@@ -63,7 +63,7 @@ def test_a_lora_run_goes_on_where_it_stopped(pairs: Path, monkeypatch: pytest.Mo
     """Bit for bit; without guidance there is no stage 0."""
     base = str(write_sd(pairs.parent / "teacher"))
     proposed = recipe_for_teacher(
-        base, read_teacher(base), f"captions:{pairs}", name="a", steps=4, start=8, updates=2, batch=4, lora=2
+        open_teacher(base), Request(base, f"captions:{pairs}", "a", steps=4, start=8, updates=2, batch=4, lora=2)
     )
     changes = ["teacher.trust=true", "distill.checkpoint_every=1", "distill.precision=float32"]
     recipe, files, step = override(proposed, changes), [], State.step
@@ -82,7 +82,7 @@ def test_a_lora_run_goes_on_where_it_stopped(pairs: Path, monkeypatch: pytest.Mo
                 trainer = run.trainer()
                 teacher = run.train_teacher(trainer)
                 assert (teacher.training["updates"], teacher.lora) == (0, None)
-                run.train_student(trainer, 1, recipe.distill.links()[0], teacher)
-        files.append((pairs.parent / name / "student-0004" / LORA_WEIGHTS).read_bytes())
+                trainer.fit(stage_training(run.context.plan, 1, teacher, run.context.teacher))
+        files.append((pairs.parent / name / "student-0004" / LORA_FILE).read_bytes())
     assert files[0] == files[1]
     assert load(pairs.parent / "broken" / "student-0004").denoiser.parameterization.name == "eps"

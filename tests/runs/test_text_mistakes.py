@@ -15,14 +15,18 @@ SLOW = pytest.mark.slow
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (("--guidance", "8:1"), "is no range"),
-        (("--guidance", "1:2:3"), "--guidance 1:2:3 is no scale"),
-        (("--guidance", "much"), "--guidance much is no scale"),
-        (("--negative", "a smudge"), "negative is what guidance leads away from"),
-        (("--guidance", "1:8", "--set", "conversion.null_class=1"), "conversion.null_class is of classes"),
-        (("--data", "digits"), "the teacher makes images of captions, and digits has none"),
-        (("--guidance", "1:8", "--lora", "2"), "a range of guidance is an input that the teacher's own pipeline lacks"),
-        (("--lora", "2", "--set", "distill.lora_rank=2"), "lora is the rank of every stage: leave distill.lora_rank"),
+        (("--guidance", "8:1"), "guidance is 8 to 1, expected a positive scale, or a range with low < high"),
+        (("--guidance", "3:3"), "is no range"),
+        (("--guidance", "1:2:3"), "--guidance 1:2:3: expected a number"),
+        (("--guidance", "much"), "--guidance much: expected a number"),
+        (("--negative", "a smudge"), "negative requires conversion.guidance"),
+        (
+            ("--guidance", "1:8", "--set", "conversion.null_class=1"),
+            "conversion.null_class applies only to class-conditional",
+        ),
+        (("--data", "digits"), "the model makes images of prompts, and digits has no captions"),
+        (("--guidance", "1:8", "--lora", "2"), "lora requires a single guidance scale"),
+        (("--lora", "2", "--set", "distill.lora_rank=2"), "lora is the rank of every stage: remove distill.lora_rank"),
     ],
 )
 def test_mistakes_are_one_line(words: tuple[str, ...], said: str, pairs: Path) -> None:
@@ -38,15 +42,19 @@ def test_mistakes_are_one_line(words: tuple[str, ...], said: str, pairs: Path) -
     [
         (("--guidance", "1:8"), "the teacher has no classes, so there is nothing to guide"),
         (("--guidance", "2", "--negative", "a smudge"), "conversion.negative is a prompt"),
-        (("--lora", "2"), "lora makes a file for the pipeline of a text-to-image teacher"),
-        ((), "is of captions, and the teacher takes none"),
+        (
+            ("--lora", "2"),
+            "lora requires a StableDiffusionPipeline or StableDiffusionXLPipeline, and the teacher is no text-to",
+        ),
+        ((), "holds captions, and the teacher takes none"),
     ],
 )
 def test_captions_are_refused_where_they_have_no_effect(
     words: tuple[str, ...], said: str, stock: Callable[..., Path], pairs: Path
 ) -> None:
     data = f"captions:{pairs}" if not words else "digits"
-    result = call("distill", stock(), "--data", data, *SMALL, *words, "--out", pairs.parent / "run")
+    teacher = stock(classes=11 if "--negative" in words else None)
+    result = call("distill", teacher, "--data", data, *SMALL, *words, "--out", pairs.parent / "run")
     assert result.exit_code == 2
     assert said in result.stderr
 

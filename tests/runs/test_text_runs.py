@@ -12,18 +12,21 @@ import pytest
 import torch
 from torch import nn
 
+from progdist import distillation
 from progdist._utils.names import Precision
 from progdist.compute.placement import at_work
 from progdist.data import embeddings
 from progdist.diffusion.denoiser import Denoiser
+from progdist.distillation import stage_training
+from progdist.methods.guidance import Fixed, Guidance, Input
 from progdist.models import model as model_module
 from progdist.models.autoencoder import Autoencoder
-from progdist.models.prompts import Guidance, guidance_input
+from progdist.models.networks import takes_guidance
+from progdist.models.prompts import Prompts
 from progdist.recipes.files import read_recipe
 from progdist.runs import run as run_module
-from progdist.runs import stage_trainer
 from progdist.runs.run import open_run
-from progdist.students.folder import load
+from progdist.teachers.own import load
 from progdist.training import loop
 from support.commands import SilentCallback, call
 from support.text import PROMPTS, WRITERS, write_sd
@@ -39,11 +42,11 @@ def test_the_whole_command(kind: str, pairs: Path, monkeypatch: pytest.MonkeyPat
     place = WRITERS[kind](pairs.parent / "teacher")
     out = distilled(place, pairs, "--guidance", "1:8", "--negative", "a smudge")
     model = load(out / "student-0004")
-    assert model.text is not None
-    assert (model.text.guidance, model.text.negative) == ((1.0, 8.0), "a smudge")
+    assert isinstance(model.conditioning, Prompts)
+    assert (model.guidance, model.conditioning.negative) == (Input(1.0, 8.0), "a smudge")
     assert model.lineage == (8,)
     assert "a smudge" in (out / "student-0004" / "README.md").read_text()
-    assert guidance_input(model.denoiser.network) == 256
+    assert model.denoiser.network.config["time_cond_proj_dim"] == 256  # pyright: ignore
     assert model.denoiser.network.get_parameter("time_embedding.cond_proj.weight").any()  # it has been taught
     assert json.loads((out / "captions" / "index.json").read_text())["shard"] < 3  # in several shards
     lines = (out / "metrics.jsonl").read_text().splitlines()
@@ -75,9 +78,9 @@ def test_the_whole_command(kind: str, pairs: Path, monkeypatch: pytest.MonkeyPat
 @pytest.mark.parametrize(
     ("kind", "words", "taken"),
     [
-        ("PixArtSigmaPipeline", ("--guidance", "3", "--negative", "a smudge"), 3.0),
-        ("StableDiffusion3Pipeline", ("--guidance", "3"), 3.0),
-        ("FluxPipeline", ("--guidance", "1:5"), (1.0, 5.0)),
+        ("PixArtSigmaPipeline", ("--guidance", "3", "--negative", "a smudge"), Fixed(3.0)),
+        ("StableDiffusion3Pipeline", ("--guidance", "3"), Fixed(3.0)),
+        ("FluxPipeline", ("--guidance", "1:5"), Input(1.0, 5.0)),
     ],
 )
 def test_the_whole_command_for_transformers(
@@ -94,46 +97,44 @@ def test_the_whole_command_for_transformers(
     size = ("--set", "data.size=8") if kind == "FluxPipeline" else ()
     out = distilled(TRANSFORMER_WRITERS[kind](pairs.parent / "teacher"), pairs, *words, *size)
     model = load(out / "student-0004")
-    assert model.text is not None
-    assert (model.text.guidance, model.lineage, model.image) == (taken, (8,), (3, 8, 8))
+    assert (model.guidance, model.lineage, model.image) == (taken, (8,), (3, 8, 8))
     for place in [place for place, (trained, _) in enumerate(seen) if trained]:
         drawn = [guidance for _, guidance in seen[place - 2 : place + 1]]  # the teacher's two, and the student's
-        if isinstance(taken, tuple):
+        if isinstance(taken, Input):
             assert drawn[2] is not None
             others = [scale for scale in drawn[2].tolist() if scale > 1]
             assert 2 <= len(set(others)) == len(others)  # the least scale is drawn by itself, too
-            assert all(taken[0] <= scale <= taken[1] for scale in drawn[2].tolist())
+            assert all(scale in taken for scale in drawn[2].tolist())
             assert all(each is not None and torch.equal(each, drawn[2]) for each in drawn)
         else:
             assert drawn == [None, None, None]
     updates = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
-    assert any(update["model"] == "teacher" for update in updates) == (kind != "FluxPipeline" and bool(words))
+    assert any(update["model"] == "converted" for update in updates) == (kind != "FluxPipeline" and bool(words))
     card, scope = (out / "student-0004" / "README.md").read_text(), dict[str, Any]()
     exec(card.partition("```python\n")[2].partition("```")[0].replace('"."', repr(str(out / "student-0004"))), scope)
     assert scope["images"][0].size == (8, 8)
-    scale = sum(taken) / 2 if isinstance(taken, tuple) else 1
+    scale = (taken.low + taken.high) / 2 if isinstance(taken, Input) else 1
     assert f"guidance_scale={scale:g}" in card
     measured = call("evaluate", out / "student-0004", "--data", f"captions:{pairs}", "-n", 16, "--json")
     assert measured.exit_code == 0, measured.output
 
 
 @SLOW
-@pytest.mark.parametrize(("words", "taken"), [(("--guidance", "3"), 3.0), ((), None)])
-def test_a_fixed_guidance_and_none(words: tuple[str, ...], taken: float | None, pairs: Path) -> None:
+@pytest.mark.parametrize(("words", "taken"), [(("--guidance", "3"), Fixed(3.0)), ((), None)])
+def test_a_fixed_guidance_and_none(words: tuple[str, ...], taken: Guidance | None, pairs: Path) -> None:
     out = distilled(write_sd(pairs.parent / "teacher"), pairs, *words)
     model = load(out / "student-0004")
-    assert model.text is not None
-    assert model.text.guidance == taken
-    assert guidance_input(model.denoiser.network) is None
+    assert model.guidance == taken
+    assert not takes_guidance(model.denoiser.network)
 
 
 def test_teacher_and_student_are_given_the_same_guidance(pairs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """In stage 0 by one draw, of the whole range; in the halving both again, and the captions are those of the data."""
-    seen: list[tuple[int, dict[str, Any]]] = []
+    seen: list[tuple[bool, dict[str, Any]]] = []
     forward = Denoiser.forward
 
     def spy(self: Denoiser, z: torch.Tensor, t: torch.Tensor, **condition: torch.Tensor) -> torch.Tensor:
-        seen.append((guidance_input(self.network) or 0, condition))
+        seen.append((takes_guidance(self.network), condition))
         return forward(self, z, t, **condition)
 
     place = write_sd(pairs.parent / "teacher")
@@ -144,19 +145,21 @@ def test_teacher_and_student_are_given_the_same_guidance(pairs: Path, monkeypatc
     trainer = run.trainer()
     monkeypatch.setattr(Denoiser, "forward", spy)
     teacher = run.train_teacher(trainer)
-    updates = [condition for dim, condition in seen if dim][:3]
+    updates = [condition for taught, condition in seen if taught][:3]
     assert all(len(condition["guidance"]) == 8 for condition in updates)
     assert all(
         1 <= float(condition["guidance"].min()) <= float(condition["guidance"].max()) <= 8 for condition in updates
     )
     drawn = [float(each) for condition in updates for each in condition["guidance"]]
     assert len(set(drawn)) == 1 + sum(each > 1 for each in drawn)  # the least scale is drawn by itself, too
-    assert all("guidance" not in condition for dim, condition in seen if not dim)  # the teacher's network takes none
-    captions = teacher.text.encoder()(PROMPTS[:3])["encoder_hidden_states"].half().float() if teacher.text else None
-    assert captions is not None
+    assert all(
+        "guidance" not in condition for taught, condition in seen if not taught
+    )  # the teacher's network takes none
+    assert isinstance(teacher.conditioning, Prompts)
+    captions = teacher.conditioning.encoder()(PROMPTS[:3])["encoder_hidden_states"].half().float()
     assert all(any(torch.equal(row, each) for each in captions) for row in updates[0]["encoder_hidden_states"])
     seen.clear()
-    run.train_student(trainer, 1, recipe.distill.links()[0], teacher)
+    trainer.fit(stage_training(run.context.plan, 1, teacher, run.context.teacher))
     first, second, third = (condition["guidance"] for _, condition in seen[:3])  # the student's is one of them
     assert torch.equal(first, second)
     assert torch.equal(first, third)
@@ -186,9 +189,9 @@ def test_a_stage_trains_beside_its_teacher_alone(pairs: Path, monkeypatch: pytes
         encoded.append(list(working))
         return encode(self, images)
 
-    for module in (model_module, run_module, stage_trainer):
+    for module in (model_module, run_module, distillation):
         monkeypatch.setattr(module, "at_work", watched)
-    monkeypatch.setattr(stage_trainer, "train", train)
+    monkeypatch.setattr(distillation, "train", train)
     monkeypatch.setattr(Autoencoder, "encode", encoding)
     distilled(write_sd(pairs.parent / "teacher"), pairs, "--guidance", "1:8")
     assert len(trainings) == 2

@@ -19,6 +19,7 @@ from progdist.runs.folder import RunFolder
 from progdist.runs.tracking import TrackedCallback, updates_of
 from progdist.training.callbacks import Progress
 from support.commands import SilentCallback, call, read_records, refused, succeeds
+from support.records import evaluation
 
 TRACKED = ("--set", "tracking=tensorboard")
 
@@ -110,10 +111,10 @@ def test_steps_never_fall(
         callback.begin(name, len(updates))
         for update in range(1, len(updates) + 1):
             callback.progress(Progress(update, 0.5, 1.0, 1e-3, seconds=1.0))
-        first = [("given", reference)] * given + [("teacher", reference)]
+        first = [("teacher", reference), ("converted", reference)][: 1 + given]
         for model, steps in first if name == "teacher" else others:
             if name in ("teacher", student_name(steps)):
-                callback.evaluated({"model": model, "steps": steps, "quality": [], "rmse": 0.1})
+                callback.evaluated(evaluation(model, steps))
     assert tracker.steps == sorted(tracker.steps)
     assert len(tracker.steps) == sum(map(len, updates_of(recipe).values())) + 2 * (len(others) + 1 + given)
 

@@ -10,8 +10,10 @@ import pytest
 
 from progdist import Cosine, Denoiser, RectifiedFlow, UserError
 from progdist.evaluation.generate import SamplingOptions
+from progdist.models.conditioning import Classes, Conditioning
 from progdist.models.model import Model
-from progdist.students.folder import load, save
+from progdist.students.folder import save
+from progdist.teachers.own import load
 
 
 @pytest.mark.parametrize(
@@ -25,7 +27,8 @@ def test_the_card_is_right(
     """Its own code, run in the folder, samples; its header is the hub's."""
     denoiser = tiny_model(schedule, parameterization, classes)
     folder = tmp_path / "student"
-    save(Model(denoiser, (4,), (16, 8), tuple(map(str, range(classes))), "digits"), folder)
+    conditioning = Classes(tuple(map(str, range(classes)))) if classes else Conditioning()
+    save(Model(denoiser, (4,), (16, 8), conditioning, "digits"), folder)
     text = (folder / "README.md").read_text()
     assert text.startswith("---\nlibrary_name: diffusers\n")
     assert "16 -> 8 -> 4 steps" in text
@@ -38,7 +41,7 @@ def test_the_card_is_right(
 
 
 @pytest.mark.parametrize(
-    ("target", "steps", "said", "unwarned"),
+    ("method", "steps", "said", "unwarned"),
     [
         ("progressive", 4, "Made by [progressive distillation](https://arxiv.org/abs/2202.00512), ", {("ddim", 4)}),
         (
@@ -46,26 +49,26 @@ def test_the_card_is_right(
             {("ddim", 4), ("overshoot", 8), ("overshoot", 4)},
         ),
         (
-            "tract", 1, "at 1 step, at several of `progdist sample --method consistency`, and poor",
+            "tract", 1, "at 1 step of DDIM, at several steps of `progdist sample --method consistency`, and poor",
             {("ddim", 1), ("consistency", 4), ("consistency", 8)},
         ),
     ],
 )  # fmt: skip
 def test_what_a_student_learned_is_said_and_warned_of(
-    tiny_model: Callable[..., Denoiser], tmp_path: Path, target: str, steps: int, said: str, unwarned: set[Any]
+    tiny_model: Callable[..., Denoiser], tmp_path: Path, method: str, steps: int, said: str, unwarned: set[Any]
 ) -> None:
-    model = Model(tiny_model(), (steps,), (16,), data="digits", target=target)
+    model = Model(tiny_model(), (steps,), (16,), data="digits", method=method)
     save(model, tmp_path / "student")
     assert said in (tmp_path / "student" / "README.md").read_text()
     loaded, warnings = load(tmp_path / "student"), list[str]()
-    assert loaded.target == target
-    for method, count in {("ddim", 4), ("ddim", 8), ("overshoot", 8), ("overshoot", 4), ("consistency", 8), *unwarned}:
+    assert loaded.method == method
+    for sampler, count in {("ddim", 4), ("ddim", 8), ("overshoot", 8), ("overshoot", 4), ("consistency", 8), *unwarned}:
         warnings.clear()
-        SamplingOptions(count, 1, None, 0, method).check(loaded, warnings.append)
-        assert bool(warnings) == (count != steps and (method, count) not in unwarned)
+        SamplingOptions(count, 1, None, 0, sampler).check(loaded, warnings.append)
+        assert bool(warnings) == (count != steps and (sampler, count) not in unwarned)
     path = tmp_path / "student" / "progdist.json"
-    path.write_text(path.read_text().replace(f'"target": "{target}"', '"target": "other"'))
-    with pytest.raises(UserError, match="target is other, expected one of progressive"):
+    path.write_text(path.read_text().replace(f'"method": "{method}"', '"method": "other"'))
+    with pytest.raises(UserError, match="method is other, expected one of progressive"):
         load(tmp_path / "student")
 
 
@@ -80,16 +83,3 @@ def test_the_card_of_a_latent_model_runs(latent_student: Path, monkeypatch: pyte
     exec(code[1], found)
     assert len(found["images"]) == 16
     assert np.asarray(found["images"][0]).shape == (8, 8)
-
-
-@pytest.mark.slow
-def test_the_code_of_old_cards_still_runs(latent_student: Path) -> None:
-    names: dict[str, Any] = {}
-    code = (
-        "from pathlib import Path\n"
-        "from progdist.making import Wish, make\n"
-        "from progdist.model_folder import load\n"
-        f"images, labels, steps = make(load(Path({str(latent_student)!r})), Wish(4, 3, None, seed=0), print)\n"
-    )
-    exec(code, names)
-    assert names["images"].shape == (3, 1, 8, 8)

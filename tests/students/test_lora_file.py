@@ -2,7 +2,6 @@
 
 # pyright: reportArgumentType=false
 
-import json
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -20,12 +19,12 @@ from torch import nn
 
 from progdist import UserError
 from progdist.diffusion.sampler import sample
-from progdist.models.conditions import prompt_conditions
-from progdist.models.model import Model
+from progdist.methods.guidance import Fixed
+from progdist.models.model import LoraWeights, Model
 from progdist.students.card import card
-from progdist.students.folder import load, save
-from progdist.students.lora_file import LoraFile
-from progdist.teachers.open import read_teacher
+from progdist.students.folder import save
+from progdist.teachers.open import open_teacher
+from progdist.teachers.own import load
 from progdist.training.lora import adapter_weights, add_lora, load_adapter, merge_lora
 from support.text import PROMPTS, WRITERS
 
@@ -63,12 +62,11 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Made]:
     @cache
     def of(kind: str) -> Made:
         place = tmp_path_factory.mktemp(kind)
-        base = read_teacher(str(WRITERS[kind](place / "base"))).model
-        network, text = adapted(base.denoiser.network), base.text
-        assert text is not None
-        lora = LoraFile(str(place / "base"), adapter_weights(network))
+        base = open_teacher(str(WRITERS[kind](place / "base"))).model
+        network, prompts = adapted(base.denoiser.network), base.conditioning.after(Fixed(3.0))
+        lora = LoraWeights(str(place / "base"), adapter_weights(network))
         merged = base.denoiser.with_network(merge_lora(network))
-        save(replace(base, denoiser=merged, steps=(4,), text=text.guided(3.0, None), lora=lora), place / "student")
+        save(replace(base, denoiser=merged, steps=(4,), conditioning=prompts, lora=lora), place / "student")
         pipeline = getattr(diffusers, kind).from_pretrained(place / "base")
         pipeline.load_lora_weights(place / "student")
         pipeline.set_progress_bar_config(disable=True)
@@ -95,7 +93,7 @@ def test_every_trained_layer_is_loaded(kind: str, made: Callable[[str], Made]) -
 def test_base_and_file_make_what_the_student_makes(kind: str, made: Callable[[str], Made]) -> None:
     """The network's output; and latents by DDIM and by Euler's method, which begins at sigma_1 times the noise."""
     student, pipeline = load(made(kind).student), made(kind).pipeline
-    condition = prompt_conditions(student, PROMPTS, None)({"labels": torch.arange(len(PROMPTS))})
+    condition = student.conditions(None, PROMPTS)({"labels": torch.arange(len(PROMPTS))})
     noise, own = torch.randn(len(PROMPTS), 4, 4, 4), pipeline.scheduler.config
     arguments: Any = student.denoiser.arguments(**condition)
     ours, plain = (
@@ -136,9 +134,10 @@ def test_the_card_samples_base_and_file(
 
 
 def test_a_base_on_the_hub_is_named_with_its_revision(made: Callable[[str], Made]) -> None:
-    description = json.loads((made("StableDiffusionPipeline").student / "progdist.json").read_text())
-    description["lora"]["base"] = "hub:owner/name@main"
-    text = card(description, (), "StableDiffusionPipeline", (3, 8, 8), (4, 4, 4), ())
+    student = load(made("StableDiffusionPipeline").student)
+    assert student.lora is not None
+    student = replace(student, lora=replace(student.lora, base="hub:owner/name@main"))
+    text = card(student, "StableDiffusionPipeline", ())
     assert 'from_pretrained("owner/name", revision="main")' in text
 
 

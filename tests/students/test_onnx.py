@@ -13,8 +13,10 @@ from typer.testing import CliRunner
 from progdist import Denoiser, sample
 from progdist.cli.app import app
 from progdist.evaluation.generate import SamplingOptions, generate_images
+from progdist.models.conditioning import Classes
 from progdist.models.model import Model
-from progdist.students.folder import load, save
+from progdist.students.folder import save
+from progdist.teachers.own import load
 from support.commands import call
 
 
@@ -24,7 +26,7 @@ def test_onnx_is_the_whole_loop(tiny_model: Callable[..., Denoiser], tmp_path: P
     """onnxruntime makes torch's images from the same noise within 1e-4, at batch sizes it was not traced with."""
     runtime = pytest.importorskip("onnxruntime")
     denoiser = tiny_model(classes=classes)
-    save(Model(denoiser, (2,), (4,), tuple(map(str, range(classes)))), tmp_path / "student")
+    save(Model(denoiser, (2,), (4,), Classes(tuple(map(str, range(classes))))), tmp_path / "student")
     result = CliRunner().invoke(app, ["export", str(tmp_path / "student"), "--onnx", str(tmp_path / "student.onnx")])
     assert result.exit_code == 0, result.output
     session = runtime.InferenceSession(tmp_path / "student.onnx", providers=["CPUExecutionProvider"])

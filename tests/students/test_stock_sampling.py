@@ -32,7 +32,7 @@ MODELS = [
 def test_stock_ddim_makes_our_images(
     tiny_model: Build, tmp_path: Path, parameterization: str, schedule: progdist.Schedule, timesteps: int, steps: int
 ) -> None:
-    denoiser = tiny_model(schedule, parameterization, timesteps=timesteps)
+    denoiser = tiny_model(schedule, parameterization, num_train_timesteps=timesteps)
     progdist.save(denoiser, tmp_path / "model", steps=[steps])
     noise = torch.randn(3, 1, 8, 8)
     pipeline = DDIMPipeline.from_pretrained(tmp_path / "model")
@@ -72,7 +72,9 @@ def test_stock_conditional(tiny_model: Build, tmp_path: Path) -> None:
 @pytest.mark.parametrize("steps", [1, 4, 8])
 def test_stock_flow_matching_makes_our_images(tiny_model: Build, tmp_path: Path, shift: float, steps: int) -> None:
     """By the number of steps alone: the folder's scheduler is that of its own count."""
-    progdist.save(tiny_model(RectifiedFlow(shift), "velocity", timesteps=1000), tmp_path / "model", steps=[steps])
+    progdist.save(
+        tiny_model(RectifiedFlow(shift), "velocity", num_train_timesteps=1000), tmp_path / "model", steps=[steps]
+    )
     scheduler: Any = FlowMatchEulerDiscreteScheduler.from_pretrained(tmp_path / "model", subfolder="scheduler")
     unet, noise = load_unet(tmp_path / "model"), torch.randn(3, 1, 8, 8)
     theirs = stock_samples(unet, scheduler, noise, steps)
@@ -81,7 +83,7 @@ def test_stock_flow_matching_makes_our_images(tiny_model: Build, tmp_path: Path,
 
 @pytest.mark.parametrize("shift", [1.0, 3.0])
 def test_a_flow_of_any_count_is_given_our_grid(tiny_model: Build, tmp_path: Path, shift: float) -> None:
-    progdist.save(tiny_model(RectifiedFlow(shift), "velocity", timesteps=1000), tmp_path / "model")
+    progdist.save(tiny_model(RectifiedFlow(shift), "velocity", num_train_timesteps=1000), tmp_path / "model")
     scheduler: Any = FlowMatchEulerDiscreteScheduler.from_pretrained(tmp_path / "model", subfolder="scheduler")
     scheduler.set_timesteps(sigmas=[1.0, 0.75, 0.5, 0.25])
     unet, noise = load_unet(tmp_path / "model"), torch.randn(3, 1, 8, 8)

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import typer
 from PIL import Image
 from typer.testing import CliRunner, Result
 
@@ -31,12 +32,22 @@ UNTRAINED = ("--set", "teacher.trust=true")
 
 def call(*arguments: object) -> Result:
     """`progdist` with these arguments."""
-    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+    return call_in(app, *arguments)
 
 
 def succeeds(*arguments: object) -> Result:
     """`progdist` with these arguments, which ends without a mistake."""
-    result = call(*arguments)
+    return succeeds_in(app, *arguments)
+
+
+def call_in(program: typer.Typer, *arguments: object) -> Result:
+    """A program with these arguments, e.g. the `app` of a script."""
+    return CliRunner().invoke(program, [str(argument) for argument in arguments])
+
+
+def succeeds_in(program: typer.Typer, *arguments: object) -> Result:
+    """A program with these arguments, which ends without a mistake."""
+    result = call_in(program, *arguments)
     assert result.exit_code == 0, result.output
     return result
 

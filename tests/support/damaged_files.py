@@ -23,9 +23,9 @@ from progdist.models.unet import unet
 from progdist.recipes.files import read_recipe
 from progdist.runs.folder import RunFolder
 from progdist.runs.pages.report import write_report
-from progdist.students.folder import load
 from progdist.teachers.jax import import_checkpoint
-from progdist.teachers.open import read_teacher
+from progdist.teachers.open import open_teacher
+from progdist.teachers.own import load
 from progdist.training.checkpoint import Checkpoint, Checkpoints
 from support.commands import TINY
 from support.stock import stock_network
@@ -121,14 +121,14 @@ def recipe(folder: Path) -> None:
 def records(folder: Path) -> None:
     quality = {
         "features": "pixels", "samples": 9, "frechet": 1.5, "frechet_low": 1.0, "frechet_high": 2.0, "kernel": 0.5,
-        "kernel_spread": 0.1, "agreement": None, "warning": None,
+        "kernel_spread": 0.1, "agreement": None, "warning": None, "interval": "bootstrap",
     }  # fmt: skip
-    line = {"model": "teacher", "steps": 4, "network_evaluations": 4, "seconds_per_image": 0.1, "rmse": 0.0}
+    line: dict[str, Any] = {"model": "teacher", "steps": 4, "method": "ddim", "network_evaluations": 4}
+    line |= {"seconds_per_image": 0.1, "rmse": 0.0}
     line |= {"training": {"updates": 1, "seconds": 1.0, "batch": 2}, "quality": [quality]}
-    import json
-
-    (folder / "evaluations.jsonl").write_text(json.dumps(line) + "\n")
-    (folder / "metrics.jsonl").write_text('{"model": "teacher", "update": 1, "loss": 0.5, "learning_rate": 1}\n')
+    run = RunFolder(folder)
+    run.append("evaluations", line)
+    run.append("metrics", {"model": "teacher", "update": 1, "loss": 0.5, "learning_rate": 1})
     (folder / "recipe.yaml").write_text(TINY)
 
 
@@ -141,9 +141,9 @@ CASES = {
     "progdist.json": Case("model/progdist.json", model_folder, read_model, exact=True),
     "network config": Case("model/unet/config.json", model_folder, read_model, exact=True),
     "weights": Case("model/unet/diffusion_pytorch_model.safetensors", model_folder, read_model, exact=True),
-    "model index": Case("model_index.json", stock_folder, lambda folder: read_teacher(str(folder))),
-    "scheduler config": Case("scheduler/scheduler_config.json", stock_folder, lambda folder: read_teacher(str(folder))),
-    "stock network config": Case("unet/config.json", stock_folder, lambda folder: read_teacher(str(folder))),
+    "model index": Case("model_index.json", stock_folder, lambda folder: open_teacher(str(folder))),
+    "scheduler config": Case("scheduler/scheduler_config.json", stock_folder, lambda folder: open_teacher(str(folder))),
+    "stock network config": Case("unet/config.json", stock_folder, lambda folder: open_teacher(str(folder))),
     "checkpoint": Case("00000010.safetensors", checkpoints, read_checkpoint, exact=True, refusable=False),
     "checkpoint's JSON": Case("00000010.json", checkpoints, read_checkpoint, exact=True, refusable=False),
     "idx": Case("train-images", idx, lambda folder: load_images(f"idx:{folder}")),

@@ -32,4 +32,4 @@ def exact_teacher(mean: float = 0.3, width: float = 0.5) -> Denoiser:
     )
     with torch.no_grad():  # xh = slope z + rest, v = (alpha z - xh) / sigma
         network.table[1:] = torch.stack([(alpha - slope) / sigma, -rest / sigma], 1).float()
-    return Denoiser(network, schedule, PARAMETERIZATIONS["v"], timesteps=1024)
+    return Denoiser(network, schedule, PARAMETERIZATIONS["v"], num_train_timesteps=1024)

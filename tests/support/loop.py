@@ -6,10 +6,11 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
+from progdist.training.batches import Batch
 from progdist.training.callbacks import Progress
 from progdist.training.checkpoint import Checkpoints
 from progdist.training.config import TrainConfig
-from progdist.training.loop import Batch, train
+from progdist.training.loop import TrainContext, train
 
 CONFIG = TrainConfig(updates=12, batch=8, learning_rate=1e-2, checkpoint_every=4, precision="float32")
 
@@ -29,13 +30,17 @@ def error(module: nn.Module, batch: Batch) -> Tensor:
     return (module(batch["x"]) - batch["y"]).square().mean(1)
 
 
-def trained(config: TrainConfig, checkpoints: Checkpoints | None = None, start: nn.Module | None = None) -> tuple:
+def trained(
+    config: TrainConfig,
+    checkpoints: Checkpoints | None = None,
+    start: nn.Module | None = None,
+    *,
+    dropout: bool = False,
+) -> tuple:
     records: list[Progress] = []
-    module, _, _ = train(
-        start or network(), error, batches, config,
-        accelerator=Accelerator(), checkpoints=checkpoints, observe=records.append,
-    )  # fmt: skip
-    return dict(module.state_dict()), records
+    context = TrainContext(Accelerator(), checkpoints=checkpoints, observe=records.append)
+    result = train(start or network(), error, batches, config, context, dropout=dropout)
+    return dict(result.network.state_dict()), records
 
 
 def equal(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:

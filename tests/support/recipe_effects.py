@@ -10,16 +10,17 @@ import pytest
 import torch
 
 from progdist import Denoiser, UserError
+from progdist.distillation import Trainer, stage_training
+from progdist.methods.guidance import Input
 from progdist.models.guidance_input import with_class_guidance
 from progdist.models.model import Model
 from progdist.recipes.recipe import Recipe
 from progdist.recipes.schema import Network
-from progdist.recipes.training import train_config
 from progdist.runs.checks import open_images
-from progdist.runs.evaluator import Evaluator, instruments
+from progdist.runs.context import RunContext
+from progdist.runs.evaluator import Evaluator, open_metrics
 from progdist.runs.folder import RunFolder
-from progdist.runs.run import Run
-from progdist.runs.stages import untrained
+from progdist.runs.run import Run, untrained
 from progdist.runs.tracking import tracked
 from progdist.teachers.open import Teacher
 from progdist.training.config import TrainConfig
@@ -30,7 +31,8 @@ Observe = Callable[[Recipe], Any]
 
 
 def make_run(recipe: Recipe, folder: Path = Path("/nowhere")) -> Run:
-    return Run(recipe, open_images(recipe.data, recipe.seed), None, RunFolder(folder), SilentCallback(), Distributed())
+    images = open_images(recipe.data, recipe.seed)
+    return Run(RunContext(recipe, images, None, RunFolder(folder), SilentCallback(), Distributed()))
 
 
 def tracking_of(recipe: Recipe) -> Any:  # noqa: ANN401
@@ -54,7 +56,7 @@ def weights_of(recipe: Recipe) -> Any:  # noqa: ANN401
 
 def schedule_of(recipe: Recipe) -> Any:  # noqa: ANN401
     denoiser = untrained_of(recipe).denoiser
-    return denoiser.schedule, denoiser.timesteps
+    return denoiser.schedule, denoiser.num_train_timesteps
 
 
 def images_of(recipe: Recipe) -> Any:  # noqa: ANN401
@@ -66,12 +68,12 @@ def batches_of(recipe: Recipe) -> Any:  # noqa: ANN401
     """What `train` is given, without training."""
     arguments: dict[str, Any] = {}
 
-    def spy(network: object, loss: object, batches: Any, config: TrainConfig, **rest: object) -> None:  # noqa: ANN401
+    def spy(network: object, loss: object, batches: Any, config: TrainConfig, *_: object, **__: object) -> None:  # noqa: ANN401
         arguments.update(flip=batches.flip, workers=batches.workers, size=batches.size, config=config)
         raise UserError("seen")
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("progdist.runs.stage_trainer.train", spy)
+        patch.setattr("progdist.distillation.train", spy)
         with TemporaryDirectory() as folder, pytest.raises(UserError, match="seen"):
             run = make_run(recipe, Path(folder))
             run.train_teacher(run.trainer())
@@ -82,24 +84,24 @@ def losses_of(recipe: Recipe) -> Any:  # noqa: ANN401
     """The losses of one batch of the teacher's training and of the first stage."""
     losses = []
 
-    def spy(network: Any, loss: Any, batches: Any, config: TrainConfig, **rest: object) -> None:  # noqa: ANN401
+    def spy(network: Any, loss: Any, batches: Any, config: TrainConfig, *_: object, **__: object) -> None:  # noqa: ANN401
         losses.append(loss(network, next(batches(0, 1, slice(0, 8)))).tolist())
         raise UserError("seen")
 
     with pytest.MonkeyPatch.context() as patch, TemporaryDirectory() as folder:
-        patch.setattr("progdist.runs.stage_trainer.train", spy)
+        patch.setattr("progdist.distillation.train", spy)
         run = make_run(recipe, Path(folder))
         with pytest.raises(UserError, match="seen"):
             run.train_teacher(run.trainer())
         model = untrained_of(recipe)
         torch.nn.init.normal_(model.denoiser.network.conv_out.weight)  # pyright: ignore
         with pytest.raises(UserError, match="seen"):
-            run.train_student(run.trainer(), 1, recipe.distill.links()[0], model)
+            run.trainer().fit(stage_training(run.context.plan, 1, model, run.context.teacher))
     return losses
 
 
 def teacher_config_of(recipe: Recipe) -> Any:  # noqa: ANN401
-    return train_config(recipe.teacher)
+    return recipe.teacher.overridden()
 
 
 def stages_of(recipe: Recipe) -> Any:  # noqa: ANN401
@@ -128,14 +130,14 @@ def evaluated_scale_of(recipe: Recipe) -> Any:  # noqa: ANN401
     model = untrained_of(
         recipe.model_copy(update={"network": Network(width=8, multipliers=(1,), groups=4, class_conditional=True)})
     )
-    network = with_class_guidance(model.denoiser.network, (1.0, 8.0))
+    network = with_class_guidance(model.denoiser.network, Input(1.0, 8.0))
     given = Teacher(replace(model, denoiser=model.denoiser.with_network(network)), ())
-    run = replace(make_run(recipe), given=given)
-    return run.conditions(given.model)({"labels": torch.zeros(2, dtype=torch.int64)})["guidance"].tolist()
+    context = replace(make_run(recipe).context, opened=given)
+    return context.conditions(given.model)({"labels": torch.zeros(2, dtype=torch.int64)})["guidance"].tolist()
 
 
 def feature_spaces_of(recipe: Recipe) -> Any:  # noqa: ANN401
-    return [space.name for space in instruments(recipe, open_images(recipe.data, recipe.seed)).spaces]
+    return [space.name for space in open_metrics(recipe, open_images(recipe.data, recipe.seed)).spaces]
 
 
 def qualities_of(recipe: Recipe) -> Any:  # noqa: ANN401
@@ -147,7 +149,7 @@ def qualities_of(recipe: Recipe) -> Any:  # noqa: ANN401
 def mistake_of(recipe: Recipe) -> str:
     """What is said against what a recipe measures with."""
     try:
-        instruments(recipe, open_images(recipe.data, recipe.seed))
+        open_metrics(recipe, open_images(recipe.data, recipe.seed))
     except UserError as error:
         return str(error)
     return ""
@@ -158,10 +160,11 @@ def evaluations_of(recipe: Recipe) -> Any:  # noqa: ANN401
     calls: list[Any] = []
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Run, "train_teacher", lambda self, trainer: untrained_of(recipe))
-        patch.setattr(Run, "train_student", lambda self, trainer, number, link, teacher: teacher)
+        patch.setattr("progdist.distillation.stage_training", lambda plan, number, teacher, own: teacher)
+        patch.setattr(Trainer, "fit", lambda self, teacher: teacher)
         patch.setattr(
             Evaluator, "evaluate",
-            lambda self, name, model, steps, *rest: calls.append((name, steps, self.recipe.evaluate.resamples)),
+            lambda self, name, model, steps, *rest: calls.append((name, steps, self.context.recipe.evaluate.resamples)),
         )  # fmt: skip
         patch.setattr(RunFolder, "claim", lambda *arguments: None)
         patch.setattr(Run, "_write_page", lambda self: None)
@@ -176,12 +179,12 @@ def held_out_losses_of(recipe: Recipe) -> Any:  # noqa: ANN401
         run = make_run(recipe, Path(folder))
         model = untrained_of(recipe)
         torch.nn.init.normal_(model.denoiser.network.conv_out.weight)  # pyright: ignore
-        run.train_student(run.trainer(), 1, recipe.distill.links()[0], model)
+        run.trainer().fit(stage_training(run.context.plan, 1, model, run.context.teacher))
         return [record for record in run.folder.read("metrics") if "held_out_loss" in record]
 
 
 def message_of(recipe: Recipe) -> str:
     try:
-        return make_run(recipe).images.name
+        return make_run(recipe).context.images.name
     except UserError as error:
         return str(error)

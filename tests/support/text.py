@@ -24,10 +24,15 @@ from transformers import (
     CLIPTokenizer,
 )
 
-from progdist.methods.conversion import converted_form
+from progdist.methods.conversion import student_form
+from progdist.methods.guidance import Guidance, Input
 from progdist.models.model import Model
-from progdist.models.prompts import Guidance, network_arguments, with_guidance_input
-from progdist.teachers.open import read_teacher
+from progdist.models.networks import network_interface, with_guidance_input
+from progdist.models.prompts import Prompts
+from progdist.teachers.open import open_teacher
+
+RANGE = Input(1.0, 14.0)
+"""Of the guidance scales that a student takes."""
 
 PROMPTS = ["a handwritten seven", "the digit three, drawn", "a handwritten zero", "an eight"]
 
@@ -137,7 +142,7 @@ WRITERS = {
     "StableDiffusionPipeline": write_sd,
     "StableDiffusionXLPipeline": write_sdxl,
 }
-"""Writers of pipelines whose students have a guidance dial, by the class of the pipeline."""
+"""Writers of pipelines whose students take a guidance scale, by the class of the pipeline."""
 
 
 def stock_pipeline(place: Path, kind: str) -> Any:  # noqa: ANN401
@@ -148,15 +153,18 @@ def stock_pipeline(place: Path, kind: str) -> Any:  # noqa: ANN401
 
 
 def text_student(
-    place: Path, guidance: Guidance | None = (1.0, 14.0), steps: int = 4, *, zero_terminal_snr: bool = False
+    place: Path, guidance: Guidance | None = RANGE, steps: int = 4, *, zero_terminal_snr: bool = False
 ) -> Model:
-    """A student of the teacher in a folder, whose dial does something."""
-    teacher = read_teacher(str(place)).model
-    form, text = converted_form(teacher.denoiser, zero_terminal_snr=zero_terminal_snr), teacher.text
-    assert text is not None
+    """A student of the teacher in a folder, whose guidance scale does something."""
+    teacher = open_teacher(str(place)).model
+    form, prompts = (
+        student_form(teacher.denoiser, guided=False, zero_terminal_snr=zero_terminal_snr),
+        teacher.conditioning,
+    )
+    assert isinstance(prompts, Prompts)
     network = form.network
-    if isinstance(guidance, tuple):
-        network = with_guidance_input(network)
+    if isinstance(guidance, Input):
+        network = with_guidance_input(network, guidance)
         nn.init.normal_(network.get_parameter("time_embedding.cond_proj.weight"), std=0.3)
-    denoiser = form.with_parts(network=network, arguments=network_arguments(network))
-    return replace(teacher, denoiser=denoiser, steps=(steps,), text=text.guided(guidance, None))
+    denoiser = form.with_parts(network=network, **network_interface(network))
+    return replace(teacher, denoiser=denoiser, steps=(steps,), conditioning=prompts.after(guidance))

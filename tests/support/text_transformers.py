@@ -23,10 +23,12 @@ from transformers import (
     T5Tokenizer,
 )
 
-from progdist.methods.conversion import converted_form
+from progdist.methods.conversion import student_form
+from progdist.methods.guidance import Input
 from progdist.models.model import Model
-from progdist.models.prompts import takes_guidance
-from progdist.teachers.open import read_teacher
+from progdist.models.networks import takes_guidance
+from progdist.models.prompts import Prompts
+from progdist.teachers.open import open_teacher
 from support.text import PROMPTS, autoencoder, text_config, tokenizer
 
 Network = TypeVar("Network", bound=torch.nn.Module)
@@ -147,8 +149,8 @@ SIZE = (8, 8)
 
 def transformer_student(place: Path, steps: int) -> Model:
     """A student of the teacher in a folder, in the form that it would have."""
-    teacher = read_teacher(str(place), None, SIZE).model
-    assert teacher.text is not None
-    text = teacher.text.guided((1.0, 5.0) if takes_guidance(teacher.denoiser.network) else None, None)
-    form = converted_form(teacher.denoiser, zero_terminal_snr=True)
-    return replace(teacher, denoiser=form, steps=(steps,), text=text)
+    teacher = open_teacher(str(place), None, SIZE).model
+    assert isinstance(teacher.conditioning, Prompts)
+    guidance = Input(1.0, 5.0) if takes_guidance(teacher.denoiser.network) else None
+    form = student_form(teacher.denoiser, guided=False, zero_terminal_snr=True)
+    return replace(teacher, denoiser=form, steps=(steps,), conditioning=teacher.conditioning.after(guidance))

@@ -37,7 +37,9 @@ def problem_found(
 ) -> str | None:
     torch.manual_seed(0)
     network = Exact(schedule, actual, actual_offset)
-    denoiser = Denoiser(network, schedule, PARAMETERIZATIONS[declared], timesteps=1000, offset=declared_offset)
+    denoiser = Denoiser(
+        network, schedule, PARAMETERIZATIONS[declared], num_train_timesteps=1000, offset=declared_offset
+    )
     x, eps = 0.3 + WIDTH * torch.randn(256, 8), torch.randn(256, 8)
     return check_teacher(denoiser, x, eps).problem
 
@@ -101,7 +103,7 @@ def test_denoisers_are_what_is_read(tiny_model: Callable[..., DenoiserProtocol])
 def test_every_pair_of_schedule_and_output_can_be_tried(schedule: Schedule, parameterization: str) -> None:
     """Zero terminal SNR, two heads and unusual pairs: the reading that is right is found right."""
     network = Exact(RectifiedFlow() if isinstance(schedule, RectifiedFlow) else schedule, parameterization, 1.0)
-    denoiser = Denoiser(network, schedule, PARAMETERIZATIONS[parameterization], timesteps=1000, offset=1.0)
+    denoiser = Denoiser(network, schedule, PARAMETERIZATIONS[parameterization], num_train_timesteps=1000, offset=1.0)
     found = check_teacher(denoiser, 0.3 + WIDTH * torch.randn(256, 8), torch.randn(256, 8))
     assert found.problem is None
     assert parameterization in found.errors
@@ -118,5 +120,5 @@ class Own(Cosine):
 
 def test_an_output_and_a_schedule_of_ones_own_can_be_tried() -> None:
     schedule = Own()
-    denoiser = Denoiser(Exact(schedule, "v", 1.0), schedule, Halved(), timesteps=1000)
+    denoiser = Denoiser(Exact(schedule, "v", 1.0), schedule, Halved(), num_train_timesteps=1000)
     assert check_teacher(denoiser, 0.3 + WIDTH * torch.randn(64, 8), torch.randn(64, 8)).problem is None

@@ -11,8 +11,9 @@ import pytest
 import torch
 
 from progdist import UserError, sample
-from progdist.students.folder import load, save
+from progdist.students.folder import save
 from progdist.teachers.jax import import_checkpoint, read_checkpoint
+from progdist.teachers.own import load
 from support.official import CHECKPOINT, known, nested, pack, recorded_difference
 from support.stock import load_ddim, load_unet, stock_samples
 
@@ -20,7 +21,7 @@ from support.stock import load_ddim, load_unet, stock_samples
 def test_the_network_is_the_official_one() -> None:
     model = import_checkpoint(CHECKPOINT, size=16, parameterization="x")
     assert model.steps == (8,)
-    assert model.denoiser.timesteps == 1000
+    assert model.denoiser.num_train_timesteps == 1000
     assert recorded_difference(model.denoiser.network) < 2e-4
 
 

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 import torch
 
-from progdist.teachers.jax_parameters import infer_layout, translate
+from progdist.teachers.jax_parameters import infer_network, translate
 
 LAYOUTS = {  # appendix E at reduced width: channels, multipliers, attention, head size, embedding, classes, heads
     "cifar10": (32, (1, 1, 1), (8, 16), None, 64, 0, 1, 32),
@@ -92,10 +92,9 @@ def test_appendix_e_is_inferred_from_names_and_shapes(name: str) -> None:
         if not parameter.any():
             torch.nn.init.normal_(parameter, std=0.05)
     parameters = released(network, head_size)
-    layout = infer_layout(parameters)
     same = {"attention_head_dim": None}  # one head of 32 channels can be written in two ways
-    assert {**layout.build(size).config, **same} == {**network.config, **same}
-    other = layout.build(size)
+    other = infer_network(parameters, size)
+    assert {**other.config, **same} == {**network.config, **same}
     other.load_state_dict(translate(parameters, other))
     z, timestep = torch.randn(1, 3, size, size), torch.tensor([417.3])
     condition = {"class_labels": torch.tensor([3])} if classes else {}

@@ -14,8 +14,9 @@ from diffusers.schedulers.scheduling_flow_match_euler_discrete import FlowMatchE
 from progdist import RectifiedFlow, UserError, sample
 from progdist.methods.conversion import (
     needs_conversion,
+    student_form,
 )
-from progdist.teachers.open import read_teacher
+from progdist.teachers.open import open_teacher
 from support.commands import call
 from support.stock import SaveStock, stock_network
 
@@ -31,7 +32,7 @@ SCHEDULERS = {
 def test_a_stock_teacher_is_sampled_as_stock_samples_it(stock: SaveStock, name: str) -> None:
     """Our DDIM with what was inferred equals stock DDIM on the trailing grid, clipped or not as the folder says."""
     scheduler = SCHEDULERS[name]
-    teacher = read_teacher(str(stock(scheduler)))
+    teacher = open_teacher(str(stock(scheduler)))
     noise = torch.randn(4, 1, 8, 8)
     ours = sample(teacher.limited(teacher.model.denoiser), noise, 20)
     theirs = DDIMScheduler.from_config(scheduler.config, timestep_spacing="trailing", set_alpha_to_one=True)
@@ -41,17 +42,19 @@ def test_a_stock_teacher_is_sampled_as_stock_samples_it(stock: SaveStock, name: 
         for timestep in theirs.timesteps:  # pyright: ignore
             output = network(z, timestep).sample
             z = theirs.step(output, timestep, z, use_clipped_model_output=True).prev_sample  # pyright: ignore
-    assert teacher.clip == 1
+    assert teacher.limits == "keeps denoised images within [-1, 1]"
     torch.testing.assert_close(ours, z, rtol=0, atol=2e-4)
 
 
 def test_a_flow_is_a_rectified_flow(stock: SaveStock) -> None:
-    teacher = read_teacher(str(stock(FlowMatchEulerDiscreteScheduler(), classes=10)))
+    teacher = open_teacher(str(stock(FlowMatchEulerDiscreteScheduler(), classes=10)))
     assert teacher.model.denoiser.schedule == RectifiedFlow()
     assert teacher.model.denoiser.offset == 0
     assert len(teacher.model.classes) == 10
-    assert teacher.clip is None
-    assert not needs_conversion(teacher.model.denoiser)
+    assert teacher.limits == ""
+    assert teacher.limited(teacher.model.denoiser) is teacher.model.denoiser
+    form = student_form(teacher.model.denoiser, guided=False)
+    assert not needs_conversion(teacher.model.denoiser, form)
 
 
 def test_a_name_on_the_hub(stock: SaveStock, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -62,7 +65,7 @@ def test_a_name_on_the_hub(stock: SaveStock, monkeypatch: pytest.MonkeyPatch) ->
         return str(folder)
 
     monkeypatch.setattr("huggingface_hub.snapshot_download", download)
-    assert read_teacher("hub:somebody/their-model@v2").model.denoiser.timesteps == 1000
+    assert open_teacher("hub:somebody/their-model@v2").model.denoiser.num_train_timesteps == 1000
     assert (requested["name"], requested["revision"]) == ("somebody/their-model", "v2")
     assert all(
         pattern.endswith((".json", ".safetensors", ".txt", "/spiece.model")) for pattern in requested["allow_patterns"]
@@ -95,7 +98,7 @@ def test_a_name_on_the_hub(stock: SaveStock, monkeypatch: pytest.MonkeyPatch) ->
 def test_a_stock_samplers_limits_are_kept(stock: SaveStock, settings: dict[str, Any]) -> None:
     """Clipping to another range and dynamic thresholding, against stock DDIM."""
     scheduler = DDIMScheduler(prediction_type="sample", timestep_spacing="trailing", **settings)
-    teacher = read_teacher(str(stock(scheduler)))
+    teacher = open_teacher(str(stock(scheduler)))
     noise, network = torch.randn(4, 1, 8, 8), stock_network()
     ours = sample(teacher.limited(teacher.model.denoiser), noise, 10)
     theirs: Any = DDIMScheduler.from_config(scheduler.config, set_alpha_to_one=True)
@@ -121,12 +124,12 @@ def test_a_flow_that_cannot_be_taken(stock: SaveStock, settings: dict[str, Any],
     config = folder / "scheduler" / "scheduler_config.json"
     config.write_text(json.dumps(json.loads(config.read_text()) | settings))
     with pytest.raises(UserError, match=message):
-        read_teacher(str(folder))
+        open_teacher(str(folder))
 
 
 def test_a_shifted_flow_is_sampled_as_stock_samples_it(stock: SaveStock) -> None:
     folder = stock(FlowMatchEulerDiscreteScheduler(shift=3.0))
-    teacher = read_teacher(str(folder))
+    teacher = open_teacher(str(folder))
     assert teacher.model.denoiser.schedule == RectifiedFlow(3.0)
     theirs: Any = FlowMatchEulerDiscreteScheduler.from_pretrained(folder, subfolder="scheduler")
     theirs.set_timesteps(sigmas=[1 - i / 8 for i in range(8)])
@@ -193,7 +196,7 @@ def test_damaged_folders_are_one_line(stock: SaveStock, damage: Callable[[Path],
 
 
 def test_an_explicit_offset_is_used(stock: SaveStock) -> None:
-    from progdist.teachers.open import read_teacher
+    from progdist.teachers.open import open_teacher
 
-    assert read_teacher(str(stock())).model.denoiser.offset == 1
-    assert read_teacher(str(stock()), 0).model.denoiser.offset == 0
+    assert open_teacher(str(stock())).model.denoiser.offset == 1
+    assert open_teacher(str(stock()), 0).model.denoiser.offset == 0

@@ -61,8 +61,6 @@ def test_a_checkpoint_of_a_later_format_is_told_as_such(tmp_path: Path) -> None:
     path = tmp_path / "00000003.json"
     metadata = json.loads(path.read_text())
     assert metadata.pop("format_version") == FORMAT_VERSION
-    path.write_text(json.dumps(metadata))
-    assert checkpoints.at(3).update == 3  # one that was written before there were versions
     path.write_text(json.dumps({**metadata, "format_version": 99}))
     with pytest.raises(UserError, match="format version 99"):
         checkpoints.at(3)

@@ -53,12 +53,12 @@ def network() -> nn.Module:
     return Net().to(META)
 
 
-SCHEDULES = [Cosine(), RectifiedFlow(), Discrete.scaled_linear(timesteps=16).rescaled()]
+SCHEDULES = [Cosine(), RectifiedFlow(), Discrete.scaled_linear(num_train_timesteps=16).rescaled()]
 
 
 def denoiser(schedule: Schedule) -> Denoiser:
     kind = "velocity" if isinstance(schedule, RectifiedFlow) else "v"
-    return Denoiser(network(), schedule, PARAMETERIZATIONS[kind], timesteps=16)
+    return Denoiser(network(), schedule, PARAMETERIZATIONS[kind], num_train_timesteps=16)
 
 
 def distilling(schedule: Schedule) -> Callable[..., Tensor]:
@@ -67,8 +67,8 @@ def distilling(schedule: Schedule) -> Callable[..., Tensor]:
 
 
 def converting(schedule: Schedule) -> Callable[..., Tensor]:
-    eps = Discrete.scaled_linear(timesteps=16)
-    teacher = Denoiser(network(), eps, PARAMETERIZATIONS["eps"], timesteps=16).requires_grad_(False)
+    eps = Discrete.scaled_linear(num_train_timesteps=16)
+    teacher = Denoiser(network(), eps, PARAMETERIZATIONS["eps"], num_train_timesteps=16).requires_grad_(False)
     return partial(conversion_loss, teacher=teacher, weighting=WEIGHTINGS["truncated_snr"])
 
 
@@ -173,7 +173,7 @@ def test_a_process_loads_and_draws_for_its_own_rows(processes: int, monkeypatch:
 
 
 def test_a_table_is_made_once_for_each_device(monkeypatch: pytest.MonkeyPatch) -> None:
-    schedule = Discrete.linear(timesteps=8)
+    schedule = Discrete.linear(num_train_timesteps=8)
     t = torch.linspace(0, 1, 5, dtype=torch.float64)
     first = schedule.alpha(t)
     monkeypatch.setattr(torch, "atan2", None)

@@ -2,6 +2,7 @@
 
 import copy
 import weakref
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,10 +14,11 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from progdist import UserError
+from progdist.training.batches import Batch
 from progdist.training.callbacks import Progress
 from progdist.training.checkpoint import Checkpoint, Checkpoints
 from progdist.training.config import TrainConfig
-from progdist.training.loop import Batch, train
+from progdist.training.loop import TrainContext, train
 from progdist.training.records import Records
 from progdist.training.state import State
 from support.loop import CONFIG, batches, equal, error, network, trained
@@ -24,7 +26,7 @@ from support.loop import CONFIG, batches, equal, error, network, trained
 
 def test_nothing_keeps_a_network_that_was_trained() -> None:
     accelerator, module = Accelerator(), network()
-    train(module, error, batches, replace(CONFIG, updates=1), accelerator=accelerator)
+    train(module, error, batches, replace(CONFIG, updates=1), TrainContext(accelerator))
     held = weakref.ref(module)
     del module
     assert held() is None
@@ -34,8 +36,8 @@ def test_nothing_keeps_a_network_that_was_trained() -> None:
 @pytest.mark.parametrize("stopped", [1, 4, 7, 11])
 def test_a_resumed_training_is_the_uninterrupted_one(tmp_path: Path, ema: float, stopped: int) -> None:
     """Bit for bit, dropout and average and all, wherever it was stopped."""
-    config = replace(CONFIG, ema=ema, dropout=True, lr_scheduler="linear", warmup=3)
-    uninterrupted, records = trained(config)
+    config = replace(CONFIG, ema=ema, lr_scheduler="linear", warmup=3)
+    uninterrupted, records = trained(config, dropout=True)
 
     class Stop(Exception):
         pass
@@ -45,9 +47,10 @@ def test_a_resumed_training_is_the_uninterrupted_one(tmp_path: Path, ema: float,
             raise Stop
 
     checkpoints = Checkpoints(tmp_path)
+    context = TrainContext(Accelerator(), checkpoints=checkpoints, observe=until)
     with pytest.raises(Stop):
-        train(network(), error, batches, config, accelerator=Accelerator(), checkpoints=checkpoints, observe=until)
-    rest, later_records = trained(config, checkpoints)
+        train(network(), error, batches, config, context, dropout=True)
+    rest, later_records = trained(config, checkpoints, dropout=True)
     assert equal(uninterrupted, rest)
     first = 4 * ((stopped - 1) // 4)  # a checkpoint is written after the callback is called
     assert [progress.update for progress in later_records] == list(range(first + 1, 13))
@@ -69,12 +72,14 @@ def test_a_loss_that_looks_at_the_average_is_resumed_bit_for_bit(tmp_path: Path)
             losses.append(each.detach().mean().item())
             return each
 
-        result, _, _ = train(
-            module, loss, batches, config, accelerator=Accelerator(), checkpoints=Checkpoints(tmp_path / str(stop_at)),
-            average=average, stop=lambda module, update: update == stop_at,
-        )  # fmt: skip
-        assert result is average
-        return dict(result.state_dict())
+        context = TrainContext(
+            Accelerator(),
+            checkpoints=Checkpoints(tmp_path / str(stop_at)),
+            stop=lambda module, update: update == stop_at,
+        )
+        result = train(module, loss, batches, config, context, average=average)
+        assert result.network is average
+        return dict(average.state_dict())
 
     uninterrupted = self_taught(12)
     whole, losses[:] = list(losses), []
@@ -168,8 +173,33 @@ def test_bf16_runs_the_network_in_bf16_and_keeps_the_weights_whole() -> None:
 
 
 def test_dropout_is_at_work_only_where_it_is_asked_for() -> None:
-    assert not equal(trained(replace(CONFIG, dropout=True))[0], trained(CONFIG)[0])
-    assert equal(trained(CONFIG)[0], trained(CONFIG)[0])
+    on, off = (trained(CONFIG, dropout=each)[0] for each in (True, False))
+    assert not equal(on, off)
+    assert equal(on, trained(CONFIG, dropout=True)[0])
+    plain = train(network(), error, batches, CONFIG, TrainContext(Accelerator())).network  # by default it is not
+    assert equal(off, dict(plain.state_dict()))
+
+
+def test_each_part_of_a_batch_has_its_own_conditions() -> None:
+    """Gradient accumulation takes the rows of every condition, of whatever shape and precision."""
+
+    def with_conditions(first: int, last: int, rows: slice) -> Iterator[Batch]:
+        for batch in batches(first, last, rows):
+            first_column = batch["x"][:, 0]
+            yield batch | {"frame": batch["x"][:, :2].half(), "age": first_column.double(), "text": batch["x"][:, None]}
+
+    def loss(module: nn.Module, batch: Batch) -> Tensor:
+        assert torch.equal(batch["frame"], batch["x"][:, :2].half())
+        assert torch.equal(batch["age"], batch["x"][:, 0].double())
+        assert torch.equal(batch["text"], batch["x"][:, None])
+        sizes.append(len(batch["text"]))
+        return error(module, batch)
+
+    sizes: list[int] = []
+    config = replace(CONFIG, gradient_accumulation_steps=4)
+    result = train(network(), loss, with_conditions, config, TrainContext(Accelerator()))
+    assert sizes == [2] * 48
+    assert equal(dict(result.network.state_dict()), trained(config)[0])
 
 
 def test_a_checkpoint_of_another_network_is_one_line(tmp_path: Path) -> None:
@@ -185,8 +215,8 @@ def test_it_ends_when_told_to_stop() -> None:
         calls.append(update)
         return update == 3
 
-    _, updates, _ = train(network(), error, batches, TrainConfig(9, 8, 1e-2), accelerator=Accelerator(), stop=stop)
-    assert (updates, calls) == (3, [1, 2, 3])
+    result = train(network(), error, batches, TrainConfig(9, 8, 1e-2), TrainContext(Accelerator(), stop=stop))
+    assert (result.updates, calls) == (3, [1, 2, 3])
 
 
 def test_processes_agree_on_a_signal_every_few_updates() -> None:

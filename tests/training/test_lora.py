@@ -10,10 +10,10 @@ import pytest
 import torch
 
 from progdist import Denoiser, UserError
+from progdist.distillation import stage_training
 from progdist.recipes.files import read_recipe
-from progdist.runs.run import open_run
-from progdist.runs.stages import untrained
-from progdist.students.folder import load
+from progdist.runs.run import open_run, untrained
+from progdist.teachers.own import load
 from progdist.training.loop import train
 from progdist.training.lora import add_lora, merge_lora
 from progdist.training.state import copy_for_average
@@ -65,12 +65,12 @@ def test_a_self_taught_low_rank_student_holds_its_base_once(
         seen.append([one is other for one, other in pairs if not one.requires_grad])
         return train(network, *arguments, average=average, **options)
 
-    settings = ["distill.chain=[8,4]", "distill.target=tract", "distill.ema=0.5", "distill.lora_rank=2"]
+    settings = ["distill.chain=[8,4]", "distill.method=tract", "distill.ema=0.5", "distill.lora_rank=2"]
     recipe = read_recipe(str(tiny_recipe), settings)
     run = open_run(recipe, tmp_path / "run", SilentCallback())
     teacher = replace(untrained(recipe, (1, 8, 8), (), "digits"), training={"updates": 1})
-    monkeypatch.setattr("progdist.runs.stage_trainer.train", watched)
-    run.train_student(run.trainer(), 1, recipe.distill.links()[0], teacher)
+    monkeypatch.setattr("progdist.distillation.train", watched)
+    run.trainer().fit(stage_training(run.context.plan, 1, teacher, run.context.teacher))
     assert len(seen) == 1
     assert seen[0]
     assert all(seen[0])

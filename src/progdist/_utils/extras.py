@@ -7,16 +7,7 @@ from progdist._utils.errors import UserError
 
 
 def import_extra(module: str, extra: str, what: str) -> Any:  # noqa: ANN401  (a module)
-    """A module that an extra brings.
-
-    Args:
-        module: its name.
-        extra: as pip knows it.
-        what: needs it, the beginning of the message.
-
-    Raises:
-        UserError: it is not installed.
-    """
+    """A module that an extra brings; a UserError, which begins with `what` needs it, where it is not installed."""
     try:
         return import_module(module)
     except ImportError as error:

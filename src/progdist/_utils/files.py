@@ -18,22 +18,17 @@ from torch import Tensor
 
 from progdist._utils.errors import UserError
 
-FORMAT_VERSION = 1
-"""Of progdist.json, of checkpoints and of records. Files without one were written before it, and are read alike."""
+FORMAT_VERSION = 1  # of progdist.json, of checkpoints and of records
 
 
 def check_format(content: Mapping[str, Any], path: Path) -> None:
-    """Refuse a file of a later format than this.
-
-    Raises:
-        UserError: it is of a later one, or of none that there is.
-    """
-    found = content.get("format_version", FORMAT_VERSION)
-    if not isinstance(found, int) or found < 1:
-        raise UserError(f"{path}: format_version is {str(found)[:50]!r}, expected a whole number: restore the file")
-    if found > FORMAT_VERSION:
+    """Refuse a file whose `format_version` is missing, no positive whole number, or later than FORMAT_VERSION."""
+    version = content.get("format_version")
+    if not isinstance(version, int) or version < 1:
+        raise UserError(f"{path}: format_version is {str(version)[:50]!r}, expected a whole number: restore the file")
+    if version > FORMAT_VERSION:
         raise UserError(
-            f"{path} has format version {found}, and this progdist reads up to {FORMAT_VERSION}: upgrade progdist"
+            f"{path} has format version {version}, and this progdist reads up to {FORMAT_VERSION}: upgrade progdist"
         )
 
 
@@ -57,11 +52,7 @@ def write_json(path: Path, content: Any) -> None:  # noqa: ANN401  (whatever JSO
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object.
-
-    Raises:
-        UserError: missing or damaged.
-    """
+    """The JSON object of a file; a UserError where it is missing or damaged."""
     try:
         content = json.loads(path.read_text())
     except (OSError, ValueError, RecursionError) as error:
@@ -78,11 +69,7 @@ def checksum(path: Path) -> str:
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
-    """The tensors of a safetensors file.
-
-    Raises:
-        UserError: missing or damaged.
-    """
+    """The tensors of a safetensors file; a UserError where it is missing or damaged."""
     try:
         return safetensors.torch.load_file(path)
     except (OSError, safetensors.SafetensorError) as error:

@@ -7,32 +7,24 @@ import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from types import FrameType
 
 
 class Interrupted(Exception):
-    """A signal asked for an end; everything worth keeping is kept.
-
-    Args:
-        number: of the signal.
-    """
+    """The process was asked to end by the signal of this number; what is worth keeping is kept."""
 
     def __init__(self, number: int) -> None:
         super().__init__(signal.Signals(number).name)
         self.number = number
 
 
+@dataclass
 class ShutdownRequest:
-    """What was asked for, and whether an update is under way that is worth finishing.
+    """The signal that waits, and whether an update is under way that is worth finishing."""
 
-    Attributes:
-        requested: the signal that waits, or None.
-        deferring: whether updates are being made.
-    """
-
-    def __init__(self) -> None:
-        self.requested: int | None = None
-        self.deferring = False
+    requested: int | None = None
+    deferring: bool = False
 
     def handle(self, number: int, frame: FrameType | None) -> None:
         """The first signal among updates waits for the end of one; any other stops at once."""
@@ -42,11 +34,7 @@ class ShutdownRequest:
             raise Interrupted(number)
 
     def stop(self) -> None:
-        """Stop now, as the waiting signal asks, or one that another process of the run got.
-
-        Raises:
-            Interrupted: always.
-        """
+        """Raise `Interrupted` by the waiting signal, or as for one that another process of the run got."""
         raise Interrupted(self.requested if self.requested is not None else signal.SIGTERM)
 
     @contextmanager

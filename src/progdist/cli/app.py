@@ -1,5 +1,6 @@
 """The commands that carry out recipes, and the app that holds all commands."""
 
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -7,23 +8,14 @@ import typer
 
 from progdist import __version__
 from progdist._utils.errors import UserError
-from progdist.cli import evaluation, models, studies
-from progdist.cli.options import (
-    DATA_SOURCES,
-    CaptionColumn,
-    ConversionUpdates,
-    DeviceMemory,
-    DryRun,
-    Fresh,
-    Guidance,
-    ImageColumn,
-    Lora,
-    Shard,
-)
+from progdist.cli import evaluation, models, options
 from progdist.cli.terminal import RANK, Commands, console, user_errors
+from progdist.training.config import DEFAULTS
 
 if TYPE_CHECKING:
+    from progdist.evaluation.record import EvaluationRecord
     from progdist.recipes.recipe import Recipe
+    from progdist.runs.run import Run
 
 app = typer.Typer(
     name="progdist",
@@ -55,84 +47,71 @@ def main(
 @user_errors
 def run(
     recipe: Annotated[str, typer.Argument(help="A YAML file, or the name of a recipe that ships.")],
-    set_: Annotated[list[str] | None, typer.Option("--set", help="key=value, e.g. distill.updates=500.")] = None,
-    out: Annotated[Path | None, typer.Option(help="The run's folder; runs/NAME if not given.")] = None,
-    fresh: Fresh = False,
-    shard: Shard = False,
-    dry_run: DryRun = False,
-    device_memory: DeviceMemory = None,
+    set_: Annotated[list[str] | None, typer.Option("--set", help="key=value, e.g. evaluate.samples=500.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Output folder (default: runs/NAME).")] = None,
+    fresh: options.Fresh = False,
+    shard: options.Shard = False,
+    dry_run: options.DryRun = False,
+    device_memory: options.DeviceMemory = None,
 ) -> None:
-    """Train, distil, evaluate and report. The same command again continues."""
-    from progdist.cli.progress import Terminal
+    """Train, distil, evaluate and report. Run the same command to resume."""
     from progdist.recipes.files import read_recipe
-    from progdist.runs.run import run as run_recipe
 
     resolved = read_recipe(recipe, set_ or [])
-    if _estimated(resolved, dry_run, device_memory):
-        return
-    folder = out or Path("runs") / resolved.name
-    _finish(run_recipe(resolved, folder, Terminal(console), fresh=fresh, shards=shard), folder)
+    if not _estimated(resolved, dry_run, device_memory):
+        folder = out or Path("runs") / resolved.name
+        _print(folder, _open(resolved, folder, fresh, shard).run())
 
 
 @app.command()
 @user_errors
 def distill(
     model: Annotated[str, typer.Argument(help="A diffusers pipeline folder, a progdist folder, or hub:OWNER/NAME.")],
-    data: Annotated[str, typer.Option(help=DATA_SOURCES)],
+    data: Annotated[str, typer.Option(help=options.DATA_SOURCES)],
     steps: Annotated[int, typer.Option(help="Sampling steps of the final student.", min=1)] = 4,
-    out: Annotated[Path | None, typer.Option(help="The run's folder; runs/NAME-STEPS if not given.")] = None,
-    start: Annotated[int, typer.Option(help="The chain starts at no more steps than this.", min=2)] = 256,
-    updates: Annotated[
-        int, typer.Option(help="Training steps of each stage; the last two stages take twice as many.", min=1)
-    ] = 1000,
-    conversion_updates: ConversionUpdates = None,
-    batch: Annotated[int, typer.Option(help="Batch size.", min=1)] = 64,
-    guidance: Guidance = None,
-    negative: Annotated[str | None, typer.Option(help="A prompt that guidance leads away from, for good.")] = None,
-    lora: Lora = None,
-    image_column: ImageColumn = None,
-    caption_column: CaptionColumn = None,
-    set_: Annotated[list[str] | None, typer.Option("--set", help="Any key of the recipe, as in `run`.")] = None,
-    fresh: Fresh = False,
-    shard: Shard = False,
-    dry_run: DryRun = False,
-    device_memory: DeviceMemory = None,
+    out: Annotated[Path | None, typer.Option(help="Output folder (default: runs/NAME-STEPS).")] = None,
+    start: Annotated[int, typer.Option(help="Largest step count at which the chain may start.", min=2)] = 256,
+    updates: options.Updates = DEFAULTS["distill"]["updates"],
+    conversion_updates: options.ConversionUpdates = None,
+    batch: Annotated[int, typer.Option(help="Batch size.", min=1)] = DEFAULTS["distill"]["batch"],
+    guidance: options.Guidance = None,
+    negative: Annotated[str | None, typer.Option(help="Negative prompt to distil into the student.")] = None,
+    lora: options.Lora = None,
+    image_column: options.ImageColumn = None,
+    caption_column: options.CaptionColumn = None,
+    set_: Annotated[list[str] | None, typer.Option("--set", help="key=value, any key of the recipe.")] = None,
+    fresh: options.Fresh = False,
+    shard: options.Shard = False,
+    dry_run: options.DryRun = False,
+    device_memory: options.DeviceMemory = None,
 ) -> None:
-    """Distil a trained model of your own. The same command again continues."""
+    """Distil a trained model of your own. Run the same command to resume."""
     from progdist.data.tables import Columns
     from progdist.recipes.files import override
-    from progdist.recipes.from_teacher import default_output, recipe_for_teacher
-    from progdist.teachers.open import read_teacher
+    from progdist.recipes.from_teacher import Request, default_output, recipe_for_teacher
+    from progdist.teachers.open import open_teacher
 
-    teacher = read_teacher(model)
+    teacher = open_teacher(model)
     for line in teacher.summary:
         console.print(line, highlight=False)
     folder = out or default_output(model, steps)
-    proposed = recipe_for_teacher(
-        model,
-        teacher,
-        data,
-        Columns(image_column, caption_column),
-        name=folder.name,
-        steps=steps,
-        start=start,
-        updates=updates,
-        conversion_updates=conversion_updates,
-        batch=batch,
-        guidance=_guidance(guidance),
-        negative=negative,
-        lora=lora,
-    )
-    recipe = override(proposed, set_ or [])
+    request = Request(
+        model, data, folder.name, steps, columns=Columns(image_column, caption_column), start=start, updates=updates,
+        conversion_updates=conversion_updates, batch=batch, guidance=_guidance(guidance), negative=negative, lora=lora,
+    )  # fmt: skip
+    recipe = override(recipe_for_teacher(teacher, request), set_ or [])
     if not _estimated(recipe, dry_run, device_memory):
-        _distill(recipe, folder, fresh, shard)
+        console.print(f"chain: {' -> '.join(map(str, recipe.distill.counts()))}", highlight=False)
+        _print(folder, _open(recipe, folder, fresh, shard).run())
+        last = folder / f"student-{recipe.distill.counts()[-1]:04d}"
+        console.print(f"The student: {last}", highlight=False, soft_wrap=True)
 
 
 def _estimated(recipe: "Recipe", dry_run: bool, device_memory: float | None) -> bool:
-    """Print what a recipe would cost, if that is asked; whether it was."""
+    """Print the estimate of a recipe if this is a dry run; whether it is."""
     if not dry_run:
         if device_memory is not None:
-            raise UserError("--device-memory is of --dry-run, which is not given: give it, or leave both")
+            raise UserError("--device-memory requires --dry-run")
         return False
     from progdist.cli.progress import estimate_table
     from progdist.runs.estimate.cost import estimate
@@ -143,21 +122,33 @@ def _estimated(recipe: "Recipe", dry_run: bool, device_memory: float | None) -> 
     return True
 
 
-def _distill(recipe: "Recipe", folder: Path, fresh: bool, shard: bool) -> None:
-    """Run a teacher's recipe, and name its chain and its last student."""
+def _open(recipe: "Recipe", folder: Path, fresh: bool, shard: bool) -> "Run":
+    """The run of a recipe, shown in the terminal and on its page."""
     from progdist.cli.progress import Terminal
-    from progdist.runs.run import run as run_recipe
+    from progdist.runs.run import open_run
 
-    console.print(f"chain: {' -> '.join(map(str, recipe.distill.counts()))}", highlight=False)
-    _finish(run_recipe(recipe, folder, Terminal(console), fresh=fresh, shards=shard), folder)
-    last = folder / f"student-{recipe.distill.counts()[-1]:04d}"
-    console.print(f"The student: {last}", highlight=False, soft_wrap=True)
+    return open_run(recipe, folder, Terminal(console), shards=shard, fresh=fresh).live()
+
+
+def _print(folder: Path, records: "Sequence[EvaluationRecord]") -> None:
+    """The first process prints the table of a run and the path of its report."""
+    from progdist.cli.progress import quality_table
+    from progdist.runs.folder import RunFolder
+
+    if RANK > 0:
+        return
+    warning = records[0].quality[0].warning
+    console.print()
+    console.print(quality_table(records))
+    if warning:
+        console.print(f"Warning: {warning}", highlight=False)
+    console.print(f"Report: {RunFolder(folder).report()}", highlight=False, soft_wrap=True)
 
 
 @app.command()
 @user_errors
 def report(folder: Annotated[Path, typer.Argument(help="The folder of a run.")]) -> None:
-    """Write a run's report.html anew."""
+    """Rebuild a run's report.html."""
     from progdist.runs.folder import RunFolder
     from progdist.runs.pages.report import write_report
 
@@ -166,7 +157,7 @@ def report(folder: Annotated[Path, typer.Argument(help="The folder of a run.")])
 
 @app.command()
 @user_errors
-def recipes(name: Annotated[str | None, typer.Argument(help="Print this one whole.")] = None) -> None:
+def recipes(name: Annotated[str | None, typer.Argument(help="Recipe to print.")] = None) -> None:
     """List the recipes that ship, or print one."""
     from rich.table import Table
 
@@ -177,8 +168,8 @@ def recipes(name: Annotated[str | None, typer.Argument(help="Print this one whol
         typer.echo(shipped().get(name) or Path(name).read_text(), nl=False)
         return
     listed = Table.grid(padding=(0, 2))
-    for known in shipped():
-        listed.add_row(f"[bold]{known}[/bold]", read_recipe(known).about)
+    for shipped_name in shipped():
+        listed.add_row(f"[bold]{shipped_name}[/bold]", read_recipe(shipped_name).about)
     console.print(listed, highlight=False)
 
 
@@ -191,27 +182,15 @@ def _guidance(text: str | None) -> float | tuple[float, float] | None:
     except ValueError:
         numbers = []
     if len(numbers) not in (1, 2):
-        raise UserError(f"--guidance {text} is no scale: give a number, e.g. 3, or a range, e.g. 1:8")
+        raise UserError(f"--guidance {text}: expected a number, e.g. 3, or a range, e.g. 1:8")
     return numbers[0] if len(numbers) == 1 else (numbers[0], numbers[1])
 
 
-def _finish(records: list[dict[str, Any]], folder: Path) -> None:
-    """Print the table of a run and the path of its report, in the main process."""
-    if RANK > 0:
-        return
-    from progdist.cli.progress import quality_table
-    from progdist.runs.folder import RunFolder
-    from progdist.runs.pages.report import quality_rows
-
-    quality = records[0]["quality"][0]
-    console.print()
-    console.print(quality_table(quality_rows(records), quality["features"], quality["samples"]))
-    if quality["warning"]:
-        console.print(f"Warning: {quality['warning']}", highlight=False)
-    console.print(f"Report: {RunFolder(folder).report()}", highlight=False, soft_wrap=True)
-
-
-for command in (*models.COMMANDS, *evaluation.COMMANDS, *studies.COMMANDS):
+OTHERS: list[Callable[..., None]] = [
+    models.doctor, models.sample, evaluation.evaluate, models.play, models.export, models.import_official,
+    evaluation.statistics, evaluation.compare,
+]  # fmt: skip
+for command in OTHERS:
     app.command(command.__name__.replace("_", "-"))(user_errors(command))
 
 

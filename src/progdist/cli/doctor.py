@@ -1,24 +1,25 @@
-"""Inspect a teacher before it is distilled: what is inferred, and what would go wrong, with the remedy."""
+"""Check a teacher before it is distilled: what is inferred, and what would go wrong, with the remedy."""
 
 import math
 from collections.abc import Iterator
 
 import torch
 
+from progdist._utils.errors import UserError
 from progdist.compute.precision import resolve
 from progdist.data.embeddings import row_bytes
-from progdist.data.images import CaptionedImages, Images
-from progdist.data.sources import load_images
+from progdist.data.images import Images
+from progdist.data.sources import open_source
 from progdist.data.tables import Columns
 from progdist.diffusion.parameterization import Eps
-from progdist.evaluation.check_on_images import check_on_images
-from progdist.methods.conversion import needs_conversion
-from progdist.models.prompts import has_dial, takes_guidance
+from progdist.methods.guidance import Input
+from progdist.models.networks import accepts_guidance, takes_guidance
+from progdist.models.prompts import Prompts
 from progdist.recipes.from_teacher import chain_for, frame
 from progdist.runs.estimate.cost import Rates, measure
 from progdist.runs.estimate.memory import activation_bytes, training_memory
-from progdist.teachers.check import TeacherCheck
-from progdist.teachers.open import Teacher, read_teacher
+from progdist.teachers.check import TeacherCheck, check_data, check_on_images
+from progdist.teachers.open import Teacher, open_teacher
 from progdist.training.config import TrainConfig
 
 TRIAL = TrainConfig(updates=1, batch=64, learning_rate=1e-4)
@@ -27,49 +28,43 @@ TRIAL = TrainConfig(updates=1, batch=64, learning_rate=1e-4)
 def examine(
     source_model: str, source: str | None, columns: Columns, offset: float | None = None, seed: int = 0
 ) -> Iterator[str]:
-    """A line for each finding; lines that begin with `!` are what would go wrong.
+    """A line for each finding about a teacher's folder or hub name; lines that begin with `!` are problems.
 
-    Args:
-        source_model: a teacher's folder or hub name.
-        source: data on which its output is read in every way; None for none.
-        columns: of its table, those that are named.
-        offset: of the timestep, in place of its folder's.
-        seed: of the noise and the choice of images.
-
-    Raises:
-        UserError: the folder cannot be read as a teacher, or the data cannot be brought to its shape.
+    Its output is tested on the data of `source`, if any, with a timestep offset in place of the folder's; `seed` is of
+    the noise and the choice of images. A UserError where the folder cannot be read as a teacher.
     """
-    teacher = read_teacher(source_model, offset)
+    teacher = open_teacher(source_model, offset)
     yield from teacher.summary
     yield from _about_the_form(teacher)
     yield from _about_guidance(teacher)
     denoiser = teacher.model.denoiser
-    if chain := _some_chain(teacher):
-        yield f"a chain that fits: {' -> '.join(map(str, chain))}"
+    if chain := _example_chain(teacher):
+        yield f"possible chain: {' -> '.join(map(str, chain))}"
     yield from _cost(measure(denoiser, teacher.model.shape, TRIAL.batch, TRIAL), teacher)
     if source is None:
-        yield "give --data to try its output and its timesteps"
+        yield "use --data to test its output and timesteps"
         return
-    images = load_images(source, frame(teacher, source, columns).transform(), columns)
+    images = open_source(source, frame(teacher, source, columns).transform(), columns)
+    try:
+        check_data(teacher.model, images)
+    except UserError as error:
+        yield f"! {error}"
+        return
     yield from _caches(teacher, images)
     if teacher.model.steps:
-        yield "it was distilled and knows only the times of its own steps: its output is not tried on data"
+        yield "it is distilled and was trained only at the times of its own steps: its output is not tested on data"
         return
     yield from _trial(check_on_images(teacher.model, images, seed))
     if len(teacher.model.classes) > len(images.classes) > 0:
         spare = len(teacher.model.classes) - 1
-        yield f"more classes than {source} has: if class {spare} stands for none, --guidance can be taken in"
+        yield f"it has more classes than {source}: if class {spare} is the null class, --guidance can be distilled"
 
 
 def _caches(teacher: Teacher, images: Images) -> Iterator[str]:
-    """What is encoded once and kept in the run's folder, and how large that is."""
+    """What a run encodes and caches, and how large that is."""
     model = teacher.model
-    if (model.text is None) != (not isinstance(images, CaptionedImages)):
-        lacks, remedy = ("the data have no", "captions") if model.text else ("the teacher takes no", "folder")
-        yield f"! {lacks} captions: give {remedy}:FOLDER" + (", or name their --caption-column" if model.text else "")
-        return
-    if model.text:
-        size = len(images.classes) * row_bytes(model.text.encoder())
+    if isinstance(model.conditioning, Prompts):
+        size = len(images.classes) * row_bytes(model.conditioning.encoder())
         yield (
             f"{len(images)} pairs of image and caption, {len(images.classes)} distinct captions: "
             f"{size / 1000:,.1f} kB of embeddings"
@@ -79,48 +74,40 @@ def _caches(teacher: Teacher, images: Images) -> Iterator[str]:
 
 
 def _about_the_form(teacher: Teacher) -> Iterator[str]:
-    denoiser = teacher.model.denoiser
-    if isinstance(denoiser.parameterization, Eps):
-        yield "it predicts eps, which says nothing of the image where all is noise: stage 0 teaches a v student first"
+    predicts_eps = isinstance(teacher.model.denoiser.parameterization, Eps)
+    if predicts_eps:
+        yield "it predicts eps: stage 0 first converts it to v-prediction, since eps gives no image at pure noise"
     else:
-        yield "it can be halved as it is"
-    learner = "stage 0" if needs_conversion(denoiser) else "the first student"
-    if teacher.threshold is not None:
-        yield f"its sampler thresholds denoised images dynamically: {learner} learns the thresholded predictions"
-    elif teacher.clip is not None:
-        bound = f"[-{teacher.clip:g}, {teacher.clip:g}]"
-        yield f"its sampler keeps denoised images within {bound}: {learner} learns the clipped predictions"
+        yield "it can be distilled without stage 0"
+    if teacher.limits:
+        yield f"its sampler {teacher.limits}: {'stage 0' if predicts_eps else 'the first student'} learns that, too"
 
 
 def _about_guidance(teacher: Teacher) -> Iterator[str]:
-    """Which guidance a student has taken in; what --guidance does for a teacher of captions."""
-    text, network, taken = teacher.model.text, teacher.model.denoiser.network, teacher.model.guidance
-    if isinstance(taken, tuple):
-        yield f"it takes a guidance scale from {taken[0]:g} to {taken[1]:g}, and so do its students"
-    elif taken is not None:
-        yield f"it is guided by {taken:g} for good, and so are its students"
-    if text is None or taken is not None or teacher.model.steps:
+    """The guidance of a student; what --guidance does for a text-to-image teacher."""
+    conditioning, network, learned = teacher.model.conditioning, teacher.model.denoiser.network, teacher.model.guidance
+    if isinstance(learned, Input):
+        yield f"it takes a guidance scale from {learned}, and so do its students"
+    elif learned is not None:
+        yield f"guidance {learned} is distilled into it, and so into its students"
+    if not isinstance(conditioning, Prompts) or learned is not None or teacher.model.steps:
         return
-    usual = text.particulars.usual_guidance
+    default = conditioning.kind.default_guidance
     if takes_guidance(network):
-        yield (
-            f"its network takes a guidance scale, and so do its students: {usual:g}, or what --guidance says, without "
-            "another stage"
-        )
-    elif has_dial(network):
-        yield f"--guidance LO:HI gives its students a dial, --guidance {usual:g} guides them by that scale for good"
+        yield f"its network takes a guidance scale, and so do its students: {default:g} or --guidance, without stage 0"
+    elif accepts_guidance(network):
+        yield f"--guidance LO:HI makes the scale an input of its students, --guidance {default:g} distils that scale"
     else:
         yield (
-            f"a {text.kind} gives its network no guidance scale: --guidance {usual:g} guides its students by that for "
-            "good"
+            f"a {conditioning.pipeline} gives its network no guidance scale: --guidance {default:g} distils that scale"
         )
 
 
-def _some_chain(teacher: Teacher) -> list[int]:
+def _example_chain(teacher: Teacher) -> list[int]:
     """A chain to few steps; empty for a teacher of one step."""
     if tuple(teacher.model.steps) == (1,):
         return []
-    most = max(teacher.model.steps, default=teacher.model.denoiser.timesteps)
+    most = max(teacher.model.steps, default=teacher.model.denoiser.num_train_timesteps)
     target = next(count for count in (4, 3, 5, 2, 1) if most % count == 0 and count < most)
     return chain_for(teacher, target, 256)
 
@@ -128,7 +115,7 @@ def _some_chain(teacher: Teacher) -> list[int]:
 def _cost(rates: Rates, teacher: Teacher) -> Iterator[str]:
     denoiser, bf16 = teacher.model.denoiser, resolve(TRIAL.precision, torch.device("cpu")) == "bf16"
     kept = activation_bytes(denoiser, teacher.model.shape, TRIAL.batch, TRIAL, bf16=bf16)
-    held = training_memory(denoiser.network, TRIAL, taught=1, bf16=bf16, activations=kept)
+    held = training_memory(denoiser.network, TRIAL, teachers=1, bf16=bf16, activations=kept)
     update = TRIAL.batch * (2 * rates.evaluation + rates.training) + rates.optimizer
     threads = torch.get_num_threads()
     device = "CUDA" if torch.cuda.is_available() else f"CPU, {threads} thread{'s' * (threads > 1)}"
@@ -140,7 +127,7 @@ def _cost(rates: Rates, teacher: Teacher) -> Iterator[str]:
 
 def _trial(check: TeacherCheck) -> Iterator[str]:
     listed = ", ".join(f"{name} {error:.3g}" for name, error in check.errors.items())
-    yield f"its output read as (error of the denoised data, less is better): {listed}"
+    yield f"error of the denoised data by prediction type (lower is better): {listed}"
     listed = ", ".join(f"{shift:+d} {error:.4g}" for shift, error in check.shifts.items())
-    yield f"its timestep shifted by: {listed}"
-    yield f"! {check.problem}" if check.problem else "what its folder says agrees with the data"
+    yield f"the same by shift of its timesteps: {listed}"
+    yield f"! {check.problem}" if check.problem else "its configuration agrees with the data"

@@ -1,104 +1,157 @@
-"""The commands that compare models, and that make the statistics they are compared with."""
+"""The commands that measure models, compare them, and make the statistics they are compared with."""
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, cast, get_args
+from typing import TYPE_CHECKING, Annotated, cast, get_args
 
 import typer
 from rich.table import Table
 
 from progdist._utils.errors import UserError
 from progdist._utils.names import Features, Method, Metric
-from progdist.cli.options import (
-    DATA_SOURCES,
-    CaptionColumn,
-    FeatureNames,
-    ImageColumn,
-    MetricNames,
-    References,
-    Seed,
-    WeightFiles,
-    precision_of,
-)
+from progdist.cli import options
 from progdist.cli.terminal import console, write_message
+
+if TYPE_CHECKING:  # slow imports
+    from progdist.evaluation.compare import Comparison
+    from progdist.evaluation.metrics import MetricConfig
+    from progdist.evaluation.record import EvaluationRecord, Quality
 
 
 def named_files(option: str, words: Sequence[str] | None, only: str | None = None) -> dict[str, Path]:
-    """NAME=PATH, several times; without a name it is of `only`.
-
-    Raises:
-        UserError: no name where one is needed.
-    """
-    found = {}
+    """NAME=PATH, several times; without a name it is of `only`, or a UserError."""
+    files = {}
     for word in words or ():
-        name, given, path = word.partition("=")
-        if not given and only is None:
+        name, separator, path = word.partition("=")
+        if not separator and only is None:
             raise UserError(f"{option} {word} names no features: give NAME=FILE, e.g. {option} inception={word}")
-        found[name if given else cast(str, only)] = Path(path if given else word)
-    return found
+        files[name if separator else cast(str, only)] = Path(path if separator else word)
+    return files
 
 
-def plan_of(
+def metric_config(
     features: list[str], metrics: list[str] | None, weights: list[str] | None, references: list[str] | None
-) -> Any:  # noqa: ANN401  (a Plan, which takes seconds to import)
-    """What the options say is to be measured.
+) -> "MetricConfig":
+    """What the options say is to be measured."""
+    from progdist.evaluation.metrics import MetricConfig
 
-    Raises:
-        UserError: a metric or features are unknown.
-    """
-    from progdist.evaluation.measures.plan import Plan
-
-    for option, words, known in (("--metric", metrics or [], Metric), ("--features", features, Features)):
+    for option, words, names in (("--metric", metrics or [], Metric), ("--features", features, Features)):
         for word in words:
-            if word not in get_args(known):
-                raise UserError(f"{option} {word} is unknown: use one of {', '.join(get_args(known))}")
+            if word not in get_args(names):
+                raise UserError(f"{option} {word} is unknown: use one of {', '.join(get_args(names))}")
     only = features[0] if len(features) == 1 else None
     files = named_files("--weights", weights), named_files("--reference", references, only)
-    return Plan(tuple(features), cast(tuple[Metric, ...], tuple(metrics or ())), *files)
+    return MetricConfig(tuple(features), cast(tuple[Metric, ...], tuple(metrics or ())), *files)
 
 
 def statistics(
-    data: Annotated[str, typer.Argument(help=DATA_SOURCES)],
+    data: Annotated[str, typer.Argument(help=options.DATA_SOURCES)],
     out: Annotated[Path, typer.Option(help="The file: .npz (NAME_kid.npz for clean-fid's features), or .pt.")],
-    features: FeatureNames = ["pixels"],  # noqa: B006  (typer copies it)
+    features: options.FeatureNames = ["pixels"],  # noqa: B006  (typer copies it)
     keep_images: Annotated[int, typer.Option("--images", help="Keep as many images in it, too (arr_0).", min=0)] = 0,
     size: Annotated[int | None, typer.Option(help="Frame the images to a square of so many pixels.", min=1)] = None,
-    weights: WeightFiles = None,
-    image_column: ImageColumn = None,
+    weights: options.WeightFiles = None,
+    image_column: options.ImageColumn = None,
 ) -> None:
     """Write the reference statistics of data to a file.
 
     In the layouts that other evaluators read.
     """
-    from progdist.data.images import ImageTransform
     from progdist.data.sources import load_images
-    from progdist.data.tables import Columns
-    from progdist.evaluation.measures.reference import make_statistics
+    from progdist.evaluation.measures.statistics import make_statistics
 
-    images = load_images(data, ImageTransform(size, None), Columns(image_column, None))
-    instruments = plan_of(features, None, weights, None).open(images.shape, captions=False)
-    make_statistics(instruments.spaces, images, out, keep_images)
+    images = load_images(data, size=size, image_column=image_column)
+    metrics = metric_config(features, None, weights, None).open(images.shape, captions=False)
+    make_statistics(metrics.spaces, images, out, keep_images)
     console.print(f"{out}: {', '.join(features)} of {len(images)} images", highlight=False, soft_wrap=True)
+
+
+def evaluate(
+    models: Annotated[list[Path], typer.Argument(help="Model folders.")],
+    data: Annotated[str | None, typer.Option(help=options.DATA_SOURCES)] = None,
+    steps: Annotated[int | None, typer.Option(help="Sampling steps; each model's own if not given.")] = None,
+    count: Annotated[int, typer.Option("--count", "-n", help="Samples of each model.", min=2)] = 2048,
+    features: options.FeatureNames = ["pixels"],  # noqa: B006  (typer copies it)
+    metric: options.MetricNames = None,
+    reference: options.References = None,
+    weights: options.WeightFiles = None,
+    method: Annotated[str, typer.Option(help=f"One of {', '.join(get_args(Method))}.")] = "ddim",
+    level: Annotated[float, typer.Option("--variance", help=options.VARIANCE, min=0, max=1)] = 1.0,
+    clip: Annotated[bool, typer.Option("--clip", help="Keep every denoised image within [-1, 1].")] = False,
+    batch: Annotated[int, typer.Option(help="Images made at a time.", min=1)] = 256,
+    precision: Annotated[str, typer.Option(help="auto, float32 or bf16.")] = "auto",
+    teacher: Annotated[Path | None, typer.Option(help="Also give the RMSE to this model's images.")] = None,
+    teacher_steps: Annotated[int | None, typer.Option(help="Steps that --teacher takes; 256 if not given.")] = None,
+    image_column: options.ImageColumn = None,
+    caption_column: options.CaptionColumn = None,
+    seed: options.Seed = 0,
+    json_: Annotated[bool, typer.Option("--json", help="One JSON object per model and features.")] = False,
+    guidance: Annotated[float | None, typer.Option(help="Guidance scale, of models distilled for a range.")] = None,
+) -> None:
+    """Measure models against data."""
+    from progdist.data.sources import load_images
+    from progdist.evaluation.evaluate import evaluations
+    from progdist.evaluation.generate import SamplingOptions
+
+    if teacher_steps is not None and teacher is None:
+        raise UserError("--teacher-steps is of --teacher, which is not given: give it, or leave both")
+    if data is None and not reference:
+        raise UserError("models are measured against data: give --data, or --reference FILE of their statistics")
+    if data is None and (image_column or caption_column):
+        raise UserError("--image-column and --caption-column are of --data, which is not given: give it, or leave them")
+    sampling = SamplingOptions(
+        steps, count, None, seed, method, clip, level, batch, options.precision_of(precision), guidance=guidance
+    )
+    images = load_images(data, image_column=image_column, caption_column=caption_column) if data else None
+    metrics = metric_config(features, metric, weights, reference)
+    reference_model = (teacher, teacher_steps or 256) if teacher else None
+    for record in evaluations(models, images, sampling, metrics, teacher=reference_model, notify=write_message):
+        for quality in record.quality:
+            if json_:
+                typer.echo(json.dumps(record.row(quality)))
+            else:
+                console.print(_measured(record, quality), highlight=False)
+
+
+def _measured(record: "EvaluationRecord", quality: "Quality") -> str:
+    """One model in one feature space, in words."""
+    guided = "" if record.guidance is None else f", guidance {record.guidance:g}"
+    words = [
+        f"{record.model} at {record.steps} steps{guided}: Fréchet {quality.frechet:.3f} "
+        f"({quality.frechet_low:.3f} to {quality.frechet_high:.3f})"
+    ]
+    if quality.frechet_bias is not None:
+        words.append(f"of which bias {quality.frechet_bias:.2g}")
+    if quality.kernel is not None:
+        words.append(f"kernel×1000 {quality.kernel:.3f} ± {quality.kernel_spread:.3f}")
+    for name, each in (quality.metrics | ({"clip_score": record.clip_score} if record.clip_score else {})).items():
+        words.append(f"{name.replace('_', ' ')} {each.value:.3f} ({each.low:.3f} to {each.high:.3f})")
+    if quality.agreement is not None:
+        words.append(f"class right {100 * quality.agreement:.1f} %")
+    if record.rmse is not None:
+        words.append(f"RMSE to the teacher {record.rmse:.3f}")
+    words.append(f"{record.network_evaluations} network evaluations")
+    return ", ".join([*words, f"{1000 * record.seconds_per_image:.2f} ms per image ({quality.features} features)"])
 
 
 def compare(
     models: Annotated[list[str], typer.Argument(help="Folders of runs or of models; MODEL@STEPS to say the steps.")],
-    data: Annotated[str, typer.Option(help=DATA_SOURCES)],
+    data: Annotated[str, typer.Option(help=options.DATA_SOURCES)],
     count: Annotated[int, typer.Option("--count", "-n", help="Samples of each model.", min=4)] = 2048,
-    features: FeatureNames = ["pixels"],  # noqa: B006
-    metric: MetricNames = None,
+    features: options.FeatureNames = ["pixels"],  # noqa: B006
+    metric: options.MetricNames = None,
     method: Annotated[str, typer.Option(help=f"One of {', '.join(get_args(Method))}.")] = "ddim",
     clip: Annotated[bool, typer.Option("--clip", help="Keep every denoised image within [-1, 1].")] = False,
     batch: Annotated[int, typer.Option(help="Images made at a time.", min=1)] = 256,
     precision: Annotated[str, typer.Option(help="auto, float32 or bf16.")] = "auto",
     resamples: Annotated[int, typer.Option(help="Paired resamples of each distance.", min=20)] = 200,
     out: Annotated[Path, typer.Option(help="The page to write.")] = Path("comparison.html"),
-    reference: References = None,
-    weights: WeightFiles = None,
-    image_column: ImageColumn = None,
-    caption_column: CaptionColumn = None,
-    seed: Seed = 0,
+    reference: options.References = None,
+    weights: options.WeightFiles = None,
+    image_column: options.ImageColumn = None,
+    caption_column: options.CaptionColumn = None,
+    seed: options.Seed = 0,
     json_: Annotated[bool, typer.Option("--json", help="One JSON object per model and features.")] = False,
 ) -> None:
     """Put runs and models side by side.
@@ -106,28 +159,29 @@ def compare(
     Which is better is told by paired resamples of the same noise.
     """
     from progdist.data.sources import load_images
-    from progdist.data.tables import Columns
+    from progdist.evaluation.compare import compare as compare_models
     from progdist.evaluation.generate import SamplingOptions
-    from progdist.runs.studies.comparison import comparison
+    from progdist.runs.pages.report import write_comparison
 
-    options = SamplingOptions(
-        None, count, None, seed, method=method, clip=clip, batch=batch, precision=precision_of(precision)
+    sampling = SamplingOptions(
+        count=count, seed=seed, method=method, clip=clip, batch=batch, precision=options.precision_of(precision)
     )
-    images, plan = load_images(data, columns=Columns(image_column, caption_column)), plan_of(
-        features, metric, weights, reference
-    )  # fmt: skip
-    records = comparison(models, images, options, plan, resamples, out, write_message)
+    images = load_images(data, image_column=image_column, caption_column=caption_column)
+    metrics = metric_config(features, metric, weights, reference)
+    comparisons = compare_models(models, images, sampling, metrics, resamples=resamples, notify=write_message)
+    write_comparison(out, comparisons, sampling)
     if json_:
-        for record in records:
-            typer.echo(json.dumps(record))
+        for each in comparisons:
+            typer.echo(json.dumps(each.to_json()))
         return
     for name in features:
-        console.print(comparison_table([record for record in records if record["features"] == name], name, count))
+        console.print(comparison_table([each for each in comparisons if each.quality.features == name]))
     console.print(f"Page: {out}", highlight=False, soft_wrap=True)
 
 
-def comparison_table(records: list[dict[str, Any]], features: str, samples: int) -> Table:
+def comparison_table(comparisons: "Sequence[Comparison]") -> Table:
     """Models side by side in one feature space, in 80 columns."""
+    features, samples = comparisons[0].quality.features, comparisons[0].quality.samples
     table = Table(
         title=f"Fréchet distance of {samples} samples to the data, {features} features",
         caption="ratio: of the distance to that of the model compared with, over paired resamples. "
@@ -139,20 +193,17 @@ def comparison_table(records: list[dict[str, Any]], features: str, samples: int)
     for heading in ("steps", "Fréchet\ndistance", "95 %\ninterval", "compared\nwith", "ratio", "95 %\ninterval"):
         table.add_column(heading, justify="right", no_wrap=True)
     table.add_column("verdict", no_wrap=True)
-    for record in records:
-        ratio, against = record["ratio"], record["against"]
+    for each in comparisons:
+        quality, ratio = each.quality, each.ratio
         table.add_row(
-            record["label"],
-            record["model"],
-            str(record["steps"]),
-            f"{record['frechet']:.3f}",
-            f"{record['frechet_low']:.2f}–{record['frechet_high']:.2f}",
-            against or "",
-            f"{ratio['value']:.2f}" if ratio else "",
-            f"{ratio['low']:.2f}–{ratio['high']:.2f}" if ratio else "",
-            record["verdict"] or "",
+            each.label,
+            each.record.model,
+            str(each.record.steps),
+            f"{quality.frechet:.3f}",
+            f"{quality.frechet_low:.2f}–{quality.frechet_high:.2f}",
+            each.against or "",
+            f"{ratio.value:.2f}" if ratio else "",
+            f"{ratio.low:.2f}–{ratio.high:.2f}" if ratio else "",
+            each.verdict or "",
         )
     return table
-
-
-COMMANDS: tuple[Callable[..., None], ...] = (statistics, compare)

@@ -8,30 +8,23 @@ from progdist._utils.errors import UserError
 from progdist._utils.names import Features, Metric, Precision
 
 DATA_SOURCES = "digits, or folder:, captions:, npz:, idx:, cifar:, wds: or parquet:PATH, or hub:NAME."
+VARIANCE = "With --method ancestral: 0 for the lower bound of the variance, 1 for the upper."
 Seed = Annotated[int, typer.Option(help="Seed of the noise.", min=0)]
-Fresh = Annotated[bool, typer.Option("--fresh", help="Start over; an older run is renamed, never deleted.")]
-Shard = Annotated[bool, typer.Option("--shard", help="Spread the network in training over the processes (FSDP2).")]
-DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the estimate of hours and memory, and exit.")]
+Fresh = Annotated[bool, typer.Option("--fresh", help="Start over; the existing run is renamed, not deleted.")]
+Shard = Annotated[bool, typer.Option("--shard", help="Shard the trained network over the processes (FSDP2).")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the estimated hours and memory, and exit.")]
 DeviceMemory = Annotated[
-    float | None,
-    typer.Option("--device-memory", help="Of --dry-run: GiB of the device it is meant for, if not of this one.", min=0),
+    float | None, typer.Option(help="With --dry-run: GiB of the target device (default: this device).", min=0)
 ]
 Guidance = Annotated[
-    str | None,
-    typer.Option(help="Guidance scale to distil into the student, or a range LO:HI that it can be given."),
+    str | None, typer.Option(help="Guidance scale to distil into the student, or LO:HI for an input of that range.")
 ]
 Lora = Annotated[
-    int | None,
-    typer.Option(help="Rank of a LoRA file to make for a text-to-image teacher's own pipeline, e.g. 64.", min=1),
+    int | None, typer.Option(help="Rank of a LoRA file for the pipeline of a text-to-image teacher, e.g. 64.", min=1)
 ]
+Updates = Annotated[int, typer.Option(help="Training steps of each stage; twice in the last two.", min=1)]
 ConversionUpdates = Annotated[
-    int | None,
-    typer.Option(
-        "--conversion-updates",
-        "--match-updates",
-        help="Training steps of stage 0; four times --updates if not given.",
-        min=1,
-    ),
+    int | None, typer.Option(help="Training steps of stage 0 (default: four times --updates).", min=1)
 ]
 ImageColumn = Annotated[str | None, typer.Option(help="Column of the images in hub:, parquet: or wds: data.")]
 CaptionColumn = Annotated[str | None, typer.Option(help="Column of the captions in such data, e.g. text or json.text.")]
@@ -39,8 +32,7 @@ FeatureNames = Annotated[
     list[str], typer.Option("--features", help=f"One of {', '.join(get_args(Features))}; several times for more.")
 ]
 MetricNames = Annotated[
-    list[str] | None,
-    typer.Option("--metric", "--metrics", help=f"Also {', '.join(get_args(Metric))}; several times for more."),
+    list[str] | None, typer.Option("--metric", help=f"Also {', '.join(get_args(Metric))}; several times for more.")
 ]
 References = Annotated[
     list[str] | None, typer.Option("--reference", help="[FEATURES=]FILE of statistics to stand for the data (Fréchet).")
@@ -51,7 +43,7 @@ WeightFiles = Annotated[
 
 
 def precision_of(name: str) -> Precision:
-    """A precision that is known."""
+    """A precision by its name."""
     if name not in get_args(Precision):
         raise UserError(f"--precision {name} is unknown: use one of {', '.join(get_args(Precision))}")
     return cast(Precision, name)

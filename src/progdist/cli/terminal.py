@@ -1,12 +1,13 @@
-"""What every command shares: the console, messages on standard error, and errors shown as one line."""
+"""What all commands share: the console, messages on standard error, and errors as one line."""
 
 import errno
+import logging
 import os
 import sys
 import time
 from collections.abc import Callable
 from functools import wraps
-from typing import Any, ParamSpec, cast
+from typing import Any, NoReturn, ParamSpec, cast
 
 import typer
 from rich.console import Console
@@ -15,66 +16,63 @@ from typer.core import TyperGroup
 from progdist._utils.errors import UserError
 from progdist._utils.signals import Interrupted, interruptible
 
-RANK = int(os.environ.get("RANK", "0"))
-"""Which of the processes of a run this is, as torchrun tells; only the first one speaks."""
+RANK = int(os.environ.get("RANK", "0"))  # rank of this process under torchrun; only rank 0 prints
 
-ERROR_GRACE_SECONDS = 15.0
-"""Seconds for which another process lets the first one speak of a mistake that all have met."""
+ERROR_GRACE_SECONDS = 15.0  # for which another process waits for the first one to print an error that all have met
 
 console = Console(quiet=RANK > 0)
 P = ParamSpec("P")
 
 
 def user_errors(command: Callable[P, None]) -> Callable[P, None]:
-    """Turn mistakes of the user and of the disk into one line and exit code 2, signals into theirs and 128 + number."""
+    """Print errors of the user and of the disk as one line and exit with code 2; after a signal, with 128 + number."""
 
     @wraps(command)
     def guarded(*args: P.args, **kwargs: P.kwargs) -> None:
         import torch  # here, so that --help need not wait for it
 
         torch.set_flush_denormal(True)
+        logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it warns of kernels that nothing here uses
         try:
             with interruptible():
                 command(*args, **kwargs)
         except Interrupted as stop:
             if RANK == 0:
-                write_message(
-                    f"progdist: stopped by {stop}; what was written is kept; the same command again goes on from there"
-                )
+                write_message(f"progdist: stopped by {stop}. Progress is saved; run the same command to resume.")
             raise typer.Exit(128 + stop.number) from None
         except UserError as error:
             _refuse(str(error))
         except torch.OutOfMemoryError as error:
-            _refuse(f"out of memory ({str(error).splitlines()[0]}): use a smaller batch, or accumulate gradients")
+            _refuse(f"out of memory ({str(error).splitlines()[0]}): use a smaller batch or gradient_accumulation_steps")
         except OSError as error:
             _refuse(_explain(error))
 
     return guarded
 
 
-UsageError = cast(Any, typer.BadParameter.__base__)
-"""What typer raises of options and arguments that it cannot take."""
+UsageError = cast(Any, typer.BadParameter.__base__)  # what typer raises for wrong options and arguments
 
 
 class Commands(TyperGroup):
-    """Commands whose wrong options and arguments are told in one line, as other mistakes are."""
+    """Commands whose usage errors are printed as one line, as other errors are."""
 
     def make_context(self, *args: Any, **extra: Any) -> Any:  # noqa: ANN401
         """The options before the command."""
         try:
             return super().make_context(*args, **extra)
         except UsageError as error:
-            _refuse_usage(error)
+            refuse_usage(error)
 
     def invoke(self, ctx: Any) -> Any:  # noqa: ANN401
         """The command with its own options."""
         try:
             return super().invoke(ctx)
         except UsageError as error:
-            _refuse_usage(error)
+            refuse_usage(error)
 
 
-def _refuse_usage(error: Any) -> None:  # noqa: ANN401
+def refuse_usage(error: Any) -> NoReturn:  # noqa: ANN401
+    """Print a usage error as one line and exit with code 2."""
     if type(error).__name__ == "NoArgsIsHelpError":  # which shows the help
         raise error
     path = error.ctx.command_path if error.ctx else "progdist"
@@ -82,11 +80,11 @@ def _refuse_usage(error: Any) -> None:  # noqa: ANN401
 
 
 def write_message(text: str) -> None:
-    """A remark, apart from the results."""
+    """Print to standard error."""
     sys.stderr.write(f"{text}\n")
 
 
-def _refuse(line: str) -> None:
+def _refuse(line: str) -> NoReturn:
     if RANK > 0:
         time.sleep(ERROR_GRACE_SECONDS)  # the launcher ends this process as soon as another one has spoken and ended
         line = f"process {RANK}: {line}"
@@ -99,8 +97,8 @@ def _explain(error: OSError) -> str:
     remedy = {
         errno.ENOSPC: "free some space",
         errno.EFBIG: "allow larger files (ulimit -f)",
-        errno.EDQUOT: "free some space, or ask for a larger quota",
-        errno.EACCES: "choose a place you may write to and read from",
-        errno.EROFS: "choose a place that is not read-only",
+        errno.EDQUOT: "free some space or raise the quota",
+        errno.EACCES: "choose a path you may read and write",
+        errno.EROFS: "choose a path that is not read-only",
     }.get(error.errno or 0, "check the path")
-    return f"{path}: {error.strerror or error}: {remedy} and run again; what was written is kept"
+    return f"{path}: {error.strerror or error}: {remedy} and run the same command; progress is saved"

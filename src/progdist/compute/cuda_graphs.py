@@ -18,14 +18,9 @@ from torch.utils import _pytree as pytree
 
 from progdist._utils.errors import UserError
 
-CALLS_BEFORE = 8
-"""Calls of one kind before it is captured, which takes as long as a few of them."""
-
-MOST_DIFFERENCE = 0.05
-"""Between a replay and the call made as usual, over the latter's norm: in bf16 rounding alone makes one hundredth."""
-
-Kind = tuple[Any, ...]
-"""What a captured call is of: shapes and types of its arguments, precision, whether a gradient is wanted."""
+CALLS_BEFORE = 8  # calls of one kind before it is captured, which takes as long as a few of them
+MOST_DIFFERENCE = 0.05  # of a replay from a plain call, over the latter's norm: rounding to bf16 makes one hundredth
+Kind = tuple[Any, ...]  # of a call: shapes and types of its arguments, precision, whether a gradient is needed
 
 
 def accelerated(network: nn.Module, compiled: bool, graphs: bool) -> nn.Module:
@@ -36,11 +31,7 @@ def accelerated(network: nn.Module, compiled: bool, graphs: bool) -> nn.Module:
 
 
 def check_available() -> None:
-    """Refuse CUDA graphs where there is no CUDA.
-
-    Raises:
-        UserError: there is none.
-    """
+    """Raise a UserError where there is no CUDA."""
     if not torch.cuda.is_available():
         raise UserError("cuda_graphs needs a CUDA device, and there is none here: set it to false")
 
@@ -50,11 +41,8 @@ class CudaGraphs(nn.Module):
 
     Replayed are calls whose tensors are on a GPU and need no gradient, with no dropout at work and no running mean to
     keep; with a gradient one call before each backward pass, since a second one would overwrite the activations of
-    the first. Others are made as usual. Weights may be changed in place; where they move, all is captured anew. What is
-    captured is compared with the usual call before it is relied on.
-
-    Args:
-        network: that computes; its weights are shared.
+    the first. Others call the network. Weights may be changed in place; where they move, all is captured anew. Before
+    a graph is used it is compared with a call of the network.
     """
 
     def __init__(self, network: nn.Module) -> None:
@@ -66,24 +54,20 @@ class CudaGraphs(nn.Module):
         self._awaiting: Callable[[], Tensor | None] = lambda: None
 
     def forward(self, *arguments: Any, **named: Any) -> Any:  # noqa: ANN401
-        """The network's output, of its own type.
-
-        Raises:
-            UserError: the call cannot be captured, or a replay differs from it.
-        """
+        """The network's output; a UserError where the call cannot be captured, or a replay differs from it."""
         call = _Call(self.network, arguments, named)
-        learning = torch.is_grad_enabled() and any(each.requires_grad for each in self.network.parameters())
-        if not self._can_be_replayed(call.tensors) or (learning and self._awaiting() is not None):
+        with_gradient = torch.is_grad_enabled() and any(each.requires_grad for each in self.network.parameters())
+        if not self._can_be_replayed(call.tensors) or (with_gradient and self._awaiting() is not None):
             return self.network(*arguments, **named)
         self._forget_moved_weights()
-        kind = (learning, self.network.training, _precision(), call.form())
+        kind = (with_gradient, self.network.training, _precision(), call.form())
         self._calls[kind] = calls = self._calls.get(kind, 0) + 1
         if calls <= CALLS_BEFORE:
             return self.network(*arguments, **named)
         if kind not in self._graphs:
-            self._graphs[kind] = self._capture(call, learning)
+            self._graphs[kind] = self._capture(call, with_gradient)
         output = self._graphs[kind](*call.tensors)
-        if not learning:
+        if not with_gradient:
             return pytree.tree_map_only(Tensor, torch.clone, output)  # the next replay overwrites it
         for tensor in pytree.tree_leaves(output):
             if tensor.requires_grad:
@@ -105,15 +89,14 @@ class CudaGraphs(nn.Module):
 
     def release(self) -> None:
         """Drop all graphs and their memory."""
-        captured = bool(self._graphs)
         self._calls.clear()
-        self._graphs.clear()
-        if captured:
+        if self._graphs:
+            self._graphs.clear()
             gc.collect()  # what make_graphed_callables returns refers to itself
 
-    def _capture(self, call: "_Call", learning: bool) -> Callable[..., Any]:
+    def _capture(self, call: "_Call", with_gradient: bool) -> Callable[..., Any]:
         """A graph of the call."""
-        weights = [each for each in self.network.parameters() if each.requires_grad and learning]
+        weights = [each for each in self.network.parameters() if each.requires_grad and with_gradient]
         enabled, dtype = _precision()
         torch.clear_autocast_cache()  # which holds nodes of autograd that belong to the stream of earlier calls
         try:
@@ -180,17 +163,17 @@ def _changes_with_calls(module: nn.Module) -> bool:
 
 
 def _results(call: Callable[..., Any], tensors: list[Tensor], weights: list[nn.Parameter]) -> tuple[Tensor, Tensor]:
-    """What a call gives, and the gradient of its sum by the weights, each as one long vector."""
-    outputs = [each.float() for each in pytree.tree_leaves(call(*tensors))]
-    found = torch.cat([each.detach().flatten() for each in outputs])
+    """A call's output, and the gradient of its sum by the weights, each as one long vector."""
+    outputs = [output.float() for output in pytree.tree_leaves(call(*tensors))]
+    output = torch.cat([each.detach().flatten() for each in outputs])
     if not weights:
-        return found, found.new_zeros(1)
+        return output, output.new_zeros(1)
     total = torch.stack([each.sum() for each in outputs]).sum()
     gradients = torch.autograd.grad(total, weights, allow_unused=True)
-    return found, torch.cat([each.flatten().float() for each in gradients if each is not None])
+    return output, torch.cat([each.flatten().float() for each in gradients if each is not None])
 
 
-def _agree(found: Tensor, expected: Tensor) -> bool:
+def _agree(replayed: Tensor, expected: Tensor) -> bool:
     """Whether both differ by no more than rounding makes."""
-    same = found.shape == expected.shape
-    return same and bool((found - expected).norm() <= MOST_DIFFERENCE * expected.norm())
+    same = replayed.shape == expected.shape
+    return same and bool((replayed - expected).norm() <= MOST_DIFFERENCE * expected.norm())

@@ -16,18 +16,14 @@ from torch import nn
 from progdist._utils.names import Precision
 from progdist.compute.precision import resolve
 
-ROUNDED = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
-"""Layers whose weights autocast rounds."""
+ROUNDED = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)  # layers whose weights autocast rounds
 
 
 @contextmanager
 def at_work(network: nn.Module, device: torch.device, precision: Precision = "float32") -> Iterator[None]:
-    """A frozen network on a device meanwhile; what shares its weights, e.g. a low-rank student, sees them there.
+    """A frozen network on a device meanwhile, where what shares its weights, e.g. a low-rank student, sees them, too.
 
-    Args:
-        network: not trained meanwhile. Afterwards its weights are those that it had, where they were.
-        device: where it computes.
-        precision: in which it is autocast; float32 for one that is not.
+    It is not trained meanwhile, and autocast in the precision; afterwards its weights are as and where they were.
     """
     halved = _rounded(network) if resolve(precision, device) == "bf16" else set[int]()
     resting = [(tensor, tensor.data) for tensor in (*network.parameters(), *network.buffers())]

@@ -1,4 +1,4 @@
-r"""The precision in which networks compute: what is asked for, and what pays on the machine at hand.
+r"""The precision in which networks compute: by name, or the one that is faster on the machine at hand.
 
 `auto` is bfloat16 where it is at least MARGIN times as fast as float32, and float32 elsewhere. On CUDA the compute
 capability tells: bfloat16 is in hardware from 8.0 on. On a CPU it is measured, by one matrix product in each
@@ -16,14 +16,10 @@ from torch import nn
 from progdist._utils.errors import UserError
 from progdist._utils.names import Precision
 
-Resolved = Literal["float32", "bf16"]
-"""What a network computes in."""
+Resolved = Literal["float32", "bf16"]  # what a network computes in
+MARGIN = 1.3  # how many times as fast as float32 bfloat16 must be, since casting takes time, too
 
-MARGIN = 1.3
-"""How many times as fast as float32 bfloat16 must be, since casting takes time, too."""
-
-SIZE, REPEATS = 256, 5
-"""Rows and columns of the matrices multiplied, and how often: 50 ms where bfloat16 is emulated, 5 ms elsewhere."""
+SIZE, REPEATS = 256, 5  # of the square matrices multiplied: 50 ms where bfloat16 is emulated, 5 ms elsewhere
 
 
 def resolve(precision: Precision, device: torch.device) -> Resolved:
@@ -37,8 +33,7 @@ def resolve(precision: Precision, device: torch.device) -> Resolved:
 def bf16_speedup(device: str) -> float:
     """How many times as fast as float32 a device type computes in bfloat16; below 1 where it is emulated.
 
-    Measured on a CPU. On CUDA 2 from compute capability 8.0 on, the least that such a device promises, and 0 below; 0
-    on other devices, where nothing is known.
+    Measured on a CPU. On CUDA 2, the least that compute capability 8.0 promises, and 0 below; 0 on other devices.
     """
     if device == "cuda":
         return 2.0 if torch.cuda.get_device_capability()[0] >= 8 else 0.0
@@ -59,7 +54,7 @@ def _product_seconds(dtype: torch.dtype) -> float:
 
 
 def emulation_warning(device: torch.device) -> str | None:
-    """What to tell a person who asked for bfloat16 on a device that is slower in it; None elsewhere."""
+    """The warning about bf16 on a device that is slower in it; None elsewhere."""
     speedup = bf16_speedup(device.type)
     if device.type != "cpu" or speedup >= 1:
         return None
@@ -70,19 +65,13 @@ def emulation_warning(device: torch.device) -> str | None:
 
 
 def autocast(device: torch.device, precision: Precision) -> torch.autocast | nullcontext[None]:
-    """The context in which a network runs in the given precision."""
+    """The context in which a network runs in a precision."""
     return torch.autocast(device.type, torch.bfloat16) if resolve(precision, device) == "bf16" else nullcontext()
 
 
 def enable_gradient_checkpointing(network: nn.Module) -> None:
-    """Have a network recompute its activations in the backward pass, as diffusers' networks can.
-
-    Raises:
-        UserError: it cannot.
-    """
+    """Have a network recompute its activations in the backward pass, as diffusers' networks can, or a UserError."""
     if not hasattr(network, "enable_gradient_checkpointing"):
-        network_class = type(network).__name__
-        raise UserError(
-            f"{network_class} has no enable_gradient_checkpointing(): leave gradient_checkpointing, or give it one"
-        )
+        name = type(network).__name__
+        raise UserError(f"{name} has no enable_gradient_checkpointing(): leave gradient_checkpointing, or give it one")
     cast(Any, network).enable_gradient_checkpointing()

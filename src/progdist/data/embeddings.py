@@ -10,10 +10,9 @@ A shard is written whole or not at all, and those that are there are not compute
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import safetensors
 import safetensors.torch
@@ -23,51 +22,31 @@ from torch import Tensor
 from progdist._utils.errors import UserError
 from progdist._utils.files import atomic_write, read_json, write_json
 
-SHARD_BYTES = 2**28
-"""About as much as a shard holds."""
-
-
-class TextEncoder(Protocol):
-    """A text encoder."""
-
-    def __call__(self, prompts: Sequence[str]) -> dict[str, Tensor]:
-        """The embeddings of N prompts by name, (N, ...) on the CPU."""
-        ...
+SHARD_BYTES = 2**28  # about as much as a shard holds
+TextEncoder = Callable[[Sequence[str]], dict[str, Tensor]]  # N prompts -> their embeddings by name, (N, ...) on the CPU
 
 
 @dataclass(frozen=True)
 class Embeddings:
-    """Embeddings in a folder, by the numbers of their captions.
-
-    Args:
-        folder: of the shards.
-        size: captions to a shard.
-    """
+    """Embeddings in a folder of shards of `size` captions, by the numbers of their captions."""
 
     folder: Path
     size: int
-
-    @cached_property
-    def _shards(self) -> dict[int, Any]:
-        """Those that were opened."""
-        return {}
+    _opened: dict[int, Any] = field(default_factory=dict, repr=False, compare=False)
 
     def __call__(self, numbers: Tensor) -> dict[str, Tensor]:
-        """The embeddings of captions (B,) int64 by name, (B, ...) in half precision.
-
-        Raises:
-            UserError: a shard is damaged.
-        """
+        """The embeddings of captions (B,) int64 by name, (B, ...) in half precision; a damaged shard is a UserError."""
         rows = [self._row(*divmod(number, self.size)) for number in numbers.tolist()]
-        return {name: torch.stack([row[name] for row in rows]) for name in rows[0]}
+        with torch.autocast("cpu", enabled=False):  # on the CPU, autocast cannot stack half precision
+            return {name: torch.stack([row[name] for row in rows]) for name in rows[0]}
 
     def _row(self, shard: int, row: int) -> dict[str, Tensor]:
         path = self.path(shard)
         try:
-            if shard not in self._shards:
+            if shard not in self._opened:
                 opened = safetensors.safe_open(path, framework="pt")
-                self._shards[shard] = {name: opened.get_slice(name) for name in opened.keys()}  # noqa: SIM118
-            return {name: rows[row] for name, rows in self._shards[shard].items()}
+                self._opened[shard] = {name: opened.get_slice(name) for name in opened.keys()}  # noqa: SIM118
+            return {name: rows[row] for name, rows in self._opened[shard].items()}
         except (OSError, IndexError, safetensors.SafetensorError) as error:
             raise UserError(
                 f"{path} cannot be read ({error}): remove {self.folder} to encode the captions anew"
@@ -86,34 +65,30 @@ def row_bytes(encoder: TextEncoder) -> int:
 def encode_captions(
     captions: Sequence[str], encoder: Callable[[], TextEncoder], folder: Path, notify: Callable[[str], None]
 ) -> Embeddings:
-    """The embeddings of captions, from a folder or made and put there.
+    """The embeddings of distinct captions, numbered by their places: from a folder, or made and put there.
 
-    Args:
-        captions: distinct; their numbers are their places.
-        encoder: opens the text encoders; not asked where every shard is there.
-        folder: of the shards.
-        notify: told before captions are encoded.
+    `encoder` opens the text encoders, and is not called where every shard is there; `notify` is told before.
 
     Raises:
         UserError: the folder is of other captions, or an embedding is beyond half precision.
     """
-    digest = hashlib.sha256(json.dumps(list(captions)).encode()).hexdigest()
+    checksum = hashlib.sha256(json.dumps(list(captions)).encode()).hexdigest()
     index, encode = folder / "index.json", None
     if not index.is_file():
         encode = encoder()
-        write_json(index, {"captions": digest, "shard": max(1, SHARD_BYTES // row_bytes(encode))})
+        write_json(index, {"captions": checksum, "shard": max(1, SHARD_BYTES // row_bytes(encode))})
     written: Mapping[str, Any] = read_json(index)
-    if written.get("captions") != digest or not isinstance(written.get("shard"), int) or written["shard"] < 1:
+    if written.get("captions") != checksum or not isinstance(written.get("shard"), int) or written["shard"] < 1:
         raise UserError(f"{folder} holds the embeddings of other captions: remove it to encode them anew")
     embeddings = Embeddings(folder, written["shard"])
-    parts = range(0, len(captions), embeddings.size)
-    lacking = [(number, first) for number, first in enumerate(parts) if not embeddings.path(number).is_file()]
-    if lacking:
+    shards = range(-(-len(captions) // embeddings.size))
+    if absent := [shard for shard in shards if not embeddings.path(shard).is_file()]:
         notify(f"{len(captions)} distinct captions are encoded once")
         encode = encode or encoder()
-        for number, first in lacking:
-            rows = {name: each.half() for name, each in encode(captions[first : first + embeddings.size]).items()}
-            if not all(each.isfinite().all() for each in rows.values()):
+        for shard in absent:
+            first = shard * embeddings.size
+            rows = {name: row.half() for name, row in encode(captions[first : first + embeddings.size]).items()}
+            if not all(row.isfinite().all() for row in rows.values()):
                 raise UserError(f"{folder}: the text encoder's output is beyond half precision: use another one")
-            atomic_write(embeddings.path(number), safetensors.torch.save(rows))
+            atomic_write(embeddings.path(shard), safetensors.torch.save(rows))
     return embeddings

@@ -1,6 +1,6 @@
 """Binary files of images, as their publishers lay them out, read as arrays of bytes.
 
-Every length is checked against the file itself before anything is made of it.
+Every length is checked against the file itself before anything is made of it; a damaged file is a UserError.
 """
 
 import gzip
@@ -20,11 +20,7 @@ from progdist._utils.errors import UserError
 
 
 def read_idx(path: Path) -> NDArray[np.uint8]:
-    """The array of one MNIST-format file (bytes only), gzipped or not.
-
-    Raises:
-        UserError: not such a file, or shorter than its header says.
-    """
+    """The array of one MNIST-format file (bytes only), gzipped or not."""
     try:
         content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
     except (OSError, EOFError, zlib.error) as error:
@@ -41,10 +37,7 @@ def read_idx(path: Path) -> NDArray[np.uint8]:
 def read_npz(path: Path) -> tuple[NDArray[Any], NDArray[Any] | None]:
     """The arrays `images` and `labels`, or `arr_0` and `arr_1`, of an npz file; the second need not be there.
 
-    No array is larger than what the file holds of it.
-
-    Raises:
-        ValueError, and whatever numpy and zipfile raise of damaged files.
+    Whatever numpy and zipfile raise of damaged files is raised; no array is larger than what the file holds of it.
     """
     with zipfile.ZipFile(path) as file:
         names = file.namelist()
@@ -70,9 +63,6 @@ def read_cifar(folder: Path) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
     """The training images (N, 32, 32, 3) and labels (N,) of CIFAR-10, binary or python version.
 
     An image is 3,072 bytes, channel by channel (www.cs.toronto.edu/~kriz/cifar.html).
-
-    Raises:
-        UserError: no such files, or damaged ones.
     """
     paths = sorted(folder.glob("data_batch_*"))
     if not paths:
@@ -95,11 +85,7 @@ def _binary_batch(path: Path) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
 
 
 def _python_batch(path: Path) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-    """Pixels (N, 3072) and labels (N,) of a pickle that is never run.
-
-    Its opcodes are read as data: the labels are the numbers of the list that follows the word `labels`, the pixels the
-    longest string. Whatever else the file would do when unpickled is passed over.
-    """
+    """Pixels (N, 3072) and labels (N,) of a pickle that is never run: its opcodes are read as data."""
     labels: list[int] = []
     longest: str | bytes = b""
     sought = inside = False

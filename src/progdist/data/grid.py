@@ -9,11 +9,8 @@ from torch import Tensor
 from progdist._utils.files import atomic_write
 from progdist.data.images import to_uint8
 
-GRID = 64
-"""Images in a run's sample grid, eight to a row."""
-
-GAP = 1
-"""Grey pixels between the images of a grid."""
+GRID = 64  # images in a run's sample grid, eight to a row
+GAP = 1  # grey pixels between the images of a grid
 
 
 def grid_image(images: Tensor, columns: int) -> Image.Image:

@@ -3,14 +3,13 @@
     00000.safetensors ...           latents
     frames/00000.safetensors ...    (height, width, top, left) of each example's image and crop, if asked for
 
-A model that is told the size of each image (Podell et al. 2023, arXiv 2307.01952, section 2.2) finds the frame of an
-example by its label, in which the caption's number c of C and the example's own number i are one:
-
-    label = c + C (1 + i)
-
-so that a label below C is a caption alone, and what draws, shuffles and splits examples need not know of frames.
+A model that is told the size of each image (Podell et al. 2023, arXiv 2307.01952, section 2.2) takes an example's frame
+as the condition `frame`.
 """
 
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Protocol
 
@@ -18,16 +17,13 @@ import torch
 from torch import Tensor
 
 from progdist._utils.errors import UserError
-from progdist.data.images import CaptionedImages, Images, Reader
+from progdist.data.images import CaptionedImages, Images, Reader, Subset
 from progdist.data.shards import INDEX, TensorShards
 from progdist.data.sources import Crops
 from progdist.data.streams import StreamedImages
 
-BATCH = 64
-"""Images encoded at a time."""
-
-ROWS = 4096
-"""Latents in a shard: 64 MiB of 4x32x32 numbers."""
+BATCH = 64  # images encoded at a time
+ROWS = 4096  # latents in a shard: 64 MiB of 4x32x32 numbers
 
 
 class ImageEncoder(Protocol):
@@ -39,140 +35,84 @@ class ImageEncoder(Protocol):
 
 
 class FramedLatents(CaptionedImages):
-    """Latents whose labels tell the caption and the example.
+    """Latents whose conditions are the number of the caption and the frame: (height, width, top, left), int64 (4,)."""
 
-    Args:
-        latents: with captions' numbers for labels.
-        numbers: of the examples among all of the run, int64 (N,).
-    """
-
-    def __init__(self, latents: Images, numbers: Tensor) -> None:
+    def __init__(self, latents: Images, frames: Callable[[int], Tensor]) -> None:
         name, get, labels, classes = latents.name, latents.get, latents.labels, latents.classes
         super().__init__(name, len(latents), get, labels, classes, shape=latents.shape)
-        self.latents, self.numbers = latents, numbers
+        self.latents, self.frames = latents, frames
 
-    def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        """A latent and its label."""
+    def __getitem__(self, index: int) -> tuple[Tensor, Mapping[str, Tensor | int]]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """A latent, and its conditions `labels` and `frame`."""
         latent, caption = super().__getitem__(index)
-        return latent, caption + len(self.classes) * (1 + int(self.numbers[index]))
+        return latent, {"labels": caption, "frame": self.frames(index)}
 
     def subset(self, chosen: Tensor) -> "FramedLatents":
-        """Some of them, which keep their numbers."""
-        return FramedLatents(self.latents.subset(chosen), self.numbers[chosen])
+        """The latents of some indices (M,) with their frames."""
+        return FramedLatents(self.latents.subset(chosen), Subset(self.frames, chosen))
 
 
-def split_label(labels: Tensor, captions: int) -> tuple[Tensor, Tensor]:
-    """(numbers of captions, numbers of examples) in labels (B,); -1 for a caption alone.
+@dataclass(frozen=True)
+class LatentFolder:
+    """The latents of a set of images in a folder."""
 
-    Args:
-        labels: as `FramedLatents` gives them.
-        captions: how many there are.
-    """
-    return labels % captions, labels // captions - 1
+    images: Images  # the whole set
+    folder: Path  # of the shards
+    framed: bool = False  # whether the frames of the images are kept, too
 
+    @cached_property
+    def latents(self) -> TensorShards:
+        """The shards of the latents."""
+        source = f"{self.images.name} {'x'.join(map(str, self.images.shape))}"
+        return TensorShards(self.folder, len(self.images), ROWS, source)
 
-def begin_latents(images: Images, folder: Path, *, framed: bool = False) -> int:
-    """Make the folder that the latents of a set of images go into, unless it is there; one process does this.
+    @cached_property
+    def frames(self) -> TensorShards:
+        """The shards of the frames, int64 (4,) each."""
+        return TensorShards(self.folder / "frames", len(self.images), ROWS, self.images.name)
 
-    Args:
-        images: the whole set.
-        folder: of the shards.
-        framed: whether their frames are asked for.
+    def prepare(self) -> int:
+        """Write what the shards will be, unless that is there, in one process; returns how many are yet to be written.
 
-    Returns:
-        How many shards are yet to be written.
+        Raises:
+            UserError: what is there is damaged, or of another set of images.
+        """
+        images = self.images
+        if isinstance(images, StreamedImages):
+            raise UserError(
+                f"{images.name} is a stream, which cannot be encoded once: give a latent model folder: or npz:"
+            )
+        absent = set[int]()
+        for shards in (self.latents, self.frames) if self.framed else (self.latents,):
+            if not (shards.path / INDEX).is_file():
+                shards.write_index()
+            if not shards.agrees():
+                raise UserError(
+                    f"{self.folder} does not hold the latents of the {len(images)} images of {images.name}: remove it "
+                    "to encode them"
+                )
+            absent.update(shards.absent())
+        return len(absent)
 
-    Raises:
-        UserError: what is there is damaged, or of another number of images.
-    """
-    if isinstance(images, StreamedImages):
-        raise UserError(f"{images.name} is a stream, which cannot be encoded once: give a latent model folder: or npz:")
-    shards = _shards(images, folder)
-    if shards.path.is_file():  # as version 0.1.0 wrote them
-        _checked(images, shards)
-        return 0
-    if not (folder / "index.json").is_file():
-        shards.write_index()
-    if not shards.agrees():
-        raise UserError(
-            f"{folder} does not hold the latents of the {len(images)} images of {images.name}: remove it to encode them"
-        )
-    absent = set(shards.absent())
-    if framed:
-        frames = frame_shards(images, folder)
-        if not (frames.path / INDEX).is_file():
-            frames.write_index()
-        absent |= set(frames.absent())
-    return len(absent)
+    def encode(self, autoencoder: ImageEncoder, process: int = 0, processes: int = 1) -> None:
+        """Write one process's share of the absent shards, encoding BATCH images at a time."""
+        frames_absent, absent = self.frames.absent() if self.framed else [], self.latents.absent()
+        for number, span in list(enumerate(self.latents.spans()))[process::processes]:
+            if number in frames_absent:
+                self.frames.write(number, [torch.tensor([self._frame(index) for index in span])])
+            if number in absent:
+                batches = torch.arange(span.start, span.stop).split(BATCH)
+                self.latents.write(number, (autoencoder.encode(self.images.at(batch)[0]) for batch in batches))
 
+    def _frame(self, index: int) -> tuple[int, int, int, int]:
+        if not isinstance(self.images.get, Reader | Crops):
+            raise UserError(f"{self.images.name} does not tell the sizes of its images: open the images themselves")
+        return self.images.get.frame(index)
 
-def encode(
-    images: Images,
-    autoencoder: ImageEncoder,
-    folder: Path,
-    process: int = 0,
-    processes: int = 1,
-    *,
-    framed: bool = False,
-) -> None:
-    """Write one process's share of the shards that are absent; call `begin_latents` first.
-
-    Args:
-        images: the whole set.
-        autoencoder: encodes BATCH images at a time.
-        folder: of the shards.
-        process: number of this process, from 0.
-        processes: how many share the work.
-        framed: whether their frames are asked for.
-    """
-    shards = _shards(images, folder)
-    if shards.path.is_file():
-        return
-    spans, frames = shards.spans(), frame_shards(images, folder)
-    frames_absent, absent = frames.absent() if framed else [], shards.absent()
-    for number in range(process, len(spans), processes):
-        if number in frames_absent:
-            frames.write(number, [torch.tensor([_frame(images, index) for index in spans[number]])])
-        if number in absent:
-            batches = torch.arange(spans[number].start, spans[number].stop).split(BATCH)
-            shards.write(number, (autoencoder.encode(images.at(batch)[0]) for batch in batches))
-
-
-def _frame(images: Images, index: int) -> tuple[int, int, int, int]:
-    """(height, width, top, left) of an example's image and crop."""
-    if not isinstance(images.get, Reader | Crops):
-        raise UserError(f"{images.name} does not tell the sizes of its images: open the images themselves")
-    return images.get.frame(index)
-
-
-def frame_shards(images: Images, folder: Path) -> TensorShards:
-    """The frames (height, width, top, left) of a set of images in the folder of its latents, int64 (4,) each."""
-    return TensorShards(folder / "frames", len(images), ROWS, images.name)
-
-
-def open_latents(images: Images, folder: Path, *, framed: bool = False) -> Images:
-    """The latents of a set of images with its labels, mapped from their shards; `framed` gives FramedLatents.
-
-    Raises:
-        UserError: a shard is absent, or damaged, or they are of another number of images.
-    """
-    shards = _shards(images, folder)
-    if not shards.path.is_file() and (absent := shards.absent()):
-        raise UserError(f"{folder} lacks {len(absent)} shards: run the same command again to encode them")
-    latents = _checked(images, shards)
-    return FramedLatents(latents, torch.arange(len(latents))) if framed else latents
-
-
-def _checked(images: Images, shards: TensorShards) -> Images:
-    try:
-        return type(images)(images.name, len(images), shards.__getitem__, images.labels, images.classes)
-    except UserError as error:
-        raise UserError(f"{error}; {len(images)} latents are wanted: remove it to encode them anew") from error
-
-
-def _shards(images: Images, folder: Path) -> TensorShards:
-    """The shards; or the one file beside the folder in which version 0.1.0 kept all latents."""
-    single = folder.with_name(f"{folder.name}.safetensors")
-    if single.is_file():
-        return TensorShards(single, len(images), len(images))
-    return TensorShards(folder, len(images), ROWS, f"{images.name} {'x'.join(map(str, images.shape))}")
+    def open(self) -> Images:
+        """The latents with the images' labels, mapped from their shards; FramedLatents if their frames are kept."""
+        images = self.images
+        if absent := self.latents.absent():
+            raise UserError(f"{self.folder} lacks {len(absent)} shards: run the same command again to encode them")
+        latents = type(images)(images.name, len(images), self.latents.__getitem__, images.labels, images.classes)
+        return FramedLatents(latents, self.frames.__getitem__) if self.framed else latents

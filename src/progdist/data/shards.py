@@ -20,21 +20,13 @@ INDEX = "index.json"
 
 
 class TensorShards:
-    """`count` rows of one shape, `rows` to a shard (fewer in the last).
-
-    Args:
-        path: the folder of the shards; or one safetensors file with one tensor, which is then the only shard.
-        count: how many rows there are, or will be.
-        rows: in a shard.
-        source: what they are made from, so that those of other data are not taken for them.
-    """
+    """`count` rows of one shape, `rows` to a shard (fewer in the last); `source` tells those of other data apart."""
 
     def __init__(self, path: Path, count: int, rows: int, source: str = "") -> None:
         self.path, self.count, self.rows, self.source = path, count, rows, source
         self._mapped: dict[int, Tensor] = {}
 
     def __getstate__(self) -> Mapping[str, Any]:
-        """What another process is given: no maps, it makes its own."""
         return {**self.__dict__, "_mapped": {}}
 
     @property
@@ -47,14 +39,8 @@ class TensorShards:
         return [range(start, min(start + self.rows, self.count)) for start in range(0, self.count, self.rows)]
 
     def agrees(self) -> bool:
-        """Whether index.json is there and says the same; as it was first written it names no source.
-
-        Raises:
-            UserError: it is damaged.
-        """
-        if not (self.path / INDEX).is_file():
-            return False
-        return {**self.index, **read_json(self.path / INDEX)} == self.index
+        """Whether index.json is there and says the same; a UserError if it is damaged."""
+        return (self.path / INDEX).is_file() and read_json(self.path / INDEX) == self.index
 
     def write_index(self) -> None:
         """Write index.json."""
@@ -69,39 +55,29 @@ class TensorShards:
         atomic_write(self._file(number), safetensors.torch.save({"rows": torch.cat(list(parts)).contiguous()}))
 
     def __len__(self) -> int:
-        """The number of rows."""
         return self.count
 
     def __getitem__(self, index: int) -> Tensor:
-        """One row.
-
-        Raises:
-            UserError: its shard is missing or damaged, or holds another number of rows.
-        """
         number, row = divmod(index, self.rows)
         return self.shard(number)[row]
 
     def read(self, rows: range) -> Tensor:
-        """Consecutive rows, from one shard or several; errors as for one row."""
+        """Consecutive rows, from one shard or several; errors as of `shard`."""
         numbers = range(rows.start // self.rows, (rows.stop - 1) // self.rows + 1)
         starts = [number * self.rows for number in numbers]
         shards = zip(starts, (self.shard(number) for number in numbers), strict=True)
         return torch.cat([shard[max(0, rows.start - start) : rows.stop - start] for start, shard in shards])
 
     def shard(self, number: int) -> Tensor:
-        """The rows of one shard, mapped from its file.
-
-        Raises:
-            UserError: it is missing or damaged, or holds another number of rows.
-        """
+        """The rows of one shard, mapped from its file; a UserError if it is missing, damaged or of another length."""
         if number not in self._mapped:
             file, expected = self._file(number), len(self.spans()[number])
             tensors = list(read_tensors(file).values())
             if len(tensors) != 1 or len(tensors[0]) != expected:
-                found = len(tensors[0]) if tensors and tensors[0].ndim else 0
-                raise UserError(f"{file} holds {found} rows, expected {expected}: remove {self.path} to make it anew")
+                rows = len(tensors[0]) if tensors and tensors[0].ndim else 0
+                raise UserError(f"{file} holds {rows} rows, expected {expected}: remove {self.path} to make it anew")
             self._mapped[number] = tensors[0]
         return self._mapped[number]
 
     def _file(self, number: int) -> Path:
-        return self.path if self.path.is_file() else self.path / f"{number:05d}.safetensors"
+        return self.path / f"{number:05d}.safetensors"

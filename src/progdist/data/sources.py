@@ -1,10 +1,10 @@
-"""Images in, as tensors in [-1, 1] with labels.
+"""Images as tensors in [-1, 1] with labels.
 
-A source is named in one word:
+A source is one of
 
     digits          scikit-learn's 1,797 handwritten digits, 8x8, ten classes (embedded, nothing to fetch)
     folder:PATH     image files; class folders give labels, a flat folder gives none; hidden files are passed over
-    captions:PATH   image files with captions (see `captions`)
+    captions:PATH   image files with captions (see `folders`)
     idx:PATH        a folder with MNIST-format files, gzipped or not
     cifar:PATH      the folder of CIFAR-10's binary or python version
     npz:PATH        arrays `images` (N, H, W) or (N, H, W, C), uint8 or float in [-1, 1], and `labels` (N,) if any; or
@@ -26,7 +26,7 @@ import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import numpy as np
 import torch
@@ -37,48 +37,60 @@ from progdist._utils.errors import UserError
 from progdist._utils.random import CROPS, generator
 from progdist.data.folders import open_captions, open_folder
 from progdist.data.formats import read_cifar, read_idx, read_npz
-from progdist.data.images import ArrayReader, Images, ImageTransform, Reader
+from progdist.data.images import ArrayReader, Images, ImageTransform, Reader, Resample
 from progdist.data.tables import Columns, open_hub, open_parquet, open_webdataset
 
 
-def load_images(source: str, transform: ImageTransform | None = None, columns: Columns | None = None) -> Images:
-    """Open a source by its name.
+def load_images(
+    source: str,
+    *,
+    size: int | None = None,
+    channels: Literal[1, 3] | None = None,
+    resample: Resample = "area",
+    image_column: str | None = None,
+    caption_column: str | None = None,
+) -> Images:
+    """The images of a source as training sees them.
 
     Args:
-        source: its name.
-        transform: how an image becomes a tensor.
-        columns: of a table, those that are named.
+        source: one of the above, e.g. "folder:photos".
+        size: height and width in pixels, after a centre crop; None where all images have one size.
+        channels: 1 for grey, 3 for RGB; None for grey where the images are, and RGB elsewhere.
+        resample: "area" or "bilinear".
+        image_column: column of a table with the images; None for the first of IMAGE_COLUMNS.
+        caption_column: column of a table with the captions; None for labels in their place.
+
+    Returns:
+        A data set of (image (C, H, W) in [-1, 1], label) pairs. `classes` names the labels, or the captions.
 
     Raises:
-        UserError: the source is unknown, missing, empty or damaged, or has no columns to be named.
+        UserError: the source is unknown, missing, empty or damaged, or it is no table and a column is named.
     """
+    return open_source(source, ImageTransform(size, channels, resample), Columns(image_column, caption_column))
+
+
+def open_source(source: str, transform: ImageTransform = ImageTransform(), columns: Columns = Columns()) -> Images:  # noqa: B008
+    """As `load_images`, of a transform and columns."""
     scheme, _, path_text = source.partition(":")
-    transform = transform or ImageTransform()
     if columns and scheme not in _TABLES:
         tables = ", ".join(f"{name}:" for name in _TABLES)
         raise UserError(f"{source} has no columns to be named: leave image and caption columns, which are of {tables}")
     if scheme == "digits":
         return _digits(transform)
-    if scheme not in {**_READERS, **_TABLES} or not path_text:
-        kinds = ", ".join(["digits", *(f"{name}:PATH" for name in (*_READERS, *_TABLES))])
-        raise UserError(f"data source {source!r} is unknown: use one of {kinds}")
-    if scheme in _TABLES:
-        return _TABLES[scheme](path_text, transform, columns or Columns())
-    return _READERS[scheme](path_text, transform)
+    if scheme in _TABLES and path_text:
+        return _TABLES[scheme](path_text, transform, columns)
+    if scheme in _READERS and path_text:
+        return _READERS[scheme](path_text, transform)
+    kinds = ", ".join(["digits", *(f"{name}:PATH" for name in (*_READERS, *_TABLES))])
+    raise UserError(f"data source {source!r} is unknown: use one of {kinds}")
 
 
 @dataclass(frozen=True)
 class Crops:
-    """Square crops of the images of a reader: crop j of image i is number n i + j.
+    """`count` (n) square crops of each image of a reader: crop j of image i is number n i + j.
 
     They are spread evenly along the longer side from a random start, at the places (j + u) / n with u uniform in [0, 1)
-    for each image, a function of (seed, i). So a crop is an example like any other: latents are encoded once, and what
-    an update sees does not depend on what was seen before.
-
-    Attributes:
-        reader: of the images.
-        count: n, of each image.
-        seed: of the starts.
+    for each image, a function of (seed, i): a crop is an example like any other, and latents are encoded once.
     """
 
     reader: Reader
@@ -94,18 +106,13 @@ class Crops:
         return self.reader.frame(*self._position(index))
 
     def _position(self, index: int) -> tuple[int, float]:
-        """(image, place)."""
         image, number = divmod(index, self.count)
         start = torch.rand((), generator=generator(self.seed, CROPS, image), dtype=torch.float64)
         return image, (number + float(start)) / self.count
 
 
 def cropped(images: Images, count: int, seed: int) -> Images:
-    """Random crops of each image, `count` of each, one after another.
-
-    Raises:
-        UserError: the images are a stream, or of a reader that is no Reader, or are all square.
-    """
+    """Random crops of each image, `count` of each, one after another; not of a stream, nor of square images."""
     if not isinstance(images.get, Reader):
         raise UserError(f"{images.name} is read as it comes, one crop of each image: leave data.crops, or give folder:")
     if isinstance(images.get, ArrayReader) and len(set(images.get.size(0))) == 1:
@@ -124,24 +131,18 @@ def _digits(transform: ImageTransform) -> Images:
 
 def _idx(path_text: str, transform: ImageTransform) -> Images:
     root = Path(path_text).expanduser()
-    found: dict[str, Path] = {}
-    for part in ("train-images", "train-labels"):
-        candidates = sorted(root.glob(f"{part}*"))
-        if candidates:
-            found[part] = candidates[0]
-    if "train-images" not in found:
+    images, labels = (next(iter(sorted(root.glob(f"train-{part}*"))), None) for part in ("images", "labels"))
+    if images is None:
         raise UserError(
             f"idx:{path_text} holds no train-images file: for Fashion-MNIST install Debian's dataset-fashion-mnist "
             "(apt-get install dataset-fashion-mnist), or fetch the four files and name their folder with "
             "--set data.source=idx:FOLDER"
         )
-    labels = read_idx(found["train-labels"]) if "train-labels" in found else None
-    return _array(f"idx:{path_text}", read_idx(found["train-images"]), labels, transform)
+    return _array(f"idx:{path_text}", read_idx(images), read_idx(labels) if labels else None, transform)
 
 
 def _cifar(path_text: str, transform: ImageTransform) -> Images:
-    images, labels = read_cifar(Path(path_text).expanduser())
-    return _array(f"cifar:{path_text}", images, labels, transform)
+    return _array(f"cifar:{path_text}", *read_cifar(Path(path_text).expanduser()), transform)
 
 
 def _npz(path_text: str, transform: ImageTransform) -> Images:
@@ -163,22 +164,17 @@ def _npz(path_text: str, transform: ImageTransform) -> Images:
 
 
 _NOT_ARRAYS = (AttributeError, SyntaxError, RuntimeError, EOFError, struct.error, zipfile.BadZipFile, zlib.error)
-"""What numpy and zipfile raise of damaged files, beside the usual."""
+"""What numpy and zipfile raise of damaged files beside ValueError and the like."""
 
 
 def _array(
-    name: str,
-    pixels: NDArray[Any],
-    labels: NDArray[Any] | None,
-    transform: ImageTransform,
-    *,
-    white: float = 255.0,
+    name: str, pixels: NDArray[Any], labels: NDArray[Any] | None, transform: ImageTransform, white: float = 255.0
 ) -> Images:
     """Images (N, H, W[, 1 or 3]), kept as they are and framed when they are read."""
     if labels is not None and (labels.ndim != 1 or not np.issubdtype(labels.dtype, np.integer)):
         raise UserError(f"{name}: labels are {labels.dtype} of shape {labels.shape}, expected whole numbers (N,)")
-    known = None if labels is None else torch.from_numpy(labels.astype(np.int64))
-    return Images(name, len(pixels), ArrayReader(transform, pixels, white), known)
+    tensor = None if labels is None else torch.from_numpy(labels.astype(np.int64))
+    return Images(name, len(pixels), ArrayReader(transform, pixels, white), tensor)
 
 
 _READERS: dict[str, Callable[[str, ImageTransform], Images]] = {

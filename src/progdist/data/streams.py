@@ -7,46 +7,28 @@ ones saw without decoding it. A batch comes from one reader, and readers take tu
 """
 
 import io
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import count, islice
 
 import torch
-from PIL import Image
 from torch import Tensor
 
 from progdist._utils.errors import UserError
 from progdist._utils.random import generator
-from progdist.data.folders import UNREADABLE
-from progdist.data.images import Images, ImageTransform
+from progdist.data.images import Images, ImageTransform, open_image
 
-BUFFER = 1000
-"""Examples, as the bytes that they are in their shards, among which a reader chooses the next."""
-
-KEPT = 10_000
-"""Examples at the beginning of a stream that stand for all of it in evaluation."""
-
-Example = tuple[bytes, int]
-"""An encoded image and its label (0 where there is none)."""
-
+BUFFER = 1000  # examples, as the bytes that they are in their shards, among which a reader chooses the next
+KEPT = 10_000  # examples at the beginning of a stream that stand for all of it in evaluation
+Example = tuple[bytes, int]  # an encoded image and its label (0 where there is none)
 ReadShard = Callable[[str], Iterator[Example]]
 
 
 class StreamedImages(Images):
-    """Images that can only be read in the order of a stream.
+    """Images that can only be read in the order of a stream, shard by shard.
 
-    The first KEPT of them, kept as encoded bytes, stand for all where images are asked for by their index: in
+    The first KEPT of them, kept as encoded bytes, stand for all where images are read by their index: in
     evaluation, in the teacher's check, and as the shares of the classes.
-
-    Args:
-        name: the source it came from.
-        shards: their paths or addresses.
-        read: the examples of a shard, in their order.
-        transform: how an image becomes a tensor.
-
-    Raises:
-        UserError: there are no images.
     """
 
     def __init__(self, name: str, shards: Sequence[str], read: ReadShard, transform: ImageTransform) -> None:
@@ -60,70 +42,46 @@ class StreamedImages(Images):
         return StreamedImages(self.name, self.shards, self.read, transform)
 
     def split(self, count: int, seed: int) -> tuple[Images, Images]:
-        """A stream holds nothing out.
-
-        Raises:
-            UserError: always.
-        """
+        """Raise a UserError: a stream holds nothing out."""
         raise UserError(f"{self.name} is a stream, of which {count} images cannot be held out: leave distill.stop")
 
     def walk(
-        self,
-        size: int,
-        first: int,
-        last: int,
-        rank: tuple[int, int],
-        worker: tuple[int, int],
-        position: tuple[int, int],
+        self, size: int, updates: range, rank: tuple[int, int], worker: tuple[int, int], position: tuple[int, int]
     ) -> Iterator[tuple[int, list[tuple[Tensor, int]]]]:
-        """The examples of one reader's updates.
+        """(update, its `size` examples) of one reader's share of the `updates`.
 
-        Args:
-            size: examples that this process takes in an update.
-            first: the first update.
-            last: the last one, not included.
-            rank: number of this process, and how many there are.
-            worker: number of this worker in it, and how many there are; it makes every n-th update from first + number
-            position: (seed, stage).
-
-        Yields:
-            (update, examples).
+        `rank` is (index, count) of the processes and `worker` of the workers in each, which take turns; `position` is
+        (seed, stage).
 
         Raises:
             UserError: fewer shards than readers, or an image that cannot be read.
         """
-        (process, processes), (own, workers) = rank, worker
+        (process, processes), (index, workers) = rank, worker
         readers = processes * workers
         if len(self.shards) < readers:
             raise UserError(
                 f"{self.name} has {len(self.shards)} shards for {processes} processes of {workers} workers: give each "
                 "at least one (data.workers, or more shards)"
             )
-        number = (first + own) % workers  # readers take turns from update 0 on, whichever update is the first
+        updates = updates[index::workers]
+        number = updates.start % workers  # readers take turns from update 0 on, whichever update is the first
         reader = process * workers + number
         examples = self._shuffled(reader, readers, position)
-        seen = len(range(number, first + own, workers)) * size
+        seen = len(range(number, updates.start, workers)) * size
         next(islice(examples, seen, seen), None)
-        decode = _Encoded(self.transform, self.name, [])
-        for update in range(first + own, last, workers):
-            batch = list(islice(examples, size))
-            yield update, [(self._checked(decode.decode(content), label), label) for content, label in batch]
+        for update in updates:
+            yield update, [self._pair(*example) for example in islice(examples, size)]
 
-    def _checked(self, image: Tensor, label: int) -> Tensor:
+    def _pair(self, content: bytes, label: int) -> tuple[Tensor, int]:
+        image = _decoded(content, self.transform, self.name)
         if not 0 <= label < max(1, len(self.classes)):
             raise UserError(
                 f"{self.name}: an image has label {label}, and the first {len(self)} know {len(self.classes)} classes: "
                 "mix the classes among the shards"
             )
-        if tuple(image.shape) != self.shape:
-            raise UserError(
-                f"{self.name}: an image is {tuple(image.shape)}, the first is {self.shape} (channels, height, width): "
-                "give a size (and channels) to bring all to one shape"
-            )
-        return image
+        return self.checked(image, "an image"), label
 
     def _shuffled(self, reader: int, readers: int, position: tuple[int, int]) -> Iterator[Example]:
-        """A reader's endless walk through its shards."""
         draw = generator(*position, reader, readers, 2)
         buffer: list[Example] = []
         for example in self._epochs(reader, readers, position):
@@ -135,15 +93,17 @@ class StreamedImages(Images):
             buffer[chosen] = example
 
     def _epochs(self, reader: int, readers: int, position: tuple[int, int]) -> Iterator[Example]:
-        own = self.shards[reader::readers]
+        shards = self.shards[reader::readers]
         for epoch in count():
-            order = torch.randperm(len(own), generator=generator(*position, reader, readers, 3, epoch))
+            order = torch.randperm(len(shards), generator=generator(*position, reader, readers, 3, epoch))
             empty = True
-            for example in self._once([own[index] for index in order.tolist()]):
+            for example in self._once([shards[index] for index in order.tolist()]):
                 empty = False
                 yield example
             if empty:
-                raise UserError(f"{self.name}: {own[0]} and the other shards of one reader hold no images: remove them")
+                raise UserError(
+                    f"{self.name}: {shards[0]} and the other shards of one reader hold no images: remove them"
+                )
 
     def _once(self, shards: Sequence[str]) -> Iterator[Example]:
         for shard in shards:
@@ -158,20 +118,16 @@ class StreamedImages(Images):
 
 @dataclass(frozen=True)
 class _Encoded:
-    """Encoded images, decoded when they are asked for."""
+    """The first images of a stream, encoded; each is decoded when it is read."""
 
     transform: ImageTransform
     name: str
     examples: list[Example]
 
     def __call__(self, index: int) -> Tensor:
-        return self.decode(self.examples[index][0])
+        return _decoded(self.examples[index][0], self.transform, self.name)
 
-    def decode(self, content: bytes) -> Tensor:
-        try:
-            bombs = warnings.catch_warnings(action="error", category=Image.DecompressionBombWarning)
-            with bombs, Image.open(io.BytesIO(content)) as image:
-                return self.transform(image)
-        except UNREADABLE as error:
-            reason = " ".join(str(error).split())
-            raise UserError(f"{self.name} holds an image that cannot be read ({reason}): remove it") from error
+
+def _decoded(content: bytes, transform: ImageTransform, stream: str) -> Tensor:
+    with open_image(io.BytesIO(content), f"{stream}: an example") as image:
+        return transform(image)

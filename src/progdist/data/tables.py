@@ -7,36 +7,33 @@
 With a caption column (of tar shards `txt`, or a field of `json`, written json.caption) rows are pairs of image and
 caption. Those, and hub data sets, are read by `datasets`, which converts Parquet and tar files once to Arrow files in
 its own cache and maps these into memory, so that any row can be had at any time. Without captions `wds:` and
-`parquet:` stream (see `streams`).
+`parquet:` stream (see `streams`). A missing extra, file or column is a UserError.
 """
 
 import glob
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any, cast
 
 import fsspec
 import torch
-from torch import Tensor
+from PIL import Image
 
 from progdist._utils.errors import UserError
 from progdist._utils.extras import import_extra
-from progdist.data.images import CaptionedImages, Images, ImageTransform, Reader
+from progdist.data.images import CaptionedImages, Images, ImageTransform, Reader, captioned, readable
 from progdist.data.streams import Example, StreamedImages
 
-IMAGE_COLUMNS = ("image", "img", "png", "jpg", "jpeg", "webp")
-"""Where an image is looked for if no column is named."""
-
-Found = TypeVar("Found")
-
+IMAGE_COLUMNS = ("image", "img", "png", "jpg", "jpeg", "webp")  # where an image is looked for if no column is named
 LABEL_COLUMNS = ("label", "labels", "fine_label")
 
 
 @dataclass(frozen=True)
 class Columns:
-    """The columns of a table that a person has named; None for those that are found by their usual names."""
+    """Names of a table's columns; None to look for IMAGE_COLUMNS, and for labels in place of captions."""
 
     image: str | None = None
     caption: str | None = None
@@ -54,36 +51,20 @@ class _Table(Reader):
     column: str
     name: str
 
-    def __call__(self, index: int, place: float | None = None) -> Tensor:
-        """Image (C, H, W) in [-1, 1]; errors as in `size`."""
-        return self._read(index, lambda image: self.transform(image, place))
-
-    def size(self, index: int) -> tuple[int, int]:
-        """(width, height) of an image.
-
-        Raises:
-            UserError: the row holds none.
-        """
-        return self._read(index, lambda image: image.size)
-
-    def _read(self, index: int, use: Callable[[Any], Found]) -> Found:
-        try:
-            return use(self.table[index][self.column])
-        except (OSError, ValueError, AttributeError, TypeError) as error:
-            reason = " ".join(str(error).split())[:200]
-            raise UserError(
-                f"{self.name}: row {index} holds no image in {self.column} ({reason}): remove it"
-            ) from error
+    @contextmanager
+    def open(self, index: int) -> Iterator[Image.Image]:
+        """The image of a row, as `datasets` decodes it."""
+        with readable(f"{self.name}: {self.column} of row {index}"):
+            image = self.table[index][self.column]
+            if image is None:
+                raise ValueError("there is none")
+            yield image
 
 
 def open_hub(path_text: str, transform: ImageTransform, columns: Columns) -> Images:
-    """The images of a hub data set, with labels or captions.
-
-    Raises:
-        UserError: the extra is missing, the data set cannot be had, or has no such columns.
-    """
+    """The images of a hub data set, with labels or captions."""
     name = f"hub:{path_text}"
-    table = _loaded(name, lambda load: load(path_text, split="train"))
+    table = _load(name, path_text)
     if columns.caption:
         return _pairs(name, table, transform, columns)
     column = next((name for name in LABEL_COLUMNS if name in table.column_names), None)
@@ -91,29 +72,12 @@ def open_hub(path_text: str, transform: ImageTransform, columns: Columns) -> Ima
     return Images(name, len(table), _image_column(name, table, transform, columns), labels)
 
 
-def open_pairs(name: str, builder: str, files: Sequence[str], transform: ImageTransform, columns: Columns) -> Images:
-    """The pairs of Parquet or tar files.
-
-    Args:
-        name: of the source.
-        builder: of `datasets`, "parquet" or "webdataset".
-        files: paths or addresses.
-        transform: how an image becomes a tensor.
-        columns: of which the caption's is named.
-
-    Raises:
-        UserError: as `open_hub`, or a row has no caption.
-    """
-    table = _loaded(name, lambda load: load(builder, data_files=list(files), split="train"))
-    return _pairs(name, table, transform, columns)
-
-
-def _loaded(name: str, load: Callable[[Callable[..., Any]], Any]) -> Any:  # noqa: ANN401
+def _load(name: str, path: str, **files: list[str]) -> Any:  # noqa: ANN401
     """A table of `datasets`, without its progress bars."""
     datasets = import_extra("datasets", "hub", name)
     datasets.disable_progress_bars()
     try:
-        return load(datasets.load_dataset)
+        return datasets.load_dataset(path, split="train", **files)
     except Exception as error:  # the library raises many kinds: all mean that it cannot be had
         raise UserError(f"{name} cannot be loaded ({' '.join(str(error).split())[:300]})") from error
 
@@ -121,11 +85,11 @@ def _loaded(name: str, load: Callable[[Callable[..., Any]], Any]) -> Any:  # noq
 def _image_column(name: str, table: Any, transform: ImageTransform, columns: Columns) -> _Table:  # noqa: ANN401
     import datasets
 
-    known = table.column_names
-    column = columns.image or next((usual for usual in IMAGE_COLUMNS if usual in known), None)
-    if column is None or column not in known:
-        wanted = f"no {columns.image}" if columns.image else f"none of them {', '.join(IMAGE_COLUMNS)}"
-        raise UserError(f"{name} has columns {', '.join(known)}, {wanted}: name the images' with --image-column")
+    names = table.column_names
+    column = columns.image or next((default for default in IMAGE_COLUMNS if default in names), None)
+    if column is None or column not in names:
+        missing = f"no {columns.image}" if columns.image else f"none of them {', '.join(IMAGE_COLUMNS)}"
+        raise UserError(f"{name} has columns {', '.join(names)}, {missing}: name the images' with --image-column")
     if not isinstance(table.features[column], datasets.Image):  # bytes, which any Parquet writer leaves
         table = table.cast_column(column, datasets.Image())
     return _Table(transform, table, column, name)
@@ -136,8 +100,8 @@ def _pairs(name: str, table: Any, transform: ImageTransform, columns: Columns) -
     assert columns.caption is not None
     column, *fields = columns.caption.split(".")
     if column not in table.column_names:
-        known = ", ".join(table.column_names)
-        raise UserError(f"{name} has columns {known}, no {column}: name the captions' with --caption-column")
+        names = ", ".join(table.column_names)
+        raise UserError(f"{name} has columns {names}, no {column}: name the captions' with --caption-column")
     captions = list(table[column])
     for field in fields:
         captions = [row.get(field) if isinstance(row, dict) else None for row in captions]
@@ -147,23 +111,16 @@ def _pairs(name: str, table: Any, transform: ImageTransform, columns: Columns) -
             f"{name}: {len(missing)} of {len(captions)} rows have no text in {columns.caption}, the first is row "
             f"{missing[0]}: remove them, or name the captions' column with --caption-column"
         )
-    numbers = {text: number for number, text in enumerate(dict.fromkeys(captions))}
-    labels = torch.tensor([numbers[text] for text in captions]) if captions else None
-    read = _image_column(name, table, transform, columns)
-    return CaptionedImages(name, len(captions), read, labels, tuple(numbers))
+    return captioned(name, _image_column(name, table, transform, columns), captions)
 
 
 def open_webdataset(path_text: str, transform: ImageTransform, columns: Columns) -> Images:
-    """The images of WebDataset tar shards: a stream, or pairs if a caption column is named.
-
-    Raises:
-        UserError: the extra is missing, or there are no such shards.
-    """
+    """The images of WebDataset tar shards: a stream, or pairs if a caption column is named."""
     shardlists = import_extra("webdataset", "stream", "wds: data").shardlists
     name = f"wds:{path_text}"
-    shards = _some([found for text in shardlists.expand_urls(path_text) for found in _files(text, ".tar")], name)
+    shards = _files(shardlists.expand_urls(path_text), ".tar", name)
     if columns.caption:
-        return open_pairs(name, "webdataset", shards, transform, columns)
+        return _pairs(name, _load(name, "webdataset", data_files=shards), transform, columns)
     return StreamedImages(name, shards, partial(_read_tar, named=columns.image), transform)
 
 
@@ -181,18 +138,12 @@ def _read_tar(shard: str, named: str | None) -> Iterator[Example]:
 
 
 def open_parquet(path_text: str, transform: ImageTransform, columns: Columns) -> Images:
-    """The images of Parquet files as Hugging Face writes them: a column of {bytes, path} or of bytes.
-
-    They are a stream, or pairs if a caption column is named.
-
-    Raises:
-        UserError: the extra is missing, there are no such files, or none of their columns is an image.
-    """
+    """The images of Parquet files, a column of {bytes, path} or of bytes: a stream, or pairs as of WebDataset."""
     import_extra("pyarrow", "stream", "parquet: data")
     name = f"parquet:{path_text}"
-    shards = _some(_files(path_text, ".parquet"), name)
+    shards = _files([path_text], ".parquet", name)
     if columns.caption:
-        return open_pairs(name, "parquet", shards, transform, columns)
+        return _pairs(name, _load(name, "parquet", data_files=shards), transform, columns)
     return StreamedImages(name, shards, partial(_read_parquet, named=columns.image), transform)
 
 
@@ -201,28 +152,28 @@ def _read_parquet(shard: str, named: str | None) -> Iterator[Example]:
 
     with fsspec.open(shard, "rb") as opened, parquet.ParquetFile(cast(Any, opened)) as file:
         names = file.schema_arrow.names
-        wanted = (named,) if named else IMAGE_COLUMNS
-        image = next((name for name in wanted if name in names), None)
+        columns = (named,) if named else IMAGE_COLUMNS
+        image = next((name for name in columns if name in names), None)
         label = next((name for name in LABEL_COLUMNS if name in names), None)
         if image is None:
-            raise UserError(f"{shard} has columns {', '.join(names)}, none of them {', '.join(wanted)}")
+            raise UserError(f"{shard} has columns {', '.join(names)}, none of them {', '.join(columns)}")
         for rows in file.iter_batches(batch_size=64, columns=[image, label] if label else [image]):
             labels = rows.column(label).to_pylist() if label else [0] * len(rows)
             for content, number in zip(rows.column(image).to_pylist(), labels, strict=True):
                 yield content["bytes"] if isinstance(content, dict) else content, int(number)
 
 
-def _files(text: str, suffix: str) -> list[str]:
-    """The files that a local pattern matches, or those in a folder; an address as it is."""
-    if "://" in text:
-        return [text]
-    path = Path(text).expanduser()
-    if path.is_dir():
-        return sorted(str(found) for found in path.iterdir() if found.suffix == suffix)
-    return sorted(glob.glob(str(path)))
-
-
-def _some(shards: list[str], name: str) -> list[str]:
-    if not shards:
+def _files(patterns: Sequence[str], suffix: str, name: str) -> list[str]:
+    """The files that local patterns match, or those in a folder; addresses as they are."""
+    files: list[str] = []
+    for text in patterns:
+        path = Path(text).expanduser()
+        if "://" in text:
+            files.append(text)
+        elif path.is_dir():
+            files += sorted(str(file) for file in path.iterdir() if file.suffix == suffix)
+        else:
+            files += sorted(glob.glob(str(path)))
+    if not files:
         raise UserError(f"{name} matches no files: give a folder, or a pattern such as train-*.tar or train-*.parquet")
-    return shards
+    return files

@@ -1,4 +1,4 @@
-r"""Exact denoisers of data whose density is known: the truth that samplers and targets are tested against.
+r"""Exact denoisers of data of known density: the truth that samplers and targets are tested against.
 
 Gaussian data N(m, c^2):
 
@@ -28,17 +28,11 @@ def _posterior_mean(z: Tensor, mean: Tensor, width: float, alpha: Tensor, sigma:
 
 @dataclass(frozen=True)
 class Gaussian:
-    """The exact denoiser of data N(mean, width^2), element by element.
+    """The exact denoiser of data N(mean, width^2), element by element."""
 
-    Args:
-        schedule: of the latents.
-        mean: broadcasts against z (B, ...).
-        width: the standard deviation c of each element.
-    """
-
-    schedule: Schedule
-    mean: Tensor
-    width: float
+    schedule: Schedule  # of the latents
+    mean: Tensor  # broadcasts against z (B, ...)
+    width: float  # the standard deviation c of each element
 
     def __call__(self, z: Tensor, t: Tensor, **condition: Tensor) -> Tensor:
         """E[x | z_t]; z (B, ...), t (B,) or ()."""
@@ -54,19 +48,12 @@ class Gaussian:
 
 @dataclass(frozen=True)
 class Mixture:
-    """The exact denoiser of a mixture of K isotropic Gaussians in D dimensions.
+    """The exact denoiser of a mixture of K isotropic Gaussians in D dimensions."""
 
-    Args:
-        schedule: of the latents.
-        means: (K, D).
-        width: the standard deviation c of every component.
-        weights: (K,), summing to 1.
-    """
-
-    schedule: Schedule
-    means: Tensor
-    width: float
-    weights: Tensor
+    schedule: Schedule  # of the latents
+    means: Tensor  # (K, D)
+    width: float  # the standard deviation c of every component
+    weights: Tensor  # (K,), summing to 1
 
     def __call__(self, z: Tensor, t: Tensor, **condition: Tensor) -> Tensor:
         """E[x | z_t]; z (B, D), t (B,) or ()."""

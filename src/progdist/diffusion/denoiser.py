@@ -15,11 +15,10 @@ import torch
 from torch import Tensor, nn
 
 from progdist._utils.errors import UserError
-from progdist.diffusion.parameterization import Parameterization
+from progdist.diffusion.parameterization import Parameterization, as_parameterization
 from progdist.diffusion.schedule import RectifiedFlow, Schedule
 
-MAX_TIMESTEPS = 1_000_000
-"""More than any network was trained with; stock schedulers hold a table of them."""
+MAX_TIMESTEPS = 1_000_000  # more than any network was trained with; stock schedulers hold a table of them
 
 
 class DenoiserProtocol(Protocol):
@@ -48,10 +47,11 @@ class Denoiser(nn.Module):
             returns a tensor (B, heads * C, ...), or an object whose `.sample` is one, as diffusers models do;
             channels beyond those are passed over.
         schedule: alpha and sigma over t in [0, 1].
-        parameterization: what the output means.
-        timesteps: T; 1024 for models trained here, `num_train_timesteps` for others.
-        offset: what is taken from T t; None for 0 with a rectified flow and 1 otherwise.
-        arguments: the condition as the network's own keyword arguments; as it is if not given.
+        prediction_type: what the output means: diffusers' "v_prediction", "epsilon", "sample" or "flow_prediction", the
+            paper's "v", "eps", "x" or "x_eps", or a `Parameterization` of your own.
+        num_train_timesteps: T; 1024 for models trained here.
+        offset: what is subtracted from T t; None for 0 with a rectified flow and 1 otherwise.
+        arguments: the condition as the network's own keyword arguments; as it is by default.
         call: (network, z, timestep, **arguments) -> its output, for a network that is called otherwise than above.
 
     Raises:
@@ -62,35 +62,31 @@ class Denoiser(nn.Module):
         self,
         network: nn.Module,
         schedule: Schedule,
-        parameterization: Parameterization,
+        prediction_type: str | Parameterization,
         *,
-        timesteps: int = 1024,
+        num_train_timesteps: int = 1024,
         offset: float | None = None,
         arguments: Callable[..., Mapping[str, Any]] = dict,
         call: Callable[..., Any] = call_network,
     ) -> None:
         super().__init__()
-        parameterization.check(schedule)
-        if not 1 <= timesteps <= MAX_TIMESTEPS:
-            raise UserError(f"timesteps is {timesteps}, expected 1 to {MAX_TIMESTEPS:,}: give the teacher's own count")
-        self.network = network
-        self.schedule = schedule
-        self.parameterization = parameterization
-        self.timesteps = timesteps
+        if not 1 <= num_train_timesteps <= MAX_TIMESTEPS:
+            raise UserError(
+                f"num_train_timesteps is {num_train_timesteps}: give the teacher's own, from 1 to {MAX_TIMESTEPS:,}"
+            )
+        self.network, self.schedule, self.arguments, self.call = network, schedule, arguments, call
+        self.parameterization = as_parameterization(prediction_type)
+        self.parameterization.check(schedule)
+        self.num_train_timesteps = num_train_timesteps
         self.offset = offset if offset is not None else float(not isinstance(schedule, RectifiedFlow))
-        self.arguments = arguments
-        self.call = call
 
     def forward(self, z: Tensor, t: Tensor, **condition: Tensor) -> Tensor:
-        """The denoised data.
+        """The denoised data xh, of the shape and precision of z.
 
         Args:
             z: latents (B, C, ...).
             t: times in [0, 1], float64, (B,) or ().
             condition: passed to the network by way of `arguments`, e.g. class_labels (B,) int64.
-
-        Returns:
-            xh, of the shape and precision of z.
         """
         t = t.double()
         output = self.output(z, self.timestep(t).to(z.device, torch.float32).expand(z.shape[0]), **condition)
@@ -98,7 +94,7 @@ class Denoiser(nn.Module):
 
     def timestep(self, t: Tensor) -> Tensor:
         """The timestep that the network receives at times t: float64, of t's shape."""
-        return self.timesteps * self.schedule.network_time(t) - self.offset
+        return self.num_train_timesteps * self.schedule.network_time(t) - self.offset
 
     def output(self, z: Tensor, timestep: Tensor, **condition: Tensor) -> Tensor:
         """F(z, timestep): the network's output without the learned variances that some give in channels beyond it."""
@@ -108,15 +104,8 @@ class Denoiser(nn.Module):
 
     def parts(self) -> dict[str, Any]:
         """What it is made of: the arguments of Denoiser by name."""
-        return {
-            "network": self.network,
-            "schedule": self.schedule,
-            "parameterization": self.parameterization,
-            "timesteps": self.timesteps,
-            "offset": self.offset,
-            "arguments": self.arguments,
-            "call": self.call,
-        }
+        names = ("network", "schedule", "num_train_timesteps", "offset", "arguments", "call")
+        return {"prediction_type": self.parameterization} | {name: getattr(self, name) for name in names}
 
     def with_parts(self, **parts: Any) -> "Denoiser":  # noqa: ANN401  (each is an argument of Denoiser)
         """The same with some of its parts replaced."""
@@ -129,7 +118,3 @@ class Denoiser(nn.Module):
     def with_form_of(self, other: "Denoiser") -> "Denoiser":
         """The network, schedule and meaning of another, with whatever else belongs to this one."""
         return other
-
-    def with_offset(self, offset: float) -> "Denoiser":
-        """The same network with another timestep offset."""
-        return self.with_parts(offset=offset)

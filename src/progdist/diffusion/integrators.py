@@ -17,9 +17,7 @@ from progdist._utils.broadcasting import per_example
 from progdist._utils.errors import UserError
 from progdist.diffusion.schedule import Schedule
 
-Predict = Callable[[Tensor, Tensor], Tensor]
-"""(z_t, t) -> xh, with the condition and any clipping already bound."""
-
+Predict = Callable[[Tensor, Tensor], Tensor]  # (z_t, t) -> xh, with the condition and any clipping already bound
 Step = Callable[[Schedule, Predict, Tensor, Tensor, Tensor, torch.Generator | None], Tensor]
 """(schedule, predict, z_t, t, s, generator) -> z_s."""
 
@@ -40,11 +38,7 @@ def ode_derivative(schedule: Schedule, predict: Predict, z: Tensor, t: Tensor) -
 def euler_in_log_snr(
     schedule: Schedule, predict: Predict, z: Tensor, t: Tensor, s: Tensor, generator: torch.Generator | None
 ) -> Tensor:
-    """One step of Euler's method with the log-SNR as time.
-
-    Raises:
-        UserError: it begins at zero SNR, where the log-SNR is infinite.
-    """
+    """One step of Euler's method with the log-SNR as time; a UserError at zero SNR, where that is infinite."""
     if not schedule.log_snr(t).isfinite().all():
         raise UserError("euler_log_snr cannot begin at zero SNR, where the log-SNR is infinite: use ddim or euler")
     slope, rate = ode_derivative(schedule, predict, z, t)

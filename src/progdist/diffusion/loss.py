@@ -3,7 +3,7 @@ r"""What a denoiser is trained on: a weighted squared error of the denoised data
     loss = w(t) mean |x - xh(z_t, t)|^2,    z_t = alpha_t x + sigma_t eps
 
     constant        w = 1                  |x - xh|^2
-    snr             w = SNR                |eps - eps_h|^2, the usual loss of Ho et al. 2020
+    snr             w = SNR                |eps - eps_h|^2, the loss of Ho et al. 2020
     truncated_snr   w = max(SNR, 1)        max(|x - xh|^2, |eps - eps_h|^2)
     snr_plus_one    w = SNR + 1            |v - v_h|^2
     velocity        w = (sqrt SNR + 1)^2   |u - u_h|^2 of flow matching, u = eps - x
@@ -18,11 +18,11 @@ import torch
 from torch import Tensor
 
 from progdist._utils.broadcasting import per_example
+from progdist._utils.errors import UserError
 from progdist.diffusion.denoiser import DenoiserProtocol
 from progdist.diffusion.schedule import Schedule
 
-Weighting = Callable[[Tensor], Tensor]
-"""SNR -> w, of the same shape."""
+Weighting = Callable[[Tensor], Tensor]  # SNR -> w, of the same shape
 
 WEIGHTINGS: dict[str, Weighting] = {
     "constant": lambda snr: snr.new_ones(snr.shape),
@@ -33,26 +33,35 @@ WEIGHTINGS: dict[str, Weighting] = {
 }
 
 
+def as_weighting(weighting: str | Weighting) -> Weighting:
+    """The weighting of a name in WEIGHTINGS, or your own function; a UserError if there is none of this name."""
+    if not isinstance(weighting, str):
+        return weighting
+    if weighting not in WEIGHTINGS:
+        raise UserError(f"weighting {weighting!r} is unknown: use one of {', '.join(WEIGHTINGS)}")
+    return WEIGHTINGS[weighting]
+
+
 def diffuse(schedule: Schedule, x: Tensor, eps: Tensor, t: Tensor) -> Tensor:
     """z_t = alpha_t x + sigma_t eps; x and eps (B, ...), t (B,) or ()."""
     alpha, sigma = schedule.scales(t)
     return per_example(alpha, x) * x + per_example(sigma, x) * eps
 
 
-def weighted_error(weighting: Weighting, schedule: Schedule, x_hat: Tensor, x: Tensor, t: Tensor) -> Tensor:
+def weighted_error(weighting: str | Weighting, schedule: Schedule, x_hat: Tensor, x: Tensor, t: Tensor) -> Tensor:
     """w(t) mean |x - xh|^2 for each example: (B,), from x_hat and x (B, ...) and t (B,)."""
     error = (x_hat - x).square().flatten(1).mean(1)
-    return weighting(schedule.rho(t) ** 2).to(error) * error
+    return as_weighting(weighting)(schedule.rho(t) ** 2).to(error) * error
 
 
-def weighted_norm(weighting: Weighting, schedule: Schedule, x_hat: Tensor, x: Tensor, t: Tensor) -> Tensor:
+def weighted_norm(weighting: str | Weighting, schedule: Schedule, x_hat: Tensor, x: Tensor, t: Tensor) -> Tensor:
     """The root of `weighted_error`, whose gradient where both agree is 0; same arguments and shapes."""
     norm = torch.linalg.vector_norm((x_hat - x).flatten(1), dim=1) / x[0].numel() ** 0.5
-    return weighting(schedule.rho(t) ** 2).sqrt().to(norm) * norm
+    return as_weighting(weighting)(schedule.rho(t) ** 2).sqrt().to(norm) * norm
 
 
 def denoising_loss(
-    denoiser: DenoiserProtocol, x: Tensor, eps: Tensor, u: Tensor, *, weighting: Weighting, **condition: Tensor
+    denoiser: DenoiserProtocol, x: Tensor, eps: Tensor, u: Tensor, *, weighting: str | Weighting, **condition: Tensor
 ) -> Tensor:
     """The loss of plain diffusion training, at times drawn over all of (0, 1].
 
@@ -61,7 +70,7 @@ def denoising_loss(
         x: data (B, ...).
         eps: standard normal noise (B, ...).
         u: uniform in [0, 1), float64 (B,).
-        weighting: one of WEIGHTINGS, or your own.
+        weighting: a name in WEIGHTINGS, or your own function.
         condition: passed on to the denoiser.
 
     Returns:

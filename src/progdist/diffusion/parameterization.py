@@ -41,16 +41,13 @@ class Parameterization(ABC):
 
     @abstractmethod
     def denoise(self, output: Tensor, z: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
-        """The denoised data xh.
+        """The denoised data xh (B, C, ...), in the precision of z.
 
         Args:
             output: the network's F(z, t), (B, heads * C, ...).
             z: the latent, (B, C, ...).
             alpha: its data scale in float64, (B,) or ().
             sigma: its noise scale in float64, (B,) or ().
-
-        Returns:
-            (B, C, ...) in the precision of z.
         """
 
     @abstractmethod
@@ -160,3 +157,18 @@ class XEps(Parameterization):
 
 
 PARAMETERIZATIONS: dict[str, Parameterization] = {each.name: each for each in (X(), Eps(), V(), Velocity(), XEps())}
+"""By the paper's names."""
+
+PREDICTION_TYPES = {"sample": "x", "epsilon": "eps", "v_prediction": "v", "flow_prediction": "velocity"}
+"""diffusers' names of what a network predicts, and the names above."""
+
+
+def as_parameterization(prediction_type: str | Parameterization) -> Parameterization:
+    """The parameterization of a name, the paper's ("v") or diffusers' ("v_prediction"), or your own."""
+    if not isinstance(prediction_type, str):
+        return prediction_type
+    name = PREDICTION_TYPES.get(prediction_type, prediction_type)
+    if name not in PARAMETERIZATIONS:
+        names = ", ".join((*PREDICTION_TYPES, *PARAMETERIZATIONS))
+        raise UserError(f"prediction type {prediction_type!r} is unknown: use one of {names}")
+    return PARAMETERIZATIONS[name]

@@ -108,14 +108,12 @@ def noise_back(reach: Callable[[Tensor, Tensor], Tensor]) -> Step:
     return step
 
 
-overshoot = noise_back(lambda t, s: 2 * s - t)
-"""A step of twice the length, and noise back by half of it."""
-
+overshoot = noise_back(lambda t, s: 2 * s - t)  # a step of twice the length, and noise back by half of it
 consistency = noise_back(lambda t, s: torch.zeros_like(s))
 """A step to the data, and noise back to s: for students of one step that are asked at any time."""
 
 
-METHODS: dict[str, Step] = {
+SAMPLERS: dict[str, Step] = {
     "ddim": ddim,
     "ancestral": ancestral,
     "overshoot": overshoot,
@@ -147,16 +145,12 @@ class DPMSolverPP:
         return ddim_update(schedule, z, extrapolated, t, s)
 
 
-MULTISTEP_METHODS: dict[str, Callable[[], Step]] = {"dpmpp": DPMSolverPP}
+MULTISTEP_SAMPLERS: dict[str, Callable[[], Step]] = {"dpmpp": DPMSolverPP}
 """Methods whose steps remember those before them: made anew for each sampling."""
 
 
-NFE_PER_STEP = {"heun": 2, "rk4": 4}
-"""Of the network, for the methods that take more than one."""
-
-
-MAX_STEPS = 1_000_000
-"""More than any sampler takes: a larger number is a mistake, and would fill the memory with times."""
+NFE_PER_STEP = {"heun": 2, "rk4": 4}  # of the network, for the methods that take more than one
+MAX_STEPS = 1_000_000  # more than any sampler takes: a larger number is a mistake, and would fill the memory with times
 
 
 def network_evaluations(steps: int, method: str = "ddim") -> int:
@@ -165,28 +159,20 @@ def network_evaluations(steps: int, method: str = "ddim") -> int:
 
 
 def sampling_step(method: str | Step) -> Step:
-    """The step of a method, ready for one sampling.
-
-    Raises:
-        UserError: there is none of this name.
-    """
+    """The step of a method, ready for one sampling; a UserError if there is none of this name."""
     if not isinstance(method, str):
         return method
-    if method in MULTISTEP_METHODS:
-        return MULTISTEP_METHODS[method]()
-    if method not in METHODS:
+    if method in MULTISTEP_SAMPLERS:
+        return MULTISTEP_SAMPLERS[method]()
+    if method not in SAMPLERS:
         raise UserError(
-            f"sampling method {method!r} is unknown: use one of {', '.join([*METHODS, *MULTISTEP_METHODS])}"
+            f"sampling method {method!r} is unknown: use one of {', '.join([*SAMPLERS, *MULTISTEP_SAMPLERS])}"
         )
-    return METHODS[method]
+    return SAMPLERS[method]
 
 
 def time_grid(steps: int) -> Tensor:
-    """1, (N-1)/N, ..., 0 in float64, (N + 1,).
-
-    Raises:
-        UserError: steps is not 1 to MAX_STEPS.
-    """
+    """1, (N-1)/N, ..., 0 in float64, (N + 1,); a UserError if steps is not 1 to MAX_STEPS."""
     if not 1 <= steps <= MAX_STEPS:
         raise UserError(f"steps is {steps}: sampling takes 1 to {MAX_STEPS:,} steps")
     return torch.arange(steps, -1, -1, dtype=torch.float64) / steps
@@ -209,7 +195,7 @@ def sample(
         denoiser: (z, t) -> xh.
         noise: z_1 ~ N(0, I), (B, ...).
         steps: N, at least 1.
-        method: one of METHODS or MULTISTEP_METHODS, or a step of your own, e.g. partial(ancestral, gamma=0.3).
+        method: one of SAMPLERS or MULTISTEP_SAMPLERS, or a step of your own, e.g. partial(ancestral, gamma=0.3).
         clip: keep every xh within [-1, 1], as the paper does; eps follows, since each step takes it from (z_t, xh).
         generator: a CPU generator of the noise that stochastic methods add.
         condition: passed on to the denoiser.
@@ -231,5 +217,4 @@ def sample(
 
 
 def _clipped(predict: Predict, z: Tensor, t: Tensor) -> Tensor:
-    """xh within [-1, 1]."""
     return predict(z, t).clamp(-1, 1)

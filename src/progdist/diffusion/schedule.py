@@ -120,7 +120,6 @@ class Discrete(VariancePreserving):
     alphas_cumprod: tuple[float, ...]
 
     def __post_init__(self) -> None:
-        """Refuse a table that is no schedule."""
         table = self.alphas_cumprod
         falls = all(a > b for a, b in zip((1.0, *table), table, strict=False))
         if not table or not falls or table[-1] < 0:
@@ -135,14 +134,16 @@ class Discrete(VariancePreserving):
         return cls(tuple((1 - torch.tensor(betas, dtype=torch.float64)).cumprod(0).tolist()))
 
     @classmethod
-    def linear(cls, beta_start: float = 1e-4, beta_end: float = 0.02, timesteps: int = 1000) -> Self:
+    def linear(cls, beta_start: float = 1e-4, beta_end: float = 0.02, num_train_timesteps: int = 1000) -> Self:
         """Betas spaced evenly (Ho et al. 2020); diffusers' `linear`."""
-        return cls.from_betas(torch.linspace(beta_start, beta_end, timesteps, dtype=torch.float64).tolist())
+        return cls.from_betas(torch.linspace(beta_start, beta_end, num_train_timesteps, dtype=torch.float64).tolist())
 
     @classmethod
-    def scaled_linear(cls, beta_start: float = 0.00085, beta_end: float = 0.012, timesteps: int = 1000) -> Self:
+    def scaled_linear(
+        cls, beta_start: float = 8.5e-4, beta_end: float = 0.012, num_train_timesteps: int = 1000
+    ) -> Self:
         """Square roots of the betas spaced evenly; diffusers' `scaled_linear`."""
-        roots = torch.linspace(beta_start**0.5, beta_end**0.5, timesteps, dtype=torch.float64)
+        roots = torch.linspace(beta_start**0.5, beta_end**0.5, num_train_timesteps, dtype=torch.float64)
         return cls.from_betas((roots**2).tolist())
 
     def rescaled(self) -> Self:
@@ -200,7 +201,6 @@ class RectifiedFlow(Schedule):
     shift: float = 1.0
 
     def __post_init__(self) -> None:
-        """Refuse a shift that is none."""
         if not self.shift > 0:
             raise UserError(f"shift is {self.shift}, expected a positive number: 1 for no shift")
 

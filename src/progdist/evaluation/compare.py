@@ -1,177 +1,140 @@
-"""The distance of models' samples to data, and to a teacher's: what `progdist evaluate` does."""
+"""Runs and models side by side: the same noise for all, and paired resamples (`progdist compare`).
 
-import time
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+A run's folder stands for its students. Each model is compared with the one of the first name that takes as many steps,
+or else with the very first; the ratio of their Frechet distances has an interval over resamples of the same rows.
+"""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from tempfile import TemporaryDirectory
+from string import ascii_lowercase
 from typing import Any
 
 from torch import Tensor
 
 from progdist._utils.errors import UserError
-from progdist.data.images import CaptionedImages, Images, ImageTransform
-from progdist.data.shards import TensorShards
-from progdist.diffusion.sampler import network_evaluations
-from progdist.evaluation.features import features_of
-from progdist.evaluation.generate import Notify, SamplingOptions, generate_batches
-from progdist.evaluation.measures.plan import Instruments, Plan
-from progdist.evaluation.metrics import summary_quality
-from progdist.evaluation.summary import Summary, join, summarize
+from progdist.data.grid import GRID
+from progdist.data.images import Images
+from progdist.evaluation.evaluate import Measurement, images_for_model, with_prompts
+from progdist.evaluation.generate import Notify, SamplingOptions
+from progdist.evaluation.measures.estimate import Estimate
+from progdist.evaluation.measures.frechet import ratio, verdict
+from progdist.evaluation.metrics import MetricConfig
+from progdist.evaluation.record import EvaluationRecord, Quality
 from progdist.models.model import Model
-from progdist.students.folder import load
+from progdist.teachers.own import load
 
 
 @dataclass(frozen=True)
-class Reference:
-    """A teacher's folder and the steps it takes, for fidelity."""
+class Candidate:
+    """A model to compare."""
 
-    folder: Path
-    steps: int
+    word: str  # by which it was named
+    folder: Path  # of the model
+    steps: int | None  # to take; None for its own
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One model beside another, in one feature space."""
+
+    label: str  # a letter
+    record: EvaluationRecord  # of the model
+    quality: Quality  # of that record, in this feature space
+    images: Tensor = field(repr=False, compare=False)  # the first of its samples, (B, C, H, W)
+    against: str | None = None  # the label of the model that it is compared with; None for the first of all
+    ratio: Estimate | None = None  # of its Frechet distance to that model's
+    verdict: str | None = None  # `better`, `worse` or `undecided`
+
+    def to_json(self) -> dict[str, Any]:
+        """A flat JSON object, as `progdist compare --json` prints."""
+        row = self.record.row(self.quality)
+        for name in ("guidance", "network_evaluations", "rmse"):
+            del row[name]
+        ratio = self.ratio and asdict(self.ratio)
+        return {"label": self.label, **row, "against": self.against, "ratio": ratio, "verdict": self.verdict}
+
+
+def candidates(words: Sequence[str]) -> list[Candidate]:
+    """Every model of some folders of runs and models, MODEL or MODEL@STEPS."""
+    listed = []
+    for word in words:
+        name, _, steps = word.rpartition("@") if "@" in word and not Path(word).exists() else (word, "", "")
+        if steps and not (steps.isascii() and steps.isdigit() and int(steps) > 0):
+            raise UserError(f"{word}: {steps!r} is no number of steps: give MODEL@STEPS, e.g. {name}@4")
+        folder = Path(name)
+        if not folder.is_dir():
+            raise UserError(f"{folder} is no folder: name runs or models")
+        models = [folder]
+        if (folder / "recipe.yaml").is_file():
+            models = sorted((path.parent for path in folder.glob("student-*/progdist.json")), reverse=True)
+        if not models:
+            raise UserError(
+                f"{folder} is a run without a student yet: wait for one, or name its teacher as MODEL@STEPS"
+            )
+        listed += [Candidate(word, model, int(steps) if steps else None) for model in models]
+    return listed
 
 
 def compare(
-    folders: Sequence[Path],
-    opened: Images | None,
-    options: SamplingOptions,
-    plan: Plan,
-    reference: Reference | None,
-    notify: Notify,
-) -> Iterator[dict[str, Any]]:
-    """The quality of each model's samples against the data, and their RMSE to a teacher's from the same noise.
-
-    Args:
-        folders: of the models.
-        opened: the data; None where reference statistics stand for them.
-        options: what to make.
-        plan: what to measure.
-        reference: the teacher, or None.
-        notify: told of warnings.
-
-    Yields:
-        One record for every model and feature space.
-
-    Raises:
-        UserError: images of another size than the model's, a guidance scale for a model that takes none, or as in
-            `generate_images`, `load_images` and `Plan.open`.
-    """
-    known = dict[tuple[int, int, int], list[Tensor | None]]()
-    if options.guidance is not None:
-        _check_guidance([*([reference.folder] if reference else []), *folders], options.guidance)
-    with TemporaryDirectory() as scratch:
-        labels, taught = (), None
-        if reference:
-            labels, taught = _reference_images(reference, options, opened, Path(scratch), notify)
-        for folder in folders:
-            model = load(folder)
-            instruments = plan.open(model.image, captions=model.text is not None)
-            images = images_for_model(model, opened, notify) if opened else None
-            if model.image not in known:
-                known[model.image] = data_features(instruments, images, max(options.count, 10_000), options.seed)
-            if taught is not None and taught[0].shape != model.image:
-                raise UserError(f"the teacher makes images of {tuple(taught[0].shape)}, {folder} {model.image}")
-            if labels and model.labels and labels != model.labels:
-                raise UserError(
-                    f"the teacher makes {len(labels)} classes in turn, {folder} {len(model.labels)}: the label that "
-                    "stands for no class is null_class in progdist.json, add it where it is missing"
-                )
-            own = of_captions(model, options, images)
-            samples, steps, seconds = summarized(model, own, instruments, taught, notify)
-            score = instruments.captions and instruments.captions.score(samples, own.labels_of(model), own.prompts)
-            for space, data in zip(instruments.spaces, known[model.image], strict=True):
-                result = summary_quality(
-                    space, data, samples,
-                    distance=instruments.distance(space, data), metrics=instruments.metrics,
-                )  # fmt: skip
-                if result.warning:
-                    notify(f"warning: {result.warning}")
-                yield {
-                    "model": str(folder),
-                    "steps": steps,
-                    "guidance": model.scale(options.guidance),
-                    "network_evaluations": network_evaluations(steps, options.method),
-                    "seconds_per_image": seconds / len(samples),
-                    "rmse": None if taught is None else samples.rmse,
-                    "clip_score": asdict(score) if score else None,
-                    **asdict(result),
-                }
-
-
-def _check_guidance(folders: Sequence[Path], guidance: float) -> None:
-    """Refuse a guidance scale that one of the models does not take, before any is sampled."""
-    for folder in folders:
-        try:
-            load(folder).scale(guidance)
-        except UserError as error:
-            raise UserError(f"{folder}: {error}") from error
-
-
-def data_features(instruments: Instruments, images: Images | None, count: int, seed: int) -> list[Tensor | None]:
-    """Features of `count` images of the data in every space; without images those of the reference, if it has them."""
-    if images is None:
-        found = (instruments.references.get(space.name) for space in instruments.spaces)
-        return [statistics.features if statistics else None for statistics in found]
-    chosen = images.chosen(count, seed)
-    return [features_of(space, images, chosen) for space in instruments.spaces]
-
-
-def of_captions(model: Model, options: SamplingOptions, images: Images | None) -> SamplingOptions:
-    """The options with captions as the data has them, for a text-conditional model."""
-    if model.text is None:
-        return options
-    if not isinstance(images, CaptionedImages):
-        raise UserError(
-            f"the model makes images of captions, and {images.name if images else 'no data'} has none: give "
-            "captions:FOLDER, or name their --caption-column"
-        )
-    return replace(options, prompts=tuple(images.classes[n] for n in images.stratified_labels(options.count).tolist()))
-
-
-def _reference_images(
-    reference: Reference, options: SamplingOptions, data: Images | None, folder: Path, notify: Notify
-) -> tuple[tuple[int, ...], TensorShards]:
-    """A teacher's labels, and its images on disk, a shard for each batch."""
-    shards = TensorShards(folder, options.count, options.batch)
-    model = load(reference.folder)
-    wanted = replace(of_captions(model, options, data), steps=reference.steps)
-    batches, _ = generate_batches(model, wanted, notify)
-    for number, images, _ in batches:
-        shards.write(number, [images])
-    return model.labels, shards
-
-
-def summarized(
-    model: Model,
-    options: SamplingOptions,
-    instruments: Instruments,
-    taught: TensorShards | None,
-    notify: Notify,
+    words: Sequence[str],
+    images: Images,
+    sampling: SamplingOptions,
+    metrics: MetricConfig,
     *,
-    keep: int = 0,
-) -> tuple[Summary, int, float]:
-    """What is kept of a model's samples, the first `keep` images among it, the steps they took and the seconds."""
-    batches, steps = generate_batches(model, options, notify)
-    parts, seconds, started = [], 0.0, time.perf_counter()
-    for number, images, labels in batches:
-        seconds += time.perf_counter() - started
-        reference = None if taught is None else taught.shard(number)
-        first, wanted = number * options.batch, labels if model.classes else None
-        kept = max(0, keep - first)
-        parts.append(summarize(instruments.every_space, images, wanted, reference=reference, keep=kept))
-        started = time.perf_counter()
-    return join(parts), steps, seconds
-
-
-def images_for_model(model: Model, images: Images, notify: Notify) -> Images:
-    """The data, brought to the size and channels that the model makes.
+    resamples: int,
+    notify: Notify,
+) -> list[Comparison]:
+    """Sample models, named as of `candidates`, from one noise, and compare them to the data in every feature space.
 
     Raises:
-        UserError: they cannot be.
+        UserError: a missing folder, fewer than two models, models of different noise, or as in `evaluate`.
     """
-    source, shape = images.name, model.image
-    if images.shape != shape and shape[1] == shape[2]:
-        notify(f"{source} is brought to the model's {shape[1]}x{shape[2]}")
-        images = images.reframed(ImageTransform(shape[1], 3 if shape[0] == 3 else 1))
-    if images.shape != shape:
-        raise UserError(f"{source} holds images of {images.shape}, the model makes {shape} (channels, height, width)")
-    return images
+    listed = candidates(words)
+    if len(listed) < 2:
+        raise UserError("one model has nothing to be compared with: name another run or model")
+    if len(listed) > len(ascii_lowercase):
+        raise UserError(f"{len(listed)} models are too many for one comparison: name at most {len(ascii_lowercase)}")
+    models = [load(each.folder) for each in listed]
+    first, fitted = models[0], images_for_model(models[0], images, notify)
+    for each, model in zip(listed, models, strict=True):
+        if each.steps is None and not model.steps:
+            raise UserError(f"{each.folder} knows any number of steps: say how many, e.g. {each.folder}@256")
+        if _noise_and_classes(model) != _noise_and_classes(first):
+            raise UserError(
+                f"{each.folder} and {listed[0].folder} do not sample from the same noise and classes: compare models "
+                "of one kind"
+            )
+    opened = metrics.open(first.image, captions=first.conditioning.takes_prompts)
+    references = opened.references(fitted, sampling.count, sampling.seed)
+    measure = Measurement(opened, references, notify, resamples=resamples, keep=GRID)
+    spaces: list[list[Comparison]] = [[] for _ in opened.spaces]
+    for label, each, model in zip(ascii_lowercase, listed, models, strict=False):
+        notify(f"{label}: {each.folder}")
+        options = replace(with_prompts(model, sampling, fitted), steps=each.steps)
+        record, samples = measure(str(each.folder), model, options)
+        for space, quality in zip(spaces, record.quality, strict=True):
+            space.append(Comparison(label, record, quality, samples.images))
+    named_first = [each.word == listed[0].word for each in listed]
+    compared = [one for space in spaces for one in _compared(space, named_first)]
+    for warning in dict.fromkeys(one.quality.warning for one in compared if one.quality.warning):
+        notify(f"warning: {warning}")
+    return compared
+
+
+def _noise_and_classes(model: Model) -> tuple[object, ...]:
+    return model.shape, model.image, model.classes, model.labels
+
+
+def _compared(space: Sequence[Comparison], named_first: Sequence[bool]) -> list[Comparison]:
+    """Each model of one feature space with the one that it is compared with."""
+    firsts, compared = [one for one, first in zip(space, named_first, strict=True) if first], []
+    for one, first in zip(space, named_first, strict=True):
+        same_steps = (other for other in firsts if other.record.steps == one.record.steps)
+        against = firsts[0] if first else next(same_steps, firsts[0])
+        resampled, other = one.quality.resampled, against.quality.resampled
+        if against is not one and resampled and other:
+            estimate = ratio(resampled, other, linear=one.quality.interval != "bootstrap")
+            one = replace(one, against=against.label, ratio=estimate, verdict=verdict(estimate))
+        compared.append(one)
+    return compared

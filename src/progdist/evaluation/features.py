@@ -30,31 +30,21 @@ from progdist.evaluation.networks.inception import SIZE, Inception, read_incepti
 from progdist.evaluation.networks.resize import resize_clean, resize_tensorflow, to_bytes
 from progdist.evaluation.networks.weights import find_weights
 
-CHUNK = 64
-"""Images that a large network sees at a time."""
+CHUNK = 64  # images that a large network sees at a time
+ROWS = 512  # images whose features are in one shard of the data's features
 
 
 @dataclass(frozen=True)
 class FeatureSpace:
-    """A named map from images (B, C, H, W) in [-1, 1] to vectors (B, D).
+    """A named map from images (B, C, H, W) in [-1, 1] to vectors (B, D)."""
 
-    Attributes:
-        name: of the space.
-        extract: the map.
-        read_out: from vectors (B, D) to a classifier's logits (B, classes), where they are a classifier's.
-        knows_labels: whether that classifier's classes are the data's own.
-        batch: images that `extract` is given at a time.
-        checksum: the SHA-256 of the network's weights, where they are not shipped.
-        warning: what is to be said of them, or None.
-    """
-
-    name: str
-    extract: Callable[[Tensor], Tensor]
-    read_out: Callable[[Tensor], Tensor] | None = None
-    knows_labels: bool = False
-    batch: int = 512
-    checksum: str | None = None
-    warning: str | None = None
+    name: str  # of the space
+    extract: Callable[[Tensor], Tensor]  # the map
+    read_out: Callable[[Tensor], Tensor] | None = None  # a classifier's logits (B, classes) of its features (B, D)
+    knows_labels: bool = False  # whether that classifier's classes are the data's own
+    batch: int = 512  # images that `extract` sees at a time
+    checksum: str | None = None  # the SHA-256 of the network's weights, where they are not shipped
+    warning: str | None = None  # what is to be said of them, or None
 
     @torch.no_grad()
     def __call__(self, images: Tensor) -> Tensor:
@@ -73,23 +63,17 @@ class FeatureSpace:
 
 
 def feature_space(name: str, image: tuple[int, int, int], weights: Mapping[str, Path] | None = None) -> FeatureSpace:
-    """A feature space for images (channels, height, width).
+    """The feature space of a name above, for images (channels, height, width), with files or folders of weights.
 
-    Args:
-        name: one of those above.
-        image: their shape.
-        weights: files and folders of weights by network, those that are named.
-
-    Raises:
-        UserError: there is none of that name, it takes other images, or its weights or its extra are missing.
+    A UserError where there is none of that name, it takes other images, or its weights or its extra are missing.
     """
     if name not in get_args(Features):
         raise UserError(f"features {name!r} are unknown: use one of {', '.join(get_args(Features))}")
     if name == "pixels":
         return FeatureSpace(name, _pixels)
     if name == "dinov2":
-        found = find_weights("dinov2", weights or {})
-        return FeatureSpace(name, encoders.dinov2(found), batch=CHUNK, checksum=found.sha256, warning=found.warning)
+        files = find_weights("dinov2", weights or {})
+        return FeatureSpace(name, encoders.dinov2(files), batch=CHUNK, checksum=files.sha256, warning=files.warning)
     if name not in CLASSIFIERS:
         return _inception(name, weights or {})
     if CLASSIFIERS[name] != image:
@@ -103,27 +87,17 @@ def feature_space(name: str, image: tuple[int, int, int], weights: Mapping[str, 
 
 def clip_space(weights: Mapping[str, Path]) -> tuple[FeatureSpace, Callable[[Sequence[str]], Tensor]]:
     """CLIP's embeddings of images as a space, and what embeds captions into it; errors as of `feature_space`."""
-    found = find_weights("clip", weights)
-    embed, embed_texts = encoders.clip(found)
-    return FeatureSpace("clip", embed, batch=CHUNK, checksum=found.sha256, warning=found.warning), embed_texts
-
-
-ROWS = 512
-"""Images whose features are in one shard of the data's features."""
+    files = find_weights("clip", weights)
+    embed, embed_texts = encoders.clip(files)
+    return FeatureSpace("clip", embed, batch=CHUNK, checksum=files.sha256, warning=files.warning), embed_texts
 
 
 def write_features(
     spaces: Sequence[FeatureSpace], images: Images, chosen: Tensor, folder: Path, process: int, processes: int
 ) -> None:
-    """Write one process's share of the features of some images, those that are not there yet.
+    """Write the features of images of some indices (N,), those that are not there yet, a folder of shards per space.
 
-    Args:
-        spaces: every one has a folder of shards.
-        images: where they come from.
-        chosen: their indices (N,).
-        folder: of the folders.
-        process: number of this process, from 0.
-        processes: how many share the work.
+    Of the shards this process, numbered from 0, writes its share.
     """
     shards = {space: TensorShards(folder / space.name, len(chosen), ROWS) for space in spaces}
     absent = {number for each in shards.values() for number in each.absent()}
@@ -146,8 +120,8 @@ def _pixels(images: Tensor) -> Tensor:
 
 def _inception(name: str, weights: Mapping[str, Path]) -> FeatureSpace:
     """One of the spaces of Inception-v3."""
-    found = find_weights("inception", weights)
-    network: Inception = read_inception(found).to(encoders.device())
+    files = find_weights("inception", weights)
+    network: Inception = read_inception(files).to(encoders.device())
     resize = resize_clean if name == "inception_clean" else resize_tensorflow
     place = 1 if name == "inception_spatial" else 0
 
@@ -155,4 +129,4 @@ def _inception(name: str, weights: Mapping[str, Path]) -> FeatureSpace:
         return network(resize(to_bytes(images.to(encoders.device())), SIZE))[place]
 
     read_out = None if place else lambda pool: network.logits(pool.to(encoders.device())).cpu()
-    return FeatureSpace(name, extract, read_out, batch=CHUNK, checksum=found.sha256, warning=found.warning)
+    return FeatureSpace(name, extract, read_out, batch=CHUNK, checksum=files.sha256, warning=files.warning)

@@ -1,4 +1,4 @@
-"""Images from a model, in batches: what `progdist sample` and `progdist evaluate` make."""
+"""Images from a model, in batches: what `progdist sample` writes, and what every evaluation measures."""
 
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -11,14 +11,18 @@ from torch import Tensor
 from progdist._utils.errors import UserError
 from progdist._utils.names import Precision
 from progdist._utils.random import SAMPLING_NOISE, generator
+from progdist.compute.precision import autocast
+from progdist.diffusion.denoiser import DenoiserProtocol
 from progdist.diffusion.integrators import Step
-from progdist.diffusion.sampler import ancestral
-from progdist.evaluation.sampling import noise_in_batches, sample_in_batches
-from progdist.models.conditions import prompt_conditions
+from progdist.diffusion.sampler import ancestral, sample
+from progdist.methods import METHODS
+from progdist.methods.guidance import Input
+from progdist.models.conditioning import Conditions
 from progdist.models.model import Model
-from progdist.models.unet import Conditions, class_conditions
 
 Notify = Callable[[str], None]
+
+NOISE_BLOCK = 16  # examples drawn at a time: as torch draws blocks of 16 numbers, these are the numbers of one draw
 
 
 @dataclass(frozen=True)
@@ -27,23 +31,23 @@ class SamplingOptions:
 
     Args:
         steps: sampling steps; None for the model's own.
-        count: how many.
+        count: how many images.
         label: their class; None for all in turn.
         seed: of the noise.
-        method: of sampling, one of `sampler.METHODS` or `sampler.MULTISTEP_METHODS`.
+        method: one of `sampler.SAMPLERS` or `sampler.MULTISTEP_SAMPLERS`, or a step of your own.
         clip: keep every denoised image within [-1, 1].
-        variance: of the ancestral sampler's variance, from 0, its lower bound, to 1, its upper.
+        variance: of the ancestral sampler, from 0, its lower bound, to 1, its upper.
         batch: how many at a time.
         precision: of the network.
-        prompts: of a text-conditional model, all in turn.
-        guidance: the scale of a model that was distilled for a range of it; None for the usual one.
+        prompts: of a text-to-image model, all in turn.
+        guidance: scale of a model that was distilled for a range of it; None for its default.
     """
 
-    steps: int | None
-    count: int
-    label: int | None
-    seed: int
-    method: str = "ddim"
+    steps: int | None = None
+    count: int = 64
+    label: int | None = None
+    seed: int = 0
+    method: str | Step = "ddim"
     clip: bool = False
     variance: float = 1.0
     batch: int = 256
@@ -56,11 +60,7 @@ class SamplingOptions:
         return partial(ancestral, gamma=self.variance) if self.method == "ancestral" else self.method
 
     def steps_of(self, model: Model) -> int:
-        """The steps that a model takes.
-
-        Raises:
-            UserError: none are given, and the model has none of its own.
-        """
+        """The steps that a model takes; a UserError where neither it nor the options say."""
         steps = self.steps if self.steps is not None else min(model.steps, default=None)
         if steps is None:
             raise UserError(
@@ -69,13 +69,9 @@ class SamplingOptions:
         return steps
 
     def labels_of(self, model: Model) -> Tensor:
-        """The number of the class, or of the prompt, of each image: (N,).
-
-        Raises:
-            UserError: the model has no such class, or it stands for none.
-        """
+        """The number (N,) of each image's class or prompt; a UserError where the model makes no such images."""
         if self.label is None:
-            kinds = range(len(self.prompts)) if model.text else model.labels
+            kinds = model.conditioning.choices(self.prompts)
             return torch.tensor(kinds or [0])[torch.arange(self.count) % max(1, len(kinds))]
         if self.label >= len(model.classes):
             expected = f"0 to {max(model.labels)}" if model.labels else "none, since the model has no classes"
@@ -87,20 +83,17 @@ class SamplingOptions:
         return torch.full((self.count,), self.label)
 
     def check(self, model: Model, notify: Notify) -> None:
-        """Refuse options that have no effect on a model, and warn of step counts that it does not know.
-
-        Raises:
-            UserError: names the option.
-        """
+        """Refuse options that have no effect on a model, and warn of step counts that it was not distilled for."""
         if self.variance != 1 and self.method != "ancestral":
             raise UserError(f"--variance is of --method ancestral, and {self.method} adds no such noise: leave it out")
         if self.guidance is not None and not 0 < self.guidance < math.inf:
             raise UserError(f"--guidance {self.guidance:g} is no scale: give a positive number, e.g. 3")
         if self.clip and model.autoencoder:
             raise UserError("--clip is of images, and a latent model samples latents: leave it out")
-        steps = self.steps_of(model)
-        if steps > 0 and not _knows(model, steps, self.method):
-            notify(f"warning: the model was distilled for {_listed(model.steps)}, not {steps}: expect poor images")
+        steps, method = self.steps_of(model), self.method if isinstance(self.method, str) else ""
+        if steps > 0 and not METHODS[model.method].learned(model.steps, steps, method):
+            own = f"{' or '.join(map(str, model.steps))} step{'s' if list(model.steps) != [1] else ''}"
+            notify(f"warning: the model was distilled for {own}, not {steps}: expect poor images")
 
 
 def sampling_noise(model: Model, count: int, seed: int) -> Tensor:
@@ -108,78 +101,83 @@ def sampling_noise(model: Model, count: int, seed: int) -> Tensor:
     return torch.randn(count, *model.shape, generator=generator(seed, SAMPLING_NOISE))
 
 
-def generate_images(model: Model, options: SamplingOptions, notify: Notify) -> tuple[Tensor, Tensor, int]:
-    """Images (N, C, H, W), their labels (N,), and the steps they took.
+def noise_in_batches(count: int, shape: Sequence[int], batch: int, generator: torch.Generator) -> Iterator[Tensor]:
+    """Standard normal noise (batch, *shape), `count` rows in all, the same whatever the batch."""
+    rest = torch.empty(0, *shape)
+    for start in range(0, count, NOISE_BLOCK):
+        rest = torch.cat([rest, torch.randn(min(NOISE_BLOCK, count - start), *shape, generator=generator)])
+        while len(rest) >= batch:
+            yield rest[:batch]
+            rest = rest[batch:]
+    if len(rest):
+        yield rest
 
-    Raises:
-        UserError: a label out of range, no step count to be had, or an option that has no effect.
+
+def sample_in_batches(
+    model: Model,
+    noise: Tensor,
+    labels: Tensor,
+    options: SamplingOptions,
+    *,
+    conditions: Conditions | None = None,
+    denoiser: DenoiserProtocol | None = None,
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    """Images (N, C, H, W) on the CPU from noise (N, ...), of a latent model's latents, with autocast and decoding.
+
+    Labels (N,) are those of classes, or of what `conditions` knows; these and the denoiser replace the model's own. Of
+    the options steps, method, clipping, precision and batch are used. The generator is of stochastic methods' noise.
     """
+    device, steps = next(model.denoiser.parameters()).device, options.steps_of(model)
+    conditions, images = conditions or model.conditions(), []
+    with autocast(device, options.precision):
+        for part, classes in zip(noise.split(options.batch), labels.split(options.batch), strict=True):
+            condition = conditions({"labels": classes.to(device)})
+            made = sample(
+                denoiser or model.denoiser, part.to(device), steps,
+                method=options.sampler(), clip=options.clip, generator=generator, **condition,
+            )  # fmt: skip
+            images.append(made.float().cpu())
+    return model.autoencoder.decode(torch.cat(images)) if model.autoencoder else torch.cat(images)
+
+
+def generate_images(model: Model, options: SamplingOptions, notify: Notify) -> tuple[Tensor, Tensor, int]:
+    """Images (N, C, H, W), their labels (N,), and the steps they took; a UserError for options that do not suit."""
     batches, steps = generate_batches(model, options, notify)
     _, images, labels = zip(*batches, strict=True)
     return torch.cat(images), torch.cat(labels), steps
 
 
 def generate_batches(
-    model: Model, options: SamplingOptions, notify: Notify, wanted: Callable[[int], bool] = lambda number: True
+    model: Model, options: SamplingOptions, notify: Notify, makes: Callable[[int], bool] = lambda number: True
 ) -> tuple[Iterator[tuple[int, Tensor, Tensor]], int]:
-    """The images of `generate_images`, `options.batch` at a time, and the steps they take.
+    """(number, images, labels) of batches of `generate_images`, and the steps they take; errors as there.
 
-    Args:
-        model: moved to the GPU where there is one.
-        options: what to make.
-        notify: told of warnings.
-        wanted: whether to make the batch of a number; each is the same whichever others are made.
-
-    Returns:
-        (number of the batch, images, labels) of every one that is wanted; and the steps.
-
-    Raises:
-        UserError: as `generate_images`.
+    The model is moved to the GPU where there is one. Of the batches those are made whose number `makes` wants: each is
+    the same whichever others are made.
     """
     options.check(model, notify)
-    steps, labels = options.steps_of(model), options.labels_of(model)
+    labels, size = options.labels_of(model), options.batch
     model.to(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
-    conditions, size = _conditions(model, options, notify), options.batch
+    conditions = _conditions(model, options, notify)
 
     def batches() -> Iterator[tuple[int, Tensor, Tensor]]:
         noise = noise_in_batches(options.count, model.shape, size, generator(options.seed, SAMPLING_NOISE))
         for number, (z, classes) in enumerate(zip(noise, labels.split(size), strict=True)):
-            if wanted(number):
-                images = sample_in_batches(
-                    model, z, classes, steps, size,
-                    precision=options.precision, clip=options.clip, method=options.sampler(), conditions=conditions,
-                    generator=generator(options.seed, SAMPLING_NOISE, 1, *([number] if number else [])),
-                )  # fmt: skip
+            if makes(number):
+                draw = generator(options.seed, SAMPLING_NOISE, 1, *([number] if number else []))
+                images = sample_in_batches(model, z, classes, options, conditions=conditions, generator=draw)
                 yield number, images, classes
 
-    return batches(), steps
+    return batches(), options.steps_of(model)
 
 
 def _conditions(model: Model, options: SamplingOptions, notify: Notify) -> Conditions:
     """What tells the network the class or the prompt of each image."""
-    taken, asked = model.guidance, options.guidance
-    if isinstance(taken, tuple) and asked is not None and not taken[0] <= asked <= taken[1]:
-        notify(f"warning: the model was distilled for guidance of {taken[0]:g} to {taken[1]:g}, not {asked:g}")
-    if isinstance(taken, tuple) and asked is None:
-        notify(f"guidance: {model.scale(None):g}, the usual scale of {taken[0]:g} to {taken[1]:g}")
-    if model.text is None:
-        if options.prompts:
-            raise UserError("--prompt is of text-conditional models, and this is none: leave it out")
-        return class_conditions(model.denoiser.network, model.scale(asked))
-    if not options.prompts:
-        raise UserError('this model makes images of captions: say what to make with --prompt "..."')
-    return prompt_conditions(model, options.prompts, asked)
-
-
-def _knows(model: Model, steps: int, method: str) -> bool:
-    """Whether a model learned to take so many steps of a method (see `progdist.methods.transitive`)."""
-    if not model.steps or steps in model.steps:
-        return True
-    if model.target == "stochastic" and method == "overshoot":
-        return steps % 2 == 0 and steps // 2 in model.steps
-    return model.target == "tract" and method == "consistency" and 1 in model.steps
-
-
-def _listed(counts: Sequence[int]) -> str:
-    words = [str(count) for count in counts]
-    return f"{' or '.join(words)} step{'s' if list(counts) != [1] else ''}"
+    guidance, scale = model.guidance, options.guidance
+    if isinstance(guidance, Input):
+        if scale is None:
+            notify(f"guidance: {model.scale(None):g}, the default of {guidance}")
+        elif scale not in guidance:
+            notify(f"warning: the model was distilled for guidance of {guidance}, not {scale:g}")
+    return model.conditions(scale, options.prompts)

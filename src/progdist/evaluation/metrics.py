@@ -2,157 +2,195 @@ r"""How good samples are: distances to the data, agreement with their classes, a
 
     frechet             with its 95 % interval and its bias (`measures.frechet`); FID in the features of Inception
     kernel              with its standard error (`measures.kernel`); KID in those
-    inception_score     `measures.inception_score`
-    precision_recall    `measures.neighbors`
-    density_coverage    `measures.neighbors`
-    clip_score          of samples and their captions (`measures.clip_score`)
+    inception_score     and clip_score, of samples and their captions (`measures.scores`)
+    precision_recall    and density_coverage (`measures.neighbors`)
     fidelity            the root mean square difference of pixels in [-1, 1] from images made from the same noise
 
-The two distances are always given, the others on demand. All are computed from features, which are all that is kept of
-samples; docs/metrics.md has their conventions.
+The two distances are always measured, the others on demand. All are computed from features, which are all that is kept
+of samples; docs/metrics.md has their conventions. `MetricConfig` names what to measure, and `open` loads its networks.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
 
+import torch
 from torch import Tensor
 
 from progdist._utils.errors import UserError
 from progdist._utils.names import LEAST_SAMPLES, Metric
-from progdist.evaluation.features import FeatureSpace
+from progdist.data.images import Images
+from progdist.evaluation.features import FeatureSpace, clip_space, feature_space, features_of
 from progdist.evaluation.measures.estimate import Estimate
-from progdist.evaluation.measures.frechet import WIDE, Frechet, Resampled, frechet_bias, resampled_frechet
-from progdist.evaluation.measures.inception_score import inception_score
+from progdist.evaluation.measures.frechet import WIDE, Frechet, frechet_bias, resampled_frechet
 from progdist.evaluation.measures.kernel import kernel_distance
 from progdist.evaluation.measures.moments import moments
 from progdist.evaluation.measures.neighbors import density_coverage, precision_recall
-from progdist.evaluation.summary import Summary, summarize
+from progdist.evaluation.measures.scores import clip_score, inception_score
+from progdist.evaluation.measures.statistics import Statistics, read_statistics
+from progdist.evaluation.record import Quality
+from progdist.evaluation.summary import Summary
 
-SAMPLES_PER_FEATURE = 10
-"""Below this many samples for each feature the Frechet distance is mostly bias: a warning is given."""
-
-PUBLISHED = 50_000
-"""Samples of published FIDs."""
-
-FROM_NEIGHBORS: dict[str, Callable[..., dict[str, Estimate]]] = {
-    "precision_recall": precision_recall,
-    "density_coverage": density_coverage,
-}
-"""What is measured from features of data and samples."""
+SAMPLES_PER_FEATURE = 10  # below so many samples for each feature the Frechet distance is mostly bias: a warning
+PUBLISHED = 50_000  # samples of published FIDs
+DATA_IMAGES = 10_000  # of the data that samples are compared with, where there are as many; more where more are sampled
+NEIGHBOR_METRICS = {"precision_recall": precision_recall, "density_coverage": density_coverage}
 
 
 @dataclass(frozen=True)
-class Quality:
-    """One set of samples against the data, in one feature space.
+class Reference:
+    """What samples are compared with in one feature space."""
 
-    Attributes:
-        features: name of the feature space.
-        samples: how many were compared.
-        frechet: the Frechet distance, and the 95 % interval of it.
-        interval: how the interval was found, `bootstrap` or `infinitesimal jackknife` (see `resampled_frechet`).
-        kernel: 1000 times the kernel distance, and its standard error; None where only moments of the data are known.
-        agreement: share of samples that the classifier gives the class they were made for; None without classes.
-        warning: why the numbers are to be doubted, or None.
-        frechet_bias: by how much the Frechet distance is too large for want of samples, about; None below 4 samples.
-        metrics: what else was asked for, by its name.
-        checksum: the SHA-256 of the network's weights, where they are not shipped.
+    features: Tensor | None  # of the data, (N, D); None where there are only moments
+    frechet: Frechet  # the Frechet distance to them
+
+
+@dataclass(frozen=True)
+class MetricConfig:
+    """What to measure.
+
+    Args:
+        features: names of the feature spaces in which samples are compared with the data.
+        metrics: beside the Frechet and the kernel distance.
+        weights: files or folders of weights, by network.
+        references: files of statistics in place of the data, by space.
     """
 
-    features: str
-    samples: int
-    frechet: float
-    frechet_low: float
-    frechet_high: float
-    kernel: float | None
-    kernel_spread: float | None
-    agreement: float | None
-    warning: str | None
-    interval: str
-    frechet_bias: float | None = None
-    metrics: dict[str, Estimate] = field(default_factory=dict)
-    checksum: str | None = None
+    features: tuple[str, ...] = ("pixels",)
+    metrics: tuple[Metric, ...] = ()
+    weights: Mapping[str, Path] = field(default_factory=dict)
+    references: Mapping[str, Path] = field(default_factory=dict)
+
+    def check(self, *, captions: bool) -> None:
+        """Refuse a name that stands twice or has no effect, or scores of captions where there are none."""
+        networks = {name.partition("_")[0] for name in self.features}
+        networks |= {"clip"} if "clip_score" in self.metrics else set()
+        for kind, names in (("features", self.features), ("metric", self.metrics)):
+            if again := [name for place, name in enumerate(names) if name in names[:place]]:
+                raise UserError(f"{kind} {again[0]} is named twice: name it once")
+        for kind, files, used in (("weights", self.weights, networks), ("reference", self.references, self.features)):
+            if unused := [name for name in files if name not in used]:
+                raise UserError(f"{kind} {unused[0]}={files[unused[0]]} is of nothing that is measured: leave it out")
+        if "clip_score" in self.metrics and not captions:
+            raise UserError("clip_score is of captions, and the model or the data has none: leave it out")
+
+    def open(self, image: tuple[int, int, int], *, captions: bool) -> "Metrics":
+        """The metrics for images (channels, height, width), with captions or without.
+
+        A UserError as in `check`, or where a name is unknown, or weights or statistics cannot be read or do not fit.
+        """
+        self.check(captions=captions)
+        statistics = {name: read_statistics(path, name) for name, path in self.references.items()}
+        spaces = [feature_space(name, image, self.weights) for name in self.features]
+        if "inception_score" in self.metrics and not any(space.read_out for space in spaces):
+            raise UserError(
+                "inception_score is of a classifier's features, and none are measured: add digits, fashion-mnist or "
+                "inception to the features, or leave it out"
+            )
+        for space in spaces:
+            if space.name in statistics:
+                _check_width(space.name, statistics[space.name], space(torch.zeros(1, *image)))
+        clip = Clip(*clip_space(self.weights)) if "clip_score" in self.metrics else None
+        return Metrics(spaces, self.metrics, statistics, clip)
+
+
+@dataclass(frozen=True)
+class Clip:
+    """CLIP's embeddings of images as a feature space, and of captions."""
+
+    space: FeatureSpace
+    embed: Callable[[Sequence[str]], Tensor]
+
+
+@dataclass(frozen=True)
+class Metrics:
+    """Feature spaces and metrics, ready to measure samples."""
+
+    spaces: Sequence[FeatureSpace]  # where samples are compared with the data
+    names: tuple[Metric, ...] = ()  # what is measured beside the two distances
+    statistics: Mapping[str, Statistics] = field(default_factory=dict)  # in place of the data, by feature space
+    clip: Clip | None = None  # scores captions, or None
+
+    @cached_property
+    def every_space(self) -> list[FeatureSpace]:
+        """The spaces in which features of samples are kept."""
+        return [*self.spaces, *([self.clip.space] if self.clip else [])]
+
+    def reference(self, space: FeatureSpace, features: Tensor | None) -> Reference:
+        """The statistics in place of the data in a space, or else features (N, D) of the data; one is required."""
+        statistics = self.statistics.get(space.name)
+        if statistics is not None:
+            if features is not None:
+                _check_width(space.name, statistics, features)
+            return Reference(features, Frechet(statistics.moments))
+        if features is None:
+            raise UserError(f"nothing is known of the data in {space.name} features: give the data, or a reference")
+        return Reference(features, Frechet(moments(features)))
+
+    def references(self, images: Images | None, samples: int, seed: int) -> list[Reference]:
+        """What `samples` samples are compared with in every space: images of the data, or statistics alone."""
+        references = []
+        for space in self.spaces:
+            statistics = self.statistics.get(space.name)
+            features = statistics.features if statistics else None
+            if images is not None:
+                features = features_of(space, images, images.chosen(max(samples, DATA_IMAGES), seed))
+            references.append(self.reference(space, features))
+        return references
+
+    def measure(self, samples: Summary, references: Sequence[Reference], resamples: int = 100) -> tuple[Quality, ...]:
+        """The quality of samples in every space; arguments and errors as of `quality`."""
+        pairs = zip(self.spaces, references, strict=True)
+        return tuple(quality(space, each, samples, metrics=self.names, resamples=resamples) for space, each in pairs)
+
+    def clip_score(self, samples: Summary, numbers: Tensor, captions: Sequence[str]) -> Estimate | None:
+        """The CLIP score of samples and their captions, by the numbers (N,) of these; None where it is not measured."""
+        if self.clip is None:
+            return None
+        used, place = numbers.unique(return_inverse=True)
+        embedded = self.clip.embed([captions[int(number)] for number in used])
+        return clip_score(samples.features[self.clip.space.name], embedded[place])
+
+
+def _check_width(name: str, statistics: Statistics, features: Tensor) -> None:
+    """Refuse statistics of another number of features than (N, D)."""
+    expected, width = len(statistics.moments.mean), features.shape[1]
+    if expected != width:
+        raise UserError(f"the reference of {name} is of {expected} features, the samples have {width}: name another")
 
 
 def quality(
     space: FeatureSpace,
-    data: Tensor,
-    images: Tensor,
-    labels: Tensor | None = None,
+    reference: Reference | Tensor,
+    samples: Summary,
     *,
+    metrics: Sequence[Metric] = (),
     resamples: int = 100,
     seed: int = 0,
 ) -> Quality:
-    """Compare images with the data.
+    """Compare samples with the data, or with features (N, D) of the data, in one feature space.
 
-    Args:
-        space: where to compare.
-        data: features of the data, (N, D).
-        images: (M, C, H, W), about [-1, 1].
-        labels: the classes that the images were made for, (M,), or None.
-        resamples: of the bootstrap.
-        seed: of the bootstrap and the subsets.
+    Beside the two distances the metrics are measured that this space has. The seed is of the bootstrap and the subsets.
 
     Raises:
-        UserError: fewer than two samples, or images that are not finite.
+        UserError: fewer than two samples, images that are not finite, or a metric that needs more of either.
     """
-    return summary_quality(space, data, summarize([space], images, labels), resamples=resamples, seed=seed)
-
-
-def summary_quality(
-    space: FeatureSpace,
-    data: Tensor | None,
-    samples: Summary,
-    *,
-    distance: Frechet | None = None,
-    metrics: Sequence[Metric] = (),
-    resamples: int = 100,
-    seed: int = 0,
-) -> Quality:
-    """Compare samples with the data in one feature space, from what was kept of them; see `quality`.
-
-    Args:
-        space: where to compare.
-        data: features of the data, (N, D); None where only their moments are known.
-        samples: what was kept of the samples.
-        distance: the Frechet distance to the reference; to `data` if not given.
-        metrics: what to measure beside the two distances, as far as this space has it.
-        resamples: of the bootstrap.
-        seed: of the bootstrap and the subsets.
-    """
-    found, _ = resampled_quality(
-        space, data, samples, distance=distance, metrics=metrics, resamples=resamples, seed=seed
-    )
-    return found
-
-
-def resampled_quality(
-    space: FeatureSpace,
-    data: Tensor | None,
-    samples: Summary,
-    *,
-    distance: Frechet | None = None,
-    metrics: Sequence[Metric] = (),
-    resamples: int = 100,
-    seed: int = 0,
-) -> tuple[Quality, Resampled]:
-    """What `summary_quality` gives, and the resamples that its interval is of, which tell two models apart.
-
-    Arguments and errors as there (see `measures.paired`).
-    """
+    data = reference if isinstance(reference, Tensor) else reference.features
     _require("the distance", 2, samples=len(samples), data=data)
     if not samples.finite:
         raise UserError("the samples hold numbers that are not finite: the model is damaged, or was trained too fast")
     features = samples.features[space.name]
-    distance = distance or Frechet(moments(_needed(data, "the Frechet distance")))
-    found = resampled_frechet(distance, features, resamples=resamples, seed=seed)
+    frechet = Frechet(moments(reference)) if isinstance(reference, Tensor) else reference.frechet
+    resampled = resampled_frechet(frechet, features, resamples=resamples, seed=seed)
     kernel, error = (None, None) if data is None else kernel_distance(data, features, seed=seed)
-    bias = frechet_bias(distance, features, seed=seed)
-    result = Quality(
+    bias = frechet_bias(frechet, features, seed=seed)
+    return Quality(
         features=space.name,
         samples=len(samples),
-        frechet=found.estimate.value,
-        frechet_low=found.estimate.low,
-        frechet_high=found.estimate.high,
+        frechet=resampled.estimate.value,
+        frechet_low=resampled.estimate.low,
+        frechet_high=resampled.estimate.high,
         kernel=kernel,
         kernel_spread=error,
         agreement=samples.matches[space.name] / len(samples) if space.name in samples.matches else None,
@@ -161,49 +199,42 @@ def resampled_quality(
         frechet_bias=bias,
         metrics={key: value for name in metrics for key, value in _measured(name, space, data, features, seed).items()},
         checksum=space.checksum,
+        resampled=resampled,
     )
-    return result, found
 
 
 def _measured(
     name: Metric, space: FeatureSpace, data: Tensor | None, features: Tensor, seed: int
 ) -> dict[str, Estimate]:
-    """One of METRICS in one feature space; nothing where the space does not have it."""
+    """One metric in one feature space; nothing where the space does not have it."""
     if name == "clip_score":
         return {}
     _require(name, LEAST_SAMPLES, samples=len(features), data=data)
-    if name in FROM_NEIGHBORS:
-        return FROM_NEIGHBORS[name](_needed(data, name), features, seed=seed)
+    if name in NEIGHBOR_METRICS:
+        if data is None:
+            raise UserError(
+                f"{name} needs images of the data, and a reference of moments holds none: give the data, too"
+            )
+        return NEIGHBOR_METRICS[name](data, features, seed=seed)
     logits = space.logits(features)
     return {} if logits is None else inception_score(logits, seed=seed)
 
 
 def _require(what: str, least: int, *, samples: int, data: Tensor | None) -> None:
-    """Refuse too few samples, or too few features of the data, where there are any: which of the two it is."""
+    """Refuse too few samples, or too few features of the data."""
     if samples < least:
         raise UserError(f"{what} needs at least {least} samples, and {samples} were made: make more")
     if data is not None and len(data) < least:
         raise UserError(f"{what} needs at least {least} images of the data, which has {len(data)}: give more")
 
 
-def _needed(data: Tensor | None, what: str) -> Tensor:
-    if data is None:
-        raise UserError(f"{what} needs images of the data, and a reference of moments holds none: give the data, too")
-    return data
-
-
 def _warnings(space: FeatureSpace, count: int, width: int, bias: float | None) -> list[str]:
     """Why a distance of so many samples is to be doubted."""
-    wanted, found = SAMPLES_PER_FEATURE * width, [space.warning] if space.warning else []
-    if count < wanted:
-        found.append(f"{count} samples for {width} {space.name} features: use {wanted} or more")
+    enough, warnings = SAMPLES_PER_FEATURE * width, [space.warning] if space.warning else []
+    if count < enough:
+        warnings.append(f"{count} samples for {width} {space.name} features: use {enough} or more")
     if space.name.startswith("inception") and count != PUBLISHED and bias is not None:
-        found.append(
+        warnings.append(
             f"published FIDs are of {PUBLISHED:,} samples, and that of {count:,} is about {bias:.2g} too large"
         )
-    return found
-
-
-def root_mean_square(images: Tensor, reference: Tensor) -> float:
-    """Fidelity: the RMS difference of images (N, C, H, W) from others of the same shape, both clipped to [-1, 1]."""
-    return float((images.clamp(-1, 1) - reference.clamp(-1, 1)).square().mean().sqrt())
+    return warnings

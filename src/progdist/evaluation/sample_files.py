@@ -20,7 +20,6 @@ from pathlib import Path
 
 import numpy as np
 import safetensors.torch
-import torch
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
@@ -31,36 +30,26 @@ from progdist.data.grid import write_grid
 from progdist.data.images import to_uint8
 from progdist.data.shards import TensorShards
 from progdist.evaluation.generate import Notify, SamplingOptions, generate_batches
-from progdist.students.folder import load
+from progdist.teachers.own import load
 from progdist.training.distributed import Distributed
 
-MAX_GRID = 4096
-"""Images in a grid, which is one picture."""
-
-COLUMNS = 8
-"""Of a grid, if not told otherwise."""
+MAX_GRID, COLUMNS = 4096, 8  # images of a grid at most, and its columns by default
 
 
 def write_samples(
     folder: Path, options: SamplingOptions, out: Path, columns: int | None, notify: Notify, distributed: Distributed
 ) -> None:
-    """Make images with a model and write them in the layout that the name asks for.
+    """Make images with the model of a folder, in batches that the processes share, and write them.
 
-    Args:
-        folder: of the model.
-        options: what to make.
-        out: where; a name without a suffix is a folder.
-        columns: of a grid; None for 8.
-        notify: told of warnings and of the end.
-        distributed: the processes that share the batches.
+    The layout is that of the suffix of `out`, without one a folder. `columns` are those of a grid, by default COLUMNS.
 
     Raises:
         UserError: an unknown suffix, a grid of too many images, columns where there is no grid, a folder that is there,
             or as in `generate_images`.
     """
     if out.suffix not in WRITERS:
-        known = ", ".join(suffix for suffix in WRITERS if suffix)
-        raise UserError(f"--out {out} ends in {out.suffix}: give a name that ends in {known}, or a folder's")
+        suffixes = ", ".join(suffix for suffix in WRITERS if suffix)
+        raise UserError(f"--out {out} ends in {out.suffix}: give a name that ends in {suffixes}, or a folder's")
     if out.suffix != ".png" and columns is not None:
         raise UserError(f"--columns {columns} is of a grid, and --out {out} is none: leave it out, or give a .png")
     if out.suffix == ".png" and options.count > MAX_GRID:
@@ -70,7 +59,12 @@ def write_samples(
     model = load(folder)
     made = hashlib.sha256((folder / "progdist.json").read_bytes() + repr(options).encode()).hexdigest()
     shards = TensorShards(out.with_name(f".{out.name}.shards"), options.count, options.batch, made)
-    distributed.on_main_process(lambda: _begin(shards))
+
+    def begin() -> None:
+        """An empty folder of shards, unless it is there and holds the same samples as far as they are made."""
+        if not shards.agrees():
+            shutil.rmtree(shards.path, ignore_errors=True)
+            shards.write_index()
 
     def work(process: int, processes: int) -> None:
         """By a batch's number, so that all are made though one process may see what another has written already."""
@@ -79,6 +73,7 @@ def write_samples(
         for number, images, _ in batches:
             shards.write(number, [images])
 
+    distributed.on_main_process(begin)
     try:
         distributed.on_every_process(work)
     except UserError:
@@ -92,32 +87,20 @@ def write_samples(
         notify(f"{options.count} images in {steps} step{'s' if steps > 1 else ''}: {out}")
 
 
-def _begin(shards: TensorShards) -> None:
-    """An empty folder of shards, unless it is there and holds the same samples as far as they are made."""
-    if not shards.agrees():
-        shutil.rmtree(shards.path, ignore_errors=True)
-        shards.write_index()
-
-
-def _batches(shards: TensorShards) -> Iterator[Tensor]:
-    for number in range(len(shards.spans())):
-        yield shards.shard(number)
+def _bytes(shards: TensorShards) -> Iterator[NDArray[np.uint8]]:
+    """Batches of bytes (B, H, W, C)."""
+    return (to_uint8(shards.shard(number)) for number in range(len(shards.spans())))
 
 
 def _grid(shards: TensorShards, labels: Tensor, out: Path, columns: int) -> None:
-    write_grid(torch.cat(list(_batches(shards))), out, columns)
-
-
-def _png(pixels: NDArray[np.uint8]) -> bytes:
-    buffer = io.BytesIO()
-    Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels).save(buffer, "png")
-    return buffer.getvalue()
+    write_grid(shards.read(range(len(shards))), out, columns)
 
 
 def _pngs(shards: TensorShards) -> Iterator[tuple[str, bytes]]:
-    images = (image for batch in _batches(shards) for image in to_uint8(batch))
-    for number, pixels in enumerate(images):
-        yield f"{number:06d}.png", _png(pixels)
+    for number, pixels in enumerate(image for batch in _bytes(shards) for image in batch):
+        buffer = io.BytesIO()
+        Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels).save(buffer, "png")
+        yield f"{number:06d}.png", buffer.getvalue()
 
 
 def _folder(shards: TensorShards, labels: Tensor, out: Path, columns: int) -> None:
@@ -147,21 +130,17 @@ def _npz(shards: TensorShards, labels: Tensor, out: Path, columns: int) -> None:
     with zipfile.ZipFile(partial, "w") as file:
         with file.open("arr_0.npy", "w", force_zip64=True) as array:
             np.lib.format.write_array_header_1_0(array, header)
-            for batch in _batches(shards):
-                array.write(to_uint8(batch).tobytes())
+            for batch in _bytes(shards):
+                array.write(batch.tobytes())
         with file.open("arr_1.npy", "w") as array:
             np.lib.format.write_array(array, labels.numpy())
     partial.replace(out)
 
 
 def _tensors(shards: TensorShards, labels: Tensor, out: Path, columns: int) -> None:
-    atomic_write(out, safetensors.torch.save({"images": torch.cat(list(_batches(shards))), "labels": labels}))
+    atomic_write(out, safetensors.torch.save({"images": shards.read(range(len(shards))), "labels": labels}))
 
 
 WRITERS: dict[str, Callable[[TensorShards, Tensor, Path, int], None]] = {
-    ".png": _grid,
-    ".npz": _npz,
-    ".tar": _tar,
-    ".safetensors": _tensors,
-    "": _folder,
-}
+    ".png": _grid, ".npz": _npz, ".tar": _tar, ".safetensors": _tensors, "": _folder,
+}  # fmt: skip

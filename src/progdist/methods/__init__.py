@@ -1,1 +1,11 @@
-"""What a student learns: targets, losses, the chain, stage 0; imports torch alone."""
+"""What a student learns: methods, the chain, stage 0, guidance; imports torch alone."""
+
+from progdist.methods.method import Method
+from progdist.methods.progressive import PROGRESSIVE
+from progdist.methods.stochastic import STOCHASTIC
+from progdist.methods.transitive import TRANSITIVE
+
+METHODS: dict[str, Method] = {method.name: method for method in (PROGRESSIVE, STOCHASTIC, TRANSITIVE)}
+"""Every method by its name: the one list that recipes, commands, cards, estimates and reports read."""
+
+__all__ = ["METHODS", "PROGRESSIVE", "STOCHASTIC", "TRANSITIVE", "Method"]

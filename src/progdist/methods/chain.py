@@ -4,10 +4,9 @@ A link of the chain is a stage: a teacher of k N steps and its student of N, whi
 (paper, Algorithm 2).
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import TypeVar
 
 from progdist._utils.errors import UserError
 
@@ -21,11 +20,7 @@ class Stage:
 
 
 def halvings(start: int, end: int, substeps: int = 2) -> list[int]:
-    """[start, start / k, ..., end], e.g. 256 and 4 give [256, 128, 64, 32, 16, 8, 4].
-
-    Raises:
-        UserError: dividing by k does not lead from start to end.
-    """
+    """[start, start / k, ..., end], e.g. 256 and 4 give [256, 128, ..., 4]; a UserError if k does not lead there."""
     chain = [start]
     while chain[-1] > end and substeps > 1 and chain[-1] % substeps == 0:
         chain.append(chain[-1] // substeps)
@@ -52,24 +47,3 @@ def stages(chain: Sequence[int]) -> list[Stage]:
                 "each count must divide the one before it"
             )
     return [Stage(student, teacher // student) for teacher, student in pairwise(chain)]
-
-
-Trained = TypeVar("Trained")
-
-
-def distill_chain(
-    teacher: Trained, chain: Sequence[Stage], train_student: Callable[[int, Stage, Trained], Trained]
-) -> Iterator[tuple[Stage, Trained]]:
-    """Train the students of a chain one after another, each on the one before it.
-
-    Args:
-        teacher: of the first stage.
-        chain: the stages in order.
-        train_student: given the number of the stage (from 1), the stage and its teacher.
-
-    Yields:
-        Every stage with its student.
-    """
-    for number, stage in enumerate(chain, 1):
-        teacher = train_student(number, stage, teacher)
-        yield stage, teacher

@@ -17,9 +17,8 @@ Without guidance the first is nearer to the data, and is the default of teachers
 farther: the difference of two predictions of x is that of eps over rho, so guidance is strongest where there is least
 signal, and the first asks the teacher beyond any level at which it was trained (docs/text-models.md has figures).
 
-The loss is a norm and not its square. What is learned is a function of what the student is given, so both are 0 at the
-same student; but the gradient of a square is as long as the error, and the errors differ: a student begins near the
-teacher without guidance, and a guided teacher is g - 1 times the difference of its two predictions from it, so that the
+The loss is a norm and not its square. Both are 0 at the same student, but the gradient of a square is as long as the
+error, and a guided teacher is g - 1 times the difference of its two predictions from the student that begins: the
 largest scales would be learned at the cost of the others. The gradient of the norm by the prediction is
 
     sqrt(w(t) / D) e / |e|,    e = xh - xh_teacher of D numbers
@@ -52,40 +51,22 @@ def ends_above_zero_snr(schedule: Schedule) -> bool:
     return isinstance(schedule, Discrete) and schedule.alphas_cumprod[-1] > 0
 
 
-def zero_terminal_snr_of_students(teacher: Denoiser, asked: bool | None, *, guided: bool) -> bool:
-    """Whether the schedule of a teacher's students ends in pure noise.
+def student_form(teacher: Denoiser, *, guided: bool, zero_terminal_snr: bool | None = None) -> Denoiser:
+    """The teacher's own network with the form that its students take: v in place of eps, on one of the two schedules.
 
-    Args:
-        teacher: that is to be halved.
-        asked: what was said; None for nothing.
-        guided: whether the teacher is guided.
-
-    Returns:
-        What was asked; if nothing was, whether there is a stage 0 without guidance: the teacher predicts eps.
+    With `zero_terminal_snr` that ends in pure noise; None for whether the teacher predicts eps and is not guided.
     """
-    return (isinstance(teacher.parameterization, Eps) and not guided) if asked is None else asked
-
-
-def needs_conversion(teacher: Denoiser, *, zero_terminal_snr: bool = False) -> bool:
-    """Whether a teacher cannot be halved as it is.
-
-    Args:
-        teacher: that is to be halved.
-        zero_terminal_snr: whether its students' schedule shall end in pure noise.
-
-    Returns:
-        Whether it predicts eps, or its schedule ends elsewhere than its students' shall.
-    """
-    return isinstance(teacher.parameterization, Eps) or (zero_terminal_snr and ends_above_zero_snr(teacher.schedule))
-
-
-def converted_form(teacher: Denoiser, *, zero_terminal_snr: bool) -> Denoiser:
-    """The teacher's own network with the form its student takes: v in place of eps, on one of the two schedules."""
-    schedule = teacher.schedule
-    if zero_terminal_snr and isinstance(schedule, Discrete):
+    predicts_eps, schedule = isinstance(teacher.parameterization, Eps), teacher.schedule
+    ends_in_noise = (predicts_eps and not guided) if zero_terminal_snr is None else zero_terminal_snr
+    if ends_in_noise and isinstance(schedule, Discrete) and ends_above_zero_snr(schedule):
         schedule = schedule.rescaled()
-    form = PARAMETERIZATIONS["v"] if isinstance(teacher.parameterization, Eps) else teacher.parameterization
-    return teacher.with_parts(schedule=schedule, parameterization=form)
+    output = PARAMETERIZATIONS["v"] if predicts_eps else teacher.parameterization
+    return teacher.with_parts(schedule=schedule, prediction_type=output)
+
+
+def needs_conversion(teacher: Denoiser, form: Denoiser) -> bool:
+    """Whether a teacher is of another form than its students."""
+    return (teacher.schedule, teacher.parameterization) != (form.schedule, form.parameterization)
 
 
 def form_in_words(student: Denoiser) -> str:
@@ -109,7 +90,7 @@ def conversion_loss(
     eps: Tensor,
     u: Tensor,
     *,
-    weighting: Weighting,
+    weighting: str | Weighting,
     **condition: Tensor,
 ) -> Tensor:
     """The weighted norm of the student's error against the teacher's prediction at the same SNR.
@@ -120,7 +101,7 @@ def conversion_loss(
         x: data (B, ...).
         eps: standard normal noise (B, ...).
         u: uniform in [0, 1), float64 (B,); t = 1 - u.
-        weighting: one of WEIGHTINGS, or your own.
+        weighting: a name in WEIGHTINGS, or your own function.
         condition: passed on to both.
 
     Returns:
@@ -133,38 +114,30 @@ def conversion_loss(
     return weighted_norm(weighting, student.schedule, student(z, t, **condition), target, t)
 
 
-BANDS = (-float("inf"), -6.0, -2.0, 2.0, 6.0, float("inf"))
-"""Edges of the log-SNR bands in which a match is reported."""
-
-BATCH = 64
-"""Examples that are compared at a time in a report."""
+BANDS = (-float("inf"), -6.0, -2.0, 2.0, 6.0, float("inf"))  # edges of the log-SNR bands in which a match is reported
+BATCH = 64  # examples that are compared at a time in a report
 
 
 @torch.no_grad()
 def prediction_errors(
     student: DenoiserProtocol, teacher: DenoiserProtocol, x: Tensor, eps: Tensor, u: Tensor, **condition: Tensor
 ) -> Tensor:
-    """The mean square difference of the two predictions of x for each example, float64 (B,) on the CPU.
-
-    Arguments as in `conversion_loss`. Both are asked for BATCH examples at a time.
-    """
+    """The mean square difference of the two predictions of x for each example: float64 (B,) on the CPU."""
     t, errors = 1 - u, []
     for start in range(0, len(x), BATCH):
         part = slice(start, start + BATCH)
-        given = {name: value[part] for name, value in condition.items()}
+        rows = {name: value[part] for name, value in condition.items()}
         z = diffuse(student.schedule, x[part], eps[part], t[part])
-        target = teacher(z, equal_snr(student.schedule, teacher.schedule, t[part]), **given)
-        errors.append((student(z, t[part], **given) - target).square().flatten(1).mean(1).double().cpu())
+        target = teacher(z, equal_snr(student.schedule, teacher.schedule, t[part]), **rows)
+        errors.append((student(z, t[part], **rows) - target).square().flatten(1).mean(1).double().cpu())
     return torch.cat(errors)
 
 
 def rms_by_interval(errors: Tensor, values: Tensor, edges: Sequence[float]) -> dict[str, float]:
     """The root of the mean error in each interval of a value, without the intervals that hold none.
 
-    Args:
-        errors: mean squares, float64 (B,).
-        values: what the intervals are of, float64 (B,).
-        edges: of the intervals, rising; a value at an edge belongs below it, and those beyond the ends to the end ones.
+    Errors and values are float64 (B,). A value at one of the rising edges belongs below it, and those beyond the ends
+    to the end ones.
     """
     place = torch.bucketize(values.cpu(), torch.tensor(edges[1:-1], dtype=torch.float64))
     return {
@@ -172,8 +145,3 @@ def rms_by_interval(errors: Tensor, values: Tensor, edges: Sequence[float]) -> d
         for number, (low, high) in enumerate(pairwise(edges))
         if (place == number).any()
     }
-
-
-def guidance_edges(least: float, largest: float, count: int = 4) -> list[float]:
-    """The edges of `count` intervals from the least to the largest guidance scale, of one ratio each."""
-    return [least * (largest / least) ** (number / count) for number in range(count + 1)]

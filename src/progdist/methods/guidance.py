@@ -1,22 +1,106 @@
-r"""What a teacher's sampler does to its predictions, as denoisers around a denoiser: guidance and clipping.
+r"""Guidance: what a student learns of it, and what a teacher's sampler does, as denoisers around a denoiser.
 
 Classifier-free guidance (Ho & Salimans 2022, arXiv 2207.12598) mixes two predictions,
 
     xh = xh(z, t, uncond) + g (xh(z, t, c) - xh(z, t, uncond)),    c a class or a caption
 
 The weights 1 - g and g have sum 1 and xh is affine in eps, so to mix predictions of eps, as stock samplers do, is the
-same.
+same. A student is distilled for one scale (`Fixed`), or takes any of a range as an input (`Input`), as in stage one of
+Meng et al. 2023 (arXiv 2210.03142).
 """
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Real
 
 import torch
 from torch import Tensor
 
 from progdist._utils.broadcasting import per_example
+from progdist._utils.errors import UserError
 from progdist.diffusion.denoiser import DenoiserProtocol
 from progdist.diffusion.schedule import Schedule
+
+
+@dataclass(frozen=True)
+class Fixed:
+    """One guidance scale, distilled into a student, which takes none."""
+
+    scale: float
+
+    def __post_init__(self) -> None:
+        _check(self.scale)
+
+    def to_json(self) -> float:
+        """As model folders record it."""
+        return self.scale
+
+    def __str__(self) -> str:
+        return f"{self.scale:g}"
+
+
+@dataclass(frozen=True)
+class Input:
+    """A range of guidance scales that a network takes as an input; low = high for a network that takes only one."""
+
+    low: float
+    high: float
+
+    def __post_init__(self) -> None:
+        _check(self.low, self.high)
+
+    def draw(self, generator: torch.Generator) -> Tensor:
+        """A scale, float64 (): the lowest for one example in five, else one of uniform logarithm."""
+        low, high = math.log(self.low), math.log(self.high)
+        scale = torch.empty((), dtype=torch.float64)
+        return scale.uniform_(low - (high - low) / 4, high, generator=generator).clamp_(min=low).exp_()
+
+    def nearest(self, scale: float) -> float:
+        """The scale of the range that is nearest to another one."""
+        return min(max(scale, self.low), self.high)
+
+    def __contains__(self, scale: float) -> bool:
+        return self.low <= scale <= self.high
+
+    def edges(self, count: int = 4) -> list[float]:
+        """The edges of `count` intervals of the range, of one ratio each."""
+        return [self.low * (self.high / self.low) ** (number / count) for number in range(count + 1)]
+
+    def to_json(self) -> list[float]:
+        """As model folders record it."""
+        return [self.low, self.high]
+
+    def __str__(self) -> str:
+        return f"{self.low:g} to {self.high:g}"
+
+
+Guidance = Fixed | Input
+
+
+def as_guidance(value: Guidance | float | Sequence[float] | None) -> Guidance | None:
+    """A guidance from a positive number, a pair (low, high), or from itself; None for none; else a UserError."""
+    if value is None or isinstance(value, Fixed | Input):
+        return value
+    if isinstance(value, Real) and not isinstance(value, bool):
+        return Fixed(float(value))
+    if isinstance(value, Sequence) and len(value) == 2 and all(isinstance(each, Real) for each in value):
+        return Input(float(value[0]), float(value[1]))
+    raise UserError(f"guidance is {str(value)[:50]}, expected a positive scale, or a range of two: (1, 8)")
+
+
+def requested_guidance(value: Guidance | float | Sequence[float] | None) -> Guidance | None:
+    """As `as_guidance`, of what a person asks for: a UserError for a range of one scale."""
+    guidance = as_guidance(value)
+    if isinstance(guidance, Input) and guidance.low == guidance.high:
+        raise UserError(f"guidance {guidance.to_json()} is no range: give the lowest scale, then the highest")
+    return guidance
+
+
+def _check(*scales: float) -> None:
+    if not (all(0 < scale < math.inf for scale in scales) and list(scales) == sorted(scales)):
+        listed = " to ".join(f"{scale:g}" for scale in scales)
+        raise UserError(f"guidance is {listed}, expected a positive scale, or a range with low < high")
 
 
 @dataclass(frozen=True)
@@ -59,7 +143,7 @@ class Clipped(_Wrapper):
     bound: float = 1.0
 
     def __call__(self, z: Tensor, t: Tensor, **condition: Tensor) -> Tensor:
-        """xh within [-bound, bound]."""
+        """The prediction within [-bound, bound]."""
         return self.denoiser(z, t, **condition).clamp(-self.bound, self.bound)
 
 
@@ -70,18 +154,13 @@ class Thresholded(_Wrapper):
         xh clipped to [-s, s], over s,    s = the quantile of |xh| over an example's elements, within [1, max_value]
 
     Source: Saharia et al. 2022 (arXiv 2205.11487), section 2.3; diffusers' `thresholding`.
-
-    Args:
-        denoiser: whose predictions are taken.
-        ratio: the quantile, in [0, 1].
-        max_value: the largest s; diffusers' `sample_max_value`.
     """
 
     ratio: float
     max_value: float
 
     def __call__(self, z: Tensor, t: Tensor, **condition: Tensor) -> Tensor:
-        """xh within [-1, 1]."""
+        """The prediction within [-1, 1]."""
         x = self.denoiser(z, t, **condition)
         s = x.flatten(1).abs().float().quantile(self.ratio, dim=1).clamp(1, max(1.0, self.max_value))
         s = per_example(s, x)

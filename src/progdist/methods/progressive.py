@@ -16,19 +16,16 @@ for j < k - 1, and the last is 1 less the others. A sampler's last step returns 
 t = 1/N, ..., 1 only, and becomes the next teacher.
 """
 
-from collections.abc import Callable
-from functools import partial
-
 import torch
 from torch import Tensor
 
 from progdist._utils.broadcasting import per_example
 from progdist._utils.errors import UserError
 from progdist.diffusion.denoiser import DenoiserProtocol
-from progdist.diffusion.loss import Weighting, diffuse, weighted_error
+from progdist.diffusion.loss import Weighting, as_weighting, diffuse, weighted_error
 from progdist.diffusion.sampler import alpha_sigma, ddim_coefficients
 from progdist.diffusion.schedule import Schedule
-from progdist.methods.chain import Stage
+from progdist.methods.method import Method
 
 
 def substep_times(t: Tensor, s: Tensor, substeps: int) -> Tensor:
@@ -39,14 +36,9 @@ def substep_times(t: Tensor, s: Tensor, substeps: int) -> Tensor:
 
 
 def substep_weights(alpha: Tensor, sigma: Tensor) -> Tensor:
-    """The weights w_j of the k predictions between k + 1 noise levels.
+    """The weights w_j of the k predictions between k + 1 noise levels, (k, B) in float64: nonnegative, of sum 1.
 
-    Args:
-        alpha: of each, (k + 1, B) rising, float64.
-        sigma: of each, (k + 1, B) falling, float64; the last may be 0.
-
-    Returns:
-        (k, B) in float64, nonnegative, with sum 1 over the first dimension.
+    Alpha of each level rises and sigma falls, (k + 1, B) in float64; the last sigma may be 0.
     """
     rho = alpha[:-1] / sigma[:-1]
     early = sigma[-1] * rho.diff(dim=0) / (alpha[-1] - sigma[-1] * rho[0])
@@ -75,17 +67,9 @@ def distillation_target(
 
 @torch.no_grad()
 def target_along(teacher: DenoiserProtocol, z: Tensor, times: Tensor, **condition: Tensor) -> Tensor:
-    """`distillation_target` of teacher steps through given times.
+    """`distillation_target` of teacher steps through times t_0 to t_k, falling, float64 (k + 1, B) or (k + 1,).
 
-    Args:
-        teacher: a denoiser.
-        z: latents at the first time, (B, ...).
-        times: t_0 to t_k, falling, float64 (k + 1, B) or (k + 1,); the first ones may be equal, a step between equal
-            times being none, and the last is below the one before it.
-        condition: passed on to the teacher.
-
-    Returns:
-        x_target, of the shape and precision of z.
+    The first ones may be equal, a step between equal times being none, and the last is below the one before it.
     """
     alpha, sigma = alpha_sigma(teacher.schedule, times)
     c_z, c_x = ddim_coefficients((alpha[:-1], alpha[1:]), (sigma[:-1], sigma[1:]))
@@ -108,7 +92,7 @@ def distillation_loss(
     *,
     steps: int,
     substeps: int = 2,
-    weighting: Weighting,
+    weighting: str | Weighting,
     **condition: Tensor,
 ) -> Tensor:
     """Algorithm 2: the weighted error of the student against the teacher's target, at t = i/N.
@@ -121,7 +105,7 @@ def distillation_loss(
         u: uniform in [0, 1), float64 (B,); t = 1 - floor(u N) / N.
         steps: N.
         substeps: k, teacher steps to one of the student.
-        weighting: one of WEIGHTINGS, or your own.
+        weighting: a name in WEIGHTINGS, or your own function.
         condition: passed on to both.
 
     Returns:
@@ -134,19 +118,21 @@ def distillation_loss(
     return weighted_error(weighting, student.schedule, student(z, t, **condition), target, t)
 
 
-def stage_loss(teacher: DenoiserProtocol, stage: Stage, weighting: Weighting) -> Callable[..., Tensor]:
-    """The loss of one stage: `distillation_loss` with its teacher, steps and weighting already bound."""
-    return partial(distillation_loss, teacher=teacher, steps=stage.steps, substeps=stage.substeps, weighting=weighting)
-
-
-def check_weighting(schedule: Schedule, weighting: Weighting, steps: int) -> None:
-    """Refuse a weighting that is 0 at the time from which a student of one step is sampled.
-
-    Raises:
-        UserError: it is.
-    """
-    if steps == 1 and float(weighting(schedule.rho(torch.ones((), dtype=torch.float64)) ** 2)) == 0:
+def check_weighting(schedule: Schedule, weighting: str | Weighting, steps: int) -> None:
+    """Refuse a weighting that is 0 at the time from which a student of one step is sampled."""
+    if steps == 1 and float(as_weighting(weighting)(schedule.rho(torch.ones((), dtype=torch.float64)) ** 2)) == 0:
         raise UserError(
             "the weighting is 0 at t = 1, where the schedule has no signal: a student of 1 step is sampled from there, "
             "and would learn nothing there: use truncated_snr, or end the chain at 2 steps"
         )
+
+
+PROGRESSIVE = Method(
+    name="progressive",
+    title="progressive distillation",
+    authors="Salimans & Ho, 2022",
+    arxiv="2202.00512",
+    loss=distillation_loss,
+    evaluations=lambda stage: stage.substeps,
+    samplers=lambda steps: {"ddim": steps},
+)

@@ -14,21 +14,15 @@ from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from diffusers.models.autoencoders.vq_model import VQModel
 from torch import Tensor
 
-BATCH = 64
-"""Images encoded or decoded at a time."""
+BATCH = 64  # images encoded or decoded at a time
 
 
 @dataclass(frozen=True)
 class Autoencoder:
-    """Images (B, C, H, W) in [-1, 1] to latents (B, c, h, w) and back.
+    """Images (B, C, H, W) in [-1, 1] to latents (B, c, h, w) and back."""
 
-    Args:
-        network: diffusers' autoencoder.
-        part: its name in a pipeline folder, `vae` or `vqvae`.
-    """
-
-    network: AutoencoderKL | VQModel
-    part: str
+    network: AutoencoderKL | VQModel  # diffusers' autoencoder
+    part: str  # its name in a pipeline folder, `vae` or `vqvae`
 
     @property
     def factor(self) -> int:
@@ -52,8 +46,8 @@ class Autoencoder:
         device = next(self.network.parameters()).device
 
         def means(part: Tensor) -> Tensor:
-            found: Any = self.network.encode(part.to(device))
-            return found.latent_dist.mode() if hasattr(found, "latent_dist") else found.latents
+            encoded: Any = self.network.encode(part.to(device))
+            return encoded.latent_dist.mode() if hasattr(encoded, "latent_dist") else encoded.latents
 
         return torch.cat([scale * (means(part) - shift).cpu() for part in images.split(BATCH)]).contiguous()
 

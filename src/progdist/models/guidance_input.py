@@ -3,70 +3,63 @@ r"""Class-conditional networks that take a guidance scale: a term beside the emb
     e(c, g) = e(c) + W (gamma(g - 1) - gamma(g_0 - 1)),    W = 0 at first
 
 e(c) is the network's own embedding of the class, which it adds to that of the time, and gamma the sinusoidal embedding
-that stock text-to-image pipelines give a guidance scale (Meng et al. 2023, arXiv 2210.03142, section 3.1). A constant
-beside e(c) is the same function: it is chosen so that nothing is added at g_0, the usual scale. At g_0 the network is
-thus the stock network of the same weights, and with W = 0 it is so at every g.
+that stock text-to-image pipelines give a guidance scale (Meng et al. 2023, arXiv 2210.03142, section 3.1),
+
+    gamma(w) = (sin 1000 w f_k, cos 1000 w f_k),    f_k = 10000^(-k / (D/2 - 1)),    k = 0 ... D/2 - 1
+
+A constant beside e(c) is the same function: it is chosen so that nothing is added at g_0, the default scale. At g_0 the
+network is thus the stock network of the same weights, and with W = 0 it is so at every g.
 
 A UNet2DModel has one such W; a DiTTransformer2DModel has one in each block, which embeds the class by itself.
 """
 
 import math
-from collections.abc import Sequence
 from copy import deepcopy
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
 import safetensors.torch
 import torch
-from diffusers.models.embeddings import LabelEmbedding, get_timestep_embedding
+from diffusers.models.embeddings import LabelEmbedding
 from diffusers.models.transformers.dit_transformer_2d import DiTTransformer2DModel
 from diffusers.models.unets.unet_2d import UNet2DModel
 from torch import Tensor, nn
 
 from progdist._utils.errors import UserError
 from progdist._utils.files import read_tensors
+from progdist.methods.guidance import Input
 
-DIM = 256
-"""Numbers in the embedding of a guidance scale."""
-
-USUAL = 4.0
-"""DiTPipeline's guidance scale if none is said."""
-
-FILE = Path("guidance") / "model.safetensors"
-"""Where a model's folder holds the weights W."""
-
+EMBEDDING_DIM = 256  # numbers in the embedding of a guidance scale
+DEFAULT_SCALE = 4.0  # DiTPipeline's default guidance scale
+FILE = Path("guidance") / "model.safetensors"  # where a model's folder holds the weights W
 Network = TypeVar("Network", bound=nn.Module)
 
 
 class GuidedClasses(nn.Module):
-    """Embeds a class and a guidance scale.
+    """Embeds a class by `classes`, (B,) to (B, width), and a scale of the range `guidance`."""
 
-    Args:
-        classes: embeds classes (B,) as (B, width).
-        width: of its embeddings.
-        scales: the least and the largest guidance scale that the network knows.
-    """
-
-    def __init__(self, classes: nn.Module, width: int, scales: tuple[float, float]) -> None:
+    def __init__(self, classes: nn.Module, width: int, guidance: Input) -> None:
         super().__init__()
-        self.classes, self.scales = classes, scales
-        self.usual = usual_scale(scales)
-        self.guidance = nn.Linear(DIM, width, bias=False)
+        self.classes, self.range = classes, guidance
+        self.default_scale = guidance.nearest(DEFAULT_SCALE)
+        self.guidance = nn.Linear(EMBEDDING_DIM, width, bias=False)
         nn.init.zeros_(self.guidance.weight)
 
-    def forward(self, given: Tensor | tuple[Tensor, Tensor]) -> Tensor:
-        """e(c, g) of labels and scales, (B,) each; of labels alone that at the usual scale, e(c)."""
-        if isinstance(given, Tensor):
-            return self.classes(given)
-        labels, guidance = given
-        scales = guidance.to(labels.device, torch.float32)
-        difference = guidance_embedding(scales) - guidance_embedding(torch.full_like(scales, self.usual))
+    def forward(self, condition: Tensor | tuple[Tensor, Tensor]) -> Tensor:
+        """e(c, g) of labels and scales, (B,) each; of labels alone that at the default scale, e(c)."""
+        if isinstance(condition, Tensor):
+            return self.classes(condition)
+        labels, scales = condition[0], condition[1].to(condition[0].device, torch.float32)
+        difference = guidance_embedding(scales) - guidance_embedding(torch.full_like(scales, self.default_scale))
         return self.classes(labels) + self.guidance(difference)
 
 
-def guidance_embedding(guidance: Tensor) -> Tensor:
-    """gamma(g - 1) of scales g (B,), float32 (B, DIM): sines, then cosines."""
-    return get_timestep_embedding(1000 * (guidance - 1), DIM, downscale_freq_shift=1)
+def guidance_embedding(guidance: Tensor, dim: int = EMBEDDING_DIM) -> Tensor:
+    """gamma(g - 1) of scales g (B,): (B, dim) in float32, bit for bit that of stock pipelines on a CPU."""
+    half = dim // 2
+    k = torch.arange(half, dtype=torch.float32, device=guidance.device)
+    angles = (1000.0 * (guidance - 1).float())[:, None] * torch.exp(k * -(math.log(10_000.0) / (half - 1)))
+    return torch.cat([angles.sin(), angles.cos()], 1)
 
 
 def class_guidance(network: nn.Module) -> GuidedClasses | None:
@@ -74,17 +67,8 @@ def class_guidance(network: nn.Module) -> GuidedClasses | None:
     return next((each for each in network.modules() if isinstance(each, GuidedClasses)), None)
 
 
-def usual_scale(scales: tuple[float, float]) -> float:
-    """g_0 of a network that knows the scales from the least to the largest: USUAL, or the nearest of them."""
-    return min(max(USUAL, scales[0]), scales[1])
-
-
-def with_class_guidance(network: Network, scales: tuple[float, float]) -> Network:
-    """A network that takes a guidance scale, too, and does what it did before whatever the scale.
-
-    Args:
-        network: class-conditional, without that input; left as it is, its weights are shared.
-        scales: the least and the largest that it is to know.
+def with_class_guidance(network: Network, guidance: Input) -> Network:
+    """A network that takes a guidance scale of a range, too, and does what it did before; its weights are shared.
 
     Raises:
         UserError: it is another network, or embeds its classes in another way than by a table.
@@ -95,18 +79,13 @@ def with_class_guidance(network: Network, scales: tuple[float, float]) -> Networ
         table = classes.embedding_table if isinstance(classes, LabelEmbedding) else classes
         if not isinstance(table, nn.Embedding):
             kind = f"{type(network).__name__} with a {type(table).__name__} of classes"
-            raise UserError(f"a range of guidance needs a table of classes, got {kind}: give a single scale")
-        added = GuidedClasses(classes, table.embedding_dim, scales)
-        setattr(parent, name, added.to(table.weight.device))
+            raise UserError(f"a range of guidance requires a table of classes, got {kind}: give a single scale")
+        setattr(parent, name, GuidedClasses(classes, table.embedding_dim, guidance).to(table.weight.device))
     return student
 
 
 def save_class_guidance(network: Network, folder: Path) -> Network:
-    """Write every W to a model's folder, by its place in the network.
-
-    Returns:
-        The stock network without them, which is the given one at the usual scale; its weights are shared.
-    """
+    """Write every W to a model's folder, by its place in the network; returns the stock network without them."""
     weights = {
         name: each.guidance.weight.detach().contiguous()
         for name, each in network.named_modules()
@@ -121,16 +100,9 @@ def save_class_guidance(network: Network, folder: Path) -> Network:
 
 
 @torch.no_grad()
-def load_class_guidance(network: Network, scales: Sequence[float], folder: Path) -> Network:
-    """The network that `save_class_guidance` took apart.
-
-    Raises:
-        UserError, LookupError, RuntimeError, TypeError, ValueError: the file is damaged, or of another network.
-    """
-    least, most = map(float, scales)
-    if not 0 < least < most < math.inf:
-        raise ValueError(f"the guidance is {least:g} to {most:g}")
-    student, weights = with_class_guidance(network, (least, most)), read_tensors(folder / FILE)
+def load_class_guidance(network: Network, guidance: Input, folder: Path) -> Network:
+    """The network that `save_class_guidance` took apart; a damaged file raises what torch or safetensors do."""
+    student, weights = with_class_guidance(network, guidance), read_tensors(folder / FILE)
     places = {name: each for name, each in student.named_modules() if isinstance(each, GuidedClasses)}
     for name in places.keys() | weights.keys():
         places[name].guidance.weight.copy_(weights[name])
@@ -138,7 +110,7 @@ def load_class_guidance(network: Network, scales: Sequence[float], folder: Path)
 
 
 def class_arguments(class_labels: Tensor, guidance: Tensor | None = None) -> dict[str, Any]:
-    """The keyword arguments of a network with a guidance scale, of labels and, if not the usual one, scales (B,)."""
+    """The keyword arguments of a network with a guidance scale, of labels and, if not the default one, scales (B,)."""
     return {"class_labels": class_labels if guidance is None else (class_labels, guidance)}
 
 

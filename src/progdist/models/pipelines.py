@@ -1,4 +1,4 @@
-"""The stock text-to-image pipelines that are known, each as plain data."""
+"""Stock diffusers' text-to-image pipelines, each as plain data: text encoders, prompts, defaults."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -7,31 +7,18 @@ from typing import Any
 
 @dataclass(frozen=True)
 class PipelineKind:
-    """What is particular to one stock pipeline.
+    """One stock pipeline."""
 
-    Attributes:
-        network: the class of its network.
-        encoders: its text encoders, part -> class of transformers.
-        prompts: what its network is given of prompts, name -> place among the results of `encode_prompt`.
-        negatives: the same of what guidance leads away from; empty where `encode_prompt` takes no negative prompt.
-        options: what `encode_prompt` is given beside prompts, as the pipeline's own call gives it.
-        parts: what the pipeline is made of beside text encoders and tokenizers, as far as it can do without.
-        indexed: settings that its model_index.json may change, with their defaults.
-        usual_guidance: the scale that it takes if none is said.
-        passes_sigmas: it gives its scheduler sigmas evenly spaced from 1 to 1 / N.
-        call: what its call is given on a model card beside the usual, in terms of `height` and `width`.
-    """
-
-    network: str
-    encoders: Mapping[str, str]
-    prompts: Mapping[str, int]
-    negatives: Mapping[str, int]
-    options: Mapping[str, Any] = field(default_factory=dict)
-    parts: Mapping[str, Any] = field(default_factory=dict)
-    indexed: Mapping[str, Any] = field(default_factory=dict)
-    usual_guidance: float = 1.0
-    passes_sigmas: bool = False
-    call: str = ""
+    network: str  # the class of its network
+    encoders: Mapping[str, str]  # its text encoders, part -> class of transformers
+    prompts: Mapping[str, int]  # what its network takes of prompts: name -> place in what `encode_prompt` returns
+    negatives: Mapping[str, int]  # the same of what guidance leads away from; empty without negative prompts
+    options: Mapping[str, Any] = field(default_factory=dict)  # further arguments of `encode_prompt`
+    parts: Mapping[str, Any] = field(default_factory=dict)  # what else it is made of, as far as it can do without
+    indexed: Mapping[str, Any] = field(default_factory=dict)  # settings in its model_index.json: defaults
+    default_guidance: float = 1.0  # its default guidance scale
+    passes_sigmas: bool = False  # it gives its scheduler sigmas evenly spaced from 1 to 1 / N
+    call: str = ""  # what a model card adds to its call, in terms of `height` and `width`
 
     @property
     def part(self) -> str:
@@ -60,7 +47,7 @@ PIPELINES: dict[str, PipelineKind] = {
         negatives={"encoder_hidden_states": 1},
         options={"num_images_per_prompt": 1},
         parts={"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False},
-        usual_guidance=7.5,
+        default_guidance=7.5,
     ),
     "StableDiffusionXLPipeline": PipelineKind(
         network="UNet2DConditionModel",
@@ -69,7 +56,7 @@ PIPELINES: dict[str, PipelineKind] = {
         negatives={"encoder_hidden_states": 1, "text_embeds": 3},
         parts={"add_watermarker": False},
         indexed={"force_zeros_for_empty_prompt": True},
-        usual_guidance=5.0,
+        default_guidance=5.0,
     ),
     "PixArtSigmaPipeline": PipelineKind(
         network="PixArtTransformer2DModel",
@@ -77,7 +64,7 @@ PIPELINES: dict[str, PipelineKind] = {
         prompts={"encoder_hidden_states": 0, "encoder_attention_mask": 1},
         negatives={"encoder_hidden_states": 2, "encoder_attention_mask": 3},
         options={"clean_caption": True},
-        usual_guidance=4.5,
+        default_guidance=4.5,
         call=", use_resolution_binning=False",
     ),
     "StableDiffusion3Pipeline": PipelineKind(
@@ -90,14 +77,14 @@ PIPELINES: dict[str, PipelineKind] = {
         prompts={"encoder_hidden_states": 0, "pooled_projections": 2},
         negatives={"encoder_hidden_states": 1, "pooled_projections": 3},
         options={"prompt_2": None, "prompt_3": None},
-        usual_guidance=7.0,
+        default_guidance=7.0,
     ),
     "FluxPipeline": PipelineKind(
         network="FluxTransformer2DModel",
         encoders={"text_encoder": "CLIPTextModel", "text_encoder_2": "T5EncoderModel"},
         prompts={"encoder_hidden_states": 0, "pooled_projections": 1},
         negatives={},
-        usual_guidance=3.5,
+        default_guidance=3.5,
         passes_sigmas=True,
         call=", height={height}, width={width}",
     ),

@@ -1,247 +1,303 @@
-"""A text-conditional model beyond its network and its autoencoder: where its prompts are encoded, and how it is guided.
+"""Models of prompts: how a stock text-to-image pipeline encodes them, and what its network is told of each.
 
-The network is stock diffusers' UNet2DConditionModel or one of TRANSFORMERS. It attends to `encoder_hidden_states`, some
-take more of a caption, e.g. `text_embeds`, and one with a guidance dial `guidance`: conditions of one row for each
-example, which `network_arguments` turns into the network's own keyword arguments.
+A prompt is a number, its place among the distinct prompts, as a label is; its embeddings are a row of a table. They are
+made by the stock pipeline's own `encode_prompt`, so whatever that does is done here. This is the one place that needs
+transformers (extra `text`); tokenizers and text encoders are read as untrusted, as `progdist.models.safe_loading` reads
+networks.
 """
 
-from collections.abc import Callable, Mapping
-from copy import deepcopy
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any, ClassVar, Self
 
+import diffusers
 import torch
 from diffusers.models.transformers.transformer_flux import FluxTransformer2DModel
-from diffusers.models.transformers.transformer_sd3 import SD3Transformer2DModel
-from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from torch import Tensor, nn
 
 from progdist._utils.errors import UserError
+from progdist._utils.extras import import_extra
 from progdist._utils.files import read_json
-from progdist.diffusion.denoiser import call_network
-from progdist.models.guidance_input import class_arguments, class_guidance
-from progdist.models.pipelines import PIPELINES, PipelineKind
-from progdist.models.prompt_encoder import PromptEncoder, guidance_embedding, prompt_encoder
-from progdist.models.transformers import TRANSFORMERS
-from progdist.models.unet import condition, image_shape, is_text_conditional
+from progdist.data.images import CaptionedImages, Images
+from progdist.methods.guidance import Guidance, Input
+from progdist.models.conditioning import Conditioning, Rows, Shape
+from progdist.models.networks import image_shape, kind_of, takes_guidance
+from progdist.models.pipelines import PIPELINES, TOKENIZERS, VOCABULARIES, PipelineKind
+from progdist.models.safe_loading import load_component, quiet
 
-GUIDANCE_EMBEDDING_DIM = 256
-"""Numbers in the embedding of a guidance scale."""
-
-USUAL_SIDES = (128, 128)
-"""(height, width) of the latents of a network that makes any size, as FluxPipeline makes them if none is said."""
-
-TOKENS = 77
-"""Of a caption, as CLIP's text encoders take it."""
-
-Guidance = float | tuple[float, float]
-"""One scale for all, or the least and the largest of a dial."""
-
-Network = TypeVar("Network", bound=nn.Module)
+BATCH = 64  # prompts encoded at a time
+DEFAULT_SIDES = (128, 128)
+"""(height, width) of the latents of a network that makes any size, as FluxPipeline makes them by default."""
 
 
 @dataclass(frozen=True)
-class TextPipeline:
-    """What a stock text-to-image pipeline holds beside network and autoencoder.
+class Prompts(Conditioning):
+    """Of a text-to-image model."""
 
-    Attributes:
-        folder: of the pipeline, whose other parts are copied when a student is saved.
-        index: its model_index.json.
-        guidance: what a student has taken in: the least and the largest scale of its dial, one scale for all of its
-            images, or None; of a stock teacher None.
-        negative: the prompt that its guidance leads away from, for good; None for the empty one.
-        sides: (height, width) of the latents, where its network makes any size.
-    """
+    takes_prompts: ClassVar[bool] = True
+    task: ClassVar[str] = "text-to-image"
 
-    folder: Path
-    index: Mapping[str, Any]
-    guidance: Guidance | None = None
-    negative: str | None = None
-    sides: tuple[int, int] = USUAL_SIDES
+    folder: Path  # of the stock pipeline, whose other parts are copied when a student is saved
+    index: Mapping[str, Any]  # its model_index.json
+    learned: Guidance | None = None  # what a student has learned: a range that it takes, one scale, or None
+    negative: str | None = None  # the negative prompt of that guidance; None for the empty one
+    sides: tuple[int, int] = DEFAULT_SIDES  # (height, width) of the latents, where the network makes any size
 
     @property
-    def kind(self) -> str:
+    def pipeline(self) -> str:  # pyright: ignore[reportIncompatibleVariableOverride]
         """The class of the stock pipeline."""
         return self.index["_class_name"]
 
     @property
-    def particulars(self) -> PipelineKind:
-        """What is particular to that class."""
-        return PIPELINES[self.kind]
+    def kind(self) -> PipelineKind:
+        """The kind of that class."""
+        return PIPELINES[self.pipeline]
 
     @property
-    def usual_guidance(self) -> float:
-        """The scale that the stock pipeline takes if none is said, or the nearest on the dial."""
-        usual = self.particulars.usual_guidance
-        return min(max(usual, self.guidance[0]), self.guidance[1]) if isinstance(self.guidance, tuple) else usual
-
-    def encoder(self, device: torch.device | None = None) -> PromptEncoder:
-        """Its tokenizers and text encoders, read anew: let go of them when the prompts are encoded.
-
-        Raises:
-            UserError: a file is missing, damaged or a pickle, or the extra `text` is.
-        """
-        return prompt_encoder(self.folder, self.index, device or torch.device("cpu"))
+    def passes_sigmas(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """Whether the pipeline tells its scheduler the noise levels."""
+        return self.kind.passes_sigmas
 
     @property
-    def takes_sizes(self) -> bool:
+    def default_guidance(self) -> float:
+        """The pipeline's default guidance scale."""
+        return self.kind.default_guidance
+
+    @property
+    def takes_sizes(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
         """Whether the network is told the size of each image and where it was cropped."""
-        return self.kind == "StableDiffusionXLPipeline"
+        return self.pipeline == "StableDiffusionXLPipeline"
 
-    def constants(self, image: tuple[int, int, int]) -> dict[str, Tensor]:
-        """What the network takes beside the caption to make images (C, H, W), the same for all: (1, ...) each."""
-        if not self.takes_sizes:
-            return {}
-        _, height, width = image
-        return {"time_ids": torch.tensor([[height, width, 0, 0, height, width]], dtype=torch.float32)}
+    def choices(self, prompts: Sequence[str]) -> Sequence[int]:
+        """The numbers of the prompts."""
+        return range(len(prompts))
 
-    def latents(self, network: nn.Module) -> tuple[int, int, int] | None:
-        """(channels, height, width) of a network's latents; None where its config tells no size."""
+    def describe(self) -> str:
+        """For people."""
+        return "text-to-image"
+
+    def shape(self, network: nn.Module) -> Shape | None:
+        """(channels, height, width) of the latents; None where the config does not say."""
         if isinstance(network, FluxTransformer2DModel):
             return (network.config["in_channels"] // 4, *self.sides)
         return image_shape(network)
 
+    def guidance(self, network: nn.Module) -> Guidance | None:
+        """The guidance that a student has learned; None for a stock teacher."""
+        return self.learned
+
+    def default_scale(self, network: nn.Module) -> float | None:
+        """The pipeline's default, or the nearest of the range that was learned; None where the network takes none."""
+        if not takes_guidance(network):
+            return None
+        return self.learned.nearest(self.default_guidance) if isinstance(self.learned, Input) else self.default_guidance
+
+    def conditions(
+        self, network: nn.Module, scale: float | None, prompts: Sequence[str] = (), image: Shape | None = None
+    ) -> "PromptConditions":
+        """What the network is told of prompts, whose numbers are their places: each distinct one is encoded once."""
+        if not prompts:
+            raise UserError('this model makes images of prompts: give one, e.g. --prompt "a cat"')
+        distinct = {prompt: place for place, prompt in enumerate(dict.fromkeys(prompts))}
+        table = self.encoder(next(network.parameters()).device)(list(distinct))
+        places = torch.tensor([distinct[prompt] for prompt in prompts])
+        return self.of_rows(lambda numbers: {name: rows[places[numbers]] for name, rows in table.items()}, scale, image)
+
+    def of_rows(self, rows: Rows, scale: float | None, image: Shape | None) -> "PromptConditions":
+        """What the network is told of prompts whose embeddings are looked up by their numbers; arguments as above."""
+        constants: dict[str, Tensor] = {}
+        if self.takes_sizes and image:
+            _, height, width = image
+            constants["time_ids"] = torch.tensor([[height, width, 0, 0, height, width]], dtype=torch.float32)
+        return PromptConditions(rows, constants).at(scale)
+
+    def check_data(self, images: Images) -> None:
+        """Refuse data without captions."""
+        self.prompts_of(images, torch.empty(0))
+
+    def prompts_of(self, images: Images | None, labels: Tensor) -> tuple[str, ...]:
+        """The captions of some labels (N,), the numbers of captions."""
+        if not isinstance(images, CaptionedImages):
+            raise UserError(
+                f"the model makes images of prompts, and {images.name if images else 'no data'} has no captions: give "
+                "captions:FOLDER, or name their --caption-column"
+            )
+        return tuple(images.classes[number] for number in labels.tolist())
+
+    def of_images(
+        self, network: nn.Module, scale: float | None, image: Shape, captions: Callable[[], Rows]
+    ) -> "PromptConditions":
+        """What the network is told of the images' captions."""
+        return self.of_rows(captions(), scale, image)
+
+    def for_guidance(self, *, negative: str | None, null_class: int | None, data_classes: int = 0) -> Self:
+        """With the negative prompt."""
+        if null_class is not None:
+            raise UserError("conversion.null_class applies only to class-conditional teachers: use conversion.negative")
+        return replace(self, negative=negative)
+
+    def unconditional(self, device: torch.device) -> Mapping[str, Tensor]:
+        """The embeddings of the negative prompt, encoded on a device."""
+        return self.encoder(device).unconditional(self.negative)
+
+    def after(self, guidance: Guidance | None) -> Self:
+        """That of a student which has learned a guidance."""
+        return replace(self, learned=guidance)
+
+    def to_json(self, network: nn.Module) -> dict[str, Any]:
+        """The keys of progdist.json."""
+        sides = {} if image_shape(network) else {"latent_sides": list(self.sides)}
+        return {"guidance": self.learned and self.learned.to_json(), "negative": self.negative} | sides
+
     def tokens(self, network: nn.Module) -> int | None:
         """Of an image, by which the pipeline of a flow shifts its times; None for other networks."""
-        latents, config = self.latents(network), cast(Any, network).config
-        if latents is None or not isinstance(network, FluxTransformer2DModel | SD3Transformer2DModel):
+        shape, config = self.shape(network), getattr(network, "config", {})
+        patch = 2 if isinstance(network, FluxTransformer2DModel) else config.get("patch_size")
+        if shape is None or self.pipeline not in ("FluxPipeline", "StableDiffusion3Pipeline") or patch is None:
             return None
-        patch = 2 if isinstance(network, FluxTransformer2DModel) else config["patch_size"]
-        return (latents[1] // patch) * (latents[2] // patch)
+        return (shape[1] // patch) * (shape[2] // patch)
 
-    def guided(self, guidance: Guidance | None, negative: str | None) -> "TextPipeline":
-        """The same for a student that has taken guidance in."""
-        return replace(self, guidance=guidance, negative=negative)
+    def encoder(self, device: torch.device | None = None) -> "PromptEncoder":
+        """Its tokenizers and text encoders, read anew: let go of them when the prompts are encoded.
+
+        Raises:
+            UserError: a file is missing, damaged or a pickle, or the extra `text` is missing.
+        """
+        transformers, kind = import_extra("transformers", "text", "a text-to-image model"), self.kind
+        device = device or torch.device("cpu")
+        parts: dict[str, Any] = {"vae": None, kind.part: None, "scheduler": None, **kind.parts}
+        parts |= {name: self.index.get(name, default) for name, default in kind.indexed.items()}
+        for part, class_name in kind.encoders.items():
+            tokenizer = part.replace("text_encoder", "tokenizer")
+            with _no_progress_bars(transformers):
+                parts[part] = _text_encoder(self.folder, part, getattr(transformers, class_name)).to(device)
+            parts[tokenizer] = _tokenizer(self.folder / tokenizer, transformers, TOKENIZERS[class_name])
+        with quiet():
+            pipeline = getattr(diffusers, self.pipeline)(**parts)
+        return PromptEncoder(pipeline, kind, device)
 
 
-def text_pipeline(folder: Path, network: nn.Module, sides: tuple[int, int] = USUAL_SIDES) -> TextPipeline | None:
-    """The text side of a pipeline's folder; None where its network takes no captions.
+@dataclass(frozen=True)
+class PromptConditions:
+    """The condition of a batch: embeddings of its prompts, and what is the same for all of its examples.
 
-    Args:
-        folder: of the pipeline.
-        network: of the pipeline.
-        sides: (height, width) of the latents, where its network makes any size.
+    A batch may bring `frame` (B, 4), the height and width of each image and the top and left of its crop: they take the
+    place of the first numbers of `time_ids`, (height, width, top, left, new height, new width), as SDXL was trained
+    (Podell et al. 2023, arXiv 2307.01952, section 2.2).
+    """
+
+    rows: Rows  # finds the embeddings
+    constants: Mapping[str, Tensor]  # (1, ...) each
+
+    def __call__(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """By name, for a batch that holds `labels` (B,), the prompts' numbers, and may hold `guidance` (B,)."""
+        labels = batch["labels"]
+        condition = {
+            name: row.to(labels.device).expand(len(labels), *row.shape[1:]) for name, row in self.constants.items()
+        }
+        condition |= {name: rows.to(labels.device, torch.float32) for name, rows in self.rows(labels.cpu()).items()}
+        if "frame" in batch:
+            sizes = condition["time_ids"]
+            condition["time_ids"] = torch.cat([batch["frame"].to(sizes), sizes[:, 4:]], dim=1)
+        return condition | {name: batch[name] for name in ("guidance",) if name in batch}
+
+    def at(self, scale: float | None) -> "PromptConditions":
+        """The same with one guidance scale for all examples that bring none; itself for None."""
+        if scale is None:
+            return self
+        return replace(self, constants={**self.constants, "guidance": torch.tensor([scale], dtype=torch.float64)})
+
+
+def read_prompts(folder: Path, network: nn.Module, sides: tuple[int, int] = DEFAULT_SIDES) -> Prompts | None:
+    """The conditioning of a text-to-image pipeline's folder; None where its network takes no prompts.
+
+    `sides` are (height, width) of the latents, where the network makes any size.
 
     Raises:
         UserError: it is not one of PIPELINES, or its index names parts elsewhere.
     """
-    if not is_text_conditional(network):
+    kind = kind_of(network)
+    if kind is None or kind.prompt is None:
         return None
     index = read_json(folder / "model_index.json")
-    kind = index.get("_class_name")
-    if kind not in PIPELINES or PIPELINES[kind].network != type(network).__name__:
-        network_class, known = type(network).__name__, ", ".join(PIPELINES)
+    name = index.get("_class_name")
+    if name not in PIPELINES or PIPELINES[name].network != type(network).__name__:
         raise UserError(
-            f"{folder} is a {str(kind)[:50]} of a {network_class}: of text-conditional ones expected {known}"
+            f"{folder} is a {str(name)[:50]} of a {type(network).__name__}: of text-to-image pipelines expected "
+            f"{', '.join(PIPELINES)}"
         )
-    if wrong := [name for name in index if not name.startswith("_") and Path(name).name != name]:
+    if wrong := [part for part in index if not part.startswith("_") and Path(part).name != part]:
         raise UserError(f"{folder}/model_index.json names the part {wrong[0][:50]!r}: restore it")
-    return TextPipeline(folder, index, sides=sides)
+    return Prompts(folder, index, sides=sides)
 
 
-def guidance_input(network: nn.Module) -> int | None:
-    """How many numbers of an embedded guidance scale the network takes; None where it takes none."""
-    return network.config["time_cond_proj_dim"] if isinstance(network, UNet2DConditionModel) else None
+@dataclass(frozen=True)
+class PromptEncoder:
+    """Prompts to what the network attends to."""
+
+    pipeline: Any  # a stock pipeline of tokenizers and text encoders alone
+    kind: PipelineKind
+    device: torch.device  # on which they are
+
+    @torch.no_grad()
+    def __call__(self, prompts: Sequence[str]) -> dict[str, Tensor]:
+        """What N prompts are to the network, by name, each (N, ...) in float32 on the CPU."""
+        parts = [list(prompts[first : first + BATCH]) for first in range(0, len(prompts), BATCH)]
+        unguided = {"do_classifier_free_guidance": False} if self.kind.negatives else {}
+        encoded = [self._encode(part, self.kind.prompts, unguided) for part in parts]
+        return {name: torch.cat([each[name] for each in encoded]) for name in encoded[0]}
+
+    @torch.no_grad()
+    def unconditional(self, negative: str | None) -> dict[str, Tensor]:
+        """What the stock pipeline guides away from: the negative prompt, or the empty one; each (1, ...)."""
+        if not self.kind.negatives:
+            return self([negative or ""])
+        options = {} if negative is None else {"negative_prompt": [negative]}
+        return self._encode([""], self.kind.negatives, {"do_classifier_free_guidance": True, **options})
+
+    def _encode(self, prompts: list[str], places: Mapping[str, int], options: Mapping[str, Any]) -> dict[str, Tensor]:
+        with quiet():
+            results = self.pipeline.encode_prompt(prompts, device=self.device, **self.kind.options, **options)
+        return {name: results[place].float().cpu() for name, place in places.items()}
 
 
-def takes_guidance(network: nn.Module) -> bool:
-    """Whether the network takes a guidance scale."""
-    if isinstance(network, FluxTransformer2DModel):
-        return bool(network.config["guidance_embeds"])
-    return guidance_input(network) is not None
+@contextmanager
+def _no_progress_bars(transformers: Any) -> Iterator[None]:  # noqa: ANN401  (a module)
+    """Without the bars that transformers shows of every file it reads."""
+    shown = transformers.utils.logging.is_progress_bar_enabled()
+    transformers.utils.logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            transformers.utils.logging.enable_progress_bar()
 
 
-def has_dial(network: nn.Module) -> bool:
-    """Whether students of the network can be given a guidance scale by their stock pipeline."""
-    return isinstance(network, UNet2DConditionModel) or takes_guidance(network)
+def _text_encoder(folder: Path, part: str, encoder_class: Any) -> Any:  # noqa: ANN401  (classes of transformers)
+    if (folder / part / "adapter_config.json").exists():
+        raise UserError(f"{folder / part} holds an adapter beside its weights: merge it, and save the pipeline again")
+
+    def describe(config: Mapping[str, Any]) -> torch.nn.Module:
+        return encoder_class(encoder_class.config_class.from_dict(dict(config)))
+
+    return load_component(folder, part, encoder_class, weights="model", describe=describe).requires_grad_(False)
 
 
-def with_guidance_input(network: Network, dim: int = GUIDANCE_EMBEDDING_DIM) -> Network:
-    """A network that takes an embedded guidance scale, too, and does what it did before whatever the scale.
-
-    Args:
-        network: a UNet2DConditionModel without that input; left as it is, its weights are shared.
-        dim: of the embedding.
-
-    Returns:
-        One with `time_cond_proj_dim`, whose projection is 0.
-    """
-    student: Any = deepcopy(network, {id(shared): shared for shared in network.parameters()})
-    embedding = student.time_embedding
-    embedding.cond_proj = nn.Linear(dim, embedding.linear_1.in_features, bias=False)
-    nn.init.zeros_(embedding.cond_proj.weight)
-    student.register_to_config(time_cond_proj_dim=dim)
-    return student
-
-
-def trial_condition(network: nn.Module, count: int, device: torch.device) -> dict[str, Tensor]:
-    """A condition of the right shapes to time a network with: zeros (count, ...) for captions, the first class."""
-    config: Any = getattr(network, "config", {})
-    if isinstance(network, UNet2DConditionModel):
-        shapes = _unet_caption(config)
-    elif type(network) in TRANSFORMERS:
-        shapes = TRANSFORMERS[type(network)].caption(config)
-    else:
-        return condition(network, torch.zeros(count, dtype=torch.int64, device=device))
-    guidance = {"guidance": torch.ones(count, dtype=torch.float64)} if takes_guidance(network) else {}
-    return {name: torch.zeros(count, *shape, device=device) for name, shape in shapes.items()} | guidance
-
-
-def _unet_caption(config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
-    """The shapes of what a UNet2DConditionModel is given of one caption."""
-    words = {"encoder_hidden_states": (TOKENS, config["cross_attention_dim"])}
-    if config["addition_embed_type"] != "text_time":
-        return words
-    channels = config["projection_class_embeddings_input_dim"] - 6 * config["addition_time_embed_dim"]
-    return {**words, "text_embeds": (channels,), "time_ids": (6,)}
-
-
-def network_arguments(network: nn.Module) -> Callable[..., Mapping[str, Any]]:
-    """What turns a condition into the keyword arguments of a stock network."""
-    if isinstance(network, UNet2DConditionModel):
-        return partial(_unet_arguments, guidance_input(network))
-    if type(network) in TRANSFORMERS:
-        return partial(_transformer_arguments, takes_guidance(network))
-    return class_arguments if class_guidance(network) else dict
-
-
-def network_interface(network: nn.Module) -> dict[str, Any]:
-    """How a stock network is called: `arguments` and `call` of `progdist.diffusion.denoiser.Denoiser`."""
-    call = TRANSFORMERS[type(network)].call if type(network) in TRANSFORMERS else call_network
-    return {"arguments": network_arguments(network), "call": call}
-
-
-def _check_guidance(given: bool, taken: bool) -> None:
-    """Refuse a guidance scale that a network takes and is not given, or the other way round."""
-    if given != taken:
+def _tokenizer(place: Path, transformers: Any, name: str) -> Any:  # noqa: ANN401  (a module, and a class of it)
+    if not place.is_dir():
+        raise UserError(f"{place.parent} lacks {place.name}/: restore the folder, or save the pipeline again")
+    held = [file for file in VOCABULARIES[name] if (place / file).is_file()]
+    if not held:
         raise UserError(
-            "the network takes a guidance scale, and none was given: give guidance=, one number for each example"
-            if taken
-            else "the network takes no guidance scale: leave guidance"
+            f"{place} lacks {' or '.join(VOCABULARIES[name])}: restore the file, or save the pipeline again"
         )
-
-
-def _unet_arguments(
-    dim: int | None,
-    *,
-    encoder_hidden_states: Tensor,
-    text_embeds: Tensor | None = None,
-    time_ids: Tensor | None = None,
-    guidance: Tensor | None = None,
-) -> dict[str, Any]:
-    """The keyword arguments of a UNet2DConditionModel whose guidance is embedded in `dim` numbers, if it takes any."""
-    _check_guidance(guidance is not None, dim is not None)
-    arguments: dict[str, Any] = {"encoder_hidden_states": encoder_hidden_states}
-    if text_embeds is not None:
-        arguments["added_cond_kwargs"] = {"text_embeds": text_embeds, "time_ids": time_ids}
-    if guidance is not None and dim is not None:
-        arguments["timestep_cond"] = guidance_embedding(guidance, dim).to(encoder_hidden_states)
-    return arguments
-
-
-def _transformer_arguments(taken: bool, *, guidance: Tensor | None = None, **caption: Tensor) -> dict[str, Tensor]:
-    """The keyword arguments of a transformer, whose guidance is a float32 number, if it takes any."""
-    _check_guidance(guidance is not None, taken)
-    return caption if guidance is None else {**caption, "guidance": guidance.to(caption["encoder_hidden_states"])}
+    if held == ["spiece.model"] and not all(map(find_spec, ("sentencepiece", "google.protobuf"))):
+        raise UserError(f"{place / held[0]} needs sentencepiece and protobuf: pip install 'progdist[text]'")
+    try:
+        return getattr(transformers, name).from_pretrained(place, local_files_only=True)
+    except Exception as error:  # transformers raises many kinds: all mean that it cannot be read
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+        raise UserError(f"{place} is damaged ({reason}): restore it, or save the pipeline again") from error

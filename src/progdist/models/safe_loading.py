@@ -17,75 +17,49 @@ from diffusers.models.autoencoders.vq_model import VQModel
 from diffusers.models.modeling_utils import ModelMixin
 from diffusers.models.transformers.dit_transformer_2d import DiTTransformer2DModel
 from diffusers.models.transformers.pixart_transformer_2d import PixArtTransformer2DModel
-from diffusers.models.transformers.transformer_flux import FluxTransformer2DModel
-from diffusers.models.transformers.transformer_sd3 import SD3Transformer2DModel
-from diffusers.models.unets.unet_2d import UNet2DModel
-from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from torch import nn
 
 from progdist._utils.errors import UserError
 from progdist._utils.files import read_json
 from progdist.models.autoencoder import Autoencoder
-
-NETWORKS: dict[str, type[ModelMixin]] = {
-    "UNet2DModel": UNet2DModel,
-    "UNet2DConditionModel": UNet2DConditionModel,
-    "DiTTransformer2DModel": DiTTransformer2DModel,
-    "PixArtTransformer2DModel": PixArtTransformer2DModel,
-    "SD3Transformer2DModel": SD3Transformer2DModel,
-    "FluxTransformer2DModel": FluxTransformer2DModel,
-    "Transformer2DModel": DiTTransformer2DModel,  # as older folders name it
-}
-"""Networks that can be distilled, by the name in model_index.json."""
+from progdist.models.networks import NETWORKS
 
 AUTOENCODERS: dict[str, type[ModelMixin]] = {"AutoencoderKL": AutoencoderKL, "VQModel": VQModel}
 """Autoencoders of latent models, by the name in model_index.json."""
 
-WEIGHTS = "diffusion_pytorch_model"
-"""How diffusers names its weight files."""
-
+WEIGHTS = "diffusion_pytorch_model"  # how diffusers names its weight files
 NOT_WEIGHTS = "embeddings.position_ids"
 """How the name ends of the counts 0, 1, 2 ... that text encoders of early versions kept among their weights."""
 
 PICKLES = ("*.bin", "*.ckpt", "*.pt", "*.pth")
-
 LIMITS = {"sample_size": 1024, "layers_per_block": 256, "num_layers": 256}
 """The largest values of the numbers in a config that cost time or memory by themselves."""
 
-MOST = 65_536
-"""The largest of any other whole number in a config."""
-
+MOST = 65_536  # the largest of any other whole number in a config
 Part = TypeVar("Part", bound=nn.Module)
 Describe = Callable[[Mapping[str, Any]], nn.Module]
 
 
 def network_class(part_folder: Path, name: str | None = None) -> type[ModelMixin]:
-    """The class of the network in a folder `unet` or `transformer`, as its config says, or as it is named.
-
-    Raises:
-        UserError: it is not one of NETWORKS.
-    """
+    """The class, one of NETWORKS, of the network in a folder `unet` or `transformer`, by its config or its name."""
     file = part_folder / "config.json"
     config = read_json(file) if file.is_file() else {}
-    usual = "DiTTransformer2DModel" if part_folder.name == "transformer" else "UNet2DModel"
-    name = name or config.get("_class_name", usual)
+    default = "DiTTransformer2DModel" if part_folder.name == "transformer" else "UNet2DModel"
+    name = name or config.get("_class_name", default)
+    if name == "Transformer2DModel":  # as older folders name it
+        return PixArtTransformer2DModel if config.get("norm_type") == "ada_norm_single" else DiTTransformer2DModel
     if name not in NETWORKS:
         raise UserError(f"{part_folder} is a {str(name)[:50]}: expected one of {', '.join(NETWORKS)}")
-    older_pixart = name == "Transformer2DModel" and config.get("norm_type") == "ada_norm_single"
-    return PixArtTransformer2DModel if older_pixart else NETWORKS[name]
+    return NETWORKS[name].network
 
 
 def load_component(
     folder: Path, part: str, component_class: type[Part], *, weights: str = WEIGHTS, describe: Describe | None = None
 ) -> Part:
-    """One part of a folder with its weights, in float32 and evaluation mode.
+    """One part of a pipeline's folder, e.g. unet, with its weights, in float32 and evaluation mode.
 
-    Args:
-        folder: of the pipeline.
-        part: its name in there, e.g. unet.
-        component_class: its class, with the `from_pretrained` of diffusers or transformers.
-        weights: what its weight files are called.
-        describe: makes a part of a config, without weights; diffusers' `from_config` if not given.
+    Its class has the `from_pretrained` of diffusers or transformers; `weights` is what its weight files are called, and
+    `describe` makes a part of a config, without weights, by default as diffusers' `from_config`.
 
     Raises:
         UserError: a file is missing, damaged, a pickle, or not what the config describes.
@@ -114,20 +88,16 @@ def load_component(
         reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
         raise UserError(f"{part_folder} is damaged ({reason}): restore it, or save the pipeline again") from error
     for what in ("missing_keys", "unexpected_keys", "mismatched_keys", "error_msgs"):
-        if found := [str(each) for each in info[what] if not str(each).endswith(NOT_WEIGHTS)]:
+        if keys := [str(each) for each in info[what] if not str(each).endswith(NOT_WEIGHTS)]:
             raise UserError(
-                f"{part_folder} is damaged ({what.replace('_', ' ')}: {found[0][:100]}): restore it, or save the "
+                f"{part_folder} is damaged ({what.replace('_', ' ')}: {keys[0][:100]}): restore it, or save the "
                 "pipeline again"
             )
     return cast(Part, network.float().eval())
 
 
 def read_autoencoder(folder: Path) -> Autoencoder | None:
-    """The autoencoder of a latent model's folder; None where there is none.
-
-    Raises:
-        UserError: it is damaged, or of an unknown kind.
-    """
+    """The autoencoder of a latent model's folder, None where there is none; a UserError if it is damaged or unknown."""
     for part in ("vae", "vqvae"):
         if (folder / part).is_dir():
             config = folder / part / "config.json"
@@ -168,11 +138,7 @@ def _check_weight_size(describe: Describe, config: Mapping[str, Any], part_folde
 
 
 def _variant(folder: Path, part: str, weights: str) -> str | None:
-    """Which of the weight files there are to take: None for the plain one, else e.g. fp16.
-
-    Raises:
-        UserError: there are none, they are pickles, or their index names files elsewhere.
-    """
+    """Which weight files to take: None for the plain ones, else e.g. fp16; a UserError for pickles, or none."""
     part_folder = folder / part
     index = part_folder / f"{weights}.safetensors.index.json"
     if index.is_file():
@@ -215,6 +181,6 @@ def _check_config_limits(config: Mapping[str, Any], part_folder: Path) -> None:
 def nearest_models(folder: Path) -> str:
     """The model folders in a folder that holds none itself, e.g. a run, or beside it; else what is expected."""
     for place in (folder, folder.parent):
-        if found := sorted(str(path.parent) for path in place.glob("*/progdist.json")):
-            return f"one of {', '.join(found[:6])}"
+        if folders := sorted(str(path.parent) for path in place.glob("*/progdist.json")):
+            return f"one of {', '.join(folders[:6])}"
     return "a folder that progdist wrote"

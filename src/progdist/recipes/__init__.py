@@ -1,1 +1,1 @@
-"""What a run is: the schema, YAML files, the recipe for a given teacher, the presets."""
+"""What a run is: the schema, YAML files, the recipe for a teacher, the presets."""

@@ -1,15 +1,15 @@
 """Recipes as YAML: read with their mistakes explained, overridden by dotted names, written whole.
 
-An unknown key is refused, with the nearest known one named. `progdist recipes` lists those that ship.
+An unknown key is refused, with the nearest one named. `progdist recipes` lists those that ship.
 """
 
 import difflib
-import logging
 import reprlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
+from dataclasses import fields, is_dataclass
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, get_args, get_type_hints
 
 import yaml
 from pydantic import BaseModel, ValidationError
@@ -18,17 +18,8 @@ from progdist._utils.errors import UserError
 from progdist.recipes.recipe import Recipe
 from progdist.recipes.training import HALVING, StageTraining
 
-RENAMED = {
-    "microbatches": "gradient_accumulation_steps",
-    "clip": "max_grad_norm",
-    "anneal": "lr_scheduler",
-    "most_skips": "max_skipped_updates",
-}
-"""Keys of training sections in recipes of version 0.1.0, and their present names."""
-
 _SHORT = reprlib.Repr()
-_SHORT.maxlevel, _SHORT.maxstring, _SHORT.maxother = 2, 100, 100
-"""Shows what was got in few words, whatever it is."""
+_SHORT.maxlevel, _SHORT.maxstring, _SHORT.maxother = 2, 100, 100  # shows what was got in few words, whatever it is
 
 
 def shipped() -> dict[str, str]:
@@ -45,16 +36,16 @@ def read_recipe(name_or_path: str, overrides: Iterable[str] = ()) -> Recipe:
         UserError: it cannot be found or read, or has a key or value that no recipe has.
     """
     path = Path(name_or_path)
-    known = shipped()
-    if name_or_path in known:
-        text = known[name_or_path]
+    presets = shipped()
+    if name_or_path in presets:
+        text = presets[name_or_path]
     elif path.is_file():
         text = _text(path)
     else:
-        near = difflib.get_close_matches(name_or_path, known, 1)
+        near = difflib.get_close_matches(name_or_path, presets, 1)
         hint = f"did you mean {near[0]}? " if near else ""
         raise UserError(
-            f"recipe {name_or_path!r} is neither a file nor one that ships: {hint}use {', '.join(known)} or a path"
+            f"recipe {name_or_path!r} is neither a file nor one that ships: {hint}use {', '.join(presets)} or a path"
         )
     try:
         content = yaml.safe_load(text)
@@ -66,25 +57,15 @@ def read_recipe(name_or_path: str, overrides: Iterable[str] = ()) -> Recipe:
 
 
 def override(recipe: Recipe, overrides: Iterable[str]) -> Recipe:
-    """The recipe with `key.key=value` overrides.
-
-    Raises:
-        UserError: it then says something that no recipe can notify.
-    """
+    """The recipe with `key.key=value` overrides; a UserError if it then says something that no recipe can say."""
     return validated(recipe.model_dump(), overrides, recipe.name)
 
 
 def validated(content: dict[Any, Any], overrides: Iterable[str], what: str) -> Recipe:
-    """The recipe that a map of keys describes, with overrides; `what` names it in messages.
-
-    Raises:
-        UserError: it says something that no recipe can notify.
-    """
+    """The recipe that a map of keys describes, with overrides; `what` names it in the UserError about what is wrong."""
     try:
         for setting in overrides:
             _override(content, setting)
-        for notice in _rename_old_keys(content):
-            logging.getLogger("progdist").warning("%s: %s", what, notice)
         return Recipe.model_validate(content)
     except (yaml.YAMLError, RecursionError) as error:
         raise UserError(f"{what}: --set is not YAML: {' '.join(str(error).split())}") from error
@@ -108,7 +89,7 @@ def _override(content: dict[Any, Any], override: str) -> None:
     """Set one dotted key; the value is read as YAML."""
     name, equals, value = override.partition("=")
     if not equals:
-        raise UserError(f"--set {override!r} has no value: write key=value, e.g. distill.updates=500")
+        raise UserError(f"--set {override!r} has no value: write key=value, e.g. evaluate.samples=500")
     *parents, last = name.split(".")
     for parent in parents:
         if content.get(_key(parent)) is None:
@@ -117,30 +98,9 @@ def _override(content: dict[Any, Any], override: str) -> None:
         if not isinstance(content, dict):
             raise UserError(f"--set {override!r}: {parent} is a value, not a section")
     content[_key(last)] = yaml.safe_load(value)
-    if name == "distill.chain":  # given whole, it takes the place of what it would be made from
+    if name == "distill.chain":  # as a list it takes the place of what it would be made from
         for replaced in HALVING:
             content.pop(replaced, None)
-
-
-def _rename_old_keys(content: dict[Any, Any]) -> Iterator[str]:
-    """Give keys of earlier versions their present names, with a notice for each."""
-    if isinstance(content.get("match"), dict):
-        content["conversion"] = {**(content.get("conversion") or {}), **content.pop("match")}
-        yield "match is now called conversion"
-    sections = {name: content.get(name) for name in ("teacher", "conversion", "distill")}
-    stages = (sections["distill"] or {}).get("stages") if isinstance(sections["distill"], dict) else None
-    if isinstance(stages, dict):
-        sections |= {f"distill.stages.{steps}": stage for steps, stage in stages.items()}
-    for section_name, section in sections.items():
-        if not isinstance(section, dict):
-            continue
-        for old, new in RENAMED.items():
-            if old in section:
-                section[new] = section.pop(old)
-                yield f"{section_name}.{old} is now called {new}"
-        if section.get("lr_scheduler") == "none":
-            section["lr_scheduler"] = "constant"
-            yield f"{section_name}.lr_scheduler none is now called constant"
 
 
 def _key(word: str) -> str | int:
@@ -150,15 +110,14 @@ def _key(word: str) -> str | int:
 def _first_problem(error: ValidationError) -> str:
     """The first of pydantic's complaints, as a sentence that says what to do.
 
-    Where a key takes more than one type, pydantic complains of each: the complaint that got furthest is of the one that
-    was meant. Names of types, such as `constrained-float`, are no part of the key.
+    Of the complaints of each type that a key takes, the one that got furthest is of the type that was meant.
     """
     problem = max(error.errors(), key=lambda problem: len(problem["loc"]))
     where = ".".join(str(part) for part in problem["loc"] if str(part).isidentifier() or isinstance(part, int))
-    if problem["type"] == "extra_forbidden":
-        known = _fields(problem["loc"][:-1])
-        near = difflib.get_close_matches(str(problem["loc"][-1]), known, 1, 0.0)
-        return f"key {where} is unknown: did you mean {near[0]}? (known here: {', '.join(known)})"
+    if problem["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
+        keys = _fields(problem["loc"][:-1])
+        near = difflib.get_close_matches(str(problem["loc"][-1]), keys, 1, 0.0)
+        return f"key {where} is unknown: did you mean {near[0]}? (known here: {', '.join(keys)})"
     if problem["type"] == "missing":
         return f"key {where} is missing: {problem['msg'].lower()}"
     got = "" if isinstance(problem["input"], Mapping | BaseModel) else f", got {_SHORT.repr(problem['input'])}"
@@ -166,14 +125,11 @@ def _first_problem(error: ValidationError) -> str:
 
 
 def _fields(location: tuple[int | str, ...]) -> list[str]:
-    """The known keys of the section at a place in the recipe."""
-    section: type[BaseModel] = Recipe
+    section: Any = Recipe
     for name in location:
         if isinstance(name, int):
             section = StageTraining
-        elif name in section.model_fields:
-            annotation = section.model_fields[name].annotation
-            classes = [each for each in (annotation, *get_args(annotation)) if isinstance(each, type)]
-            parts = [each for each in classes if issubclass(each, BaseModel)]
-            section = StageTraining if name == "stages" else parts[0]
-    return list(section.model_fields)
+        elif hint := get_type_hints(section).get(name):
+            classes = [each for each in (hint, *get_args(hint)) if isinstance(each, type)]
+            section = next((each for each in classes if is_dataclass(each) or issubclass(each, BaseModel)), section)
+    return list(section.model_fields) if issubclass(section, BaseModel) else [field.name for field in fields(section)]

@@ -4,29 +4,34 @@ Every key has a default but `name`, `data` and `network`. `recipes.files` reads 
 """
 
 from collections.abc import Collection, Mapping
-from dataclasses import replace
-from typing import Annotated, Literal, Self
+from dataclasses import asdict, replace
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
-from pydantic import Field, PositiveInt, model_validator
+from pydantic import Field, PositiveInt, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from progdist._utils.names import Precision
-from progdist.methods.chain import Stage
-from progdist.recipes.schema import Data, Evaluation, Network, Noise, Part
-from progdist.recipes.training import Conversion, Distillation, StageTraining, Training, train_config
+from progdist.diffusion.parameterization import PARAMETERIZATIONS
+from progdist.methods import METHODS
+from progdist.methods.guidance import Input
+from progdist.recipes.schema import Data, Evaluation, Network, Noise, Part, one_of
+from progdist.recipes.training import Conversion, Distillation, StageTraining, Training, with_defaults
 from progdist.training.config import TrainConfig
+
+if TYPE_CHECKING:  # diffusers takes seconds to import, and lists and mistakes need none of it
+    from progdist.distillation import Plan
 
 Measured = Literal["teacher", "student", "teacher_dpmpp"]
 """What is sampled: the teacher by DDIM, the student distilled for the step count, the teacher by DPM-Solver++."""
 
-SOLVER_STEPS = 3
-"""The fewest steps at which DPM-Solver++ is not DDIM, whose first and last step it shares."""
+SOLVER_STEPS = 3  # the fewest steps at which DPM-Solver++ is not DDIM, whose first and last step it shares
+OF_AN_OPENED_TEACHER = {"model", "offset", "trust"}  # the keys of `teacher` beside `model`
 
 
 class Recipe(Part):
     """A run: data, schedule, network, the teacher's training, distillation, evaluation.
 
-    With `lora`, a rank, every student is the given text-to-image teacher with LoRA adapters of that rank, and its
-    folder holds these as a file for the teacher's own pipeline, too (see `progdist.students.lora_file`).
+    With `lora`, a rank, every student is the text-to-image teacher with LoRA adapters of that rank, and its
+    folder holds these as a file for the teacher's own pipeline, too (see `progdist.students.folder`).
     """
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
@@ -34,64 +39,107 @@ class Recipe(Part):
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     data: Data
     noise: Noise = Noise()
-    parameterization: Literal["x", "eps", "v", "velocity", "x_eps"] = "v"
+    parameterization: Annotated[str, one_of(PARAMETERIZATIONS)] = "v"
     network: Network | None = None
-    teacher: Training = Training()
-    conversion: Conversion = Conversion()
-    distill: Distillation = Distillation()
+    teacher: Training
+    conversion: Conversion
+    distill: Distillation
     lora: PositiveInt | None = None
     evaluate: Evaluation = Evaluation()
     tracking: Literal["tensorboard", "wandb", "mlflow"] | None = None
 
+    _defaults = model_validator(mode="before")(with_defaults)
+
+    @model_serializer(mode="wrap")
+    def _without_idle_section(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """All sections, but for stage 0 where the teacher is trained: its defaults would be settings without effect."""
+        return {name: value for name, value in dump(self).items() if name != "conversion" or not self.trains_teacher}
+
     @model_validator(mode="after")
     def _check(self) -> Self:
-        if (self.network is None) == (self.teacher.model is None):
+        if (self.network is None) == self.trains_teacher:
             raise ValueError("give either network, to train a teacher, or teacher.model, to take one")
-        if self.teacher.model is None and (self.teacher.offset is not None or self.teacher.trust):
-            raise ValueError("teacher.offset and teacher.trust are of a teacher.model that is taken, and there is none")
-        if self.teacher.model is not None and (self.noise != Noise() or self.parameterization != "v"):
-            raise ValueError("noise and parameterization are those of teacher.model: leave them out")
-        if self.teacher.model is None and _changed(self.conversion, ()):
-            raise ValueError("conversion is stage 0 of a teacher.model that is taken, and there is none: leave it out")
-        if self.teacher.model is not None and (given := _changed(self.teacher, {"model", "offset", "trust"})):
-            raise ValueError(
-                f"teacher.{given[0]} is of a teacher that is trained, and teacher.model is taken: leave it out"
-            )
+        self._check_trained_teacher() if self.trains_teacher else self._check_opened_teacher()
         if self.lora is not None:
             self._check_lora()
         if self.evaluate.most_steps is not None and self.evaluate.most_steps < self.distill.counts()[-1]:
             raise ValueError(f"evaluate.most_steps {self.evaluate.most_steps} leaves no model of the chain to measure")
-        for count in self.distill.counts() if self.network else ():
-            if self.noise.timesteps % count and count % self.noise.timesteps:
-                raise ValueError(
-                    f"noise.timesteps {self.noise.timesteps} is no multiple of the chain's {count} steps, so stock "
-                    f"samplers would visit other times: set noise.timesteps to one, e.g. {max(self.distill.counts())}"
-                )
         return self
 
+    def _check_trained_teacher(self) -> None:
+        if self.teacher.offset is not None or self.teacher.trust:
+            raise ValueError("teacher.offset and teacher.trust require teacher.model")
+        if self.teacher.lora_rank:
+            raise ValueError("teacher.lora_rank has no effect: a teacher is trained whole")
+        if changed := self._changed("conversion", ()):
+            raise ValueError(f"conversion.{changed[0]} requires teacher.model: stage 0 converts that teacher")
+        for count in self.distill.counts():
+            table = self.noise.num_train_timesteps
+            if table % count and count % table:
+                raise ValueError(
+                    f"noise.num_train_timesteps {table} is no multiple of the chain's {count} steps, so stock samplers "
+                    f"would visit other times: set noise.num_train_timesteps to one, e.g. {max(self.distill.counts())}"
+                )
+
+    def _check_opened_teacher(self) -> None:
+        if self.noise != Noise() or self.parameterization != "v":
+            raise ValueError("noise and parameterization are those of teacher.model: remove them")
+        if changed := self._changed("teacher", OF_AN_OPENED_TEACHER):
+            raise ValueError(f"teacher.{changed[0]} applies only to a teacher that is trained: remove it")
+
     def _check_lora(self) -> None:
-        if self.teacher.model is None:
-            raise ValueError("lora is of a teacher.model that is taken, whose pipeline loads the file: leave it out")
-        if isinstance(self.conversion.guidance, tuple):
+        if self.trains_teacher:
+            raise ValueError("lora requires teacher.model, whose pipeline loads the file")
+        if isinstance(self.conversion.guidance, Input):
             raise ValueError(
-                "a range of guidance is an input that the teacher's own pipeline lacks, and lora makes a file for it: "
-                "give a single scale, or leave lora"
+                "lora requires a single guidance scale: the teacher's own pipeline has no input for a range of it"
             )
         if self.conversion.zero_terminal_snr is not None:
-            raise ValueError("lora keeps the schedule of the teacher's pipeline: leave conversion.zero_terminal_snr")
+            raise ValueError("lora keeps the schedule of the teacher's pipeline: remove conversion.zero_terminal_snr")
         for name in ("conversion", "distill"):
             if getattr(self, name).lora_rank:
-                raise ValueError(f"lora is the rank of every stage: leave {name}.lora_rank")
+                raise ValueError(f"lora is the rank of every stage: remove {name}.lora_rank")
 
-    def conversion_config(self) -> TrainConfig:
-        """How stage 0 is trained."""
-        return self._low_rank(train_config(self.conversion))
+    def _changed(self, section: Literal["teacher", "conversion"], without: Collection[str]) -> list[str]:
+        """The keys of a section that are not at their defaults, but for some."""
+        default, current = with_defaults({"distill": asdict(self.distill)})[section], getattr(self, section)
+        expected = type(current)(**default)
+        return [
+            name
+            for name in asdict(current)
+            if name not in without and getattr(current, name) != getattr(expected, name)
+        ]
 
-    def student_config(self, link: Stage) -> TrainConfig:
-        """How the student of one stage is trained."""
-        return self._low_rank(self.distill.train_config(link))
+    @property
+    def trains_teacher(self) -> bool:
+        """Whether the teacher is trained; otherwise `teacher.model` is one."""
+        return self.teacher.model is None
 
-    def _low_rank(self, config: TrainConfig) -> TrainConfig:
+    def plan(self) -> "Plan":
+        """What is distilled, and how."""
+        from progdist.distillation import Plan
+
+        conversion, distill = self.conversion, self.distill
+        first = conversion.overridden() if self.lora is None else conversion.overridden(lora_rank=self.lora)
+        return Plan(
+            chain=tuple(distill.counts()),
+            stages={link.steps: self.student_config(link.steps) for link in distill.links()},
+            conversion=first,
+            method=METHODS[distill.method],
+            weightings=(conversion.weighting, distill.weighting),
+            guidance=conversion.guidance,
+            null_class=conversion.null_class,
+            negative=conversion.negative,
+            zero_terminal_snr=conversion.zero_terminal_snr,
+            lora=self.teacher.model if self.lora is not None else None,
+            stop=distill.stop,
+            seed=self.seed,
+        )
+
+    def student_config(self, steps: int) -> TrainConfig:
+        """How the student of so many steps is trained."""
+        link = next(link for link in self.distill.links() if link.steps == steps)
+        config = self.distill.train_config(link)
         return config if self.lora is None else replace(config, lora_rank=self.lora)
 
     def measurements(self) -> list[tuple[Measured, int]]:
@@ -110,63 +158,57 @@ class Recipe(Part):
 
     def section_of(self, name: str) -> str:
         """The section whose keys say how a model of the run is trained, and change it alone."""
-        if name == "teacher":
-            return "teacher" if self.teacher.model is None else "conversion"
+        if name in ("teacher", "converted"):
+            return "teacher" if self.trains_teacher else "conversion"
         return f"distill.stages.{int(name.removeprefix('student-'))}"
 
-    def model_names(self) -> list[str]:
-        """The names of its models in order: the teacher, and every student."""
-        return ["teacher", *(student_name(link.steps) for link in self.distill.links())]
+    def model_names(self, *, stage_0: bool = True) -> list[str]:
+        """The models in order: the chain's first teacher, `converted` where there is a stage 0, and every student."""
+        first = "teacher" if self.trains_teacher or not stage_0 else "converted"
+        return [first, *(student_name(link.steps) for link in self.distill.links())]
 
-    def train_configs(self) -> list[TrainConfig]:
-        """How each of `model_names` is trained: the teacher, in stage 0 if it is taken, and the students."""
-        first = train_config(self.teacher) if self.teacher.model is None else self.conversion_config()
-        return [first, *(self.student_config(link) for link in self.distill.links())]
+    def train_configs(self, *, stage_0: bool = True) -> dict[str, TrainConfig]:
+        """How each of `model_names` is trained."""
+        plan = self.plan()
+        first = self.teacher.overridden() if self.trains_teacher else plan.conversion
+        return dict(zip(self.model_names(stage_0=stage_0), [first, *plan.stages.values()], strict=True))
 
     def precisions(self) -> dict[str, Precision]:
         """The precision of every section that has one and is used."""
-        names = ("teacher" if self.teacher.model is None else "conversion", "distill", "evaluate")
+        names = ("teacher" if self.trains_teacher else "conversion", "distill", "evaluate")
         return {name: getattr(self, name).precision for name in names}
 
     def with_precisions(self, precisions: Mapping[str, Precision]) -> "Recipe":
         """The recipe with the precision of some sections replaced."""
-        parts = {name: getattr(self, name) for name in precisions}
-        return self.model_copy(
-            update={name: part.model_copy(update={"precision": precisions[name]}) for name, part in parts.items()}
-        )
+        parts: dict[str, Any] = {name: getattr(self, name) for name in precisions}
+        for name, part in parts.items():
+            change = {"precision": precisions[name]}
+            parts[name] = part.model_copy(update=change) if isinstance(part, Part) else replace(part, **change)
+        return self.model_copy(update=parts)
 
     def changed_under_way(self, old: "Recipe", name: str) -> list[str]:
-        """The keys in which a model of `old` that is half trained would go on as another one.
-
-        None may differ but those that a stage of the chain has of its own, which say how it is trained, not on what.
-        """
-        section = "distill" if name != "teacher" else self.section_of(name)
-        apart = {"start", "end", "substeps", "chain", "stages", *StageTraining.model_fields}
-        new, before = (getattr(recipe, section).model_dump(exclude=apart) for recipe in (self, old))
-        return [f"{section}.{key}" for key in new if new[key] != before[key]]
+        """The keys, of those no stage can override, in which a half-trained model of `old` would become another."""
+        section = self.section_of(name).partition(".")[0]
+        how = {"start", "end", "substeps", "chain", "stages", *StageTraining.model_fields}
+        new, before = (asdict(getattr(recipe, section)) for recipe in (self, old))
+        return [f"{section}.{key}" for key in new if key not in how and new[key] != before[key]]
 
     def continues(self, old: "Recipe", finished: Collection[str]) -> bool:
-        """Whether a run of `old` can go on under this recipe: it changes only how models yet to be finished train."""
+        """Whether a run of `old`, with these models finished, can go on: only how the others train has changed."""
         trained = {name: getattr(self, name) for name in ("teacher", "conversion", "distill", "tracking")}
-        same_chain = old.distill.counts() == self.distill.counts()
-        if old.model_copy(update=trained) != self or not same_chain:
+        if old.model_copy(update=trained) != self or old.distill.counts() != self.distill.counts():
             return False
-        if "teacher" in finished and (old.teacher, old.conversion) != (self.teacher, self.conversion):
+        first, before = ((each.teacher, replace(each.conversion, updates=1)) for each in (self, old))
+        if {"teacher", "converted"} & set(finished) and first[: 2 - self.trains_teacher] != before[
+            : 2 - self.trains_teacher
+        ]:
             return False
         students = [stage for stage in self.distill.links() if student_name(stage.steps) in finished]
         same_configs = all(old.distill.train_config(stage) == self.distill.train_config(stage) for stage in students)
         same_kind = all(
-            getattr(old.distill, key) == getattr(self.distill, key) for key in ("target", "weighting", "stop")
+            getattr(old.distill, key) == getattr(self.distill, key) for key in ("method", "weighting", "stop")
         )
         return same_configs and (not students or same_kind)
-
-
-def _changed(part: Part, without: Collection[str]) -> list[str]:
-    """The keys of a section that are not at their defaults, but for some; earlier versions wrote float32 everywhere."""
-    usual: dict[str, tuple[object, ...]]
-    usual = {name: (field.get_default(call_default_factory=True),) for name, field in type(part).model_fields.items()}
-    usual["precision"] = ("auto", "float32")
-    return [name for name in usual if name not in without and getattr(part, name) not in usual[name]]
 
 
 def student_name(steps: int) -> str:

@@ -1,28 +1,46 @@
 """The sections of a recipe beside its trainings: data, noise, network, evaluation."""
 
+from collections.abc import Callable, Collection
 from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PositiveInt, model_validator
 
 from progdist._utils.names import LEAST_SAMPLES, Features, Metric, Precision
 from progdist.data.images import ImageTransform, Resample
 from progdist.data.tables import Columns
 from progdist.diffusion.schedule import Cosine, Discrete, RectifiedFlow, Schedule
 
-Weight = Literal["constant", "snr", "truncated_snr", "snr_plus_one", "velocity"]
-Rate = Annotated[float, Field(gt=0)]
-Scale = Annotated[float, Field(gt=0)]
 Share = Annotated[float, Field(ge=0, lt=1)]
+
+
+def one_of(names: Collection[str]) -> AfterValidator:
+    """A name that is in a registry."""
+
+    def check(name: str) -> str:
+        if name not in names:
+            raise ValueError(f"{name!r} is unknown: use one of {', '.join(names)}")
+        return name
+
+    return AfterValidator(check)
+
+
+NOISES: dict[str, Callable[["Noise"], Schedule]] = {
+    "cosine": lambda noise: Cosine(noise.log_snr_max, noise.log_snr_min),
+    "linear": lambda noise: Discrete.linear(num_train_timesteps=noise.num_train_timesteps),
+    "scaled_linear": lambda noise: Discrete.scaled_linear(num_train_timesteps=noise.num_train_timesteps),
+    "rectified_flow": lambda noise: RectifiedFlow(),
+}
+"""What a recipe may name as the kind of its noise, and the schedule that it makes."""
 
 
 class Part(BaseModel):
     """A section of a recipe: no unknown keys, never changed once read."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, ser_json_inf_nan="constants")
 
 
 class Data(Part):
-    """Where the images come from and how they are framed; `classes`, if given, is checked against the data.
+    """Where the images come from and how they are framed; `classes`, if set, is checked against the data.
 
     Of a table (`hub:`, `parquet:`, `wds:`) the columns of image and caption can be named; a named caption column makes
     its rows pairs (see `progdist.data.tables`).
@@ -45,7 +63,7 @@ class Data(Part):
     @model_validator(mode="after")
     def _check(self) -> Self:
         if self.crops > 1 and self.size is None:
-            raise ValueError("crops are of images that are brought to a size, and there is none: set data.size")
+            raise ValueError("crops requires data.size")
         return self
 
     def transform(self) -> ImageTransform:
@@ -60,10 +78,10 @@ class Data(Part):
 class Noise(Part):
     """The schedule: cosine with its log-SNR bounds, linear betas, or a rectified flow."""
 
-    kind: Literal["cosine", "linear", "scaled_linear", "rectified_flow"] = "cosine"
+    kind: Annotated[str, one_of(NOISES)] = "cosine"
     log_snr_max: Annotated[float, Field(allow_inf_nan=True)] = 20.0
     log_snr_min: Annotated[float, Field(allow_inf_nan=True)] = -20.0
-    timesteps: PositiveInt = 1024
+    num_train_timesteps: PositiveInt = 1024
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -75,15 +93,7 @@ class Noise(Part):
 
     def build(self) -> Schedule:
         """The schedule itself."""
-        match self.kind:
-            case "cosine":
-                return Cosine(self.log_snr_max, self.log_snr_min)
-            case "linear":
-                return Discrete.linear(timesteps=self.timesteps)
-            case "scaled_linear":
-                return Discrete.scaled_linear(timesteps=self.timesteps)
-            case "rectified_flow":
-                return RectifiedFlow()
+        return NOISES[self.kind](self)
 
 
 class Network(Part):
@@ -106,7 +116,7 @@ class Evaluation(Part):
     Those of more than `most_steps` steps are not; the reference is the teacher at the largest count that is. The
     teacher is measured again at every `teacher_every`-th count of the chain, and by `solver`, too, which shows what a
     better sampler gives without distillation. Models that take a guidance scale are measured at `guidance`, or at the
-    usual one of their pipeline. `cuda_graphs` samples small networks faster (see docs/performance.md).
+    default of their pipeline. `cuda_graphs` samples small networks faster (see docs/performance.md).
 
     The Frechet and the kernel distance are measured in all `features`, and `metrics` beside them. `reference` names
     files of statistics, e.g. `{inception: stats.npz}`, to which the Frechet distance is in place of the data; `weights`
@@ -126,7 +136,7 @@ class Evaluation(Part):
     most_steps: PositiveInt | None = None
     teacher_every: PositiveInt = 1
     solver: Literal["dpmpp"] | None = "dpmpp"
-    guidance: Scale | None = None
+    guidance: Annotated[float, Field(gt=0)] | None = None
 
     @model_validator(mode="after")
     def _check(self) -> Self:

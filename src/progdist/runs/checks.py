@@ -1,6 +1,5 @@
-"""What is checked before a run begins: that teacher, data and chain fit, and which precision it computes in."""
+"""What is checked before a run begins: that teacher, data, chain and folder fit, and which precision it computes in."""
 
-from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -9,75 +8,84 @@ from progdist._utils.errors import UserError
 from progdist._utils.names import Precision
 from progdist.compute.cuda_graphs import check_available
 from progdist.compute.precision import bf16_speedup, emulation_warning, resolve
-from progdist.data.images import CaptionedImages, Images
-from progdist.data.sources import cropped, load_images
+from progdist.data.images import Images
+from progdist.data.sources import cropped, open_source
+from progdist.distillation import Plan
+from progdist.methods.guidance import Input
 from progdist.models.model import Model
 from progdist.recipes.files import read_recipe, write_recipe
 from progdist.recipes.recipe import Recipe
 from progdist.recipes.schema import Data
-from progdist.runs.folder import RunFolder
-from progdist.training.distributed import Distributed
+from progdist.runs.context import RunContext
+from progdist.students.folder import LORA_LOADERS
 from progdist.training.loop import check_processes
+from progdist.training.lora import require_peft
+from progdist.training.state import bitsandbytes
 
 
-def check_data(recipe: Recipe, model: Model, images: Images) -> None:
-    """Refuse data that do not suit a teacher."""
-    shape, classes, captioned = model.image, len(images.classes), isinstance(images, CaptionedImages)
-    if model.text and not captioned:
+def check_options(recipe: Recipe, teacher: Model | None) -> None:
+    """Refuse options that do not suit the teacher, None where one is trained, have no effect, or miss their library."""
+    plan = recipe.plan()
+    if any(config.optimizer == "adamw8bit" for config in recipe.train_configs().values()):
+        bitsandbytes()
+    if (scale := recipe.evaluate.guidance) is not None:
+        learned = plan.learned(teacher) if teacher else None
+        if not isinstance(learned, Input):
+            raise UserError(
+                f"evaluate.guidance {scale:g} has no effect: the students take no guidance scale; distil a range, e.g. "
+                "--guidance 1:8"
+            )
+        if scale not in learned:
+            raise UserError(f"evaluate.guidance is {scale:g}, and the students learn {learned}")
+    if teacher is None:
+        return
+    plan.check(teacher)
+    _check_steps(plan, teacher)
+    if teacher.autoencoder and recipe.evaluate.clip:
+        raise UserError("evaluate.clip applies only to images, and a latent model samples latents: set it to false")
+    if teacher.autoencoder and recipe.data.flip:
+        raise UserError("data.flip applies only to images, and a latent model sees latents: set it to false")
+    if recipe.lora is not None:
+        _check_lora(teacher)
+
+
+def _check_steps(plan: Plan, teacher: Model) -> None:
+    """Refuse a chain that does not begin where a distilled teacher ends, or that stock samplers would not visit."""
+    if teacher.steps and plan.chain[0] not in teacher.steps:
+        counts = ", ".join(map(str, teacher.steps))
         raise UserError(
-            f"the teacher makes images of captions, and {images.name} has none: give captions:FOLDER, or name their "
-            "--caption-column"
+            f"the teacher was distilled for {counts} steps and the chain starts at {plan.chain[0]}: set distill.start "
+            "(or distill.chain) to start there"
         )
-    if captioned and not model.text:
-        raise UserError(f"{images.name} is of captions, and the teacher takes none: give folder:FOLDER")
-    null_class(recipe, model, images)
-    if shape != images.shape:
+    for count in plan.chain:
+        if (table := teacher.denoiser.num_train_timesteps) % count:
+            raise UserError(
+                f"the chain's {count} steps do not divide the teacher's {table} timesteps, "
+                "so stock samplers would visit other times: choose counts that do"
+            )
+
+
+def _check_lora(teacher: Model) -> None:
+    """Refuse a LoRA file that no pipeline would load."""
+    pipeline = teacher.conditioning.pipeline
+    if pipeline not in LORA_LOADERS:
         raise UserError(
-            f"the teacher makes images of {shape}, {images.name} holds {images.shape} (channels, height, "
-            "width): set data.size and data.channels"
+            f"lora requires a {' or '.join(LORA_LOADERS)}, and the teacher is {pipeline or 'no text-to-image model'}: "
+            "set distill.lora_rank for students of low rank"
         )
-    if model.classes and not classes:
-        raise UserError(f"the teacher has {len(model.classes)} classes, but {images.name} has no labels")
-    if model.classes and classes > len(model.classes):
-        raise UserError(f"{images.name} has {classes} classes, the teacher knows {len(model.classes)}")
+    require_peft()
 
 
-def null_class(recipe: Recipe, model: Model, images: Images) -> int | None:
-    """The class that stands for no class where a model is guided; None without guidance, or of captions.
-
-    Raises:
-        UserError: the model has no classes, it is not one of them, or none is named and each of the model's classes is
-            one of the data's.
-    """
-    if recipe.conversion.guidance is None or model.text:
-        return None
-    known, named = len(model.classes), recipe.conversion.null_class
-    if not known:
-        raise UserError("the teacher has no classes, so there is nothing to guide: leave guidance out")
-    null = named if named is not None else known - 1
-    if not 0 <= null < known:
-        raise UserError(f"guidance needs a class that stands for none: {null} is not one of the model's")
-    if named is None and known <= len(images.classes):
-        raise UserError(
-            f"guidance needs a class that stands for none, and all {known} classes of the teacher are those of "
-            f"{images.name}: name it with --set conversion.null_class=N"
-        )
-    return null
-
-
-def check_folder(recipe: Recipe, folder: RunFolder, distributed: Distributed) -> None:
-    """Refuse a folder in which a recipe's run can neither begin nor go on.
-
-    Raises:
-        UserError: as in `RunFolder.check_free`, or a model that is half trained would go on as another one.
-    """
-    finished = {name for name in recipe.model_names() if folder.model(name).exists()}
+def check_folder(context: RunContext) -> None:
+    """Refuse a folder in which a run can neither begin nor go on, or would go on with another half-trained model."""
+    recipe, folder, names = context.recipe, context.folder, context.model_names
+    finished = {name for name in {*names, "teacher", "converted"} if folder.model(name).exists()}
 
     def continues(path: Path) -> bool:
         old = read_recipe(str(path))
         if not recipe.continues(old, finished):
             return False
-        for name in recipe.model_names():
+        for name in names:
             checkpoint = folder.checkpoints(name).latest_path()
             if name not in finished and checkpoint and (changed := recipe.changed_under_way(old, name)):
                 raise UserError(
@@ -86,18 +94,16 @@ def check_folder(recipe: Recipe, folder: RunFolder, distributed: Distributed) ->
                 )
         return True
 
-    distributed.on_main_process(lambda: folder.check_free(write_recipe(recipe), continues))
+    context.distributed.on_main_process(lambda: folder.check_free(write_recipe(recipe), continues))
 
 
-def check_trainings(recipe: Recipe, folder: RunFolder, names: Sequence[str], distributed: Distributed) -> None:
-    """Refuse what its processes cannot train, of the named models of a run, as far as they are not finished.
-
-    Raises:
-        UserError: names the model, and is as in `check_processes`; or as in `check_available`, of the evaluation.
-    """
+def check_trainings(context: RunContext) -> None:
+    """Refuse what its processes cannot train, of the models of a run that are not finished, or cannot evaluate."""
+    recipe, folder, distributed = context.recipe, context.folder, context.distributed
     if recipe.evaluate.cuda_graphs:
         check_available()
-    configs = dict(zip(recipe.model_names(), recipe.train_configs(), strict=True))
+    configs = recipe.train_configs(stage_0=context.has_stage_0)
+    names = context.model_names if context.has_stage_0 or context.opened is None else context.model_names[1:]
     processes = distributed.accelerator.num_processes
     unfinished = distributed.on_main_process(lambda: [name for name in names if not folder.model(name).exists()])
     for name in unfinished:
@@ -108,45 +114,30 @@ def check_trainings(recipe: Recipe, folder: RunFolder, names: Sequence[str], dis
 
 
 def with_precision(recipe: Recipe, file: Path, device: torch.device) -> tuple[Recipe, list[str]]:
-    """The recipe with every `auto` resolved, and messages for the user.
+    """The recipe with every `auto` resolved for a device, and messages for the user.
 
-    Args:
-        recipe: in which `auto` is the precision with which the run in the folder was begun, or what pays here.
-        file: of that run's resolved recipe, if there is one.
-        device: on which the run computes.
+    `auto` is the precision with which the run was begun, as the file of its resolved recipe says if it is there, or
+    what pays on the device.
     """
     before = read_recipe(str(file)) if file.is_file() else None
-    asked: dict[str, Precision] = recipe.precisions()
-    kept: dict[str, Precision] = before.precisions() if before else {}
-    here = resolve("auto", device)
+    asked, here, remarks = recipe.precisions(), resolve("auto", device), []
+    kept = before.precisions() if before else {}
     chosen: dict[str, Precision]
     chosen = {name: here if kept.get(name, "auto") == "auto" else kept[name] for name in asked if asked[name] == "auto"}
-    remarks = []
     if other := [name for name, precision in chosen.items() if precision != here]:
         remarks.append(f"{' and '.join(other)}: {chosen[other[0]]}, as the run was begun; here {here} is faster")
     elif chosen:
-        remarks.append(f"precision: {here} ({_bf16_here(bf16_speedup(device.type))})")
+        speedup = bf16_speedup(device.type)
+        beside = f"{1 / speedup:.3g} times slower" if 0 < speedup < 1 else f"{speedup:.2g} times as fast"
+        remarks.append(f"precision: {here} (bf16 is {beside if speedup else 'not known to be faster'} here)")
     if "bf16" in (asked | chosen).values() and (warning := emulation_warning(device)):
         remarks.append(f"warning: {warning}")
     return recipe.with_precisions(chosen), remarks
 
 
-def _bf16_here(speedup: float) -> str:
-    """How fast bf16 is beside float32, in words."""
-    if speedup == 0:
-        return "bf16 is not known to be faster here"
-    return (
-        f"bf16 is {1 / speedup:.3g} times slower here" if speedup < 1 else f"bf16 is {speedup:.2g} times as fast here"
-    )
-
-
 def open_images(data: Data, seed: int) -> Images:
-    """The data set of a recipe's section, whose random crops are of the seed.
-
-    Raises:
-        UserError: it cannot be read, or has another number of classes than the section states.
-    """
-    images = load_images(data.source, data.transform(), data.columns())
+    """The data set of a recipe's section, whose random crops are of the seed; it has the classes that are stated."""
+    images = open_source(data.source, data.transform(), data.columns())
     images = cropped(images, data.crops, seed) if data.crops > 1 else images
     if data.classes is not None and data.classes != len(images.classes):
         raise UserError(

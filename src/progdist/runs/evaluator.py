@@ -1,7 +1,12 @@
-"""Evaluation of a run's models: samples from one noise, compared with the data and with the teacher's own samples."""
+"""Evaluation of a run's models: samples from one noise, compared with the data and with the teacher's own samples.
+
+The first SHOWN images are those that a report shows one by one, with their captions. A model that takes the guidance
+scale as an input is sampled SHOWN times more at each of up to three other scales, from the same noise.
+"""
 
 import time
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
 
@@ -17,175 +22,111 @@ from progdist.diffusion.denoiser import Denoiser, DenoiserProtocol
 from progdist.diffusion.integrators import Step
 from progdist.diffusion.sampler import network_evaluations
 from progdist.evaluation.features import ROWS, write_features
-from progdist.evaluation.measures.frechet import Frechet
-from progdist.evaluation.measures.plan import Instruments, Plan
+from progdist.evaluation.generate import SamplingOptions, noise_in_batches, sample_in_batches
 from progdist.evaluation.measures.statistics import Statistics, write_statistics
-from progdist.evaluation.metrics import Quality, summary_quality
-from progdist.evaluation.sampling import noise_in_batches, sample_in_batches
+from progdist.evaluation.metrics import DATA_IMAGES, MetricConfig, Metrics, Reference
+from progdist.evaluation.record import EvaluationRecord, Quality
 from progdist.evaluation.summary import Summary, join, summarize
+from progdist.methods.guidance import Input
 from progdist.models.model import Model
 from progdist.recipes.recipe import Recipe, student_name
-from progdist.runs.folder import RunFolder
-from progdist.runs.shown_images import ShownImages
-from progdist.runs.stages import RunConditions
+from progdist.runs.context import RunContext
 from progdist.students.folder import write_card
-from progdist.training.callbacks import Callback
-from progdist.training.distributed import Distributed
+
+SHOWN = 8  # images shown one by one: the first row of a grid
+
+Fidelity = Callable[[int, Tensor], Tensor]  # a batch's number and images -> images of its noise that the RMSE is to
 
 
-def measurement_plan(recipe: Recipe) -> Plan:
-    """What a recipe measures, by name."""
+def metric_config(recipe: Recipe) -> MetricConfig:
+    """What a recipe measures."""
     settings = recipe.evaluate
     weights = {name: Path(path) for name, path in settings.weights.items()}
     references = {name: Path(path).expanduser() for name, path in settings.reference.items()}
-    return Plan(settings.features, settings.metrics, weights, references)
+    return MetricConfig(settings.features, settings.metrics, weights, references)
 
 
-def instruments(recipe: Recipe, images: Images) -> Instruments:
-    """What a recipe measures with.
+def open_metrics(recipe: Recipe, images: Images) -> Metrics:
+    """The metrics of a recipe, ready to measure; errors as of `MetricConfig.open`."""
+    return metric_config(recipe).open(images.shape, captions=isinstance(images, CaptionedImages))
 
-    Raises:
-        UserError: as in `Plan.open`.
+
+def guidance_scales(guidance: Input, measured: float) -> tuple[float, ...]:
+    """The lowest scale, one a third of the way to two digits, the measured one and the highest; rising.
+
+    Those within a tenth of the measured one, whose images look the same, are left out of a range that has others.
     """
-    return measurement_plan(recipe).open(images.shape, captions=isinstance(images, CaptionedImages))
+    low, high = guidance.low, guidance.high
+    third = guidance.nearest(float(f"{low + (high - low) / 3:.2g}"))
+    apart = {scale for scale in (low, third, high) if abs(scale - measured) > measured / 10}
+    return tuple(sorted({measured, *(apart or {low, high})}))
 
 
 @dataclass(frozen=True)
 class Evaluator:
-    """Samples and measures the models of one run.
+    """Samples and measures the models of one run."""
 
-    Attributes:
-        recipe: of the run.
-        images: the data.
-        instruments: what samples are measured with.
-        folder: where records and grids go.
-        callback: told of every record.
-        distributed: the processes that share the sampling.
-        conditions: what the networks are told of each image.
-    """
-
-    recipe: Recipe
-    images: Images
-    instruments: Instruments
-    folder: RunFolder
-    callback: Callback
-    distributed: Distributed
-    conditions: RunConditions
+    context: RunContext  # the run's recipe, data, folder and processes
+    metrics: Metrics  # what to measure
 
     def evaluate(
         self, name: str, model: Model, steps: int, denoiser: DenoiserProtocol | None = None, method: str = "ddim"
     ) -> None:
         """Measure a model at a step count, unless there is a record of it; keep the record and a grid of its samples.
 
-        Args:
-            name: `teacher`, `student`, `teacher_dpmpp`, or `given` for the teacher as it was given.
-            model: to measure.
-            steps: to sample it in.
-            denoiser: sampled in place of the model's own, e.g. guided.
-            method: of sampling.
+        The first model that is measured is the reference of fidelity. The name is that of an `EvaluationRecord`, and a
+        denoiser, e.g. a guided one, is sampled in place of the model's own.
         """
-        key = (name, steps)
-        if self.distributed.on_main_process(
-            lambda: key in {(one["model"], one["steps"]) for one in self.folder.read("evaluations")}
+        context, distributed = self.context, self.context.distributed
+        if distributed.on_main_process(
+            lambda: any((record.model, record.steps) == (name, steps) for record in context.folder.evaluations())
         ):
             return
-        known = self.distributed.on_main_process(self._reference_is_there)
+        is_written = distributed.on_main_process(self.reference_images.agrees)
         started = time.perf_counter()
-        samples = self.samples(model, steps, method, denoiser, reference=self._reference(), known=known)
+        fidelity = self._read_reference if is_written else self._write_reference
+        samples = self.samples(model, steps, method, denoiser, fidelity)
         seconds = time.perf_counter() - started
-        if name != "given":  # the page does not show it
-            self.shown.write(name, model, steps, method, denoiser)
-        self.distributed.on_main_process(lambda: self._write_record(name, model, steps, method, samples, seconds))
-
-    @property
-    def shown(self) -> ShownImages:
-        """The images that the page shows one by one."""
-        return ShownImages(self.recipe, self.images, self.folder, self.distributed, self.conditions)
+        if not (name == "teacher" and context.has_stage_0):  # the report shows its converted student
+            self._write_guidance_grids(name, model, steps, method, denoiser)
+        distributed.on_main_process(lambda: self._write_record(name, model, steps, method, samples, seconds))
 
     @cached_property
     def data(self) -> list[Tensor]:
         """The features of the data in every space, from the run's folder or put there; empty but in the first process.
 
-        They are of as many images as are sampled, at least 10,000, or all.
+        They are of as many images as are sampled, at least DATA_IMAGES, or all.
         """
-        chosen = self.images.chosen(max(self.recipe.evaluate.samples, 10_000), self.recipe.seed)
-        folder, spaces = self.folder.data_features(), self.instruments.spaces
+        context, spaces, folder = self.context, self.metrics.spaces, self.context.folder.data_features()
+        chosen = context.images.chosen(max(context.recipe.evaluate.samples, DATA_IMAGES), context.recipe.seed)
         shards = [TensorShards(folder / space.name, len(chosen), ROWS) for space in spaces]
-        self.distributed.on_main_process(lambda: [begin(each) for each in shards])
-        self.distributed.on_every_process(partial(write_features, spaces, self.images, chosen, folder))
-        return [each.read(range(len(each))) for each in shards] if self.distributed.is_main_process else []
+        context.distributed.on_main_process(lambda: [begin(each) for each in shards])
+        context.distributed.on_every_process(partial(write_features, spaces, context.images, chosen, folder))
+        return [each.read(range(len(each))) for each in shards] if context.distributed.is_main_process else []
 
     @cached_property
-    def distances(self) -> list[Frechet]:
-        """The Frechet distance in every space, to the recipe's reference or to the data, whose statistics are kept."""
-        found = []
-        for space, data in zip(self.instruments.spaces, self.data, strict=True):
-            found.append(self.instruments.distance(space, data))
-            path = self.folder.data_features() / f"{space.name}.npz"
-            if space.name not in self.instruments.references and not path.is_file():
-                write_statistics(path, {space.name: Statistics(found[-1].data)}, self.images.name)
-        return found
+    def references(self) -> list[Reference]:
+        """What samples are compared with in every space: the recipe's statistics or the data, whose own are kept."""
+        references = []
+        for space, data in zip(self.metrics.spaces, self.data, strict=True):
+            references.append(self.metrics.reference(space, data))
+            path = self.context.folder.data_features() / f"{space.name}.npz"
+            if space.name not in self.metrics.statistics and not path.is_file():
+                write_statistics(path, {space.name: Statistics(references[-1].frechet.data)}, self.context.images.name)
+        return references
 
-    def _reference(self) -> TensorShards:
+    @cached_property
+    def reference_images(self) -> TensorShards:
         """The teacher's own images, which fidelity is measured against, a shard for each batch."""
-        settings, path = self.recipe.evaluate, self.folder.reference()
-        single = path.with_name(f"{path.name}.safetensors")  # as version 0.1.0 wrote them
-        if single.is_file():
-            return TensorShards(single, settings.samples, settings.samples)
-        return TensorShards(path, settings.samples, settings.batch)
+        settings = self.context.recipe.evaluate
+        return TensorShards(self.context.folder.reference(), settings.samples, settings.batch)
 
-    def _reference_is_there(self) -> bool:
-        reference = self._reference()
-        return reference.path.is_file() or reference.agrees()
+    def _read_reference(self, number: int, images: Tensor) -> Tensor:
+        return self.reference_images.shard(number)
 
-    def _write_record(
-        self, name: str, model: Model, steps: int, method: str, samples: list[Summary], seconds: float
-    ) -> None:
-        """Compare samples with the data; write the record, the grid and the card."""
-        every, reference = join(samples), self._reference()
-        if not reference.path.is_file():
-            reference.write_index()
-        record = {
-            "model": name,
-            "steps": steps,
-            "method": method,
-            "network_evaluations": network_evaluations(steps, method),
-            "seconds_per_image": seconds / len(every),
-            "rmse": every.rmse,
-            **self.shown.description(),
-            "training": dict(model.training),
-            "quality": [asdict(result) for result in self._compare(every)],
-        }
-        if scored := self.instruments.captions:
-            captions = self.images.stratified_labels(len(every))
-            record["clip_score"] = asdict(scored.score(every, captions, self.images.classes))
-        write_grid(every.images, self.folder.grid(name, steps))
-        self.folder.append("evaluations", record)
-        model_path = self.folder.model(student_name(steps) if name == "student" else name)
-        if model_path.is_dir():
-            records = (each for each in self.folder.read("evaluations") if each["model"] == name)
-            write_card(model, model_path, [each for each in records if name == "teacher" or each["steps"] == steps])
-        self.callback.evaluated(record)
-
-    def _compare(self, samples: Summary) -> list[Quality]:
-        """Samples against the data in every feature space; of the first process alone."""
-        resamples, metrics = self.recipe.evaluate.resamples, self.instruments.metrics
-        triples = zip(self.instruments.spaces, self.data, self.distances, strict=True)
-        return [
-            summary_quality(space, data, samples, distance=distance, metrics=metrics, resamples=resamples)
-            for space, data, distance in triples
-        ]
-
-    def qualities(self, model: Model, steps: int, method: str | Step = "ddim") -> list[Quality] | None:
-        """A model's samples against the data in every feature space; None where samples are not finite."""
-        _ = self.data
-        samples = self.samples(model, steps, method)
-
-        def compared() -> list[Quality] | None:
-            every = join(samples)
-            return self._compare(every) if every.finite else None
-
-        return self.distributed.on_main_process(compared)
+    def _write_reference(self, number: int, images: Tensor) -> Tensor:
+        self.reference_images.write(number, [images])
+        return images
 
     def samples(
         self,
@@ -193,55 +134,117 @@ class Evaluator:
         steps: int,
         method: str | Step = "ddim",
         denoiser: DenoiserProtocol | None = None,
-        *,
-        reference: TensorShards | None = None,
-        known: bool = False,
+        fidelity: Fidelity | None = None,
     ) -> list[Summary]:
         """What is kept of the samples of the run's own noise, batch by batch; empty but in the first process.
 
-        The noise is the same for every model and step count; classes are as in the data.
-
-        Args:
-            model: to sample.
-            steps: to take.
-            method: of sampling.
-            denoiser: sampled in place of the model's own.
-            reference: images from the same noise, which are read if `known`, and otherwise are these and written.
-            known: as above.
+        The noise is the same for every model and step count; classes are as in the data. Arguments as of `evaluate`;
+        `fidelity` gives the images that the RMSE is to.
         """
-        settings, seed = self.recipe.evaluate, self.recipe.seed
-        labels = self.images.stratified_labels(settings.samples).split(settings.batch)
+        context, settings, seed = self.context, self.context.recipe.evaluate, self.context.recipe.seed
+        options = self._options(steps, method, settings.batch)
+        labels = context.images.stratified_labels(settings.samples).split(settings.batch)
         noise = noise_in_batches(settings.samples, model.shape, settings.batch, generator(seed, EVALUATION_NOISE))
         drawn, draw = enumerate(noise), generator(seed, EVALUATION_NOISE, 1)
-        conditions, denoiser = self.conditions(model), denoiser or model.denoiser
+        conditions, denoiser = context.conditions(model), denoiser or model.denoiser
         if isinstance(denoiser, Denoiser):
             network = accelerated(denoiser.network, compiled=False, graphs=settings.cuda_graphs)
             denoiser = denoiser.with_network(network)
-        sampled = partial(
-            sample_in_batches, precision=settings.precision, clip=settings.clip, method=method, generator=draw
-        )
+        sampled = partial(sample_in_batches, conditions=conditions, denoiser=denoiser, generator=draw)
 
         def summary(index: int) -> Summary:
-            z = next(z for number, z in drawn if number == index)
-            images = sampled(model, z, labels[index], steps, settings.batch, denoiser=denoiser, conditions=conditions)
-            start, truth = index * settings.batch, images if reference else None
-            if reference and known:
-                truth = reference.read(range(start, start + len(images)))
-            elif reference:
-                reference.write(index, [images])
-            wanted = labels[index] if model.classes else None
-            return summarize(self.instruments.every_space, images, wanted, reference=truth, keep=max(0, GRID - start))
+            z, classes = next(z for number, z in drawn if number == index), labels[index]
+            images = sampled(model, z, classes, options)
+            reference, keep = fidelity and fidelity(index, images), max(0, GRID - index * settings.batch)
+            classes = classes if model.classes else None
+            return summarize(self.metrics.every_space, images, classes, reference=reference, keep=keep)
 
-        with model.at_work(self.distributed.device, settings.precision):
-            return self.distributed.map_to_main_process(summary, len(labels))
+        with model.at_work(context.distributed.device, settings.precision):
+            return context.distributed.map_to_main_process(summary, len(labels))
+
+    def qualities(self, model: Model, steps: int, method: str | Step = "ddim") -> Sequence[Quality] | None:
+        """A model's samples against the data in every feature space; None where samples are not finite."""
+        _ = self.data
+        samples = self.samples(model, steps, method)
+
+        def compared() -> Sequence[Quality] | None:
+            every = join(samples)
+            return self._measure(every) if every.finite else None
+
+        return self.context.distributed.on_main_process(compared)
+
+    def _measure(self, samples: Summary) -> tuple[Quality, ...]:
+        return self.metrics.measure(samples, self.references, self.context.recipe.evaluate.resamples)
+
+    def _options(self, steps: int, method: str | Step, batch: int) -> SamplingOptions:
+        """The recipe's sampling options."""
+        settings = self.context.recipe.evaluate
+        return SamplingOptions(
+            steps, settings.samples, method=method, clip=settings.clip, batch=batch, precision=settings.precision
+        )
+
+    def _write_record(
+        self, name: str, model: Model, steps: int, method: str, samples: list[Summary], seconds: float
+    ) -> None:
+        """Compare samples with the data; write the record, the grid and the card."""
+        every, scales, images, folder = join(samples), self._scales, self.context.images, self.context.folder
+        captioned = isinstance(images, CaptionedImages)
+        names = [images.classes[label] for label in self._shown_labels.tolist()] if captioned or scales else []
+        self.reference_images.write_index()
+        clip_score = self.metrics.clip_score(every, images.stratified_labels(len(every)), images.classes)
+        record = EvaluationRecord(
+            name, steps, method, network_evaluations(steps, method), seconds / len(every), every.rmse,
+            self._measure(every), dict(model.training),
+            captions=tuple(names if captioned else (f"class {each}" for each in names)),
+            guidance=self.context.measured_scale if scales else None, guidance_grids=scales, clip_score=clip_score,
+        )  # fmt: skip
+        write_grid(every.images, folder.grid(name, steps))
+        folder.append("evaluations", record.to_json())
+        if (path := self._model_folder(name, steps)) and path.is_dir():
+            records = [each for each in folder.evaluations() if each.model == name]
+            write_card(model, path, [each for each in records if name != "student" or each.steps == steps])
+        self.context.callback.evaluated(record)
+
+    def _model_folder(self, name: str, steps: int) -> Path | None:
+        """The folder whose card shows a measurement; None for a teacher whose folder is not the run's."""
+        if name == "student":
+            return self.context.folder.model(student_name(steps))
+        return self.context.folder.model(name) if name == self.context.model_names[0] else None
+
+    @property
+    def _scales(self) -> tuple[float, ...]:
+        """The guidance scales at which images are shown; empty for a run whose models take none as an input."""
+        guidance, measured = self.context.guidance, self.context.measured_scale
+        return () if guidance is None or measured is None else guidance_scales(guidance, measured)
+
+    @property
+    def _shown_labels(self) -> Tensor:
+        """The classes or captions' numbers of the shown images: (SHOWN,), or fewer where fewer are sampled."""
+        return self.context.images.stratified_labels(self.context.recipe.evaluate.samples)[:SHOWN]
+
+    def _write_guidance_grids(
+        self, name: str, model: Model, steps: int, method: str, denoiser: DenoiserProtocol | None
+    ) -> None:
+        """Write a grid of the shown images for every guidance scale but the one that is measured."""
+        context, settings = self.context, self.context.recipe.evaluate
+        scales = [scale for scale in self._scales if scale != context.measured_scale]
+        if not scales:
+            return
+        draw = generator(context.recipe.seed, EVALUATION_NOISE)
+        noise = next(noise_in_batches(settings.samples, model.shape, SHOWN, draw))
+        sampled = partial(sample_in_batches, model, noise, self._shown_labels, self._options(steps, method, SHOWN))
+
+        def at_scale(index: int) -> Tensor:
+            return sampled(conditions=context.conditions(model, scales[index]), denoiser=denoiser)
+
+        with model.at_work(context.distributed.device, settings.precision):
+            images = context.distributed.map_to_main_process(at_scale, len(scales))
+        for scale, row in zip(scales, images, strict=False):  # there are none but in the first process
+            write_grid(row, context.folder.grid(name, steps, scale), SHOWN)
 
 
 def begin(shards: TensorShards) -> None:
-    """Make a folder of shards, unless it is there.
-
-    Raises:
-        UserError: it is there with other numbers of rows.
-    """
+    """Make a folder of shards, unless it is there; a UserError where it is there with another number of rows."""
     if not (shards.path / INDEX).is_file():
         shards.write_index()
     if not shards.agrees():

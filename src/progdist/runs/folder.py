@@ -1,7 +1,7 @@
 """A run on disk.
 
 recipe.yaml             the resolved recipe
-teacher/                a model folder
+teacher/                a model folder; in its place converted/ where stage 0 made one of your own teacher
 student-0128/ ...       a model folder for every stage
 checkpoints/NAME/       of the model under way
 metrics.jsonl           loss, gradient norm and learning rate along the way
@@ -10,7 +10,7 @@ latents/                the encoded data of a latent model
 captions/               the encoded captions of a text-conditional one
 data_features/          what the samples are compared with
 samples/                what the models make from one noise, as grids; a few images at each of some guidance scales
-tracking/               of a run that is tracked
+tracking/               what TensorBoard or MLflow reads, or the identity of the run at Weights & Biases
 report.html
 """
 
@@ -28,15 +28,13 @@ from typing import Any
 
 from progdist._utils.errors import UserError
 from progdist._utils.files import FORMAT_VERSION, atomic_write, check_format
+from progdist.evaluation.record import EvaluationRecord
 from progdist.training.checkpoint import Checkpoints
 
 Record = dict[str, Any]
 
-LOCK_FILE = ".owner"
-"""The file that names the process at work in the folder."""
-
-HELD = (errno.EWOULDBLOCK, errno.EAGAIN, errno.EACCES)
-"""What the system answers where another process holds a lock; any other answer means that there are no locks."""
+LOCK_FILE = ".owner"  # names the process at work in the folder
+HELD = (errno.EWOULDBLOCK, errno.EAGAIN, errno.EACCES)  # where another process holds a lock; else there are no locks
 
 
 @dataclass(frozen=True)
@@ -47,14 +45,7 @@ class RunFolder:
     writes: bool = True
 
     def move_aside(self) -> Path | None:
-        """Rename the folder, if it is there, so that a run starts anew in its place; nothing is deleted.
-
-        Returns:
-            Its new name, or None.
-
-        Raises:
-            UserError: another process is at work in it.
-        """
+        """Rename the folder, if it is there, so that a run starts anew in its place; its new name, or None."""
         if not self.root.exists():
             return None
         names = (self.root.with_name(f"{self.root.name}.old-{number}") for number in itertools.count(1))
@@ -64,12 +55,9 @@ class RunFolder:
 
     @contextmanager
     def locked(self, note: Callable[[str], None] = lambda text: None) -> Iterator[None]:
-        """Hold the folder against a second run; the system lets go of it when this process ends, however it ends.
+        """Hold the folder against a second run until this process ends, however it ends; a UserError where one has it.
 
         `note` is called where the file system has no locks, and a second run would not be noticed.
-
-        Raises:
-            UserError: another process holds it.
         """
         if not self.writes:
             yield
@@ -94,7 +82,7 @@ class RunFolder:
             yield
 
     def claim(self, recipe: str, continues: Callable[[Path], bool]) -> None:
-        """Write the resolved recipe; arguments and errors as of `check_free`. The folder is locked meanwhile."""
+        """Write the resolved recipe; arguments and errors as of `check_free`."""
         self.check_free(recipe, continues)
         self.write_recipe(recipe)
 
@@ -105,14 +93,9 @@ class RunFolder:
             atomic_write(path, recipe.encode())
 
     def check_free(self, recipe: str, continues: Callable[[Path], bool]) -> None:
-        """Refuse a folder that a run cannot begin or go on in; nothing is written.
+        """Refuse a folder of another recipe's run, or that is something else; nothing is written.
 
-        Args:
-            recipe: as YAML.
-            continues: whether it may take the place of the one in the file.
-
-        Raises:
-            UserError: the folder belongs to a run of another recipe, or is something else.
+        `continues` says whether the recipe, as YAML, may replace the one in a file.
         """
         path = self.recipe()
         if path.is_file():
@@ -136,6 +119,10 @@ class RunFolder:
         """A model's folder: `teacher` or `student-0004`."""
         return self.root / name
 
+    def has_stage_0(self) -> bool:
+        """Whether a run converts its teacher, as far as it has come; else the teacher is its first model."""
+        return not self.model("teacher").is_dir()
+
     def checkpoints(self, name: str) -> Checkpoints:
         """The checkpoints of one model's training."""
         return Checkpoints(self.root / "checkpoints" / name, writes=self.writes)
@@ -152,11 +139,7 @@ class RunFolder:
             file.write(("\n" * torn + _line(record)).encode())
 
     def read(self, name: str) -> Iterator[Record]:
-        """All whole lines of metrics or evaluations.
-
-        Raises:
-            UserError: they are of a later format.
-        """
+        """All whole lines of metrics or evaluations; a UserError where they are of a later format."""
         path = self._records(name)
         for line in path.read_text().splitlines() if path.is_file() else ():
             try:
@@ -167,6 +150,16 @@ class RunFolder:
                 check_format(record, path)
                 record.pop("format_version", None)
             yield record
+
+    def evaluations(self) -> list[EvaluationRecord]:
+        """The records of evaluations.jsonl in order; a UserError where a line is damaged, or of a later format."""
+        try:
+            return [EvaluationRecord.from_json(record) for record in self.read("evaluations")]
+        except UserError:
+            raise
+        except (LookupError, TypeError, ValueError, AttributeError) as error:
+            reason = f"{type(error).__name__}: {' '.join(str(error).split())[:100]}"
+            raise UserError(f"{self.root} holds damaged records ({reason}): restore its .jsonl files") from error
 
     def keep(self, name: str, wanted: Callable[[Record], bool]) -> None:
         """Drop the records that are not wanted."""
@@ -187,18 +180,6 @@ class RunFolder:
     def data_features(self) -> Path:
         """The features of the data, a folder of shards for each feature space."""
         return self.root / "data_features"
-
-    def latents(self) -> Path:
-        """The encoded data of a latent model."""
-        return self.root / "latents"
-
-    def captions(self) -> Path:
-        """The encoded captions of a text-conditional model."""
-        return self.root / "captions"
-
-    def tracking(self) -> Path:
-        """What TensorBoard or MLflow reads, or the identity of the run at Weights & Biases."""
-        return self.root / "tracking"
 
     def _records(self, name: str) -> Path:
         return self.root / f"{name}.jsonl"

@@ -1,210 +1,219 @@
-"""Run a recipe: train or read the teacher, distil stage by stage, evaluate every model, write the report.
+"""Run a recipe: train or open the teacher, distil stage by stage, evaluate every model, write the report.
 
 Each finished model and each finished evaluation stays in the run's folder, so the same command again goes on where it
-stopped and repeats nothing.
+stopped and repeats nothing. The distillation itself is `progdist.distillation`, with the run's folder as its hooks.
 """
 
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
 
+import torch
+
 from progdist._utils.errors import UserError
 from progdist._utils.random import HELD_OUT_NOISE
 from progdist.compute.placement import at_work
 from progdist.data.images import Images
-from progdist.data.latents import begin_latents, encode, open_latents
-from progdist.diffusion.denoiser import DenoiserProtocol
-from progdist.diffusion.loss import WEIGHTINGS
-from progdist.evaluation.check_on_images import check_on_images
-from progdist.methods.chain import Stage, distill_chain
-from progdist.methods.conversion import BANDS, form_in_words, guidance_edges, prediction_errors, rms_by_interval
+from progdist.data.latents import LatentFolder
+from progdist.diffusion.denoiser import Denoiser, DenoiserProtocol
+from progdist.diffusion.loss import denoising_loss
+from progdist.diffusion.parameterization import PARAMETERIZATIONS
+from progdist.distillation import Trainer, Training, chain_predictions, convert, taught_predictions, train_students
+from progdist.evaluation.record import EvaluationRecord
+from progdist.methods.conversion import BANDS, form_in_words, prediction_errors, rms_by_interval
 from progdist.methods.progressive import check_weighting
+from progdist.models.conditioning import Classes, Conditioning
 from progdist.models.model import Model
+from progdist.models.unet import unet
 from progdist.recipes.files import write_recipe
-from progdist.recipes.from_teacher import needs_stage_0, student_form, unconverted
 from progdist.recipes.recipe import Recipe
 from progdist.runs import checks
-from progdist.runs.evaluator import Evaluator, instruments
-from progdist.runs.folder import Record, RunFolder
+from progdist.runs.context import RunContext
+from progdist.runs.evaluator import Evaluator, open_metrics
+from progdist.runs.folder import RunFolder
+from progdist.runs.hooks import RunHooks
 from progdist.runs.pages.live import live
 from progdist.runs.pages.report import write_report
-from progdist.runs.stage_trainer import StageTrainer
-from progdist.runs.stages import (
-    RunConditions,
-    conversion_stage,
-    guided_predictions,
-    student_stage,
-    teacher_predictions,
-    teacher_stage,
-    untrained,
-)
-from progdist.runs.teacher_checks import check_options
 from progdist.runs.tracking import tracked
-from progdist.teachers.open import Teacher, read_teacher
+from progdist.teachers.check import check_data, check_on_images
+from progdist.teachers.open import open_teacher
 from progdist.training.callbacks import Callback
 from progdist.training.distributed import Distributed
 
 
 @dataclass(frozen=True)
 class Run:
-    """One recipe in one folder.
+    """One recipe in one folder."""
 
-    Attributes:
-        recipe: with every `auto` resolved.
-        images: the data set.
-        given: the teacher to take; None where one is trained.
-        folder: where everything is kept.
-        callback: called with everything that happens.
-        distributed: the processes.
-    """
+    context: RunContext
 
-    recipe: Recipe
-    images: Images
-    given: Teacher | None
-    folder: RunFolder
-    callback: Callback
-    distributed: Distributed
+    def live(self) -> "Run":
+        """The same, whose page is written anew as it goes."""
+        context = self.context
+        return Run(replace(context, callback=live(context.folder, context.callback)))
 
-    def run(self) -> list[Record]:
-        """Teacher, students and their evaluations, in order; what exists is not made again."""
+    def run(self) -> list[EvaluationRecord]:
+        """Teacher, students and their evaluations, in order; what exists is not made again.
+
+        Under torchrun or accelerate several processes do it together. A UserError is anything that the user can fix;
+        what is written stays.
+        """
+        recipe, folder, images, note = self.recipe, self.folder, self.context.images, self.context.callback.note
         evaluator = self.evaluator()
         self.prepare()
-        with self.folder.locked(self.callback.note):
+        with folder.locked(note):
             self.claim()
             self._write_page()
             _ = evaluator.data  # an image that cannot be read is found before hours are spent
-            shape = "x".join(map(str, self.images.shape))
-            self.callback.note(f"{self.images.name}: {len(self.images)} images of {shape}")
-            self.callback.note(f"live report: {self.folder.report()}")
+            note(f"{images.name}: {len(images)} images of {'x'.join(map(str, images.shape))}")
+            note(f"live report: {folder.report()}")
             trainer = self.trainer()
-            teacher = self.train_teacher(trainer)
-            reference, *others = self.recipe.measurements()
-            sampled = teacher_predictions(self.given, teacher)
-            if self.given:
-                evaluator.evaluate("given", self.given.model, reference[1], self.guided)
-            evaluator.evaluate(reference[0], teacher, reference[1], sampled)
-            train_student = partial(self.train_student, trainer)
-            for link, student in distill_chain(teacher, self.recipe.distill.links(), train_student):
+            first = self.train_teacher(trainer)
+            reference, *others = recipe.measurements()
+            sampled = chain_predictions(self.context.teacher, first)
+            start = self.context.model_names[0]
+            if self.context.teacher and self.context.has_stage_0:
+                evaluator.evaluate("teacher", self.context.teacher.model, reference[1], self.predictions)
+            evaluator.evaluate(start, first, reference[1], sampled)
+            for stage, student in train_students(self.context.plan, first, trainer, self.context.teacher):
                 for name, steps in others:
-                    if steps == link.steps and name == "student":
+                    if steps == stage.steps and name == "student":
                         evaluator.evaluate(name, student, steps)
-                    elif steps == link.steps:
-                        method = "ddim" if name == "teacher" else "dpmpp"
-                        evaluator.evaluate(name, teacher, steps, sampled, method)
+                    elif steps == stage.steps:
+                        method = "dpmpp" if name.endswith("_dpmpp") else "ddim"
+                        evaluator.evaluate(name.replace("teacher", start), first, steps, sampled, method)
             self._write_page()
-            return list(self.folder.read("evaluations"))
+            return folder.evaluations()
+
+    @property
+    def recipe(self) -> Recipe:
+        """What is run."""
+        return self.context.recipe
+
+    @property
+    def folder(self) -> RunFolder:
+        """Where everything is kept."""
+        return self.context.folder
 
     def prepare(self) -> None:
         """Find every mistake that can be found before hours are spent; nothing is written."""
-        if rule := self.recipe.distill.stop:
-            self.images.split(rule.held_out, self.recipe.seed)
-        check_options(self.recipe, self.given.model if self.given else None)
-        if self.given:
-            checks.check_data(self.recipe, self.given.model, self.images)
-            self._check_teacher(self.given.model)
-            start = student_form(self.recipe, self.given.model)
+        context, recipe, plan, images = self.context, self.recipe, self.context.plan, self.context.images
+        if rule := recipe.distill.stop:
+            images.split(rule.held_out, recipe.seed)
+        checks.check_options(recipe, context.opened.model if context.opened else None)
+        if context.opened:
+            check_data(context.opened.model, images)
+            _ = context.teacher  # there is something that guidance leads away from
+            self._check_predictions(context.opened.model)
         else:
-            start = untrained(self.recipe, self.images.shape, self.images.classes, self.images.name).denoiser
-        weighting = WEIGHTINGS[self.recipe.distill.weighting]
-        check_weighting(start.schedule, weighting, self.recipe.distill.counts()[-1])
-        checks.check_folder(self.recipe, self.folder, self.distributed)
-        trained = self.recipe.model_names()[0 if self._trains_teacher else 1 :]
-        checks.check_trainings(self.recipe, self.folder, trained, self.distributed)
+            schedule = untrained(recipe, images.shape, images.classes, images.name).denoiser.schedule
+            check_weighting(schedule, recipe.distill.weighting, plan.chain[-1])
+        checks.check_folder(context)
+        checks.check_trainings(context)
 
     def claim(self) -> None:
         """Make the folder this run's own; it is locked meanwhile."""
-        checks.check_folder(self.recipe, self.folder, self.distributed)
-        self.distributed.on_main_process(lambda: self.folder.write_recipe(write_recipe(self.recipe)))
+        checks.check_folder(self.context)
+        self.context.distributed.on_main_process(lambda: self.folder.write_recipe(write_recipe(self.recipe)))
 
     def evaluator(self) -> Evaluator:
         """What measures the models."""
-        measures = instruments(self.recipe, self.images)
-        return Evaluator(
-            self.recipe, self.images, measures, self.folder, self.callback, self.distributed, self.conditions
-        )
-
-    @property
-    def _trains_teacher(self) -> bool:
-        """Whether its teacher is trained: from nothing, or in stage 0."""
-        return self.given is None or needs_stage_0(self.recipe, self.given.model)
+        return Evaluator(self.context, open_metrics(self.recipe, self.context.images))
 
     @cached_property
-    def guided(self) -> DenoiserProtocol | None:
-        """The given teacher's predictions as its student shall learn them; None where a teacher is trained."""
-        return guided_predictions(self.recipe, self.given, self.images, self.distributed.device) if self.given else None
+    def predictions(self) -> DenoiserProtocol | None:
+        """The teacher's predictions as its student shall learn them; None where a teacher is trained."""
+        plan, teacher, device = self.context.plan, self.context.teacher, self.context.distributed.device
+        return taught_predictions(plan, teacher, device) if teacher else None
 
-    @cached_property
-    def conditions(self) -> RunConditions:
-        """What the networks are told of each example."""
-        given = self.given.model if self.given else None
-        return RunConditions(self.recipe, self.images, given, self.folder, self.callback, self.distributed)
-
-    def trainer(self) -> StageTrainer:
+    def trainer(self) -> Trainer:
         """What trains the networks on what they see: the images, or their latents, which are encoded here once."""
-        examples = self.images
-        if self.given and (autoencoder := self.given.model.autoencoder):
-            folder, text = self.folder.latents(), self.given.model.text
-            framed = text is not None and text.takes_sizes
-            share = partial(encode, self.images, autoencoder, folder, framed=framed)
-            if absent := self.distributed.on_main_process(lambda: begin_latents(self.images, folder, framed=framed)):
-                self.callback.note(f"{self.images.name}: {len(self.images)} images are encoded once (shards: {absent})")
-                with at_work(autoencoder.network, self.distributed.device):
-                    self.distributed.on_every_process(share)
-            examples = open_latents(self.images, folder, framed=framed)
-        return StageTrainer(self.recipe, examples, self.folder, self.callback, self.distributed, self.conditions)
+        context, data, plan = self.context, self.recipe.data, self.context.plan
+        options = {"flip": data.flip, "workers": data.workers}
+        return Trainer(
+            self._examples(), context.conditions, RunHooks(context), context.distributed, plan.seed,
+            context.guidance, plan.stop, options,
+        )  # fmt: skip
 
-    def train_teacher(self, trainer: StageTrainer) -> Model:
-        """The trained teacher, or the given one in a form that can be halved."""
-        if self.given is None or self.guided is None:
-            return trainer.fit(teacher_stage(self.recipe, self.images))
-        model = replace(self.given.model, data=self.images.name, lora=None)
-        if not self._trains_teacher:
-            return trainer.keep("teacher", unconverted(self.recipe, model))
-        guided = self.guided
-        trained_before = self.distributed.on_main_process(self.folder.model("teacher").exists)
-        stage = conversion_stage(self.recipe, model, guided, self.images)
-        self.callback.note(f"stage 0: {form_in_words(stage.model.denoiser)}")
-        teacher = trainer.fit(stage)
-        if not trained_before:
-            self.distributed.on_main_process(lambda: self._report_conversion(trainer, teacher, guided))
-        return teacher
+    def _examples(self) -> Images:
+        context, images = self.context, self.context.images
+        model = context.opened.model if context.opened else None
+        if model is None or model.autoencoder is None:
+            return images
+        distributed, framed = context.distributed, model.conditioning.takes_sizes
+        latents = LatentFolder(images, self.folder.root / "latents", framed=framed)
+        if absent := distributed.on_main_process(latents.prepare):
+            context.callback.note(f"{images.name}: {len(images)} images are encoded once (shards: {absent})")
+            with at_work(model.autoencoder.network, distributed.device):
+                distributed.on_every_process(partial(latents.encode, model.autoencoder))
+        return latents.open()
 
-    def train_student(self, trainer: StageTrainer, number: int, link: Stage, teacher: Model) -> Model:
-        """The student of one stage, numbered from 1."""
-        frozen = teacher_predictions(self.given, teacher) if number == 1 else teacher.denoiser
-        base = self.given.model.denoiser if self.given else None
-        return trainer.fit(student_stage(self.recipe, number, link, teacher, frozen, self.images.name, base))
+    def train_teacher(self, trainer: Trainer) -> Model:
+        """The trained teacher, or the recipe's own in the form that its students have."""
+        context, plan = self.context, self.context.plan
+        if context.teacher is None or self.predictions is None:
+            recipe, images = self.recipe, context.images
+            model = untrained(recipe, images.shape, images.classes, images.name)
+            loss = partial(denoising_loss, weighting=recipe.teacher.weighting)
+            return trainer.fit(Training("teacher", 0, model, loss, recipe.teacher.overridden(), dropout=True))
+        teacher = replace(context.teacher, model=replace(context.teacher.model, data=context.images.name))
+        if not context.has_stage_0:
+            return convert(plan, teacher, trainer, self.predictions)
+        context.callback.note(f"stage 0: {form_in_words(plan.form(teacher.model))}")
+        finished = context.distributed.on_main_process(self.folder.model("converted").exists)
+        converted = convert(plan, teacher, trainer, self.predictions)
+        if not finished:
+            context.distributed.on_main_process(lambda: self._report_conversion(trainer, converted))
+        return converted
 
     def _write_page(self) -> None:
         """Write report.html as far as the run has come."""
-        self.distributed.on_main_process(lambda: write_report(self.folder))
+        self.context.distributed.on_main_process(lambda: write_report(self.folder))
 
-    def _check_teacher(self, model: Model) -> None:
+    def _check_predictions(self, model: Model) -> None:
         """Refuse a teacher whose output the data contradict, unless it is trusted."""
-        if self.recipe.teacher.trust or model.steps or self.folder.model("teacher").exists():
+        context = self.context
+        if self.recipe.teacher.trust or model.steps or self.folder.model(context.model_names[0]).exists():
             return
-        with model.at_work(self.distributed.device):
-            check = partial(check_on_images, model, self.images, self.recipe.seed)
-            problem = self.distributed.on_main_process(lambda: check().problem)
+        with model.at_work(context.distributed.device):
+            check = partial(check_on_images, model, context.images, self.recipe.seed)
+            problem = context.distributed.on_main_process(lambda: check().problem)
         if problem:
             raise UserError(f"{self.recipe.teacher.model}: {problem} (or take it with --set teacher.trust=true)")
 
-    def _report_conversion(self, trainer: StageTrainer, converted: Model, teacher: DenoiserProtocol) -> None:
-        """How near stage 0 came to the given teacher, by the log-SNR and by the guidance scale, where one is drawn."""
-        assert self.given is not None
-        size, device = min(512, len(self.images)), self.distributed.device
-        batch = next(trainer.batches(trainer.images, size, HELD_OUT_NOISE)(0, 1, slice(size)))
+    def _report_conversion(self, trainer: Trainer, converted: Model) -> None:
+        """How near stage 0 came to the teacher, by the log-SNR and by the guidance scale, where one is drawn."""
+        context = self.context
+        assert context.teacher is not None and self.predictions is not None
+        size, device = min(512, len(context.images)), context.distributed.device
+        batch = next(trainer.batch(trainer.examples, size, HELD_OUT_NOISE)(0, 1, slice(size)))
         x, eps, u = batch["x"].to(device), batch["eps"].to(device), batch["u"]
-        condition = self.conditions(converted)({**batch, "labels": batch["labels"].to(device)})
-        with converted.at_work(device), self.given.model.at_work(device):
-            errors = prediction_errors(converted.denoiser, teacher, x, eps, u, **condition)
-        found = {"conversion": rms_by_interval(errors, converted.denoiser.schedule.log_snr(1 - u), BANDS)}
-        if dial := self.conditions.guidance:
-            found["conversion_by_guidance"] = rms_by_interval(errors, batch["guidance"], guidance_edges(*dial))
-        self.folder.append("metrics", {"model": "teacher", "update": converted.training["updates"], **found})
-        for of, by in zip(("log-SNR", "guidance scale"), found.values(), strict=False):
-            said = ", ".join(f"{difference:.3f} at {interval}" for interval, difference in by.items())
-            self.callback.note(f"stage 0 differs from the given teacher by (RMS, {of}): {said}")
+        condition = context.conditions(converted)({**batch, "labels": batch["labels"].to(device)})
+        with converted.at_work(device), context.teacher.model.at_work(device):
+            errors = prediction_errors(converted.denoiser, self.predictions, x, eps, u, **condition)
+        by_interval = {"conversion": rms_by_interval(errors, converted.denoiser.schedule.log_snr(1 - u), BANDS)}
+        if guidance := context.guidance:
+            by_interval["conversion_by_guidance"] = rms_by_interval(errors, batch["guidance"], guidance.edges())
+        record = {"model": "converted", "update": converted.training["updates"], **by_interval}
+        self.folder.append("metrics", record)
+        for what, intervals in zip(("log-SNR", "guidance scale"), by_interval.values(), strict=False):
+            listed = ", ".join(f"{difference:.3f} at {interval}" for interval, difference in intervals.items())
+            context.callback.note(f"stage 0 differs from the teacher by (RMS, {what}): {listed}")
+
+
+def untrained(recipe: Recipe, image: tuple[int, int, int], classes: tuple[str, ...], data: str) -> Model:
+    """A recipe's teacher before its training, for images (C, H, W) of the named classes of the named data."""
+    assert recipe.network is not None  # a recipe without one takes its teacher
+    parameterization = PARAMETERIZATIONS[recipe.parameterization]
+    numbers = recipe.network.model_dump(exclude={"class_conditional"})
+    classes = classes if recipe.network.class_conditional else ()
+    if recipe.network.class_conditional and not classes:
+        raise UserError(f"network.class_conditional is set, but {data} has no labels: set it to false")
+    torch.manual_seed(recipe.seed)
+    network = unet(image=image, classes=len(classes), heads=parameterization.heads, **numbers)
+    noise = recipe.noise
+    denoiser = Denoiser(network, noise.build(), parameterization, num_train_timesteps=noise.num_train_timesteps)
+    return Model(denoiser, conditioning=Classes(classes) if classes else Conditioning(), data=data)
 
 
 def open_run(recipe: Recipe, out: Path, callback: Callback, *, shards: bool = False, fresh: bool = False) -> Run:
@@ -216,35 +225,15 @@ def open_run(recipe: Recipe, out: Path, callback: Callback, *, shards: bool = Fa
         callback: called with everything that happens.
         shards: spread each network over the processes while it trains (see `progdist.training.distributed`).
         fresh: start over; an older run in the folder is renamed.
-
-    Raises:
-        UserError: data or teacher cannot be read.
     """
     distributed = Distributed(shards=shards)
-    images, given = checks.open_images(recipe.data, recipe.seed), None
-    if recipe.teacher.model:
-        given = read_teacher(recipe.teacher.model, recipe.teacher.offset, images.shape[1:])
+    images, model = checks.open_images(recipe.data, recipe.seed), recipe.teacher.model
+    teacher = open_teacher(model, recipe.teacher.offset, images.shape[1:]) if model else None
     folder = RunFolder(out, writes=distributed.is_main_process)
     if fresh and (aside := distributed.on_main_process(folder.move_aside)):
         callback.note(f"the older run is now {aside}")
-    chosen, remarks = distributed.on_main_process(
-        lambda: checks.with_precision(recipe, folder.recipe(), distributed.device)
-    )
+    resolve = partial(checks.with_precision, recipe, folder.recipe(), distributed.device)
+    resolved, remarks = distributed.on_main_process(resolve)
     for remark in remarks:
         callback.note(remark)
-    return Run(chosen, images, given, folder, tracked(chosen, folder, callback), distributed)
-
-
-def run(recipe: Recipe, out: Path, callback: Callback, *, fresh: bool = False, shards: bool = False) -> list[Record]:
-    """Run a recipe in a folder, or resume it; with several processes under torchrun or accelerate.
-
-    Arguments as in `open_run`.
-
-    Returns:
-        The evaluation records.
-
-    Raises:
-        UserError: anything the user can fix; what is written stays.
-    """
-    opened = open_run(recipe, out, callback, shards=shards, fresh=fresh)
-    return replace(opened, callback=live(opened.folder, opened.callback)).run()
+    return Run(RunContext(resolved, images, teacher, folder, tracked(resolved, folder, callback), distributed))

@@ -3,7 +3,8 @@
     train/NAME/loss, gradient_norm, learning_rate       of the model NAME in training, over the updates of the chain
     evaluation/MODEL/frechet_SPACE, rmse, steps         of teacher or student, at the last update before it was measured
     samples/MODEL                                       the grids of the evaluations, likewise
-    pairs/teacher_and_student                           teacher and student of one step count, from the same noise
+    pairs/teacher_and_student                           both of one step count, from the same noise; or the converted
+                                                        teacher and the student
 
 A run that goes on continues the record under the same identity, `tracking/` in its folder. Nothing is tracked unless
 the recipe says `tracking: tensorboard`, `wandb` or `mlflow`; and nothing leaves the machine but by `wandb` in its
@@ -26,34 +27,24 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from progdist._utils.errors import UserError
+from progdist.evaluation.record import EvaluationRecord
 from progdist.recipes.recipe import Recipe, student_name
-from progdist.recipes.training import train_config
-from progdist.runs.folder import Record, RunFolder
+from progdist.runs.folder import RunFolder
 from progdist.training.callbacks import Callback, Progress
 
-GAP = 3
-"""White pixels between the grids of a pair."""
+GAP = 3  # white pixels between the grids of a pair
 
 
 @dataclass
 class TrackedCallback:
-    """A callback that also hands what it hears to a tracker.
+    """A callback that also hands what it hears to a tracker."""
 
-    Attributes:
-        callback: the one that shows it.
-        folder: of the run.
-        open_tracker: opens accelerate's, once the folder is this run's own.
-        updates: of every model, by its name, as a range of those of the whole chain.
-        reference: the step count of the first measurement, which is made before any student is trained.
-        model: the one in training.
-    """
-
-    callback: Callback
-    folder: RunFolder
-    open_tracker: Callable[[], GeneralTracker]
-    updates: Mapping[str, range]
-    reference: int
-    model: str = field(default="teacher", init=False)
+    callback: Callback  # the one that shows it
+    folder: RunFolder  # of the run
+    open_tracker: Callable[[], GeneralTracker]  # opens accelerate's, once the folder is this run's own
+    updates: Mapping[str, range]  # of every model, by its name, as a range of those of the whole chain
+    reference: int  # the step count of the first measurement, which is made before any student is trained
+    model: str = field(default="teacher", init=False)  # the one in training
 
     @cached_property
     def tracker(self) -> GeneralTracker:
@@ -77,17 +68,18 @@ class TrackedCallback:
         """The training of that network ended."""
         self.callback.end()
 
-    def evaluated(self, record: Record) -> None:
+    def evaluated(self, record: EvaluationRecord) -> None:
         """A model was measured at a step count."""
-        model, steps = record["model"], record["steps"]
-        values = {f"evaluation/{model}/frechet_{each['features']}": each["frechet"] for each in record["quality"]}
-        values |= {f"evaluation/{model}/rmse": record["rmse"], f"evaluation/{model}/steps": steps}
+        model, steps = record.model, record.steps
+        values = {f"evaluation/{model}/frechet_{each.features}": each.frechet for each in record.quality}
+        values |= {f"evaluation/{model}/rmse": record.rmse, f"evaluation/{model}/steps": steps}
         images = {f"samples/{model}": _pixels(self.folder.grid(model, steps))}
-        pair = [self.folder.grid(name, steps) for name in ("teacher", "student")]
-        if model in ("teacher", "student") and all(path.is_file() for path in pair):
+        start = "converted" if self.folder.grid("converted", steps).is_file() else "teacher"
+        pair = [self.folder.grid(name, steps) for name in (start, "student")]
+        if model in (start, "student") and all(path.is_file() for path in pair):
             left, right = (_pixels(path) for path in pair)
             between = np.full((len(left), GAP, 3), 255, np.uint8)
-            images["pairs/teacher_and_student"] = np.concatenate([left, between, right], axis=1)
+            images[f"pairs/{start}_and_student"] = np.concatenate([left, between, right], axis=1)
         step = self._last_update(record)
         self.tracker.log(values, step=step)
         log_images(self.tracker, images, step)
@@ -97,13 +89,13 @@ class TrackedCallback:
         """A message for the user."""
         self.callback.note(text)
 
-    def _last_update(self, record: Record) -> int:
+    def _last_update(self, record: EvaluationRecord) -> int:
         """The last update of the stage after which a measurement is made, so that steps never fall.
 
         Where one is lower than another before it, W&B drops it, and TensorBoard drops what came before.
         """
-        first = record["model"] in ("given", "teacher") and record["steps"] == self.reference
-        return self.updates["teacher" if first else student_name(record["steps"])].stop
+        first = record.model in ("teacher", "converted") and record.steps == self.reference
+        return next(iter(self.updates.values())).stop if first else self.updates[student_name(record.steps)].stop
 
 
 def _pixels(path: Path) -> NDArray[np.uint8]:
@@ -124,11 +116,7 @@ def log_images(tracker: GeneralTracker, images: Mapping[str, NDArray[np.uint8]],
 
 
 def tracked(recipe: Recipe, folder: RunFolder, callback: Callback) -> Callback:
-    """The callback itself, or one that also tracks; only in the first process of a run.
-
-    Raises:
-        UserError: the tracker is not installed.
-    """
+    """The callback, or in the first process one that also tracks; a UserError where the tracker is not installed."""
     if recipe.tracking is None or not folder.writes:
         return callback
     checks = {"tensorboard": is_tensorboard_available, "wandb": is_wandb_available, "mlflow": is_mlflow_available}
@@ -138,9 +126,9 @@ def tracked(recipe: Recipe, folder: RunFolder, callback: Callback) -> Callback:
             f"tracking: {recipe.tracking} needs the extra `{recipe.tracking}`: pip install "
             f"'progdist[{recipe.tracking}]', or leave tracking out"
         )
-    how = "tensorboard --logdir" if recipe.tracking == "tensorboard" else f"{recipe.tracking}, files in"
-    callback.note(f"tracking: {how} {folder.tracking()}")
-    reference, open_tracker = recipe.measurements()[0][1], partial(_tracker, recipe, folder.tracking())
+    how, files = f"{recipe.tracking}, files in", folder.root / "tracking"
+    callback.note(f"tracking: {'tensorboard --logdir' if recipe.tracking == 'tensorboard' else how} {files}")
+    reference, open_tracker = recipe.measurements()[0][1], partial(_tracker, recipe, files)
     return TrackedCallback(callback, folder, open_tracker, updates_of(recipe), reference)
 
 
@@ -169,10 +157,10 @@ def _mlflow_tracker(recipe: Recipe, folder: Path, identity: Path) -> MLflowTrack
     mlflow = import_module("mlflow")
     if "MLFLOW_TRACKING_URI" not in os.environ:
         mlflow.set_tracking_uri((folder / "mlflow").resolve().as_uri())
-    known = identity.read_text() if identity.is_file() else None
-    tracker = MLflowTracker("progdist", run_id=known, run_name=recipe.name)
+    run_id = identity.read_text() if identity.is_file() else None
+    tracker = MLflowTracker("progdist", run_id=run_id, run_name=recipe.name)
     tracker.start()
-    if known is None:
+    if run_id is None:
         identity.write_text(tracker.tracker.info.run_id)
         settings = recipe.model_dump(mode="json")
         tracker.store_init_configuration({key: str(value) for key, value in settings.items() if value is not None})
@@ -181,10 +169,8 @@ def _mlflow_tracker(recipe: Recipe, folder: Path, identity: Path) -> MLflowTrack
 
 def updates_of(recipe: Recipe) -> dict[str, range]:
     """The updates of every model, counted through the whole chain; at most, where stages may end early."""
-    first = recipe.teacher if recipe.teacher.model is None else recipe.conversion
-    updates = {"teacher": range(train_config(first).updates)}
-    done = updates["teacher"].stop
-    for stage in recipe.distill.links():
-        updates[student_name(stage.steps)] = range(done, done + recipe.distill.train_config(stage).updates)
-        done = updates[student_name(stage.steps)].stop
+    updates, done = dict[str, range](), 0
+    for name, config in recipe.train_configs().items():
+        updates[name] = range(done, done + config.updates)
+        done += config.updates
     return updates

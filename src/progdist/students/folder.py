@@ -7,48 +7,60 @@
     guidance/                       of a class-conditional one that takes a guidance scale: what it adds to unet/
     progdist.json                   schedule, parameterization, step counts, lineage, versions
 
-The scheduler in the folder visits exactly our grid wherever the step count divides T: trailing timesteps, betas from
-the schedule itself. A stock sampler then makes the images that `progdist sample` makes. A rectified flow with velocity
-output has FlowMatchEulerDiscreteScheduler, which visits our grid at the step count that the student was distilled for
-(see `progdist.teachers.flow`). Other pairs, (x, eps) among them, have no stock scheduler, and some networks no stock
-pipeline; their folder holds the parts and progdist.json alone. A class-conditional model that
-takes a guidance scale is for stock diffusers the network in unet/ or transformer/, which is the model at its usual
-scale (see `progdist.models.guidance_input`).
+The scheduler visits exactly our grid wherever the step count divides T, so that a stock sampler makes the images of
+`progdist sample`; that of a rectified flow does at the step count of the student (see `progdist.teachers.flow`). Other
+outputs, (x, eps) among them, have no stock scheduler, and some networks no stock pipeline: their folder holds the parts
+and progdist.json alone. For stock diffusers a class-conditional model that takes a guidance scale is the network alone,
+which is the model at its default scale (see `progdist.models.guidance_input`).
+
+A student that is LoRA weights for the stock pipeline it was distilled from keeps that pipeline's table of noise levels
+and output: eps stays eps, and the last noise level stays above zero SNR. The way from eps to v depends on z and t,
+v = (eps - sigma z) / alpha, and is no correction of low rank to the weights. All stages train one set of adapters, from
+the stage before, so that the last student is the base and one file. Its layers are named as peft names them, which
+stock pipelines load whole; after the way through the names of other libraries some find no layer, in silence.
 """
 
 import errno
 import re
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import safetensors
 from diffusers import LDMPipeline  # pyright: ignore[reportPrivateImportUsage]
+from diffusers.loaders.lora_pipeline import StableDiffusionLoraLoaderMixin, StableDiffusionXLLoraLoaderMixin
 from diffusers.models.modeling_utils import ModelMixin
 from diffusers.models.unets.unet_2d import UNet2DModel
-from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from diffusers.pipelines.ddim.pipeline_ddim import DDIMPipeline
 from diffusers.pipelines.dit.pipeline_dit import DiTPipeline
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from diffusers.schedulers.scheduling_ddim import DDIMScheduler
+from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from torch import nn
 
 from progdist._utils.errors import UserError
-from progdist._utils.files import FORMAT_VERSION, atomic_write, check_format, checksum, read_json, write_json
-from progdist.diffusion.denoiser import MAX_TIMESTEPS, Denoiser
+from progdist._utils.files import FORMAT_VERSION, atomic_write, checksum, write_json
 from progdist.diffusion.parameterization import PARAMETERIZATIONS
-from progdist.diffusion.schedule import SCHEDULES, Schedule
-from progdist.models.guidance_input import class_guidance, load_class_guidance, save_class_guidance
+from progdist.diffusion.schedule import SCHEDULES
+from progdist.models.guidance_input import class_guidance, save_class_guidance
 from progdist.models.model import Model
-from progdist.models.prompts import network_interface, text_pipeline
-from progdist.models.safe_loading import NETWORKS, load_component, nearest_models, network_class, read_autoencoder
-from progdist.models.unet import image_shape, is_text_conditional
+from progdist.models.networks import NETWORKS, kind_of
+from progdist.models.prompts import Prompts
 from progdist.students.card import card
-from progdist.students.lora_file import read_lora
-from progdist.students.pipeline_folder import guidance_of, sides_of, write_pipeline
+from progdist.teachers import SCHEDULERS
+
+if TYPE_CHECKING:
+    from progdist.evaluation.record import EvaluationRecord
+
+
+LORA_LOADERS: dict[str, Any] = {
+    "StableDiffusionPipeline": StableDiffusionLoraLoaderMixin,
+    "StableDiffusionXLPipeline": StableDiffusionXLLoraLoaderMixin,
+}
+"""What loads and saves the LoRA weights of each stock pipeline."""
 
 
 def save(model: Model, folder: Path) -> None:
@@ -59,12 +71,11 @@ def save(model: Model, folder: Path) -> None:
         OSError: it cannot be written.
     """
     network = model.denoiser.network
-    if not isinstance(network, tuple(NETWORKS.values())):
-        names = ", ".join(sorted({kind.__name__ for kind in NETWORKS.values()}))
+    if kind_of(network) is None:
+        names = ", ".join(sorted(NETWORKS))
         raise UserError(f"only {names} have a model folder, got {type(network).__name__}: save its state_dict")
     schedule, output = model.denoiser.schedule, model.denoiser.parameterization
-    known = (SCHEDULES.get(schedule.name), type(PARAMETERIZATIONS.get(output.name)))
-    if (type(schedule), type(output)) != known:
+    if (type(schedule), type(output)) != (SCHEDULES.get(schedule.name), type(PARAMETERIZATIONS.get(output.name))):
         raise UserError(
             f"a model folder records progdist's own schedules and outputs, not {type(schedule).__name__} "
             f"with {type(output).__name__}: save the network's state_dict"
@@ -75,7 +86,7 @@ def save(model: Model, folder: Path) -> None:
     shutil.rmtree(partial, ignore_errors=True)
     try:
         partial.mkdir(parents=True)
-        _write(model, network, partial)
+        _write(model, cast(ModelMixin, network), partial)
         partial.replace(folder)
     except safetensors.SafetensorError as error:  # how its writer reports a full disk
         number = re.search(r"os error (\d+)", str(error))
@@ -85,22 +96,24 @@ def save(model: Model, folder: Path) -> None:
 
 
 def _write(model: Model, network: ModelMixin, target: Path) -> None:
-    scheduler = model.scheduler
+    scheduler, kind = stock_scheduler(model), kind_of(network)
+    assert kind is not None  # save has seen to it
     if class_guidance(network):
         network = save_class_guidance(network, target)
-    if is_text_conditional(network):
-        if model.text is None or scheduler is None:
+    if kind.prompt is not None:
+        if not isinstance(model.conditioning, Prompts) or scheduler is None:
             name = type(network).__name__
             raise UserError(f"a {name} is saved with the pipeline that it was loaded with: use its Model")
-        write_pipeline(model.text, network, scheduler, target)
+        _write_pipeline(model.conditioning, network, scheduler, target)
         if model.lora:
-            model.lora.write(model.text.kind, target)
-    elif isinstance(scheduler, DDIMScheduler) and (pipeline := _pipeline(model, network, scheduler)):
+            loader = LORA_LOADERS[model.conditioning.pipeline]
+            loader.save_lora_weights(target, unet_lora_layers=dict(model.lora.weights))
+    elif pipeline := _pipeline(model, network, scheduler):
         pipeline.save_pretrained(target)
     else:
-        network.save_pretrained(target / _part(network))
+        network.save_pretrained(target / kind.part)
         if scheduler:
-            scheduler.save_pretrained(target / "scheduler")
+            cast(Any, scheduler).save_pretrained(target / "scheduler")
         if model.autoencoder:
             model.autoencoder.network.save_pretrained(target / model.autoencoder.part)
     sums = {str(path.relative_to(target)): checksum(path) for path in sorted(target.rglob("*.safetensors"))}
@@ -108,140 +121,80 @@ def _write(model: Model, network: ModelMixin, target: Path) -> None:
     write_card(model, target, ())
 
 
-def _pipeline(model: Model, network: nn.Module, scheduler: DDIMScheduler) -> DiffusionPipeline | None:
-    """The stock pipeline of the model; None where there is none."""
+def _write_pipeline(prompts: Prompts, network: ModelMixin, scheduler: SchedulerMixin, target: Path) -> None:
+    """Write the folder from which the stock pipeline samples a student of prompts.
+
+    Its network, scheduler and index are written; every other part that the index names is its teacher's, byte for byte.
+    """
+    index: dict[str, Any] = dict(prompts.index)
+    written: dict[str, Any] = {prompts.kind.part: network, "scheduler": scheduler}
+    for part, value in index.items():
+        present = not part.startswith("_") and isinstance(value, list) and value[-1]
+        if present and part not in written:
+            if not (prompts.folder / part).is_dir():
+                raise UserError(f"{prompts.folder} lacks {part}/: restore the folder, or save the pipeline again")
+            shutil.copytree(prompts.folder / part, target / part)
+    index |= {part: ["diffusers", type(each).__name__] for part, each in written.items()}
+    write_json(target / "model_index.json", index)
+    for part, each in written.items():
+        each.save_pretrained(target / part)
+
+
+def _pipeline(model: Model, network: nn.Module, scheduler: SchedulerMixin | None) -> DiffusionPipeline | None:
+    """The stock pipeline of a class-conditional or unconditional model; None where there is none."""
+    if not isinstance(scheduler, DDIMScheduler):
+        return None
     autoencoder = cast(Any, model.autoencoder.network if model.autoencoder else None)
     if isinstance(network, UNet2DModel):
         return LDMPipeline(autoencoder, network, scheduler) if autoencoder else DDIMPipeline(network, scheduler)
     return DiTPipeline(cast(Any, network), autoencoder, cast(Any, scheduler)) if autoencoder else None
 
 
-def _part(network: nn.Module) -> str:
-    """Where a network lies within a folder."""
-    return "unet" if isinstance(network, UNet2DModel | UNet2DConditionModel) else "transformer"
+def stock_scheduler(model: Model) -> SchedulerMixin | None:
+    """The scheduler of a model's folder, for its own step count, the least of several; None where there is none.
+
+    That of a rectified flow is of one number of steps (see `progdist.teachers.flow`), any other of all that divide T.
+    """
+    steps = None if model.conditioning.passes_sigmas else min(model.steps, default=None)
+    written = (kind.write(model.denoiser, steps) for kind in SCHEDULERS)
+    return next((scheduler for scheduler in written if scheduler is not None), None)
 
 
-def write_card(model: Model, target: Path, records: Sequence[Mapping[str, Any]]) -> None:
+def write_card(model: Model, target: Path, records: "Sequence[EvaluationRecord]") -> None:
     """Write the folder's README.md, with the model's evaluations."""
-    text = card(_description(model), model.labels, _stock(model), model.image, model.shape, records)
-    atomic_write(target / "README.md", text.encode())
+    atomic_write(target / "README.md", card(model, _stock(model), records).encode())
 
 
 def _stock(model: Model) -> str | None:
     """The stock pipeline of a latent model, or the stock scheduler of another; None where there is none."""
-    if model.text:
-        return model.text.kind
-    scheduler, network = model.scheduler, model.denoiser.network
-    pipeline = _pipeline(model, network, scheduler) if isinstance(scheduler, DDIMScheduler) else None
-    latent = type(pipeline).__name__ if pipeline and model.autoencoder else None
-    plain = type(scheduler).__name__ if scheduler and not model.autoencoder and _part(network) == "unet" else None
-    return latent or plain
-
-
-def load(folder: Path) -> Model:
-    """Read a model folder, with the network in evaluation mode on the CPU.
-
-    Raises:
-        UserError: it is missing, no model folder, damaged, or of a later format.
-    """
-    if not (folder / "progdist.json").is_file():
-        raise UserError(f"{folder} is no model folder (it has no progdist.json): give {nearest_models(folder)}")
-    metadata = read_json(folder / "progdist.json")
-    check_format(metadata, folder / "progdist.json")
-    _verify_checksums(folder, metadata.get("sha256", {}))
-    try:
-        part = "transformer" if (folder / "transformer").is_dir() else "unet"
-        network = load_component(folder, part, network_class(folder / part))
-        if (scales := metadata.get("class_guidance")) is not None:
-            network = load_class_guidance(network, scales, folder)
-        denoiser = Denoiser(
-            network,
-            _schedule(metadata["schedule"]),
-            PARAMETERIZATIONS[metadata["parameterization"]],
-            timesteps=int(metadata["timesteps"]),
-            offset=float(metadata["timestep_offset"]),
-            **network_interface(network),
-        )
-        counts = {name: tuple(_step_count(count) for count in metadata[name]) for name in ("steps", "lineage")}
-        classes = tuple(str(name) for name in metadata["classes"])
-        text = text_pipeline(folder, network, sides_of(metadata.get("latent_sides")))
-        if text:
-            text = text.guided(guidance_of(metadata["guidance"]), metadata["negative"])
-        return Model(
-            denoiser,
-            **counts,
-            classes=classes,
-            data=metadata["data"],
-            training=metadata["training"],
-            autoencoder=read_autoencoder(folder),
-            text=text,
-            lora=read_lora(folder, metadata.get("lora")),
-            null_class=metadata.get("null_class"),
-            target=str(metadata.get("target", "progressive")),
-        )
-    except UserError as error:
-        raise UserError(f"{folder} is damaged: {error}") from error
-    except (KeyError, TypeError, ValueError, RuntimeError, AttributeError, ArithmeticError, IndexError) as error:
-        reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
-        raise UserError(f"{folder} is damaged ({reason}): restore it, or make it again") from error
-
-
-def _step_count(number: object) -> int:
-    """A number of steps that a model can take.
-
-    Raises:
-        ValueError: it is none.
-    """
-    if not isinstance(number, int) or not 1 <= number <= MAX_TIMESTEPS:
-        raise ValueError(f"a step count is {str(number)[:50]}, expected 1 to {MAX_TIMESTEPS:,}")
-    return number
-
-
-def _verify_checksums(folder: Path, sums: object) -> None:
-    """Refuse weights that are not those that were written; folders of early versions have no sums."""
-    where = folder / "progdist.json"
-    if not isinstance(sums, dict):
-        raise UserError(f"{where}: sha256 is a {type(sums).__name__}, expected names and sums: restore it")
-    held = {str(path.relative_to(folder)): path for path in sorted(folder.rglob("*.safetensors"))}
-    for name in sorted(held.keys() ^ sums.keys()) if sums else ():
-        what = "is not one of the files that were written" if name in held else "is missing"
-        raise UserError(f"{folder / str(name)} {what}: restore the folder (or remove sha256 from {where})")
-    for name, path in held.items():
-        if sums and checksum(path) != sums[name]:
-            raise UserError(
-                f"{path} is not what was written: restore it (or, if you changed it on purpose, remove sha256 from "
-                f"{where})"
-            )
-
-
-def _schedule(metadata: Mapping[str, Any]) -> Schedule:
-    """A schedule from its description."""
-    numbers: dict[str, Any] = {
-        name: tuple(value) if isinstance(value, list) else value for name, value in metadata.items()
-    }
-    return SCHEDULES[numbers.pop("kind")](**numbers)
+    if model.conditioning.pipeline:
+        return model.conditioning.pipeline
+    scheduler, network = stock_scheduler(model), model.denoiser.network
+    if model.autoencoder:
+        pipeline = _pipeline(model, network, scheduler)
+        return type(pipeline).__name__ if pipeline else None
+    kind = kind_of(network)
+    return type(scheduler).__name__ if scheduler and kind and kind.part == "unet" else None
 
 
 def _description(model: Model) -> dict[str, Any]:
-    """What progdist.json says."""
     schedule: Any = model.denoiser.schedule
-    network = model.denoiser.network
-    return {
+    description = {
         "format_version": FORMAT_VERSION,
         "schedule": {"kind": schedule.name, **asdict(schedule)},
         "parameterization": model.denoiser.parameterization.name,
-        "timesteps": model.denoiser.timesteps,
+        "timesteps": model.denoiser.num_train_timesteps,
         "timestep_offset": model.denoiser.offset,
         "steps": list(model.steps),
         "lineage": list(model.lineage),
-        **({"target": model.target} if model.lineage else {}),
         "classes": list(model.classes),
-        **({} if model.null_class is None else {"null_class": model.null_class}),
         "data": model.data,
         "training": dict(model.training),
-        **({"guidance": model.text.guidance, "negative": model.text.negative} if model.text else {}),
-        **({"lora": {"base": model.lora.base, "rank": model.lora.rank}} if model.lora else {}),
-        **({} if model.text or model.guidance is None else {"class_guidance": model.guidance}),
-        **({"latent_sides": list(model.text.sides)} if model.text and image_shape(network) is None else {}),
         "versions": {name: version(name) for name in ("progdist", "torch", "diffusers")},
     }
+    if model.lineage:
+        description["method"] = model.method
+    description |= model.conditioning.to_json(model.denoiser.network)
+    if model.lora:
+        description["lora"] = {"base": model.lora.base, "rank": model.lora.rank}
+    return description

@@ -18,19 +18,12 @@ from progdist._utils.extras import import_extra
 from progdist._utils.files import atomic_write
 from progdist.diffusion.sampler import ddim_update, time_grid
 from progdist.models.model import Model
-from progdist.models.unet import condition
 
-MAX_BYTES = 2**31 - 2**25
-"""The weights that fit a file of protocol buffers, beside its graph."""
+MAX_BYTES = 2**31 - 2**25  # the weights that fit a file of protocol buffers, beside its graph
 
 
 class Loop(nn.Module):
-    """DDIM in a fixed number of steps.
-
-    Args:
-        model: a loaded model.
-        steps: N.
-    """
+    """DDIM of a loaded model in a fixed number of steps."""
 
     def __init__(self, model: Model, steps: int) -> None:
         super().__init__()
@@ -39,32 +32,24 @@ class Loop(nn.Module):
 
     def forward(self, noise: Tensor, labels: Tensor | None = None, guidance: Tensor | None = None) -> Tensor:
         """Images from noise (B, C, H, W), labels (B,) and guidance scales (B,)."""
-        condition_kwargs = {} if labels is None else condition(self.denoiser.network, labels)
+        condition_kwargs = {} if labels is None else {"class_labels": labels}
         condition_kwargs |= {} if guidance is None else {"guidance": guidance}
         z, schedule = noise, self.denoiser.schedule
         for now, then in zip(self.grid[:-2], self.grid[1:-1], strict=True):
             t, s = (torch.tensor(time, dtype=torch.float64) for time in (now, then))
             z = ddim_update(schedule, z, self.denoiser(z, t, **condition_kwargs), t, s)
-        found = self.denoiser(z, torch.tensor(self.grid[-2], dtype=torch.float64), **condition_kwargs)
-        return self.autoencoder.images(found) if self.autoencoder else found
+        data = self.denoiser(z, torch.tensor(self.grid[-2], dtype=torch.float64), **condition_kwargs)
+        return self.autoencoder.images(data) if self.autoencoder else data
 
 
 def export_onnx(model: Model, steps: int | None, out: Path) -> int:
-    """Write a model's sampling loop as ONNX.
-
-    Args:
-        model: as loaded.
-        steps: N; None for the model's own.
-        out: the file.
-
-    Returns:
-        The number of steps.
+    """Write a model's sampling loop of `steps` steps, None for the model's own, as ONNX; returns their number.
 
     Raises:
         UserError: no step count, the extra `onnx` is missing, or the weights are beyond what one file can hold.
     """
-    if model.text:
-        raise UserError("a text-conditional model has no ONNX file here: sample its folder with the stock pipeline")
+    if model.conditioning.takes_prompts:
+        raise UserError("a text-to-image model has no ONNX file here: sample its folder with the stock pipeline")
     steps = steps if steps is not None else min(model.steps, default=None)
     if steps is None:
         raise UserError("this model was trained for any number of steps: say how many with --steps, e.g. --steps 16")

@@ -19,43 +19,33 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from progdist._utils.errors import UserError
+from progdist._utils.random import EVALUATION_NOISE, generator
+from progdist.data.images import Images
 from progdist.diffusion.denoiser import Denoiser
 from progdist.diffusion.loss import diffuse
 from progdist.diffusion.parameterization import PARAMETERIZATIONS, Parameterization
 from progdist.diffusion.schedule import RectifiedFlow, Schedule
+from progdist.models.model import Model
 
-LEVELS = (2.0, 0.0, -2.0)
-"""Log-SNRs at which prediction types are compared."""
-
+LEVELS = (2.0, 0.0, -2.0)  # log-SNRs at which prediction types are compared
 BANDS = ((1, 1), (2, 2), (3, 4), (5, 8), (9, 16), (17, 32), (33, 64), (65, 128))
 """First and last entries of the bands of the table in which timesteps are compared; one entry an example in each."""
 
-SHIFTS = (-2, -1, 0, 1, 2)
-"""What is added to the timestep."""
-
-BATCH = 64
-"""Examples that the network is given at a time."""
-
-ERROR_RATIO = 0.7
-"""A parameterization is refused where another one's error is less than this fraction of its own."""
-
-STANDARD_ERRORS = 4.0
-"""Standard errors by which another timestep must be better."""
+SHIFTS = (-2, -1, 0, 1, 2)  # what is added to the timestep
+IMAGES = 512  # images of the data on which a teacher is tried
+BATCH = 64  # examples in a batch of the network's
+ERROR_RATIO = 0.7  # a parameterization is refused where another one's error is less than this fraction of its own
+STANDARD_ERRORS = 4.0  # standard errors by which another timestep must be better
 
 
 @dataclass(frozen=True)
 class TeacherCheck:
-    """What was measured.
+    """What was measured."""
 
-    Attributes:
-        errors: parameterization -> mean squared error of the denoised data over the three noise levels.
-        shifts: what is added to the timestep -> mean squared error of the output over the lowest noise levels.
-        problem: what is wrong with the folder's description, or None.
-    """
-
-    errors: dict[str, float]
-    shifts: dict[int, float]
-    problem: str | None
+    errors: dict[str, float]  # parameterization -> mean squared error of the denoised data over the three noise levels
+    shifts: dict[int, float]  # of the timestep -> mean squared error of the output over the lowest noise levels
+    problem: str | None  # what is wrong with the folder's description, or None
 
 
 def time_of(schedule: Schedule, log_snr: float) -> Tensor:
@@ -67,16 +57,32 @@ def time_of(schedule: Schedule, log_snr: float) -> Tensor:
     return low
 
 
+def check_data(model: Model, images: Images) -> None:
+    """Refuse data that do not suit a teacher: without what it is told of each image, or of another shape."""
+    model.conditioning.check_data(images)
+    if model.image != images.shape:
+        raise UserError(
+            f"the teacher makes images of {model.image}, {images.name} holds {images.shape} (channels, height, width): "
+            "set data.size and data.channels"
+        )
+
+
+def check_on_images(model: Model, images: Images, seed: int) -> TeacherCheck:
+    """Try a model on up to IMAGES images of the data, through its autoencoder if it has one; errors as `check_data`."""
+    check_data(model, images)
+    device = next(model.denoiser.parameters()).device
+    x, labels = images.sample(IMAGES, seed)
+    x = model.autoencoder.encode(x) if model.autoencoder else x
+    eps = torch.randn(x.shape, generator=generator(seed, EVALUATION_NOISE, 2))
+    if prompts := model.conditioning.prompts_of(images, labels):
+        labels = torch.arange(len(labels))
+    conditions = model.conditions(prompts=prompts)
+    return check_teacher(model.denoiser, x.to(device), eps.to(device), **conditions({"labels": labels.to(device)}))
+
+
 @torch.no_grad()
 def check_teacher(denoiser: Denoiser, x: Tensor, eps: Tensor, **condition: Tensor) -> TeacherCheck:
-    """Try every parameterization, and shifted timesteps, on a denoiser's network.
-
-    Args:
-        denoiser: as its folder describes it.
-        x: data (B, ...), some hundred examples.
-        eps: standard normal noise (B, ...).
-        condition: passed to the network.
-    """
+    """Try every parameterization, and shifted timesteps, on a denoiser's network, on data x and noise eps (B, ...)."""
     if isinstance(denoiser.schedule, RectifiedFlow):  # the network receives sigma: one network for every shift
         denoiser = denoiser.with_parts(schedule=RectifiedFlow())
     own = denoiser.parameterization
@@ -96,14 +102,16 @@ def check_teacher(denoiser: Denoiser, x: Tensor, eps: Tensor, **condition: Tenso
 
 def _output(denoiser: Denoiser, z: Tensor, timestep: Tensor, condition: dict[str, Tensor]) -> Tensor:
     """The network's output for z (B, ...) at timesteps (B,), BATCH examples at a time."""
-    parts = [slice(start, start + BATCH) for start in range(0, len(z), BATCH)]
-    given = ({name: value[part] for name, value in condition.items()} for part in parts)
-    outputs = [denoiser.output(z[part], timestep[part], **each) for part, each in zip(parts, given, strict=True)]
+    outputs = []
+    for start in range(0, len(z), BATCH):
+        part = slice(start, start + BATCH)
+        rows = {name: value[part] for name, value in condition.items()}
+        outputs.append(denoiser.output(z[part], timestep[part], **rows))
     return torch.cat(outputs)
 
 
 def _comparable(denoiser: Denoiser) -> list[Parameterization]:
-    """What the output may mean: what the folder says, and the usual outputs of its schedule, of equally many heads."""
+    """What the output may mean: what the folder says, and the other outputs of its schedule, of equally many heads."""
     own = denoiser.parameterization
     names = ("velocity", "x") if isinstance(denoiser.schedule, RectifiedFlow) else ("x", "eps", "v")
     others = [PARAMETERIZATIONS[name] for name in names if name != own.name]
@@ -112,7 +120,7 @@ def _comparable(denoiser: Denoiser) -> list[Parameterization]:
 
 def _shifted_errors(denoiser: Denoiser, x: Tensor, eps: Tensor, condition: dict[str, Tensor]) -> dict[int, Tensor]:
     """Shift -> L of each example, (B,), up to the last of the BANDS."""
-    draw, count = torch.Generator().manual_seed(0), denoiser.timesteps
+    draw, count = torch.Generator().manual_seed(0), denoiser.num_train_timesteps
     bands = [(first, last) for first, last in BANDS if last < count - 2]
     total = {shift: torch.zeros(len(x), device=x.device) for shift in SHIFTS}
     for first, last in bands:

@@ -1,8 +1,13 @@
-r"""The stock scheduler of a rectified flow, so configured that `set_timesteps(N)` by itself visits our grid.
+r"""Rectified flows: teachers of FlowMatchEulerDiscreteScheduler, and the scheduler of their students.
 
-Ours is sigma_i = f_s(1 - i / N), i = 0, ..., N - 1, and then 0, with f_s(u) = s u / (1 + (s - 1) u) for a shift s (see
-`progdist.diffusion.schedule.RectifiedFlow`). Of T timesteps, FlowMatchEulerDiscreteScheduler with shift S spaces u
-evenly from 1 to f_S(1 / T), shifts that by S, and stretches what comes out until it ends at `shift_terminal`:
+A teacher's times may be shifted by the size of the image (dynamic shifting): of n image tokens, between n_0 and n_1,
+
+    mu = base_shift + (max_shift - base_shift) (n - n_0) / (n_1 - n_0),    s = e^mu, or mu itself
+
+A student's scheduler is so configured that `set_timesteps(N)` by itself visits our grid, sigma_i = f_s(1 - i / N) for
+i = 0, ..., N - 1, and then 0, with f_s(u) = s u / (1 + (s - 1) u) for a shift s. Of T timesteps, a stock scheduler with
+shift S spaces u evenly from 1 to f_S(1 / T), shifts that by S, and stretches what comes out until it ends at
+`shift_terminal`:
 
     1 - sigma_i = k (1 - f_S(1 - i c)) = k i c / (S - (S - 1) i c),    c = (1 - f_S(1 / T)) / (N - 1)
 
@@ -17,34 +22,95 @@ where T > 4 N (N - 1), and at every N for s up to (1 + sqrt(T)) / 2, about 16 fo
 """
 
 import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
 
 from diffusers.schedulers.scheduling_flow_match_euler_discrete import FlowMatchEulerDiscreteScheduler
 
+from progdist._utils.errors import UserError
+from progdist.diffusion.denoiser import Denoiser
+from progdist.diffusion.parameterization import PARAMETERIZATIONS
+from progdist.diffusion.schedule import RectifiedFlow
+from progdist.teachers.stock import Formulation, SchedulerKind
 
-def flow_scheduler(shift: float, timesteps: int, steps: int | None) -> FlowMatchEulerDiscreteScheduler:
-    """The scheduler of a rectified flow.
+DYNAMIC = {"base_shift": 0.5, "max_shift": 1.15, "base_image_seq_len": 256, "max_image_seq_len": 4096}
+"""By what a flow's stock scheduler shifts at the size of an image, with diffusers' defaults."""
 
-    Args:
-        shift: s.
-        timesteps: T.
-        steps: N, the count for which `set_timesteps(N)` visits our grid. For None, and where the equation has no root,
-            `set_timesteps(sigmas=[1, (N - 1) / N, ..., 1 / N])` does, for every N.
+
+def read(folder: Path, config: Mapping[str, Any], tokens: int | None) -> Formulation:
+    """The rectified flow of a scheduler's config, whose times are shifted towards noise.
+
+    Raises:
+        UserError: it is damaged, shifts by an unknown size, or runs the other way.
     """
-    given = stock_shift(shift, timesteps, steps) if steps else None
-    if steps is None or given is None:
-        return FlowMatchEulerDiscreteScheduler(num_train_timesteps=timesteps, shift=shift)
+    dynamic = config.get("use_dynamic_shifting", False)
+    if dynamic and tokens is None:
+        raise UserError(
+            f"{folder}/scheduler shifts its times by the size of each image (use_dynamic_shifting), which only its "
+            "pipeline knows: set it to false, and shift to the number that is used at your size"
+        )
+    if config.get("invert_sigmas"):
+        raise UserError(
+            f"{folder}/scheduler has invert_sigmas, so that its flow is data at 1: expected one that is noise there"
+        )
+    numbers = {name: config.get(name, default) for name, default in (DYNAMIC if dynamic else {"shift": 1.0}).items()}
+    try:
+        shift = _dynamic_shift(tokens, config, **numbers) if dynamic and tokens else float(numbers["shift"])
+    except (TypeError, ValueError, ArithmeticError):
+        shift = 0.0
+    if not 0 < shift < 1000:
+        raise UserError(f"{folder}/scheduler is damaged ({str(numbers)[:150]}): restore it")
+    return Formulation(RectifiedFlow(shift), PARAMETERIZATIONS["velocity"], 0.0)
+
+
+def _dynamic_shift(
+    tokens: int,
+    config: Mapping[str, Any],
+    *,
+    base_shift: float,
+    max_shift: float,
+    base_image_seq_len: int,
+    max_image_seq_len: int,
+) -> float:
+    """The shift that stock pipelines use at a number of image tokens (diffusers' `calculate_shift`)."""
+    slope = (max_shift - base_shift) / (max_image_seq_len - base_image_seq_len)
+    mu = base_shift + slope * (tokens - base_image_seq_len)
+    return mu if config.get("time_shift_type") == "linear" else math.exp(mu)
+
+
+def write(denoiser: Denoiser, steps: int | None) -> FlowMatchEulerDiscreteScheduler | None:
+    """The scheduler of a rectified flow with velocity output; None for another kind."""
+    schedule = denoiser.schedule
+    if isinstance(schedule, RectifiedFlow) and denoiser.parameterization.name == "velocity" and denoiser.offset == 0:
+        return flow_scheduler(schedule.shift, denoiser.num_train_timesteps, steps)
+    return None
+
+
+def flow_scheduler(shift: float, num_train_timesteps: int, steps: int | None) -> FlowMatchEulerDiscreteScheduler:
+    """The scheduler of a flow of shift s, whose `set_timesteps(N)` visits our grid at N = `steps`.
+
+    For None, and where the equation has no root, `set_timesteps(sigmas=[1, (N - 1) / N, ..., 1 / N])` does, for every
+    N.
+    """
+    stock = stock_shift(shift, num_train_timesteps, steps) if steps else None
+    if steps is None or stock is None:
+        return FlowMatchEulerDiscreteScheduler(num_train_timesteps=num_train_timesteps, shift=shift)
     if steps == 1:
-        return FlowMatchEulerDiscreteScheduler(num_train_timesteps=timesteps, shift=given)
+        return FlowMatchEulerDiscreteScheduler(num_train_timesteps=num_train_timesteps, shift=stock)
     last = shift / (steps + shift - 1)
-    return FlowMatchEulerDiscreteScheduler(num_train_timesteps=timesteps, shift=given, shift_terminal=last)
+    return FlowMatchEulerDiscreteScheduler(num_train_timesteps=num_train_timesteps, shift=stock, shift_terminal=last)
 
 
-def stock_shift(shift: float, timesteps: int, steps: int) -> float | None:
+def stock_shift(shift: float, num_train_timesteps: int, steps: int) -> float | None:
     """S of the equation above; None where it has no root."""
     if steps == 1 or shift == 1:
         return shift  # at one step there is one sigma, 1
-    a = (timesteps - 1) / (steps - 1)
-    b = (timesteps - 1) * (1 + shift / (steps - 1))
+    a = (num_train_timesteps - 1) / (steps - 1)
+    b = (num_train_timesteps - 1) * (1 + shift / (steps - 1))
     product = shift * steps * a
     discriminant = b**2 - 4 * (shift - 1) * product
     return 2 * product / (b + math.sqrt(discriminant)) if discriminant >= 0 else None
+
+
+FLOW = SchedulerKind(classes=("FlowMatchEulerDiscreteScheduler",), read=read, write=write)

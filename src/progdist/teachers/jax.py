@@ -21,8 +21,10 @@ from progdist._utils.errors import UserError
 from progdist.diffusion.denoiser import Denoiser
 from progdist.diffusion.parameterization import PARAMETERIZATIONS
 from progdist.diffusion.schedule import Cosine
+from progdist.models.conditioning import Classes, Conditioning
 from progdist.models.model import Model
-from progdist.teachers.jax_parameters import infer_layout, translate
+from progdist.models.networks import class_count
+from progdist.teachers.jax_parameters import infer_network, translate
 
 DTYPES = {
     name: getattr(torch, name)
@@ -30,17 +32,12 @@ DTYPES = {
 }
 
 TIMESTEPS = 1000
-
 DAMAGE = (ValueError, TypeError, KeyError, OverflowError, RuntimeError, RecursionError, msgpack.UnpackException)
 """What a truncated or hostile file can raise while it is parsed."""
 
 
 def read_checkpoint(path: Path) -> tuple[dict[str, Tensor], int]:
-    """The averaged parameters by their paths, and the steps the checkpoint samples in (0 where it does not notify).
-
-    Raises:
-        UserError: not such a file, or damaged.
-    """
+    """The averaged parameters by their paths, and the steps the checkpoint samples in (0 where it does not say)."""
     try:
         tree = msgpack.unpackb(path.read_bytes(), ext_hook=_extension, strict_map_key=False)
         if not isinstance(tree, dict) or not isinstance(tree.get("ema_params"), dict):
@@ -54,7 +51,6 @@ def read_checkpoint(path: Path) -> tuple[dict[str, Tensor], int]:
 
 
 def _extension(code: int, content: bytes) -> Tensor:
-    """An array or a numpy scalar."""
     if code not in (1, 3):
         raise ValueError(f"extension type {code}, expected 1 or 3")
     shape, dtype, raw = msgpack.unpackb(content)
@@ -87,23 +83,20 @@ def _leaves(tree: Mapping[Any, Any], prefix: str = "") -> list[tuple[str, Tensor
 
 
 def import_checkpoint(path: Path, *, size: int | None, parameterization: str | None, chain_start: int = 0) -> Model:
-    """A released checkpoint as a model.
+    """A released checkpoint as a model, of images of height and width `size`, which the file cannot tell.
 
-    Args:
-        path: the file.
-        size: height and width of its images, which shapes cannot tell.
-        parameterization: of its output; known without asking where there are two heads.
-        chain_start: its steps, where the file does not notify.
+    The parameterization is that of its output, x_eps where there are two heads; `chain_start` its steps, where the file
+    does not say.
 
     Raises:
-        UserError: the file is damaged or of another network, or something is not known.
+        UserError: the file is damaged or of another network, or something is missing.
     """
     parameters, steps = read_checkpoint(path)
-    layout = infer_layout(parameters)
     if size is None:
         raise UserError("the size of the images cannot be told from the file: give --image-size, or --recipe NAME")
-    if layout.heads == 2:
-        parameterization = parameterization or "x_eps"
+    network = infer_network(parameters, size)
+    heads = network.config["out_channels"] // network.config["in_channels"]
+    parameterization = parameterization or ("x_eps" if heads == 2 else None)
     if parameterization is None:
         raise UserError(
             "the output's meaning is not in the file: give --parameterization x, eps or v, or --recipe NAME"
@@ -111,11 +104,11 @@ def import_checkpoint(path: Path, *, size: int | None, parameterization: str | N
     if parameterization not in PARAMETERIZATIONS:
         raise UserError(f"parameterization {parameterization!r} is unknown: use one of {', '.join(PARAMETERIZATIONS)}")
     chosen = PARAMETERIZATIONS[parameterization]
-    if chosen.heads != layout.heads:
-        raise UserError(f"the network has {layout.heads} output head(s), {parameterization} has {chosen.heads}")
-    network = layout.build(size)
+    if chosen.heads != heads:
+        raise UserError(f"the network has {heads} output head(s), {parameterization} has {chosen.heads}")
     network.load_state_dict(translate(parameters, network))
-    denoiser = Denoiser(network.eval(), Cosine(), chosen, timesteps=TIMESTEPS)
+    denoiser = Denoiser(network.eval(), Cosine(), chosen, num_train_timesteps=TIMESTEPS)
     count = steps or chain_start
-    classes = tuple(str(index) for index in range(layout.classes))
-    return Model(denoiser, (count,) if count else (), classes=classes, data=f"imported from {path.name}")
+    classes = tuple(map(str, range(class_count(network))))
+    conditioning = Classes(classes) if classes else Conditioning()
+    return Model(denoiser, (count,) if count else (), conditioning=conditioning, data=f"imported from {path.name}")

@@ -15,7 +15,6 @@ Source: github.com/google-research/google-research, diffusion_distillation.
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 import torch
 from diffusers.models.unets.unet_2d import UNet2DModel
@@ -30,43 +29,14 @@ PLACE = re.compile(
 )
 
 
-@dataclass(frozen=True)
-class Layout:
-    """What the names and shapes tell of the network (arguments of `progdist.models.unet.unet`)."""
-
-    channels: int
-    heads: int
-    width: int
-    multipliers: tuple[int, ...]
-    blocks: int
-    attention: tuple[bool, ...]
-    head_size: int | None
-    embedding: int
-    classes: int
-
-    def build(self, size: int) -> UNet2DModel:
-        """The network for images of size x size, with weights yet to be filled in."""
-        return unet(
-            image=(self.channels, size, size),
-            width=self.width,
-            multipliers=self.multipliers,
-            blocks=self.blocks,
-            attention=[size >> level for level, attends in enumerate(self.attention) if attends],
-            head_size=self.head_size,
-            embedding=self.embedding,
-            classes=self.classes,
-            heads=self.heads,
-        )
-
-
-def infer_layout(parameters: Mapping[str, Tensor]) -> Layout:
-    """The network that these parameters belong to.
+def infer_network(parameters: Mapping[str, Tensor], size: int) -> UNet2DModel:
+    """The network that these parameters belong to, for images of size x size, with weights yet to be filled in.
 
     Raises:
         UserError: they are of another network.
     """
     try:
-        levels = 1 + max(int(found[1]) for name in parameters if (found := re.match(r"down_(\d+)\.", name)))
+        levels = 1 + max(int(match[1]) for name in parameters if (match := re.match(r"down_(\d+)\.", name)))
         blocks = sum(bool(re.fullmatch(r"down_0\.block_\d+/conv1/kernel", name)) for name in parameters)
         _, _, channels, width = parameters["conv_in/kernel"].shape
         widths = [parameters[f"down_{level}.block_0/conv1/kernel"].shape[-1] for level in range(levels)]
@@ -82,25 +52,22 @@ def infer_layout(parameters: Mapping[str, Tensor]) -> Layout:
             f"the parameters are of another network: level widths {widths} on {width}, {heads} outputs of {channels} "
             f"channels, attention heads of sizes {sorted(sizes)}"
         )
-    return Layout(
-        channels=channels,
-        heads=heads,
+    attends = [f"down_{level}.attn_0/q/kernel" in parameters for level in range(levels)]
+    return unet(
+        image=(channels, size, size),
         width=width,
-        multipliers=tuple(count // width for count in widths),
+        multipliers=[count // width for count in widths],
         blocks=blocks,
-        attention=tuple(f"down_{level}.attn_0/q/kernel" in parameters for level in range(levels)),
+        attention=[size >> level for level in range(levels) if attends[level]],
         head_size=sizes.pop() if len(sizes) == 1 else None,
         embedding=embedding,
         classes=classes,
+        heads=heads,
     )
 
 
 def translate(parameters: Mapping[str, Tensor], network: UNet2DModel) -> dict[str, Tensor]:
-    """The state of a UNet2DModel from the released parameters, in float32.
-
-    Raises:
-        UserError: a parameter too many, too few, or of another size.
-    """
+    """The state of a UNet2DModel, in float32; a UserError for a parameter too many, too few, or of another size."""
     levels = len(network.config["block_out_channels"])
     state: dict[str, Tensor] = {}
     for path, value in parameters.items():
@@ -150,21 +117,20 @@ INNER = {
 
 
 def _rename(path: str, levels: int) -> str:
-    """Their name of a parameter -> diffusers'."""
     *parts, leaf = path.split("/")
     leaf_name = "bias" if leaf == "bias" else "weight"
     if len(parts) == 1 and parts[0] in TOP:
         return f"{TOP[parts[0]]}.{leaf_name}"
-    found = PLACE.fullmatch(parts[0])
-    if found is None or len(parts) != 2:
+    match = PLACE.fullmatch(parts[0])
+    if match is None or len(parts) != 2:
         raise UserError(f"the parameters are of another network: {path} is not one of its names")
     modules = {"block": "resnets", "attn": "attentions"}
-    if found["mid_part"]:
-        module_path = f"mid_block.{modules[found['mid_part']]}.{int(found['mid_index']) - 1}"
+    if match["mid_part"]:
+        module_path = f"mid_block.{modules[match['mid_part']]}.{int(match['mid_index']) - 1}"
     else:
-        way, level = found["way"], int(found["level"])
+        way, level = match["way"], int(match["level"])
         module_path = f"{way}_blocks.{level if way == 'down' else levels - 1 - level}"
-        module_path += f".{modules[found['part']]}.{found['index']}" if found["part"] else f".{way}samplers.0"
+        module_path += f".{modules[match['part']]}.{match['index']}" if match["part"] else f".{way}samplers.0"
     return f"{module_path}.{INNER.get(parts[1], parts[1])}.{leaf_name}"
 
 

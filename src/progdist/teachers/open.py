@@ -1,36 +1,34 @@
-"""A teacher from a stock diffusers pipeline folder: everything inferred from the folder's own configs.
+"""Open a teacher: a model folder of ours, a stock diffusers pipeline folder, or either on the Hugging Face hub.
 
     model_index.json            which parts there are
     unet/ or transformer/       one of NETWORKS: size, channels, classes; safetensors, no pickle
-    scheduler/                  the betas (or a rectified flow), the number of timesteps, what the output means
+    scheduler/                  one of `progdist.teachers.SCHEDULERS`: the noise, and what the output means
     vae/ or vqvae/              of a latent model: the data are encoded before anything else
-    text_encoder/ tokenizer/    of a text-conditional one: so are the captions
+    text_encoder/ tokenizer/    of a text-to-image model: so are the captions
 
-What the folder says is also tried on data: the output is read in every way, and the timestep shifted by one either
-way, and what denoises best must be what the folder says.
+What the folder says is also tried on data (see `progdist.teachers.check`).
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
+
+from torch import nn
 
 from progdist._utils.errors import UserError
 from progdist._utils.files import read_json
-from progdist.diffusion.denoiser import Denoiser, DenoiserProtocol
-from progdist.diffusion.schedule import Discrete, RectifiedFlow, Schedule
-from progdist.methods.guidance import Clipped, Thresholded
+from progdist.diffusion.denoiser import MAX_TIMESTEPS, Denoiser, DenoiserProtocol
+from progdist.diffusion.schedule import Discrete, RectifiedFlow
 from progdist.models.autoencoder import Autoencoder
+from progdist.models.conditioning import Classes, Conditioning
 from progdist.models.model import Model
-from progdist.models.prompts import USUAL_SIDES, network_interface, text_pipeline
-from progdist.models.safe_loading import NETWORKS, load_component, network_class, read_autoencoder
-from progdist.models.unet import class_count, without_variance
-from progdist.students.folder import load
-from progdist.students.pipeline_folder import check_teacher
-from progdist.teachers.stock import interpret_scheduler
-
-LIMITS = {"clip_sample_range": 1.0, "dynamic_thresholding_ratio": 0.995, "sample_max_value": 1.0}
-"""The numbers by which stock schedulers clip and threshold, with diffusers' defaults."""
+from progdist.models.networks import NETWORKS, class_count, network_interface, without_variance
+from progdist.models.prompts import DEFAULT_SIDES, Prompts, read_prompts
+from progdist.models.safe_loading import load_component, network_class, read_autoencoder
+from progdist.teachers import SCHEDULERS
+from progdist.teachers.own import load
+from progdist.teachers.stock import Formulation
 
 FETCHED = (
     "model_index.json",
@@ -46,120 +44,121 @@ FETCHED = (
 
 @dataclass(frozen=True)
 class Teacher:
-    """A model to distil, and how its own folder samples it.
+    """A model to distil, and how its own folder samples it."""
 
-    Attributes:
-        model: the denoiser and its classes.
-        summary: what was inferred, a line each.
-        clip: the bound within which the folder's scheduler keeps denoised images; None where it does not.
-        threshold: the quantile and the largest value of its dynamic thresholding, which takes the place of clipping.
-    """
-
-    model: Model
-    summary: tuple[str, ...]
-    clip: float | None = None
-    threshold: tuple[float, float] | None = None
-
-    def limited(self, denoiser: DenoiserProtocol) -> DenoiserProtocol:
-        """A denoiser with its predictions kept within the limits of the folder's scheduler."""
-        if self.threshold is not None:
-            return Thresholded(denoiser, *self.threshold)
-        return denoiser if self.clip is None else Clipped(denoiser, self.clip)
+    model: Model  # the denoiser and what the network is told
+    summary: tuple[str, ...] = ()  # what was inferred, a line each
+    limited: Callable[[DenoiserProtocol], DenoiserProtocol] = lambda denoiser: denoiser  # within its limits
+    limits: str = ""  # what those are, for people; "" for none
 
 
-def read_teacher(source_model: str, offset: float | None = None, size: tuple[int, int] | None = None) -> Teacher:
-    """A model folder of ours, a stock diffusers pipeline folder, or `hub:owner/name[@revision]` on the hub.
+def open_teacher(source: str, offset: float | None = None, size: tuple[int, int] | None = None) -> Teacher:
+    """A teacher from its folder, or from the hub as `hub:owner/name[@revision]`.
 
-    Args:
-        source_model: the folder, or the name on the hub.
-        offset: replaces that of the timestep, for networks that were trained with another convention.
-        size: (height, width) of the images to make, where the network makes any size; as its pipeline's if not given.
+    The offset replaces that of the timestep, for networks that were trained with another convention; the size is
+    (height, width) of the images to make, where the network makes any size.
 
     Raises:
         UserError: it is missing, damaged, or of a kind that cannot be distilled here.
     """
-    folder = _resolve_folder(source_model)
+    folder = _resolve_folder(source)
     if (folder / "progdist.json").is_file():
         model = load(folder)
-        model = model if offset is None else replace(model, denoiser=model.denoiser.with_offset(offset))
-        return Teacher(model, (f"{folder}: a progdist model", *_describe(model, model.denoiser.schedule)))
+        model = model if offset is None else replace(model, denoiser=model.denoiser.with_parts(offset=offset))
+        return Teacher(model, (f"{folder}: a progdist model", *_describe(model)))
     if not (folder / "model_index.json").is_file():
         raise UserError(
             f"{folder} has no model_index.json: give a folder that a diffusers pipeline's save_pretrained made"
         )
+    return _open_pipeline(folder, offset, size)
+
+
+def _open_pipeline(folder: Path, offset: float | None, size: tuple[int, int] | None) -> Teacher:
     index = read_json(folder / "model_index.json")
-    part, kind_of_network = _network(folder, index)
-    network = without_variance(load_component(folder, part, network_class(folder / part, kind_of_network)))
-    scheduler = _config(folder, "scheduler", "scheduler_config.json")
-    autoencoder = read_autoencoder(folder)
-    text = text_pipeline(folder, network, _latent_sides(autoencoder, size))
-    tokens = text.tokens(network) if text else None
-    schedule, parameterization, usual = interpret_scheduler(folder, scheduler, tokens)
-    timesteps = scheduler.get("num_train_timesteps", 1000)
-    offset = usual if offset is None else offset
-    if text:
-        check_teacher(folder, text, network, autoencoder)
+    part, class_name = _network(folder, index)
+    network = without_variance(load_component(folder, part, network_class(folder / part, class_name)))
+    config, autoencoder = _scheduler_config(folder), read_autoencoder(folder)
+    prompts = read_prompts(folder, network, _latent_sides(autoencoder, size))
+    formulation = _formulation(folder, config, prompts.tokens(network) if prompts else None)
+    if prompts:
+        _check_pipeline(folder, prompts, network, autoencoder)
+        formulation = Formulation(formulation.schedule, formulation.parameterization, formulation.offset)
     denoiser = Denoiser(
-        network, schedule, parameterization, timesteps=timesteps, offset=offset, **network_interface(network)
+        network,
+        formulation.schedule,
+        formulation.parameterization,
+        num_train_timesteps=config.get("num_train_timesteps", 1000),
+        offset=formulation.offset if offset is None else offset,
+        **network_interface(network),
     )
-    classes = _classes(index, class_count(network))
-    model = Model(denoiser, classes=classes, autoencoder=autoencoder, text=text)
-    summary = (f"{folder}: {type(network).__name__} with {scheduler['_class_name']}", *_describe(model, schedule))
-    clip, threshold = (None, None) if text else _limits(folder, scheduler)
-    return Teacher(model, summary, clip, threshold)
+    model = Model(denoiser, conditioning=prompts or _classes(index, class_count(network)), autoencoder=autoencoder)
+    summary = (f"{folder}: {type(network).__name__} with {config['_class_name']}", *_describe(model))
+    return Teacher(model, summary, formulation.limited, formulation.limits)
+
+
+def _formulation(folder: Path, config: Mapping[str, Any], tokens: int | None) -> Formulation:
+    """What a stock scheduler's config says; a UserError if it is damaged, or none of `progdist.teachers.SCHEDULERS`."""
+    count, name = config.get("num_train_timesteps", 1000), config.get("_class_name")
+    if not isinstance(count, int) or not 1 <= count <= MAX_TIMESTEPS:
+        raise UserError(f"{folder}/scheduler is damaged (num_train_timesteps is {str(count)[:50]}): restore it")
+    for kind in SCHEDULERS:
+        if name in kind.classes:
+            return kind.read(folder, config, tokens)
+    expected = ", ".join(name for kind in SCHEDULERS for name in kind.classes)
+    raise UserError(f"{folder} has scheduler {name}: expected one of {expected}")
+
+
+def _check_pipeline(folder: Path, prompts: Prompts, network: nn.Module, autoencoder: Autoencoder | None) -> None:
+    """Refuse a text-to-image network that takes more than prompts and latents, or a guidance scale already."""
+    config: Any = network.config
+    if config.get("time_cond_proj_dim") is not None:
+        raise UserError(f"{folder} takes a guidance scale already: give the teacher that it was made from")
+    if getattr(network, "use_additional_conditions", False):
+        raise UserError(
+            f"{folder}: its network takes the size of its images, which a {prompts.pipeline} does not give it"
+        )
+    latents = prompts.shape(network)
+    channels = latents[0] if latents else config["in_channels"]
+    if autoencoder is None or channels != cast(Any, autoencoder.network).config["latent_channels"]:
+        raise UserError(
+            f"{folder}: its network takes {channels} channels, which are not the latents of its vae/: expected a "
+            "pipeline that makes images from prompts alone"
+        )
 
 
 def _latent_sides(autoencoder: Autoencoder | None, size: tuple[int, int] | None) -> tuple[int, int]:
     """(height, width) of the latents of images of a size, which FluxPipeline takes in squares of two by two."""
     if autoencoder is None or size is None:
-        return USUAL_SIDES
+        return DEFAULT_SIDES
     height, width = (2 * (side // (2 * autoencoder.factor)) for side in size)
     return height, width
 
 
-def _limits(folder: Path, config: Mapping[str, Any]) -> tuple[float | None, tuple[float, float] | None]:
-    """The bound within which a scheduler clips, and the numbers of its dynamic thresholding; None where it does not."""
-    images = config.get("_class_name") in ("DDPMScheduler", "DDIMScheduler")
-    numbers = [config.get(name, usual) for name, usual in LIMITS.items()]
-    if not all(isinstance(number, int | float) and number > 0 for number in numbers):
-        raise UserError(f"{folder}/scheduler is damaged ({dict(zip(LIMITS, numbers, strict=True))}): restore it")
-    bound, ratio, most = map(float, numbers)
-    if config.get("thresholding", False):
-        return None, (min(ratio, 1.0), most)
-    return (bound if config.get("clip_sample", images) and images else None), None
-
-
-def _resolve_folder(source_model: str) -> Path:
-    """The folder itself, or that of a model on the hub once it is fetched."""
-    if source_model.startswith("hub:"):
-        return _download(source_model)
-    folder = Path(source_model).expanduser()
-    if folder.is_dir():
-        return folder
-    hint = (
-        f", or hub:{source_model} if you mean a model on the Hugging Face hub" if source_model.count("/") == 1 else ""
-    )
-    raise UserError(f"{source_model} is no folder: give a diffusers pipeline folder{hint}")
-
-
-def _download(source_model: str) -> Path:
-    """The folder of `hub:owner/name[@revision]`, of which only FETCHED is fetched."""
+def _resolve_folder(source: str) -> Path:
+    """The folder itself, or that of `hub:owner/name[@revision]`, of which only FETCHED is fetched."""
+    if not source.startswith("hub:"):
+        folder = Path(source).expanduser()
+        if folder.is_dir():
+            return folder
+        hint = f", or hub:{source} if you mean a model on the Hugging Face hub" if source.count("/") == 1 else ""
+        raise UserError(f"{source} is no folder: give a diffusers pipeline folder{hint}")
     from huggingface_hub import snapshot_download
 
-    name, _, revision = source_model.removeprefix("hub:").partition("@")
+    name, _, revision = source.removeprefix("hub:").partition("@")
     try:
         return Path(snapshot_download(name, revision=revision or None, allow_patterns=list(FETCHED)))
     except Exception as error:  # the library raises many kinds: all mean that it cannot be had
         reason = " ".join(str(error).split())[:150]
         raise UserError(
-            f"{source_model} cannot be fetched ({reason}): expected hub:owner/name or hub:owner/name@rev"
+            f"{source} cannot be fetched ({reason}): expected hub:owner/name or hub:owner/name@rev"
         ) from error
 
 
-def _config(folder: Path, part: str, name: str) -> dict[str, Any]:
-    if not (folder / part / name).is_file():
-        raise UserError(f"{folder} lacks {part}/{name}: restore the file, or save the pipeline again")
-    return read_json(folder / part / name)
+def _scheduler_config(folder: Path) -> dict[str, Any]:
+    file = folder / "scheduler" / "scheduler_config.json"
+    if not file.is_file():
+        raise UserError(f"{folder} lacks scheduler/{file.name}: restore the file, or save the pipeline again")
+    return read_json(file)
 
 
 def _network(folder: Path, index: Mapping[str, Any]) -> tuple[str, str]:
@@ -168,7 +167,7 @@ def _network(folder: Path, index: Mapping[str, Any]) -> tuple[str, str]:
         name: value[1] for name, value in index.items() if isinstance(value, list) and len(value) == 2 and value[1]
     }
     for name in ("unet", "transformer"):
-        if parts.get(name) in NETWORKS:
+        if parts.get(name) in (*NETWORKS, "Transformer2DModel"):
             return name, parts[name]
     listed = ", ".join(f"{name}: {class_name}" for name, class_name in sorted(parts.items())) or "nothing"
     raise UserError(
@@ -176,28 +175,30 @@ def _network(folder: Path, index: Mapping[str, Any]) -> tuple[str, str]:
     )
 
 
-def _classes(index: Mapping[str, Any], count: int) -> tuple[str, ...]:
-    """Names of the classes: those that the pipeline tells, else numbers."""
+def _classes(index: Mapping[str, Any], count: int) -> Conditioning:
+    """The classes by the names that the pipeline's index has for them, else by their numbers; or none."""
     names = index.get("id2label")
     names = names if isinstance(names, dict) else {}
-    return tuple(str(names.get(str(number), number)) for number in range(count))
+    return Classes(tuple(str(names.get(str(number), number)) for number in range(count))) if count else Conditioning()
 
 
-def _describe(model: Model, schedule: Schedule) -> tuple[str, ...]:
-    """What was inferred, for people."""
-    denoiser, latent = model.denoiser, model.autoencoder
-    image, seen = ("x".join(map(str, shape)) for shape in (model.image, model.shape))
+def _describe(model: Model) -> tuple[str, ...]:
+    denoiser, latent, schedule = model.denoiser, model.autoencoder, model.denoiser.schedule
+    image, latents = ("x".join(map(str, shape)) for shape in (model.image, model.shape))
     count = sum(parameter.numel() for parameter in denoiser.network.parameters())
     last = schedule.alphas_cumprod[-1] if isinstance(schedule, Discrete) else 0.0
-    return (
-        f"{count:,} parameters, images of {image}, "
-        + ("of captions" if model.text else f"{len(model.classes)} classes" if model.classes else "unconditional"),
-        *((f"a latent model: {type(latent.network).__name__} makes latents of {seen}",) if latent else ()),
-        f"{type(schedule).__name__} schedule of {denoiser.timesteps} timesteps, "
-        + (f"shifted by {schedule.shift:g}, " if isinstance(schedule, RectifiedFlow) and schedule.shift != 1 else "")
-        + "output "
-        f"{denoiser.parameterization.name}, timestep = {denoiser.timesteps} "
-        f"{'sigma' if isinstance(schedule, RectifiedFlow) else 't'} - {denoiser.offset:g}",
-        *((f"distilled for {', '.join(map(str, model.steps))} steps",) if model.steps else ()),
-        *((f"its schedule ends at a signal-to-noise ratio of {last / (1 - last):.1e}, not 0",) if last > 0 else ()),
+    flow = isinstance(schedule, RectifiedFlow)
+    shift = f"shifted by {schedule.shift:g}, " if isinstance(schedule, RectifiedFlow) and schedule.shift != 1 else ""
+    lines = [f"{count:,} parameters, images of {image}, {model.conditioning.describe()}"]
+    if latent:
+        lines.append(f"a latent model: {type(latent.network).__name__} makes latents of {latents}")
+    lines.append(
+        f"{type(schedule).__name__} schedule of {denoiser.num_train_timesteps} timesteps, {shift}output "
+        f"{denoiser.parameterization.name}, timestep = {denoiser.num_train_timesteps} {'sigma' if flow else 't'} - "
+        f"{denoiser.offset:g}"
     )
+    if model.steps:
+        lines.append(f"distilled for {', '.join(map(str, model.steps))} steps")
+    if last > 0:
+        lines.append(f"its schedule ends at a signal-to-noise ratio of {last / (1 - last):.1e}, not 0")
+    return tuple(lines)

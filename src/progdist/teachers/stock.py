@@ -1,112 +1,123 @@
-r"""The schedule that a stock scheduler's config describes: a table of betas, or a rectified flow.
+"""Stock schedulers: how a teacher's config is read, and what its students are written with.
 
-A flow may shift its times by the size of the image (dynamic shifting): of n image tokens, between n_0 and n_1,
+Here are DDPM and its relatives, whose noise is a table of betas; `progdist.teachers.flow` has rectified flows. Adding a
+kind is a file with its `SchedulerKind`, and its line in `progdist.teachers.SCHEDULERS`.
 
-    mu = base_shift + (max_shift - base_shift) (n - n_0) / (n_1 - n_0),    s = e^mu, or mu itself
-
-What a config says of the steps alone (`timestep_spacing`, `use_karras_sigmas`, `shift_terminal` and the like) is of its
-own sampler, and is passed over: the chain has a grid of its own.
+What a config says of the steps alone (`timestep_spacing`, `use_karras_sigmas`, `final_sigmas_type` and the like) is of
+its own sampler, and is passed over: the chain has a grid of its own.
 """
 
-import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
+import torch
+from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
+from diffusers.schedulers.scheduling_utils import SchedulerMixin
 
 from progdist._utils.errors import UserError
-from progdist.diffusion.denoiser import MAX_TIMESTEPS
-from progdist.diffusion.parameterization import PARAMETERIZATIONS, Parameterization
-from progdist.diffusion.schedule import Discrete, RectifiedFlow, Schedule
-from progdist.models.model import PREDICTION_TYPES
+from progdist.diffusion.denoiser import Denoiser, DenoiserProtocol
+from progdist.diffusion.parameterization import PREDICTION_TYPES, Parameterization, as_parameterization
+from progdist.diffusion.schedule import Discrete, Schedule, VariancePreserving
+from progdist.methods.guidance import Clipped, Thresholded
+from progdist.models.networks import kind_of
 
-DISCRETE = ("DDPMScheduler", "DDIMScheduler", "PNDMScheduler", "DPMSolverMultistepScheduler", "EulerDiscreteScheduler")
-"""Stock schedulers whose noise is a table of betas."""
-
-TABLE = ("num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "trained_betas")
+KEYS = ("num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "trained_betas")
 """What a stock scheduler's table is made from."""
 
-FLOW = ("FlowMatchEulerDiscreteScheduler",)
+OUTPUTS = ("sample", "epsilon", "v_prediction")  # what the network of such a scheduler predicts
+LIMITS = {"clip_sample_range": 1.0, "dynamic_thresholding_ratio": 0.995, "sample_max_value": 1.0}
+"""The numbers by which stock schedulers clip and threshold, with diffusers' defaults."""
 
-DYNAMIC = {"base_shift": 0.5, "max_shift": 1.15, "base_image_seq_len": 256, "max_image_seq_len": 4096}
-"""By what a flow's stock scheduler shifts at the size of an image, with diffusers' defaults."""
+CLIPPING = ("DDPMScheduler", "DDIMScheduler")  # schedulers that clip denoised images by default
 
 
-def interpret_scheduler(
-    folder: Path, config: Mapping[str, Any], tokens: int | None
-) -> tuple[Schedule, Parameterization, float]:
-    """The schedule, what the output means, and the timestep's offset, from a stock scheduler's config.
+@dataclass(frozen=True)
+class Formulation:
+    """What a scheduler's config says of a network."""
 
-    Args:
-        folder: of the pipeline.
-        config: of its scheduler.
-        tokens: of an image, by which the pipeline shifts a flow's times; None where it knows of no such shift.
+    schedule: Schedule  # of the noise
+    parameterization: Parameterization  # what the network's output means
+    offset: float  # of the timestep (see `progdist.diffusion.denoiser`)
+    limited: Callable[[DenoiserProtocol], DenoiserProtocol] = lambda denoiser: denoiser  # within the bounds it keeps
+    limits: str = ""  # what those are, for people; "" for none
 
-    Raises:
-        UserError: it is damaged, or none that is known.
-    """
-    _check_timesteps(folder, config)
-    name = config.get("_class_name")
-    if name in FLOW:
-        return _flow(folder, config, tokens), PARAMETERIZATIONS["velocity"], 0.0
-    if name not in DISCRETE:
-        raise UserError(f"{folder} has scheduler {name}: expected one of {', '.join((*DISCRETE, *FLOW))}")
-    kinds = {theirs: ours for ours, theirs in PREDICTION_TYPES.items()}
-    parameterization = config.get("prediction_type", "epsilon")
-    if parameterization not in kinds:
+
+@dataclass(frozen=True)
+class SchedulerKind:
+    """A family of stock schedulers."""
+
+    classes: tuple[str, ...]  # the names of the schedulers that are read
+    # (folder of the pipeline, config of its scheduler, image tokens) -> its formulation; the tokens are None where
+    # the pipeline does not shift its times by the size of the image. Raises UserError for a damaged config.
+    read: Callable[[Path, Mapping[str, Any], int | None], Formulation]
+    # (denoiser, steps) -> the stock scheduler that visits our grid in so many steps (None: any number), or None where
+    # the denoiser is of another kind
+    write: Callable[[Denoiser, int | None], SchedulerMixin | None]
+
+
+def read(folder: Path, config: Mapping[str, Any], tokens: int | None) -> Formulation:
+    """The table of a scheduler's config, what the network predicts, and the scheduler's limits."""
+    prediction_type = config.get("prediction_type", "epsilon")
+    if prediction_type not in OUTPUTS:
         raise UserError(
-            f"{folder}/scheduler has prediction_type {parameterization!r}: expected one of {', '.join(kinds)}"
+            f"{folder}/scheduler has prediction_type {prediction_type!r}: expected one of {', '.join(OUTPUTS)}"
         )
     try:
-        known = {key: config[key] for key in TABLE if key in config}
-        known["rescale_betas_zero_snr"] = bool(config.get("rescale_betas_zero_snr", False))
-        table = DDPMScheduler.from_config({**known, "_class_name": "DDPMScheduler"})
+        numbers = {key: config[key] for key in KEYS if key in config}
+        numbers["rescale_betas_zero_snr"] = bool(config.get("rescale_betas_zero_snr", False))
+        table = DDPMScheduler.from_config({**numbers, "_class_name": "DDPMScheduler"})
         schedule = Discrete(tuple(cast(Any, table).alphas_cumprod.double().tolist()))
     except (NotImplementedError, TypeError, ValueError, RuntimeError) as error:
         raise UserError(f"{folder}/scheduler is damaged ({' '.join(str(error).split())[:200]}): restore it") from error
-    return schedule, PARAMETERIZATIONS[kinds[parameterization]], 1.0
+    formulation = Formulation(schedule, as_parameterization(prediction_type), 1.0)
+    return _with_limits(formulation, folder, config)
 
 
-def _check_timesteps(folder: Path, config: Mapping[str, Any]) -> None:
-    """Refuse a number of timesteps that no model has, before a table of them is made."""
-    count = config.get("num_train_timesteps", 1000)
-    if not isinstance(count, int) or not 1 <= count <= MAX_TIMESTEPS:
-        raise UserError(f"{folder}/scheduler is damaged (num_train_timesteps is {str(count)[:50]}): restore it")
+def _with_limits(formulation: Formulation, folder: Path, config: Mapping[str, Any]) -> Formulation:
+    """With the bound within which the scheduler clips denoised images, or its dynamic thresholding."""
+    numbers = [config.get(name, default) for name, default in LIMITS.items()]
+    if not all(isinstance(number, int | float) and number > 0 for number in numbers):
+        raise UserError(f"{folder}/scheduler is damaged ({dict(zip(LIMITS, numbers, strict=True))}): restore it")
+    bound, ratio, largest = map(float, numbers)
+    own = formulation.schedule, formulation.parameterization, formulation.offset
+    if config.get("thresholding", False):
+        limited = partial(Thresholded, ratio=min(ratio, 1.0), max_value=largest)
+        return Formulation(*own, limited, "thresholds denoised images dynamically")
+    clips = config.get("_class_name") in CLIPPING
+    if clips and config.get("clip_sample", True):
+        return Formulation(*own, partial(Clipped, bound=bound), f"keeps denoised images within [-{bound:g}, {bound:g}]")
+    return formulation
 
 
-def _flow(folder: Path, config: Mapping[str, Any], tokens: int | None) -> RectifiedFlow:
-    """The rectified flow of a stock scheduler, whose times are shifted towards noise."""
-    dynamic = config.get("use_dynamic_shifting", False)
-    if dynamic and tokens is None:
-        raise UserError(
-            f"{folder}/scheduler shifts its times by the size of each image (use_dynamic_shifting), which only its "
-            "pipeline knows: set it to false, and shift to the number that is used at your size"
-        )
-    if config.get("invert_sigmas"):
-        raise UserError(
-            f"{folder}/scheduler has invert_sigmas, so that its flow is data at 1: expected one that is noise there"
-        )
-    numbers = {name: config.get(name, usual) for name, usual in (DYNAMIC if dynamic else {"shift": 1.0}).items()}
-    try:
-        shift = _dynamic_shift(tokens, config, **numbers) if dynamic and tokens else float(numbers["shift"])
-    except (TypeError, ValueError, ArithmeticError):
-        shift = 0.0
-    if not 0 < shift < 1000:
-        raise UserError(f"{folder}/scheduler is damaged ({str(numbers)[:150]}): restore it")
-    return RectifiedFlow(shift)
+def write(denoiser: Denoiser, steps: int | None) -> DDIMScheduler | None:
+    """The DDIM scheduler that visits our grid wherever the step count divides T; None for another kind.
+
+    Its betas are the schedule's own at t = 1/T, ..., 1, and its timesteps are trailing.
+    """
+    output, count = denoiser.parameterization.name, denoiser.num_train_timesteps
+    names = {PREDICTION_TYPES[name]: name for name in OUTPUTS}
+    if not isinstance(denoiser.schedule, VariancePreserving) or output not in names or denoiser.offset != 1:
+        return None
+    t = torch.arange(count + 1, dtype=torch.float64) / count
+    alpha_bar = denoiser.schedule.alpha(t) ** 2
+    betas = 1 - alpha_bar[1:] / alpha_bar[:-1].clone().index_fill_(0, torch.tensor(0), 1.0)
+    kind = kind_of(denoiser.network)
+    return DDIMScheduler(
+        num_train_timesteps=count,
+        trained_betas=betas.tolist(),
+        timestep_spacing="trailing",
+        prediction_type=cast(Any, names[output]),
+        clip_sample=False,
+        steps_offset=int(kind is not None and kind.prompt is not None),  # no effect, but text pipelines ask for 1
+    )
 
 
-def _dynamic_shift(
-    tokens: int,
-    config: Mapping[str, Any],
-    *,
-    base_shift: float,
-    max_shift: float,
-    base_image_seq_len: int,
-    max_image_seq_len: int,
-) -> float:
-    """The shift that stock pipelines use at a number of image tokens (diffusers' `calculate_shift`)."""
-    slope = (max_shift - base_shift) / (max_image_seq_len - base_image_seq_len)
-    mu = base_shift + slope * (tokens - base_image_seq_len)
-    return mu if config.get("time_shift_type") == "linear" else math.exp(mu)
+TABLE = SchedulerKind(
+    classes=(*CLIPPING, "PNDMScheduler", "DPMSolverMultistepScheduler", "EulerDiscreteScheduler"),
+    read=read,
+    write=write,
+)

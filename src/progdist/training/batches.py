@@ -4,36 +4,39 @@ Example n of a global batch has a generator of its own, and a process draws for 
 what an uninterrupted one sees, many processes see the batches that one sees, and each draws its share of them.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import lru_cache
-from math import log
-from typing import Any, Protocol, cast, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler, get_worker_info
+from torch.utils.data import DataLoader, Dataset, IterableDataset, get_worker_info
 
 from progdist._utils.errors import UserError
 from progdist._utils.random import generator, seeds
 
 Batch = dict[str, Tensor]
+Condition = int | Mapping[str, Tensor | float]
+"""An example's own condition: its label, or tensors and numbers by name, e.g. {"labels": 3, "frame": tensor}."""
+
+Example = tuple[Tensor, Condition]
+_OF_LOSSES = ("student", "teacher", "self_teacher", "steps", "substeps", "weighting", "z", "t")
+RESERVED = ("x", "eps", "u", "guidance", *_OF_LOSSES)  # names that no condition of an example may have
 
 
 class Examples(Protocol):
-    """Examples of one shape, each with a label."""
+    """Examples of one shape, each with its condition."""
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Of one example."""
+        """Shape of one example."""
         ...
 
-    def __len__(self) -> int:
-        """How many."""
-        ...
+    def __len__(self) -> int: ...
 
-    def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        """One, with its label."""
+    def __getitem__(self, index: int) -> Example:
+        """One example and its condition."""
         ...
 
 
@@ -42,41 +45,48 @@ class Streamed(Protocol):
     """Examples that can only be read in their order."""
 
     def walk(
-        self,
-        size: int,
-        first: int,
-        last: int,
-        rank: tuple[int, int],
-        worker: tuple[int, int],
-        position: tuple[int, int],
-    ) -> Iterator[tuple[int, list[tuple[Tensor, int]]]]:
+        self, size: int, updates: range, rank: tuple[int, int], worker: tuple[int, int], position: tuple[int, int]
+    ) -> Iterator[tuple[int, Sequence[Example]]]:
         """(update, its examples) of one worker of one process; see `progdist.data.streams`."""
         ...
 
 
+def collate(examples: Sequence[Example]) -> Batch:
+    """The examples (B, ...) as `x`, and their conditions by name: (B, ...) each, a label as `labels` (B,).
+
+    Whole numbers become int64; floats keep their precision, and a Python float has torch's default.
+
+    Raises:
+        UserError: a condition has a reserved name, or the examples' conditions differ in name or shape.
+    """
+    conditions = [each if isinstance(each, Mapping) else {"labels": each} for _, each in examples]
+    names = conditions[0].keys()
+    if reserved := sorted(names & set(RESERVED)):
+        raise UserError(f"an example has the condition {reserved[0]!r}, a name that training uses itself: rename it")
+    if odd := next((each.keys() ^ names for each in conditions if each.keys() != names), None):
+        raise UserError(f"some examples of a batch have the condition {min(odd)!r} and others do not: give it to all")
+    batch = {"x": torch.stack([example for example, _ in examples])}
+    for name in names:
+        values = [torch.as_tensor(each[name]) for each in conditions]
+        if shapes := sorted({tuple(value.shape) for value in values} - {tuple(values[0].shape)}):
+            raise UserError(f"condition {name!r} is {tuple(values[0].shape)} and {shapes[0]}: give all one shape")
+        stacked = torch.stack(values)
+        batch[name] = stacked if stacked.is_floating_point() or stacked.dtype == torch.bool else stacked.long()
+    return batch
+
+
 @dataclass(frozen=True)
 class Batches:
-    """The batches of one stage.
+    """The batches of one stage."""
 
-    Args:
-        images: where they come from; each epoch is a new order.
-        size: examples in a global batch.
-        seed: of the run.
-        stage: its place in the run, 0 for the teacher.
-        flip: mirror half of the images, left to right.
-        labelled: give the labels, too.
-        workers: processes that load images and draw noise ahead (0: none).
-        guidance: the least and the largest guidance scale; None to draw none.
-    """
-
-    images: Examples
-    size: int
-    seed: int
-    stage: int
-    flip: bool = False
-    labelled: bool = False
-    workers: int = 0
-    guidance: tuple[float, float] | None = None
+    images: Examples  # the examples; each epoch is a new order
+    size: int  # examples in a global batch
+    seed: int  # of the run
+    stage: int  # its place in the run, 0 for the teacher
+    flip: bool = False  # mirror half of the images, left to right
+    workers: int = 0  # processes that load images and draw noise ahead (0: none)
+    # further random numbers of each example by name, each a function of its generator -> float64 ()
+    draws: Mapping[str, Callable[[torch.Generator], Tensor]] = field(default_factory=dict)
 
     def __call__(self, first: int, last: int, rows: slice) -> Iterator[Batch]:
         """The batches of updates first, ..., last - 1, of which only `rows` are loaded and drawn.
@@ -84,57 +94,55 @@ class Batches:
         Yields:
             x (B, C, H, W) in [-1, 1]; eps standard normal, of x's shape; u in [0, 1), float64 (B,), each uniform and
             together evenly spread, so that every batch sees all times (Kingma et al. 2021, arXiv 2107.00630, appendix
-            I.1); and where asked for labels (B,) int64, and guidance (B,) float64 in its range, drawn after all else:
-            the least scale for one example in five, and one of uniform logarithm for the others.
+            I.1); the examples' conditions, as in `collate`; and `draws`, float64 (B,) each, drawn after all else.
         """
         if isinstance(self.images, Streamed):
-            stream = _Stream(self, self.images, first, last, rows)
+            stream = _Stream(self, self.images, range(first, last), rows)
             return _unwrapped_errors(DataLoader(stream, batch_size=None, num_workers=self.workers))
+        walk, pinned = _Walk(self, range(self.size)[rows]), torch.cuda.is_available()
+        updates = range(first, last)
         return _unwrapped_errors(
-            DataLoader(
-                cast(Dataset[Any], _Drawn(self)),
-                batch_sampler=_Positions(self, first, last, rows),
-                num_workers=self.workers,
-                collate_fn=cast(Any, _as_it_is),
-                pin_memory=torch.cuda.is_available(),
-            )
+            DataLoader(walk, batch_size=None, sampler=updates, num_workers=self.workers, pin_memory=pinned)
         )
 
-
-Position = tuple[int, int, int]
-"""(update, row of the global batch, index of the example)."""
+    def draw(self, update: int, rows: Sequence[int], examples: Sequence[Example]) -> Batch:
+        """The batch of some rows of one update, whose examples these are, with their noise and times."""
+        start = torch.rand((), generator=generator(self.seed, self.stage, update), dtype=torch.float64)
+        u = (start + torch.tensor(rows, dtype=torch.float64) / self.size).remainder(1)
+        batch = collate(examples)
+        x, eps = batch["x"], torch.empty(len(rows), *self.images.shape)
+        drawn = {name: torch.empty(len(rows), dtype=torch.float64) for name in self.draws}
+        row_generator = torch.Generator()
+        for index, seed in enumerate(seeds(rows, self.seed, self.stage, update)):
+            row_generator.manual_seed(seed)
+            eps[index].normal_(generator=row_generator)
+            if self.flip and torch.rand((), generator=row_generator) < 0.5:
+                x[index] = x[index].flip(-1)
+            for name, draw in self.draws.items():
+                drawn[name][index] = draw(row_generator)
+        return batch | {"eps": eps, "u": u} | drawn
 
 
 @dataclass(frozen=True)
-class _Drawn(Dataset[Batch]):
-    """Batches by the positions of their rows, as the loader's workers make them."""
+class _Walk(Dataset[Batch]):
+    """Batches by their updates: example n of update k is number k * size + n of a walk through shuffled epochs."""
 
     batches: Batches
+    rows: range
 
-    def __getitems__(self, positions: list[Position]) -> Batch:
-        """The rows of one update, with their noise and times."""
-        rows = [row for _, row, _ in positions]
-        return self.draw(positions[0][0], rows, [self.batches.images[index] for _, _, index in positions])
+    def __getitem__(self, update: int) -> Batch:
+        first = update * self.batches.size
+        return self.batches.draw(update, self.rows, [self._example(first + row) for row in self.rows])
 
-    def draw(self, update: int, rows: Sequence[int], examples: Sequence[tuple[Tensor, int]]) -> Batch:
-        """Examples of the rows of one update, with their noise and times."""
+    def _example(self, number: int) -> Example:
         batches = self.batches
-        start = torch.rand((), generator=generator(batches.seed, batches.stage, update), dtype=torch.float64)
-        u = (start + torch.tensor(rows, dtype=torch.float64) / batches.size).remainder(1)
-        x, eps = torch.stack([example for example, _ in examples]), torch.empty(len(rows), *batches.images.shape)
-        draw, guidance = torch.Generator(), torch.empty(len(rows), dtype=torch.float64)
-        for number, (seed, noise) in enumerate(
-            zip(seeds(rows, batches.seed, batches.stage, update), eps.unbind(), strict=True)
-        ):
-            draw.manual_seed(seed)
-            noise.normal_(generator=draw)
-            if batches.flip and torch.rand((), generator=draw) < 0.5:
-                x[number] = x[number].flip(-1)
-            if batches.guidance:
-                low, high = map(log, batches.guidance)
-                guidance[number].uniform_(low - (high - low) / 4, high, generator=draw).clamp_(min=low).exp_()
-        labels = {"labels": torch.tensor([label for _, label in examples])} if batches.labelled else {}
-        return {"x": x, "eps": eps, "u": u} | labels | ({"guidance": guidance} if batches.guidance else {})
+        epoch, place = divmod(number, len(batches.images))
+        return batches.images[int(_order(len(batches.images), batches.seed, batches.stage, epoch)[place])]
+
+
+@lru_cache(maxsize=4)
+def _order(count: int, seed: int, stage: int, epoch: int) -> Tensor:
+    return torch.randperm(count, generator=generator(seed, stage, epoch, 1))
 
 
 @dataclass(frozen=True)
@@ -143,8 +151,7 @@ class _Stream(IterableDataset[Batch]):
 
     batches: Batches
     examples: Streamed
-    first: int
-    last: int
+    updates: range
     rows: slice
 
     def __iter__(self) -> Iterator[Batch]:
@@ -152,49 +159,13 @@ class _Stream(IterableDataset[Batch]):
         rank = rows.start // len(rows), batches.size // len(rows)
         worker = (info.id, info.num_workers) if info else (0, 1)
         position = batches.seed, batches.stage
-        for update, examples in self.examples.walk(len(rows), self.first, self.last, rank, worker, position):
-            yield _Drawn(batches).draw(update, rows, examples)
-
-
-def _as_it_is(batch: Batch) -> Batch:
-    """What is loaded is a batch."""
-    return batch
+        for update, examples in self.examples.walk(len(rows), self.updates, rank, worker, position):
+            yield batches.draw(update, rows, examples)
 
 
 def _unwrapped_errors(loader: Iterable[Batch]) -> Iterator[Batch]:
-    """A loader whose workers' complaints are the one line that they were, without the trace torch wraps them in."""
+    """The loader's batches; an error of its workers is the one line that it was, without torch's trace."""
     try:
         yield from loader
     except UserError as error:
         raise UserError(str(error).rpartition("UserError: ")[2].strip()) from None
-
-
-class _Positions(Sampler[list[Position]]):
-    """The rows of each update: example n of update k is number k * size + n of a walk through shuffled epochs."""
-
-    def __init__(self, batches: Batches, first: int, last: int, rows: slice) -> None:
-        self.batches, self.updates, self.rows = batches, range(first, last), rows
-
-    def __len__(self) -> int:
-        return len(self.updates)
-
-    def __iter__(self) -> Iterator[list[Position]]:
-        rows = range(self.batches.size)[self.rows]
-        for update in self.updates:
-            indices = self._indices(update * self.batches.size + rows.start, len(rows))
-            yield [(update, row, index) for row, index in zip(rows, indices, strict=True)]
-
-    def _indices(self, first: int, count: int) -> list[int]:
-        """The indices of examples number first, first + 1, ... of the walk."""
-        batches, indices = self.batches, list[int]()
-        while len(indices) < count:
-            epoch, start = divmod(first + len(indices), len(batches.images))
-            order = _order(len(batches.images), batches.seed, batches.stage, epoch)
-            indices += order[start : start + count - len(indices)].tolist()
-        return indices
-
-
-@lru_cache(maxsize=4)
-def _order(count: int, seed: int, stage: int, epoch: int) -> Tensor:
-    """The order of one epoch."""
-    return torch.randperm(count, generator=generator(seed, stage, epoch, 1))

@@ -4,29 +4,17 @@ import math
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-Record = dict[str, Any]
-"""One line of metrics.jsonl or evaluations.jsonl."""
-
 
 @dataclass(frozen=True)
 class Progress:
-    """What a callback receives about a thousand times in a training.
+    """What a callback receives about a thousand times in a training."""
 
-    Attributes:
-        update: the number of updates made.
-        loss: of the last of them, the mean over the global batch.
-        gradient_norm: of the last, before clipping.
-        learning_rate: of the last.
-        seconds: of training, all sessions together.
-        skipped: updates that made no step, since their loss or gradient was not finite.
-    """
-
-    update: int
-    loss: float
-    gradient_norm: float
-    learning_rate: float
-    seconds: float
-    skipped: int = 0
+    update: int  # the number of updates made
+    loss: float  # of the last of them, the mean over the global batch
+    gradient_norm: float  # of the last, before clipping
+    learning_rate: float  # of the last
+    seconds: float  # of training, all sessions together
+    skipped: int = 0  # updates that made no step, since their loss or gradient was not finite
 
     @property
     def finite(self) -> bool:
@@ -46,7 +34,7 @@ class Callback(Protocol):
     def end(self) -> None:
         """The training of that network ended."""
 
-    def evaluated(self, record: Record) -> None:
+    def evaluated(self, record: Any) -> None:  # noqa: ANN401  (an `EvaluationRecord`, which training does not know)
         """A model was measured at a step count."""
 
     def note(self, text: str) -> None:

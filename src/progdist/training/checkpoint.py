@@ -30,7 +30,7 @@ class Checkpoint:
 
 @dataclass(frozen=True)
 class Checkpoints:
-    """The checkpoints of one stage, the last `keep` of them; read-only in all processes of a run but the first."""
+    """The last `keep` checkpoints of one stage; only the first process of a run `writes`."""
 
     folder: Path
     keep: int = 2
@@ -40,17 +40,12 @@ class Checkpoints:
         """Write one, then drop the oldest; the JSON file comes last and makes it count."""
         if not self.writes:
             return
-        path = self.folder / f"{checkpoint.update:08d}.safetensors"
+        path = self._path(checkpoint.update)
         tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in checkpoint.tensors.items()}
         content = safetensors.torch.save(tensors)
         atomic_write(path, content)
-        metadata = {
-            "format_version": FORMAT_VERSION,
-            "update": checkpoint.update,
-            "bytes": len(content),
-            "sha256": hashlib.sha256(content).hexdigest(),
-            "numbers": dict(checkpoint.numbers),
-        }
+        metadata = {"format_version": FORMAT_VERSION, "update": checkpoint.update, "bytes": len(content)}
+        metadata |= {"sha256": hashlib.sha256(content).hexdigest(), "numbers": dict(checkpoint.numbers)}
         write_json(path.with_suffix(".json"), metadata)
         for update in self._updates()[: -self.keep]:
             self._path(update).with_suffix(".json").unlink()
@@ -64,22 +59,17 @@ class Checkpoints:
             try:
                 return self.at(update)
             except UserError as error:
-                notify(f"{error}: the one before it is taken")
+                notify(f"{error}: the one before it is used")
         return None
 
     def at(self, update: int) -> Checkpoint:
-        """That of one update.
-
-        Raises:
-            UserError: it is missing, damaged, or of a later format.
-        """
+        """That of one update; a UserError if it is missing, damaged, or of a later format."""
         path = self._path(update)
         metadata = read_json(path.with_suffix(".json"))
         check_format(metadata, path.with_suffix(".json"))
         try:
             content = path.read_bytes()
-            same = (len(content), hashlib.sha256(content).hexdigest()) == (metadata["bytes"], metadata["sha256"])
-            if not same:
+            if (len(content), hashlib.sha256(content).hexdigest()) != (metadata["bytes"], metadata["sha256"]):
                 raise UserError(f"checkpoint {path} is not what was written")
             return Checkpoint(update, safetensors.torch.load(content), dict(metadata["numbers"]))
         except (OSError, KeyError, TypeError, ValueError, safetensors.SafetensorError) as error:

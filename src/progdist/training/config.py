@@ -1,8 +1,13 @@
-"""The training configuration of one network."""
+"""The training configuration of one network: each option is declared and validated here, and nowhere else.
+
+`DEFAULTS` are those of recipes, commands and the Python call alike. Teachers are trained as in the paper's appendix E;
+the learning rate of distillation was chosen by measurement (docs/own-model.md).
+"""
 
 import math
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any, Literal, get_args, get_type_hints
 
 from progdist._utils.errors import UserError
 from progdist._utils.names import Optimizer, Precision
@@ -21,15 +26,13 @@ class TrainConfig:
         weight_decay: decoupled, scaled by the rate.
         max_grad_norm: to which gradients are clipped; 0 for no clipping.
         ema: decay of the weights' average; 0 for none.
-        dropout: whether the network's dropout is at work.
         gradient_accumulation_steps: parts in which a process takes its share of the batch, to save memory.
         gradient_checkpointing: recompute activations in the backward pass, to save memory.
         compile: whether torch.compile makes faster code of the network first, which takes a minute or more.
-        cuda_graphs: whether the networks' kernels are captured once and launched together (see
-            `progdist.compute.cuda_graphs`): for small networks, on a GPU, in one process.
+        cuda_graphs: kernels are captured and launched together: see `progdist.compute.cuda_graphs`.
         lora_rank: rank of the LoRA adapters that alone are trained; 0 to train all weights.
         max_skipped_updates: updates in a row that are passed over because their loss or gradient is not finite.
-        precision: "bf16" autocasts the network, "float32" does not, "auto" takes what is faster on the device.
+        precision: "bf16" autocasts the network; "auto" takes what is faster on the device.
         checkpoint_every: updates between checkpoints.
         optimizer: "adamw", or "adamw8bit" whose moments take a quarter of the memory (extra `bnb`).
     """
@@ -42,7 +45,6 @@ class TrainConfig:
     weight_decay: float = 0.0
     max_grad_norm: float = 1.0
     ema: float = 0.0
-    dropout: bool = False
     gradient_accumulation_steps: int = 1
     gradient_checkpointing: bool = False
     compile: bool = False
@@ -54,26 +56,32 @@ class TrainConfig:
     optimizer: Optimizer = "adamw"
 
     def __post_init__(self) -> None:
-        """Refuse numbers with which nothing is trained, and what excludes each other.
-
-        Raises:
-            UserError: names the number, or both.
-        """
-        for name in ("batch", "gradient_accumulation_steps", "checkpoint_every"):
+        """Raises: UserError: numbers with which nothing is trained, unknown names, or what excludes each other."""
+        for name in ("updates", "batch", "gradient_accumulation_steps", "checkpoint_every"):
             if getattr(self, name) < 1:
                 raise UserError(f"{name} is {getattr(self, name)}, expected at least 1")
-        for name in ("updates", "learning_rate", "warmup", "weight_decay", "max_grad_norm", "max_skipped_updates"):
+        for name in ("warmup", "weight_decay", "max_grad_norm", "lora_rank", "max_skipped_updates"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise UserError(f"{name} is {getattr(self, name)}, expected 0 or more")
+        if not 0 < self.learning_rate < math.inf:
+            raise UserError(f"learning_rate is {self.learning_rate}, expected a positive number")
+        if not 0 <= self.ema < 1:
+            raise UserError(f"ema is {self.ema}, expected at least 0 and less than 1")
+        for name, choices in _CHOICES.items():
+            if getattr(self, name) not in choices:
+                raise UserError(f"{name} {getattr(self, name)!r} is unknown: use one of {', '.join(choices)}")
+        if self.batch % self.gradient_accumulation_steps:
+            raise UserError(
+                f"batch {self.batch} does not divide into {self.gradient_accumulation_steps} "
+                "gradient_accumulation_steps"
+            )
         others = {
             "compile": self.compile,
             "gradient_checkpointing": self.gradient_checkpointing,
             "gradient_accumulation_steps": self.gradient_accumulation_steps > 1,
         }
-        if self.cuda_graphs and (given := [name for name, wanted in others.items() if wanted]):
-            raise UserError(f"cuda_graphs and {given[0]} exclude each other: leave one of them out")
-        if not 0 <= self.ema < 1:
-            raise UserError(f"ema is {self.ema}, expected at least 0 and less than 1")
+        if self.cuda_graphs and (excluded := [name for name, value in others.items() if value]):
+            raise UserError(f"cuda_graphs and {excluded[0]} exclude each other: remove one of them")
 
     @property
     def record_every(self) -> int:
@@ -85,3 +93,29 @@ class TrainConfig:
         rise = min(1.0, (update + 1) / self.warmup) if self.warmup else 1.0
         fall = 1 - update / self.updates if self.lr_scheduler == "linear" else 1.0
         return self.learning_rate * rise * fall
+
+    def overridden(self, **options: Any) -> "TrainConfig":  # noqa: ANN401
+        """The configuration, without what a subclass adds, with some options replaced; a UserError for unknown ones."""
+        names = OPTIONS
+        if unknown := sorted(options.keys() - set(names)):
+            raise UserError(f"training option {unknown[0]!r} is unknown: use one of {', '.join(names)}")
+        return TrainConfig(**{name: options.get(name, getattr(self, name)) for name in names})
+
+
+OPTIONS = tuple(field.name for field in fields(TrainConfig))  # the names of all options
+
+_CHOICES = {
+    name: get_args(hint) for name, hint in get_type_hints(TrainConfig).items() if name in OPTIONS and get_args(hint)
+}
+
+OF_A_WHOLE_TRAINING = ("batch", "ema", "lora_rank")
+"""Options whose change makes another training of one that is under way; a stage of a chain cannot override them."""
+
+DEFAULTS: Mapping[str, Mapping[str, Any]] = {
+    "teacher": {"updates": 100_000, "batch": 128, "learning_rate": 2e-4, "warmup": 1000, "ema": 0.9999},
+    "conversion": {"batch": 64, "learning_rate": 5e-4, "warmup": 100, "lr_scheduler": "linear"},
+    "distill": {"updates": 1000, "batch": 64, "learning_rate": 5e-4, "lr_scheduler": "linear"},
+}
+"""Of a teacher's training, of stage 0 (`updates`: CONVERSION_UPDATES of a stage's) and of every stage of the chain."""
+
+CONVERSION_UPDATES = 4  # updates of stage 0 to one of a stage, where they are not said

@@ -1,10 +1,10 @@
-"""Several processes in one run: the main process reads, decides and writes, and broadcasts what it found.
+"""Several processes in one run: the main process reads, decides and writes, and broadcasts the result.
 
 Started alone there is one process. Under torchrun or `accelerate launch` the processes share batches, gradients
 and samples; the folder of the run must be one that all of them see.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from datetime import timedelta
 from typing import Any, TypeVar, cast
 
@@ -19,19 +19,13 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from progdist._utils.errors import UserError
 from progdist.training.checkpoint import Checkpoint, Checkpoints
 
-Found = TypeVar("Found")
-
-
+Result = TypeVar("Result")
 WAIT = timedelta(hours=2)
 """How long a process waits for the others, e.g. while the first one measures; nccl's own 10 minutes can be too few."""
 
 
 def make_accelerator() -> Accelerator:
-    """accelerate's view of this process, whatever its environment variables say of precision and accumulation.
-
-    Both are ours: the training loop autocasts to the recipe's precision and accumulates gradients itself. Processes
-    wait for each other for up to WAIT.
-    """
+    """accelerate's view of this process, without its autocast and accumulation: the training loop has its own."""
     return Accelerator(
         cpu=not torch.accelerator.is_available(),
         mixed_precision="no",
@@ -40,41 +34,41 @@ def make_accelerator() -> Accelerator:
     )
 
 
-def load_agreed_checkpoint(
-    checkpoints: Checkpoints, accelerator: Accelerator, notify: Callable[[str], None] = lambda text: None
-) -> Checkpoint | None:
+def load_agreed_checkpoint(checkpoints: Checkpoints, accelerator: Accelerator) -> Checkpoint | None:
     """The newest whole checkpoint that the first process sees, read by all; None where it sees none.
 
     Raises:
         UserError: in all processes, if one of them cannot read that checkpoint.
     """
-    latest = checkpoints.latest(notify) if accelerator.is_main_process else None
+    latest = checkpoints.latest() if accelerator.is_main_process else None
     if accelerator.num_processes == 1:
         return latest
     update: list[int | None] = [latest.update if latest else None]
     broadcast_object_list(update)
-    problem = None
-    if update[0] is not None and latest is None:
-        try:
-            latest = checkpoints.at(update[0])
-        except UserError as error:
-            problem = f"process {accelerator.process_index}: {error}: all processes must see one folder"
-    problems = [outcome for outcome in gather_object([problem]) if outcome]
-    if problems:
-        raise UserError(problems[0])
+    number, failure = update[0], None
+    if number is not None and latest is None:
+        latest, failure = _attempt(lambda: checkpoints.at(number))
+        if failure:
+            failure = f"process {accelerator.process_index}: {failure}: all processes must see one folder"
+    _raise_first(gather_object([failure]))
     return latest
 
 
+def _attempt(find: Callable[[], Any]) -> list[Any]:
+    """[result, None], or [None, message] of a UserError."""
+    try:
+        return [find(), None]
+    except UserError as error:
+        return [None, str(error)]
+
+
+def _raise_first(errors: Sequence[str | None]) -> None:
+    if errors := [error for error in errors if error]:
+        raise UserError(errors[0])
+
+
 class Distributed:
-    """The processes of one run, as one of them sees it.
-
-    Attributes:
-        accelerator: where this process computes, in the precision that the recipe says.
-        shards: whether the network in training is spread over the processes, by FSDP2.
-
-    Raises:
-        UserError: there is nothing to spread it over.
-    """
+    """The processes of one run, as one of them sees it; with `shards` the network in training is spread, by FSDP2."""
 
     def __init__(self, *, shards: bool = False) -> None:
         self.shards = shards
@@ -92,49 +86,31 @@ class Distributed:
         """Whether this is the first process, which alone writes."""
         return self.accelerator.is_main_process
 
-    def on_main_process(self, find: Callable[[], Found]) -> Found:
-        """What the first process finds; the others wait for it.
-
-        Raises:
-            UserError: in all processes, if the first one met it.
-        """
+    def on_main_process(self, find: Callable[[], Result]) -> Result:
+        """The result of `find` in the first process, or its UserError, in all of them."""
         if self.accelerator.num_processes == 1:
             return find()
         outcome: list[Any] = [None, None]
         if self.is_main_process:
-            try:
-                outcome[0] = find()
-            except UserError as error:
-                outcome[1] = str(error)
+            outcome = _attempt(find)
         broadcast_object_list(outcome)
-        if outcome[1] is not None:
-            raise UserError(outcome[1])
-        return cast(Found, outcome[0])
+        _raise_first(outcome[1:])
+        return cast(Result, outcome[0])
 
     def on_every_process(self, work: Callable[[int, int], None]) -> None:
-        """Have every process do its share, work(its number, how many there are), and wait for the others.
+        """Call work(index, number of processes) in every process and wait; a UserError of one is raised in all."""
+        _, failure = _attempt(lambda: work(self.accelerator.process_index, self.accelerator.num_processes))
+        _raise_first(gather_object([failure]) if self.accelerator.num_processes > 1 else [failure])
 
-        Raises:
-            UserError: in all processes, if one of them met it.
-        """
-        problem = None
-        try:
-            work(self.accelerator.process_index, self.accelerator.num_processes)
-        except UserError as error:
-            problem = str(error)
-        problems = gather_object([problem]) if self.accelerator.num_processes > 1 else [problem]
-        if found := [problem for problem in problems if problem]:
-            raise UserError(found[0])
-
-    def map_to_main_process(self, work: Callable[[int], Found], count: int) -> list[Found]:
+    def map_to_main_process(self, work: Callable[[int], Result], count: int) -> list[Result]:
         """[work(0), ..., work(count - 1)] in the first process, [] in the others; each does every n-th, in order."""
-        number, index = self.accelerator.num_processes, self.accelerator.process_index
-        mine = [work(number_of_work) for number_of_work in range(index, count, number)]
-        if number == 1:
-            return mine
-        parts: list[Any] | None = [None] * number if self.is_main_process else None
-        torch.distributed.gather_object(mine, parts)
-        return [parts[index % number][index // number] for index in range(count)] if parts else []
+        processes = self.accelerator.num_processes
+        results = [work(index) for index in range(self.accelerator.process_index, count, processes)]
+        if processes == 1:
+            return results
+        parts: list[Any] | None = [None] * processes if self.is_main_process else None
+        torch.distributed.gather_object(results, parts)
+        return [parts[index % processes][index // processes] for index in range(count)] if parts else []
 
 
 def shard(network: nn.Module, device: torch.device) -> nn.Module:

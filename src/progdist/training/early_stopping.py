@@ -14,6 +14,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
+from progdist._utils.errors import UserError
+
 
 @dataclass(frozen=True)
 class EarlyStopping:
@@ -23,11 +25,20 @@ class EarlyStopping:
         every: updates between measurements.
         window: w, measurements in the average.
         fraction: the improvement that is still worth going on for, in [0, 1).
+        held_out: examples that no student trains on; of several crops each is one.
     """
 
-    every: int
-    window: int
-    fraction: float
+    every: int = 100
+    window: int = 5
+    fraction: float = 0.01
+    held_out: int = 256
+
+    def __post_init__(self) -> None:
+        for name in ("every", "window", "held_out"):
+            if getattr(self, name) < 1:
+                raise UserError(f"{name} is {getattr(self, name)}, expected at least 1")
+        if not 0 <= self.fraction < 1:
+            raise UserError(f"fraction is {self.fraction}, expected at least 0 and less than 1")
 
     def averages(self, losses: Sequence[float]) -> tuple[float, float] | None:
         """(A_{j-w}, A_j) of the measurements so far, or None while there are fewer than 2w."""

@@ -15,6 +15,7 @@ import copy
 import math
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from typing import cast
 
 import torch
@@ -28,6 +29,7 @@ from progdist._utils.random import position_seed, seed_generators
 from progdist._utils.signals import SHUTDOWN
 from progdist.compute.cuda_graphs import CudaGraphs, accelerated, check_available
 from progdist.compute.precision import autocast, enable_gradient_checkpointing
+from progdist.training.batches import Batch
 from progdist.training.callbacks import Progress
 from progdist.training.checkpoint import Checkpoints
 from progdist.training.config import TrainConfig
@@ -35,76 +37,77 @@ from progdist.training.distributed import gather, load_agreed_checkpoint, shard
 from progdist.training.records import NotFinite, Records, explain
 from progdist.training.state import State
 
-Batch = dict[str, Tensor]
-Loss = Callable[[nn.Module, Batch], Tensor]
-"""(network, batch) -> one loss per example, (B,)."""
-
+Loss = Callable[[nn.Module, Batch], Tensor]  # (network, batch) -> one loss per example, (B,)
 BatchesOf = Callable[[int, int, slice], Iterator[Batch]]
 """(first update, last update, rows of the global batch) -> batches."""
 
 
+@dataclass(frozen=True)
+class TrainContext:
+    """Where a network is trained, and what else happens there."""
+
+    accelerator: Accelerator  # the device and the processes
+    seed: int = 0  # of the dropout masks
+    sharded: bool = False  # spread the network over the processes (see `progdist.training.distributed`)
+    checkpoints: Checkpoints | None = None  # where to go on from, and to write to
+    observe: Callable[[Progress], None] = lambda progress: None  # called at every `config.record_every`-th update
+    stop: Callable[[nn.Module, int], bool] = lambda network, update: False  # (network, updates) -> end here
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """A trained network."""
+
+    network: nn.Module  # in evaluation mode; its EMA where the config has one, and a new one if it was spread
+    updates: int  # made
+    seconds: float  # of training, all sessions together
+
+
 def train(
     network: nn.Module,
-    loss: Loss,
-    batches: BatchesOf,
+    loss: Loss,  # called with the prepared network, so that gradients are averaged over processes
+    batches: BatchesOf,  # rows are this process's share of the global batch
     config: TrainConfig,
+    context: TrainContext,
     *,
-    accelerator: Accelerator,
-    seed: int = 0,
-    checkpoints: Checkpoints | None = None,
-    observe: Callable[[Progress], None] = lambda progress: None,
-    stop: Callable[[nn.Module, int], bool] = lambda network, update: False,
-    sharded: bool = False,
-    average: nn.Module | None = None,
-) -> tuple[nn.Module, int, float]:
-    """Train a network, from its latest checkpoint if there is one.
+    average: nn.Module | None = None,  # a copy that is to hold the EMA, for a loss that looks at it; None to make one
+    dropout: bool = False,  # whether the network's dropout is on
+) -> TrainResult:
+    """Train a network in place, from its latest checkpoint if there is one.
 
-    Args:
-        network: trained in place, moved to the accelerator's device. Parameters that its author froze stay as they
-            are, unless all are frozen, as of a network that was made ready to be sampled.
-        loss: given the prepared network, so that gradients are averaged over processes.
-        batches: as in BatchesOf; rows are this process's share of the global batch.
-        config: all numbers.
-        accelerator: where it runs.
-        seed: of the dropout masks.
-        checkpoints: where to go on from, and to write to.
-        observe: called at every `config.record_every`-th update.
-        stop: asked after every update (from 1) whether to end before config.updates; given the network as it is.
-        sharded: spread the network over the processes (see `progdist.training.distributed`).
-        average: a copy of the network that is to hold its EMA, for a loss that looks at it; made here if not given.
-
-    Returns:
-        The network (a new one if it was spread), or its EMA where the config has one; the updates made; and the
-        seconds of training, all sessions together.
+    Parameters that its author froze stay as they are, unless all are, as of a network made ready to be sampled.
 
     Raises:
-        NotFinite: more updates in a row than `config.max_skipped_updates` gave a loss or gradient that is not finite.
-            None of them made a step; the last checkpoint is named.
+        NotFinite: more updates in a row than `config.max_skipped_updates` made no step; the last checkpoint is named.
         Interrupted: a signal asked for the end, and a checkpoint is kept.
         UserError: as in `check_processes`, or the latest checkpoint is of another network.
     """
+    accelerator, checkpoints, sharded = context.accelerator, context.checkpoints, context.sharded
     check_processes(config, accelerator.num_processes, sharded=sharded)
     if not any(parameter.requires_grad for parameter in network.parameters()):
         network.requires_grad_(True)
     if config.gradient_checkpointing:
         enable_gradient_checkpointing(network)
     plain, device = copy.deepcopy(network) if sharded else network, accelerator.device
-    prepared = shard(network.to(device), device) if sharded else _prepared(network, accelerator)
+    prepared = network.to(device)
+    if accelerator.num_processes > 1:
+        prepared = shard(network, device) if sharded else accelerator.prepare(network)
     state = State(network, config, average.to(device) if average is not None else None)
     if checkpoints is not None:
         _restore(state, checkpoints, accelerator)
-    prepared.train(config.dropout)
+    prepared.train(dropout)
     computed = accelerated(prepared, config.compile, config.cuda_graphs)
-    records = Records(state, config, accelerator, checkpoints, observe)
-    with SHUTDOWN.deferred_signals(), _own_generators(device):
-        for batch in batches(state.update, config.updates, _own_rows(config, accelerator)):
-            seed_generators(position_seed(seed, state.update, accelerator.process_index), device)
+    records = Records(state, config, accelerator, checkpoints, context.observe)
+    share, index = config.batch // accelerator.num_processes, accelerator.process_index
+    with SHUTDOWN.deferred_signals(), _fork_rng(device):
+        for batch in batches(state.update, config.updates, slice(index * share, (index + 1) * share)):
+            seed_generators(position_seed(context.seed, state.update, index), device)
             value, norm = _gradient(computed, state, loss, batch, accelerator)
             due = records.read(value, norm) if records.due() else None
             state.step(value.isfinite() & norm.isfinite(), norm)
             if due:
-                records.tell(due)
-            if stop(network, state.update):
+                records.report(due)
+            if context.stop(network, state.update):
                 break
     if isinstance(computed, CudaGraphs):
         computed.release()
@@ -114,17 +117,11 @@ def train(
         accelerator.free_memory()  # which keeps every network that it prepared
     if not all(parameter.isfinite().all() for parameter in plain.parameters()):
         raise NotFinite(explain(state.update, config, math.nan, math.inf, checkpoints))
-    return (plain if sharded else state.result()).eval(), state.update, records.seconds()
+    return TrainResult((plain if sharded else state.result()).eval(), state.update, records.seconds())
 
 
 def check_processes(config: TrainConfig, processes: int, *, sharded: bool) -> None:
-    """Refuse what so many processes cannot train.
-
-    Raises:
-        UserError: the batch does not divide into processes times gradient_accumulation_steps; or the network is to be
-            spread over them, and there is only one, an average of the weights, or an optimizer of 8 bits; or CUDA
-            graphs are wanted of several, or without CUDA.
-    """
+    """Raise a UserError for what so many processes cannot train, or for CUDA graphs without CUDA."""
     parts = processes * config.gradient_accumulation_steps
     if config.batch % parts:
         raise UserError(
@@ -133,20 +130,18 @@ def check_processes(config: TrainConfig, processes: int, *, sharded: bool) -> No
     if config.cuda_graphs:
         check_available()
         if processes > 1:
-            raise UserError("cuda_graphs is for one process: set it to false")
+            raise UserError("cuda_graphs requires a single process: set it to false")
     if sharded and config.optimizer == "adamw8bit":
-        raise UserError("optimizer adamw8bit is of weights that are not spread over processes: leave --shard, or it")
+        raise UserError("optimizer adamw8bit cannot train a sharded network: leave --shard, or use adamw")
     if sharded and (config.ema or processes == 1):
         raise UserError("sharding needs several processes (torchrun), and no average of the weights: set ema to 0")
 
 
 def _restore(state: State, checkpoints: Checkpoints, accelerator: Accelerator) -> None:
-    """Go on from the latest checkpoint, if there is one."""
     latest = load_agreed_checkpoint(checkpoints, accelerator)
-    if latest is None:
-        return
     try:
-        state.restore(latest)
+        if latest is not None:
+            state.restore(latest)
     except (LookupError, RuntimeError, ValueError) as error:
         reason = " ".join(str(error).split())[:100]
         raise UserError(
@@ -155,34 +150,17 @@ def _restore(state: State, checkpoints: Checkpoints, accelerator: Accelerator) -
         ) from error
 
 
-def _prepared(network: nn.Module, accelerator: Accelerator) -> nn.Module:
-    """The network on its device, its gradients averaged over the processes where there are several."""
-    if accelerator.num_processes == 1:
-        return network.to(accelerator.device)
-    return accelerator.prepare(network)
-
-
-def _own_rows(config: TrainConfig, accelerator: Accelerator) -> slice:
-    """This process's share of the global batch."""
-    share = config.batch // accelerator.num_processes
-    return slice(accelerator.process_index * share, (accelerator.process_index + 1) * share)
-
-
-def _own_generators(device: torch.device) -> AbstractContextManager[None]:
+def _fork_rng(device: torch.device) -> AbstractContextManager[None]:
     """The context in which training may seed torch's generators, and after which they are the caller's again."""
-    if device.type == "cpu":
-        return torch.random.fork_rng([])
-    return torch.random.fork_rng([device], device_type=device.type)
+    return (
+        torch.random.fork_rng([]) if device.type == "cpu" else torch.random.fork_rng([device], device_type=device.type)
+    )
 
 
 def _gradient(
     network: nn.Module, state: State, loss: Loss, batch: Batch, accelerator: Accelerator
 ) -> tuple[Tensor, Tensor]:
-    """Leave the gradient of the global batch's mean loss in the parameters.
-
-    Returns:
-        The loss and the gradient's norm, on the device, the same in all processes.
-    """
+    """The global batch's mean loss and its gradient's norm, on the device; the gradient is left in the parameters."""
     device, config = accelerator.device, state.config
     count = config.gradient_accumulation_steps
     placed = on_device(batch, device)

@@ -8,8 +8,8 @@ plain network. A and B can be kept, too, under peft's names, and training can go
 """
 
 import copy
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -19,15 +19,9 @@ from progdist._utils.extras import import_extra
 
 
 def add_lora(network: nn.Module, rank: int, seed: int) -> nn.Module:
-    """A copy of the network with trainable LoRA adapters.
+    """A copy of the network with trainable LoRA adapters of a rank, A drawn by the seed.
 
-    Args:
-        network: left as it is but frozen; its weights are shared.
-        rank: of the corrections.
-        seed: of A.
-
-    Raises:
-        UserError: the extra `lora` is missing.
+    The network itself is left as it is but frozen, and shares its weights.
     """
     peft = require_peft()
     network.requires_grad_(False)
@@ -39,49 +33,32 @@ def add_lora(network: nn.Module, rank: int, seed: int) -> nn.Module:
 
 def adapter_weights(network: nn.Module) -> dict[str, Tensor]:
     """A and B of every adapted layer by their names in peft, `LAYER.lora_A.weight` and `LAYER.lora_B.weight`."""
-    found = require_peft().get_peft_model_state_dict(network)
-    return {name: tensor.detach().cpu().contiguous() for name, tensor in found.items()}
+    weights = require_peft().get_peft_model_state_dict(network)
+    return {name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}
 
 
 def load_adapter(network: nn.Module, weights: Mapping[str, Tensor]) -> None:
-    """Give a network with adapters the A and B of `adapter_weights`.
-
-    Raises:
-        UserError: they are of other layers, or of another rank.
-    """
-    own = adapter_weights(network)
-    if odd := sorted(name for name in own.keys() | weights.keys() if _shape(own, name) != _shape(weights, name)):
+    """Give a network with adapters the A and B of `adapter_weights`, which must be of its layers and rank."""
+    shapes, expected = (
+        {name: tensor.shape for name, tensor in adapter.items()} for adapter in (weights, adapter_weights(network))
+    )
+    if odd := sorted(name for name, _ in shapes.items() ^ expected.items()):
         raise UserError(f"the LoRA weights are of another network or another rank ({odd[0]}): make them anew")
     require_peft().set_peft_model_state_dict(network, dict(weights))
 
 
-def _shape(weights: Mapping[str, Tensor], name: str) -> tuple[int, ...] | None:
-    return tuple(weights[name].shape) if name in weights else None
-
-
 def require_peft() -> Any:  # noqa: ANN401  (a module)
-    """The library peft.
-
-    Raises:
-        UserError: the extra `lora` is missing.
-    """
+    """The library peft; a UserError where the extra `lora` is missing."""
     return import_extra("peft", "lora", "a LoRA student")
 
 
 def merge_lora(network: nn.Module) -> nn.Module:
     """A plain copy of a LoRA student, its adapters merged into the weights."""
-    network = copy.deepcopy(network)
-    for parent, name, layer in list(_adapted(network)):
-        layer.merge()
-        setattr(parent, name, layer.get_base_layer())
-    return network.requires_grad_(True)
-
-
-def _adapted(network: nn.Module) -> Iterator[tuple[nn.Module, str, Any]]:
-    """(parent, name, layer) of every layer with a correction."""
     from peft.tuners.lora import LoraLayer
 
-    for parent in network.modules():
-        for name, layer in parent.named_children():
-            if isinstance(layer, LoraLayer):
-                yield parent, name, layer
+    network = copy.deepcopy(network)
+    layers = [(name, layer) for name, layer in network.named_modules() if isinstance(layer, LoraLayer)]
+    for name, layer in layers:
+        layer.merge()
+        network.set_submodule(name, cast(nn.Module, layer.get_base_layer()))
+    return network.requires_grad_(True)

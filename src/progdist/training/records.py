@@ -21,8 +21,7 @@ class NotFinite(UserError):
     """A loss or gradient that is not finite."""
 
 
-AGREE_EVERY = 10
-"""Updates after which several processes ask each other whether a signal has come to any of them."""
+AGREE_EVERY = 10  # updates after which several processes ask each other whether a signal has come to any of them
 
 
 class Records:
@@ -45,7 +44,7 @@ class Records:
         return time.perf_counter() - self.started
 
     def due(self) -> bool:
-        """Whether anything is to be known of the update under way: the same in all processes."""
+        """Whether the numbers of the update under way are read: the same in all processes."""
         number, config = self.state.update + 1, self.config
         alone = self.accelerator.num_processes == 1
         return (
@@ -59,15 +58,11 @@ class Records:
         return self.checkpoints is not None and self.state.update % self.config.checkpoint_every == 0
 
     def read(self, value: Tensor, norm: Tensor) -> Progress:
-        """The numbers of the update under way, before its step; a checkpoint is written if one is due.
-
-        Raises:
-            Interrupted: a signal has asked any process for the end.
-        """
-        asked = torch.full_like(value, float(SHUTDOWN.requested is not None))
+        """The numbers of the update under way, before its step; a due checkpoint is written. Raises: Interrupted."""
+        signals = torch.full_like(value, float(SHUTDOWN.requested is not None))
         if self.accelerator.num_processes > 1:
-            asked = cast(Tensor, self.accelerator.reduce(asked, "sum"))
-        loss, gradient_norm, stops = torch.stack([value, norm.to(value), asked]).tolist()
+            signals = cast(Tensor, self.accelerator.reduce(signals, "sum"))
+        loss, gradient_norm, stops = torch.stack([value, norm.to(value), signals]).tolist()
         update = self.state.update
         progress = Progress(update + 1, loss, gradient_norm, self.config.learning_rate_at(update), 0.0)
         if self.checkpoints is not None and update and (self._checkpoint_due() or stops) and progress.finite:
@@ -77,12 +72,8 @@ class Records:
             SHUTDOWN.stop()  # an update that is not finite leaves nothing to keep: the next one does
         return progress
 
-    def tell(self, progress: Progress) -> None:
-        """Hand the numbers on, after the step.
-
-        Raises:
-            NotFinite: too many updates in a row made no step.
-        """
+    def report(self, progress: Progress) -> None:
+        """Hand the numbers to `observe`, after the step; raises NotFinite if too many updates in a row made none."""
         skipped, in_a_row = self.state.skips()
         if in_a_row > self.config.max_skipped_updates:
             loss, norm = progress.loss, progress.gradient_norm
@@ -91,7 +82,7 @@ class Records:
 
 
 def explain(update: int, config: TrainConfig, value: float, norm: float, checkpoints: Checkpoints | None) -> str:
-    """What to tell of an update that is not finite."""
+    """The message about an update that is not finite."""
     last = checkpoints.latest_path() if checkpoints else None
     kept = f"the last good checkpoint is {last}" if last else "there is no checkpoint of this stage yet"
     return (

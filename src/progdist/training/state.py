@@ -5,7 +5,7 @@ A step is made where the update is finite, and the device alone knows whether it
     theta, moments <- AdamW(theta, g / max(1, |g| / max_grad_norm)) if f else unchanged
     ema            <- ema + f (1 - decay) (theta - ema),    with decay = 0 at the first step
 
-torch's AdamW is told f on the device. That of bitsandbytes, which keeps the moments of every tensor of 4,096 numbers or
+torch's AdamW takes f on the device. That of bitsandbytes, which keeps the moments of every tensor of 4,096 numbers or
 more in 8 bits, a byte each and four for every 256 (Dettmers et al. 2022, arXiv 2110.02861), is called only where f = 1:
 for each update the host waits until it knows, as that optimizer does by itself for each tensor on a GPU.
 """
@@ -71,7 +71,7 @@ class State:
             self.optimizer.step()
 
     def _replicated(self, number: Tensor) -> Tensor:
-        """The number, known to all processes in the way in which sharded parameters need it."""
+        """The number as a DTensor where the parameters are sharded."""
         first = self.parameters[0]
         if not isinstance(first, DTensor):
             return number
@@ -107,16 +107,12 @@ class State:
             tensors["average.n_averaged"] = self.steps
         for index, parameter in enumerate(self.parameters):
             moments = self.optimizer.state.get(parameter, {})
-            own = {name: torch.as_tensor(each) for name, each in moments.items() if name not in TABLES}
-            tensors |= {f"optimizer.{index}.{name}": tensor for name, tensor in gather(own).items()}
+            kept = {name: torch.as_tensor(moment) for name, moment in moments.items() if name not in TABLES}
+            tensors |= {f"optimizer.{index}.{name}": tensor for name, tensor in gather(kept).items()}
         return Checkpoint(self.update, tensors, {"seconds": self.seconds, "skipped": int(self.skipped)})
 
     def restore(self, checkpoint: Checkpoint) -> None:
-        """Go back to a checkpoint.
-
-        Raises:
-            LookupError, RuntimeError, ValueError: it is of another network or version.
-        """
+        """Go back to a checkpoint; LookupError, RuntimeError or ValueError if it is of another network or version."""
         groups: dict[str, dict[str, Tensor]] = {"network": {}, "average": {}, "optimizer": {}}
         for name, tensor in checkpoint.tensors.items():
             group, _, rest = name.partition(".")
@@ -124,12 +120,11 @@ class State:
         moments: dict[int, dict[str, Tensor]] = {}
         for name, tensor in groups["optimizer"].items():
             index, _, rest = name.partition(".")
-            learning = self.optimizer.param_groups[0]["params"][int(index)]
-            moments.setdefault(int(index), {})[rest] = distribute(tensor, learning)
-        own = self.network.state_dict()
-        self.network.load_state_dict(
-            {name: distribute(tensor, own[name]) for name, tensor in groups["network"].items()}
-        )
+            parameter = self.optimizer.param_groups[0]["params"][int(index)]
+            moments.setdefault(int(index), {})[rest] = distribute(tensor, parameter)
+        current = self.network.state_dict()
+        weights = {name: distribute(tensor, current[name]) for name, tensor in groups["network"].items()}
+        self.network.load_state_dict(weights)
         if self.ema_network is not None:
             self.steps.copy_(groups["average"].pop("n_averaged"))
             averages = {name.removeprefix("module."): one for name, one in groups["average"].items()}
@@ -146,18 +141,17 @@ class State:
     def _restore_moments(self, moments: dict[int, dict[str, Tensor]]) -> None:
         """Give the optimizer its moments of each parameter, by the parameter's place."""
         eight_bits = self.config.optimizer == "adamw8bit"
-        if any(("state1" in own) != eight_bits for own in moments.values()):
+        if any(("state1" in names) != eight_bits for names in moments.values()):
             raise ValueError("its optimizer was another one")
         if not eight_bits:
             self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": moments})
             return
         maps = cast(Any, self.optimizer).name2qmap
-        for index, own in moments.items():
+        for index, tensors in moments.items():
             parameter = self.parameters[index]
-            placed: dict[str, Any] = {name: each.to(parameter.device) for name, each in own.items()}
-            tables = {"qmap1": maps["dynamic"], "qmap2": maps["udynamic"]} if "absmax1" in own else {}
-            tables = {name: table.to(parameter.device) for name, table in tables.items()}
-            self.optimizer.state[parameter] = {**placed, **tables, "step": int(own["step"])}
+            tables = {"qmap1": maps["dynamic"], "qmap2": maps["udynamic"]} if "absmax1" in tensors else {}
+            placed = {name: tensor.to(parameter.device) for name, tensor in {**tensors, **tables}.items()}
+            self.optimizer.state[parameter] = {**placed, "step": int(tensors["step"])}
 
 
 def copy_for_average(network: nn.Module) -> nn.Module:
@@ -170,16 +164,10 @@ def copy_for_average(network: nn.Module) -> nn.Module:
     return copy.deepcopy(network, {} if whole else frozen)
 
 
-TABLES = ("qmap1", "qmap2")
-"""Of an optimizer of 8 bits, the numbers that its 256 codes stand for: constants."""
+TABLES = ("qmap1", "qmap2")  # of an optimizer of 8 bits, the numbers that its 256 codes stand for: constants
 
 
 def _optimizer(parameters: list[nn.Parameter], config: TrainConfig) -> torch.optim.Optimizer:
-    """The optimizer of a configuration.
-
-    Raises:
-        UserError: the extra `bnb` is missing.
-    """
     if config.optimizer == "adamw8bit":
         optimizer: Any = bitsandbytes().optim.AdamW8bit
         return optimizer(parameters, config.learning_rate, weight_decay=config.weight_decay)
@@ -187,9 +175,5 @@ def _optimizer(parameters: list[nn.Parameter], config: TrainConfig) -> torch.opt
 
 
 def bitsandbytes() -> Any:  # noqa: ANN401  (a module)
-    """The library of the optimizer of 8 bits.
-
-    Raises:
-        UserError: the extra `bnb` is missing.
-    """
+    """The library of the optimizer of 8 bits; a UserError where the extra `bnb` is missing."""
     return import_extra("bitsandbytes", "bnb", "optimizer adamw8bit")

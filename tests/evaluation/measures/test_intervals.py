@@ -6,20 +6,18 @@ import pytest
 import torch
 from torch import Tensor
 
-from progdist.evaluation.measures.clip_score import clip_score
 from progdist.evaluation.measures.estimate import NORMAL, Estimate
 from progdist.evaluation.measures.frechet import (
     Frechet,
     frechet_bias,
-    frechet_distance,
     frechet_error,
     frechet_influence,
     resampled_frechet,
 )
-from progdist.evaluation.measures.inception_score import inception_score
 from progdist.evaluation.measures.kernel import kernel_distance
 from progdist.evaluation.measures.moments import moments, running_moments
 from progdist.evaluation.measures.neighbors import density_coverage, precision_recall
+from progdist.evaluation.measures.scores import clip_score, inception_score
 
 
 def with_moments(mean: Tensor, covariance: Tensor, count: int = 500) -> Tensor:
@@ -38,8 +36,8 @@ def test_frechet_distance_of_gaussians() -> None:
     sets = [with_moments(mean, turn @ torch.diag(spread) @ turn.T) for mean, spread in zip(means, (a, b), strict=True)]
     expected = (means[0] - means[1]).square().sum() + (a.sqrt() - b.sqrt()).square().sum()
     first, second = (moments(each) for each in sets)
-    assert frechet_distance(first, second) == pytest.approx(float(expected), rel=1e-6)
-    assert frechet_distance(first, first) == pytest.approx(0, abs=1e-6)
+    assert Frechet(first)(second) == pytest.approx(float(expected), rel=1e-6)
+    assert Frechet(first)(first) == pytest.approx(0, abs=1e-6)
 
 
 def test_moments_in_batches_are_those_of_all_at_once() -> None:
@@ -67,7 +65,7 @@ def test_the_wide_error_is_what_independent_samples_vary_by(shift: float) -> Non
     shape = torch.randn(6, 6)
     data = moments(torch.randn(4000, 6) @ shape)
     draws = [torch.randn(400, 6) @ shape * (1 + shift) + shift for _ in range(60)]
-    spread = torch.tensor([frechet_distance(data, moments(draw)) for draw in draws]).std()
+    spread = torch.tensor([Frechet(data)(moments(draw)) for draw in draws]).std()
     errors = torch.tensor([frechet_error(frechet_influence(data, draw)) for draw in draws[:10]])
     if shift:  # at distance 0 the first order vanishes, and the distance is its bias
         assert errors.mean() == pytest.approx(float(spread), rel=0.3)

@@ -5,9 +5,8 @@ import torch
 
 from progdist.evaluation.measures import frechet
 from progdist.evaluation.measures.estimate import Estimate
-from progdist.evaluation.measures.frechet import Frechet, resampled_frechet
+from progdist.evaluation.measures.frechet import Frechet, ratio, resampled_frechet, verdict
 from progdist.evaluation.measures.moments import moments
-from progdist.evaluation.measures.paired import ratio, verdict
 
 RESAMPLES = {"resamples": 40, "seed": 0}
 

@@ -10,11 +10,11 @@ from sklearn.neighbors import NearestNeighbors
 from torchmetrics.image.fid import FrechetInceptionDistance
 from torchmetrics.image.kid import KernelInceptionDistance
 
-from progdist.evaluation.measures.frechet import frechet_distance
-from progdist.evaluation.measures.inception_score import inception_score
+from progdist.evaluation.measures.frechet import Frechet
 from progdist.evaluation.measures.kernel import PrecomputedFeatures, kernel_distance
 from progdist.evaluation.measures.moments import moments
 from progdist.evaluation.measures.neighbors import density_coverage, precision_recall, radii
+from progdist.evaluation.measures.scores import inception_score
 from support.networks import feature_sets
 from support.paths import REFERENCE
 
@@ -24,7 +24,7 @@ DATA, MADE, LOGITS = feature_sets()
 
 
 def test_frechet_is_torchmetrics_scipy_and_torch_fidelity() -> None:
-    ours = frechet_distance(moments(DATA), moments(MADE))
+    ours = Frechet(moments(DATA))(moments(MADE))
     metric = FrechetInceptionDistance(PrecomputedFeatures(8)).set_dtype(torch.float64)
     metric.update(DATA.double(), real=True)
     metric.update(MADE.double(), real=False)
@@ -40,7 +40,7 @@ def test_frechet_of_fewer_samples_than_features_is_torchmetrics() -> None:
     metric = FrechetInceptionDistance(PrecomputedFeatures(40)).set_dtype(torch.float64)
     metric.update(more.double(), real=True)
     metric.update(few.double(), real=False)
-    assert frechet_distance(moments(more), moments(few)) == pytest.approx(float(metric.compute()), rel=1e-4)
+    assert Frechet(moments(more))(moments(few)) == pytest.approx(float(metric.compute()), rel=1e-4)
 
 
 @pytest.mark.filterwarnings("ignore:Metric `Kernel Inception Distance`")

@@ -11,9 +11,8 @@ from progdist import UserError
 from progdist.data.sources import load_images
 from progdist.evaluation.features import FeatureSpace, feature_space, features_of
 from progdist.evaluation.measures.moments import moments
-from progdist.evaluation.measures.plan import Plan
-from progdist.evaluation.measures.reference import make_statistics
-from progdist.evaluation.measures.statistics import SPATIAL, read_statistics
+from progdist.evaluation.measures.statistics import SPATIAL, make_statistics, read_statistics
+from progdist.evaluation.metrics import MetricConfig
 
 FEATURES = torch.randn(50, 6, generator=torch.Generator().manual_seed(0))
 
@@ -127,18 +126,24 @@ def test_mistakes_are_one_line(tmp_path: Path) -> None:
         with pytest.raises(UserError, match=message):
             make_statistics(spaces, images, tmp_path / out, kept)
     for plan, message in (
-        (Plan(("pixels",), weights={"inception": Path("a")}), "weights inception=a is of nothing that is measured"),
-        (Plan(("digits",), ("inception_score",), {"inception": Path("a")}), "weights inception=a is of nothing that"),
-        (Plan(("pixels", "digits", "pixels")), "features pixels is named twice: name it once"),
-        (Plan(("pixels",), ("precision_recall",) * 2), "metric precision_recall is named twice"),
-        (Plan(("pixels",), references={"digits": Path("a")}), "reference digits=a is of nothing"),
-        (Plan(("pixels",), ("inception_score",)), "inception_score is of a classifier's features"),
-        (Plan(("pixels",), ("clip_score",)), "clip_score is of captions"),
+        (
+            MetricConfig(("pixels",), weights={"inception": Path("a")}),
+            "weights inception=a is of nothing that is measured",
+        ),
+        (
+            MetricConfig(("digits",), ("inception_score",), {"inception": Path("a")}),
+            "weights inception=a is of nothing that",
+        ),
+        (MetricConfig(("pixels", "digits", "pixels")), "features pixels is named twice: name it once"),
+        (MetricConfig(("pixels",), ("precision_recall",) * 2), "metric precision_recall is named twice"),
+        (MetricConfig(("pixels",), references={"digits": Path("a")}), "reference digits=a is of nothing"),
+        (MetricConfig(("pixels",), ("inception_score",)), "inception_score is of a classifier's features"),
+        (MetricConfig(("pixels",), ("clip_score",)), "clip_score is of captions"),
     ):
         with pytest.raises(UserError, match=message):
             plan.open((1, 8, 8), captions=False)
     with pytest.raises(UserError, match="reference of digits is of 6 features, the samples have 64: name another"):
-        Plan(("digits",), references={"digits": tmp_path / "edm.npz"}).open((1, 8, 8), captions=False)
-    instruments = Plan(("pixels",), references={"pixels": tmp_path / "pixels.npz"}).open((1, 8, 8), captions=False)
+        MetricConfig(("digits",), references={"digits": tmp_path / "edm.npz"}).open((1, 8, 8), captions=False)
+    metrics = MetricConfig(("pixels",), references={"pixels": tmp_path / "pixels.npz"}).open((1, 8, 8), captions=False)
     with pytest.raises(UserError, match="is of 64 features, the samples have 5"):
-        instruments.distance(instruments.spaces[0], torch.randn(5, 5))
+        metrics.reference(metrics.spaces[0], torch.randn(5, 5))

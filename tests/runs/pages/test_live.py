@@ -3,21 +3,20 @@
 import time
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 import pytest
 from typer.testing import Result
 
 from progdist._utils.errors import UserError
 from progdist.recipes.files import read_recipe, validated
-from progdist.runs.estimate.evaluations import frozen_evaluations, sampling_evaluations
 from progdist.runs.folder import RunFolder
 from progdist.runs.pages import live as live_module
 from progdist.runs.pages.live import LiveReport, live
-from progdist.runs.pages.progress import UnderWay, duration, run_seconds
+from progdist.runs.pages.progress import UnderWay, duration, frozen_evaluations, run_seconds, sampling_evaluations
 from progdist.runs.pages.report import write_report
 from progdist.training.callbacks import Progress
 from support.commands import SilentCallback, succeeds
+from support.records import evaluation
 
 
 @pytest.mark.slow
@@ -70,9 +69,9 @@ def test_a_page_each_minute_and_less_often_where_it_takes_long(monkeypatch: pyte
     assert [round(b - a) for a, b in pairwise(times)] == [60] * 4
     assert written[1][1] == UnderWay("teacher", 62, 1000, 1.0)
     clock[0] += 31.0  # a page took 3 s
-    report.evaluated({})
+    report.evaluated(evaluation("student", 4))
     assert len(written) == 6
-    report.evaluated({})  # within seconds of the last: the next update's page has it
+    report.evaluated(evaluation("student", 4))  # within seconds of the last: the next update's page has it
     clock[0] += 29.0
     report.progress(Progress(401, 0.5, 1.0, 1e-3, seconds=401.0))
     assert len(written) == 6
@@ -110,15 +109,12 @@ def test_the_time_left_is_that_of_the_updates_and_evaluations_to_come(tiny_recip
     recipe, folder = read_recipe(str(tiny_recipe)), RunFolder(tmp_path)
     assert run_seconds(recipe, folder, [], UnderWay("teacher", 1, 12)) is None
     now = UnderWay("teacher", 4, 12, 6.0)
-    students, evaluation = 3 * 3 * (1 + 2 / 3), 6.0 / (3 * 8)
+    students, seconds = 3 * 3 * (1 + 2 / 3), 6.0 / (3 * 8)
     steps = 8 + 3 * 4 + 2 * 2 + 2 * 1
-    assert run_seconds(recipe, folder, [], now) == pytest.approx(6 * (8 + students) + 96 * steps * evaluation)
+    assert run_seconds(recipe, folder, [], now) == pytest.approx(6 * (8 + students) + 96 * steps * seconds)
     for name in ("teacher", "student-0004"):
         folder.model(name).mkdir()
-    records: list[Any] = [
-        {"model": model, "steps": count, "seconds_per_image": 0.5 * count, "network_evaluations": count}
-        for model, count in recipe.measurements()[:4]
-    ]
+    records = [evaluation(model, count, seconds_per_image=0.5 * count) for model, count in recipe.measurements()[:4]]
     now = UnderWay("student-0002", 1, 3, 6.0)
     assert run_seconds(recipe, folder, records, now) == pytest.approx(6 * (2 + 3) + 0.5 * 96 * (2 * 2 + 2 * 1))
 
@@ -130,21 +126,21 @@ def test_the_time_left_counts_evaluations_as_the_estimate_does(tmp_path: Path) -
         "data": {"source": "digits"},
         "teacher": {"model": "my-model"},
         "conversion": {"updates": 10, "batch": 4, "guidance": 2.0},
-        "distill": {"chain": [8, 1], "updates": 5, "batch": 6, "target": "tract", "ema": 0.5},
+        "distill": {"chain": [8, 1], "updates": 5, "batch": 6, "method": "tract", "ema": 0.5},
         "evaluate": {"samples": 7},
     }
     recipe, folder = validated(content, [], "test"), RunFolder(tmp_path)
-    assert frozen_evaluations(recipe, guided=True) == {"teacher": 2, "student-0001": 2}
-    counts = {("given", 8): 16, ("teacher", 8): 8, ("student", 1): 1, ("teacher", 1): 1}
-    assert sampling_evaluations(recipe, guided=True) == counts
+    assert frozen_evaluations(recipe, guided=True, stage_0=True) == {"converted": 2, "student-0001": 2}
+    counts = {("teacher", 8): 16, ("converted", 8): 8, ("student", 1): 1, ("converted", 1): 1}
+    assert sampling_evaluations(recipe, guided=True, stage_0=True) == counts
     passes = 4 * (1 + 2 / 3)
-    student, evaluation = 5 * 6 * (1 + 2 / 3) / passes, 6.0 / (3 * passes)
-    left = run_seconds(recipe, folder, [], UnderWay("teacher", 2, 10, 6.0))
-    assert left == pytest.approx(6 * (8 + student) + 7 * 26 * evaluation)
-    given: Any = {"model": "given", "steps": 8, "seconds_per_image": 3.2, "network_evaluations": 8}
+    student, seconds = 5 * 6 * (1 + 2 / 3) / passes, 6.0 / (3 * passes)
+    left = run_seconds(recipe, folder, [], UnderWay("converted", 2, 10, 6.0))
+    assert left == pytest.approx(6 * (8 + student) + 7 * 26 * seconds)
+    given = evaluation("teacher", 8, seconds_per_image=3.2)
     left = run_seconds(recipe, folder, [given], UnderWay("student-0001", 2, 5, 6.0))
     assert left == pytest.approx(6 * (3 + 10 * passes / (6 * (1 + 2 / 3))) + 7 * 10 * 0.2)
-    folder.model("teacher").mkdir()
+    folder.model("converted").mkdir()
     left = run_seconds(recipe, folder, [given], UnderWay("student-0001", 2, 5, 6.0))
     assert left == pytest.approx(6 * 3 + 7 * 10 * 0.2)
 

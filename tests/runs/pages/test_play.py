@@ -17,9 +17,9 @@ from typer.testing import Result
 
 from progdist.data.grid import grid_image
 from progdist.evaluation.generate import SamplingOptions, generate_images
-from progdist.runs.pages.play import IMAGES, Playable, Wanted, open_playables
+from progdist.runs.pages.play import IMAGES, DrawRequest, Playable, open_playables
 from progdist.runs.pages.server import PlayServer
-from progdist.students.folder import load
+from progdist.teachers.own import load
 from support.commands import call, refused
 from support.png import pixels
 
@@ -125,7 +125,7 @@ def test_one_drawing_at_a_time(server: PlayServer, monkeypatch: pytest.MonkeyPat
     inside, most = [0], [0]
     draw = Playable.draw
 
-    def counted(self: Playable, wanted: Wanted) -> dict[str, Any]:
+    def counted(self: Playable, wanted: DrawRequest) -> dict[str, Any]:
         inside[0] += 1
         most[0] = max(most[0], inside[0])
         try:

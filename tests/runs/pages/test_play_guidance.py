@@ -9,14 +9,14 @@ import pytest
 from progdist import UserError
 from progdist.data.grid import grid_image
 from progdist.evaluation.generate import SamplingOptions, generate_images
-from progdist.models.guidance_input import class_guidance, with_class_guidance
-from progdist.models.prompt_encoder import PromptEncoder
-from progdist.models.prompts import network_arguments, with_guidance_input
-from progdist.runs.pages.play import IMAGES, Playable, Wanted
-from progdist.teachers.open import read_teacher
+from progdist.methods.guidance import Input
+from progdist.models.prompts import PromptEncoder
+from progdist.runs.pages.play import IMAGES, DrawRequest, Playable
+from progdist.teachers.open import open_teacher
+from support.guidance import student
 from support.png import pixels
 from support.stock import SaveStock
-from support.text import write_sd
+from support.text import text_student, write_sd
 
 pytestmark = pytest.mark.slow
 
@@ -24,21 +24,14 @@ pytestmark = pytest.mark.slow
 def test_prompts_and_guidance_reach_a_text_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A model that takes a guidance scale; a prompt is encoded once."""
     pytest.importorskip("transformers")
-    teacher = read_teacher(str(write_sd(tmp_path / "sd"))).model
-    assert teacher.text is not None
-    network = with_guidance_input(teacher.denoiser.network)
-    network.time_embedding.cond_proj.weight.data.normal_()  # pyright: ignore
-    denoiser = teacher.denoiser.with_parts(network=network, arguments=network_arguments(network))
-    text = Playable(
-        "text", replace(teacher, denoiser=denoiser, steps=(2,), text=teacher.text.guided((1.0, 8.0), None)), 2
-    )
+    text = Playable("text", text_student(write_sd(tmp_path / "sd"), Input(1.0, 8.0), 2), 2)
     assert text.describe()["guidance"] == [1.0, 8.0, 7.5]
     encoded: list[str] = []
     encode = PromptEncoder.__call__
     monkeypatch.setattr(
         PromptEncoder, "__call__", lambda self, prompts: encoded.extend(prompts) or encode(self, prompts)
     )
-    wanted = Wanted(0, 2, prompt="a handwritten seven", guidance=2.0)
+    wanted = DrawRequest(0, 2, prompt="a handwritten seven", guidance=2.0)
     several = (
         wanted,
         replace(wanted, guidance=5.0),
@@ -54,17 +47,11 @@ def test_prompts_and_guidance_reach_a_text_model(tmp_path: Path, monkeypatch: py
 
 
 def test_guidance_reaches_a_class_conditional_model(stock: SaveStock) -> None:
-    """Its dial is that of the model, and its images are those of `progdist sample --guidance`."""
-    teacher = read_teacher(str(stock(classes=11))).model
-    network = with_class_guidance(teacher.denoiser.network, (1.0, 8.0))
-    guided = class_guidance(network)
-    assert guided is not None
-    guided.guidance.weight.data.normal_()
-    denoiser = teacher.denoiser.with_parts(network=network, arguments=network_arguments(network))
-    model = replace(teacher, denoiser=denoiser, steps=(2,))
+    """The range is that of the model, and its images are those of `progdist sample --guidance`."""
+    model = student(open_teacher(str(stock(classes=11))).model, 2)
     played = Playable("classes", model, 2)
     assert played.describe()["guidance"] == [1.0, 8.0, 4.0]
-    wanted = Wanted(0, 2, guidance=2.0)
+    wanted = DrawRequest(0, 2, guidance=2.0)
     drawn = {scale: played.draw(replace(wanted, guidance=scale))["image"] for scale in (2.0, 4.0, None)}
     assert drawn[4.0] == drawn[None] != drawn[2.0]
     images, _, _ = generate_images(model, SamplingOptions(2, IMAGES, None, 0, guidance=2.0), lambda text: None)

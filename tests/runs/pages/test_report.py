@@ -6,11 +6,12 @@ from typing import Any
 import pytest
 from typer.testing import Result
 
-from progdist.recipes.files import read_recipe
+from progdist.recipes.files import read_recipe, validated
 from progdist.runs.folder import RunFolder
 from progdist.runs.pages.progress import UnderWay
 from progdist.runs.pages.report import _next, write_report
 from support.commands import read_records
+from support.records import evaluation
 
 pytestmark = [
     pytest.mark.slow,
@@ -68,6 +69,7 @@ def test_it_is_one_file_that_needs_no_other(page: Path) -> None:
     text = page.read_text()
     links = [word for word in ('src="http', 'href="http', "@import", "url(http", "http-equiv") if word in text]
     assert links == []
+    assert 'id="guidance"' not in text  # a run without a range of guidance has no slider of scales
     for heading in ("Same noise, fewer steps", "Quality against steps", "Training", "Recipe"):
         assert heading in text
     for name in ("student-0004", "student-0001", "all students", "learning_rate", "diffusers 0."):
@@ -86,10 +88,22 @@ def test_the_table_compares_with_a_better_sampler(finished: tuple[Path, Result],
         assert row[1:4] == [f"{found[model, steps]['quality'][0]['frechet']:.3f}" for model in models]
 
 
-def test_the_teacher_of_a_given_model_is_next_after_it(tiny_recipe: Path) -> None:
-    recipe, first = read_recipe(str(tiny_recipe)), {"model": "given", "steps": 8}
-    assert _next(recipe, [first]) == "the teacher"
-    assert _next(recipe, [first, {"model": "teacher", "steps": 8}]) == "the student of 4 steps"
+def test_the_teacher_of_a_given_model_is_next_after_it(tiny_recipe: Path, tmp_path: Path) -> None:
+    """Its converted student where there is a stage 0, or else the first student."""
+    first, network = evaluation("teacher", 8), read_recipe(str(tiny_recipe))
+    content = {"name": "a", "data": {"source": "digits"}, "teacher": {"model": "my-model"}}
+    given = validated(content, ["distill.chain=[8,4]"], "test")
+    folder = RunFolder(tmp_path)
+    assert _next(network, folder, [first]) == "the student of 4 steps"
+    assert _next(given, folder, []) == "the teacher"
+    assert _next(given, folder, [first]) == "the converted teacher"
+    assert _next(given, folder, [first, evaluation("converted", 8)]) == "the student of 4 steps"
+    measured = [evaluation(name, 4) for name in ("student", "converted_dpmpp", "converted")]
+    assert _next(given, folder, [first, evaluation("converted", 8), *measured]) == ""
+    folder.model("teacher").mkdir()  # of a run without stage 0 it is the first model
+    assert _next(given, folder, [first]) == "the student of 4 steps"
+    measured = [evaluation(name, 4) for name in ("student", "teacher_dpmpp", "teacher")]
+    assert _next(given, folder, [first, *measured]) == ""
 
 
 def test_while_the_run_goes_on_the_page_loads_itself_anew(

@@ -14,7 +14,7 @@ import pytest
 from progdist import UserError
 from progdist.runs.pages import play as play_module
 from progdist.runs.pages import server as server_module
-from progdist.runs.pages.play import Wanted
+from progdist.runs.pages.play import DrawRequest
 from progdist.runs.pages.server import LONGEST_SILENCE, PlayServer, _Handler, has_browser
 from support.commands import succeeds
 
@@ -145,4 +145,4 @@ def test_the_command_says_how_to_see_the_page_from_elsewhere(
 
 def test_a_guidance_beyond_all_floats_is_refused() -> None:
     with pytest.raises(UserError, match="expected a positive number up to 1000"):
-        Wanted.read({"seed": 0, "steps": 4, "guidance": 10**400})
+        DrawRequest.read({"seed": 0, "steps": 4, "guidance": 10**400})

@@ -1,10 +1,10 @@
-r"""A number with its 95 % interval, and the two ways in which intervals are found.
+r"""A number with its 95 % interval, and the two ways in which intervals are computed.
 
-bootstrap          samples are drawn anew with repeats. Measures of distance rise by about their bias when samples
-repeat, so percentiles are taken about the draws' own mean (Efron & Tibshirani 1993, chapter 10)
-random halves      the delete-d jackknife with d = n / 2: the deviation over halves drawn without repeats is that
-of the whole, since (n - d) / d = 1 (Shao & Wu 1989, A General Theory for Jackknife Variance
-Estimation). For measures of neighbours, to which a repeated sample would be its own neighbour
+bootstrap        samples are drawn anew with repeats. Measures of distance rise by about their bias when samples
+                 repeat, so percentiles are those about the draws' own mean (Efron & Tibshirani 1993, chapter 10)
+random halves    the delete-d jackknife with d = n / 2: the deviation over halves drawn without repeats is that of
+                 the whole, since (n - d) / d = 1 (Shao & Wu 1989, A General Theory for Jackknife Variance
+                 Estimation). For measures of neighbours, to which a repeated sample would be its own neighbour
 """
 
 from collections.abc import Callable
@@ -13,8 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-NORMAL = 1.96
-"""Standard errors to either side that hold 95 % of a normal distribution."""
+NORMAL = 1.96  # standard errors to either side that hold 95 % of a normal distribution
 
 
 @dataclass(frozen=True)
@@ -39,13 +38,9 @@ def centred_interval(estimate: float, draws: Tensor) -> tuple[float, float]:
 
 
 def half_deviation(measure: Callable[[Tensor], Tensor], count: int, *, repeats: int, seed: int) -> Tensor:
-    """The standard error of measures (K,) of `count` samples: their deviation over random halves.
+    """The standard error (K,) of measures of `count` >= 2 samples: their deviation over `repeats` random halves.
 
-    Args:
-        measure: indices (count // 2,) of the samples -> measures (K,) of those.
-        count: of the samples, at least 2.
-        repeats: how many halves.
-        seed: of the halves.
+    `measure` takes indices (count // 2,) of the samples, and gives measures (K,) of those.
     """
     draw = torch.Generator().manual_seed(seed)
     halves = (torch.randperm(count, generator=draw)[: max(1, count // 2)] for _ in range(repeats))

@@ -12,11 +12,7 @@ import warnings
 import torch
 from torch import Tensor, nn
 
-SUBSET = 1000
-"""Vectors of each set in a subset, where there are as many."""
-
-SUBSETS = 100
-"""Subsets over which the distance is averaged, at most."""
+SUBSET, SUBSETS = 1000, 100  # vectors of each set in a subset, and subsets, at most
 
 
 class PrecomputedFeatures(nn.Module):

@@ -18,34 +18,20 @@ from progdist._utils.errors import UserError
 
 @dataclass(frozen=True)
 class Moments:
-    """The first two moments of vectors.
+    """The first two moments of vectors."""
 
-    Attributes:
-        mean: (D,), float64.
-        covariance: (D, D), float64, unbiased.
-        count: of how many vectors; None where it is not known.
-    """
-
-    mean: Tensor
-    covariance: Tensor
-    count: int | None = None
+    mean: Tensor  # (D,), float64
+    covariance: Tensor  # (D, D), float64, unbiased
+    count: int | None = None  # of how many vectors; None where that is not stated
 
 
 def moments(features: Tensor) -> Moments:
-    """The moments of features (N, D).
-
-    Raises:
-        UserError: fewer than two.
-    """
+    """The moments of features (N, D); a UserError for fewer than two."""
     return running_moments([features])
 
 
 def running_moments(batches: Iterable[Tensor]) -> Moments:
-    """The moments of features that come in batches (B, D), of which one is in memory at a time.
-
-    Raises:
-        UserError: fewer than two vectors in all.
-    """
+    """As `moments`, of features that come in batches (B, D), of which one is in memory at a time."""
     count, mean, scatter = 0, torch.zeros(()).double(), torch.zeros(()).double()
     for batch in batches:
         x = batch.double()
@@ -55,5 +41,5 @@ def running_moments(batches: Iterable[Tensor]) -> Moments:
         mean = mean + shift * (len(x) / total)
         count = total
     if count < 2:
-        raise UserError(f"{count} images were given: mean and covariance need at least 2")
+        raise UserError(f"{count} images: mean and covariance need at least 2")
     return Moments(mean, scatter / (count - 1), count)

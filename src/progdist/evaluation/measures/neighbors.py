@@ -7,7 +7,7 @@ With r_k(y) the distance of y from its k-th nearest neighbour in its own set, an
     density     data balls that a sample is in, on average, over k,     k = 5   (Naeem et al. 2020,
     coverage    share of data whose ball holds some sample,             k = 5    arXiv 2002.09797)
 
-A ball is closed. All four depend on how many vectors there are: of either set up to MOST are taken, the first ones.
+A ball is closed. All four depend on how many vectors there are: of either set the first MOST are compared.
 Density and coverage of the data's own distribution are about 1 and 1 - 2^-k. Distances are float64, in blocks.
 """
 
@@ -18,14 +18,9 @@ from torch import Tensor
 
 from progdist.evaluation.measures.estimate import Estimate, half_deviation
 
-MOST = 10_000
-"""Vectors of a set that are looked at."""
-
-BLOCK = 1024
-"""Rows of the table of distances that are in memory at a time."""
-
-HALVES = 10
-"""Random halves of the samples from which the standard errors are found."""
+MOST = 10_000  # vectors of a set that are looked at
+BLOCK = 1024  # rows of the table of distances that are in memory at a time
+HALVES = 10  # random halves of the samples, for the standard errors
 
 PRECISION_K, COVERAGE_K = 3, 5
 

@@ -13,8 +13,8 @@ import io
 import pickle
 import zipfile
 import zlib
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,18 +25,16 @@ from torch import Tensor
 
 from progdist._utils.errors import UserError
 from progdist._utils.files import atomic_write
-from progdist.evaluation.measures.moments import Moments, moments
+from progdist.data.images import Images, to_uint8
+from progdist.evaluation.features import ROWS, FeatureSpace, features_of
+from progdist.evaluation.measures.moments import Moments, moments, running_moments
 
 Array = NDArray[Any]
-SPATIAL = "inception_spatial"
-"""The feature space whose moments are `mu_s` and `sigma_s` beside those of Inception's pool."""
-
-PLAIN: list[Any] = [
+SPATIAL = "inception_spatial"  # whose moments are `mu_s` and `sigma_s` beside those of Inception's pool
+PLAIN: list[Any] = [  # what a plain array of floats is made of, for torch's reader, which refuses all else
     np.ndarray, np.dtype, np.dtypes.Float64DType, np.dtypes.Float32DType, np.zeros(1).__reduce__()[0],
     (np.zeros(1).__reduce__()[0], "numpy.core.multiarray._reconstruct"),
 ]  # fmt: skip
-"""What a plain array of floats is made of, for torch's reader, which refuses all else."""
-
 _DAMAGED = (
     OSError, ValueError, KeyError, TypeError, AttributeError, EOFError, RuntimeError, NotImplementedError, SyntaxError,
     MemoryError, zipfile.BadZipFile, zlib.error, pickle.UnpicklingError,
@@ -52,38 +50,33 @@ class Statistics:
 
 
 def read_statistics(path: Path, space: str) -> Statistics:
-    """The statistics of one feature space in a file of any of the layouts above.
-
-    Raises:
-        UserError: the file is missing or damaged, or of another feature space.
-    """
+    """The statistics in a file of any of the layouts above; a UserError unless it is sound and of the feature space."""
     try:
         arrays = _read(path)
-        said = str(arrays["features"]) if "features" in arrays else space
+        name = str(arrays["features"]) if "features" in arrays else space
         count = int(arrays["count"]) if "count" in arrays else None
         if "feats" in arrays:
             features = torch.from_numpy(np.ascontiguousarray(arrays["feats"], dtype=np.float32))
-            found = Statistics(moments(features), features)
+            statistics = Statistics(moments(features), features)
         else:
             end = "_s" if space == SPATIAL and "mu_s" in arrays else ""
-            said = said if space != SPATIAL else SPATIAL if end else said
+            name = SPATIAL if end else name
             mean, covariance = (torch.from_numpy(arrays[f"{key}{end}"].astype(np.float64)) for key in ("mu", "sigma"))
-            found = Statistics(replace(Moments(mean, covariance), count=count))
+            statistics = Statistics(Moments(mean, covariance, count))
     except _DAMAGED as error:
         reason = " ".join(str(error).split())[:160]
         raise UserError(
             f"{path} cannot be read as reference statistics ({reason}): expected an .npz file with mu and sigma, or "
             "torch-fidelity's .pt"
         ) from error
-    if said != space:
-        raise UserError(f"{path} holds statistics of {said} features, not of {space}: name the file of {space}")
-    _check(path, found.moments)
-    return found
+    if name != space:
+        raise UserError(f"{path} holds statistics of {name} features, not of {space}: name the file of {space}")
+    _check(path, statistics.moments.mean, statistics.moments.covariance)
+    return statistics
 
 
-def _check(path: Path, found: Moments) -> None:
+def _check(path: Path, mean: Tensor, covariance: Tensor) -> None:
     """Refuse moments that are none."""
-    mean, covariance = found.mean, found.covariance
     if mean.ndim != 1 or covariance.shape != (len(mean), len(mean)):
         raise UserError(f"{path}: mu is {tuple(mean.shape)} and sigma {tuple(covariance.shape)}, expected (D,), (D, D)")
     if not (mean.isfinite().all() and covariance.isfinite().all()):
@@ -109,46 +102,59 @@ def _read(path: Path) -> dict[str, Array]:
         return {name: file[name] for name in file.files if not name.startswith("arr_")}
 
 
-def check_name(path: Path) -> None:
-    """Refuse a file whose name is of none of the layouts.
+def make_statistics(spaces: Sequence[FeatureSpace], images: Images, out: Path, kept: int) -> None:
+    """Write the statistics of all images of the data: moments, a batch at a time, or features in the layout of those.
 
-    Raises:
-        UserError: names them.
+    They are of one feature space, or of one of Inception's and its spatial features, with as many images as are to be
+    `kept`. The name of the file says the layout; a UserError where that is unknown or has no place for all of this.
     """
-    if path.suffix not in (".npz", ".pt"):
-        raise UserError(f"--out {path} ends in {path.suffix or 'nothing'}: give a name that ends in .npz or .pt")
+    if out.suffix not in (".npz", ".pt"):
+        raise UserError(f"--out {out} ends in {out.suffix or 'nothing'}: give a name that ends in .npz or .pt")
+    names = [space.name for space in spaces]
+    if len(names) > 1 and not (len(names) == 2 and SPATIAL in names and names[0].startswith("inception")):
+        raise UserError(f"a file holds the statistics of one feature space, and {', '.join(names)} are named: name one")
+    if out.suffix == ".pt" and (len(names) > 1 or kept):
+        raise UserError(f"{out}: torch-fidelity's layout holds mu and sigma alone: give --out a name that ends in .npz")
+    if kept > len(images):
+        raise UserError(f"--images {kept}: {images.name} holds {len(images)}")
+    every, statistics = torch.arange(len(images)), dict[str, Statistics]()
+    for space in spaces:
+        if _holds_features(out):
+            features = features_of(space, images, every)
+            statistics[space.name] = Statistics(moments(features), features)
+        else:
+            parts = (space(images.at(rows)[0]) for rows in every.split(ROWS))
+            statistics[space.name] = Statistics(running_moments(parts))
+    pixels = to_uint8(images.at(images.chosen(kept, 0))[0].expand(-1, 3, -1, -1)) if kept else None
+    write_statistics(out, statistics, images.name, pixels)
 
 
-def keeps_features(path: Path) -> bool:
+def _holds_features(path: Path) -> bool:
     """Whether the layout that the name asks for is of features, not of their moments."""
     return path.name.endswith("_kid.npz")
 
 
 def write_statistics(
-    path: Path, found: Mapping[str, Statistics], source: str, images: NDArray[np.uint8] | None = None
+    path: Path, statistics: Mapping[str, Statistics], source: str, images: NDArray[np.uint8] | None = None
 ) -> None:
-    """Write the statistics of one feature space, or of Inception's pool and its spatial features.
+    """Write the statistics of one feature space, or of Inception's pool and its spatial features, by feature space.
 
-    Args:
-        path: whose name says the layout.
-        found: by feature space; the spatial ones beside another are `mu_s` and `sigma_s`.
-        source: of the images.
-        images: bytes (N, H, W, 3) to keep as `arr_0`.
+    The name of the file says the layout; `source` is that of the data, and `images` bytes (N, H, W, 3) to keep.
     """
-    main = next((name for name in found if name != SPATIAL), SPATIAL)
-    arrays = {"mu": found[main].moments.mean.numpy(), "sigma": found[main].moments.covariance.numpy()}
+    main = next((name for name in statistics if name != SPATIAL), SPATIAL)
+    own, features = statistics[main].moments, statistics[main].features
+    arrays: dict[str, Any] = {"mu": own.mean.numpy(), "sigma": own.covariance.numpy()}
     buffer = io.BytesIO()
     if path.suffix == ".pt":
         torch.save(arrays, buffer)
     else:
-        features = found[main].features
-        arrays = {"feats": features.numpy()} if keeps_features(path) and features is not None else arrays
-        if main != SPATIAL and SPATIAL in found:
-            spatial = found[SPATIAL].moments
+        if _holds_features(path) and features is not None:
+            arrays = {"feats": features.numpy()}
+        if main != SPATIAL and SPATIAL in statistics:
+            spatial = statistics[SPATIAL].moments
             arrays |= {"mu_s": spatial.mean.numpy(), "sigma_s": spatial.covariance.numpy()}
         if images is not None:
             arrays["arr_0"] = images
-        count = found[main].moments.count
-        said: dict[str, Any] = {"features": np.array(main), "count": np.array(count), "source": np.array(source)}
-        np.savez(buffer, allow_pickle=False, **(arrays | said))
+        arrays |= {"features": np.array(main), "count": np.array(own.count), "source": np.array(source)}
+        np.savez(buffer, allow_pickle=False, **arrays)
     atomic_write(path, buffer.getvalue())

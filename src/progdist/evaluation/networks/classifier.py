@@ -1,4 +1,4 @@
-"""The small classifiers that are shipped, trained by benchmarks/train_classifier.py."""
+"""The small classifiers that are shipped, trained by benchmarks/tools/train_classifier.py."""
 
 from importlib.resources import as_file, files
 
@@ -7,33 +7,23 @@ from torch import Tensor, nn
 
 from progdist._utils.files import read_tensors
 
+# the images (channels, height, width) that each shipped classifier takes
 CLASSIFIERS: dict[str, tuple[int, int, int]] = {"digits": (1, 8, 8), "fashion-mnist": (1, 28, 28)}
-"""The images (channels, height, width) that each shipped classifier takes."""
 
 
 class Classifier(nn.Module):
-    """Three convolutions, the last two halving, then a hidden layer of 64 and a linear read-out.
-
-    Args:
-        image: (channels, height, width).
-        classes: number of classes.
-    """
+    """For images (channels, height, width): three convolutions, the last two halving, a hidden layer and a read-out."""
 
     def __init__(self, image: tuple[int, int, int], classes: int) -> None:
         super().__init__()
         channels, height, width = image
         quarter = 64 * -(-height // 4) * -(-width // 4)
         self.hidden = nn.Sequential(
-            nn.Conv2d(channels, 16, 3, padding=1),
-            nn.GELU(),
-            nn.Conv2d(16, 32, 3, stride=2, padding=1),
-            nn.GELU(),
-            nn.Conv2d(32, 64, 3, stride=2, padding=1),
-            nn.GELU(),
-            nn.Flatten(),
-            nn.Linear(quarter, 64),
-            nn.GELU(),
-        )
+            nn.Conv2d(channels, 16, 3, padding=1), nn.GELU(),
+            nn.Conv2d(16, 32, 3, stride=2, padding=1), nn.GELU(),
+            nn.Conv2d(32, 64, 3, stride=2, padding=1), nn.GELU(),
+            nn.Flatten(), nn.Linear(quarter, 64), nn.GELU(),
+        )  # fmt: skip
         self.read_out = nn.Linear(64, classes)
         self.scale: Tensor
         self.register_buffer("scale", torch.ones(()))

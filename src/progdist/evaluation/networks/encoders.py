@@ -10,6 +10,7 @@ Both take bytes, resized by Pillow's bicubic filter and rounded again.
 """
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +24,7 @@ from progdist.evaluation.networks.weights import Weights, read_folder
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 CLIP_MOMENTS = ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
 
-Embed = Callable[[Tensor], Tensor]
-"""Images (B, 1 or 3, H, W) in [-1, 1] -> embeddings (B, D)."""
+Embed = Callable[[Tensor], Tensor]  # images (B, 1 or 3, H, W) in [-1, 1] -> embeddings (B, D)
 
 
 def _normalized(pixels: Tensor, statistics: tuple[tuple[float, ...], tuple[float, ...]]) -> Tensor:
@@ -38,17 +38,10 @@ def device() -> torch.device:
 
 
 def dinov2(weights: Weights) -> Embed:
-    """DINOv2 of a folder.
-
-    Raises:
-        UserError: transformers is missing, or the folder is damaged.
-    """
+    """DINOv2 of a folder; a UserError where transformers is missing or the folder is damaged."""
     transformers = import_extra("transformers", "dinov2", "DINOv2")
-
-    def load(path: Path) -> Any:  # noqa: ANN401  (transformers' own)
-        return transformers.Dinov2Model.from_pretrained(path, local_files_only=True, use_safetensors=True)
-
-    network = read_folder(load, weights).eval().to(device())
+    read = partial(transformers.Dinov2Model.from_pretrained, local_files_only=True, use_safetensors=True)
+    network = read_folder(read, weights).eval().to(device())
 
     def embed(images: Tensor) -> Tensor:
         pixels = resize_bytes(images, 224, crop=False).to(device())
@@ -58,11 +51,7 @@ def dinov2(weights: Weights) -> Embed:
 
 
 def clip(weights: Weights) -> tuple[Embed, Callable[[Sequence[str]], Tensor]]:
-    """CLIP of a folder: what embeds images, and what embeds texts, to (N, D) on the CPU.
-
-    Raises:
-        UserError: transformers is missing, or the folder is damaged.
-    """
+    """CLIP of a folder: what embeds images, and what embeds texts, to (N, D) on the CPU; errors as of `dinov2`."""
     transformers = import_extra("transformers", "text", "CLIP")
 
     def load(path: Path) -> tuple[Any, Any]:
@@ -72,6 +61,7 @@ def clip(weights: Weights) -> tuple[Embed, Callable[[Sequence[str]], Tensor]]:
     network, tokenizer = read_folder(load, weights)
     network = network.eval().to(device())
     size, longest = network.config.vision_config.image_size, network.config.text_config.max_position_embeddings
+    tokenize = partial(tokenizer, padding=True, truncation=True, max_length=longest, return_tensors="pt")
 
     def embed(images: Tensor) -> Tensor:
         pixels = _normalized(resize_bytes(images, size, crop=True).to(device()), CLIP_MOMENTS)
@@ -81,9 +71,7 @@ def clip(weights: Weights) -> tuple[Embed, Callable[[Sequence[str]], Tensor]]:
     def embed_texts(texts: Sequence[str]) -> Tensor:
         parts = []
         for first in range(0, len(texts), 256):
-            tokens = tokenizer(
-                list(texts[first : first + 256]), padding=True, truncation=True, max_length=longest, return_tensors="pt"
-            ).to(device())
+            tokens = tokenize(list(texts[first : first + 256])).to(device())
             parts.append(network.text_projection(network.text_model(**tokens).pooler_output).float().cpu())
         return torch.cat(parts)
 

@@ -22,11 +22,9 @@ from progdist._utils.errors import UserError
 from progdist.evaluation.networks.weights import Weights
 
 Kernel = int | tuple[int, int]
-Layer = tuple[str, int, Kernel]
-"""A convolution's name, output channels and kernel; its stride is 1 and its padding keeps the size."""
+Layer = tuple[str, int, Kernel]  # a convolution's name, channels and kernel; stride 1, and padding that keeps the size
 
-SIZE = 299
-SPATIAL = 7
+SIZE, SPATIAL = 299, 7
 
 
 class Convolution(nn.Module):
@@ -44,28 +42,15 @@ class Convolution(nn.Module):
         return functional.relu(self.bn(self.conv(x)))
 
 
-def average(x: Tensor) -> Tensor:
-    """The mean of 3 x 3 pixels, of those that are there."""
-    return functional.avg_pool2d(x, 3, 1, 1, count_include_pad=False)
-
-
-def greatest(x: Tensor) -> Tensor:
-    """The maximum of 3 x 3 pixels."""
-    return functional.max_pool2d(x, 3, 1, 1)
-
-
 class Block(nn.Module):
-    """Branches side by side, joined along the channels.
+    """Branches side by side and a pool, joined along the channels; of a branch, a list of layers is a fork.
 
-    Args:
-        inputs: channels.
-        branches: each a chain of layers; a list in it is a fork, whose layers see the same input and are joined.
-        pooled: channels of the convolution behind the pool.
-        last: the pool of the last block is another.
+    The layers of a fork see the same input and are joined. Behind the pool is a convolution of `pooled` channels. With
+    None of them, as in blocks 6a and 7a, the block halves: every branch ends in stride 2 without padding.
     """
 
     def __init__(
-        self, inputs: int, branches: Sequence[Sequence[Layer | list[Layer]]], pooled: int, *, last: bool = False
+        self, inputs: int, branches: Sequence[Sequence[Layer | list[Layer]]], pooled: int | None, *, last: bool = False
     ) -> None:
         super().__init__()
         self.chains: list[list[list[str]]] = []
@@ -73,16 +58,18 @@ class Block(nn.Module):
             width, chain = inputs, []
             for step in branch:
                 fork = step if isinstance(step, list) else [step]
+                halves = pooled is None and step is branch[-1]
                 for name, outputs, kernel in fork:
-                    self.add_module(name, Convolution(width, outputs, kernel))
+                    self.add_module(name, Convolution(width, outputs, kernel, 2 if halves else 1, same=not halves))
                 chain.append([name for name, _, _ in fork])
                 width = sum(outputs for _, outputs, _ in fork)
             self.chains.append(chain)
-        self.branch_pool = Convolution(inputs, pooled, 1)
-        self.pool = greatest if last else average
+        average = nn.AvgPool2d(3, 1, 1, count_include_pad=False)  # the last block takes a maximum in its place
+        self.pool = nn.MaxPool2d(3, 2) if pooled is None else nn.MaxPool2d(3, 1, 1) if last else average
+        self.branch_pool = nn.Identity() if pooled is None else Convolution(inputs, pooled, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, inputs, H, W) -> (B, outputs, H, W)."""
+        """(B, inputs, H, W) -> (B, outputs, H, W), or half of height and width."""
         outputs = []
         for chain in self.chains:
             y = x
@@ -90,30 +77,6 @@ class Block(nn.Module):
                 y = torch.cat([self.get_submodule(name)(y) for name in fork], 1)
             outputs.append(y)
         return torch.cat([*outputs, self.branch_pool(self.pool(x))], 1)
-
-
-class Halving(nn.Module):
-    """Blocks 6a and 7a: every branch ends in a convolution of stride 2 without padding, beside a maximum."""
-
-    def __init__(self, inputs: int, branches: Sequence[Sequence[Layer]]) -> None:
-        super().__init__()
-        self.chains = [[name for name, _, _ in branch] for branch in branches]
-        for branch in branches:
-            width = inputs
-            for name, outputs, kernel in branch:
-                ends = name == branch[-1][0]
-                self.add_module(name, Convolution(width, outputs, kernel, 2 if ends else 1, same=not ends))
-                width = outputs
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, inputs, H, W) -> (B, outputs, H / 2, W / 2)."""
-        outputs = []
-        for chain in self.chains:
-            y = x
-            for name in chain:
-                y = self.get_submodule(name)(y)
-            outputs.append(y)
-        return torch.cat([*outputs, functional.max_pool2d(x, 3, 2)], 1)
 
 
 def block_5(inputs: int, pooled: int) -> Block:
@@ -127,9 +90,8 @@ def block_6(c: int) -> Block:
     wide, tall = (1, 7), (7, 1)
     single: list[Layer] = [("branch7x7_1", c, 1), ("branch7x7_2", c, wide), ("branch7x7_3", 192, tall)]
     kernels: list[Kernel] = [1, tall, wide, tall, wide]
-    double: list[Layer] = [
-        (f"branch7x7dbl_{place}", 192 if place == 5 else c, kernel) for place, kernel in enumerate(kernels, 1)
-    ]
+    widths = [c, c, c, c, 192]
+    double: list[Layer] = [(f"branch7x7dbl_{n + 1}", widths[n], kernel) for n, kernel in enumerate(kernels)]
     return Block(768, [[("branch1x1", 192, 1)], single, double], 192)
 
 
@@ -154,11 +116,11 @@ class Inception(nn.Module):
         self.Conv2d_4a_3x3 = Convolution(80, 192, 3, same=False)
         self.Mixed_5b, self.Mixed_5c, self.Mixed_5d = block_5(192, 32), block_5(256, 64), block_5(288, 64)
         double: list[Layer] = [("branch3x3dbl_1", 64, 1), ("branch3x3dbl_2", 96, 3), ("branch3x3dbl_3", 96, 3)]
-        self.Mixed_6a = Halving(288, [[("branch3x3", 384, 3)], double])
+        self.Mixed_6a = Block(288, [[("branch3x3", 384, 3)], double], None)
         self.Mixed_6b, self.Mixed_6c, self.Mixed_6d, self.Mixed_6e = (block_6(c) for c in (128, 160, 160, 192))
         strips: list[Layer] = [("branch7x7x3_1", 192, 1), ("branch7x7x3_2", 192, (1, 7)),
                                ("branch7x7x3_3", 192, (7, 1)), ("branch7x7x3_4", 192, 3)]  # fmt: skip
-        self.Mixed_7a = Halving(768, [[("branch3x3_1", 192, 1), ("branch3x3_2", 320, 3)], strips])
+        self.Mixed_7a = Block(768, [[("branch3x3_1", 192, 1), ("branch3x3_2", 320, 3)], strips], None)
         self.Mixed_7b, self.Mixed_7c = block_7(1280), block_7(2048, last=True)
         self.fc = nn.Linear(2048, 1008)
 
@@ -182,11 +144,7 @@ class Inception(nn.Module):
 
 
 def read_inception(weights: Weights) -> Inception:
-    """The network with its weights.
-
-    Raises:
-        UserError: the file is damaged, or of another network.
-    """
+    """The network with its weights; a UserError where the file is damaged, or of another network."""
     try:
         tensors = torch.load(weights.path, map_location="cpu", weights_only=True)
         network = Inception()

@@ -20,23 +20,16 @@ from progdist._utils.files import checksum
 Network = TypeVar("Network")
 
 SAFETENSORS = "model.safetensors"
+HUB = "https://huggingface.co/"
 
 
 @dataclass(frozen=True)
 class Published:
-    """Weights as they are published: a file with a known SHA-256, or a folder of the Hugging Face hub.
+    """Weights as they are published: a file with its SHA-256, or a folder of the Hugging Face hub."""
 
-    Attributes:
-        name: of the file or folder in the cache.
-        address: where to fetch it.
-        sha256: of the file; empty for a folder.
-        repository: on the hub; empty for a file.
-    """
-
-    name: str
-    address: str
-    sha256: str = ""
-    repository: str = ""
+    name: str  # of the file or folder in the cache
+    address: str  # where to fetch it
+    sha256: str = ""  # of the file; empty for a folder
 
 
 INCEPTION = Published(
@@ -44,53 +37,39 @@ INCEPTION = Published(
     "https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/weights-inception-2015-12-05-6726825d.pth",
     sha256="6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2",
 )
-
-
-def _on_the_hub(repository: str) -> Published:
-    return Published(repository.rpartition("/")[2], f"https://huggingface.co/{repository}", repository=repository)
-
-
-WEIGHTS: dict[str, Published] = {
+WEIGHTS = {  # what can be named, e.g. with --weights inception=FILE
     "inception": INCEPTION,
-    "dinov2": _on_the_hub("facebook/dinov2-large"),
-    "clip": _on_the_hub("openai/clip-vit-large-patch14"),
+    "dinov2": Published("dinov2-large", HUB + "facebook/dinov2-large"),
+    "clip": Published("clip-vit-large-patch14", HUB + "openai/clip-vit-large-patch14"),
 }
-"""What can be named, e.g. with --weights inception=FILE."""
 
 
 @dataclass(frozen=True)
 class Weights:
-    """Weights that were found: their file or folder, its SHA-256, and what is to be said of them."""
+    """Weights on this machine: their file or folder, its SHA-256, and what is to be said of them."""
 
     path: Path
     sha256: str
     warning: str | None = None
 
 
-def find_weights(name: str, given: Mapping[str, Path]) -> Weights:
-    """The weights of a network of WEIGHTS: those given, or those in a cache.
-
-    Raises:
-        UserError: they are missing, or those in a cache are damaged.
-    """
+def find_weights(name: str, files: Mapping[str, Path]) -> Weights:
+    """The weights of a network of WEIGHTS in a named file or folder, or in a cache; a UserError without sound ones."""
     published = WEIGHTS[name]
-    if name in given:
-        path = given[name].expanduser()
+    places = [files[name].expanduser()] if name in files else [cache() / published.name, *_elsewhere(published)]
+    for path in places:
         file = path if published.sha256 else path / SAFETENSORS
         if not file.is_file():
-            raise UserError(f"weights {name}={given[name]}: there is no file {file}: {_remedy(name, published)}")
-        found = checksum(file)
-        strange = published.sha256 not in ("", found)
-        return Weights(
-            path, found, f"{file} is not {published.name}: compare no published numbers" if strange else None
-        )
-    for path in (cache() / published.name, *_elsewhere(published)):
-        file = path if published.sha256 else path / SAFETENSORS
-        if file.is_file():
-            found = checksum(file)
-            if published.sha256 not in ("", found):
-                raise UserError(f"{file} has SHA-256 {found[:8]}..., not {published.sha256[:8]}...: fetch it again")
-            return Weights(path, found)
+            continue
+        sha256 = checksum(file)
+        if published.sha256 in ("", sha256):
+            return Weights(path, sha256)
+        if name in files:
+            return Weights(path, sha256, f"{file} is not {published.name}: compare no published numbers")
+        raise UserError(f"{file} has SHA-256 {sha256[:8]}..., not {published.sha256[:8]}...: fetch it again")
+    if name in files:
+        file = places[0] if published.sha256 else places[0] / SAFETENSORS
+        raise UserError(f"weights {name}={files[name]}: there is no file {file}: {_remedy(name, published)}")
     raise UserError(f"{name} needs weights that are not here: {_remedy(name, published)}")
 
 
@@ -110,17 +89,13 @@ def _elsewhere(published: Published) -> list[Path]:
         folder = Path(torch.hub.get_dir()) / "checkpoints"
         return [folder / published.name, folder / published.name.replace("weights", "pt", 1)]
     try:
-        return [Path(snapshot_download(published.repository, local_files_only=True))]
+        return [Path(snapshot_download(published.address.removeprefix(HUB), local_files_only=True))]
     except LocalEntryNotFoundError:
         return []
 
 
 def read_folder(load: Callable[[Path], Network], weights: Weights) -> Network:
-    """A network of a folder, by `load`.
-
-    Raises:
-        UserError: the folder is damaged.
-    """
+    """A network of a folder, by `load`; a UserError where the folder is damaged."""
     try:
         return load(weights.path)
     except (OSError, ValueError, RuntimeError, KeyError, TypeError) as error:

@@ -5,38 +5,36 @@ forward and back (g), and per update of the optimiser (o). A stage of U updates 
 
     U (B (k f + g) + o)
 
-(See `evaluations` for k.) What it holds is counted without running it (see `memory`), and where that is more than
+(See `frozen_evaluations` for k.) What it holds is counted without running it (see `memory`); where that is more than
 there is here nothing is timed.
 """
 
 import copy
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from progdist.compute.precision import autocast, enable_gradient_checkpointing, resolve
-from progdist.data.sources import load_images
+from progdist.data.sources import open_source
 from progdist.diffusion.denoiser import Denoiser
 from progdist.diffusion.loss import WEIGHTINGS, denoising_loss
-from progdist.models.guidance_input import with_class_guidance
+from progdist.methods.guidance import Input
 from progdist.models.model import Model
-from progdist.models.prompts import network_arguments, takes_guidance, trial_condition, with_guidance_input
-from progdist.recipes.from_teacher import needs_stage_0
+from progdist.models.networks import example_condition, network_interface, with_guidance_input
 from progdist.recipes.recipe import Recipe
-from progdist.runs.estimate.evaluations import frozen_evaluations, sampling_evaluations
+from progdist.runs.checks import check_options
 from progdist.runs.estimate.memory import Memory, activation_bytes, training_memory
-from progdist.runs.evaluator import measurement_plan
-from progdist.runs.stages import untrained
-from progdist.runs.teacher_checks import check_options
-from progdist.teachers.open import read_teacher
+from progdist.runs.evaluator import metric_config
+from progdist.runs.pages.progress import frozen_evaluations, sampling_evaluations
+from progdist.runs.run import untrained
+from progdist.teachers.open import open_teacher
 from progdist.training.config import TrainConfig
 
-LONG_ENOUGH = 1.0
-"""Seconds that a measured pass should take; the batch is doubled until it does, or is the recipe's own."""
+LONG_ENOUGH = 1.0  # seconds of a measured pass: the batch is doubled until it takes so long, or is the recipe's own
 
 
 @dataclass(frozen=True)
@@ -62,58 +60,43 @@ class Part:
 
 @dataclass(frozen=True)
 class Estimate:
-    """A run estimated.
+    """A run estimated."""
 
-    Attributes:
-        parameters: of the teacher's network.
-        image: (channels, height, width).
-        classes: how many.
-        heaviest: the model whose training takes most memory.
-        memory: what that takes.
-        capacity: bytes of the device found, or as stated.
-        device: the one found.
-        rates: None where the run does not fit the device found, and was not timed.
-        parts: models and evaluation.
-    """
-
-    parameters: int
-    image: tuple[int, int, int]
-    classes: int
-    heaviest: str
-    memory: Memory
-    capacity: int
-    device: str
-    rates: Rates | None
-    parts: tuple[Part, ...]
+    parameters: int  # of the teacher's network
+    image: tuple[int, int, int]  # (channels, height, width)
+    classes: int  # how many
+    heaviest: str  # the model whose training takes most memory
+    memory: Memory  # what that takes
+    capacity: int  # bytes of the device here, or as stated
+    device: str  # the one here
+    rates: Rates | None  # None where the run does not fit the device here, and was not timed
+    parts: tuple[Part, ...]  # models and evaluation
 
 
 def estimate(recipe: Recipe, capacity: int | None = None) -> Estimate:
-    """Build a recipe's network, count what it holds, time it here if it fits, and add up.
+    """Build a recipe's network, count what it holds, time it here if it fits, and add up; errors as of `run`.
 
     The data are opened only where the recipe does not state their size, channels and, if it needs them, classes.
-
-    Args:
-        recipe: of the run.
-        capacity: bytes of the device that the run is meant for; None for those of the one found.
-
-    Raises:
-        UserError: as in `run`, before its training.
+    `capacity` is in bytes of the device that the run is meant for; None for those of the one here.
     """
     model = _model(recipe)
-    measurement_plan(recipe).check(captions=model.text is not None)
+    metric_config(recipe).check(captions=model.conditioning.takes_prompts)
     denoiser, device = model.denoiser, torch.device("cuda" if torch.cuda.is_available() else "cpu")
     check_options(recipe, model if recipe.teacher.model else None)
-    taken, guided = recipe.teacher.model is not None, _is_guided(recipe, model)
-    configs = recipe.train_configs()
-    if taken and not needs_stage_0(recipe, model):
-        configs[0] = replace(configs[0], updates=0)
-    microbatch = max(config.batch // config.gradient_accumulation_steps for config in configs)
+    plan = recipe.plan()
+    guided, stage_0 = plan.guides(model), not recipe.trains_teacher and plan.converts(model)
+    configs = recipe.train_configs(stage_0=stage_0)
+    if not (recipe.trains_teacher or stage_0):  # the teacher is its own students' first
+        configs.pop("teacher")
+    microbatch = max(config.batch // config.gradient_accumulation_steps for config in configs.values())
     heaviest, memory = heaviest_stage(recipe, model, configs, device)
-    here = _bytes_of(device)
-    rates = measure(denoiser.to(device), model.shape, microbatch, configs[-1]) if memory.total <= here else None
-    frozen = frozen_evaluations(recipe, guided=guided).items()
-    parts = [_part(name, config, count, rates) for (name, count), config in zip(frozen, configs, strict=True)]
-    parts.append(_evaluation(recipe, rates, guided))
+    here, last = _bytes_of(device), list(configs.values())[-1]
+    rates = measure(denoiser.to(device), model.shape, microbatch, last) if memory.total <= here else None
+    frozen = frozen_evaluations(recipe, guided=guided, stage_0=stage_0)
+    parts = [_part(name, config, frozen[name], rates) for name, config in configs.items()]
+    evaluations = recipe.evaluate.samples * sum(sampling_evaluations(recipe, guided=guided, stage_0=stage_0).values())
+    hours = evaluations * rates.evaluation / 3600 if rates else None
+    parts.append(Part("evaluation", 0, recipe.evaluate.batch, evaluations, 0, hours))
     return Estimate(
         parameters=sum(parameter.numel() for parameter in denoiser.network.parameters()),
         image=model.image,
@@ -127,21 +110,16 @@ def estimate(recipe: Recipe, capacity: int | None = None) -> Estimate:
     )
 
 
-def _is_guided(recipe: Recipe, model: Model) -> bool:
-    """Whether a teacher takes two evaluations a step."""
-    return recipe.conversion.guidance is not None and not takes_guidance(model.denoiser.network)
-
-
 def _model(recipe: Recipe) -> Model:
-    """The teacher that is taken, or the untrained one for the images as stated or as found."""
+    """The recipe's teacher, or the untrained one for the images as stated or as they are."""
     data, network = recipe.data, recipe.network
     if network is None:
-        return read_teacher(recipe.teacher.model or "", None, (data.size, data.size) if data.size else None).model
+        return open_teacher(recipe.teacher.model or "", None, (data.size, data.size) if data.size else None).model
     stated = data.size is not None and data.channels is not None
     if stated and (data.classes is not None or not network.class_conditional):
         shape, classes = (data.channels or 0, data.size or 0, data.size or 0), range(data.classes or 0)
         return untrained(recipe, shape, tuple(map(str, classes)), data.source)
-    images = load_images(data.source, data.transform(), data.columns())
+    images = open_source(data.source, data.transform(), data.columns())
     return untrained(recipe, images.shape, images.classes, images.name)
 
 
@@ -153,52 +131,41 @@ def _bytes_of(device: torch.device) -> int:
 
 
 def heaviest_stage(
-    recipe: Recipe, model: Model, configs: Sequence[TrainConfig], device: torch.device
+    recipe: Recipe, model: Model, configs: Mapping[str, TrainConfig], device: torch.device
 ) -> tuple[str, Memory]:
-    """The model whose training takes most memory, and what it takes.
+    """The model whose training takes most memory, and what it takes, of all trainings of a run, by name.
 
-    Args:
-        recipe: of the run.
-        model: its teacher, as given or untrained.
-        configs: of the teacher's training or stage 0, and of every student's.
-        device: on which all of it lies; models at rest count where that is the CPU.
+    The teacher may be untrained. All lies on the device; models at rest count where that is the CPU.
     """
-    taken, guidance, network = recipe.teacher.model is not None, recipe.conversion.guidance, model.denoiser.network
-    if isinstance(guidance, tuple) and not takes_guidance(network):
-        network = with_guidance_input(network) if model.text else with_class_guidance(network, guidance)
-    denoiser = model.denoiser.with_parts(network=network, arguments=network_arguments(network))
+    frozen = int(not recipe.trains_teacher)
+    guidance, network = recipe.conversion.guidance, model.denoiser.network
+    if isinstance(guidance, Input):
+        network = with_guidance_input(network, guidance)
+    denoiser = model.denoiser.with_parts(network=network, **network_interface(network))
     whole = sum(parameter.nbytes for parameter in network.parameters()) if device.type == "cpu" else 0
-    found: dict[tuple[TrainConfig, int, int], tuple[str, Memory]] = {}
-    for number, (name, config) in enumerate(zip(recipe.model_names(), configs, strict=True)):
-        resting = (int(taken) + min(number, 2)) * whole
-        taught = int(taken or number > 0) + int(recipe.lora is not None and number > 0)  # the pipeline's own weights
-        key = (replace(config, updates=1, learning_rate=1.0, warmup=0), taught, resting)
-        if key in found or not config.updates:
+    stages: dict[tuple[TrainConfig, int, int], tuple[str, Memory]] = {}
+    for name, config in configs.items():
+        number = 0 if name in ("teacher", "converted") else 1 + list(recipe.plan().stages).index(int(name[-4:]))
+        resting = (frozen + min(number, 2)) * whole
+        teachers = int(frozen or number > 0) + int(recipe.lora is not None and number > 0)  # the pipeline's own weights
+        key = (replace(config, updates=1, learning_rate=1.0, warmup=0), teachers, resting)
+        if key in stages:
             continue
         bf16 = resolve(config.precision, device) == "bf16"
         share = config.batch // config.gradient_accumulation_steps
         activations = activation_bytes(denoiser, model.shape, share, config, bf16=bf16)
-        memory = training_memory(network, config, taught=taught, bf16=bf16, activations=activations, resting=resting)
+        memory = training_memory(network, config, teachers, bf16=bf16, activations=activations, resting=resting)
         if device.type == "cpu" and not bf16:  # a frozen teacher in float32 is itself at rest
             memory = replace(memory, teacher=0)
-        found[key] = name, memory
-    return max(found.values(), key=lambda each: each[1].total)
+        stages[key] = name, memory
+    return max(stages.values(), key=lambda each: each[1].total)
 
 
-def _part(name: str, config: TrainConfig, substeps: int, rates: Rates | None) -> Part:
-    examples = config.updates * config.batch
-    hours = None
+def _part(name: str, config: TrainConfig, frozen: int, rates: Rates | None) -> Part:
+    examples, seconds = config.updates * config.batch, None
     if rates:
-        seconds = examples * (substeps * rates.evaluation + rates.training) + config.updates * rates.optimizer
-        hours = seconds / 3600
-    return Part(name, config.updates, config.batch, substeps * examples, examples, hours)
-
-
-def _evaluation(recipe: Recipe, rates: Rates | None, guided: bool) -> Part:
-    """Teacher and students at all counts that are measured."""
-    evaluations = recipe.evaluate.samples * sum(sampling_evaluations(recipe, guided=guided).values())
-    hours = evaluations * rates.evaluation / 3600 if rates else None
-    return Part("evaluation", 0, recipe.evaluate.batch, evaluations, 0, hours)
+        seconds = examples * (frozen * rates.evaluation + rates.training) + config.updates * rates.optimizer
+    return Part(name, config.updates, config.batch, frozen * examples, examples, seconds and seconds / 3600)
 
 
 def measure(denoiser: Denoiser, shape: tuple[int, int, int], most: int, config: TrainConfig) -> Rates:
@@ -208,17 +175,15 @@ def measure(denoiser: Denoiser, shape: tuple[int, int, int], most: int, config: 
         enable_gradient_checkpointing(denoiser.network)
     device = next(denoiser.parameters()).device
     optimizer = torch.optim.AdamW(denoiser.parameters(), fused=True)
-    batch, took = 1, 0.0
+    batch, weighting = 1, WEIGHTINGS["truncated_snr"]
     while True:
         z = torch.randn(batch, *shape, device=device)
         u = torch.rand(batch, dtype=torch.float64)
-        condition_kwargs = trial_condition(denoiser.network, batch, device)
+        condition_kwargs = example_condition(denoiser.network, batch, device)
 
         def passes(z: Tensor = z, u: Tensor = u, condition_kwargs: dict[str, Tensor] = condition_kwargs) -> None:
             with autocast(device, config.precision):
-                loss = denoising_loss(
-                    denoiser, z, z, u, weighting=WEIGHTINGS["truncated_snr"], **condition_kwargs
-                ).mean()
+                loss = denoising_loss(denoiser, z, z, u, weighting=weighting, **condition_kwargs).mean()
             loss.backward()
 
         @torch.no_grad()

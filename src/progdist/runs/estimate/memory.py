@@ -25,12 +25,11 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from progdist.compute.placement import bytes_at_work
 from progdist.compute.precision import autocast, enable_gradient_checkpointing
 from progdist.diffusion.denoiser import Denoiser
-from progdist.models.prompts import trial_condition
+from progdist.models.networks import example_condition
 from progdist.training.config import TrainConfig
 from progdist.training.lora import add_lora
 
-EIGHT_BITS_FROM, BLOCK = 4096, 256
-"""bitsandbytes keeps moments in 8 bits of tensors of so many numbers, with one more number for each block of them."""
+EIGHT_BITS_FROM, BLOCK = 4096, 256  # bitsandbytes: numbers of a tensor with moments in 8 bits, and those of a block
 
 Shape = tuple[int, int, int]
 
@@ -54,26 +53,20 @@ class Memory:
 
 
 def training_memory(
-    network: nn.Module, config: TrainConfig, *, taught: int, bf16: bool, activations: int = 0, resting: int = 0
+    network: nn.Module, config: TrainConfig, teachers: int, *, bf16: bool, activations: int = 0, resting: int = 0
 ) -> Memory:
-    """What a stage holds.
+    """What a stage holds that trains a network like this one, which is left as it is.
 
-    Args:
-        network: the student's, on any device; left as it is.
-        config: of the stage.
-        taught: how many frozen networks of the same size there are: the teacher, and of a student with `lora` what its
-            adapters are of.
-        bf16: whether both compute in bf16.
-        activations: bytes that autograd keeps.
-        resting: bytes of models at rest on the same device.
+    `teachers` is how many frozen networks of the same size there are: the teacher, and of a student with `lora` what
+    its adapters are of; `bf16` whether all compute in it. `activations` and `resting` are in bytes.
     """
     network = copy.deepcopy(network, _on(torch.device("meta"), network))
-    teacher = taught * bytes_at_work(network, bf16)
+    teacher = teachers * bytes_at_work(network, bf16)
     student = add_lora(network, config.lora_rank, 0) if config.lora_rank else network
     trained = [each for each in student.parameters() if each.requires_grad or not config.lora_rank]
-    learnt = sum(each.nbytes for each in trained)
+    size = sum(each.nbytes for each in trained)
     moments = sum(_moments(each.numel(), config) for each in trained)
-    return Memory(learnt, learnt, moments, learnt if config.ema else 0, teacher, activations, resting)
+    return Memory(size, size, moments, size if config.ema else 0, teacher, activations, resting)
 
 
 def _moments(count: int, config: TrainConfig) -> int:
@@ -101,11 +94,12 @@ def _kept_by_a_batch(denoiser: Denoiser, shape: Shape, batch: int, config: Train
         enable_gradient_checkpointing(network.train())
     trial = denoiser.with_network(network)
     with mode:
-        z, timestep, told = torch.randn(batch, *shape), torch.ones(batch), trial_condition(network, batch, device)
+        z, timestep = torch.randn(batch, *shape), torch.ones(batch)
+        condition = example_condition(network, batch, device)
 
         def passes() -> None:
             with autocast(device, precision):
-                loss = trial.output(z, timestep, **told).square().mean()
+                loss = trial.output(z, timestep, **condition).square().mean()
             loss.backward()
 
         return kept_bytes(passes, network)
@@ -114,10 +108,10 @@ def _kept_by_a_batch(denoiser: Denoiser, shape: Shape, batch: int, config: Train
 def _on(device: torch.device, network: nn.Module) -> dict[int, Tensor]:
     """Empty tensors on a device by the identities of a network's, with which to copy it."""
     empty = partial(torch.empty, device=device)
-    found: dict[int, Tensor] = {id(each): empty(each.shape, dtype=each.dtype) for each in network.buffers()}
+    tensors: dict[int, Tensor] = {id(each): empty(each.shape, dtype=each.dtype) for each in network.buffers()}
     for each in network.parameters():
-        found[id(each)] = nn.Parameter(empty(each.shape, dtype=each.dtype), each.requires_grad)
-    return found
+        tensors[id(each)] = nn.Parameter(empty(each.shape, dtype=each.dtype), each.requires_grad)
+    return tensors
 
 
 def kept_bytes(work: Callable[[], object], network: nn.Module) -> int:

@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
-from progdist.training.callbacks import Record
+from progdist.evaluation.record import EvaluationRecord
 
 TEACHER, STUDENT, SOLVER, INK = "#c2410c", "#1d4ed8", "#0f766e", "#1c1917"
 STYLE: dict[Any, Any] = {
@@ -20,16 +20,16 @@ STYLE: dict[Any, Any] = {
     "font.size": 12,
     **dict.fromkeys(("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color"), INK),
 }
+# what stands for a colour in the page, whose light and dark view each have their own
 ON_THE_PAGE = {TEACHER: "var(--teacher)", STUDENT: "var(--student)", SOLVER: "var(--solver)", INK: "currentColor"}
-"""What stands for a colour in the page, whose light and dark view each have their own."""
-
 CURVES = (
     ("teacher", "teacher, DDIM", TEACHER),
     ("teacher_dpmpp", "teacher, DPM-Solver++", SOLVER),
+    ("converted", "converted teacher, DDIM", TEACHER),
+    ("converted_dpmpp", "converted teacher, DPM-Solver++", SOLVER),
     ("student", "distilled students", STUDENT),
 )
-MOST_POINTS = 150
-"""Of a loss curve: more cannot be told apart on a page."""
+MOST_POINTS = 150  # of a loss curve: more cannot be told apart on a page
 
 
 def svg(figure: Figure) -> str:
@@ -57,12 +57,11 @@ def log_scale(axes: Axes) -> None:
     axes.set_yscale("log")
     low, high = axes.get_ylim()
     axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if high < 50 * low else (1.0,)))
-    plain = FuncFormatter(lambda value, tick: f"{value:g}")
-    axes.yaxis.set_major_formatter(plain)
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, tick: f"{value:g}"))
     axes.yaxis.set_minor_locator(NullLocator())
 
 
-def quality_svg(records: Sequence[Record], number: int) -> str:
+def quality_svg(records: Sequence[EvaluationRecord], number: int) -> str:
     """The Frechet distances in one feature space, as SVG."""
     with matplotlib.rc_context(STYLE):
         figure, axes = _axes(3.4)
@@ -70,19 +69,17 @@ def quality_svg(records: Sequence[Record], number: int) -> str:
         return svg(figure)
 
 
-def draw_quality(axes: Axes, records: Sequence[Record], number: int) -> None:
+def draw_quality(axes: Axes, records: Sequence[EvaluationRecord], number: int) -> None:
     """Frechet distance against steps in one feature space, both axes logarithmic, with bootstrap intervals."""
     for model, label, colour in CURVES:
-        chosen = [(record["steps"], record["quality"][number]) for record in records if record["model"] == model]
+        chosen = [(record.steps, record.quality[number]) for record in records if record.model == model]
         if not chosen:
             continue
-        steps = [count for count, _ in chosen]
-        middle, low, high = (
-            [quality[key] for _, quality in chosen] for key in ("frechet", "frechet_low", "frechet_high")
-        )
-        axes.plot(steps, middle, "o-", color=colour, label=label, markersize=5)
+        steps, qualities = zip(*chosen, strict=True)
+        axes.plot(steps, [each.frechet for each in qualities], "o-", color=colour, label=label, markersize=5)
+        low, high = ([getattr(each, f"frechet_{end}") for each in qualities] for end in ("low", "high"))
         axes.fill_between(steps, low, high, color=colour, alpha=0.15, linewidth=0)
-    counts = sorted({record["steps"] for record in records})
+    counts = sorted({record.steps for record in records})
     axes.set_xscale("log", base=2)
     log_scale(axes)
     axes.set_xticks(counts, [str(count) for count in counts])
@@ -92,13 +89,12 @@ def draw_quality(axes: Axes, records: Sequence[Record], number: int) -> None:
     axes.legend(frameon=False)
 
 
-def loss_svg(metrics: Iterable[Record]) -> str:
+def loss_svg(metrics: Iterable[dict[str, Any]]) -> str:
     """Training loss of every model, smoothed over a fiftieth of its updates, as SVG; "" where none is recorded."""
     curves: dict[str, list[tuple[int, float]]] = {}
     for record in metrics:
-        if "loss" not in record:  # a measurement of the stopping rule, or an update passed over
-            continue
-        curves.setdefault(record["model"], []).append((record["update"], record["loss"]))
+        if "loss" in record:  # else it is a measurement of the stopping rule, or an update passed over
+            curves.setdefault(record["model"], []).append((record["update"], record["loss"]))
     if not curves:
         return ""
     rows = -(-len(curves) // 3)
@@ -108,13 +104,8 @@ def loss_svg(metrics: Iterable[Record]) -> str:
         for index, (name, points) in enumerate(curves.items(), students - len(curves)):
             teacher = name == "teacher"
             alpha = 1.0 if teacher or students == 1 else 0.35 + 0.65 * index / (students - 1)
-            axes.plot(
-                *_smooth(points),
-                color=TEACHER if teacher else STUDENT,
-                alpha=max(alpha, 0.35),
-                label=name,
-                linewidth=1.5,
-            )
+            colour = TEACHER if teacher else STUDENT
+            axes.plot(*_smooth(points), color=colour, alpha=max(alpha, 0.35), label=name, linewidth=1.5)
         log_scale(axes)
         axes.set_xlabel("updates of the model")
         axes.set_xscale("log")

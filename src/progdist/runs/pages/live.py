@@ -1,50 +1,37 @@
 """A run's page while the run goes on: written anew at every evaluation and every minute of training.
 
 Where evaluations follow one another faster than pages should be written, one page shows several; the run itself writes
-the first and the last.
-
-A page that cannot be written is no reason to end a training of hours: that is said once, and the next one is tried.
+the first and the last. A page that cannot be written is no reason to end a training of hours: that is said once, and
+the next one is tried.
 """
 
 import time
 from dataclasses import dataclass, field, replace
 
 from progdist._utils.errors import UserError
-from progdist.runs.folder import Record, RunFolder
+from progdist.evaluation.record import EvaluationRecord
+from progdist.runs.folder import RunFolder
 from progdist.runs.pages.progress import UnderWay
 from progdist.runs.pages.report import write_report
 from progdist.training.callbacks import Callback, Progress
 
-EVERY = 60.0
-"""Seconds of training between two pages."""
-
-SHARE = 0.01
-"""Of the time, at most, that pages take in training: where one takes long, fewer are written."""
-
-SHARE_AFTER_EVALUATION = 0.1
-"""The same where a model was measured since the last page: models measured within seconds share one."""
+EVERY = 60.0  # seconds of training between two pages
+SHARE = 0.01  # of the time, at most, that pages take in training: where one takes long, fewer are written
+SHARE_AFTER_EVALUATION = 0.1  # the same where a model was measured: models measured within seconds share a page
 
 
 @dataclass
 class LiveReport:
-    """A callback that also keeps a run's report.html up to date; in the first process of a run alone.
+    """A callback that also keeps a run's report.html up to date; in the first process of a run alone."""
 
-    Attributes:
-        callback: the one that shows what happens.
-        folder: of the run.
-        under_way: the training under way; None in between.
-    """
-
-    callback: Callback
-    folder: RunFolder
-    under_way: UnderWay | None = field(default=None, init=False)
+    callback: Callback  # the one that shows what happens
+    folder: RunFolder  # of the run
+    under_way: UnderWay | None = field(default=None, init=False)  # the training under way; None in between
     _first: Progress | None = field(default=None, init=False)
     _written: float = field(default=-EVERY, init=False)
     _took: float = field(default=0.0, init=False)
-    _behind: bool = field(default=False, init=False)
-    """Whether a model was measured since the last page."""
-    _failed: bool = field(default=False, init=False)
-    """Whether a page could not be written, which has been said."""
+    _behind: bool = field(default=False, init=False)  # whether a model was measured since the last page
+    _failed: bool = field(default=False, init=False)  # whether a page could not be written, which has been said
 
     def begin(self, title: str, updates: int) -> None:
         """The training of a network starts or resumes."""
@@ -67,7 +54,7 @@ class LiveReport:
         self.under_way = None
         self.callback.end()
 
-    def evaluated(self, record: Record) -> None:
+    def evaluated(self, record: EvaluationRecord) -> None:
         """A model was measured at a step count."""
         self.callback.evaluated(record)
         self._behind = True

@@ -4,7 +4,6 @@ All models start from the noise of one seed, that of `progdist sample --seed`, s
 image by image.
 """
 
-import base64
 import io
 import time
 from collections.abc import Mapping, Sequence
@@ -19,178 +18,131 @@ from progdist._utils.broadcasting import time_device
 from progdist._utils.errors import UserError
 from progdist.data.grid import grid_image
 from progdist.diffusion.sampler import network_evaluations
-from progdist.evaluation.generate import SamplingOptions, sampling_noise
-from progdist.evaluation.sampling import sample_in_batches
-from progdist.models.conditions import CaptionConditions, prompt_conditions
+from progdist.evaluation.generate import SamplingOptions, sample_in_batches, sampling_noise
+from progdist.methods.guidance import Input
+from progdist.models.conditioning import Conditions
 from progdist.models.model import Model
-from progdist.models.prompts import trial_condition
-from progdist.models.unet import Conditions, class_conditions
+from progdist.models.networks import example_condition
 from progdist.recipes.files import read_recipe
 from progdist.recipes.recipe import student_name
 from progdist.runs.folder import RunFolder
-from progdist.students.folder import load
+from progdist.runs.pages.slides import data_uri
+from progdist.teachers.own import load
 
-IMAGES = 16
-"""Drawn at a time."""
-
-SOLVERS = ("ddim", "dpmpp")
-"""Methods that a model of any step count can be sampled by."""
-
-LONGEST_PROMPT = 1000
-"""Characters."""
-
-LARGEST_GUIDANCE = 1000.0
-"""Far beyond any scale that is used."""
+IMAGES = 16  # drawn at a time
+SOLVERS = ("ddim", "dpmpp")  # methods that a model of any step count can be sampled by
+LONGEST_PROMPT, LARGEST_GUIDANCE = 1000, 1000.0  # characters, and far beyond any scale that is used
 
 
 @dataclass(frozen=True)
-class Wanted:
-    """What a person asks of one model.
+class DrawRequest:
+    """What to draw with one model."""
 
-    Attributes:
-        seed: of the noise, below 2^32.
-        steps: sampling steps.
-        method: of sampling.
-        label: a class; None for all in turn.
-        prompt: of a text-conditional model.
-        guidance: the scale of a model that takes one; None for its usual one.
-    """
-
-    seed: int
-    steps: int
-    method: str = "ddim"
-    label: int | None = None
-    prompt: str = ""
-    guidance: float | None = None
+    seed: int  # of the noise, below 2^32
+    steps: int  # sampling steps
+    method: str = "ddim"  # of sampling
+    label: int | None = None  # a class; None for all in turn
+    prompt: str = ""  # of a text-conditional model
+    guidance: float | None = None  # the scale of a model that takes one; None for its default
 
     @classmethod
-    def read(cls, told: Mapping[str, Any]) -> "Wanted":
-        """From what a page sent.
-
-        Raises:
-            UserError: a number is none, or out of range.
-        """
-        label, prompt, guidance = told.get("label"), told.get("prompt", ""), told.get("guidance")
+    def read(cls, content: Mapping[str, Any]) -> "DrawRequest":
+        """From what a page sent; a UserError where a number is none, or out of range."""
+        label, prompt, guidance = content.get("label"), content.get("prompt", ""), content.get("guidance")
         if not isinstance(prompt, str) or len(prompt) > LONGEST_PROMPT:
             raise UserError(f"prompt is no text of at most {LONGEST_PROMPT} characters: shorten it")
-        if guidance is not None and not _is_scale(guidance):
+        number = isinstance(guidance, int | float) and not isinstance(guidance, bool)
+        if guidance is not None and not (number and 0 < guidance <= LARGEST_GUIDANCE):
             raise UserError(f"guidance is {str(guidance)[:20]}, expected a positive number up to {LARGEST_GUIDANCE:g}")
-        return cls(
-            seed=_whole(told, "seed", 0, 2**32 - 1),
-            steps=_whole(told, "steps", 1, 2**20),
-            method=str(told.get("method", "ddim")),
-            label=None if label is None else _whole(told, "label", 0, 2**20),
-            prompt=prompt,
-            guidance=guidance,
-        )
 
+        def whole(name: str, least: int, most: int) -> int:
+            number = content.get(name)
+            if not isinstance(number, int) or isinstance(number, bool) or not least <= number <= most:
+                raise UserError(f"{name} is {str(number)[:20]}, expected a whole number from {least} to {most}")
+            return number
 
-def _is_scale(number: object) -> bool:
-    return isinstance(number, int | float) and not isinstance(number, bool) and 0 < number <= LARGEST_GUIDANCE
-
-
-def _whole(told: Mapping[str, Any], name: str, least: int, most: int) -> int:
-    """A whole number of what was told."""
-    number = told.get(name)
-    if not isinstance(number, int) or isinstance(number, bool) or not least <= number <= most:
-        raise UserError(f"{name} is {str(number)[:20]}, expected a whole number from {least} to {most}")
-    return number
+        seed, steps = whole("seed", 0, 2**32 - 1), whole("steps", 1, 2**20)
+        label = None if label is None else whole("label", 0, 2**20)
+        return cls(seed, steps, str(content.get("method", "ddim")), label, prompt, guidance)
 
 
 @dataclass(frozen=True)
 class Playable:
-    """One model on the page.
+    """One model on the page."""
 
-    Attributes:
-        title: what it is called.
-        model: ready to sample, on its device.
-        usual: the steps that it takes at first.
-    """
-
-    title: str
-    model: Model
-    usual: int
+    title: str  # what it is called
+    model: Model  # ready to sample, on its device
+    default_steps: int  # shown at first
 
     @property
-    def guidance(self) -> tuple[float, float] | None:
-        """The least and the largest guidance scale that it can be given; None where it takes none."""
-        taken = self.model.guidance
-        return taken if isinstance(taken, tuple) else None
+    def guidance(self) -> Input | None:
+        """The range of guidance scales that it takes; None where it takes none."""
+        guidance = self.model.guidance
+        return guidance if isinstance(guidance, Input) else None
 
     def describe(self) -> dict[str, Any]:
         """What the page needs to know of it."""
-        most = self.model.denoiser.timesteps
-        counts = {2**power for power in range(11) if 2**power <= most} | {self.usual, *self.model.steps}
+        most = self.model.denoiser.num_train_timesteps
+        counts = {2**power for power in range(11) if 2**power <= most} | {self.default_steps, *self.model.steps}
         return {
             "title": self.title,
-            "steps": self.usual,
+            "steps": self.default_steps,
             "counts": sorted(counts),
             "own": sorted(self.model.steps),
             "methods": [] if self.model.steps else list(SOLVERS),
             "classes": [(label, self.model.classes[label]) for label in self.model.labels],
-            "text": self.model.text is not None,
-            "guidance": self.guidance and [*self.guidance, self.model.scale(None)],
+            "text": self.model.conditioning.takes_prompts,
+            "guidance": self.guidance and [self.guidance.low, self.guidance.high, self.model.scale(None)],
         }
 
-    def draw(self, wanted: Wanted) -> dict[str, Any]:
-        """The images as a data URI, the milliseconds that all of them took, and their network evaluations.
-
-        Raises:
-            UserError: something is asked that the model does not have.
-        """
-        self._check(wanted)
-        labels = SamplingOptions(wanted.steps, IMAGES, wanted.label, wanted.seed).labels_of(self.model)
-        conditions, noise = self._conditions(wanted), sampling_noise(self.model, IMAGES, wanted.seed)
+    def draw(self, request: DrawRequest) -> dict[str, Any]:
+        """The images as a data URI, the milliseconds of all, and their network evaluations; errors as of `_check`."""
+        self._check(request)
+        options = SamplingOptions(request.steps, IMAGES, request.label, request.seed, request.method, batch=IMAGES)
+        labels = options.labels_of(self.model)
+        conditions, noise = self._conditions(request), sampling_noise(self.model, IMAGES, request.seed)
         started = time.perf_counter()
-        images = sample_in_batches(
-            self.model, noise, labels, wanted.steps, IMAGES, method=wanted.method, conditions=conditions
-        )
+        images = sample_in_batches(self.model, noise, labels, options, conditions=conditions)
         seconds = time.perf_counter() - started
         buffer = io.BytesIO()
         grid_image(images, 4).save(buffer, "png")
         return {
-            "image": f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}",
+            "image": data_uri("png", buffer.getvalue()),
             "width": 4 * self.model.image[2] + 3,
             "milliseconds": 1000 * seconds,
             "images": IMAGES,
-            "evaluations": network_evaluations(wanted.steps, wanted.method),
+            "evaluations": network_evaluations(request.steps, request.method),
         }
 
-    def _check(self, wanted: Wanted) -> None:
+    def _check(self, request: DrawRequest) -> None:
         """Refuse what the model does not have."""
-        most = self.model.denoiser.timesteps
-        if wanted.steps > most:
-            raise UserError(f"{self.title} takes 1 to {most} steps, not {wanted.steps}")
-        if wanted.method not in (["ddim"] if self.model.steps else SOLVERS):
-            raise UserError(f"{self.title} is not sampled by {wanted.method[:20]!r}: use {' or '.join(SOLVERS)}")
-        if self.model.text and not wanted.prompt.strip():
+        most = self.model.denoiser.num_train_timesteps
+        if request.steps > most:
+            raise UserError(f"{self.title} takes 1 to {most} steps, not {request.steps}")
+        if request.method not in (["ddim"] if self.model.steps else SOLVERS):
+            raise UserError(f"{self.title} is not sampled by {request.method[:20]!r}: use {' or '.join(SOLVERS)}")
+        if self.model.conditioning.takes_prompts and not request.prompt.strip():
             raise UserError(f"{self.title} makes images of captions: write what to make")
-        if wanted.guidance is not None and self.guidance is None:
+        if request.guidance is not None and self.guidance is None:
             raise UserError(f"{self.title} takes no guidance scale: leave it out")
 
-    def _conditions(self, wanted: Wanted) -> Conditions:
+    def _conditions(self, request: DrawRequest) -> Conditions:
         """What tells the network the class or the prompt; a prompt is encoded once."""
-        if self.model.text is None:
-            return class_conditions(self.model.denoiser.network, self.model.scale(wanted.guidance))
-        return self._encoded(wanted.prompt).at(self.model.scale(wanted.guidance))
+        return self._encoded(request.prompt).at(self.model.scale(request.guidance))
 
     @cached_property
     def _encoded(self) -> Any:  # noqa: ANN401  (a function with a cache)
         model = self.model
 
         @lru_cache(maxsize=64)
-        def encode(prompt: str) -> CaptionConditions:
-            return prompt_conditions(model, (prompt,), None)
+        def encode(prompt: str) -> Conditions:
+            return model.conditions(prompts=(prompt,) if prompt.strip() else ())
 
         return encode
 
 
 def open_playables(folders: Sequence[Path]) -> list[Playable]:
-    """The models of runs and the models themselves, moved to the GPU where there is one, and warm.
-
-    Raises:
-        UserError: a folder is neither a run with a model nor a model.
-    """
+    """The models of folders, of runs or themselves models, moved to the GPU where there is one, and warm."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     every = [playable for folder in folders for playable in _open(folder)]
     for playable in every:
@@ -198,7 +150,7 @@ def open_playables(folders: Sequence[Path]) -> list[Playable]:
         noise = sampling_noise(model, IMAGES, 0).to(device)
         start = torch.ones((), dtype=torch.float64, device=time_device(device))
         with torch.no_grad():
-            model.denoiser(noise, start, **trial_condition(model.denoiser.network, IMAGES, device))
+            model.denoiser(noise, start, **example_condition(model.denoiser.network, IMAGES, device))
     return every
 
 
@@ -207,11 +159,12 @@ def _open(folder: Path) -> list[Playable]:
     run = RunFolder(folder)
     if not run.recipe().is_file():
         model = load(folder)
-        return [Playable(folder.resolve().name, model, min(model.steps, default=min(64, model.denoiser.timesteps)))]
+        most = min(64, model.denoiser.num_train_timesteps)
+        return [Playable(folder.resolve().name, model, min(model.steps, default=most))]
     counts = read_recipe(str(run.recipe())).distill.counts()
-    names = {"teacher": counts[0]} | {student_name(count): count for count in counts[1:]}
-    found = {name: count for name, count in names.items() if run.model(name).is_dir()}
-    if not found:
+    names = {"teacher": counts[0], "converted": counts[0]} | {student_name(count): count for count in counts[1:]}
+    finished = {name: count for name, count in names.items() if run.model(name).is_dir()}
+    if not finished:
         raise UserError(f"{folder} has no finished model yet: wait for the teacher, or give another run")
     title = folder.resolve().name
-    return [Playable(f"{title}/{name}", load(run.model(name)), count) for name, count in found.items()]
+    return [Playable(f"{title}/{name}", load(run.model(name)), count) for name, count in finished.items()]

@@ -5,35 +5,28 @@ steps costs c = B (1 + k/3) training passes, the forward pass being about a thir
 
     s ((U - u) + sum over the stages to come of U_j c_j / c) + f (samples) (sum of the steps still to be measured)
 
-with f the seconds of one network evaluation as last measured, or s / (3c) before any is. Teacher steps and the steps to
-be measured are counted as in `progdist.runs.estimate.evaluations`: a guided teacher's twice. (Whether a given teacher
-takes the guidance scale itself, in one evaluation, its recipe does not say: it is counted as guided.)
+with f the seconds of one network evaluation as last measured, or s / (3c) before any is. A guided teacher takes two
+evaluations for one. (Whether a teacher takes the guidance scale itself, in one evaluation, its recipe does not say: it
+is counted as guided.)
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from progdist.evaluation.record import EvaluationRecord
+from progdist.methods import METHODS
 from progdist.recipes.recipe import Recipe
-from progdist.runs.estimate.evaluations import frozen_evaluations, sampling_evaluations
 from progdist.runs.folder import RunFolder
-from progdist.training.callbacks import Record
 
 
 @dataclass(frozen=True)
 class UnderWay:
-    """The training under way.
+    """The training under way."""
 
-    Attributes:
-        model: its name.
-        update: how many were made.
-        updates: how many it makes at most.
-        seconds_per_update: of this session; None before two are known.
-    """
-
-    model: str
-    update: int
-    updates: int
-    seconds_per_update: float | None = None
+    model: str  # its name
+    update: int  # how many were made
+    updates: int  # how many it makes at most
+    seconds_per_update: float | None = None  # of this session; None before two are made
 
     @property
     def stage_seconds(self) -> float | None:
@@ -41,53 +34,69 @@ class UnderWay:
         return None if self.seconds_per_update is None else self.seconds_per_update * (self.updates - self.update)
 
 
-@dataclass(frozen=True)
-class Costs:
-    """A stage: its updates, and how many training passes each costs."""
+def measurements(recipe: Recipe, *, stage_0: bool) -> list[tuple[str, int]]:
+    """(model, steps) of every record of a run, in order.
 
-    updates: int
-    passes: float
-
-
-def stage_costs(recipe: Recipe) -> dict[str, Costs]:
-    """Of every model of a run, by its name and in order."""
-    frozen = frozen_evaluations(recipe, guided=_is_guided(recipe)).items()
-    return {
-        name: Costs(config.updates, config.batch * (1 + count / 3))
-        for (name, count), config in zip(frozen, recipe.train_configs(), strict=True)
-    }
+    With a stage 0 the chain begins at `converted`, which is measured in the place of the `teacher`; the teacher itself
+    is measured once, at the reference's step count.
+    """
+    start = "converted" if stage_0 else "teacher"
+    named = [(name.replace("teacher", start), steps) for name, steps in recipe.measurements()]
+    return [("teacher", named[0][1]), *named] if stage_0 else named
 
 
-def _is_guided(recipe: Recipe) -> bool:
-    return recipe.conversion.guidance is not None
+def frozen_evaluations(recipe: Recipe, *, guided: bool, stage_0: bool) -> dict[str, int]:
+    """Network evaluations of frozen models for one example of an update, by the model in training, in order.
+
+    `guided` is whether the run's teacher is guided, and `stage_0` whether it is converted.
+    """
+    first, *students = recipe.model_names(stage_0=stage_0)
+    asked = [METHODS[recipe.distill.method].evaluations(link) for link in recipe.distill.links()]
+    return {first: _teacher_evaluations(recipe, guided), **dict(zip(students, asked, strict=True))}
 
 
-def run_seconds(recipe: Recipe, folder: RunFolder, records: Sequence[Record], now: UnderWay) -> float | None:
+def sampling_evaluations(recipe: Recipe, *, guided: bool, stage_0: bool) -> dict[tuple[str, int], int]:
+    """Network evaluations of one sample, by (model, steps) of every measurement; arguments as of the two above."""
+    counts = {(name, steps): steps for name, steps in measurements(recipe, stage_0=stage_0)}
+    if stage_0:
+        steps = recipe.measurements()[0][1]
+        counts["teacher", steps] = _teacher_evaluations(recipe, guided) * steps
+    return counts
+
+
+def _teacher_evaluations(recipe: Recipe, guided: bool) -> int:
+    """Those of one prediction of the teacher that the recipe names; 0 where one is trained."""
+    return int(recipe.teacher.model is not None) * (2 if guided else 1)
+
+
+def run_seconds(recipe: Recipe, folder: RunFolder, records: Sequence[EvaluationRecord], now: UnderWay) -> float | None:
     """Until the run's end, at most where stages may end early; None where nothing is measured yet."""
     if now.stage_seconds is None or now.seconds_per_update is None:
         return None
-    costs = stage_costs(recipe)
-    own = costs[now.model]
+    guided, stage_0 = recipe.conversion.guidance is not None, not recipe.trains_teacher and folder.has_stage_0()
+    frozen, configs = frozen_evaluations(recipe, guided=guided, stage_0=stage_0), recipe.train_configs(stage_0=stage_0)
+    passes = {name: config.batch * (1 + frozen[name] / 3) for name, config in configs.items()}  # of one update
+    own = passes[now.model]
     later = sum(
-        cost.updates * cost.passes / own.passes
-        for name, cost in costs.items()
+        config.updates * passes[name] / own
+        for name, config in configs.items()
         if name != now.model and not folder.model(name).is_dir()
     )
-    evaluation = now.seconds_per_update / (3 * own.passes)
-    counts = sampling_evaluations(recipe, guided=_is_guided(recipe))
+    evaluation = now.seconds_per_update / (3 * own)
+    counts = sampling_evaluations(recipe, guided=guided, stage_0=stage_0)
     if records:
         last = records[-1]
-        evaluation = last["seconds_per_image"] / counts.get((last["model"], last["steps"]), last["network_evaluations"])
-    known = {(record["model"], record["steps"]) for record in records}
-    steps = sum(count for key, count in counts.items() if key not in known)
+        evaluation = last.seconds_per_image / counts.get((last.model, last.steps), last.network_evaluations)
+    measured = {(record.model, record.steps) for record in records}
+    steps = sum(count for key, count in counts.items() if key not in measured)
     return now.stage_seconds + now.seconds_per_update * later + evaluation * recipe.evaluate.samples * steps
 
 
 def duration(seconds: float) -> str:
-    """For people: 40 s, 7 min, 3.2 h, 2 days 5 h."""
-    if seconds < 100:
-        return f"{seconds:.0f} s"
-    if seconds < 5400:
-        return f"{seconds / 60:.0f} min"
+    """For people: 40 s, 7 min, 3.2 h, 2 days 5 h, 2,463 days."""
     hours = seconds / 3600
-    return f"{hours:.1f} h" if hours < 48 else f"{hours // 24:.0f} days {hours % 24:.0f} h"
+    if hours >= 48:
+        return f"{hours // 24:.0f} days {hours % 24:.0f} h" if hours < 240 else f"{hours / 24:,.0f} days"
+    if seconds >= 5400:
+        return f"{hours:.1f} h"
+    return f"{seconds:.0f} s" if seconds < 100 else f"{seconds / 60:.0f} min"

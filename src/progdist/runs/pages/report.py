@@ -1,13 +1,14 @@
-"""One self-contained HTML page of a run: it opens offline, on a phone, in the dark, and tells its own story.
+"""Self-contained HTML pages that open offline, on a phone and in the dark: of a run, and of `progdist compare`.
 
-How far the run has come, quality against steps on a log axis, a slider over the step count with images of the same
-noise side by side, and another over the guidance scale where models take it as an input, loss curves by stage, cost by
-stage, the recipe and the versions. Where there are no scripts, all of it is there, one step count below the other, at
-the guidance scale that is measured.
+A run's page tells how far it has come, quality against steps, images of the same noise side by side behind a slider
+over the step count, and another over the guidance scale where models take it, loss curves and cost by stage, the recipe
+and the versions. Where there are no scripts, all of it is there, at the guidance scale that is measured. The page of a
+comparison has bars and a table for every feature space, and the samples beside each other.
 """
 
 import platform
 import time
+from collections.abc import Sequence
 from functools import lru_cache
 from importlib.metadata import version
 from pathlib import Path
@@ -15,27 +16,27 @@ from typing import Any
 
 import jinja2
 import torch
+from torch import Tensor
 
 from progdist._utils.errors import UserError
 from progdist._utils.files import atomic_write, read_json
-from progdist.methods.transitive import PAPERS
+from progdist.data.grid import grid_image
+from progdist.evaluation.compare import Comparison
+from progdist.evaluation.generate import SamplingOptions
+from progdist.evaluation.record import EvaluationRecord
+from progdist.methods import METHODS
 from progdist.recipes.files import read_recipe
 from progdist.recipes.recipe import Recipe
-from progdist.runs.folder import Record, RunFolder
+from progdist.runs.folder import RunFolder
 from progdist.runs.pages.figures import loss_svg, quality_svg
-from progdist.runs.pages.progress import UnderWay, duration, run_seconds, stage_costs
-from progdist.runs.pages.slides import captions, guidance_dial, slides
+from progdist.runs.pages.progress import UnderWay, duration, measurements, run_seconds
+from progdist.runs.pages.slides import captions, embed, shown_scales, slides
 
 
 def write_report(folder: RunFolder, under_way: UnderWay | None = None) -> Path:
-    """Write report.html into a run's folder, as far as the run has come.
+    """Write report.html into a run's folder, as far as the run and the training under way have come.
 
-    Args:
-        folder: of the run.
-        under_way: the training under way, if one is.
-
-    Raises:
-        UserError: the folder holds no run, or damaged records.
+    A UserError where the folder holds no run, or damaged records.
     """
     try:
         page = _page(folder, under_way)
@@ -49,117 +50,103 @@ def write_report(folder: RunFolder, under_way: UnderWay | None = None) -> Path:
 
 
 def _page(folder: RunFolder, under_way: UnderWay | None) -> str:
-    """The page of a run."""
-    in_order = list(folder.read("evaluations"))
+    in_order = folder.evaluations()
     if not folder.recipe().is_file():
         raise UserError(f"{folder.root} holds no run: give the --out folder of `progdist run`")
-    recipe, records = read_recipe(str(folder.recipe())), sorted(in_order, key=lambda record: -record["steps"])
-    first = records[0]["quality"] if records else []
-    features = [result["features"] for result in first]
-    rows = quality_rows(records)
-    upcoming = _next(recipe, records)
+    recipe, records = read_recipe(str(folder.recipe())), shown_records(in_order)
+    rows, start, upcoming = quality_rows(records), start_of(records), _next(recipe, folder, in_order)
+    first = records[0].quality if rows else ()
     return template("report.html").render(
         recipe=folder.recipe().read_text(),
         name=folder.root.resolve().name,
         counts=recipe.distill.counts(),
-        method=PAPERS[recipe.distill.target][0],
-        authors=PAPERS[recipe.distill.target][1],
+        method=METHODS[recipe.distill.method].title,
+        authors=METHODS[recipe.distill.method].authors,
         next=upcoming,
         progress=_progress(recipe, folder, in_order, under_way) if under_way and upcoming else None,
         stages=_stages(recipe, folder, under_way),
         written=time.time(),
-        features=features,
-        figures=[quality_svg(records, number) for number in range(len(features) if rows else 0)],
+        features=[quality.features for quality in first],
+        figures=[quality_svg(records, number) for number in range(len(first))],
         losses=loss_svg(folder.read("metrics")),
         slides=slides(folder, rows),
         captions=captions(records),
-        dial=guidance_dial(records),
+        guidance=shown_scales(records),
         rows=rows,
-        solver=any("teacher_dpmpp" in row for row in rows),
+        start=start,
+        best=next((row[start].quality[0].frechet for row in rows.values() if start in row), None),
+        solver=any(f"{start}_dpmpp" in row for row in rows.values()),
+        converted_from=next((record for record in in_order if record not in records), None),
         costs=cost_rows(folder),
-        classified=bool(first) and first[0]["agreement"] is not None,
-        warning=first[0]["warning"] if first else None,
-        samples=first[0]["samples"] if first else 0,
+        first=first[0] if first else None,
         versions={name: version(name) for name in ("progdist", "torch", "diffusers", "accelerate")},
         machine=_machine(),
     )
 
 
+def start_of(records: Sequence[EvaluationRecord]) -> str:
+    """The model at which the chain begins: `converted` where there is a stage 0, or else `teacher`."""
+    return "converted" if any(record.model == "converted" for record in records) else "teacher"
+
+
+def shown_records(records: Sequence[EvaluationRecord]) -> list[EvaluationRecord]:
+    """Records by falling step count; of a run with a stage 0 without the teacher's own, whose place it takes."""
+    start = start_of(records)
+    shown = [record for record in records if start == "teacher" or record.model != "teacher"]
+    return sorted(shown, key=lambda record: -record.steps)
+
+
 @lru_cache
 def template(name: str) -> jinja2.Template:
     """One of the pages that lie beside this module."""
-    return jinja2.Environment(loader=jinja2.PackageLoader("progdist.runs.pages", "."), autoescape=True).get_template(
-        name
-    )
+    pages = jinja2.Environment(loader=jinja2.PackageLoader("progdist.runs.pages", "."), autoescape=True)
+    return pages.get_template(name)
 
 
-def _next(recipe: Recipe, records: list[Record]) -> str:
+def _next(recipe: Recipe, folder: RunFolder, records: Sequence[EvaluationRecord]) -> str:
     """What a run that is not finished trains or measures next; nothing where it is finished."""
-    known = {(record["model"], record["steps"]) for record in records}
-    for model, steps in recipe.measurements():
-        if (model, steps) not in known and model != "teacher_dpmpp":  # version 0.1.0 did not measure it
-            taught = (model, steps) == recipe.measurements()[0]
-            return "the teacher" if taught else f"the student of {steps} step{'s' * (steps > 1)}"
+    measured = {(record.model, record.steps) for record in records}
+    for model, steps in measurements(recipe, stage_0=not recipe.trains_teacher and folder.has_stage_0()):
+        if (model, steps) not in measured:
+            first = not model.startswith("student") and steps == recipe.measurements()[0][1]
+            student = f"the student of {steps} step{'s' * (steps > 1)}"
+            return f"the {model}{' teacher' * (model == 'converted')}" if first else student
     return ""
 
 
-def _progress(recipe: Recipe, folder: RunFolder, records: list[Record], now: UnderWay) -> dict[str, Any]:
+def _progress(recipe: Recipe, folder: RunFolder, records: Sequence[EvaluationRecord], now: UnderWay) -> dict[str, Any]:
     """What the page says of the training under way."""
-    stage, whole = now.stage_seconds, run_seconds(recipe, folder, records, now)
-    return {
-        "model": now.model,
-        "made": now.update,
-        "updates": now.updates,
-        "stage": None if stage is None else duration(stage),
-        "run": None if whole is None else duration(whole),
-    }
+    left = {"stage": now.stage_seconds, "run": run_seconds(recipe, folder, records, now)}
+    times = {name: None if seconds is None else duration(seconds) for name, seconds in left.items()}
+    return {"model": now.model, "made": now.update, "updates": now.updates, **times}
 
 
 def _stages(recipe: Recipe, folder: RunFolder, now: UnderWay | None) -> list[tuple[str, str]]:
     """The name of every stage, and `done`, `now` or `waiting`."""
     return [
         (name, "done" if folder.model(name).is_dir() else "now" if now and now.model == name else "waiting")
-        for name in stage_costs(recipe)
+        for name in recipe.model_names(stage_0=folder.has_stage_0())
     ]
 
 
-def quality_rows(records: list[Record]) -> list[dict[str, Any]]:
-    """One row per step count: each model's numbers in the first feature space.
-
-    `ratio` is the Frechet distance as a multiple of the teacher's at its full step count.
-    """
-    teachers = [record for record in records if record["model"] == "teacher"]
-    if not teachers:
-        return []
-    best = max(teachers, key=lambda record: record["steps"])["quality"][0]["frechet"]
-    rows = []
-    for steps in sorted({record["steps"] for record in records}, reverse=True):
-        row: dict[str, Any] = {"steps": steps}
-        for record in records:
-            if record["steps"] == steps:
-                quality = record["quality"][0]
-                row[record["model"]] = {**record, **quality, "ratio": quality["frechet"] / best}
-        rows.append(row)
+def quality_rows(records: Sequence[EvaluationRecord]) -> dict[int, dict[str, EvaluationRecord]]:
+    """The records of every step count, falling, by model; none before the chain's start is measured."""
+    if not any(record.model == start_of(records) for record in records):
+        return {}
+    rows = dict[int, dict[str, EvaluationRecord]]()
+    for record in shown_records(records):
+        rows.setdefault(record.steps, {})[record.model] = record
     return rows
 
 
 def cost_rows(folder: RunFolder) -> list[dict[str, Any]]:
     """Updates, seconds and share of the teacher's training for every model of the run, and for all students."""
-    trainings = [
-        (path.parent.name, read_json(path)["training"])
-        for path in sorted(folder.root.glob("*/progdist.json"), key=lambda path: path.parent.name, reverse=True)
-    ]
-    teacher = next((numbers["seconds"] for name, numbers in trainings if name == "teacher"), None)
-    rows = [{"name": name, **numbers} for name, numbers in trainings]
-    students = [row for row in rows if row["name"] != "teacher"]
-    rows.append(
-        {
-            "name": "all students",
-            "updates": sum(row["updates"] for row in students),
-            "batch": "",
-            "seconds": sum(row["seconds"] for row in students),
-        }
-    )
+    paths = sorted(folder.root.glob("*/progdist.json"), key=lambda path: path.parent.name, reverse=True)
+    rows: list[dict[str, Any]] = [{"name": path.parent.name, **read_json(path)["training"]} for path in paths]
+    students = [row for row in rows if row["name"].startswith("student-")]
+    teacher = next((row["seconds"] for row in rows if row not in students), None)
+    total = {key: sum(row[key] for row in students) for key in ("updates", "seconds")}
+    rows.append({"name": "all students", "batch": "", **total})
     return [{**row, "share": row["seconds"] / teacher if teacher else None} for row in rows]
 
 
@@ -167,3 +154,25 @@ def _machine() -> str:
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
     threads = torch.get_num_threads()
     return f"{platform.machine()}, {device}, {threads} thread{'s' * (threads > 1)}, Python {platform.python_version()}"
+
+
+def write_comparison(out: Path, comparisons: Sequence[Comparison], sampling: SamplingOptions) -> None:
+    """Write the page of some comparisons, whose samples were made under these options."""
+    spaces = dict[str, list[dict[str, Any]]]()
+    for each in comparisons:
+        spaces.setdefault(each.quality.features, []).append(each.to_json())
+    first = [each for each in comparisons if each.quality is each.record.quality[0]]
+    page = template("comparison.html").render(
+        spaces=spaces,
+        models=[each.to_json() | grid(each.images) for each in first],
+        warnings=list(dict.fromkeys(each.quality.warning for each in comparisons if each.quality.warning)),
+        options=sampling,
+        sampler={"ddim": "DDIM", "dpmpp": "DPM-Solver++"}.get(str(sampling.method), sampling.method),
+    )
+    atomic_write(out, page.encode())
+
+
+def grid(images: Tensor) -> dict[str, Any]:
+    """Samples (B, C, H, W) as one image of no more pixels than a page needs: a data URI, its width and its height."""
+    image, width, height = embed(grid_image(images, 8))
+    return {"grid": image, "width": width, "height": height}

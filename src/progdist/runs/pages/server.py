@@ -3,8 +3,8 @@
     GET /        the page
     POST /draw   JSON {model, seed, steps, ...} to JSON {image, milliseconds, ...}, or {error}
 
-Nothing but this machine can reach it. Pages of other sites are refused by their Host, their Origin and their content
-type; the page itself loads nothing from elsewhere, and its policy forbids it.
+Only this machine can reach it. Pages of other sites are refused by their Host, their Origin and their content type; the
+page itself loads nothing from elsewhere, and its policy forbids it.
 """
 
 import json
@@ -18,18 +18,12 @@ from typing import Any, cast
 
 from progdist._utils.errors import UserError
 from progdist._utils.signals import Interrupted
-from progdist.runs.pages.play import Playable, Wanted
+from progdist.runs.pages.play import DrawRequest, Playable
 from progdist.runs.pages.report import template
 
-ADDRESS = "127.0.0.1"
-HTTP_PORT = 80
-"""The port that browsers leave out of an address."""
-
-LONGEST_SILENCE = 30.0
-"""Seconds that a client may say nothing before its connection is closed."""
-
-LONGEST_BODY = 20_000
-"""Bytes of a request."""
+ADDRESS, HTTP_PORT = "127.0.0.1", 80  # the port is the one that browsers leave out of an address
+LONGEST_SILENCE = 30.0  # seconds that a client may say nothing before its connection is closed
+LONGEST_BODY = 20_000  # bytes of a request
 
 POLICY = (
     "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'nonce-{nonce}'; connect-src 'self'; "
@@ -38,15 +32,7 @@ POLICY = (
 
 
 class PlayServer(ThreadingHTTPServer):
-    """Serves the page of some models.
-
-    Args:
-        playables: the models.
-        port: 0 for any that is free.
-
-    Raises:
-        UserError: the port is taken, or cannot be used.
-    """
+    """Serves the page of some models on a port, 0 for any that is free; a UserError where it cannot be used."""
 
     def __init__(self, playables: Sequence[Playable], port: int) -> None:
         self.playables, self.drawing = playables, threading.Lock()
@@ -75,20 +61,16 @@ class PlayServer(ThreadingHTTPServer):
         described = [playable.describe() for playable in self.playables]
         return template("play.html").render(models=described, nonce=nonce)
 
-    def draw(self, told: object) -> dict[str, Any]:
-        """What one model makes; others wait meanwhile.
-
-        Raises:
-            UserError: what is told is nothing that can be drawn.
-        """
-        if not isinstance(told, dict):
+    def draw(self, content: object) -> dict[str, Any]:
+        """What one model makes, while others wait; a UserError where the content is nothing that can be drawn."""
+        if not isinstance(content, dict):
             raise UserError("a request is a JSON object")
-        number = told.get("model")
+        number = content.get("model")
         if not isinstance(number, int) or not 0 <= number < len(self.playables):
             raise UserError(f"model is {str(number)[:20]}, expected 0 to {len(self.playables) - 1}")
-        wanted = Wanted.read(told)
+        request = DrawRequest.read(content)
         with self.drawing:
-            return self.playables[number].draw(wanted)
+            return self.playables[number].draw(request)
 
     def serve(self, ready: Callable[[str], object]) -> None:
         """Tell the address, and serve until a signal asks for the end; a drawing under way is finished."""
@@ -138,12 +120,12 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _draw(self, body: bytes) -> None:
         try:
-            told = json.loads(body)
+            request = json.loads(body)
         except (ValueError, RecursionError):
             self._answer(HTTPStatus.BAD_REQUEST, {"error": "a request is a JSON object"})
             return
         try:
-            status, content = HTTPStatus.OK, self.play.draw(told)
+            status, content = HTTPStatus.OK, self.play.draw(request)
         except UserError as error:
             status, content = HTTPStatus.BAD_REQUEST, {"error": str(error)}
         except Exception as error:  # of the model: torch's out of memory, for one
@@ -180,9 +162,5 @@ def has_browser(environment: Mapping[str, str], platform: str) -> bool:
 
 
 def play(playables: Sequence[Playable], port: int, ready: Callable[[str], object]) -> None:
-    """Serve the page of some models until a signal comes; `ready` is told its address.
-
-    Raises:
-        UserError: the port cannot be used.
-    """
+    """Serve the page of some models until a signal comes; `ready` is called with its address."""
     PlayServer(playables, port).serve(ready)

@@ -2,7 +2,7 @@
 
 import base64
 import io
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -10,122 +10,105 @@ from typing import Any
 from PIL import Image
 
 from progdist.data.grid import GAP, GRID
-from progdist.runs.folder import Record, RunFolder
-from progdist.runs.shown_images import SHOWN
+from progdist.evaluation.record import EvaluationRecord
+from progdist.runs.evaluator import SHOWN
+from progdist.runs.folder import RunFolder
 
-LARGEST = 1024
-"""Pixels to which the longer side of a grid is reduced in the page; the file beside it keeps all of them."""
+LARGEST = 1024  # pixels to which the longer side of a grid is reduced in the page; the file beside it keeps all of them
+LARGEST_SINGLE = 192  # likewise of an image that is shown by itself
 
-LARGEST_SINGLE = 192
-"""Likewise of an image that is shown by itself."""
+TITLES = {  # what is compared at one step count, in the order of the page
+    "teacher": "Teacher, DDIM",
+    "converted": "Converted teacher, DDIM",
+    "teacher_dpmpp": "Teacher, DPM-Solver++",
+    "converted_dpmpp": "Converted teacher, DPM-Solver++",
+    "student": "Student",
+}
 
-TITLES = {"teacher": "Teacher, DDIM", "teacher_dpmpp": "Teacher, DPM-Solver++", "student": "Student"}
-"""What is compared at one step count, in the order of the page."""
+Rows = Mapping[int, Mapping[str, EvaluationRecord]]  # records by step count and model
 
 
-def captions(records: Sequence[Record]) -> list[str]:
+def captions(records: Iterable[EvaluationRecord]) -> tuple[str, ...]:
     """What the images that are shown one by one were made of; empty where the run shows none so."""
-    return next((record["captions"] for record in records if "captions" in record), [])
+    return next((record.captions for record in records if record.captions), ())
 
 
-def guidance_dial(records: Sequence[Record]) -> dict[str, Any] | None:
+def shown_scales(records: Iterable[EvaluationRecord]) -> dict[str, Any] | None:
     """The guidance scales of the page, and which of them is measured; None for a run that has only one or none."""
-    known = [record for record in records if "guidance_grids" in record]
-    scales = sorted({scale for record in known for scale in record["guidance_grids"]})
-    return {"scales": [f"{scale:g}" for scale in scales], "measured": f"{known[0]['guidance']:g}"} if scales else None
+    guided = [record for record in records if record.guidance_grids]
+    scales = sorted({scale for record in guided for scale in record.guidance_grids})
+    return {"scales": [f"{scale:g}" for scale in scales], "measured": f"{guided[0].guidance:g}"} if scales else None
 
 
-def slides(folder: RunFolder, rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """For every step count the sample grids as data URIs with the distances beside them, and single images by scale.
-
-    Args:
-        folder: of the run.
-        rows: as of `report.quality_rows`.
-    """
-    records = [row[model] for row in rows for model in TITLES if model in row]
-    count, dial = len(captions(records)), guidance_dial(records)
-    scales = dial["scales"] if dial else [None]
+def slides(folder: RunFolder, rows: Rows) -> list[dict[str, Any]]:
+    """For every step count the sample grids as data URIs with their records, and single images by guidance scale."""
+    records = [row[model] for row in rows.values() for model in TITLES if model in row]
+    count, guidance = len(captions(records)), shown_scales(records)
+    scales = guidance["scales"] if guidance and count else [None] * bool(count)
     return [
         {
-            "steps": row["steps"],
-            "grids": _grids(folder, row),
-            "singles": [{"scale": scale, "models": _singles(folder, row, scale, count)} for scale in scales if count],
+            "steps": steps,
+            "grids": [grid for model in TITLES if (grid := _grid(folder, row.get(model)))],
+            "singles": [
+                {"scale": scale, "models": [one for m in TITLES if (one := _singles(folder, row.get(m), scale, count))]}
+                for scale in scales
+            ],
         }
-        for row in rows
+        for steps, row in rows.items()
     ]
 
 
-def _grids(folder: RunFolder, row: dict[str, Any]) -> list[dict[str, Any]]:
-    """The whole grids of one step count."""
-    shown = []
-    for model, title in TITLES.items():
-        path = folder.grid(model, row["steps"])
-        if model in row and path.is_file():
-            picture, width, height = embedded(path, path.stat().st_mtime_ns)
-            numbers = {"frechet": row[model]["frechet"], "rmse": row[model]["rmse"]}
-            shown.append({"model": model, "title": title, "image": picture, "width": width, "height": height} | numbers)
-    return shown
+def _grid(folder: RunFolder, record: EvaluationRecord | None) -> dict[str, Any]:
+    """The whole grid of a measurement; nothing where there is none."""
+    if record is None or not (path := folder.grid(record.model, record.steps)).is_file():
+        return {}
+    image, width, height = embedded(path, path.stat().st_mtime_ns)
+    shown = {"model": record.model, "title": TITLES[record.model], "record": record}
+    return shown | {"image": image, "width": width, "height": height}
 
 
-def _singles(folder: RunFolder, row: dict[str, Any], scale: str | None, count: int) -> list[dict[str, Any]]:
-    """The first images of every model at one step count and guidance scale; the distances where it is measured."""
-    shown = []
-    for model, title in TITLES.items():
-        if model not in row:
-            continue
-        measured = scale is None or scale == f"{row[model].get('guidance', 0):g}"
-        path = folder.grid(model, row["steps"], None if measured or scale is None else float(scale))
-        if path.is_file():
-            high = -(-min(GRID, row[model]["samples"]) // SHOWN) if measured else 1
-            images, width, height = single_images(path, path.stat().st_mtime_ns, high)
-            size = {"images": images[:count], "width": width, "height": height}
-            numbers = {name: row[model][name] for name in ("frechet", "rmse")} if measured else {}
-            shown.append({"model": model, "title": title, **size, **numbers})
-    return shown
+def _singles(folder: RunFolder, record: EvaluationRecord | None, scale: str | None, count: int) -> dict[str, Any]:
+    """The first images of a measurement at one guidance scale, with its record where that is measured."""
+    if record is None:
+        return {}
+    measured = scale is None or scale == f"{record.guidance or 0:g}"
+    path = folder.grid(record.model, record.steps, None if measured or scale is None else float(scale))
+    if not path.is_file():
+        return {}
+    high = -(-min(GRID, record.quality[0].samples) // SHOWN) if measured else 1
+    images, width, height = single_images(path, path.stat().st_mtime_ns, high)
+    shown = {"model": record.model, "title": TITLES[record.model], "record": record if measured else None}
+    return shown | {"images": images[:count], "width": width, "height": height}
 
 
 @lru_cache(maxsize=128)
 def embedded(path: Path, changed: int) -> tuple[str, int, int]:
     """An image as a data URI, no side over LARGEST; its width and height. `changed` is when the file was."""
     with Image.open(path) as image:
-        if max(image.size) <= LARGEST:
-            return _data_uri("png", path.read_bytes()), *image.size
-        return _reduced(image, LARGEST)
+        return embed(image)
 
 
 @lru_cache(maxsize=512)
 def single_images(path: Path, changed: int, rows: int) -> tuple[list[str], int, int]:
-    """The first row of a grid, as data URIs with no side over LARGEST_SINGLE; the width and height of each.
-
-    Args:
-        path: of the grid, SHOWN images wide.
-        changed: when the file was.
-        rows: that the grid has.
-    """
-    found = []
+    """The first of the rows of a grid as data URIs with no side over LARGEST_SINGLE; the width and height of each."""
     with Image.open(path) as grid:
         width, height = (grid.width + GAP) // SHOWN - GAP, (grid.height + GAP) // rows - GAP
-        for left in range(0, grid.width, width + GAP):
-            found.append(_single(grid.crop((left, 0, left + width, height))))
-    return [image for image, _, _ in found], *found[0][1:]
+        boxes = ((left, 0, left + width, height) for left in range(0, grid.width, width + GAP))
+        singles = [embed(grid.crop(box), LARGEST_SINGLE) for box in boxes]
+    return [image for image, _, _ in singles], *singles[0][1:]
 
 
-def _single(image: Image.Image) -> tuple[str, int, int]:
-    """One image as a data URI, its width and height."""
-    if max(image.size) > LARGEST_SINGLE:
-        return _reduced(image, LARGEST_SINGLE)
+def embed(image: Image.Image, longest: int = LARGEST) -> tuple[str, int, int]:
+    """An image as a data URI, a PNG, or a JPEG whose longer side is reduced to `longest`; its width and height."""
+    kind, options = "png", {}
+    if max(image.size) > longest:
+        image, kind, options = image.convert("RGB"), "jpeg", {"quality": 85}
+        image.thumbnail((longest, longest))
     buffer = io.BytesIO()
-    image.save(buffer, "png")
-    return _data_uri("png", buffer.getvalue()), *image.size
+    image.save(buffer, kind, **options)
+    return data_uri(kind, buffer.getvalue()), *image.size
 
 
-def _reduced(image: Image.Image, longest: int) -> tuple[str, int, int]:
-    """An image with its longer side reduced to so many pixels, as the data URI of a JPEG; its width and height."""
-    smaller, buffer = image.convert("RGB"), io.BytesIO()
-    smaller.thumbnail((longest, longest))
-    smaller.save(buffer, "jpeg", quality=85)
-    return _data_uri("jpeg", buffer.getvalue()), *smaller.size
-
-
-def _data_uri(kind: str, content: bytes) -> str:
+def data_uri(kind: str, content: bytes) -> str:
+    """An image of a kind, e.g. `png`, as an address that holds it."""
     return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"

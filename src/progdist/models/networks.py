@@ -1,0 +1,273 @@
+r"""Diffusers' networks, as far as they can be distilled: what their data and conditions are, and how they are called.
+
+UNet2DModel                 z (B, C, H, W) and the timestep; a class, if it has classes
+DiTTransformer2DModel       z, the timestep and a class
+UNet2DConditionModel        z, the timestep, and embeddings of a prompt, for SDXL a pooled one and the image's size, too
+PixArtTransformer2DModel    z, the timestep, and of the prompt its embeddings and their mask
+SD3Transformer2DModel       z, the timestep, and of the prompt its embeddings and a pooled one
+FluxTransformer2DModel      the same, but z as a token for each of its 2x2 squares, (B, H W / 4, 4 C), and their places;
+                            a thousandth of the timestep; and the guidance scale, if it takes one
+
+A condition is a tensor by name with a row for each example: `class_labels`, `encoder_hidden_states` and the like, and
+`guidance`, the scales of a network that takes one.
+"""
+
+import inspect
+import warnings
+from collections.abc import Callable, Mapping
+from copy import deepcopy
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Literal, TypeVar, cast
+
+import torch
+from diffusers.models.modeling_utils import ModelMixin
+from diffusers.models.transformers.dit_transformer_2d import DiTTransformer2DModel
+from diffusers.models.transformers.pixart_transformer_2d import PixArtTransformer2DModel
+from diffusers.models.transformers.transformer_flux import FluxTransformer2DModel
+from diffusers.models.transformers.transformer_sd3 import SD3Transformer2DModel
+from diffusers.models.unets.unet_2d import UNet2DModel
+from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+from torch import Tensor, nn
+
+from progdist._utils.errors import UserError
+from progdist.diffusion.denoiser import call_network
+from progdist.methods.guidance import Input
+from progdist.models.guidance_input import EMBEDDING_DIM, class_arguments, class_guidance, guidance_embedding
+from progdist.models.guidance_input import with_class_guidance as _with_class_guidance
+
+Network = TypeVar("Network", bound=nn.Module)
+Config = Mapping[str, Any]
+Shapes = dict[str, tuple[int, ...]]
+CLIP_TOKENS = 77  # of a prompt, as CLIP's text encoders take it
+
+
+@dataclass(frozen=True)
+class NetworkKind:
+    """One class of diffusers' networks."""
+
+    network: type[ModelMixin]  # the class
+    part: Literal["unet", "transformer"]  # where it lies in a pipeline's folder
+    prompt: Callable[[Config], Shapes] | None = None  # the shapes of what it takes of one prompt; None for no prompts
+    classes: Callable[[Config], int] = lambda config: 0  # how many, the one for none included
+    call: Callable[..., Any] = call_network  # (network, z, timestep, **condition) -> its output
+    takes_guidance: Callable[[Config], bool] = lambda config: False  # (config) -> whether it takes a guidance scale
+    accepts_guidance: bool = False  # whether an input for the scale can be added, which its stock pipeline then fills
+
+
+def _unet_prompt(config: Config) -> Shapes:
+    words = {"encoder_hidden_states": (CLIP_TOKENS, config["cross_attention_dim"])}
+    if config["addition_embed_type"] != "text_time":
+        return words
+    channels = config["projection_class_embeddings_input_dim"] - 6 * config["addition_time_embed_dim"]
+    return {**words, "text_embeds": (channels,), "time_ids": (6,)}
+
+
+def _pixart_prompt(config: Config) -> Shapes:
+    channels = config["caption_channels"] or config["cross_attention_dim"]
+    return {"encoder_hidden_states": (300, channels), "encoder_attention_mask": (300,)}
+
+
+def _pooled_prompt(tokens: int, config: Config) -> Shapes:
+    return {
+        "encoder_hidden_states": (tokens, config["joint_attention_dim"]),
+        "pooled_projections": (config["pooled_projection_dim"],),
+    }
+
+
+def _call_pixart(network: nn.Module, z: Tensor, timestep: Tensor, **condition: Tensor) -> Any:  # noqa: ANN401
+    """As PixArt-Sigma's pipeline calls it, without a resolution or an aspect ratio."""
+    nothing = {"resolution": None, "aspect_ratio": None}
+    return network(z, timestep=timestep, added_cond_kwargs=nothing, **condition)
+
+
+def _call_sd3(network: nn.Module, z: Tensor, timestep: Tensor, **condition: Tensor) -> Any:  # noqa: ANN401
+    return network(z, timestep=timestep, **condition)
+
+
+def _call_flux(network: nn.Module, z: Tensor, timestep: Tensor, **condition: Tensor) -> Tensor:
+    rows, columns, tokens = z.shape[2] // 2, z.shape[3] // 2, condition["encoder_hidden_states"].shape[1]
+    grid = torch.cartesian_prod(*(torch.arange(count) for count in (1, rows, columns)))
+    places = {"img_ids": grid.to(z), "txt_ids": torch.zeros(tokens, 3).to(z)}
+    with warnings.catch_warnings():  # torch's, that it cannot fuse nn.RMSNorm of bf16 with weights in float32
+        warnings.filterwarnings("ignore", "Mismatch dtype between input and weight", UserWarning)
+        output: Any = network(packed(z), timestep=timestep / 1000, **places, **condition)
+    return unpacked(getattr(output, "sample", output), rows)
+
+
+def packed(z: Tensor) -> Tensor:
+    """Latents (B, C, H, W) as tokens (B, H W / 4, 4 C), row by row."""
+    squares = z.unflatten(3, (-1, 2)).unflatten(2, (-1, 2))  # (B, C, H / 2, 2, W / 2, 2)
+    return squares.permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2)
+
+
+def unpacked(tokens: Tensor, rows: int) -> Tensor:
+    """Latents (B, C, H, W) from tokens (B, H W / 4, 4 C) in H / 2 rows."""
+    squares = tokens.unflatten(2, (-1, 2, 2)).unflatten(1, (rows, -1))  # (B, H / 2, W / 2, C, 2, 2)
+    return squares.permute(0, 3, 1, 4, 2, 5).flatten(4).flatten(2, 3)
+
+
+NETWORKS: dict[str, NetworkKind] = {
+    kind.network.__name__: kind
+    for kind in (
+        NetworkKind(UNet2DModel, "unet", classes=lambda config: config["num_class_embeds"] or 0, accepts_guidance=True),
+        NetworkKind(
+            DiTTransformer2DModel,
+            "transformer",
+            classes=lambda config: config["num_embeds_ada_norm"] + 1,  # its table has one more, for none
+            accepts_guidance=True,
+        ),
+        NetworkKind(
+            UNet2DConditionModel,
+            "unet",
+            prompt=_unet_prompt,
+            takes_guidance=lambda config: config["time_cond_proj_dim"] is not None,
+            accepts_guidance=True,
+        ),
+        NetworkKind(PixArtTransformer2DModel, "transformer", prompt=_pixart_prompt, call=_call_pixart),
+        NetworkKind(
+            SD3Transformer2DModel, "transformer", prompt=partial(_pooled_prompt, CLIP_TOKENS + 256), call=_call_sd3
+        ),
+        NetworkKind(
+            FluxTransformer2DModel,
+            "transformer",
+            prompt=partial(_pooled_prompt, 512),
+            call=_call_flux,
+            takes_guidance=lambda config: bool(config["guidance_embeds"]),
+        ),
+    )
+}
+"""Networks that can be distilled, by the name in model_index.json."""
+
+
+def kind_of(network: nn.Module) -> NetworkKind | None:
+    """The kind of a network's class, or of one that it is derived from; None for one that is not of diffusers."""
+    kinds = ((NETWORKS.get(each.__name__), each) for each in type(network).__mro__)
+    return next((kind for kind, each in kinds if kind and kind.network is each), None)
+
+
+def _config(network: nn.Module) -> Config:
+    return cast(Any, network).config
+
+
+def image_shape(network: nn.Module) -> tuple[int, int, int] | None:
+    """(channels, height, width) of the data of a diffusers network; None where its config does not say."""
+    if kind_of(network) is None or isinstance(network, FluxTransformer2DModel):
+        return None
+    config = _config(network)
+    size = config["sample_size"]
+    sides = (size, size) if isinstance(size, int) else tuple(size or ())
+    return (config["in_channels"], *sides) if len(sides) == 2 else None
+
+
+def without_variance(network: Network) -> Network:
+    """The network itself, without the output channels in which a U-Net tells a learned variance.
+
+    They are of use to an ancestral sampler alone, and no stock pipeline takes a U-Net that has them.
+    """
+    if isinstance(network, UNet2DModel):
+        channels, last = network.config["in_channels"], network.conv_out
+        if last.out_channels == 2 * channels:
+            narrow = nn.Conv2d(last.in_channels, channels, last.kernel_size[0], padding=last.padding[0])
+            narrow.load_state_dict({name: tensor[:channels].clone() for name, tensor in last.state_dict().items()})
+            network.conv_out = narrow
+            network.register_to_config(out_channels=channels)
+    return network
+
+
+def class_count(network: nn.Module) -> int:
+    """How many classes the network is conditioned on, the one that stands for none included; 0 if on none."""
+    kind = kind_of(network)
+    return kind.classes(_config(network)) if kind else 0
+
+
+def takes_guidance(network: nn.Module) -> bool:
+    """Whether a diffusers network takes a guidance scale (B,), as the condition `guidance`."""
+    kind = kind_of(network)
+    return kind is not None and (class_guidance(network) is not None or kind.takes_guidance(_config(network)))
+
+
+def accepts_guidance(network: nn.Module) -> bool:
+    """Whether students of the network can take a guidance scale as an input."""
+    kind = kind_of(network)
+    return takes_guidance(network) or (kind.accepts_guidance if kind else has_guidance_keyword(network))
+
+
+def has_guidance_keyword(network: nn.Module) -> bool:
+    """Whether a network of your own has a keyword `guidance`."""
+    return kind_of(network) is None and "guidance" in inspect.signature(network.forward).parameters
+
+
+def with_guidance_input(network: Network, guidance: Input) -> Network:
+    """A network that takes a guidance scale of a range, too, and does what it did before; its weights are shared.
+
+    A UNet2DConditionModel gets `time_cond_proj_dim`, a class-conditional network a `GuidedClasses`, and a network of
+    your own with a keyword `guidance` is returned itself.
+
+    Raises:
+        UserError: no input can be added.
+    """
+    if takes_guidance(network) or has_guidance_keyword(network):
+        return network
+    if not isinstance(network, UNet2DConditionModel):
+        return _with_class_guidance(network, guidance)
+    student: Any = deepcopy(network, {id(shared): shared for shared in network.parameters()})
+    embedding = student.time_embedding
+    embedding.cond_proj = nn.Linear(EMBEDDING_DIM, embedding.linear_1.in_features, bias=False)
+    nn.init.zeros_(embedding.cond_proj.weight)
+    student.register_to_config(time_cond_proj_dim=EMBEDDING_DIM)
+    return student
+
+
+def network_interface(network: nn.Module) -> dict[str, Any]:
+    """How a network is called: `arguments` and `call` of `progdist.diffusion.denoiser.Denoiser`."""
+    kind = kind_of(network)
+    if kind is None or kind.prompt is None:
+        return {"arguments": class_arguments if class_guidance(network) else dict, "call": call_network}
+    config = _config(network)
+    if kind.network is UNet2DConditionModel:
+        return {"arguments": partial(_unet_arguments, config["time_cond_proj_dim"]), "call": kind.call}
+    return {"arguments": partial(_transformer_arguments, kind.takes_guidance(config)), "call": kind.call}
+
+
+def example_condition(network: nn.Module, count: int, device: torch.device) -> dict[str, Tensor]:
+    """A condition of the right shapes to time a network with: zeros (count, ...) for prompts, the first class."""
+    kind = kind_of(network)
+    if kind is None or kind.prompt is None:
+        labels = torch.zeros(count, dtype=torch.int64, device=device)
+        return {"class_labels": labels} if class_count(network) else {}
+    guidance = {"guidance": torch.ones(count, dtype=torch.float64)} if takes_guidance(network) else {}
+    shapes = kind.prompt(_config(network))
+    return {name: torch.zeros(count, *shape, device=device) for name, shape in shapes.items()} | guidance
+
+
+def _check_guidance(guidance: Tensor | None, expected: bool) -> None:
+    """Refuse a guidance scale that is missing, or that the network does not take."""
+    if expected and guidance is None:
+        raise UserError("the network takes a guidance scale: give guidance=, one number for each example")
+    if guidance is not None and not expected:
+        raise UserError("the network takes no guidance scale: remove guidance")
+
+
+def _unet_arguments(
+    dim: int | None,
+    *,
+    encoder_hidden_states: Tensor,
+    text_embeds: Tensor | None = None,
+    time_ids: Tensor | None = None,
+    guidance: Tensor | None = None,
+) -> dict[str, Any]:
+    """The keyword arguments of a UNet2DConditionModel, whose guidance scale is embedded in `dim` numbers, if any."""
+    _check_guidance(guidance, dim is not None)
+    arguments: dict[str, Any] = {"encoder_hidden_states": encoder_hidden_states}
+    if text_embeds is not None:
+        arguments["added_cond_kwargs"] = {"text_embeds": text_embeds, "time_ids": time_ids}
+    if guidance is not None and dim is not None:
+        arguments["timestep_cond"] = guidance_embedding(guidance, dim).to(encoder_hidden_states)
+    return arguments
+
+
+def _transformer_arguments(takes_scale: bool, *, guidance: Tensor | None = None, **prompt: Tensor) -> dict[str, Tensor]:
+    """The keyword arguments of a transformer, whose guidance is a float32 number, if it takes one."""
+    _check_guidance(guidance, takes_scale)
+    return prompt if guidance is None else {**prompt, "guidance": guidance.to(prompt["encoder_hidden_states"])}

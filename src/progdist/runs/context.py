@@ -1,0 +1,80 @@
+"""What all parts of one run share: its recipe and plan, data and teacher, folder, processes, and conditions."""
+
+from dataclasses import dataclass
+from functools import cached_property, partial
+
+from progdist.data.embeddings import Embeddings, encode_captions
+from progdist.data.images import Images
+from progdist.distillation import Plan, with_guidance
+from progdist.methods.guidance import Input
+from progdist.models.conditioning import Conditions
+from progdist.models.model import Model
+from progdist.models.prompts import Prompts
+from progdist.recipes.recipe import Recipe
+from progdist.runs.folder import RunFolder
+from progdist.teachers.open import Teacher
+from progdist.training.callbacks import Callback
+from progdist.training.distributed import Distributed
+
+
+@dataclass(frozen=True)
+class RunContext:
+    """One recipe in one folder."""
+
+    recipe: Recipe  # with every `auto` resolved
+    images: Images  # the data set
+    opened: Teacher | None  # the teacher as it was opened; None where one is trained
+    folder: RunFolder  # where everything is kept
+    callback: Callback  # called with everything that happens
+    distributed: Distributed  # the processes
+
+    @cached_property
+    def plan(self) -> Plan:
+        """What is distilled, and how."""
+        return self.recipe.plan()
+
+    @cached_property
+    def teacher(self) -> Teacher | None:
+        """The teacher with what guidance leads away from, which must be there; None where one is trained."""
+        return with_guidance(self.plan, self.opened, len(self.images.classes)) if self.opened else None
+
+    @property
+    def has_stage_0(self) -> bool:
+        """Whether the teacher is converted."""
+        return self.opened is not None and self.plan.converts(self.opened.model)
+
+    @property
+    def model_names(self) -> list[str]:
+        """Of the run's models in order: the chain's first teacher, and every student."""
+        return self.recipe.model_names(stage_0=self.has_stage_0)
+
+    @property
+    def guidance(self) -> Input | None:
+        """The range of guidance scales that students take as an input; None where they take none."""
+        guidance = self.plan.learned(self.opened.model) if self.opened else None
+        return guidance if isinstance(guidance, Input) else None
+
+    @property
+    def measured_scale(self) -> float | None:
+        """The guidance scale at which models are measured; None where students take none."""
+        if self.guidance is None or self.opened is None:
+            return None
+        if self.recipe.evaluate.guidance is not None:
+            return self.recipe.evaluate.guidance
+        return self.guidance.nearest(self.opened.model.conditioning.default_guidance)
+
+    def conditions(self, model: Model, scale: float | None = None) -> Conditions:
+        """What a model's network is told of the data's examples, at a guidance scale; None for the measured one."""
+        scale = self.measured_scale if scale is None else scale
+        return model.conditioning.of_images(model.denoiser.network, scale, self.images.shape, lambda: self._embeddings)
+
+    @cached_property
+    def _embeddings(self) -> Embeddings:
+        """Those of the data's captions, encoded when they are first asked for, once."""
+        assert self.opened is not None
+        prompts = self.opened.model.conditioning
+        assert isinstance(prompts, Prompts)  # a model of prompts has its encoders from the teacher
+        open_encoder = partial(prompts.encoder, self.distributed.device)
+        captions, cache, note = self.images.classes, self.folder.root / "captions", self.callback.note
+        self.distributed.on_main_process(lambda: encode_captions(captions, open_encoder, cache, note).size)
+        return encode_captions(captions, open_encoder, cache, note)

@@ -1,0 +1,76 @@
+"""A run's folder and callback as hooks of the engine: finished models are read, new ones kept, numbers recorded."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from progdist.distillation import Hooks
+from progdist.models.model import Model
+from progdist.runs.context import RunContext
+from progdist.students.folder import save
+from progdist.teachers.own import load
+from progdist.training.callbacks import Progress
+from progdist.training.checkpoint import Checkpoints
+from progdist.training.config import TrainConfig
+
+
+@dataclass
+class RunHooks(Hooks):
+    """Hooks of one run."""
+
+    context: RunContext  # of the run
+    _every: int = field(default=1, init=False)
+
+    def find(self, name: str) -> Model | None:
+        """A finished model from its folder, at rest."""
+        path = self.context.folder.model(name)
+        return load(path) if self.context.distributed.on_main_process(path.exists) else None
+
+    def keep(self, name: str, model: Model) -> Model:
+        """The model as its folder holds it."""
+        path = self.context.folder.model(name)
+        self.context.distributed.on_main_process(lambda: save(model, path))
+        return load(path)
+
+    def checkpoints(self, name: str) -> Checkpoints:
+        """Those of a model's training."""
+        return self.context.folder.checkpoints(name)
+
+    def begin(self, name: str, config: TrainConfig) -> None:
+        """Drop the records of updates that will be made again."""
+        latest = self.checkpoints(name).latest(self.note)
+        first = latest.update if latest else 0
+        self.context.folder.keep("metrics", lambda record: record["model"] != name or record["update"] <= first)
+        self._every = max(1, config.updates // 1000)
+        self.context.callback.begin(name, config.updates)
+
+    def progress(self, name: str, progress: Progress) -> None:
+        """Tell the callback, and keep the numbers."""
+        self.context.callback.progress(progress)
+        skipped = {"skipped": progress.skipped} if progress.skipped else {}
+        if not progress.finite:
+            self.record(name, progress.update, skipped=progress.skipped)
+        elif progress.update % self._every == 0:
+            numbers = {key: getattr(progress, key) for key in ("loss", "gradient_norm", "learning_rate")}
+            self.record(name, progress.update, **numbers, **skipped)
+
+    def end(self, name: str) -> None:
+        """The training of a model ended."""
+        self.context.callback.end()
+
+    def record(self, name: str, update: int, **numbers: Any) -> None:  # noqa: ANN401
+        """Add a line to metrics.jsonl."""
+        self.context.folder.append("metrics", {"model": name, "update": update, **numbers})
+
+    def held_out_losses(self, name: str) -> list[float]:
+        """From metrics.jsonl."""
+        records = (record for record in self.context.folder.read("metrics") if record["model"] == name)
+        return [record["held_out_loss"] for record in records if "held_out_loss" in record]
+
+    def note(self, text: str) -> None:
+        """A message for the user."""
+        self.context.callback.note(text)
+
+    def remedy(self, name: str) -> str:
+        """The keys of the recipe that change the model's training."""
+        section = self.context.recipe.section_of(name)
+        return f" (--set {section}.learning_rate=... or {section}.precision=float32), and run again to continue"

@@ -1,0 +1,124 @@
+"""A model folder of ours, read: what `progdist.students.folder` writes, as untrusted as any other.
+
+Weights are those whose checksums progdist.json holds, configs have sizes that networks have, and nothing is unpickled.
+"""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from progdist._utils.errors import UserError
+from progdist._utils.files import check_format, checksum, read_json, read_tensors
+from progdist.diffusion.denoiser import MAX_TIMESTEPS, Denoiser
+from progdist.diffusion.parameterization import PARAMETERIZATIONS
+from progdist.diffusion.schedule import SCHEDULES, Schedule
+from progdist.methods.guidance import Input, as_guidance
+from progdist.models.conditioning import Classes, Conditioning
+from progdist.models.guidance_input import load_class_guidance
+from progdist.models.model import LoraWeights, Model
+from progdist.models.networks import network_interface
+from progdist.models.prompts import DEFAULT_SIDES, read_prompts
+from progdist.models.safe_loading import load_component, nearest_models, network_class, read_autoencoder
+
+LORA_FILE = "pytorch_lora_weights.safetensors"  # how diffusers names a file of LoRA weights
+LORA_PREFIX = "unet."  # before the names of the network's layers in it
+
+
+def load(folder: Path) -> Model:
+    """Read a model folder, with the network in evaluation mode on the CPU.
+
+    Raises:
+        UserError: it is missing, no model folder, damaged, or of a later format.
+    """
+    if not (folder / "progdist.json").is_file():
+        raise UserError(f"{folder} is no model folder (it has no progdist.json): give {nearest_models(folder)}")
+    metadata = read_json(folder / "progdist.json")
+    check_format(metadata, folder / "progdist.json")
+    _verify_checksums(folder, metadata.get("sha256"))
+    try:
+        part = "transformer" if (folder / "transformer").is_dir() else "unet"
+        network = load_component(folder, part, network_class(folder / part))
+        if (scales := metadata.get("class_guidance")) is not None:
+            network = load_class_guidance(network, Input(*map(float, scales)), folder)
+        denoiser = Denoiser(
+            network,
+            _schedule(metadata["schedule"]),
+            PARAMETERIZATIONS[metadata["parameterization"]],
+            num_train_timesteps=int(metadata["timesteps"]),
+            offset=float(metadata["timestep_offset"]),
+            **network_interface(network),
+        )
+        counts = {name: tuple(_step_count(count) for count in metadata[name]) for name in ("steps", "lineage")}
+        return Model(
+            denoiser,
+            **counts,
+            conditioning=_conditioning(folder, metadata, network),
+            data=metadata["data"],
+            training=metadata["training"],
+            autoencoder=read_autoencoder(folder),
+            lora=_lora(folder, metadata.get("lora")),
+            method=str(metadata.get("method", "progressive")),
+        )
+    except UserError as error:
+        raise UserError(f"{folder} is damaged: {error}") from error
+    except (KeyError, TypeError, ValueError, RuntimeError, AttributeError, ArithmeticError, IndexError) as error:
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+        raise UserError(f"{folder} is damaged ({reason}): restore it, or make it again") from error
+
+
+def _step_count(number: object) -> int:
+    """A number of steps that a model can take; a ValueError if it is none."""
+    if not isinstance(number, int) or not 1 <= number <= MAX_TIMESTEPS:
+        raise ValueError(f"a step count is {str(number)[:50]}, expected 1 to {MAX_TIMESTEPS:,}")
+    return number
+
+
+def _verify_checksums(folder: Path, sums: object) -> None:
+    """Refuse weights that are not those that were written; an empty `sha256` stands for weights changed on purpose."""
+    where = folder / "progdist.json"
+    if not isinstance(sums, dict):
+        raise UserError(f"{where}: sha256 is a {type(sums).__name__}, expected checksums by file name: restore it")
+    held = {str(path.relative_to(folder)): path for path in sorted(folder.rglob("*.safetensors"))}
+    for name in sorted(held.keys() ^ sums.keys()) if sums else ():
+        what = "is not one of the files that were written" if name in held else "is missing"
+        raise UserError(f'{folder / str(name)} {what}: restore the folder (or set "sha256" to {{}} in {where})')
+    for name, path in held.items():
+        if sums and checksum(path) != sums[name]:
+            raise UserError(
+                f'{path} is not what was written: restore it (or, if you changed it on purpose, set "sha256" to {{}} '
+                f"in {where})"
+            )
+
+
+def _schedule(metadata: Mapping[str, Any]) -> Schedule:
+    numbers: dict[str, Any] = {
+        name: tuple(value) if isinstance(value, list) else value for name, value in metadata.items()
+    }
+    return SCHEDULES[numbers.pop("kind")](**numbers)
+
+
+def _conditioning(folder: Path, metadata: Mapping[str, Any], network: nn.Module) -> Conditioning:
+    if prompts := read_prompts(folder, network, _sides(metadata.get("latent_sides"))):
+        return replace(prompts, learned=as_guidance(metadata["guidance"]), negative=metadata["negative"])
+    names = tuple(str(name) for name in metadata["classes"])
+    return Classes(names, metadata.get("null_class")) if names else Conditioning()
+
+
+def _sides(metadata: object) -> tuple[int, int]:
+    if metadata is None:
+        return DEFAULT_SIDES
+    if not (isinstance(metadata, list) and len(metadata) == 2 and all(side in range(1, 4097) for side in metadata)):
+        raise ValueError(f"latent_sides is {str(metadata)[:50]}, expected a height and a width")
+    return metadata[0], metadata[1]
+
+
+def _lora(folder: Path, metadata: Any) -> LoraWeights | None:  # noqa: ANN401  (whatever JSON can hold)
+    if metadata is None:
+        return None
+    weights = read_tensors(folder / LORA_FILE)
+    return LoraWeights(
+        str(metadata["base"]), {name.removeprefix(LORA_PREFIX): tensor for name, tensor in weights.items()}
+    )
