@@ -17,7 +17,7 @@ from progdist import UserError
 from progdist.diffusion.denoiser import Denoiser
 from progdist.diffusion.parameterization import as_parameterization
 from progdist.diffusion.schedule import RectifiedFlow
-from progdist.teachers.stock import Formulation, SchedulerKind
+from progdist.teachers.schedulers import Formulation, SchedulerKind
 
 
 class SampleFlowScheduler(SchedulerMixin, ConfigMixin):

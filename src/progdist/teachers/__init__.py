@@ -1,7 +1,7 @@
 """Where teachers come from: folders of ours and of stock diffusers, and the paper's JAX checkpoints."""
 
 from progdist.teachers.flow import FLOW
-from progdist.teachers.stock import TABLE, SchedulerKind
+from progdist.teachers.schedulers import TABLE, SchedulerKind
 
 SCHEDULERS: list[SchedulerKind] = [TABLE, FLOW]
 """Every kind of stock scheduler: the one list that opening a teacher and writing a student read."""

@@ -32,7 +32,7 @@ from progdist._utils.errors import UserError
 from progdist.diffusion.denoiser import Denoiser
 from progdist.diffusion.parameterization import PARAMETERIZATIONS
 from progdist.diffusion.schedule import RectifiedFlow
-from progdist.teachers.stock import Formulation, SchedulerKind
+from progdist.teachers.schedulers import Formulation, SchedulerKind
 
 DYNAMIC = {"base_shift": 0.5, "max_shift": 1.15, "base_image_seq_len": 256, "max_image_seq_len": 4096}
 """By what a flow's stock scheduler shifts at the size of an image, with diffusers' defaults."""

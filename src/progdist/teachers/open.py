@@ -28,7 +28,7 @@ from progdist.models.prompts import DEFAULT_SIDES, Prompts, read_prompts
 from progdist.models.safe_loading import load_component, network_class, read_autoencoder
 from progdist.teachers import SCHEDULERS
 from progdist.teachers.own import load
-from progdist.teachers.stock import Formulation
+from progdist.teachers.schedulers import Formulation
 
 FETCHED = (
     "model_index.json",
