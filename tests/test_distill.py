@@ -231,6 +231,8 @@ def ragged() -> Iterator[Tensor]:
         (torch.zeros(4, 2), {"stages": {2: {"batch": 2}}}, "batch is of all stages"),
         (torch.zeros(4, 2), {"stages": {2: {"ema": 0.5}}}, "ema is of all stages"),
         (torch.zeros(4, 2), {"checkpoint_every": 2}, "checkpoint_every has no effect without a folder"),
+        (torch.zeros(4, 2), {"stages": {2: {"checkpoint_every": 2}}}, "checkpoint_every has no effect without"),
+        (torch.zeros(4, 2), {"conversion": {"checkpoint_every": 2}}, "checkpoint_every has no effect without"),
         (torch.zeros(4, 2), {"conversion": {"updates": 2}}, "conversion has no effect: this teacher needs no stage 0"),
         (torch.zeros(4, 2), {"guidance": (2.0, 2.0), "label": "shift", "null_class": 0}, "is no range"),
         ([(torch.zeros(2), {"steps": 1})], {}, "steps"),

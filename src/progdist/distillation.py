@@ -23,6 +23,7 @@ from progdist._utils.random import HELD_OUT_NOISE, position_seed
 from progdist.compute.cuda_graphs import accelerated
 from progdist.compute.placement import at_work
 from progdist.compute.precision import autocast, resolve
+from progdist.data.images import split_indices
 from progdist.diffusion.denoiser import Denoiser, DenoiserProtocol
 from progdist.diffusion.loss import Weighting
 from progdist.methods import METHODS, Method
@@ -181,7 +182,7 @@ class Trainer:
     """Trains models on one set of examples."""
 
     examples: Examples  # what the networks see
-    conditions: Callable[[Model], Conditions]  # what a model's network is told of them
+    conditions: Callable[[Model], Conditions]  # the conditioning inputs of a model's network for a batch of them
     hooks: Hooks  # find, keep and hear
     distributed: Distributed  # the processes
     seed: int = 0  # of all randomness
@@ -438,10 +439,7 @@ class TensorData(Dataset[Any]):
 
     def split(self, count: int, seed: int) -> tuple["TensorData", "TensorData"]:
         """(all but `count` examples, those `count`), chosen by the seed; a UserError if either would be empty."""
-        if not 0 < count < len(self):
-            raise UserError(f"the data hold {len(self)} examples: {count} cannot be held out, some must be left")
-        order = torch.randperm(len(self), generator=torch.Generator().manual_seed(seed))
-        parts = (order[count:].sort().values, order[:count].sort().values)
+        parts = split_indices(len(self), count, seed, f"the data hold {len(self)} examples")
         first, second = ([self.items[index] for index in part.tolist()] for part in parts)
         return TensorData(first), TensorData(second)
 
@@ -502,15 +500,13 @@ def distill(
             that has no effect, guidance without labels, or a loss that is not finite.
     """
     examples, distributed = TensorData(data), Distributed()
-    said = set(options)
+    converts = "conversion" in options
     plan = _plan(chain, method, options)
     frozen = copy.deepcopy(teacher).to(distributed.device).eval()
     own = Teacher(Model(frozen, conditioning=_conditioning(label, plan)))
     plan.check(own.model)
-    if "conversion" in said and not plan.converts(own.model):
+    if converts and not plan.converts(own.model):
         raise UserError("conversion has no effect: this teacher needs no stage 0")
-    if "checkpoint_every" in said:
-        raise UserError("checkpoint_every has no effect without a folder: see `progdist distill` for runs that resume")
     guidance = plan.guidance if isinstance(plan.guidance, Input) else None
     hooks = _Observer(observe, chain[0])
     conditions = _example_conditions(label, examples.conditions)
@@ -530,6 +526,8 @@ def _plan(chain: Sequence[int], method: str | Method, options: dict[str, Any]) -
     weighting, overrides = options.pop("weighting", "truncated_snr"), options.pop("stages", {})
     conversion, config = dict(options.pop("conversion", {})), options.pop("config", None)
     conversion_weighting = conversion.pop("weighting", weighting)
+    if any("checkpoint_every" in each for each in (options, conversion, *overrides.values())):
+        raise UserError("checkpoint_every has no effect without a folder: see `progdist distill` for runs that resume")
     rest = {name: options.pop(name) for name in ("null_class", "zero_terminal_snr", "stop", "seed") if name in options}
     guidance = requested_guidance(options.pop("guidance", None))
     if rest.get("null_class") is not None and guidance is None:

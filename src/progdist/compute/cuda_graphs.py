@@ -41,7 +41,7 @@ class CudaGraphs(nn.Module):
 
     Replayed are calls whose tensors are on a GPU and need no gradient, with no dropout at work and no running mean to
     keep; with a gradient one call before each backward pass, since a second one would overwrite the activations of
-    the first. Others call the network. Weights may be changed in place; where they move, all is captured anew. Before
+    the first. Others call the network. Weights may be changed in place; where they move, all is captured again. Before
     a graph is used it is compared with a call of the network.
     """
 

@@ -49,7 +49,7 @@ class Embeddings:
             return {name: rows[row] for name, rows in self._opened[shard].items()}
         except (OSError, IndexError, safetensors.SafetensorError) as error:
             raise UserError(
-                f"{path} cannot be read ({error}): remove {self.folder} to encode the captions anew"
+                f"{path} cannot be read ({error}): remove {self.folder} to encode the captions again"
             ) from error
 
     def path(self, shard: int) -> Path:
@@ -79,7 +79,7 @@ def encode_captions(
         write_json(index, {"captions": checksum, "shard": max(1, SHARD_BYTES // row_bytes(encode))})
     written: Mapping[str, Any] = read_json(index)
     if written.get("captions") != checksum or not isinstance(written.get("shard"), int) or written["shard"] < 1:
-        raise UserError(f"{folder} holds the embeddings of other captions: remove it to encode them anew")
+        raise UserError(f"{folder} holds the embeddings of other captions: remove it to encode them again")
     embeddings = Embeddings(folder, written["shard"])
     shards = range(-(-len(captions) // embeddings.size))
     if absent := [shard for shard in shards if not embeddings.path(shard).is_file()]:

@@ -154,6 +154,14 @@ class ArrayReader(Reader):
 MAX_CLASSES = 2**20  # classes that the labels of a data set may count without naming them
 
 
+def split_indices(total: int, count: int, seed: int, holds: str) -> tuple[Tensor, Tensor]:
+    """The indices (total - count,) and (count,) of two parts, rising; `holds` begins the UserError for an empty one."""
+    if not 0 < count < total:
+        raise UserError(f"{holds}: {count} cannot be held out, some must be left")
+    order = torch.randperm(total, generator=torch.Generator().manual_seed(seed))
+    return order[count:].sort().values, order[:count].sort().values
+
+
 class Images(Dataset[tuple[Tensor, int]]):
     """A data set of (image in [-1, 1], label) pairs.
 
@@ -220,10 +228,8 @@ class Images(Dataset[tuple[Tensor, int]]):
 
     def split(self, count: int, seed: int) -> tuple[Self, Self]:
         """(all but `count` images, those `count`), chosen by the seed; neither may be empty."""
-        if not 0 < count < len(self):
-            raise UserError(f"{self.name} holds {len(self)} images: {count} cannot be held out, some must be left")
-        order = torch.randperm(len(self), generator=torch.Generator().manual_seed(seed))
-        return self.subset(order[count:].sort().values), self.subset(order[:count].sort().values)
+        most, held_out = split_indices(len(self), count, seed, f"{self.name} holds {len(self)} images")
+        return self.subset(most), self.subset(held_out)
 
     def subset(self, chosen: Tensor) -> Self:
         """The images of some indices (M,), in their order."""

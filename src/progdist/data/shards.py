@@ -75,7 +75,7 @@ class TensorShards:
             tensors = list(read_tensors(file).values())
             if len(tensors) != 1 or len(tensors[0]) != expected:
                 rows = len(tensors[0]) if tensors and tensors[0].ndim else 0
-                raise UserError(f"{file} holds {rows} rows, expected {expected}: remove {self.path} to make it anew")
+                raise UserError(f"{file} holds {rows} rows, expected {expected}: remove {self.path} to make it again")
             self._mapped[number] = tensors[0]
         return self._mapped[number]
 

@@ -146,7 +146,7 @@ class DPMSolverPP:
 
 
 MULTISTEP_SAMPLERS: dict[str, Callable[[], Step]] = {"dpmpp": DPMSolverPP}
-"""Methods whose steps remember those before them: made anew for each sampling."""
+"""Multistep methods, which keep state between steps: a new one for each sampling."""
 
 
 NFE_PER_STEP = {"heun": 2, "rk4": 4}  # of the network, for the methods that take more than one

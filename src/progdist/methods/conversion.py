@@ -26,7 +26,7 @@ largest scales would be learned at the cost of the others. The gradient of the n
 of one length at every scale, whatever the error.
 
 Where the teacher is guided (see `guidance`) the student learns the mixture of its two predictions. With one guidance
-scale g for all the student knows that one; where g is part of the condition, drawn anew for every example, the student
+scale g for all the student knows that one; where g is part of the condition, drawn for every example, the student
 takes it as an input,
 
     xh_student(z, t, c, g)

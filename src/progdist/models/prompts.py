@@ -161,7 +161,7 @@ class Prompts(Conditioning):
         return (shape[1] // patch) * (shape[2] // patch)
 
     def encoder(self, device: torch.device | None = None) -> "PromptEncoder":
-        """Its tokenizers and text encoders, read anew: let go of them when the prompts are encoded.
+        """Its tokenizers and text encoders, loaded again at every call: release them when the prompts are encoded.
 
         Raises:
             UserError: a file is missing, damaged or a pickle, or the extra `text` is missing.

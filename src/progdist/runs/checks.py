@@ -90,7 +90,7 @@ def check_folder(context: RunContext) -> None:
             if name not in finished and checkpoint and (changed := recipe.changed_under_way(old, name)):
                 raise UserError(
                     f"{name} is half trained with another {changed[0]}: give that of {path}, remove "
-                    f"{checkpoint.parent} to train it anew, or choose another --out"
+                    f"{checkpoint.parent} to train it again, or choose another --out"
                 )
         return True
 

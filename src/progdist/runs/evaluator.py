@@ -248,4 +248,4 @@ def begin(shards: TensorShards) -> None:
     if not (shards.path / INDEX).is_file():
         shards.write_index()
     if not shards.agrees():
-        raise UserError(f"{shards.path} is not of {len(shards)} images: remove it to compute it anew")
+        raise UserError(f"{shards.path} is not of {len(shards)} images: remove it to compute it again")

@@ -45,7 +45,7 @@ class RunFolder:
     writes: bool = True
 
     def move_aside(self) -> Path | None:
-        """Rename the folder, if it is there, so that a run starts anew in its place; its new name, or None."""
+        """Rename the folder, if it is there, so that a new run starts in its place; its new name, or None."""
         if not self.root.exists():
             return None
         names = (self.root.with_name(f"{self.root.name}.old-{number}") for number in itertools.count(1))

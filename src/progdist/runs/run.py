@@ -48,16 +48,12 @@ class Run:
     context: RunContext
 
     def live(self) -> "Run":
-        """The same, whose page is written anew as it goes."""
+        """The same, whose page is rewritten as it goes."""
         context = self.context
         return Run(replace(context, callback=live(context.folder, context.callback)))
 
     def run(self) -> list[EvaluationRecord]:
-        """Teacher, students and their evaluations, in order; what exists is not made again.
-
-        Under torchrun or accelerate several processes do it together. A UserError is anything that the user can fix;
-        what is written stays.
-        """
+        """Teacher, students, evaluations, in order; what exists is not made again; errors as of `prepare`."""
         recipe, folder, images, note = self.recipe, self.folder, self.context.images, self.context.callback.note
         evaluator = self.evaluator()
         self.prepare()

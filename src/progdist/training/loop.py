@@ -146,7 +146,7 @@ def _restore(state: State, checkpoints: Checkpoints, accelerator: Accelerator) -
         reason = " ".join(str(error).split())[:100]
         raise UserError(
             f"{checkpoints.latest_path()} is of another network or another version of progdist ({reason}): start "
-            "over with --fresh, or remove it to train this model anew"
+            "over with --fresh, or remove it to train this model again"
         ) from error
 
 

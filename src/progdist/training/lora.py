@@ -43,7 +43,7 @@ def load_adapter(network: nn.Module, weights: Mapping[str, Tensor]) -> None:
         {name: tensor.shape for name, tensor in adapter.items()} for adapter in (weights, adapter_weights(network))
     )
     if odd := sorted(name for name, _ in shapes.items() ^ expected.items()):
-        raise UserError(f"the LoRA weights are of another network or another rank ({odd[0]}): make them anew")
+        raise UserError(f"the LoRA weights are of another network or another rank ({odd[0]}): train them again")
     require_peft().set_peft_model_state_dict(network, dict(weights))
 
 

@@ -1,6 +1,6 @@
 r"""A number with its 95 % interval, and the two ways in which intervals are computed.
 
-bootstrap        samples are drawn anew with repeats. Measures of distance rise by about their bias when samples
+bootstrap        samples are redrawn with replacement. Measures of distance rise by about their bias when samples
                  repeat, so percentiles are those about the draws' own mean (Efron & Tibshirani 1993, chapter 10)
 random halves    the delete-d jackknife with d = n / 2: the deviation over halves drawn without repeats is that of
                  the whole, since (n - d) / d = 1 (Shao & Wu 1989, A General Theory for Jackknife Variance

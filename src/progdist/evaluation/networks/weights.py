@@ -100,5 +100,5 @@ def read_folder(load: Callable[[Path], Network], weights: Weights) -> Network:
         return load(weights.path)
     except (OSError, ValueError, RuntimeError, KeyError, TypeError) as error:
         raise UserError(
-            f"{weights.path} cannot be read ({' '.join(str(error).split())[:200]}): fetch it anew"
+            f"{weights.path} cannot be read ({' '.join(str(error).split())[:200]}): fetch it again"
         ) from error

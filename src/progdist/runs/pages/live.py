@@ -1,4 +1,4 @@
-"""A run's page while the run goes on: written anew at every evaluation and every minute of training.
+"""A run's page while the run goes on: rewritten at every evaluation and every minute of training.
 
 Where evaluations follow one another faster than pages should be written, one page shows several; the run itself writes
 the first and the last. A page that cannot be written is no reason to end a training of hours: that is said once, and

@@ -47,7 +47,7 @@ class PlayServer(ThreadingHTTPServer):
         return f"http://{ADDRESS}:{self.server_port}/"
 
     def handle_error(self, request: Any, client_address: Any) -> None:  # noqa: ANN401  (as socketserver has it)
-        """Say what went wrong in a request, unless the page was only closed or loaded anew while it waited."""
+        """Say what went wrong in a request, unless the page was only closed or reloaded while it waited."""
         if not isinstance(sys.exc_info()[1], ConnectionError):
             super().handle_error(request, client_address)
 
