@@ -162,7 +162,7 @@ class Quiet:
     def progress(self, progress: Progress) -> None:
         """As the others."""
 
-    def end(self) -> None:
+    def end(self, stopped: int | None = None) -> None:
         """As the others."""
 
     def evaluated(self, record: object) -> None:
@@ -200,7 +200,7 @@ class Comparison:
         run.claim()
         if teacher.is_dir() and not (folder / "teacher").exists():
             shutil.copytree(teacher, folder / "teacher")
-        return run, replace(run.evaluator(), metrics=Metrics(self.case.spaces(run.context.images.shape)))
+        return run, replace(run.evaluator, metrics=Metrics(self.case.spaces(run.context.images.shape)))
 
     def measure(self, name: str, seed: int) -> None:
         """Train a variant, or the teacher of a seed, and measure it."""

@@ -70,7 +70,7 @@ def measure(recipe: Recipe, out: Path, seeds: int, callback: Callback) -> str:
         UserError: the folder is of another recipe, or as in `run`.
     """
     folder = RunFolder(out)
-    folder.claim(write_recipe(recipe), lambda old: False)
+    folder.claim(write_recipe(recipe), lambda old: "")
     records = []
     for seed in range(recipe.seed, recipe.seed + seeds):
         for output in OUTPUTS:
@@ -89,7 +89,7 @@ def _cell(recipe: Recipe, folder: RunFolder, callback: Callback, output: str, we
     teacher = replace(recipe.teacher, weighting=weighting)
     changed = recipe.model_copy(update={"parameterization": output, "teacher": teacher, "seed": seed})
     run = begin(changed, folder.root / "teachers" / f"{output}-{weighting}-{seed}", callback)
-    evaluator = run.evaluator()
+    evaluator = run.evaluator
     steps = recipe.distill.counts()[0]
     found: Record = {"steps": steps}
     try:

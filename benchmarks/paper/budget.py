@@ -79,9 +79,9 @@ def measure(recipe: Recipe, out: Path, factors: Sequence[float], divisors: Seque
     """
     folder = RunFolder(out)
     variants = {(k, f): _variant(recipe, k, f) for k in divisors for f in factors}
-    folder.claim(write_recipe(recipe), lambda old: False)
+    folder.claim(write_recipe(recipe), lambda old: "")
     first = begin(recipe, out / "teacher", callback)
-    teacher, evaluator = train_teacher(first), first.evaluator()
+    teacher, evaluator = train_teacher(first), first.evaluator
     records: list[Record] = []
     for (divisor, factor), changed in variants.items():
         run = begin(changed, out / "students" / f"by-{divisor}-times-{factor:g}", callback)

@@ -99,7 +99,7 @@ def measure(trained: Trained, out: Path, budgets: list[int], callback: Callback)
         raise UserError(f"--evaluations {budgets}: give positive numbers, e.g. --evaluations 8 --evaluations 16")
     model, folder = load(trained.model), RunFolder(out)
     settings = {key: str(value) for key, value in vars(trained).items()}
-    folder.claim("".join(f"{key}: {value}\n" for key, value in settings.items()), lambda old: False)
+    folder.claim("".join(f"{key}: {value}\n" for key, value in settings.items()), lambda old: "")
     errors = mixture_errors(model.denoiser.schedule)
     images = images_for_model(model, load_images(trained.data), callback.note)
     space = feature_space(trained.features, images.shape)

@@ -63,8 +63,8 @@ def measure(finished: Path, levels: int, most: int, callback: Callback) -> str:
     counts = [count for count in recipe.distill.counts()[1:] if count <= most]
     if not counts:
         raise UserError(f"--most {most}: the run's students take {recipe.distill.counts()[1:]} steps")
-    folder, evaluator = RunFolder(finished / "stochastic"), run.evaluator()
-    folder.claim(write_recipe(recipe), lambda old: False)
+    folder, evaluator = RunFolder(finished / "stochastic"), run.evaluator
+    folder.claim(write_recipe(recipe), lambda old: "")
     records = []
     for steps in counts:
         for model_kind, name in ((TEACHER, run.context.model_names[0]), (STUDENT, student_name(steps))):

@@ -29,7 +29,7 @@ from progdist.methods.chain import Stage
 from progdist.models.unet import unet
 from progdist.training.batches import Batch, Batches
 from progdist.training.config import TrainConfig
-from progdist.training.distributed import make_accelerator
+from progdist.training.distributed import join_processes
 from progdist.training.loop import TrainContext, train
 
 
@@ -124,8 +124,8 @@ def our_updates(
     With a clock the networks' forward calls, the backward pass and the optimiser step are counted by it.
     """
     warmup = CALLS_BEFORE + 4 if torch.cuda.is_available() else 1
-    accelerator = make_accelerator()
-    network = case.build().to(accelerator.device)
+    processes = join_processes()
+    network = case.build().to(processes.device)
     teacher = Denoiser(copy.deepcopy(network), Cosine(), PARAMETERIZATIONS["v"]).eval().requires_grad_(False)
     if compiled:
         network.compile()
@@ -141,7 +141,7 @@ def our_updates(
 
     def observe(progress: object) -> None:
         nonlocal last
-        synchronize(accelerator.device)
+        synchronize(processes.device)
         seconds.append(time.perf_counter() - last)
         last = time.perf_counter()
         if clock and len(seconds) == warmup:
@@ -152,13 +152,13 @@ def our_updates(
         timed: list[tuple[Any, str]] = [(network, "forward"), (teacher.network, "forward")]
         if isinstance(teacher.network, CudaGraphs):
             timed = [(CudaGraphs, "forward")]
-        for owner, name in [*timed, (accelerator, "backward"), (torch.optim.AdamW, "step")]:
+        for owner, name in [*timed, (torch.Tensor, "backward"), (torch.optim.AdamW, "step")]:
             restore.append((owner, name, getattr(owner, name)))
             setattr(owner, name, clock.timed(getattr(owner, name)))
     batches = Batches(Noise(case.image), case.batch, seed=0, stage=1)
     config = TrainConfig(updates + warmup, case.batch, 1e-4, precision=precision, cuda_graphs=graphs)
     try:
-        train(network, loss, batches, config, TrainContext(accelerator, observe=observe))
+        train(network, loss, batches, config, TrainContext(processes, observe=observe))
     finally:
         for owner, name, value in restore:
             setattr(owner, name, value)

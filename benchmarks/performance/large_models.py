@@ -132,7 +132,7 @@ def command(place: Path, variant: str, batch: int) -> list[str]:
     if DEVICE.type == "cuda":
         settings += [f"{section}.precision=bf16" for section in ("conversion", "distill", "evaluate")]
     words = ["distill", str(place / "pipeline"), "--data", pairs, "--guidance", "1:8", "--steps", str(STEPS)]
-    words += ["--start", str(2 * STEPS), "--updates", str(UPDATES), "--conversion-updates", str(UPDATES)]
+    words += ["--start", str(2 * STEPS), "--updates", str(UPDATES), "--set", f"conversion.updates={UPDATES}"]
     words += ["--batch", str(batch), "--out", str(out), "--fresh"]
     return [*words, *(word for setting in settings for word in ("--set", setting))]
 

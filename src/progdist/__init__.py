@@ -7,18 +7,17 @@ The mathematics is in `progdist.diffusion` (schedule, parameterization, denoiser
 """
 
 from importlib import import_module
-from importlib.metadata import version
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from progdist._utils.errors import UserError
-    from progdist.api import check, load, sample, save
+    from progdist.api.distill import distill
+    from progdist.api.models import check, load, sample, save
     from progdist.data.sources import load_images
     from progdist.diffusion.denoiser import Denoiser
     from progdist.diffusion.loss import WEIGHTINGS, denoising_loss
     from progdist.diffusion.parameterization import PARAMETERIZATIONS
-    from progdist.diffusion.schedule import Cosine, Discrete, RectifiedFlow, Schedule
-    from progdist.distillation import distill
+    from progdist.diffusion.schedule import Cosine, Discrete, RectifiedFlow, Schedule, VarianceExploding
     from progdist.evaluation.evaluate import evaluate
     from progdist.evaluation.generate import SamplingOptions
     from progdist.evaluation.metrics import MetricConfig
@@ -27,6 +26,8 @@ if TYPE_CHECKING:
     from progdist.methods.progressive import distillation_loss, distillation_target
     from progdist.training.config import TrainConfig
     from progdist.training.early_stopping import EarlyStopping
+
+    __version__: str
 
 _MODULES = {
     "_utils.errors": ["UserError"],
@@ -37,27 +38,27 @@ _MODULES = {
     "methods": ["METHODS", "Method"],
     "training.config": ["TrainConfig"],
     "training.early_stopping": ["EarlyStopping"],
-    "distillation": ["distill"],
-    "api": ["check", "load", "sample", "save"],
+    "api.distill": ["distill"],
+    "api.models": ["check", "load", "sample", "save"],
     "diffusion.denoiser": ["Denoiser"],
     "diffusion.loss": ["WEIGHTINGS", "denoising_loss"],
     "diffusion.parameterization": ["PARAMETERIZATIONS"],
-    "diffusion.schedule": ["Cosine", "Discrete", "RectifiedFlow", "Schedule"],
+    "diffusion.schedule": ["Cosine", "Discrete", "RectifiedFlow", "Schedule", "VarianceExploding"],
     "methods.progressive": ["distillation_loss", "distillation_target"],
 }
 
-__version__ = version("progdist")
-
 __all__ = [
     "METHODS", "PARAMETERIZATIONS", "WEIGHTINGS", "Cosine", "Denoiser", "Discrete", "EarlyStopping", "Method",
-    "MetricConfig", "RectifiedFlow", "SamplingOptions", "Schedule", "TrainConfig", "UserError", "check",
-    "denoising_loss", "distill", "distillation_loss", "distillation_target", "evaluate", "load", "load_images",
+    "MetricConfig", "RectifiedFlow", "SamplingOptions", "Schedule", "TrainConfig", "UserError", "VarianceExploding",
+    "check", "denoising_loss", "distill", "distillation_loss", "distillation_target", "evaluate", "load", "load_images",
     "sample", "save",
 ]  # fmt: skip
 
 
 def __getattr__(name: str) -> object:
     """A public name, imported when it is first asked for: torch and diffusers take seconds."""
+    if name == "__version__":
+        return import_module("importlib.metadata").version("progdist")
     for module, names in _MODULES.items():
         if name in names:
             return getattr(import_module(f"progdist.{module}"), name)

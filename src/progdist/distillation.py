@@ -1,9 +1,7 @@
 """The engine: a teacher is converted where it must be (stage 0), then a chain of students trained, each on the last.
 
-    student = progdist.distill(teacher, data, chain=[64, 32, 16, 8, 4])
-
-`progdist.distill` is this engine without a folder; a run (`progdist.runs.run`) is it with one. What is distilled and
-how is a `Plan`; `Hooks` find what is finished, keep what is made, and hear of the training.
+A run (`progdist.runs.run`) is this engine with a folder, `progdist.distill` (`progdist.api.distill`) is it without one.
+What is distilled and how is a `Plan`; `Hooks` find what is finished, keep what is made, and hear of the training.
 """
 
 import copy
@@ -16,33 +14,34 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import Dataset
 
 from progdist._utils.errors import UserError
 from progdist._utils.random import HELD_OUT_NOISE, position_seed
+from progdist._utils.signals import SHUTDOWN
+from progdist._utils.words import any_of, counted
 from progdist.compute.cuda_graphs import accelerated
 from progdist.compute.placement import at_work
 from progdist.compute.precision import autocast, resolve
-from progdist.data.images import split_indices
+from progdist.compute.weights import is_double
 from progdist.diffusion.denoiser import Denoiser, DenoiserProtocol
-from progdist.diffusion.loss import Weighting
-from progdist.methods import METHODS, Method
+from progdist.diffusion.loss import Weighting, check_weighting
+from progdist.methods import Method
 from progdist.methods.chain import Stage, stages
 from progdist.methods.conversion import conversion_loss, ends_above_zero_snr, needs_conversion, student_form
-from progdist.methods.guidance import Guidance, Guided, Input, requested_guidance
+from progdist.methods.guidance import Guidance, Guided, Input
 from progdist.methods.method import Loss
-from progdist.methods.progressive import check_weighting
-from progdist.models.conditioning import Classes, Conditioning, Conditions, LabelConditions
+from progdist.models.conditioning import Conditions
 from progdist.models.model import LoraWeights, Model
 from progdist.models.networks import accepts_guidance, kind_of, network_interface, takes_guidance, with_guidance_input
 from progdist.teachers.open import Teacher
 from progdist.training.batches import Batch, Batches, Examples
 from progdist.training.callbacks import Progress
 from progdist.training.checkpoint import Checkpoints
-from progdist.training.config import CONVERSION_UPDATES, DEFAULTS, OF_A_WHOLE_TRAINING, TrainConfig
+from progdist.training.config import TrainConfig
 from progdist.training.distributed import Distributed
 from progdist.training.early_stopping import EarlyStopping
-from progdist.training.loop import TrainContext, on_device, train
+from progdist.training.gradients import on_device
+from progdist.training.loop import TrainContext, train
 from progdist.training.lora import adapter_weights, add_lora, load_adapter, merge_lora
 from progdist.training.records import NotFinite
 from progdist.training.state import copy_for_average
@@ -60,7 +59,7 @@ class Plan:
     method: Method  # what a student learns
     weightings: Weightings = ("truncated_snr", "truncated_snr")  # of stage 0 and of the chain, by name or function
     guidance: Guidance | None = None  # one scale to distil, or a range that students take as an input
-    null_class: int | None = None  # the label that stands for no class; None for the last one
+    null_class: int | None = None  # the label that stands for no class; None for the one that clearly does
     negative: str | None = None  # the prompt that guidance leads away from; None for the empty one
     zero_terminal_snr: bool | None = None  # whether students' schedules end in pure noise; None as in `student_form`
     # the pipeline that the students are LoRA adapters for, as it was named; None for whole networks. They keep its
@@ -104,6 +103,11 @@ class Plan:
     def check(self, teacher: Model) -> None:
         """Refuse a plan that does not suit a teacher, or has no effect on it: a UserError says what is expected."""
         network = teacher.denoiser.network
+        if teacher.steps and self.chain[0] not in teacher.steps:
+            raise UserError(
+                f"the teacher was distilled for {any_of(teacher.steps, 'step')} and the chain starts at "
+                f"{self.chain[0]}: start the chain there"
+            )
         if self.guidance is not None:
             if isinstance(teacher.guidance, Input):
                 raise UserError("the teacher takes a guidance scale, and so will its students: remove guidance")
@@ -121,7 +125,10 @@ class Plan:
                 raise UserError("zero_terminal_snr has no effect on a distilled teacher: remove it")
             if not ends_above_zero_snr(teacher.denoiser.schedule):
                 raise UserError("zero_terminal_snr applies only to a schedule that ends above zero SNR: remove it")
-        check_weighting(self.form(teacher).schedule, self.weightings[1], self.chain[-1])
+        form = self.form(teacher)
+        for weighting in self.weightings[0 if self.converts(teacher) else 1 :]:
+            check_weighting(weighting, form.schedule, form.parameterization)
+        _check_first_time(teacher.denoiser, self.chain)
 
 
 class Hooks:
@@ -145,8 +152,8 @@ class Hooks:
     def progress(self, name: str, progress: Progress) -> None:
         """About a thousand times in a training."""
 
-    def end(self, name: str) -> None:
-        """The training of a model ended."""
+    def end(self, name: str, *, finished: bool) -> None:
+        """The training of a model ended, or was stopped by a signal or an error."""
 
     def record(self, name: str, update: int, **numbers: Any) -> None:  # noqa: ANN401
         """Keep numbers of a model's training."""
@@ -205,6 +212,7 @@ class Trainer:
         examples = self.examples if training.number == 0 else self.held_out[0]
         checkpoints = hooks.checkpoints(name)
         hooks.begin(name, config)
+        finished = False
         try:
             with self._at_work(training):
                 result = train(
@@ -213,7 +221,7 @@ class Trainer:
                     self.batch(examples, config.batch, training.number),
                     config,
                     TrainContext(
-                        self.distributed.accelerator,
+                        self.distributed.processes,
                         seed,
                         self.distributed.shards,
                         checkpoints,
@@ -223,14 +231,16 @@ class Trainer:
                     average=average,
                     dropout=training.dropout,
                 )
+            finished = True
         except NotFinite as error:
             raise NotFinite(f"{name}: {error}{hooks.remedy(name)}") from error
         finally:
-            hooks.end(name)
+            hooks.end(name, finished=finished)
         network = result.network.cpu()
         lora = replace(model.lora, weights=adapter_weights(network)) if model.lora else None
         numbers = {
             "updates": result.updates,
+            **({"skipped": result.skipped} if result.skipped else {}),
             "batch": config.batch,
             "seconds": round(result.seconds, 3),
             "precision": resolve(config.precision, self.distributed.device),
@@ -239,6 +249,7 @@ class Trainer:
         kept = hooks.keep(name, replace(model, denoiser=denoiser, training=numbers, lora=lora))
         if checkpoints:
             checkpoints.clear()
+        SHUTDOWN.stop_if_requested()  # one that came within the last update
         return kept
 
     def _at_work(self, training: Training) -> ExitStack:
@@ -283,8 +294,9 @@ class Trainer:
                 numbers |= {"average_before": averages[0], "average": averages[1]}
             if converged or update + rule.every > config.updates:
                 numbers["decision"] = "converged" if converged else "cap"
-                ends = f"converged after {update}" if converged else f"stops at its cap of {config.updates}"
-                self.hooks.note(f"{name}: {ends} updates")
+                made = counted(update if converged else config.updates, "update")
+                ends = f"converged after {made}" if converged else f"stops at its cap of {made}"
+                self.hooks.note(f"{name}: {ends}")
             self.hooks.record(name, update, **numbers)
             return self.distributed.on_main_process(lambda: converged)
 
@@ -304,22 +316,37 @@ class Trainer:
 def _loss_of_batch(training: Training, conditions: Conditions, average: nn.Module | None) -> Callable[..., Tensor]:
     """The loss as a function of the network in training and a batch; the average teaches, if there is one."""
     denoiser = training.model.denoiser
+    double = is_double(denoiser.network)
 
     def loss(network: nn.Module, batch: Batch) -> Tensor:
         student = denoiser.with_network(network)
         itself = {"self_teacher": denoiser.with_network(average or network)} if training.self_taught else {}
-        return training.loss(student, x=batch["x"], eps=batch["eps"], u=batch["u"], **itself, **conditions(batch))
+        x, eps = latent_parts(batch, double)
+        condition = condition_parts(conditions(batch), double)
+        return training.loss(student, x=x, eps=eps, u=batch["u"], **itself, **condition)
 
     return loss
 
 
-def with_guidance(plan: Plan, teacher: Teacher, data_classes: int = 0) -> Teacher:
-    """The teacher with what guidance leads away from, itself without; errors as of `Conditioning.for_guidance`."""
+def latent_parts(batch: Batch, double: bool) -> tuple[Tensor, Tensor]:
+    """The data and the noise of a batch, of a network of float64 in float64."""
+    return (batch["x"].double(), batch["eps"].double()) if double else (batch["x"], batch["eps"])
+
+
+def condition_parts(condition: Mapping[str, Tensor], double: bool) -> dict[str, Tensor]:
+    """A condition by name, of a network of float64 with its floats in float64."""
+    return {name: each.double() if double and each.is_floating_point() else each for name, each in condition.items()}
+
+
+def with_guidance(
+    plan: Plan, teacher: Teacher, data_classes: int = 0, notify: Callable[[str], None] = lambda text: None
+) -> Teacher:
+    """The teacher with what guidance leads away from, itself without; the rest as of `Conditioning.for_guidance`."""
     if plan.guidance is None:
         return teacher
     model = teacher.model
     conditioning = model.conditioning.for_guidance(
-        negative=plan.negative, null_class=plan.null_class, data_classes=data_classes
+        negative=plan.negative, null_class=plan.null_class, data_classes=data_classes, notify=notify
     )
     return replace(teacher, model=replace(model, conditioning=conditioning))
 
@@ -356,7 +383,8 @@ def convert(plan: Plan, teacher: Teacher, trainer: Trainer, predictions: Denoise
         interface = {} if network is denoiser.network else network_interface(network)  # your own is called as before
         denoiser = denoiser.with_parts(network=network, **interface)
     student = replace(model, denoiser=denoiser, conditioning=conditioning, lora=_no_adapters(plan), training={})
-    loss = partial(conversion_loss, teacher=predictions, weighting=plan.weightings[0])
+    entries = int(denoiser.num_train_timesteps) if denoiser.whole_timesteps else None
+    loss = partial(conversion_loss, teacher=predictions, weighting=plan.weightings[0], entries=entries)
     return trainer.fit(Training("converted", 0, student, loss, plan.conversion, frozen=model.denoiser.network))
 
 
@@ -406,162 +434,12 @@ def _first_weights(teacher: Denoiser, config: TrainConfig) -> Denoiser:
     return teacher if config.lora_rank else teacher.with_network(copy.deepcopy(teacher.network))
 
 
-class TensorData(Dataset[Any]):
-    """Data of any one shape as (tensor, label or conditions) pairs; label 0 where there is none.
-
-    They are a tensor (N, ...), a map-style data set, or any iterable, which is then kept in memory; items are tensors,
-    (tensor, label) pairs, or (tensor, {name: condition}) pairs. `conditions` are the names of those that examples bring
-    of their own, None where they bring labels. A UserError where there is no data, or items differ in shape.
-    """
-
-    def __init__(self, data: Any) -> None:  # noqa: ANN401  (whatever can be iterated)
-        self.items = data if hasattr(data, "__getitem__") and hasattr(data, "__len__") else list(data)
-        if not len(self.items):
-            raise UserError("distill was given no data: give at least one example")
-        first, label = self._pair(0)
-        self.shape: tuple[int, ...] = tuple(first.shape)
-        self.conditions = frozenset(label) if isinstance(label, Mapping) else None
-
-    def __len__(self) -> int:
-        return len(self.items)
-
-    def _pair(self, index: int) -> tuple[Tensor, Any]:
-        item = self.items[index]
-        tensor, label = item if isinstance(item, tuple | list) else (item, 0)
-        return torch.as_tensor(tensor, dtype=torch.float32), label if isinstance(label, Mapping) else int(label)
-
-    def __getitem__(self, index: int) -> tuple[Tensor, Any]:
-        """One example and its label, or its own conditions."""
-        tensor, label = self._pair(index)
-        if tuple(tensor.shape) != self.shape:
-            raise UserError(f"example {index} is {tuple(tensor.shape)}, the first is {self.shape}: give all one shape")
-        return tensor, label
-
-    def split(self, count: int, seed: int) -> tuple["TensorData", "TensorData"]:
-        """(all but `count` examples, those `count`), chosen by the seed; a UserError if either would be empty."""
-        parts = split_indices(len(self), count, seed, f"the data hold {len(self)} examples")
-        first, second = ([self.items[index] for index in part.tolist()] for part in parts)
-        return TensorData(first), TensorData(second)
-
-
-class _Observer(Hooks):
-    def __init__(self, observe: Callable[[int, Progress], None], first: int) -> None:
-        self.observe, self.first = observe, first
-
-    def progress(self, name: str, progress: Progress) -> None:
-        """With the student's step count, or the teacher's in stage 0."""
-        self.observe(self.first if name == "converted" else int(name.rpartition("-")[2]), progress)
-
-
-def distill(
-    teacher: Denoiser,
-    data: Tensor | Dataset[Any] | Iterable[Any],
-    chain: Sequence[int] = (512, 256, 128, 64, 32, 16, 8, 4),
-    *,
-    method: str | Method = "progressive",
-    label: str | None = None,
-    observe: Callable[[int, Progress], None] = lambda steps, progress: None,
-    **options: Any,  # noqa: ANN401
-) -> Denoiser:
-    """Distil a teacher along a chain of step counts (paper, Algorithm 2).
-
-    Args:
-        teacher: left as it is. One that predicts eps, or that is guided, first gets a student of output v (see
-            `progdist.methods.conversion`).
-        data: tensors of one shape (N, ...), about [-1, 1]; or a data set or iterable of tensors, of (tensor, label), or
-            of (tensor, {name: condition}), each condition a number or a tensor that the network takes by that name.
-        chain: the teacher's step count, then each student's; each divides the one before.
-        method: what a student learns: a name in `progdist.methods.METHODS` ("progressive", "stochastic", "tract"), or a
-            `Method` of your own.
-        label: the keyword under which the network takes the labels (B,); None for an unconditional one.
-        observe: called with the student's step count (the teacher's in stage 0) and the progress, about a thousand
-            times in each stage.
-        options: any option of `TrainConfig` (updates=, batch=, learning_rate=, precision=, ...), for all stages; and
-
-            - stages: what a stage overrides, by the student's step count: {4: {"updates": 2000}}
-            - conversion: what stage 0 overrides: {"updates": 8000}, and its weighting; by default it takes four times
-              the updates
-            - config: a `TrainConfig` of all stages, in place of the defaults
-            - weighting: of the loss, a name in WEIGHTINGS or a function of the SNR
-            - guidance: a scale of classifier-free guidance to distil, or a range (low, high) that the student takes as
-              an input: a UNet2DModel or DiTTransformer2DModel is given one, any other network must have a keyword
-              `guidance` (B,) that it can be called without
-            - null_class: the label that stands for no class, which guidance leads away from
-            - zero_terminal_snr: whether the student's schedule ends in pure noise, or where the teacher's ends; by
-              default in pure noise if the teacher predicts eps and is not guided
-            - stop: `EarlyStopping`, to end stages early
-            - seed: of all randomness, 0 by default
-
-    Returns:
-        The last student, on the device where the teacher was: sample it in `chain[-1]` steps.
-
-    Raises:
-        UserError: a chain that does not divide, no data, examples of different shapes, an option that there is not or
-            that has no effect, guidance without labels, or a loss that is not finite.
-    """
-    examples, distributed = TensorData(data), Distributed()
-    converts = "conversion" in options
-    plan = _plan(chain, method, options)
-    frozen = copy.deepcopy(teacher).to(distributed.device).eval()
-    own = Teacher(Model(frozen, conditioning=_conditioning(label, plan)))
-    plan.check(own.model)
-    if converts and not plan.converts(own.model):
-        raise UserError("conversion has no effect: this teacher needs no stage 0")
-    guidance = plan.guidance if isinstance(plan.guidance, Input) else None
-    hooks = _Observer(observe, chain[0])
-    conditions = _example_conditions(label, examples.conditions)
-    trainer = Trainer(examples, lambda model: conditions, hooks, distributed, plan.seed, guidance, plan.stop)
-    model = convert(plan, own, trainer, taught_predictions(plan, own, distributed.device))
-    for _, student in train_students(plan, model, trainer, own):
-        model = student
-    device = next((parameter.device for parameter in teacher.parameters()), torch.device("cpu"))
-    return teacher.with_form_of(model.denoiser).to(device)
-
-
-def _plan(chain: Sequence[int], method: str | Method, options: dict[str, Any]) -> Plan:
-    """The plan of a call; a UserError for an option, a method or a stage that there is not."""
-    if isinstance(method, str) and method not in METHODS:
-        raise UserError(f"method {method!r} is unknown: use one of {', '.join(METHODS)}")
-    counts = [link.steps for link in stages(chain)]
-    weighting, overrides = options.pop("weighting", "truncated_snr"), options.pop("stages", {})
-    conversion, config = dict(options.pop("conversion", {})), options.pop("config", None)
-    conversion_weighting = conversion.pop("weighting", weighting)
-    if any("checkpoint_every" in each for each in (options, conversion, *overrides.values())):
-        raise UserError("checkpoint_every has no effect without a folder: see `progdist distill` for runs that resume")
-    rest = {name: options.pop(name) for name in ("null_class", "zero_terminal_snr", "stop", "seed") if name in options}
-    guidance = requested_guidance(options.pop("guidance", None))
-    if rest.get("null_class") is not None and guidance is None:
-        raise UserError("null_class requires guidance")
-    if rest.get("seed", 0) < 0:
-        raise UserError(f"seed is {rest['seed']}, expected 0 or more")
-    if unknown := sorted(overrides.keys() - set(counts)):
-        raise UserError(f"stages has the key {unknown[0]}, and the students take {counts} steps")
-    if whole := [name for each in overrides.values() for name in OF_A_WHOLE_TRAINING if name in each]:
-        raise UserError(f"{whole[0]} is of all stages: give it beside stages")
-    base = (config or TrainConfig(**DEFAULTS["distill"])).overridden(**options)
-    first = {"updates": CONVERSION_UPDATES * base.updates, "warmup": DEFAULTS["conversion"]["warmup"], **conversion}
-    return Plan(
-        chain=tuple(chain),
-        stages={count: base.overridden(**overrides.get(count, {})) for count in counts},
-        conversion=base.overridden(**first),
-        method=METHODS[method] if isinstance(method, str) else method,
-        weightings=(conversion_weighting, weighting),
-        guidance=guidance,
-        **rest,
-    )
-
-
-def _conditioning(label: str | None, plan: Plan) -> Conditioning:
-    """Classes under a keyword, as many as guidance needs to know of; a UserError if it is not said which."""
-    if plan.guidance is None:
-        return Conditioning()
-    if label is None or plan.null_class is None:
-        raise UserError("guidance requires label and null_class, the label that stands for no class")
-    return Classes(tuple(map(str, range(plan.null_class + 1))), plan.null_class, label)
-
-
-def _example_conditions(label: str | None, names: frozenset[str] | None) -> LabelConditions:
-    """The condition of a batch of examples that bring conditions of these names, or labels (None)."""
-    if label and names is not None and "labels" not in names:
-        raise UserError(f"the examples bring conditions of their own and no 'labels': remove label={label!r}")
-    return LabelConditions(label, own=(names or frozenset()) - ({"labels"} if label else set()))
+def _check_first_time(teacher: Denoiser, chain: Sequence[int]) -> None:
+    """Refuse a chain whose first teacher is asked before the network's first timestep, which is 0."""
+    first = float(teacher.timestep(torch.tensor(1 / chain[0], dtype=torch.float64)))
+    if teacher.offset > 0 and first < -1e-6:
+        count = int(teacher.num_train_timesteps)
+        raise UserError(
+            f"chain begins with {counted(chain[0], 'step')}, which ask the network at timestep {first:.2g}, and its "
+            f"own are 0 to {count - 1}: begin with {count} or fewer"
+        )

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from progdist._utils.files import atomic_write
+from progdist._utils.errors import UserError
+from progdist._utils.files import atomic_write, own_files
 from progdist.training.checkpoint import Checkpoint, Checkpoints
 
 
@@ -44,3 +45,39 @@ def test_what_a_killed_process_left_goes_with_the_next_checkpoint(tmp_path: Path
     left.write_bytes(b"half")
     Checkpoints(tmp_path).save(Checkpoint(2, {}, {}))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["00000002.json", "00000002.safetensors"]
+
+
+@pytest.mark.parametrize(
+    ("folder", "target", "allowed"),
+    [
+        ("teacher", "teacher/other.json", True),
+        ("teacher", "other.json", False),
+        ("snapshots/teacher", "secret.txt", False),  # that is no cache
+        ("snapshots/teacher", "blobs/0", False),
+        ("models--a--b/snapshots/0a", "models--a--b/blobs/0", True),
+        ("models--a--b/snapshots/0a", "models--a--b/secret.txt", False),
+        ("models--a--b/snapshots/0a", "models--a--b/snapshots/0b/a", False),
+        ("models--a--b/snapshots/0a", "models--a--c/blobs/0", False),
+        ("models--a--b/snapshots/0a", "models--a--b/blobs-of-others/0", False),
+    ],
+)
+@pytest.mark.parametrize("whole", [True, False])  # a link to the part itself, or to a file in it
+def test_links_lead_out_of_a_folder_only_within_the_hubs_cache(
+    tmp_path: Path, folder: str, target: str, allowed: bool, whole: bool
+) -> None:
+    root, file = tmp_path / folder, tmp_path / target
+    root.mkdir(parents=True)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    link = root / "tokenizer" if whole else root / "tokenizer" / "vocab.json"
+    if whole:
+        file.mkdir()
+        (file / "vocab.json").write_text("{}")
+    else:
+        link.parent.mkdir()
+        file.write_text("{}")
+    link.symlink_to(file)
+    if allowed:
+        assert (root / "tokenizer" / "vocab.json") in own_files(root, "tokenizer")
+    else:
+        with pytest.raises(UserError, match=r"is a link to .*, outside of"):
+            own_files(root, "tokenizer")

@@ -31,7 +31,7 @@ def test_mistakes_are_one_line_and_exit_code_2(
     refused(call("run", tiny_recipe, "--set", "distill.chain=[8,3]"), "no multiple of 3")
     refused(call("run", "digit"), "did you mean digits?")
     refused(call("run", tiny_recipe, "--out", out), "another recipe", "--out")
-    refused(call("run", tiny_recipe, "--out", tiny_recipe), "is no run")
+    refused(call("run", tiny_recipe, "--out", tiny_recipe), "is not a run")
     (tmp_path / "empty").mkdir()
     empty = f"data.source=folder:{tmp_path}/empty"
     refused(call("run", tiny_recipe, "--out", tmp_path / "a", "--set", empty), "no images")
@@ -44,7 +44,7 @@ def test_mistakes_are_one_line_and_exit_code_2(
     refused(call("sample", student, "--steps", 0), "takes 1 to")
     monkeypatch.chdir(tmp_path)
     refused(call("sample", student, "--label", 10), "label 10 is out of range", "0 to 9")
-    refused(call("sample", out / "teacher"), "--steps")
+    refused(call("sample", out / "teacher"), "give steps")
     refused(call("sample", student, "--out", tmp_path / "x.jpg"), "ends in .jpg: give a name that ends in .png, .npz")
     refused(call("evaluate", student, "--data", "digits", "--features", "fashion-mnist"), "pixels")
     refused(call("report", tmp_path), "holds no run")

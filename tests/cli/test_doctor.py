@@ -4,7 +4,12 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
+from diffusers.models.unets.unet_2d import UNet2DModel
+from diffusers.pipelines.ddpm.pipeline_ddpm import DDPMPipeline
+from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
+from PIL import Image
 
 from progdist import Denoiser
 from progdist.models.model import Model
@@ -40,8 +45,8 @@ def test_the_doctor_and_distill_refuse_what_the_data_contradict(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     folder = stock()
-    problem = "the folder says its network predicts eps, but read as v it denoises the data better"
-    monkeypatch.setattr("progdist.teachers.check._wrong_parameterization", lambda errors, own: problem)
+    problem = "the network is said to predict eps, but read as v it denoises the data better"
+    monkeypatch.setattr("progdist.teachers.check._wrong_parameterization", lambda errors, own, remedy: problem)
     result = call("doctor", folder, "--data", "digits")
     assert result.exit_code == 2
     assert f"! {problem}" in " ".join(result.output.split())
@@ -100,3 +105,30 @@ def test_a_trained_teacher_with_a_wrong_prediction_type_is_refused(tmp_path: Pat
         assert result.exit_code == 2
         assert "read as eps it denoises the data better" in " ".join(result.output.split())
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.usefixtures("known_rates")
+def test_the_doctor_tells_what_is_converted_and_passed_over(stock: SaveStock, tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    data.mkdir()
+    (data / "notes.md").write_text("text")
+    for number in range(4):
+        Image.new("RGBA" if number else "L", (8, 8), 60 * number).save(data / f"{number}.png")
+    lines = call("doctor", stock(), "--data", f"folder:{data}", "--background", "black").output.replace("\n", " ")
+    assert f"folder:{data}: skipped 1 file that is not an image (1 .md)" in lines
+    assert "3 of 4 images have transparency: they are composed on black (data.background)" in lines
+
+
+@pytest.mark.parametrize("channels", [1, 2])
+@pytest.mark.usefixtures("known_rates")
+def test_a_network_of_other_channels_out_than_in_is_refused(channels: int, tmp_path: Path) -> None:
+    """Its output would be broadcast over the data's channels."""
+    network = UNet2DModel(
+        8, 3, channels, layers_per_block=1, norm_num_groups=4, block_out_channels=(8,),
+        down_block_types=("DownBlock2D",), up_block_types=("UpBlock2D",),
+    )  # fmt: skip
+    DDPMPipeline(network, DDPMScheduler(prediction_type="v_prediction")).save_pretrained(tmp_path / "teacher")
+    np.savez(tmp_path / "rgb.npz", images=np.random.default_rng(0).integers(0, 255, (70, 8, 8, 3), np.uint8))
+    result = call("doctor", tmp_path / "teacher", "--data", f"npz:{tmp_path / 'rgb.npz'}")
+    assert result.exit_code == 2
+    assert f"is {channels}x8x8, expected 3x8x8" in " ".join(result.stderr.split())

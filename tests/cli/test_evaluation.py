@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 from typer.testing import Result
 
 from support.commands import call, read_records, refused, succeeds
@@ -72,7 +73,26 @@ def test_statistics_stand_for_the_data(finished: tuple[Path, Result], tmp_path: 
     refused(call(*arguments, "--reference", file, "--metric", "precision_recall"), "give the data, too")
     refused(call(*arguments, "--reference", file, "--metric", "fid"), "--metric fid is unknown: use one of incep")
     refused(call(*arguments, "--reference", file, "--features", "pixels"), "names no features: give NAME=FILE")
-    refused(call(*arguments, "--data", "digits", "--weights", "inception=a"), "is of nothing that is measured")
+    refused(call(*arguments, "--data", "digits", "--weights", "inception=a"), "is not used by any metric")
+
+
+def test_transparent_data_are_composed_on_the_background_and_said_to_be(tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    for number in range(3):
+        Image.new("RGBA", (8, 8), (200, 100, 0, 127 if number else 255)).save(tmp_path / "data" / f"{number}.png")
+    source, kept = f"folder:{tmp_path}/data", []
+    for background in ("white", "black", "#00f"):
+        out = tmp_path / f"{background}.npz"
+        how = ("--images", 3, "--background", background)
+        result = succeeds("statistics", source, "--out", out, *how)
+        line = f"3 of 3 images have transparency: they are composed on {background} (data.background)"
+        assert result.stderr.count("\n") == 1 and line in result.stderr
+        kept.append(np.load(out)["arr_0"][-1, 0, 0].astype(int))
+    colours = np.array([[255, 255, 255], [0, 0, 0], [0, 0, 255]])
+    assert np.abs(kept - (127 * np.array([200, 100, 0]) + 128 * colours) / 255).max() <= 1
+    refused(call("statistics", source, "--out", tmp_path / "a.npz", "--background", "nocolour"), "is unknown")
+    refused(call("statistics", "digits", "--out", tmp_path / "a.npz", "--background", "red"), "has no transparency")
+    refused(call("evaluate", tmp_path, "--reference", out, "--background", "red"), "--background require --data")
 
 
 def test_a_recipe_measures_against_its_reference(tiny_recipe: Path, tmp_path: Path) -> None:
@@ -89,7 +109,7 @@ def test_a_recipe_measures_against_its_reference(tiny_recipe: Path, tmp_path: Pa
         assert quality["frechet"] > 100
         assert set(quality["metrics"]) == {"density", "coverage"}
     refused(call("run", tiny_recipe, "--out", tmp_path / "b", "--set", moved, "--set", "evaluate.features=[pixels]"),
-            "reference digits=", "leave it")  # fmt: skip
+            "reference digits=", "is not used by any metric: remove it")  # fmt: skip
 
 
 def test_compare_tells_models_apart(finished: tuple[Path, Result], tmp_path: Path) -> None:
@@ -102,6 +122,8 @@ def test_compare_tells_models_apart(finished: tuple[Path, Result], tmp_path: Pat
     assert [record["steps"] for record in records] == [8, 1, 4, 2, 1]
     assert (records[0]["against"], records[0]["ratio"], records[0]["verdict"]) == (None, None, None)
     assert {record["against"] for record in records[1:]} == {"a"}
+    assert {record["verdict"] for record in records[1:]} == {"undecided"}  # 64 samples are too few for any other
+    assert all(record["too_few"] for record in records)
     for record in records[1:]:
         ratio = record["ratio"]
         assert ratio["value"] == pytest.approx(record["frechet"] / records[0]["frechet"])
@@ -125,7 +147,7 @@ def test_compare_tells_models_apart(finished: tuple[Path, Result], tmp_path: Pat
 def test_what_cannot_be_compared_is_refused(finished: tuple[Path, Result], tmp_path: Path) -> None:
     run = finished[0]
     for words, message in (
-        ((run / "teacher",), "one model has nothing to be compared with"),
+        ((run / "teacher",), "compare requires at least two models"),
         ((run / "nowhere", run), "is no folder: name runs or models"),
         ((f"{run}/teacher@many", run), "'many' is no number of steps"),
         ((run / "teacher", run), "knows any number of steps: say how many, e.g."),

@@ -65,12 +65,23 @@ def test_encoding_goes_on_where_it_stopped(tmp_path: Path, monkeypatch: pytest.M
     assert third.asked == []
 
 
-def test_embeddings_of_other_captions_are_refused(tmp_path: Path) -> None:
-    encode_captions(["a", "b"], Counting, tmp_path / "captions", print)
-    with pytest.raises(UserError, match="other captions"):
-        encode_captions(["a", "c"], Counting, tmp_path / "captions", print)
-    (tmp_path / "captions" / "00000.safetensors").write_bytes(b"nothing")
+def test_embeddings_of_other_captions_or_encoders_are_made_again(tmp_path: Path) -> None:
+    folder, notes = tmp_path / "captions", list[str]()
+
+    def lengths(captions: Sequence[str], made_by: str = "") -> tuple[list[float], list[str], int]:
+        counting, told = Counting(), len(notes)
+        made = encode_captions(captions, lambda: counting, folder, notes.append, made_by)
+        rows = made(torch.arange(len(captions)))["encoder_hidden_states"]
+        return rows.flatten().tolist(), [note for note in notes[told:] if "again" in note], len(counting.asked)
+
+    assert lengths(["a", "b"]) == ([1, 1], [], 2)
+    assert lengths(["a", "b"]) == ([1, 1], [], 0)
+    found, told, asked = lengths(["a", "cc"])
+    assert (found, len(told), asked) == ([1, 2], 1, 2)
+    found, told, asked = lengths(["a", "cc"], "another encoder")
+    assert (found, len(told), asked) == ([1, 2], 1, 2)
+    (folder / "00000.safetensors").write_bytes(b"nothing")
     with pytest.raises(UserError, match="cannot be read"):
-        encode_captions(["a", "b"], Counting, tmp_path / "captions", print)(torch.tensor([0]))
+        lengths(["a", "cc"], "another encoder")
     with pytest.raises(UserError, match="beyond half precision"):
         encode_captions(["x" * 70_000], Counting, tmp_path / "long", print)

@@ -69,6 +69,15 @@ def seen(batches: Batches, first: int, last: int, rows: slice) -> list[list[int]
     ]  # fmt: skip
 
 
+def test_a_shard_that_is_named_and_missing_is_refused(tmp_path: Path) -> None:
+    """Half of a data set that was not fetched to its end is not all of it."""
+    source = tars(tmp_path)
+    (tmp_path / "train-000003.tar").unlink()
+    with pytest.raises(UserError, match=r"train-000003.tar is missing, 1 of 6 files that wds:.* names: fetch it"):
+        load_images(source)
+    assert len(load_images(f"wds:{tmp_path}/train-*.tar")) == (SHARDS - 1) * EACH
+
+
 def test_what_was_written_is_read(source: str) -> None:
     images = load_images(source)
     assert (images.shape, images.classes, len(images)) == ((1, 4, 4), ("0", "1", "2"), SHARDS * EACH)
@@ -119,10 +128,16 @@ def test_mistakes_are_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     (tmp_path / "bad.parquet").write_bytes(b"no table")
     parquet.write_table(Table.from_pydict({"text": ["a"]}), tmp_path / "text.parquet")
     parquet.write_table(Table.from_pydict({"image": [b"no picture"]}), tmp_path / "picture.parquet")
+    for name, cells in (("numbers", [1]), ("lists", [[1, 2]]), ("paths", ["nowhere.png"]), ("empty", [b""])):
+        parquet.write_table(Table.from_pydict({"image": cells}), tmp_path / f"{name}.parquet")
     for scheme, name, says in (
         ("wds", "none-*.tar", "matches no files"), ("parquet", "none-*", "matches no files"),
         ("wds", "bad.tar", "cannot be read"), ("parquet", "bad.parquet", "cannot be read"),
         ("parquet", "text.parquet", "none of them image"), ("parquet", "picture.parquet", "cannot be read"),
+        ("parquet", "numbers.parquet", "row 0: image holds int, expected images or their bytes"),
+        ("parquet", "lists.parquet", "row 0: image holds list, expected images or their bytes"),
+        ("parquet", "paths.parquet", "row 0 cannot be read as an image"),
+        ("parquet", "empty.parquet", "row 0 is empty"),
     ):  # fmt: skip
         with pytest.raises(UserError, match=says) as caught:
             load_images(f"{scheme}:{tmp_path}/{name}")
@@ -134,13 +149,13 @@ def test_mistakes_are_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 
 def test_what_a_stream_cannot_do_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     images = load_images(tables(tmp_path))
-    with pytest.raises(UserError, match=r"leave distill\.stop"):
+    with pytest.raises(UserError, match=r"remove distill\.stop"):
         images.split(3, 0)
     with pytest.raises(UserError, match="cannot be encoded once"):
         LatentFolder(images, tmp_path / "latents").prepare()
     monkeypatch.setattr(streams, "KEPT", 1)  # the first image is of class 0: the others come as a surprise
     monkeypatch.setattr(streams, "BUFFER", 10)
-    with pytest.raises(UserError, match="mix the classes"):
+    with pytest.raises(UserError, match="1 image before it have 1 class: shuffle the shards so that"):
         next(iter(Batches(load_images(tables(tmp_path)), 8, 0, 1)(0, 1, slice(0, 8))))
 
 

@@ -1,11 +1,18 @@
 """What the network is given, and what is refused."""
 
+# pyright: reportArgumentType=false, reportCallIssue=false, reportIndexIssue=false
+
 import math
+from typing import Any
 
 import pytest
 import torch
+from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
+from torch import Tensor
 
-from progdist import PARAMETERIZATIONS, Cosine, Denoiser, RectifiedFlow, UserError
+from progdist import PARAMETERIZATIONS, Cosine, Denoiser, Discrete, RectifiedFlow, Schedule, UserError, sample
+from progdist.diffusion.denoiser import check_denoiser
+from progdist.diffusion.parameterization import V
 from support.toys import times
 
 EXACT = Cosine(math.inf, -math.inf)
@@ -32,3 +39,114 @@ def test_the_network_sees_its_timestep_and_condition() -> None:
         torch.zeros(2, 1, 1, 1), times(1)[0], mark=mark
     )
     assert spy.seen[0].tolist() == [999, 999]
+
+
+class Identity(torch.nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = torch.nn.Parameter(torch.ones(()))
+
+    def forward(self, z: Tensor, timestep: Tensor) -> Tensor:
+        self.seen = timestep
+        return self.scale * z
+
+
+def test_timesteps_are_those_of_the_table() -> None:
+    """Entry i of a table of T is t = (i + 1) / T; T is its length, unless another is given."""
+    for count in (100, 1000):
+        denoiser = Denoiser(Identity(), Discrete.linear(num_train_timesteps=count), "v")
+        assert denoiser.num_train_timesteps == count
+        assert denoiser.timestep(times(1 / count, 0.5, 1)).tolist() == [0, count / 2 - 1, count - 1]
+    respaced = Denoiser(Identity(), Discrete((0.9, 0.5, 0.1)), "v", num_train_timesteps=999)
+    assert respaced.timestep(times(1 / 3, 1)).tolist() == [332, 998]
+    assert Denoiser(Identity(), Cosine(), "v").num_train_timesteps == 1024
+
+
+@pytest.mark.parametrize("schedule", [Cosine(), RectifiedFlow(), Discrete.linear()])
+def test_a_network_of_times_from_0_to_1_is_given_t(schedule: Schedule) -> None:
+    denoiser = Denoiser(Identity(), schedule, "v" if schedule != RectifiedFlow() else "velocity", num_train_timesteps=1)
+    assert denoiser.timestep(times(0.25, 1)).tolist() == [0.25, 1]
+    assert Denoiser(Identity(), schedule, "x", num_train_timesteps=1, offset=1).timestep(times(1)).tolist() == [0]
+
+
+def test_a_flow_from_noise_to_data_is_called_with_its_own_time() -> None:
+    """z = (1 - s) noise + s data with velocity data - noise: to one point one step is exact."""
+    point = torch.tensor([[0.3, -0.7]])
+
+    class Flow(torch.nn.Module):
+        def forward(self, s: Tensor, x: Tensor) -> Tensor:
+            return (point - x) / (1 - s[:, None])
+
+    denoiser = Denoiser(
+        Flow(), RectifiedFlow(), "velocity", num_train_timesteps=1, call=lambda net, z, t: -net(1 - t, z)
+    )
+    for steps in (1, 5):
+        made = sample(denoiser, torch.randn(4, 2), steps)
+        torch.testing.assert_close(made, point.expand(4, 2))
+
+
+@pytest.mark.parametrize(
+    ("parts", "message"),
+    [
+        ({"network": None}, "network is a NoneType, expected a torch.nn.Module"),
+        ({"network": lambda z, t: z}, "network is a function"),
+        ({"schedule": Cosine}, r"schedule is the class Cosine: give an instance, Cosine\(\)"),
+        ({"schedule": "cosine"}, "schedule is a str, expected a progdist.Schedule"),
+        ({"schedule": DDPMScheduler()}, r"schedule is a DDPMScheduler: give Discrete\(scheduler.alphas_cumprod\)"),
+        ({"prediction_type": None}, "prediction_type is None, expected a name"),
+        ({"prediction_type": V}, r"prediction_type is .*V'>: give an instance, V\(\)"),
+        ({"prediction_type": "noise"}, "'noise' is unknown"),
+        ({"num_train_timesteps": "1000"}, "num_train_timesteps is '1000', expected a number"),
+        ({"num_train_timesteps": 0}, "num_train_timesteps is 0, expected a number from 1"),
+        ({"num_train_timesteps": True}, "num_train_timesteps is True"),
+        ({"offset": "1"}, "offset is '1', expected a number"),
+        ({"offset": math.nan}, "offset is nan"),
+        ({"call": 3}, "call is a int, expected a function"),
+    ],
+)
+def test_mistakes_are_named(parts: dict[str, Any], message: str) -> None:
+    made: dict[str, Any] = {"network": Identity(), "schedule": Cosine(), "prediction_type": "v"}
+    with pytest.raises(UserError, match=message):
+        Denoiser(**{**made, **parts})
+    if "network" not in parts:
+        with pytest.raises(UserError, match=message):
+            Denoiser(**made).with_parts(**parts)
+
+
+class Scaled(Denoiser):
+    """Data in units of 5, with something of its own."""
+
+    def __init__(self, network: torch.nn.Module, unit: float) -> None:
+        super().__init__(network, Cosine(), "x")
+        self.unit, self.extra = unit, torch.nn.Linear(2, 2)
+
+    def forward(self, z: Tensor, t: Tensor, **condition: Tensor) -> Tensor:
+        return self.unit * super().forward(z / self.unit, t, **condition)
+
+
+def test_a_subclass_stays_what_it_is() -> None:
+    first, network, z, t = Scaled(Identity(), 5.0), Identity(), torch.randn(3, 2), torch.tensor(0.5)
+    with torch.no_grad():
+        network.scale.fill_(2.0)
+    other = first.with_network(network)
+    assert isinstance(other, Scaled)
+    torch.testing.assert_close(other(z, t), 2 * z)
+    torch.testing.assert_close(first(z, t), z)  # and is not changed by it
+    assert other.extra is first.extra
+    form = first.with_parts(prediction_type="v", schedule=RectifiedFlow())
+    assert (type(form), form.unit, form.parameterization.name) == (Scaled, 5.0, "v")
+    assert first.parameterization.name == "x"
+    assert dict(other.named_parameters()).keys() == dict(first.named_parameters()).keys()
+
+
+@pytest.mark.parametrize(
+    ("got", "message"),
+    [
+        (Identity(), "expected a denoiser, got the network Identity: wrap it: progdist.Denoiser"),
+        ("student-0004", "got a str: load its folder first, progdist.load"),
+        (None, "expected a progdist.Denoiser, got a NoneType"),
+    ],
+)
+def test_what_is_no_denoiser_is_named(got: object, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        check_denoiser(got)

@@ -1,7 +1,10 @@
 """Samplers against the exact flow, exact posteriors and the official samples."""
 
+# pyright: reportArgumentType=false, reportCallIssue=false, reportIndexIssue=false
+
 from collections.abc import Callable
 from functools import partial
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -10,7 +13,7 @@ import torch
 from diffusers.schedulers.scheduling_dpmsolver_multistep import DPMSolverMultistepScheduler
 from torch import Tensor
 
-from progdist import Cosine, Denoiser, Discrete, RectifiedFlow, UserError, sample
+from progdist import Cosine, Denoiser, Discrete, RectifiedFlow, UserError, VarianceExploding, sample
 from progdist.diffusion.analytic import Gaussian
 from progdist.diffusion.integrators import ode_derivative
 from progdist.diffusion.sampler import (
@@ -49,6 +52,38 @@ ORDERS = {"ddim": 1, "euler": 1, "euler_log_snr": 1, "heun": 2, "rk4": 4, "dpmpp
 def test_integrators_are_of_their_order(schedule: Schedule, method: str) -> None:
     counts = [16, 32, 64, 128] if ORDERS[method] > 1 else [64, 128, 256, 512]
     assert measured_order(schedule, lambda: sampling_step(method), counts) == pytest.approx(ORDERS[method], abs=0.15)
+
+
+TABLES = {"ends with signal": Discrete.linear(1e-3, 0.5, 10), "pure noise": Discrete.linear(1e-3, 0.5, 10).rescaled()}
+
+
+@pytest.mark.parametrize("grid", ["steps begin at entries", "and between them"])
+@pytest.mark.parametrize("table", TABLES)
+@pytest.mark.parametrize("method", ["euler", "heun", "rk4"])
+def test_integrators_are_of_their_order_on_a_table(method: str, table: str, grid: str) -> None:
+    """The exact flow from t = 1 to 0.2 over the kinks of a coarse table, of which steps end at every one or at none."""
+    counts = [24, 48, 96, 192] if grid.startswith("steps") else [17, 37, 77, 157]
+    schedule, errors = TABLES[table], []
+    gaussian = Gaussian(schedule, torch.full((1,), 0.3, dtype=torch.float64), 0.5)
+    noise = torch.randn(16, 1, dtype=torch.float64)
+    for count in counts:
+        z, times = noise, 1 - torch.arange(count + 1, dtype=torch.float64) / count * 0.8
+        for t, s in pairwise(times):
+            z = SAMPLERS[method](schedule, gaussian, z, t, s, None)
+        errors.append(float((z - gaussian.flow(noise, times[0], times[-1])).abs().max()))
+    slope, _ = np.polyfit(np.log(counts), np.log(errors), 1)
+    assert ORDERS[method] - 0.2 < -slope < ORDERS[method] + 0.5
+
+
+@pytest.mark.parametrize("schedule", [*TABLES.values(), Cosine(), RectifiedFlow(3.0)], ids=label)
+def test_rates_are_the_derivatives_by_the_smooth_time(schedule: Schedule) -> None:
+    """By a central difference, also across a table's entries; and the smooth time has its way back."""
+    t, h = times(0.15, 0.3, 0.5, 0.62, 0.9), 1e-6
+    smooth = schedule.smooth_time(t)
+    torch.testing.assert_close(schedule.from_smooth_time(smooth), t, rtol=0, atol=1e-14)
+    ahead, behind = (schedule.scales(schedule.from_smooth_time(smooth + d)) for d in (h, -h))
+    for rate, high, low in zip(schedule.rates(t), ahead, behind, strict=True):
+        torch.testing.assert_close(rate, (high - low) / (2 * h), rtol=0, atol=1e-8)
 
 
 @pytest.mark.parametrize("method", ORDERS)
@@ -234,3 +269,39 @@ def test_dpm_solver_begins_anew_with_each_sampling() -> None:
     first, second = (sample(gaussian, noise, 4, method="dpmpp") for _ in range(2))
     torch.testing.assert_close(first, second, rtol=0, atol=0)
     torch.testing.assert_close(sample(gaussian, noise, 2, method="dpmpp"), sample(gaussian, noise, 2))
+
+
+@pytest.mark.parametrize("method", ["ddim", "dpmpp", "ancestral"])
+def test_sampling_begins_at_the_noise_of_the_schedule(method: str) -> None:
+    """Standard normal noise times sigma_1, once: samples of N(1, 0.5^2), and of its flow the very ones."""
+    gaussian = Gaussian(VarianceExploding(), torch.tensor(1.0).double(), 0.5)
+    noise = torch.randn(4000, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    made = sample(gaussian, noise, 256, method=method, generator=torch.Generator().manual_seed(1))
+    assert abs(float(made.mean()) - 1) < 0.03
+    assert abs(float(made.std()) - 0.5) < 0.02
+    if method != "ancestral":
+        torch.testing.assert_close(made, gaussian.flow(80 * noise, times(1)[0], times(0)[0]), rtol=0, atol=0.05)
+
+
+@pytest.mark.parametrize("schedule", [Cosine(), Discrete.linear(), RectifiedFlow(), RectifiedFlow(3.0)], ids=label)
+def test_stock_schedules_begin_with_standard_noise(schedule: Schedule) -> None:
+    """As stock samplers do, whose `init_noise_sigma` is 1."""
+    seen: list[Tensor] = []
+
+    class First:
+        def __init__(self) -> None:
+            self.schedule = schedule
+
+        def __call__(self, z: Tensor, t: Tensor, **condition: Tensor) -> Tensor:
+            seen.append(z)
+            return z
+
+    noise = torch.randn(3, 2)
+    sample(First(), noise, 2)
+    assert torch.equal(seen[0], noise)
+
+
+@pytest.mark.parametrize("steps", [0, -1, 2.0, "4", True, None])
+def test_steps_are_a_whole_number(steps: Any) -> None:  # noqa: ANN401
+    with pytest.raises(UserError, match=f"steps is {steps}"):
+        sample(OfficialDenoiser(0), torch.zeros(2, 2), steps)

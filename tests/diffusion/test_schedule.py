@@ -1,14 +1,20 @@
 """Schedules against their definitions, the official numbers and diffusers' own tables."""
 
+# pyright: reportArgumentType=false, reportCallIssue=false, reportIndexIssue=false
+
 import math
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from diffusers.schedulers.scheduling_ddim import DDIMScheduler, rescale_zero_terminal_snr
+from torch import Tensor
 
-from progdist import Cosine, Discrete, RectifiedFlow, UserError
+from progdist import Cosine, Discrete, RectifiedFlow, UserError, VarianceExploding
 from progdist.diffusion.schedule import Schedule, VariancePreserving
+from progdist.diffusion.schedule import check_schedule as check_schedule_is_one
 from support.checks import check_schedule
 from support.paths import REFERENCE
 from support.toys import label, times
@@ -66,8 +72,87 @@ def test_discrete_reaches_zero_snr_exactly() -> None:
 
 @pytest.mark.parametrize("table", [(), (0.5, 0.6), (1.0, 0.5), (0.5, -0.1)])
 def test_a_table_that_is_no_schedule_is_refused(table: tuple[float, ...]) -> None:
-    with pytest.raises(UserError, match="fall"):
+    with pytest.raises(UserError, match="fall from below 1"):
         Discrete(table)
+
+
+TABLE = np.linspace(0.99, 0.01, 100)
+
+
+@pytest.mark.parametrize("form", [tuple, list, np.asarray, torch.from_numpy, np.float32])
+def test_a_table_is_taken_in_any_form(form: Callable[[Any], Any]) -> None:
+    given = form(TABLE)
+    schedule = Discrete(given)
+    assert isinstance(schedule.alphas_cumprod, tuple)
+    np.testing.assert_array_equal(schedule.alphas_cumprod, np.asarray(given, dtype=np.float64))
+    assert schedule == Discrete(schedule.alphas_cumprod)
+    assert hash(schedule) == hash(Discrete(schedule.alphas_cumprod))
+
+
+@pytest.mark.parametrize("form", [list, np.asarray, torch.from_numpy])
+def test_betas_are_taken_in_any_form(form: Callable[[Any], Any]) -> None:
+    betas = np.linspace(1e-4, 0.02, 1000)
+    expected = DDIMScheduler(trained_betas=betas.tolist()).alphas_cumprod.double()
+    ours = torch.tensor(Discrete.from_betas(form(betas)).alphas_cumprod, dtype=torch.float64)
+    torch.testing.assert_close(ours, expected, rtol=2e-5, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("table", "message"),
+    [
+        (TABLE[::-1].copy(), "has 0.019899 at 1 after 0.01, expected numbers that fall .* Discrete.from_betas"),
+        ((1.0, 0.5), "begins with 1, .* leave the first one out"),
+        ((0.9, 0.5, 1e-8, 1e-8), "has 1e-08 at 3 after 1e-08"),
+        ((0.9, math.nan), "has nan at 1"),
+        ((), "is empty"),
+        ("linear", "is a str, expected numbers"),
+        (np.ones((2, 2)), r"is \(2, 2\), expected one number for each timestep"),
+    ],
+)
+def test_what_is_wrong_with_a_table_is_said(table: Any, message: str) -> None:  # noqa: ANN401
+    with pytest.raises(UserError, match=message):
+        Discrete(table)
+
+
+@pytest.mark.parametrize(("most", "least"), [(-20.0, 20.0), (20.0, 20.0), (math.nan, 1.0), ("20", -20.0)])
+def test_bounds_that_are_swapped_or_equal_are_refused(most: Any, least: float) -> None:  # noqa: ANN401
+    with pytest.raises(UserError, match=f"log_snr_max={most} to log_snr_min={least}"):
+        Cosine(most, least)
+
+
+class Line(Schedule):
+    """Alpha and sigma linear in t, or in 1 - t, in float32."""
+
+    def __init__(self, reverse: bool) -> None:
+        self.reverse = reverse
+
+    def alpha(self, t: Tensor) -> Tensor:
+        return (t if self.reverse else 1 - t).float()
+
+    def sigma(self, t: Tensor) -> Tensor:
+        return (1 - t if self.reverse else t).float()
+
+
+def test_a_schedule_of_ones_own_runs_from_data_to_noise() -> None:
+    check_schedule_is_one(Line(reverse=False))
+    assert Line(reverse=False).rho(times(0.5)).dtype == torch.float64
+    with pytest.raises(UserError, match="signal-to-noise ratio of Line does not fall as t grows"):
+        check_schedule_is_one(Line(reverse=True))
+
+
+def test_variance_explodes_as_in_edm() -> None:
+    """Equation 5 of Karras et al. at t = 1 - i / (N - 1)."""
+    schedule, i = VarianceExploding(), np.arange(18)
+    theirs = (80 ** (1 / 7) + i / 17 * (0.002 ** (1 / 7) - 80 ** (1 / 7))) ** 7
+    t = torch.from_numpy(1 - i / 17)
+    np.testing.assert_allclose(schedule.sigma(t).numpy(), theirs, rtol=1e-12)
+    assert (schedule.alpha(t) == 1).all()
+    check_schedule(schedule)
+    assert torch.equal(schedule.network_time(t), schedule.sigma(t))
+    assert schedule.noise_scale() == pytest.approx(80, rel=1e-14)
+    for bounds in ((80, 0.002), (0, 80), (1, 1), (0.002, math.inf), ("0.002", 80)):
+        with pytest.raises(UserError, match="sigma runs from"):
+            VarianceExploding(*bounds)
 
 
 @pytest.mark.parametrize("shift", [0.5, 1.0, 3.0])

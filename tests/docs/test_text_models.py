@@ -46,7 +46,7 @@ def test_from_captioned_digits_to_a_table(
     rows: list[list[str]] = []
     for command in commands:
         if command[0] == "progdist":
-            short = ("--updates", 1, "--conversion-updates", 2, "--start", 8, *SHORT_EVALUATION)
+            short = ("--updates", 1, "--set", "conversion.updates=2", "--start", 8, *SHORT_EVALUATION)
             assert "distinct captions are encoded once" in succeeds(*command[1:], *short).output
         else:
             rows += benchmark(*command[1:], *SHORTER[command[1]])

@@ -9,7 +9,7 @@ from progdist.data.sources import load_images
 from progdist.evaluation.features import FeatureSpace, feature_space
 from progdist.evaluation.measures.frechet import Frechet
 from progdist.evaluation.measures.moments import moments
-from progdist.evaluation.metrics import Reference, quality
+from progdist.evaluation.metrics import MetricConfig, Reference, quality
 from progdist.evaluation.summary import summarize
 
 
@@ -58,10 +58,10 @@ def test_which_of_samples_and_data_are_too_few_is_said(metric: Metric) -> None:
     space = feature_space("digits", (1, 8, 8))
     images = torch.rand(40, 1, 8, 8)
     for samples, data, message in (
-        (9, 30, f"{metric} needs at least 20 samples, and 9 were made"),
-        (30, 9, f"{metric} needs at least 20 images of the data, which has 9"),
-        (1, 30, "the distance needs at least 2 samples, and 1 were made"),
-        (30, 1, "the distance needs at least 2 images of the data, which has 1"),
+        (9, 30, f"{metric} requires at least 20 samples, got 9"),
+        (30, 9, f"{metric} requires at least 20 images of the data, got 9"),
+        (1, 30, "the distance requires at least 2 samples, got 1"),
+        (30, 1, "the distance requires at least 2 images of the data, got 1"),
     ):
         with pytest.raises(UserError, match=message):
             quality(space, space(images[:data]), summarize([space], images[:samples]), metrics=(metric,))
@@ -95,6 +95,7 @@ def test_too_few_samples_are_reported() -> None:
     few = quality(space, space(torch.randn(50, 1, 8, 8)), summarize([space], torch.randn(50, 1, 8, 8)), resamples=3)
     assert few.warning is not None
     assert "use 640 or more" in few.warning
+    assert few.too_few
     assert few.agreement is None
     with pytest.raises(UserError, match="at least 2"):
         quality(space, space(torch.randn(50, 1, 8, 8)), summarize([space], torch.randn(1, 1, 8, 8)))
@@ -102,8 +103,27 @@ def test_too_few_samples_are_reported() -> None:
         quality(space, space(torch.randn(50, 1, 8, 8)), summarize([space], torch.full((9, 1, 8, 8), torch.nan)))
 
 
+def test_a_distance_that_is_mostly_bias_is_said_to_be() -> None:
+    """Of one distribution all of it is bias; at a distance of 64 x 0.3^2 it is little."""
+    space, draw = feature_space("pixels", (1, 8, 8)), torch.Generator().manual_seed(0)
+    data = space(torch.randn(4000, 1, 8, 8, generator=draw))
+    images = torch.randn(700, 1, 8, 8, generator=draw)
+    same, far = (quality(space, data, summarize([space], each), resamples=2) for each in (images, images + 0.6))
+    assert same.warning is not None
+    assert "in pixels features" in same.warning
+    assert "is the bias of 700 samples, which its interval holds, too: use more" in same.warning
+    assert (same.too_few, far.too_few, far.warning) == (True, False, None)
+
+
 def test_fidelity_is_a_root_mean_square() -> None:
     a, space = torch.zeros(2, 1, 2, 2), feature_space("pixels", (1, 2, 2))
     assert summarize([space], a, reference=a).rmse == 0
     assert summarize([space], a + 0.3, reference=a).rmse == pytest.approx(0.3)
     assert summarize([space], a + 5, reference=a + 1).rmse == 0  # both are clipped to white
+
+
+@pytest.mark.parametrize("names", [{"features": "pixels"}, {"metrics": "prdc"}])
+def test_a_name_that_is_no_list_of_names_is_refused(names: dict[str, str]) -> None:
+    (name,) = names.values()
+    with pytest.raises(UserError, match=rf"is '{name}', expected names in a list: \['{name}'\]"):
+        MetricConfig(**names)  # pyright: ignore[reportArgumentType]

@@ -1,5 +1,6 @@
 """Samples in files: the same images in every layout, whole or absent, shared by processes and resumed."""
 
+import signal
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +15,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from progdist import Denoiser, UserError
+from progdist._utils.signals import RESUME, Interrupted
 from progdist.data.images import to_uint8
 from progdist.data.shards import TensorShards
 from progdist.data.sources import load_images
@@ -41,7 +43,7 @@ def written(folder: Path, out: Path, options: SamplingOptions = OPTIONS, distrib
 
 @pytest.mark.parametrize("name", ["a", "a.tar", "a.npz", "a.safetensors"])
 def test_columns_are_of_a_grid(folder: Path, tmp_path: Path, name: str) -> None:
-    with pytest.raises(UserError, match=f"--columns 3 is of a grid, and --out .*{name} is none: leave it"):
+    with pytest.raises(UserError, match=f"--columns applies only to a grid, and --out .*{name} is none: leave it"):
         write_samples(folder, OPTIONS, tmp_path / name, 3, print, Distributed())
 
 
@@ -156,3 +158,65 @@ def test_mistakes_are_one_line(folder: Path, tmp_path: Path) -> None:
         with pytest.raises(UserError, match=message):
             written(folder, out, options)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["model", "there"]
+
+
+@pytest.mark.parametrize("name", ["a.png", "a.npz", "a"])
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_samples_that_are_not_finite_are_refused(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, value: float
+) -> None:
+    original = generate_batches
+
+    def spoiled(*arguments: Any) -> Any:  # noqa: ANN401
+        batches, steps = original(*arguments)
+
+        def some() -> Any:  # noqa: ANN401
+            for number, images, labels in batches:
+                images[1:3, 0, 5, 5] = value if number == 1 else 0.0
+                yield number, images, labels
+
+        return some(), steps
+
+    monkeypatch.setattr(sample_files, "generate_batches", spoiled)
+    with pytest.raises(UserError, match="image 5 and 1 more of 4 are not finite"):
+        written(folder, tmp_path / name)
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+def test_two_commands_do_not_share_shards(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither the same command nor one of other images; the one at work ends as if there had been no other."""
+    written(folder, tmp_path / "alone.npz")
+    others = [OPTIONS, SamplingOptions(2, 5, None, seed=4, batch=4)]
+    original = generate_batches
+
+    def interleaved(*arguments: Any) -> Any:  # noqa: ANN401
+        while others:
+            with pytest.raises(UserError, match=r"shards is in use by process \d+ on .*: wait for it, stop it, or"):
+                written(folder, tmp_path / "a.npz", others.pop())
+        return original(*arguments)
+
+    monkeypatch.setattr(sample_files, "generate_batches", interleaved)
+    written(folder, tmp_path / "a.npz")
+    np.testing.assert_array_equal(*(np.load(tmp_path / f"{name}.npz")["arr_0"] for name in ("alone", "a")))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.npz", "alone.npz", "model"]
+
+
+def test_what_is_kept_of_an_interrupted_command_is_said(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stopped(number: int) -> list[str]:
+        write = TensorShards.write
+
+        def until(self: TensorShards, index: int, parts: Any) -> None:  # noqa: ANN401
+            if index == number:
+                raise Interrupted(signal.SIGINT)
+            write(self, index, parts)
+
+        with monkeypatch.context() as patch, pytest.raises(Interrupted) as caught:
+            patch.setattr(TensorShards, "write", until)
+            written(folder, tmp_path / "a.npz")
+        return getattr(caught.value, "__notes__", [])
+
+    assert stopped(0) == []
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+    assert stopped(2) == [RESUME]

@@ -94,7 +94,7 @@ def test_images_are_dropped_batch_by_batch(tmp_path: Path, monkeypatch: pytest.M
         return noise
 
     monkeypatch.setattr("progdist.runs.evaluator.sample_in_batches", sampled)
-    evaluator = run.evaluator()
+    evaluator = run.evaluator
     summaries = evaluator.samples(untrained_of(recipe), 4)
     assert sizes == [32] * 16
     assert sum(len(part.images) for part in summaries) == 64  # what the grid shows

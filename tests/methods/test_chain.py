@@ -1,5 +1,6 @@
 """Chains of step counts."""
 
+import numpy as np
 import pytest
 
 from progdist import UserError
@@ -17,3 +18,12 @@ def test_chains() -> None:
     for start, end, substeps in ((100, 3, 2), (256, 1, 1), (4, 4, 2), (4, 0, 2), (6, 1, 4)):
         with pytest.raises(UserError):
             halvings(start, end, substeps)
+
+
+def test_counts_of_numpy_are_whole_numbers() -> None:
+    links = stages([np.int64(8), np.int32(4), 1])  # pyright: ignore[reportArgumentType]
+    assert [(link.steps, link.substeps) for link in links] == [(4, 2), (1, 4)]
+    assert all(type(number) is int for link in links for number in (link.steps, link.substeps))
+    for mistake in ([8, 4.0], [np.float64(8), 4], [True, 1], "84"):
+        with pytest.raises(UserError, match="chain"):
+            stages(mistake)  # pyright: ignore[reportArgumentType]

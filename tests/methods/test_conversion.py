@@ -62,7 +62,7 @@ def test_every_guidance_scale_has_the_same_share_in_the_gradient() -> None:
 
     student, guided = Student(), Guided(Teacher(), {"classes": torch.zeros(1)})
     x, eps, u = torch.randn(5, 8), torch.randn(5, 8), torch.full((5,), 0.7).double()
-    condition = {"classes": torch.ones(5), "guidance": scales}
+    condition: dict[str, Any] = {"classes": torch.ones(5), "guidance": scales}
     weighting = WEIGHTINGS["truncated_snr"]
     loss = conversion_loss(student, guided, x, eps, u, weighting=weighting, **condition)
     loss.sum().backward()

@@ -5,12 +5,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from sklearn.datasets import load_digits
 from torch import Tensor
 
 import progdist
-from progdist import Denoiser, UserError
+from progdist import Denoiser, UserError, evaluate
 from progdist._utils.files import read_tensors
 from progdist.distillation import with_guidance
 from progdist.evaluation.generate import SamplingOptions, sampling_noise
@@ -49,14 +51,14 @@ def null_class(model: Model) -> int | None:
 def with_null_class(model: Model, label: int | None) -> Model:
     """A student of two steps in whose place of no class another label stands."""
     assert isinstance(model.conditioning, Classes)
-    return replace(model, steps=(2,), conditioning=replace(model.conditioning, null_class=label))
+    return replace(model, steps=(2,), conditioning=replace(model.conditioning, null_class=label, shares=()))
 
 
 @pytest.mark.slow
 def test_the_class_that_stands_for_none_is_not_sampled(
     stock: SaveStock, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Stage 0 records it, the folder keeps it, and all classes in turn leave it out, as does the code of the card."""
+    """Stage 0 records it, the folder keeps it, and no draw of classes has it, nor the code of the card."""
     content = {"name": "a", "data": {"source": "digits"}, "teacher": {"model": str(stock(classes=11))}}
     words = ("conversion.guidance=2", "conversion.updates=1", "conversion.batch=2")
     run = open_run(validated(content, words, "test"), tmp_path / "run", SilentCallback())
@@ -65,6 +67,10 @@ def test_the_class_that_stands_for_none_is_not_sampled(
     assert null_class(opened.model) is None
     converted = run.train_teacher(run.trainer())
     assert null_class(converted) == 10
+    shares = np.bincount(load_digits().target)  # pyright: ignore
+    assert converted.conditioning.shares == (*shares, 0)
+    drawn = SamplingOptions(2, 1797).labels_of(converted)
+    assert np.bincount(drawn, minlength=11).tolist() == [*shares, 0]
     with pytest.raises(UserError, match="the teacher has no classes, so there is nothing to guide: remove guidance"):
         with_guidance(run.context.plan, replace(opened, model=replace(opened.model, conditioning=Conditioning())))
     for null, labels in ((10, [*range(10), *range(6)]), (1, [0, *range(2, 11), 0, *range(2, 7)])):
@@ -81,10 +87,12 @@ def test_the_class_that_stands_for_none_is_not_sampled(
         exec(card.partition("```python\n")[2].partition("```")[0], found)
         assert found["labels"].tolist() == labels
         assert [label for label, _ in Playable("a", loaded, 2).describe()["classes"]] == sorted(set(labels))
-        refused(call("sample", folder, "--label", null), f"label {null} stands for no class")
+        refused(call("sample", folder, "--label", null), f"label {null} is the null class")
     save(with_null_class(converted, None), tmp_path / "all")
-    words = ("evaluate", tmp_path / "null10", "--data", "digits", "-n", 4, "--teacher", tmp_path / "all")
-    refused(call(*words, "--teacher-steps", 2), "the teacher makes 11 classes in turn")
+    with pytest.raises(UserError, match="the teacher makes images of other classes than"):  # ten and eleven in turn
+        evaluate(
+            tmp_path / "null10", 2 * torch.rand(8, 1, 8, 8) - 1, SamplingOptions(2, 11), teacher=(tmp_path / "all", 2)
+        )
     (tmp_path / "null1" / "progdist.json").write_text(
         (folder / "progdist.json").read_text().replace('"null_class": 1', '"null_class": 11')
     )
@@ -116,9 +124,9 @@ def test_the_command_measures_at_a_scale(stock: SaveStock, tmp_path: Path, monke
     assert found[2.5] != found[4]
     assert "at 4 steps, guidance 2.5: Fréchet" in " ".join(succeeds(*words, "--guidance", 2.5).stdout.split())
     seen.clear()
-    message = f"{tmp_path / 'plain'}: --guidance 3 has no effect: this model has no guidance input"
+    message = f"{tmp_path / 'plain'}: guidance 3 has no effect: this model has no guidance input"
     refused(call(*words, "--guidance", 3, "--teacher", tmp_path / "plain"), message)
     refused(call("evaluate", tmp_path / "student", tmp_path / "plain", *words[2:], "--guidance", 3), message)
     assert not seen
-    for scale in (0, -1, "nan", "inf"):
-        refused(call(*words, "--guidance", scale), "is no scale: give a positive number")
+    for scale, expected in ((0, "positive"), (-1, "positive"), ("nan", "finite"), ("inf", "finite")):
+        refused(call(*words, "--guidance", scale), f"expected a {expected} number")

@@ -191,7 +191,7 @@ def test_a_student_learns_what_guidance_does() -> None:
         u = torch.rand(count, dtype=torch.float64)
         return {"x": x, "eps": torch.randn_like(x), "u": u, "class_labels": labels, "guidance": guidance}
 
-    def loss(**batch: Tensor) -> Tensor:
+    def loss(**batch: Any) -> Tensor:  # noqa: ANN401
         return conversion_loss(denoiser, teacher, **batch, weighting=WEIGHTINGS["constant"]).mean()
 
     for _ in range(120):

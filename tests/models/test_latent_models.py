@@ -61,4 +61,4 @@ def test_latents_are_not_clipped(latent: Path, tmp_path: Path) -> None:
 def test_images_of_latents_are_not_clipped(latent_student: Path, tmp_path: Path) -> None:
     result = call("sample", latent_student, "--clip", "--out", tmp_path / "a.png")
     assert result.exit_code == 2
-    assert "--clip is of images" in result.stderr
+    assert "clip applies only to images" in result.stderr

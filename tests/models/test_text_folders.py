@@ -1,5 +1,6 @@
 """Folders of text-to-image students: what is copied, what the card says, what is refused."""
 
+import os
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -75,7 +76,7 @@ def damaged(place: Path) -> None:
 @pytest.mark.parametrize(
     ("damage", "said"),
     [
-        (without("text_encoder"), "lacks text_encoder/config.json"),
+        (without("text_encoder"), "lacks text_encoder/"),
         (without("tokenizer"), "lacks tokenizer/"),
         (pickled, "is a pickle"),
         (another_pipeline, "StableDiffusionInpaintPipeline"),
@@ -153,3 +154,68 @@ def test_the_card_says_how_to_guide(
     kept = load(tmp_path / "student").conditioning
     assert isinstance(kept, Prompts)
     assert (kept.learned, kept.negative) == (guidance, negative)
+
+
+def secret(folder: Path) -> Path:
+    file = folder / "id_rsa"
+    file.write_text("private")
+    return file
+
+
+@pytest.mark.parametrize("link", ["text_encoder/notes.txt", "tokenizer/deep", "text_encoder/config.json", "tokenizer"])
+def test_links_out_of_a_teachers_folder_are_not_followed(tmp_path: Path, link: str) -> None:
+    """A file, a folder, a file that is needed, a whole part: what they lead to would be published with the student."""
+    folder, elsewhere = write_sd(tmp_path / "teacher"), tmp_path / "home"
+    elsewhere.mkdir()
+    place = folder / link
+    if place.is_dir():
+        shutil.move(place, elsewhere / "tokenizer")
+        place.symlink_to(elsewhere / "tokenizer")
+    else:
+        place.unlink(missing_ok=True)
+        place.symlink_to(secret(elsewhere) if place.suffix else elsewhere)
+    with pytest.raises(UserError, match=rf"teacher/{link} is a link to .*home") as caught:
+        open_teacher(str(folder))
+    assert "\n" not in str(caught.value)
+
+
+def test_links_within_a_folder_and_the_cache_of_the_hub_work(tmp_path: Path) -> None:
+    """The cache is `snapshots/REVISION/...` of links to `blobs/` beside it; of another repository they are refused."""
+    written, cache = write_sd(tmp_path / "written"), tmp_path / "models--somebody--theirs"
+    (cache / "blobs").mkdir(parents=True)
+    snapshot = cache / "snapshots" / "0123abcd"
+    for number, file in enumerate(sorted(path for path in written.rglob("*") if path.is_file())):
+        link = snapshot / file.relative_to(written)
+        link.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(file, cache / "blobs" / str(number))
+        link.symlink_to(Path("../" * (len(link.relative_to(cache).parts) - 1)) / "blobs" / str(number))
+    (snapshot / "tokenizer" / "again.json").symlink_to("tokenizer_config.json")
+    save(text_student(snapshot), tmp_path / "student")
+    copy = tmp_path / "student" / "text_encoder" / "config.json"
+    assert copy.read_bytes() == (written / "text_encoder" / "config.json").read_bytes()
+    assert not any(path.is_symlink() for path in (tmp_path / "student").rglob("*"))
+    for place in (tmp_path, cache, cache / "snapshots" / "4567cdef"):
+        place.mkdir(exist_ok=True)
+        (snapshot / "tokenizer" / "other.json").symlink_to(secret(place))
+        with pytest.raises(UserError, match="outside of"):
+            open_teacher(str(snapshot))
+        (snapshot / "tokenizer" / "other.json").unlink()
+
+
+@pytest.mark.parametrize("parent", ["snapshots", "mine/snapshots", "models--mine/other"])
+def test_a_folder_that_is_named_as_the_cache_is_gets_nothing_more(parent: str, tmp_path: Path) -> None:
+    """Neither beside it, nor in a `blobs/` of no repository."""
+    folder = write_sd(tmp_path / parent / "teacher")
+    for place in (tmp_path, folder.parent, folder.parent.parent / "blobs"):
+        place.mkdir(exist_ok=True)
+        (folder / "tokenizer" / "other.json").symlink_to(secret(place))
+        with pytest.raises(UserError, match="outside of"):
+            open_teacher(str(folder))
+        (folder / "tokenizer" / "other.json").unlink()
+
+
+def test_what_is_no_file_is_not_copied(tmp_path: Path) -> None:
+    folder = write_sd(tmp_path / "teacher")
+    os.mkfifo(folder / "tokenizer" / "pipe.json")
+    with pytest.raises(UserError, match=r"pipe.json is neither a file nor a folder"):
+        open_teacher(str(folder))

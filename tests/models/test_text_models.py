@@ -186,5 +186,5 @@ def test_a_student_of_fixed_guidance_is_sampled_at_scale_one(
     theirs = pipeline(PROMPTS, guidance_scale=1.0, num_inference_steps=4, latents=noise, output_type="latent").images
     ours = latents(model, noise, 4, model.conditions(None, PROMPTS))
     torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-4)
-    with pytest.raises(UserError, match="--guidance 2 has no effect"):
+    with pytest.raises(UserError, match="guidance 2 has no effect"):
         model.conditions(2.0, PROMPTS)

@@ -12,7 +12,8 @@ import torch
 from PIL import Image
 
 from progdist import UserError
-from progdist.distillation import Hooks, TensorData, Trainer, convert
+from progdist.data.examples import ExampleData
+from progdist.distillation import Hooks, Trainer, convert
 from progdist.methods.guidance import Fixed, Guidance, Input
 from progdist.models.prompts import Prompts
 from progdist.recipes.recipe import Recipe
@@ -126,7 +127,7 @@ def test_what_guidance_students_are_taught(
     assert plan.learned(model) == taken
     assert plan.converts(model) == (kind != "FluxPipeline" and asked is not None)
     if not plan.converts(model):
-        examples, distributed = TensorData(torch.zeros(1, *model.shape)), Distributed()
+        examples, distributed = ExampleData(torch.zeros(1, *model.shape)), Distributed()
         trainer = Trainer(examples, lambda each: each.conditions(), Hooks(), distributed)
         student = convert(plan, Teacher(model), trainer, model.denoiser)
         assert student.denoiser is model.denoiser

@@ -53,7 +53,7 @@ def test_shipped_recipes_are_valid(name: str) -> None:
         ("teacher.learning_rate=.inf", "finite"),
         ("teacher.lora_rank=2", "teacher.lora_rank has no effect"),
         ("noise.log_snr_max=.nan", "not above"),
-        ("noise={kind: linear, log_snr_max: 3}", "of the cosine schedule"),
+        ("noise={kind: linear, log_snr_max: 3}", "apply only to the cosine schedule"),
         ("network.multipliers=[]", "at least 1"),
         ("seed=18446744073709551616", "less than"),
         ("network.width=wide", "network.width"),
@@ -61,6 +61,28 @@ def test_shipped_recipes_are_valid(name: str) -> None:
         ("distill", "write key=value"),
         ("name.more=1", "not a section"),
         ("data=3", "data"),
+        ("distill.updates=true", "distill.updates is true, expected a number"),
+        ("distill.stages.4.updates=true", "distill.stages.4.updates is true, expected a number"),
+        ("network.attention=[true]", "network.attention.0 is true, expected a number"),
+        ("distill.chain=8", "distill.chain is 8, expected a list, e.g. [8, 4]"),
+        ("distill.chain=[8]", "distill.chain is [8], expected a list of at least 2"),
+        ("evaluate=pixels", "evaluate is 'pixels', expected keys"),
+        ("data.flip=perhaps", "data.flip is 'perhaps', expected true or false"),
+        ("network.width=2.5", "network.width is 2.5, expected a whole number"),
+        ("distill.learning_rate=fast", "distill.learning_rate is 'fast', expected a number"),
+        ("data.channels=2", "data.channels is 2, expected 1 or 3"),
+        ("data.size=0", "data.size is 0, expected more than 0"),
+        ("distill.updates=yes", "distill.updates is 'yes', expected a whole number"),
+        ("teacher.warmup=1:30", "teacher.warmup is '1:30', expected a whole number"),
+        ("evaluate.samples=1" + 400 * "0", "expected less than 2^53"),
+        ("teacher.learning_rate=1" + 400 * "0", "expected less than 2^53"),
+        ("evaluate.samples=1" + 5000 * "0", "not YAML"),
+        ("teacher.learning_rate=1e999", "beyond the largest number"),
+        ("a=" + 1000 * "[", "not YAML"),
+        (".".join(3000 * "a") + "=1", "nested too deeply"),
+        ("distill.²=1", "key distill is unknown: use updates"),
+        ("distill.xyzzy=1", "key distill.xyzzy is unknown: use updates"),
+        ("distill.stages.3.updates=5", "its students take 4, 2, 1 steps"),
     ],
 )
 def test_mistakes_are_named(tiny_recipe: Path, override: str, message: str) -> None:
@@ -88,6 +110,17 @@ def test_files_that_are_no_recipe(tmp_path: Path, text: str, message: str) -> No
         read_recipe(str(tmp_path / "bad.yaml"))
     with pytest.raises(UserError, match="did you mean digits"):
         read_recipe("digit")
+
+
+def test_what_was_got_is_said_once(tiny_recipe: Path) -> None:
+    with pytest.raises(UserError) as caught:
+        read_recipe(str(tiny_recipe), ["distill.method=foo"])
+    assert str(caught.value).count("'foo'") == 1
+
+
+def test_yes_is_a_truth_where_one_is_asked_for(tiny_recipe: Path) -> None:
+    assert read_recipe(str(tiny_recipe), ["data.flip=yes"]).data.flip is True
+    assert read_recipe(str(tiny_recipe), ["data.flip=off"]).data.flip is False
 
 
 def test_a_mistake_of_the_whole_recipe_reads_well(tiny_recipe: Path) -> None:

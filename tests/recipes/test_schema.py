@@ -48,6 +48,7 @@ CHANGES: dict[str, tuple[Any, Observe]] = {
     "data.size": (4, images_of),
     "data.channels": (3, images_of),
     "data.resample": ("bilinear", images_of),
+    "data.background": ("black", images_of),
     "data.crops": (2, images_of),
     "tracking": ("tensorboard", tracking_of),
     "data.image_column": ("picture", lambda recipe: recipe.data.columns()),
@@ -151,6 +152,7 @@ def test_the_table_is_complete() -> None:
 def test_every_field_changes_what_is_built(tiny: Callable[..., Recipe], field: str) -> None:
     value, observe = CHANGES[field]
     base: dict[str, object] = {"data.resample": {"data.size": 4}}.get(field, {})  # pyright: ignore
+    base |= {"data.background": {"data.source": "folder:{transparent}"}}.get(field, {})
     base |= {"data.crops": {"data.size": 8, "data.source": "npz:{wide}"}}.get(field, {})
     base |= {"network.head_size": {"network.attention": [4]}}.get(field, {})
     if ".stop." in field:

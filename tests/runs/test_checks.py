@@ -45,7 +45,7 @@ def test_the_choice_is_recorded_and_kept_elsewhere(
     monkeypatch.setattr("progdist.compute.precision.bf16_speedup", lambda device: 3.0)
     again = call(*arguments)
     assert again.exit_code == 0, again.output
-    expected = "teacher and distill and evaluate: float32, as the run was begun; here bf16 is faster"
+    expected = "teacher and distill and evaluate: float32, as the run was started; here bf16 is faster"
     assert expected in " ".join(again.output.split())
     assert yaml.safe_load((tmp_path / "run" / "recipe.yaml").read_text()) == recipe
 
@@ -54,12 +54,12 @@ def test_the_choice_is_recorded_and_kept_elsewhere(
 class Several:
     """So many processes, as the first of them sees them."""
 
-    processes: int
+    count: int
     shards: bool = False
 
     @property
-    def accelerator(self) -> Any:  # noqa: ANN401
-        return SimpleNamespace(num_processes=self.processes)
+    def processes(self) -> Any:  # noqa: ANN401
+        return SimpleNamespace(num_processes=self.count)
 
     def on_main_process(self, find: Callable[[], object]) -> object:
         return find()
@@ -76,8 +76,8 @@ def prepare(recipe: Recipe, out: Path, processes: Several) -> None:
         ([], Several(3), r"teacher: batch 8 does not divide into 3 "),
         (["distill.batch=9"], Several(2), r"student-0004: batch 9 does not divide into 2 "),
         (["distill.stages.1.gradient_accumulation_steps=4"], Several(4), r"student-0001: batch 8 .* into 16 "),
-        ([], Several(2, shards=True), "teacher: sharding needs .* set ema to 0"),
-        (["teacher.ema=0", "distill.ema=0.9"], Several(2, shards=True), "student-0004: sharding needs .* ema to 0"),
+        ([], Several(2, shards=True), "teacher: sharding requires .* set ema to 0"),
+        (["teacher.ema=0", "distill.ema=0.9"], Several(2, shards=True), "student-0004: sharding requires .* ema to 0"),
         (["teacher.ema=0", "distill.stages.2.optimizer=adamw8bit"], Several(2, shards=True), "student-0002: optimizer"),
     ],
 )
@@ -107,7 +107,7 @@ def test_what_is_not_trained_is_not_checked(stock: SaveStock, tiny_recipe: Path,
 @pytest.mark.parametrize("change", ["method=stochastic", "weighting=constant", "batch=4", "ema=0.5", "lora_rank=2"])
 def test_a_stage_under_way_goes_on_as_it_was_begun(tiny_recipe: Path, tmp_path: Path, change: str) -> None:
     folder = RunFolder(tmp_path / "run")
-    folder.claim(write_recipe(read_recipe(str(tiny_recipe))), lambda old: False)
+    folder.claim(write_recipe(read_recipe(str(tiny_recipe))), lambda old: "")
     context = open_run(read_recipe(str(tiny_recipe), [f"distill.{change}"]), folder.root, SilentCallback()).context
     folder.checkpoints("teacher").save(Checkpoint(4, {}, {}))
     check_folder(context)  # no student has begun
@@ -140,7 +140,7 @@ def test_a_run_does_not_go_on_with_another_stage_0(stock: SaveStock, tmp_path: P
     guided = {**content, "conversion": {"guidance": 3.0, "null_class": 10, "precision": "float32"}}
     for number, (begun, other, finished) in enumerate([(content, guided, "teacher"), (guided, content, "converted")]):
         folder = RunFolder(tmp_path / str(number))
-        folder.claim(write_recipe(validated(begun, [], "test")), lambda old: False)
+        folder.claim(write_recipe(validated(begun, [], "test")), lambda old: "")
         folder.model(finished).mkdir()
         folder.checkpoints("student-0004").save(Checkpoint(2, {}, {}))
         same = open_run(validated(begun, ["distill.updates=9"], "test"), folder.root, SilentCallback()).context

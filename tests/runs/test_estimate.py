@@ -4,6 +4,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import pytest
 import torch
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
@@ -14,14 +15,21 @@ from progdist.compute.precision import autocast
 from progdist.diffusion.loss import WEIGHTINGS, denoising_loss
 from progdist.diffusion.parameterization import PARAMETERIZATIONS
 from progdist.recipes.files import read_recipe, validated
-from progdist.runs.estimate.cost import estimate
+from progdist.recipes.recipe import Recipe
+from progdist.runs.estimate.cost import Estimate, estimate
 from progdist.runs.estimate.memory import activation_bytes, kept_bytes, training_memory
-from progdist.runs.run import untrained
+from progdist.runs.run import open_run, untrained
 from progdist.teachers.open import open_teacher
 from progdist.training.config import TrainConfig
 from progdist.training.state import State
-from support.commands import call, refused
+from support.commands import UNTRAINED, SilentCallback, call, refused
 from support.stock import SaveStock, stock_network
+
+
+def estimated(recipe: Recipe) -> Estimate:
+    run = open_run(recipe, Path("not there"), SilentCallback(), dry=True)
+    run.prepare()
+    return estimate(run)
 
 
 @pytest.mark.slow
@@ -33,13 +41,14 @@ def test_a_dry_run_estimates_and_writes_nothing(
     assert result.exit_code == 0, result.output
     network = untrained(read_recipe(str(tiny_recipe)), (1, 8, 8), (), "digits").denoiser.network
     assert f"{sum(parameter.numel() for parameter in network.parameters()):,} parameters" in result.output
-    assert max(map(len, result.output.splitlines())) <= 80
+    assert max(len(line) for line in result.output.splitlines() if not line.startswith("warning: ")) <= 80
     assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.usefixtures("known_rates")
 def test_a_dry_run_needs_no_data_where_the_recipe_says_enough(tmp_path: Path, tiny_recipe: Path) -> None:
     stated = ("data.size=16", "data.channels=3", "data.classes=7", "network.class_conditional=true")
+    stated = (*stated, "evaluate.features=[pixels]")
     arguments = [word for setting in (*stated, "data.source=folder:/not/there") for word in ("--set", setting)]
     result = call("run", tiny_recipe, "--dry-run", *arguments)
     assert result.exit_code == 0, result.output
@@ -50,20 +59,61 @@ def test_a_dry_run_needs_no_data_where_the_recipe_says_enough(tmp_path: Path, ti
 
 
 @pytest.mark.parametrize(
-    ("setting", "message"),
+    ("settings", "message"),
     [
-        ("evaluate.metrics=[clip_score]", "clip_score is of captions, and the model or the data has none: leave it"),
-        ("evaluate.reference={inception: a.npz}", "reference inception=a.npz is of nothing that is measured: leave it"),
+        (["evaluate.metrics=[clip_score]"], "clip_score requires captions"),
+        (["distill.weighting=snr"], "the weighting is 2.1e-09 at t = 1"),
+        (["evaluate.reference={inception: a.npz}"], "reference inception=a.npz is not used by any metric"),
+        (["data.size=16", "data.channels=3"], "features 'digits' are of images (1, 8, 8)"),
+        (["data.source=npz:plain.npz", "network.class_conditional=true"], "plain.npz has no labels"),
+        (["data.source=npz:plain.npz", "data.classes=3"], "data.classes is 3, but"),
+        (["data.source=folder:/not/there"], "is no folder"),
+        (["distill.stop={held_out: 5000}"], "5000"),
+        (["evaluate.guidance=3"], "evaluate.guidance 3 has no effect"),
+        (["evaluate.cuda_graphs=true"], "cuda_graphs"),
+        (["distill.stages.1.cuda_graphs=true"], "student-0001: "),
+        (["data.resample=bilinear"], "data.resample requires data.size"),
+        (["network.multipliers=[1, 2, 2, 2, 2, 2]"], "8"),
     ],
 )
-def test_a_dry_run_refuses_measurements_that_the_run_refuses(tiny_recipe: Path, setting: str, message: str) -> None:
-    refused(call("run", tiny_recipe, "--dry-run", "--set", setting), message)
+def test_a_dry_run_refuses_what_the_run_refuses(
+    tiny_recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, settings: list[str], message: str
+) -> None:
+    """In the same words, and neither writes anything."""
+    monkeypatch.chdir(tmp_path)
+    np.savez("plain.npz", images=np.zeros((20, 8, 8), np.uint8))
+    words = ["run", tiny_recipe, "--out", "out", *(word for each in settings for word in ("--set", each))]
+    dry, wet = call(*words, "--dry-run"), call(*words)
+    refused(wet, message)
+    assert dry.stderr == wet.stderr
+    assert dry.exit_code == wet.exit_code
+    assert [path.name for path in tmp_path.iterdir()] == ["plain.npz"]
+
+
+@pytest.mark.slow
+def test_a_dry_run_of_ones_own_model_refuses_what_the_run_refuses(stock: SaveStock, tmp_path: Path) -> None:
+    """A network of noise, guidance without classes, and a folder that holds something else."""
+    np.savez(tmp_path / "other.npz", images=np.zeros((20, 8, 8, 3), np.uint8))
+    (tmp_path / "taken").mkdir()
+    (tmp_path / "taken" / "mine.txt").write_text("mine")
+    words = ("distill", stock(), "--data", "digits", "--steps", 4)
+    for more, message in (
+        (("--out", tmp_path / "out"), "trust=true"),
+        (("--out", tmp_path / "out", "--guidance", 3, *UNTRAINED), "guidance"),
+        (("--out", tmp_path / "taken", *UNTRAINED), "exists and is not a run"),
+        (("--out", tmp_path / "taken", "--fresh", *UNTRAINED), "exists and is not a run"),
+    ):
+        dry, wet = call(*words, *more, "--dry-run"), call(*words, *more)
+        refused(wet, message)
+        assert dry.stderr == wet.stderr
+    assert (tmp_path / "taken" / "mine.txt").read_text() == "mine"
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.usefixtures("known_rates")
 def test_the_estimates_arithmetic(tiny_recipe: Path) -> None:
     """With known rates the hours are U (B (k f + g) + o), and evaluations are counted stage by stage."""
-    found = estimate(read_recipe(str(tiny_recipe), ["distill.chain=[8,2,1]", "distill.stages.1.updates=5"]))
+    found = estimated(read_recipe(str(tiny_recipe), ["distill.chain=[8,2,1]", "distill.stages.1.updates=5"]))
     teacher, first, last, evaluation = found.parts
     assert (teacher.name, teacher.frozen_evaluations, teacher.trained_evaluations) == ("teacher", 0, 12 * 8)
     assert teacher.hours == pytest.approx(12 * (8 * 2.0 + 0.25) / 3600)
@@ -80,7 +130,7 @@ def test_the_estimates_arithmetic(tiny_recipe: Path) -> None:
 @pytest.mark.usefixtures("known_rates")
 def test_a_self_taught_target_takes_two_evaluations_and_an_average(tiny_recipe: Path) -> None:
     settings = ["distill.chain=[8,1]", "distill.method=tract", "distill.ema=0.5"]
-    found = estimate(read_recipe(str(tiny_recipe), settings))
+    found = estimated(read_recipe(str(tiny_recipe), settings))
     assert found.parts[1].frozen_evaluations == 2 * 3 * 8
     assert (found.heaviest, found.memory.average) == ("student-0001", 4 * found.parameters)
 
@@ -158,12 +208,23 @@ def test_the_counted_bytes_are_those_of_a_training(optimizer: Literal["adamw", "
 
 @pytest.mark.usefixtures("known_rates")
 def test_a_dry_run_of_ones_own_model_says_whether_it_fits(stock: SaveStock, tmp_path: Path) -> None:
-    words = ("distill", stock(classes=11), "--data", "digits", "--guidance", "1:8", "--out", tmp_path / "out")
+    words = (
+        "distill",
+        stock(classes=11),
+        "--data",
+        "digits",
+        "--guidance",
+        "1:8",
+        "--out",
+        tmp_path / "out",
+        *UNTRAINED,
+    )
     large = call(*words, "--dry-run", "--device-memory", 24)
     assert large.exit_code == 0, large.output
     assert "Memory while" in large.output
     assert "fits in 24.0 GiB" in large.output
-    assert max(map(len, large.output.splitlines()[-20:])) <= 80
+    lines = large.output.splitlines()
+    assert max(map(len, lines[lines.index(next(line for line in lines if line.startswith("out: "))) :])) <= 80
     small = call(*words, "--dry-run", "--device-memory", 0.001).output
     assert "does not fit in 0.001 GiB." in small
     assert "To reduce it: gradient_accumulation_steps" in small
@@ -185,19 +246,19 @@ def test_what_does_not_fit_here_is_not_timed(tiny_recipe: Path, monkeypatch: pyt
 def test_the_estimate_counts_stage_0_as_it_is(stock: SaveStock, tmp_path: Path, teacher: str) -> None:
     """It is no part of a run without one, and takes two evaluations of the teacher where it is guided."""
     folder = stock(FlowMatchEulerDiscreteScheduler() if teacher == "flow" else None, classes=11)
-    content = {"name": "a", "data": {"source": "digits"}, "teacher": {"model": str(folder)}}
+    content = {"name": "a", "data": {"source": "digits"}, "teacher": {"model": str(folder), "trust": True}}
     settings = (
         "conversion={updates: 5, batch: 4}",
         "distill={chain: [8, 4], updates: 3, batch: 4}",
         "evaluate.samples=10",
     )
     recipe = validated(content, (*settings, *(("conversion.guidance=2",) if teacher == "guided" else ())), "test")
-    parts = {part.name: part for part in estimate(recipe).parts}
+    parts = {part.name: part for part in estimated(recipe).parts}
     assert list(parts) == [*(["converted"] if teacher != "flow" else []), "student-0004", "evaluation"]
     if teacher != "flow":
         asked = {"eps": 20, "guided": 40}[teacher]
         assert (parts["converted"].updates, parts["converted"].frozen_evaluations) == (5, asked)
-    assert parts["evaluation"].frozen_evaluations == 10 * (8 + 4 + 4 + 4 + {"flow": 0, "eps": 8, "guided": 16}[teacher])
+    assert parts["evaluation"].frozen_evaluations == 10 * (8 + 4 + 4 + 4 + {"flow": 0, "eps": 8, "guided": 24}[teacher])
 
 
 def test_the_doctor_leaves_the_teacher_as_it_is(stock: SaveStock) -> None:

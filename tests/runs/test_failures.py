@@ -56,10 +56,12 @@ def test_weights_that_cannot_be_written_are_reported(tiny_recipe: Path, tmp_path
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert sorted(path.name for path in (tmp_path / "run").glob("[!.]*")) == [
+        "data.json",
         "data_features",
         "metrics.jsonl",
         "recipe.yaml",
         "report.html",
+        "samples",
     ]
 
 

@@ -146,4 +146,4 @@ def test_sharded_training_is_the_same_and_what_it_writes_is_whole(recipe: Path, 
 
 
 def test_sharding_takes_several_processes(recipe: Path, tmp_path: Path) -> None:
-    refused(call("run", recipe, "--out", tmp_path / "run", "--shard"), "sharding needs several processes")
+    refused(call("run", recipe, "--out", tmp_path / "run", "--shard"), "sharding requires several processes")

@@ -21,7 +21,6 @@ from progdist.models.guidance_input import with_class_guidance
 from progdist.models.model import Model
 from progdist.models.networks import network_interface
 from progdist.recipes.files import read_recipe, validated
-from progdist.runs.estimate.cost import estimate
 from progdist.runs.run import open_run
 from progdist.students.folder import save
 from progdist.teachers.open import open_teacher
@@ -52,10 +51,7 @@ def test_the_whole_command(stock: SaveStock, tmp_path: Path, teacher: str) -> No
     assert [(r["model"], r["steps"]) for r in records[: 1 + stage_0]] == [("teacher", 40), ("converted", 40)][
         : 1 + stage_0
     ]
-    assert {r["model"] for r in records[2:]} == {
-        "student",
-        *(f"{'converted' if stage_0 else 'teacher'}{by}" for by in ("", "_dpmpp")),
-    }
+    assert {r["model"] for r in records[1 + stage_0 :]} == {"student", "teacher", "teacher_dpmpp"}
     assert records[0]["rmse"] == 0
     matched = [json.loads(line) for line in (tmp_path / "out" / "metrics.jsonl").read_text().splitlines()]
     assert any("conversion" in record for record in matched) == (teacher != "flow")
@@ -65,7 +61,13 @@ def test_the_whole_command(stock: SaveStock, tmp_path: Path, teacher: str) -> No
     scheduler = json.loads((tmp_path / "out" / "student-0004" / "scheduler" / "scheduler_config.json").read_text())
     expected = "FlowMatchEulerDiscreteScheduler" if teacher == "flow" else "DDIMScheduler"
     assert scheduler["_class_name"] == expected
+    best = records[0]["quality"][0]["frechet"]  # the ratio is to the teacher itself
+    last = next(r for r in records if (r["model"], r["steps"]) == ("student", 4))
+    (row,) = (line for line in result.output.splitlines() if line.startswith("│     4 "))
+    cells = [cell.strip() for cell in row.strip("│").split("│")]
+    assert cells[4] == f"{last['quality'][0]['frechet'] / best:.2f}"
     page = (tmp_path / "out" / "report.html").read_text()
+    assert f"{last['quality'][0]['frechet'] / best:.2f}×" in page
     assert ("is the teacher's student of stage 0" in page) == stage_0
     before = (tmp_path / "out" / "metrics.jsonl").read_text()
     assert call(*arguments).exit_code == 0
@@ -166,7 +168,7 @@ def test_guidance_never_takes_a_real_class_for_none(stock: SaveStock, tmp_path: 
     folder, arguments = stock(classes=10), ("--data", "digits", "--out", tmp_path / "out", *SHORT, *UNTRAINED)
     result = call("distill", folder, *arguments, "--guidance", 2)
     assert result.exit_code == 2, result.output
-    assert "name it with --set conversion.null_class=N" in result.stderr
+    assert "give it with --set conversion.null_class=N" in result.stderr
     assert not (tmp_path / "out").exists()
     assert call("distill", folder, *arguments, "--guidance", 2, "--set", "conversion.null_class=9").exit_code == 0
 
@@ -261,7 +263,7 @@ def test_an_end_of_the_schedule_that_cannot_be_chosen_is_refused(
     with pytest.raises(UserError, match=message):
         open_run(recipe, tmp_path / "out", SilentCallback()).prepare()
     with pytest.raises(UserError, match=message):
-        estimate(recipe)
+        open_run(recipe, tmp_path / "out", SilentCallback(), dry=True).prepare()
 
 
 @pytest.mark.slow

@@ -59,7 +59,7 @@ def test_teacher_and_students_are_told_the_size_of_each_image(
     assert isinstance(teacher.conditioning, Prompts)
     check_sizes(teacher.conditioning, seen)
     seen.clear()
-    run.evaluator().samples(teacher, 2)
+    run.evaluator.samples(teacher, 2)
     assert all((condition["time_ids"] == torch.tensor([8.0, 8, 0, 0, 8, 8])).all() for condition in seen)
 
 

@@ -92,3 +92,33 @@ def test_a_flow_of_any_count_is_given_our_grid(tiny_model: Build, tmp_path: Path
         for t in scheduler.timesteps:
             images = scheduler.step(unet(images, t).sample, t, images).prev_sample
     torch.testing.assert_close(images, sample(progdist.load(tmp_path / "model"), noise, 4), rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("steps", [16, 64, 512, 3])
+def test_step_counts_at_which_stock_samplers_visit_other_times_are_told(
+    tiny_model: Build, tmp_path: Path, steps: int
+) -> None:
+    denoiser = tiny_model(Discrete.linear().rescaled(), num_train_timesteps=1000)
+    with pytest.warns(UserWarning, match=rf"in {steps} steps its stock scheduler visits other times .* its 1000"):
+        progdist.save(denoiser, tmp_path / "model", steps=[steps])
+    scheduler = load_ddim(tmp_path / "model")
+    scheduler.set_timesteps(steps)
+    ours = [round(1000 * (1 - place / steps) - 1, 6) for place in range(steps)]
+    assert scheduler.timesteps.tolist() != ours
+    assert "progdist.load" in (tmp_path / "model" / "README.md").read_text()
+
+
+@pytest.mark.parametrize("steps", [8, 125, 1000])
+def test_step_counts_that_divide_are_not(tiny_model: Build, tmp_path: Path, steps: int) -> None:
+    """Warnings are errors here."""
+    denoiser = tiny_model(Discrete.linear().rescaled(), num_train_timesteps=1000)
+    progdist.save(denoiser, tmp_path / "model", steps=[steps])
+    scheduler = load_ddim(tmp_path / "model")
+    scheduler.set_timesteps(steps)
+    assert scheduler.timesteps.tolist() == [1000 * (steps - place) // steps - 1 for place in range(steps)]
+
+
+def test_a_flow_whose_equation_has_no_root_is_told(tiny_model: Build, tmp_path: Path) -> None:
+    flow = tiny_model(RectifiedFlow(100.0), "velocity", num_train_timesteps=1000)
+    with pytest.warns(UserWarning, match=r"in 32 steps .*set_timesteps\(sigmas="):
+        progdist.save(flow, tmp_path / "model", steps=[32])

@@ -59,7 +59,7 @@ def refused(result: Result, *fragments: str) -> None:
     assert result.stderr.count("\n") == 1
     assert result.stderr.startswith("progdist: ")
     for fragment in fragments:
-        assert fragment in result.stderr
+        assert fragment in result.stderr, result.stderr
 
 
 def read_records(run: Path, file: str) -> list[dict[str, Any]]:
@@ -81,7 +81,7 @@ class SilentCallback:
 
     def begin(self, title: str, updates: int) -> None: ...
     def progress(self, progress: object) -> None: ...
-    def end(self) -> None: ...
+    def end(self, stopped: int | None = None) -> None: ...
     def evaluated(self, record: dict[str, Any]) -> None: ...
     def note(self, text: str) -> None:
         self.notes.append(text)

@@ -1,8 +1,10 @@
 """Every kind of file that is read: how one is written, and what reads it."""
 
 import gzip
+import io
 import pickle
 import struct
+import tarfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +15,8 @@ import numpy as np
 import torch
 from diffusers.pipelines.ddpm.pipeline_ddpm import DDPMPipeline
 from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
+from diffusers.schedulers.scheduling_flow_match_euler_discrete import FlowMatchEulerDiscreteScheduler
+from diffusers.schedulers.scheduling_unipc_multistep import UniPCMultistepScheduler
 from PIL import Image
 
 import progdist
@@ -28,7 +32,9 @@ from progdist.teachers.open import open_teacher
 from progdist.teachers.own import load
 from progdist.training.checkpoint import Checkpoint, Checkpoints
 from support.commands import TINY
+from support.latent import save_dit
 from support.stock import stock_network
+from support.text import write_sd
 
 
 @dataclass(frozen=True)
@@ -40,7 +46,7 @@ class Case:
     """
 
     file: str
-    make: Callable[[Path], None]
+    make: Callable[[Path], Any]
     read: Callable[[Path], Any]
     exact: bool = False
     part: float = 1.0
@@ -59,6 +65,27 @@ def read_model(folder: Path) -> torch.Tensor:
 
 def stock_folder(folder: Path) -> None:
     DDPMPipeline(stock_network(), DDPMScheduler()).save_pretrained(folder)
+
+
+def flow_folder(folder: Path) -> None:
+    DDPMPipeline(stock_network(classes=4), FlowMatchEulerDiscreteScheduler()).save_pretrained(folder)  # pyright: ignore
+
+
+def solver_folder(folder: Path) -> None:
+    DDPMPipeline(stock_network(), UniPCMultistepScheduler()).save_pretrained(folder)  # pyright: ignore
+
+
+def sharded_folder(folder: Path) -> None:
+    DDPMPipeline(stock_network(), DDPMScheduler()).save_pretrained(folder, max_shard_size="20KB")
+
+
+def read_stock(folder: Path) -> object:
+    return open_teacher(str(folder))
+
+
+def read_prompt(folder: Path) -> object:
+    """What the network is told of a prompt, by the pipeline's own text encoder."""
+    return open_teacher(str(folder)).model.conditions(None, ["a seven"])
 
 
 def checkpoints(folder: Path) -> None:
@@ -103,6 +130,31 @@ def picture(folder: Path) -> None:
     Image.fromarray(images(folder)[0]).save(folder / "a.png")
 
 
+def tar(folder: Path) -> None:
+    """Images and labels; the name of one is longer than a header holds, and one has letters beyond ASCII."""
+    with tarfile.open(folder / "a.tar", "w", format=tarfile.PAX_FORMAT) as file:
+        for key in ("0", "a" * 120, "\u00e9"):
+            for suffix, content in (("png", png(folder)), ("cls", b"1")):
+                member = tarfile.TarInfo(f"{key}.{suffix}")
+                member.size = len(content)
+                file.addfile(member, io.BytesIO(content))
+
+
+def png(folder: Path) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(images(folder)[0]).save(buffer, "png")
+    return buffer.getvalue()
+
+
+def read_tar(folder: Path) -> object:
+    found = load_images(f"wds:{folder}")
+    return [found[row] for row in range(len(found))]
+
+
+def picture_as(kind: str) -> Callable[[Path], None]:
+    return lambda folder: Image.fromarray(images(folder)[0]).save(folder / f"a.{kind}")
+
+
 def official(folder: Path) -> None:
     array = msgpack.ExtType(1, msgpack.packb([[2, 3], "float32", b"\0" * 24]))
     (folder / "checkpoint_1").write_bytes(
@@ -141,9 +193,19 @@ CASES = {
     "progdist.json": Case("model/progdist.json", model_folder, read_model, exact=True),
     "network config": Case("model/unet/config.json", model_folder, read_model, exact=True),
     "weights": Case("model/unet/diffusion_pytorch_model.safetensors", model_folder, read_model, exact=True),
-    "model index": Case("model_index.json", stock_folder, lambda folder: open_teacher(str(folder))),
-    "scheduler config": Case("scheduler/scheduler_config.json", stock_folder, lambda folder: open_teacher(str(folder))),
-    "stock network config": Case("unet/config.json", stock_folder, lambda folder: open_teacher(str(folder))),
+    "model index": Case("model_index.json", stock_folder, read_stock),
+    "scheduler config": Case("scheduler/scheduler_config.json", stock_folder, read_stock),
+    "solver config": Case("scheduler/scheduler_config.json", solver_folder, read_stock),
+    "flow config": Case("scheduler/scheduler_config.json", flow_folder, read_stock),
+    "stock network config": Case("unet/config.json", stock_folder, read_stock),
+    "index of shards": Case("unet/diffusion_pytorch_model.safetensors.index.json", sharded_folder, read_stock),
+    "transformer config": Case("transformer/config.json", save_dit, read_stock, part=0.5),
+    "autoencoder config": Case("vae/config.json", save_dit, read_stock, part=0.5),
+    "text pipeline index": Case("model_index.json", write_sd, read_prompt, part=0.25),
+    "text network config": Case("unet/config.json", write_sd, read_stock, part=0.25),
+    "text encoder config": Case("text_encoder/config.json", write_sd, read_prompt, part=0.25),
+    "tokenizer config": Case("tokenizer/tokenizer_config.json", write_sd, read_prompt, part=0.25),
+    "tokenizer": Case("tokenizer/tokenizer.json", write_sd, read_prompt, part=0.25),
     "checkpoint": Case("00000010.safetensors", checkpoints, read_checkpoint, exact=True, refusable=False),
     "checkpoint's JSON": Case("00000010.json", checkpoints, read_checkpoint, exact=True, refusable=False),
     "idx": Case("train-images", idx, lambda folder: load_images(f"idx:{folder}")),
@@ -151,7 +213,10 @@ CASES = {
     "CIFAR binary": Case("data_batch_1.bin", cifar_binary, lambda folder: load_images(f"cifar:{folder}")),
     "CIFAR python": Case("data_batch_1", cifar_python, lambda folder: load_images(f"cifar:{folder}")),
     "npz": Case("a.npz", npz, lambda folder: load_images(f"npz:{folder}/a.npz")),
+    "tar": Case("a.tar", tar, read_tar),
     "picture": Case("a.png", picture, lambda folder: load_images(f"folder:{folder}")[0]),
+    "GIF": Case("a.gif", picture_as("gif"), lambda folder: load_images(f"folder:{folder}")[0], part=0.3),
+    "AVIF": Case("a.avif", picture_as("avif"), lambda folder: load_images(f"folder:{folder}")[0], part=0.3),
     "official": Case("checkpoint_1", official, read_official),
     "evaluations": Case("evaluations.jsonl", records, report, part=0.05, refusable=False),
     "metrics": Case("metrics.jsonl", records, report, part=0.05, refusable=False),

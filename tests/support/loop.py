@@ -3,13 +3,13 @@
 from collections.abc import Iterator
 
 import torch
-from accelerate import Accelerator
 from torch import Tensor, nn
 
 from progdist.training.batches import Batch
 from progdist.training.callbacks import Progress
 from progdist.training.checkpoint import Checkpoints
 from progdist.training.config import TrainConfig
+from progdist.training.distributed import Processes
 from progdist.training.loop import TrainContext, train
 
 CONFIG = TrainConfig(updates=12, batch=8, learning_rate=1e-2, checkpoint_every=4, precision="float32")
@@ -38,7 +38,7 @@ def trained(
     dropout: bool = False,
 ) -> tuple:
     records: list[Progress] = []
-    context = TrainContext(Accelerator(), checkpoints=checkpoints, observe=records.append)
+    context = TrainContext(Processes(), checkpoints=checkpoints, observe=records.append)
     result = train(start or network(), error, batches, config, context, dropout=dropout)
     return dict(result.network.state_dict()), records
 

@@ -94,6 +94,7 @@ def losses_of(recipe: Recipe) -> Any:  # noqa: ANN401
         with pytest.raises(UserError, match="seen"):
             run.train_teacher(run.trainer())
         model = untrained_of(recipe)
+        torch.manual_seed(0)
         torch.nn.init.normal_(model.denoiser.network.conv_out.weight)  # pyright: ignore
         with pytest.raises(UserError, match="seen"):
             run.trainer().fit(stage_training(run.context.plan, 1, model, run.context.teacher))
@@ -121,7 +122,7 @@ def sampling_of(recipe: Recipe) -> Any:  # noqa: ANN401
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("progdist.runs.evaluator.sample_in_batches", spy)
-        make_run(recipe).evaluator().samples(untrained_of(recipe), 4)
+        make_run(recipe).evaluator.samples(untrained_of(recipe), 4)
     return calls
 
 
@@ -143,7 +144,7 @@ def feature_spaces_of(recipe: Recipe) -> Any:  # noqa: ANN401
 def qualities_of(recipe: Recipe) -> Any:  # noqa: ANN401
     """What is measured of an untrained model."""
     with TemporaryDirectory() as folder:
-        return make_run(recipe, Path(folder)).evaluator().qualities(untrained_of(recipe), 2)
+        return make_run(recipe, Path(folder)).evaluator.qualities(untrained_of(recipe), 2)
 
 
 def mistake_of(recipe: Recipe) -> str:

@@ -4,8 +4,8 @@ from pathlib import Path
 
 from support.commands import call
 
-SMALL: list[str] = ["--start", "8", "--updates", "2", "--conversion-updates", "3", "--batch", "8"]
-for setting in ("evaluate.samples=16", "evaluate.resamples=2", "teacher.trust=true"):
+SMALL: list[str] = ["--start", "8", "--updates", "2", "--batch", "8"]
+for setting in ("evaluate.samples=16", "evaluate.resamples=2", "teacher.trust=true", "conversion.updates=3"):
     SMALL += ["--set", setting]
 for section in ("conversion", "distill", "evaluate"):
     SMALL += ["--set", f"{section}.precision=float32"]

@@ -1,11 +1,11 @@
 """Three updates of a small network."""
 
 import torch
-from accelerate import Accelerator
 from torch import Tensor, nn
 
 from progdist.training.batches import Batch
 from progdist.training.config import TrainConfig
+from progdist.training.distributed import Processes
 from progdist.training.loop import TrainContext, train
 
 CONFIG = TrainConfig(updates=3, batch=4, learning_rate=1e-3, precision="float32")
@@ -21,7 +21,7 @@ def _loss(network: nn.Module, batch: Batch) -> Tensor:
 
 
 def train_briefly(network: nn.Module, config: TrainConfig = CONFIG) -> nn.Module:
-    return train(network, _loss, _batches, config, TrainContext(Accelerator())).network  # pyright: ignore[reportArgumentType]
+    return train(network, _loss, _batches, config, TrainContext(Processes())).network  # pyright: ignore[reportArgumentType]
 
 
 def flat_weights(network: nn.Module) -> Tensor:

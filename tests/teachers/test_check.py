@@ -44,6 +44,24 @@ def problem_found(
     return check_teacher(denoiser, x, eps).problem
 
 
+@pytest.mark.parametrize("number", [float("nan"), float("inf")])
+@pytest.mark.parametrize("where", ["everywhere", "at low timesteps", "in one example"])
+def test_an_output_that_is_not_finite_is_a_problem(number: float, where: str) -> None:
+    class Broken(Exact):
+        def forward(self, z: Tensor, timestep: Tensor) -> Tensor:
+            output = super().forward(z, timestep)
+            if where == "at low timesteps":
+                return torch.where(timestep[:, None] < 100, number, output)
+            output[: 1 if where == "in one example" else None] = number
+            return output
+
+    schedule = Discrete.linear()
+    denoiser = Denoiser(Broken(schedule, "v", 1.0), schedule, PARAMETERIZATIONS["v"], num_train_timesteps=1000)
+    problem = check_teacher(denoiser, 0.3 + WIDTH * torch.randn(64, 8), torch.randn(64, 8)).problem
+    assert problem is not None
+    assert "not finite" in problem
+
+
 @pytest.mark.parametrize("level", [2.0, 0.0, -2.0])
 @pytest.mark.parametrize("schedule", [Cosine(), Discrete.linear(), RectifiedFlow()])
 def test_the_time_of_a_level(schedule: Schedule, level: float) -> None:

@@ -145,3 +145,44 @@ def test_a_length_that_promises_too_much_costs_nothing(tmp_path: Path) -> None:
     assert "fetch it again" in one_line(tmp_path / "bomb")
     (tmp_path / "deep").write_bytes(b"\x81\xa1a" * 100_000)
     assert "fetch it again" in one_line(tmp_path / "deep")
+
+
+@pytest.mark.parametrize(
+    "shape", [(0,), (3, 3, 0, 16), (0, 2**40), (10**9, 0), (2**62, 0), (-1, -1)], ids=lambda shape: str(shape)
+)
+@pytest.mark.parametrize("name", ["conv_in/kernel", "dense0/kernel", "class_emb/kernel", "down_0.block_0/conv1/kernel"])
+def test_arrays_of_no_width_are_refused(tmp_path: Path, name: str, shape: tuple[int, ...]) -> None:
+    """Zeros by which a shape may be as large as it likes."""
+    array = msgpack.ExtType(1, msgpack.packb([list(shape), "float32", b""]))
+    tree = nested(known())
+    *parents, leaf = name.split("/")
+    node: Any = tree
+    for parent in parents:
+        node = node[parent]
+    assert leaf in node
+    content = msgpack.unpackb(pack({"ema_params": tree, "step": 1}))
+    node = content["ema_params"]
+    for parent in parents:
+        node = node[parent]
+    node[leaf] = array
+    (tmp_path / "checkpoint").write_bytes(msgpack.packb(content))  # pyright: ignore
+    with pytest.raises(UserError, match="no released checkpoint"):
+        import_checkpoint(tmp_path / "checkpoint", size=8, parameterization="x")
+
+
+def test_widths_that_belong_to_other_parameters(tmp_path: Path) -> None:
+    """A kernel of 300,000 channels in a megabyte, of which a network would have 300,000 squared numbers and more."""
+    parameters = known()
+    for name in [name for name in parameters if name.endswith("conv1/kernel")]:
+        parameters[name] = torch.zeros(1, 1, 1, 3 * 2**16)
+    (tmp_path / "checkpoint").write_bytes(pack({"ema_params": nested(parameters), "step": 1}))
+    with pytest.raises(UserError, match="of another network"):
+        import_checkpoint(tmp_path / "checkpoint", size=8, parameterization="x")
+
+
+def test_not_finite_parameters_are_named(tmp_path: Path) -> None:
+    parameters = known()
+    parameters["conv_in/kernel"].view(-1)[3] = float("inf")
+    (tmp_path / "checkpoint").write_bytes(pack({"ema_params": nested(parameters), "step": 1}))
+    with pytest.raises(UserError, match=r"1 of the .* numbers of conv_in/kernel are not finite"):
+        import_checkpoint(tmp_path / "checkpoint", size=8, parameterization="x")

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from diffusers import DiTPipeline  # pyright: ignore[reportPrivateImportUsage]
 from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 from diffusers.schedulers.scheduling_flow_match_euler_discrete import FlowMatchEulerDiscreteScheduler
@@ -16,8 +17,11 @@ from progdist.methods.conversion import (
     needs_conversion,
     student_form,
 )
+from progdist.students.folder import save
 from progdist.teachers.open import open_teacher
+from progdist.teachers.own import load
 from support.commands import call
+from support.latent import save_dit
 from support.stock import SaveStock, stock_network
 
 SCHEDULERS = {
@@ -200,3 +204,35 @@ def test_an_explicit_offset_is_used(stock: SaveStock) -> None:
 
     assert open_teacher(str(stock())).model.denoiser.offset == 1
     assert open_teacher(str(stock()), 0).model.denoiser.offset == 0
+
+
+NAMES = {"0": "tench, Tinca tinca", "1": "goldfish", "9": "ostrich"}
+EXPECTED = (NAMES["0"], NAMES["1"], *map(str, range(2, 9)), NAMES["9"])
+
+
+@pytest.mark.parametrize("file", ["model_index.json", "unet/config.json"])
+def test_id2label_is_the_names_of_the_classes(stock: SaveStock, tmp_path: Path, file: str) -> None:
+    folder = stock(classes=10)
+    config = folder / file
+    config.write_text(json.dumps({**json.loads(config.read_text()), "id2label": NAMES}))
+    model = open_teacher(str(folder)).model
+    assert model.classes == EXPECTED
+    save(model, tmp_path / "student")
+    assert load(tmp_path / "student").classes == EXPECTED
+
+
+def test_id2label_of_a_dit_is_kept_for_its_stock_pipeline(tmp_path: Path) -> None:
+    folder = save_dit(tmp_path / "dit")
+    index = folder / "model_index.json"
+    index.write_text(json.dumps({**json.loads(index.read_text()), "id2label": NAMES}))
+    save(open_teacher(str(folder)).model, tmp_path / "student")
+    stock, ours = (DiTPipeline.from_pretrained(place) for place in (folder, tmp_path / "student"))
+    assert ours.get_label_ids(["Tinca tinca", "ostrich"]) == stock.get_label_ids(["Tinca tinca", "ostrich"]) == [0, 9]
+
+
+@pytest.mark.parametrize("names", [[], "x", 3, {"0": None, "1": [2]}])
+def test_id2label_that_is_none(stock: SaveStock, names: object) -> None:
+    folder = stock(classes=10)
+    index = folder / "model_index.json"
+    index.write_text(json.dumps({**json.loads(index.read_text()), "id2label": names}))
+    assert len(open_teacher(str(folder)).model.classes) == 10

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from accelerate import Accelerator
 from torch import nn
 
 from progdist import UserError
 from progdist.training.callbacks import Progress
 from progdist.training.checkpoint import Checkpoints
+from progdist.training.distributed import Processes
 from progdist.training.loop import TrainContext, train
 from progdist.training.state import State
 from support.loop import CONFIG, batches, equal, error, trained
@@ -48,7 +48,7 @@ def test_moments_of_8_bits_take_a_quarter() -> None:
 def test_a_training_with_8_bits_is_resumed_bit_for_bit(tmp_path: Path, stopped: int) -> None:
     uninterrupted, _ = trained(EIGHT_BITS, start=wide())
     with pytest.raises(RuntimeError, match="stop"):
-        context = TrainContext(Accelerator(), checkpoints=Checkpoints(tmp_path), observe=stopping_at(stopped))
+        context = TrainContext(Processes(), checkpoints=Checkpoints(tmp_path), observe=stopping_at(stopped))
         train(wide(), error, batches, EIGHT_BITS, context)
     rest, _ = trained(EIGHT_BITS, Checkpoints(tmp_path), wide())
     assert equal(uninterrupted, rest)
@@ -84,8 +84,8 @@ def test_an_update_of_8_bits_that_is_not_finite_changes_nothing() -> None:
 
 
 def test_8_bits_need_their_library_and_whole_weights(monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(UserError, match="leave --shard"):
-        train(wide(), error, batches, EIGHT_BITS, TrainContext(Accelerator(), sharded=True))
+    with pytest.raises(UserError, match="remove --shard"):
+        train(wide(), error, batches, EIGHT_BITS, TrainContext(Processes(), sharded=True))
     monkeypatch.setitem(sys.modules, "bitsandbytes", None)
     with pytest.raises(UserError, match=r"extra `bnb`: pip install"):
-        train(wide(), error, batches, EIGHT_BITS, TrainContext(Accelerator()))
+        train(wide(), error, batches, EIGHT_BITS, TrainContext(Processes()))

@@ -17,16 +17,16 @@ from pathlib import Path
 import torch
 from progdist._utils.errors import UserError
 from progdist.training.checkpoint import Checkpoint, Checkpoints
-from progdist.training.distributed import load_agreed_checkpoint, make_accelerator
+from progdist.training.distributed import join_processes, load_agreed_checkpoint
 
-accelerator = make_accelerator()
-rank = accelerator.process_index
+processes = join_processes()
+rank = processes.process_index
 for case, saved in {"newer": ([4, 8], [4, 8, 12]), "lacking": ([4, 8], [4])}.items():
     checkpoints = Checkpoints(Path(sys.argv[1]) / case / str(rank), keep=9)
     for update in saved[rank]:
         checkpoints.save(Checkpoint(update, {"a": torch.ones(1)}, {}))
     try:
-        checkpoint = load_agreed_checkpoint(checkpoints, accelerator)
+        checkpoint = load_agreed_checkpoint(checkpoints, processes)
         print(f"{case}: process {rank} continues from {checkpoint.update if checkpoint else None}", flush=True)
     except UserError as error:
         print(f"{case}: process {rank} stops: {error}", flush=True)

@@ -10,7 +10,6 @@ from typing import cast
 
 import pytest
 import torch
-from accelerate import Accelerator
 from torch import Tensor, nn
 
 from progdist import UserError
@@ -18,6 +17,7 @@ from progdist.training.batches import Batch
 from progdist.training.callbacks import Progress
 from progdist.training.checkpoint import Checkpoint, Checkpoints
 from progdist.training.config import TrainConfig
+from progdist.training.distributed import Processes
 from progdist.training.loop import TrainContext, train
 from progdist.training.records import Records
 from progdist.training.state import State
@@ -25,7 +25,7 @@ from support.loop import CONFIG, batches, equal, error, network, trained
 
 
 def test_nothing_keeps_a_network_that_was_trained() -> None:
-    accelerator, module = Accelerator(), network()
+    accelerator, module = Processes(), network()
     train(module, error, batches, replace(CONFIG, updates=1), TrainContext(accelerator))
     held = weakref.ref(module)
     del module
@@ -39,15 +39,15 @@ def test_a_resumed_training_is_the_uninterrupted_one(tmp_path: Path, ema: float,
     config = replace(CONFIG, ema=ema, lr_scheduler="linear", warmup=3)
     uninterrupted, records = trained(config, dropout=True)
 
-    class Stop(Exception):
-        pass
+    class Stop(BaseException):
+        """As a signal: nothing more is kept."""
 
     def until(progress: Progress) -> None:
         if progress.update == stopped:
             raise Stop
 
     checkpoints = Checkpoints(tmp_path)
-    context = TrainContext(Accelerator(), checkpoints=checkpoints, observe=until)
+    context = TrainContext(Processes(), checkpoints=checkpoints, observe=until)
     with pytest.raises(Stop):
         train(network(), error, batches, config, context, dropout=True)
     rest, later_records = trained(config, checkpoints, dropout=True)
@@ -73,7 +73,7 @@ def test_a_loss_that_looks_at_the_average_is_resumed_bit_for_bit(tmp_path: Path)
             return each
 
         context = TrainContext(
-            Accelerator(),
+            Processes(),
             checkpoints=Checkpoints(tmp_path / str(stop_at)),
             stop=lambda module, update: update == stop_at,
         )
@@ -176,7 +176,7 @@ def test_dropout_is_at_work_only_where_it_is_asked_for() -> None:
     on, off = (trained(CONFIG, dropout=each)[0] for each in (True, False))
     assert not equal(on, off)
     assert equal(on, trained(CONFIG, dropout=True)[0])
-    plain = train(network(), error, batches, CONFIG, TrainContext(Accelerator())).network  # by default it is not
+    plain = train(network(), error, batches, CONFIG, TrainContext(Processes())).network  # by default it is not
     assert equal(off, dict(plain.state_dict()))
 
 
@@ -197,7 +197,7 @@ def test_each_part_of_a_batch_has_its_own_conditions() -> None:
 
     sizes: list[int] = []
     config = replace(CONFIG, gradient_accumulation_steps=4)
-    result = train(network(), loss, with_conditions, config, TrainContext(Accelerator()))
+    result = train(network(), loss, with_conditions, config, TrainContext(Processes()))
     assert sizes == [2] * 48
     assert equal(dict(result.network.state_dict()), trained(config)[0])
 
@@ -215,14 +215,14 @@ def test_it_ends_when_told_to_stop() -> None:
         calls.append(update)
         return update == 3
 
-    result = train(network(), error, batches, TrainConfig(9, 8, 1e-2), TrainContext(Accelerator(), stop=stop))
+    result = train(network(), error, batches, TrainConfig(9, 8, 1e-2), TrainContext(Processes(), stop=stop))
     assert (result.updates, calls) == (3, [1, 2, 3])
 
 
 def test_processes_agree_on_a_signal_every_few_updates() -> None:
     config, state = replace(CONFIG, updates=100_000), State(network(), CONFIG)
     accelerator = SimpleNamespace(num_processes=2)
-    records = Records(state, config, cast(Accelerator, accelerator), None, lambda progress: None)
+    records = Records(state, config, cast(Processes, accelerator), None, lambda progress: None)
     due = []
     for update in range(200):
         state.update = update

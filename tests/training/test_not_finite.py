@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from accelerate import Accelerator
 from torch import Tensor, nn
 
 from progdist._utils.signals import SHUTDOWN, Interrupted
 from progdist.training.batches import Batch
 from progdist.training.callbacks import Progress
 from progdist.training.checkpoint import Checkpoints
+from progdist.training.distributed import Processes
 from progdist.training.loop import TrainContext, train
 from progdist.training.records import NotFinite
 from support.loop import CONFIG, batches, error, network
@@ -35,7 +35,7 @@ def test_what_is_not_finite_stops_the_training(tmp_path: Path, bad: str, skips: 
 
     config = replace(CONFIG, max_skipped_updates=skips)
     with pytest.raises(NotFinite) as caught:
-        train(module, poisoned, batches, config, TrainContext(Accelerator(), checkpoints=Checkpoints(tmp_path)))
+        train(module, poisoned, batches, config, TrainContext(Processes(), checkpoints=Checkpoints(tmp_path)))
     assert f"update {7 + skips} of 12" in str(caught.value)
     assert str(tmp_path / "00000004.safetensors") in str(caught.value)
     assert all(parameter.isfinite().all() for parameter in module.parameters())
@@ -53,7 +53,7 @@ def test_an_update_that_is_not_finite_makes_no_step(ema: float) -> None:
         return error(module, batch) * (math.inf if len(seen) in (3, 4) else 1)
 
     config = replace(CONFIG, ema=ema, max_skipped_updates=2)
-    train(network(), poisoned, batches, config, TrainContext(Accelerator(), observe=records.append))
+    train(network(), poisoned, batches, config, TrainContext(Processes(), observe=records.append))
     assert torch.equal(seen[2], seen[3])
     assert torch.equal(seen[2], seen[4])
     assert not torch.equal(seen[1], seen[2])
@@ -80,11 +80,11 @@ def test_what_is_skipped_between_records_counts() -> None:
     assert config.record_every == 3
     records, loss = skipping(range(100, 103))
     stop = lambda module, update: update == 120  # noqa: E731
-    train(network(), loss, batches, config, TrainContext(Accelerator(), observe=records.append, stop=stop))
+    train(network(), loss, batches, config, TrainContext(Processes(), observe=records.append, stop=stop))
     assert records[-1].skipped == 3
     records, loss = skipping(range(100, 104))
     with pytest.raises(NotFinite):
-        train(network(), loss, batches, config, TrainContext(Accelerator(), observe=records.append))
+        train(network(), loss, batches, config, TrainContext(Processes(), observe=records.append))
 
 
 def test_a_signal_at_an_update_that_is_not_finite_keeps_the_next_one(tmp_path: Path) -> None:
@@ -99,7 +99,7 @@ def test_a_signal_at_an_update_that_is_not_finite_keeps_the_next_one(tmp_path: P
 
     try:
         with pytest.raises(Interrupted):
-            context = TrainContext(Accelerator(), checkpoints=Checkpoints(tmp_path))
+            context = TrainContext(Processes(), checkpoints=Checkpoints(tmp_path))
             train(network(), loss, batches, replace(CONFIG, checkpoint_every=100), context)
     finally:
         SHUTDOWN.requested = None

@@ -10,26 +10,38 @@ import os
 import secrets
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
-
-import safetensors
-import safetensors.torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from progdist._utils.errors import UserError
+
+if TYPE_CHECKING:  # torch takes seconds to import, and paths and JSON need none of it
+    from torch import Tensor
 
 FORMAT_VERSION = 1  # of progdist.json, of checkpoints and of records
 
 
+class LaterFormat(UserError):
+    """A file that a later progdist wrote."""
+
+
 def check_format(content: Mapping[str, Any], path: Path) -> None:
-    """Refuse a file whose `format_version` is missing, no positive whole number, or later than FORMAT_VERSION."""
+    """Refuse a file whose `format_version` is missing, no positive whole number, or later (`LaterFormat`)."""
     version = content.get("format_version")
     if not isinstance(version, int) or version < 1:
         raise UserError(f"{path}: format_version is {str(version)[:50]!r}, expected a whole number: restore the file")
     if version > FORMAT_VERSION:
-        raise UserError(
+        raise LaterFormat(
             f"{path} has format version {version}, and this progdist reads up to {FORMAT_VERSION}: upgrade progdist"
         )
+
+
+def local_path(text: str | Path) -> Path:
+    """The path itself where something is there, else with `~` expanded, which a shell leaves in `folder:~/data`."""
+    path = Path(text)
+    try:
+        return path if os.path.lexists(path) else path.expanduser()
+    except (RuntimeError, ValueError):  # no such user, or a null character
+        return path
 
 
 def atomic_write(path: Path, content: bytes) -> None:
@@ -68,9 +80,47 @@ def checksum(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def read_tensors(path: Path) -> dict[str, Tensor]:
+def read_tensors(path: Path) -> dict[str, "Tensor"]:
     """The tensors of a safetensors file; a UserError where it is missing or damaged."""
+    import safetensors.torch
+
     try:
         return safetensors.torch.load_file(path)
     except (OSError, safetensors.SafetensorError) as error:
         raise UserError(f"{path} cannot be read ({error}): restore the file or remove its folder") from error
+
+
+def check_tensors_finite(weights: Mapping[str, "Tensor"], where: Path) -> None:
+    """Refuse weights with a NaN or an infinity among them."""
+    for name, tensor in weights.items():
+        if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
+            wrong = int((~tensor.isfinite()).sum())
+            raise UserError(
+                f"{where}: {wrong:,} of the {tensor.numel():,} numbers of {name[:100]} are not finite: restore the "
+                "weights, or save them again in float32"
+            )
+
+
+def own_files(folder: Path, part: str) -> list[Path]:
+    """The files in a part of a folder, whose copies may be given to others.
+
+    A link that leads out of the folder is refused, but for those of the Hugging Face cache, from
+    `models--OWNER--NAME/snapshots/REVISION/` into `models--OWNER--NAME/blobs/`.
+    """
+    root = folder.resolve()
+    repository = root.parent.parent
+    cached = root.parent.name == "snapshots" and repository.name.startswith("models--")
+    within = (root, repository / "blobs") if cached else (root,)
+    files: list[Path] = []
+    for path in (folder / part, *sorted((folder / part).rglob("*"))):
+        target = path.resolve()
+        if not any(target.is_relative_to(allowed) for allowed in within):
+            raise UserError(
+                f"{path} is a link to {target}, outside of {folder}, and would be copied into every student: put the "
+                "files themselves in its place"
+            )
+        if path.is_file():
+            files.append(path)
+        elif not path.is_dir():
+            raise UserError(f"{path} is neither a file nor a folder: remove it, or restore it")
+    return files

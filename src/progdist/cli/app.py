@@ -1,6 +1,9 @@
 """The commands that carry out recipes, and the app that holds all commands."""
 
+import io
+import sys
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -8,14 +11,14 @@ import typer
 
 from progdist import __version__
 from progdist._utils.errors import UserError
+from progdist._utils.files import local_path
 from progdist.cli import evaluation, models, options
-from progdist.cli.terminal import RANK, Commands, console, user_errors
+from progdist.cli.terminal import RANK, Commands, console, print_table, user_errors
 from progdist.training.config import DEFAULTS
 
 if TYPE_CHECKING:
     from progdist.evaluation.record import EvaluationRecord
     from progdist.recipes.recipe import Recipe
-    from progdist.runs.run import Run
 
 app = typer.Typer(
     name="progdist",
@@ -30,7 +33,7 @@ app = typer.Typer(
 
 def _version(wanted: bool) -> None:
     if wanted:
-        console.print(__version__, highlight=False)
+        console.print(__version__)
         raise typer.Exit
 
 
@@ -57,10 +60,8 @@ def run(
     """Train, distil, evaluate and report. Run the same command to resume."""
     from progdist.recipes.files import read_recipe
 
-    resolved = read_recipe(recipe, set_ or [])
-    if not _estimated(resolved, dry_run, device_memory):
-        folder = out or Path("runs") / resolved.name
-        _print(folder, _open(resolved, folder, fresh, shard).run())
+    way, resolved = Way(fresh, shard, dry_run, device_memory), read_recipe(recipe, set_ or [])
+    way.carry_out(resolved, out or Path("runs") / resolved.name)
 
 
 @app.command()
@@ -79,6 +80,7 @@ def distill(
     lora: options.Lora = None,
     image_column: options.ImageColumn = None,
     caption_column: options.CaptionColumn = None,
+    background: options.Background = None,
     set_: Annotated[list[str] | None, typer.Option("--set", help="key=value, any key of the recipe.")] = None,
     fresh: options.Fresh = False,
     shard: options.Shard = False,
@@ -89,45 +91,54 @@ def distill(
     from progdist.data.tables import Columns
     from progdist.recipes.files import override
     from progdist.recipes.from_teacher import Request, default_output, recipe_for_teacher
+    from progdist.recipes.recipe import student_name
     from progdist.teachers.open import open_teacher
 
-    teacher = open_teacher(model)
+    way, teacher = Way(fresh, shard, dry_run, device_memory), open_teacher(model)
     for line in teacher.summary:
-        console.print(line, highlight=False)
+        console.print(line)
     folder = out or default_output(model, steps)
     request = Request(
         model, data, folder.name, steps, columns=Columns(image_column, caption_column), start=start, updates=updates,
         conversion_updates=conversion_updates, batch=batch, guidance=_guidance(guidance), negative=negative, lora=lora,
+        background=background,
     )  # fmt: skip
     recipe = override(recipe_for_teacher(teacher, request), set_ or [])
-    if not _estimated(recipe, dry_run, device_memory):
-        console.print(f"chain: {' -> '.join(map(str, recipe.distill.counts()))}", highlight=False)
-        _print(folder, _open(recipe, folder, fresh, shard).run())
-        last = folder / f"student-{recipe.distill.counts()[-1]:04d}"
-        console.print(f"The student: {last}", highlight=False, soft_wrap=True)
+    console.print(f"chain: {' -> '.join(map(str, recipe.distill.counts()))}")
+    if way.carry_out(recipe, folder):
+        console.print(f"The student: {folder / student_name(recipe.distill.counts()[-1])}")
 
 
-def _estimated(recipe: "Recipe", dry_run: bool, device_memory: float | None) -> bool:
-    """Print the estimate of a recipe if this is a dry run; whether it is."""
-    if not dry_run:
-        if device_memory is not None:
+@dataclass(frozen=True)
+class Way:
+    """How a run is carried out."""
+
+    fresh: bool  # start over
+    shard: bool  # the network in training is spread over the processes
+    dry: bool  # prepare and estimate it alone
+    device_memory: float | None  # GiB of the device that it is estimated for; None for the one here
+
+    def __post_init__(self) -> None:
+        if self.device_memory is not None and not self.dry:
             raise UserError("--device-memory requires --dry-run")
+
+    def carry_out(self, recipe: "Recipe", folder: Path) -> bool:
+        """Whether the run is carried out, shown in the terminal and on its page, or only estimated."""
+        from progdist.cli.progress import Terminal, estimate_table
+        from progdist.runs.run import open_run
+
+        run = open_run(recipe, folder, Terminal(console), shards=self.shard, fresh=self.fresh, dry=self.dry)
+        if not self.dry:
+            _print(folder, run.live().run())
+            return True
+        from progdist.runs.estimate.cost import estimate
+
+        run.prepare()
+        capacity = None if self.device_memory is None else int(self.device_memory * 2**30)
+        text, table = estimate_table(recipe.name, estimate(run, capacity))
+        console.print(text)
+        print_table(table)
         return False
-    from progdist.cli.progress import estimate_table
-    from progdist.runs.estimate.cost import estimate
-
-    capacity = None if device_memory is None else int(device_memory * 2**30)
-    for part in estimate_table(recipe.name, estimate(recipe, capacity)):
-        console.print(part, highlight=False)
-    return True
-
-
-def _open(recipe: "Recipe", folder: Path, fresh: bool, shard: bool) -> "Run":
-    """The run of a recipe, shown in the terminal and on its page."""
-    from progdist.cli.progress import Terminal
-    from progdist.runs.run import open_run
-
-    return open_run(recipe, folder, Terminal(console), shards=shard, fresh=fresh).live()
 
 
 def _print(folder: Path, records: "Sequence[EvaluationRecord]") -> None:
@@ -139,10 +150,10 @@ def _print(folder: Path, records: "Sequence[EvaluationRecord]") -> None:
         return
     warning = records[0].quality[0].warning
     console.print()
-    console.print(quality_table(records))
+    print_table(quality_table(records))
     if warning:
-        console.print(f"Warning: {warning}", highlight=False)
-    console.print(f"Report: {RunFolder(folder).report()}", highlight=False, soft_wrap=True)
+        console.print(f"Warning: {warning}")
+    console.print(f"Report: {RunFolder(folder).report()}")
 
 
 @app.command()
@@ -152,7 +163,7 @@ def report(folder: Annotated[Path, typer.Argument(help="The folder of a run.")])
     from progdist.runs.folder import RunFolder
     from progdist.runs.pages.report import write_report
 
-    console.print(f"Report: {write_report(RunFolder(folder))}", highlight=False, soft_wrap=True)
+    console.print(f"Report: {write_report(RunFolder(folder))}")
 
 
 @app.command()
@@ -160,17 +171,18 @@ def report(folder: Annotated[Path, typer.Argument(help="The folder of a run.")])
 def recipes(name: Annotated[str | None, typer.Argument(help="Recipe to print.")] = None) -> None:
     """List the recipes that ship, or print one."""
     from rich.table import Table
+    from rich.text import Text
 
     from progdist.recipes.files import read_recipe, shipped
 
     if name is not None:
         read_recipe(name)
-        typer.echo(shipped().get(name) or Path(name).read_text(), nl=False)
+        typer.echo(shipped().get(name) or local_path(name).read_text(), nl=False)
         return
     listed = Table.grid(padding=(0, 2))
     for shipped_name in shipped():
-        listed.add_row(f"[bold]{shipped_name}[/bold]", read_recipe(shipped_name).about)
-    console.print(listed, highlight=False)
+        listed.add_row(Text(shipped_name, style="bold"), read_recipe(shipped_name).about)
+    print_table(listed)
 
 
 def _guidance(text: str | None) -> float | tuple[float, float] | None:
@@ -195,5 +207,7 @@ for command in OTHERS:
 
 
 def start(arguments: Any = None) -> None:  # noqa: ANN401  (whatever typer takes)
-    """The entry point."""
+    """Carry out a command; characters that the terminal does not have are replaced."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")
     app(arguments)

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 import torch
 
 from progdist._utils.errors import UserError
+from progdist._utils.words import counted
 from progdist.compute.precision import resolve
 from progdist.data.embeddings import row_bytes
 from progdist.data.images import Images
@@ -26,12 +27,18 @@ TRIAL = TrainConfig(updates=1, batch=64, learning_rate=1e-4)
 
 
 def examine(
-    source_model: str, source: str | None, columns: Columns, offset: float | None = None, seed: int = 0
+    source_model: str,
+    source: str | None,
+    columns: Columns,
+    offset: float | None = None,
+    seed: int = 0,
+    background: str | None = None,
 ) -> Iterator[str]:
     """A line for each finding about a teacher's folder or hub name; lines that begin with `!` are problems.
 
     Its output is tested on the data of `source`, if any, with a timestep offset in place of the folder's; `seed` is of
-    the noise and the choice of images. A UserError where the folder cannot be read as a teacher.
+    the noise and the choice of images, and transparent ones are composed on the background. A UserError where the
+    folder cannot be read as a teacher.
     """
     teacher = open_teacher(source_model, offset)
     yield from teacher.summary
@@ -44,8 +51,12 @@ def examine(
     if source is None:
         yield "use --data to test its output and timesteps"
         return
-    images = open_source(source, frame(teacher, source, columns).transform(), columns)
+    images = open_source(source, frame(teacher, source, columns, background).transform(), columns)
+    yield from images.remarks()
+    notes = list[str]()
     try:
+        images = teacher.model.conditioning.fitted(images, notes.append)
+        yield from notes
         check_data(teacher.model, images)
     except UserError as error:
         yield f"! {error}"
@@ -118,7 +129,7 @@ def _cost(rates: Rates, teacher: Teacher) -> Iterator[str]:
     held = training_memory(denoiser.network, TRIAL, teachers=1, bf16=bf16, activations=kept)
     update = TRIAL.batch * (2 * rates.evaluation + rates.training) + rates.optimizer
     threads = torch.get_num_threads()
-    device = "CUDA" if torch.cuda.is_available() else f"CPU, {threads} thread{'s' * (threads > 1)}"
+    device = "CUDA" if torch.cuda.is_available() else f"CPU, {counted(threads, 'thread')}"
     yield (
         f"a stage of 1,000 updates of {TRIAL.batch} images: about {1000 * update / 60:.0f} min here ({device}), "
         f"{held.total / 2**30:.1f} GiB"
@@ -129,5 +140,9 @@ def _trial(check: TeacherCheck) -> Iterator[str]:
     listed = ", ".join(f"{name} {error:.3g}" for name, error in check.errors.items())
     yield f"error of the denoised data by prediction type (lower is better): {listed}"
     listed = ", ".join(f"{shift:+d} {error:.4g}" for shift, error in check.shifts.items())
-    yield f"the same by shift of its timesteps: {listed}"
-    yield f"! {check.problem}" if check.problem else "its configuration agrees with the data"
+    if listed:
+        yield f"the same by shift of its timesteps: {listed}"
+    if check.problem:
+        yield f"! {check.problem} (take it as it is, e.g. untrained, with --set teacher.trust=true)"
+    else:
+        yield "its configuration agrees with the data"

@@ -9,9 +9,11 @@ import typer
 from rich.table import Table
 
 from progdist._utils.errors import UserError
+from progdist._utils.files import local_path
 from progdist._utils.names import Features, Method, Metric
+from progdist._utils.words import counted
 from progdist.cli import options
-from progdist.cli.terminal import console, write_message
+from progdist.cli.terminal import console, print_table, write_message
 
 if TYPE_CHECKING:  # slow imports
     from progdist.evaluation.compare import Comparison
@@ -26,7 +28,8 @@ def named_files(option: str, words: Sequence[str] | None, only: str | None = Non
         name, separator, path = word.partition("=")
         if not separator and only is None:
             raise UserError(f"{option} {word} names no features: give NAME=FILE, e.g. {option} inception={word}")
-        files[name if separator else cast(str, only)] = Path(path if separator else word)
+        whole = only is not None and (not separator or local_path(word).exists())
+        files[cast(str, only) if whole else name] = local_path(word if whole else path)
     return files
 
 
@@ -50,9 +53,10 @@ def statistics(
     out: Annotated[Path, typer.Option(help="The file: .npz (NAME_kid.npz for clean-fid's features), or .pt.")],
     features: options.FeatureNames = ["pixels"],  # noqa: B006  (typer copies it)
     keep_images: Annotated[int, typer.Option("--images", help="Keep as many images in it, too (arr_0).", min=0)] = 0,
-    size: Annotated[int | None, typer.Option(help="Frame the images to a square of so many pixels.", min=1)] = None,
+    size: options.Size = None,
     weights: options.WeightFiles = None,
     image_column: options.ImageColumn = None,
+    background: options.Background = None,
 ) -> None:
     """Write the reference statistics of data to a file.
 
@@ -61,23 +65,23 @@ def statistics(
     from progdist.data.sources import load_images
     from progdist.evaluation.measures.statistics import make_statistics
 
-    images = load_images(data, size=size, image_column=image_column)
+    images = load_images(data, size=size, image_column=image_column, background=background, notify=write_message)
     metrics = metric_config(features, None, weights, None).open(images.shape, captions=False)
     make_statistics(metrics.spaces, images, out, keep_images)
-    console.print(f"{out}: {', '.join(features)} of {len(images)} images", highlight=False, soft_wrap=True)
+    console.print(f"{out}: {', '.join(features)} of {counted(len(images), 'image')}")
 
 
 def evaluate(
     models: Annotated[list[Path], typer.Argument(help="Model folders.")],
     data: Annotated[str | None, typer.Option(help=options.DATA_SOURCES)] = None,
     steps: Annotated[int | None, typer.Option(help="Sampling steps; each model's own if not given.")] = None,
-    count: Annotated[int, typer.Option("--count", "-n", help="Samples of each model.", min=2)] = 2048,
+    count: Annotated[int, typer.Option("--count", "-n", help="Samples of each model.", min=2, max=options.MOST)] = 2048,
     features: options.FeatureNames = ["pixels"],  # noqa: B006  (typer copies it)
     metric: options.MetricNames = None,
     reference: options.References = None,
     weights: options.WeightFiles = None,
     method: Annotated[str, typer.Option(help=f"One of {', '.join(get_args(Method))}.")] = "ddim",
-    level: Annotated[float, typer.Option("--variance", help=options.VARIANCE, min=0, max=1)] = 1.0,
+    variance: Annotated[float, typer.Option("--variance", help=options.VARIANCE, min=0, max=1)] = 1.0,
     clip: Annotated[bool, typer.Option("--clip", help="Keep every denoised image within [-1, 1].")] = False,
     batch: Annotated[int, typer.Option(help="Images made at a time.", min=1)] = 256,
     precision: Annotated[str, typer.Option(help="auto, float32 or bf16.")] = "auto",
@@ -85,6 +89,7 @@ def evaluate(
     teacher_steps: Annotated[int | None, typer.Option(help="Steps that --teacher takes; 256 if not given.")] = None,
     image_column: options.ImageColumn = None,
     caption_column: options.CaptionColumn = None,
+    background: options.Background = None,
     seed: options.Seed = 0,
     json_: Annotated[bool, typer.Option("--json", help="One JSON object per model and features.")] = False,
     guidance: Annotated[float | None, typer.Option(help="Guidance scale, of models distilled for a range.")] = None,
@@ -95,15 +100,19 @@ def evaluate(
     from progdist.evaluation.generate import SamplingOptions
 
     if teacher_steps is not None and teacher is None:
-        raise UserError("--teacher-steps is of --teacher, which is not given: give it, or leave both")
+        raise UserError("--teacher-steps requires --teacher")
     if data is None and not reference:
         raise UserError("models are measured against data: give --data, or --reference FILE of their statistics")
-    if data is None and (image_column or caption_column):
-        raise UserError("--image-column and --caption-column are of --data, which is not given: give it, or leave them")
+    if data is None and (image_column or caption_column or background):
+        raise UserError("--image-column, --caption-column and --background require --data")
     sampling = SamplingOptions(
-        steps, count, None, seed, method, clip, level, batch, options.precision_of(precision), guidance=guidance
+        steps, count, None, seed, method, clip, variance, batch, options.precision_of(precision), guidance=guidance
     )
-    images = load_images(data, image_column=image_column, caption_column=caption_column) if data else None
+    images = None
+    if data:
+        images = load_images(
+            data, image_column=image_column, caption_column=caption_column, background=background, notify=write_message
+        )
     metrics = metric_config(features, metric, weights, reference)
     reference_model = (teacher, teacher_steps or 256) if teacher else None
     for record in evaluations(models, images, sampling, metrics, teacher=reference_model, notify=write_message):
@@ -111,14 +120,14 @@ def evaluate(
             if json_:
                 typer.echo(json.dumps(record.row(quality)))
             else:
-                console.print(_measured(record, quality), highlight=False)
+                console.print(_measured(record, quality))
 
 
 def _measured(record: "EvaluationRecord", quality: "Quality") -> str:
     """One model in one feature space, in words."""
     guided = "" if record.guidance is None else f", guidance {record.guidance:g}"
     words = [
-        f"{record.model} at {record.steps} steps{guided}: Fréchet {quality.frechet:.3f} "
+        f"{record.model} at {counted(record.steps, 'step')}{guided}: Fréchet {quality.frechet:.3f} "
         f"({quality.frechet_low:.3f} to {quality.frechet_high:.3f})"
     ]
     if quality.frechet_bias is not None:
@@ -131,14 +140,14 @@ def _measured(record: "EvaluationRecord", quality: "Quality") -> str:
         words.append(f"class right {100 * quality.agreement:.1f} %")
     if record.rmse is not None:
         words.append(f"RMSE to the teacher {record.rmse:.3f}")
-    words.append(f"{record.network_evaluations} network evaluations")
+    words.append(f"{counted(record.network_evaluations, 'network evaluation')}")
     return ", ".join([*words, f"{1000 * record.seconds_per_image:.2f} ms per image ({quality.features} features)"])
 
 
 def compare(
     models: Annotated[list[str], typer.Argument(help="Folders of runs or of models; MODEL@STEPS to say the steps.")],
     data: Annotated[str, typer.Option(help=options.DATA_SOURCES)],
-    count: Annotated[int, typer.Option("--count", "-n", help="Samples of each model.", min=4)] = 2048,
+    count: Annotated[int, typer.Option("--count", "-n", help="Samples of each model.", min=4, max=options.MOST)] = 2048,
     features: options.FeatureNames = ["pixels"],  # noqa: B006
     metric: options.MetricNames = None,
     method: Annotated[str, typer.Option(help=f"One of {', '.join(get_args(Method))}.")] = "ddim",
@@ -151,6 +160,7 @@ def compare(
     weights: options.WeightFiles = None,
     image_column: options.ImageColumn = None,
     caption_column: options.CaptionColumn = None,
+    background: options.Background = None,
     seed: options.Seed = 0,
     json_: Annotated[bool, typer.Option("--json", help="One JSON object per model and features.")] = False,
 ) -> None:
@@ -166,7 +176,9 @@ def compare(
     sampling = SamplingOptions(
         count=count, seed=seed, method=method, clip=clip, batch=batch, precision=options.precision_of(precision)
     )
-    images = load_images(data, image_column=image_column, caption_column=caption_column)
+    images = load_images(
+        data, image_column=image_column, caption_column=caption_column, background=background, notify=write_message
+    )
     metrics = metric_config(features, metric, weights, reference)
     comparisons = compare_models(models, images, sampling, metrics, resamples=resamples, notify=write_message)
     write_comparison(out, comparisons, sampling)
@@ -174,13 +186,15 @@ def compare(
         for each in comparisons:
             typer.echo(json.dumps(each.to_json()))
         return
+    for label, model in dict.fromkeys((each.label, each.record.model) for each in comparisons):
+        console.print(f"{label}: {model}", highlight=False, markup=False, soft_wrap=True)
     for name in features:
-        console.print(comparison_table([each for each in comparisons if each.quality.features == name]))
-    console.print(f"Page: {out}", highlight=False, soft_wrap=True)
+        print_table(comparison_table([each for each in comparisons if each.quality.features == name]))
+    console.print(f"Page: {out}")
 
 
 def comparison_table(comparisons: "Sequence[Comparison]") -> Table:
-    """Models side by side in one feature space, in 80 columns."""
+    """Models side by side in one feature space, by their labels, in 80 columns."""
     features, samples = comparisons[0].quality.features, comparisons[0].quality.samples
     table = Table(
         title=f"Fréchet distance of {samples} samples to the data, {features} features",
@@ -188,8 +202,7 @@ def comparison_table(comparisons: "Sequence[Comparison]") -> Table:
         "better, worse: the whole 95 % interval of the ratio is below, above 1",
         title_justify="left", caption_justify="left", box=None, padding=(0, 1, 0, 0),
     )  # fmt: skip
-    table.add_column("", no_wrap=True)
-    table.add_column("model", overflow="fold", max_width=24)
+    table.add_column("model", no_wrap=True)
     for heading in ("steps", "Fréchet\ndistance", "95 %\ninterval", "compared\nwith", "ratio", "95 %\ninterval"):
         table.add_column(heading, justify="right", no_wrap=True)
     table.add_column("verdict", no_wrap=True)
@@ -197,13 +210,12 @@ def comparison_table(comparisons: "Sequence[Comparison]") -> Table:
         quality, ratio = each.quality, each.ratio
         table.add_row(
             each.label,
-            each.record.model,
             str(each.record.steps),
             f"{quality.frechet:.3f}",
-            f"{quality.frechet_low:.2f}–{quality.frechet_high:.2f}",
+            f"{quality.frechet_low:.3f}–{quality.frechet_high:.3f}",
             each.against or "",
-            f"{ratio.value:.2f}" if ratio else "",
-            f"{ratio.low:.2f}–{ratio.high:.2f}" if ratio else "",
+            f"{ratio.value:.3f}" if ratio else "",
+            f"{ratio.low:.3f}–{ratio.high:.3f}" if ratio else "",
             each.verdict or "",
         )
     return table

@@ -5,7 +5,9 @@ from typing import Annotated, get_args
 
 import typer
 
+from progdist._utils.errors import UserError
 from progdist._utils.names import Method
+from progdist._utils.words import any_of, counted
 from progdist.cli import options
 from progdist.cli.terminal import console, write_message
 
@@ -16,16 +18,21 @@ def doctor(
     offset: Annotated[float | None, typer.Option(help="Timestep offset (default: the folder's).")] = None,
     image_column: options.ImageColumn = None,
     caption_column: options.CaptionColumn = None,
-    seed: options.Seed = 0,
+    background: options.Background = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of the noise (default: 0).", min=0)] = None,
 ) -> None:
     """Print what is inferred from a model. Exits with code 2 if it could not be distilled as it is."""
     from progdist.cli.doctor import examine
     from progdist.data.tables import Columns
 
+    given = {"--seed": seed, "--image-column": image_column, "--caption-column": caption_column}
+    given["--background"] = background
+    if data is None and (idle := [option for option, value in given.items() if value is not None]):
+        raise UserError(f"{idle[0]} requires --data")
     amiss = False
-    for line in examine(model, data, Columns(image_column, caption_column), offset, seed):
+    for line in examine(model, data, Columns(image_column, caption_column), offset, seed or 0, background):
         amiss |= line.startswith("!")
-        console.print(line, highlight=False, markup=False, style="bold red" if line.startswith("!") else None)
+        console.print(line, style="bold red" if line.startswith("!") else None)
     if amiss:
         raise typer.Exit(2)
 
@@ -33,18 +40,20 @@ def doctor(
 def sample(
     model: Annotated[Path, typer.Argument(help="A model folder.")],
     steps: Annotated[int | None, typer.Option(help="Sampling steps; the model's own if not given.")] = None,
-    count: Annotated[int, typer.Option("--count", "-n", help="How many images.", min=1)] = 64,
+    count: Annotated[int, typer.Option("--count", "-n", help="How many images.", min=1, max=options.MOST)] = 64,
     out: Annotated[
         Path, typer.Option(help="A grid (.png); a folder or .tar of PNG files; .npz of bytes; .safetensors, unrounded.")
     ] = Path("samples.png"),
-    label: Annotated[int | None, typer.Option(help="The class; all in turn if not given.", min=0)] = None,
+    label: Annotated[
+        str | None, typer.Option(help="The class, its number or name (default: all, in the data's shares).")
+    ] = None,
     method: Annotated[str, typer.Option(help=f"One of {', '.join(get_args(Method))}.")] = "ddim",
-    level: Annotated[float, typer.Option("--variance", help=options.VARIANCE, min=0, max=1)] = 1.0,
+    variance: Annotated[float, typer.Option("--variance", help=options.VARIANCE, min=0, max=1)] = 1.0,
     clip: Annotated[bool, typer.Option("--clip", help="Keep every denoised image within [-1, 1].")] = False,
     batch: Annotated[int, typer.Option(help="Images made at a time.", min=1)] = 256,
     precision: Annotated[str, typer.Option(help="auto, float32 or bf16.")] = "float32",
     seed: options.Seed = 0,
-    columns: Annotated[int | None, typer.Option(help="Columns of the grid; 8 if not given.", min=1)] = None,
+    columns: Annotated[int | None, typer.Option(help="Columns of the grid; 8 if not given.", min=1, max=1024)] = None,
     prompt: Annotated[list[str] | None, typer.Option(help="What to make; several times for all in turn.")] = None,
     guidance: Annotated[float | None, typer.Option(help="Guidance scale, of a model distilled for a range.")] = None,
 ) -> None:
@@ -54,7 +63,7 @@ def sample(
     from progdist.training.distributed import Distributed
 
     computed, texts = options.precision_of(precision), tuple(prompt or ())
-    sampling = SamplingOptions(steps, count, label, seed, method, clip, level, batch, computed, texts, guidance)
+    sampling = SamplingOptions(steps, count, label, seed, method, clip, variance, batch, computed, texts, guidance)
     write_samples(model, sampling, out, columns, write_message, Distributed())
 
 
@@ -68,7 +77,7 @@ def export(
     from progdist.teachers.own import load
 
     made = export_onnx(load(model), steps, onnx)
-    console.print(f"{onnx}: noise to images in {made} step{'s' if made > 1 else ''}", highlight=False, soft_wrap=True)
+    console.print(f"{onnx}: noise to images in {counted(made, 'step')}")
 
 
 def import_official(
@@ -91,7 +100,7 @@ def import_official(
         chain_start=trained.distill.counts()[0] if trained else 0,
     )
     save(model, out)
-    console.print(f"{out}: distilled for {', '.join(map(str, model.steps)) or 'any number of'} steps", highlight=False)
+    console.print(f"{out}: distilled for {any_of(model.steps, 'step') if model.steps else 'any number of steps'}")
 
 
 def play(
@@ -117,12 +126,12 @@ def play(
     opens = has_browser(os.environ, sys.platform) if browser is None else browser
 
     def ready(url: str) -> None:
-        console.print(f"{url} (this machine only; press Ctrl-C to stop)", highlight=False, soft_wrap=True)
+        console.print(f"{url} (this machine only; press Ctrl-C to stop)")
         if opens:
             webbrowser.open(url)
         elif browser is None:
             way = "{0}:127.0.0.1:{0}".format(urlsplit(url).port)
             hint = f"no display: run ssh -L {way} THIS-MACHINE on your own machine and open the address there"
-            console.print(hint, highlight=False, soft_wrap=True)
+            console.print(hint)
 
     serve(open_playables(models), port, ready)

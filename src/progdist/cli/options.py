@@ -8,7 +8,11 @@ from progdist._utils.errors import UserError
 from progdist._utils.names import Features, Metric, Precision
 
 DATA_SOURCES = "digits, or folder:, captions:, npz:, idx:, cifar:, wds: or parquet:PATH, or hub:NAME."
+MOST, LARGEST_SIDE = 10**8, 2**16  # far beyond any that are made or read
 VARIANCE = "With --method ancestral: 0 for the lower bound of the variance, 1 for the upper."
+Size = Annotated[
+    int | None, typer.Option(help="Frame the images to a square of so many pixels.", min=1, max=LARGEST_SIDE)
+]
 Seed = Annotated[int, typer.Option(help="Seed of the noise.", min=0)]
 Fresh = Annotated[bool, typer.Option("--fresh", help="Start over; the existing run is renamed, not deleted.")]
 Shard = Annotated[bool, typer.Option("--shard", help="Shard the trained network over the processes (FSDP2).")]
@@ -28,6 +32,9 @@ ConversionUpdates = Annotated[
 ]
 ImageColumn = Annotated[str | None, typer.Option(help="Column of the images in hub:, parquet: or wds: data.")]
 CaptionColumn = Annotated[str | None, typer.Option(help="Column of the captions in such data, e.g. text or json.text.")]
+Background = Annotated[
+    str | None, typer.Option(help="Colour behind transparent pixels, e.g. black or '#ff8800' (default: white).")
+]
 FeatureNames = Annotated[
     list[str], typer.Option("--features", help=f"One of {', '.join(get_args(Features))}; several times for more.")
 ]

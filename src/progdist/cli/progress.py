@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 from rich.table import Table
+from rich.text import Text
 
+from progdist._utils.words import counted
 from progdist.training import callbacks
 
 if TYPE_CHECKING:  # slow imports
@@ -58,44 +60,44 @@ class Terminal:
         elif now - self.shown > PLAIN_EVERY:
             self.shown = now
             left = (self.updates - progress.update) / rate
-            self.console.print(f"{self.title}: update {progress.update} of {self.updates}  {says}  {left:.0f} s left")
+            self.note(f"{self.title}: update {progress.update} of {self.updates}  {says}  {left:.0f} s left")
 
-    def end(self) -> None:
+    def end(self, stopped: int | None = None) -> None:
         """Take the bar away and leave one line."""
         if self.bar is not None:
             self.bar.stop()
             self.bar = None
-        if self.loss is not None:
+        if stopped is not None:
+            self.note(f"{self.title}: stopped at update {stopped} of {self.updates}")
+        elif self.loss is not None:
             seconds = time.monotonic() - self.started
-            self.console.print(f"{self.title}: trained in {seconds:.0f} s, loss {self.loss:.4f}", highlight=False)
+            self.note(f"{self.title}: trained in {seconds:.0f} s, loss {self.loss:.4f}")
 
     def evaluated(self, record: "EvaluationRecord") -> None:
         """One line for each measurement."""
-        quality, steps = record.quality[0], f"{record.steps} step{'s' if record.steps > 1 else ''}"
-        self.console.print(
-            f"  {record.model.replace('_', ' by ')} at {steps}: Fréchet {quality.frechet:.3f} "
-            f"[dim]({quality.frechet_low:.3f} to {quality.frechet_high:.3f})[/dim], RMSE {record.rmse:.3f}",
-            highlight=False,
-        )
+        quality, steps = record.quality[0], counted(record.steps, "step")
+        line = Text(f"  {record.model.replace('_', ' by ')} at {steps}: Fréchet {quality.frechet:.3f} ")
+        line.append(f"({quality.frechet_low:.3f} to {quality.frechet_high:.3f})", style="dim")
+        self.console.print(line.append(f", RMSE {record.rmse:.3f}"))
 
     def note(self, text: str) -> None:
         """One line."""
-        self.console.print(text, highlight=False, markup=False)
+        self.console.print(text, highlight=False, markup=False, emoji=False, soft_wrap=True)
 
 
 def quality_table(records: "Sequence[EvaluationRecord]") -> Table:
     """A run's numbers in the first feature space, in 80 columns."""
-    from progdist.runs.pages.report import quality_rows, start_of
+    from progdist.runs.pages.report import quality_rows
 
-    start, rows, first = start_of(records), quality_rows(records), records[0].quality[0]
+    rows, first = quality_rows(records), records[0].quality[0]
     title = f"Fréchet distance to the data ({first.samples} samples, {first.features} features)"
     table = Table(title=title, title_justify="left")
-    for heading in ("steps", f"{start} DDIM", "student", "95 %", "ratio", "RMSE", "ms/image"):
+    for heading in ("steps", "teacher,\nDDIM", "student", "95 %", "ratio", "RMSE", "ms/image"):
         table.add_column(heading, justify="right", no_wrap=True)
-    best = next((row[start].quality[0].frechet for row in rows.values() if start in row), 0.0)
+    best = next((row["teacher"].quality[0].frechet for row in rows.values() if "teacher" in row), 0.0)
     for steps, row in rows.items():
-        teacher, student = row.get(start), row.get("student")
-        shown, quality = student or row[start], student.quality[0] if student else None
+        teacher, student = row.get("teacher"), row.get("student")
+        shown, quality = student or row["teacher"], student.quality[0] if student else None
         table.add_row(
             str(steps),
             f"{teacher.quality[0].frechet:.3f}" if teacher else "",
@@ -113,7 +115,7 @@ def estimate_table(name: str, estimated: "Estimate") -> tuple[str, Table]:
     from progdist.runs.pages.progress import duration
 
     channels, height, width = estimated.image
-    classes = f", {estimated.classes} classes" if estimated.classes else ""
+    classes = f", {counted(estimated.classes, 'class')}" if estimated.classes else ""
     rates = estimated.rates
     head = f"{name}: images of {channels}x{height}x{width}{classes}; {estimated.parameters:,} parameters."
     timing = f"Not timed on {estimated.device}: it does not fit."
@@ -131,7 +133,7 @@ def estimate_table(name: str, estimated: "Estimate") -> tuple[str, Table]:
         table.add_row(part.name, *(f"{count:,}" if count else "" for count in counts), took)
     whole = 3600 * sum(part.hours or 0 for part in estimated.parts)
     table.add_row("all", "", "", "", "", duration(whole) if rates else "")
-    return f"{head}\n{_memory(estimated)}\n{timing}", table
+    return "\n".join([head, _memory(estimated), *textwrap.wrap(timing, 80)]), table
 
 
 def _memory(estimated: "Estimate") -> str:

@@ -2,52 +2,141 @@
 
 import errno
 import logging
+import math
 import os
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from functools import wraps
+from pathlib import Path
 from typing import Any, NoReturn, ParamSpec, cast
 
 import typer
 from rich.console import Console
+from rich.table import Table
 from typer.core import TyperGroup
 
 from progdist._utils.errors import UserError
+from progdist._utils.files import local_path
 from progdist._utils.signals import Interrupted, interruptible
 
-RANK = int(os.environ.get("RANK", "0"))  # rank of this process under torchrun; only rank 0 prints
+LAUNCHED = ("RANK", "WORLD_SIZE", "LOCAL_RANK")  # the variables by which torchrun tells a process its place
+
+
+def rank_of(environment: Mapping[str, str]) -> int:
+    """The rank of this process under torchrun; 0 for one that was started alone."""
+    rank, processes = (environment.get(name, "") for name in LAUNCHED[:2])
+    return int(rank) if rank.isdecimal() and processes.isdecimal() else 0
+
+
+RANK = rank_of(os.environ)  # only rank 0 prints
 
 ERROR_GRACE_SECONDS = 15.0  # for which another process waits for the first one to print an error that all have met
 
-console = Console(quiet=RANK > 0)
+LONGEST_WORD, LARGEST = 1000, 2**53  # characters of a word in a message; whole number of an option
+WITHOUT_TERMINAL = 1000  # columns, where no terminal says how many there are: no table is cut there
+
+for _size in ("COLUMNS", "LINES"):
+    if not os.environ.get(_size, "1").isdecimal() or int(os.environ.get(_size, "1")) < 1:
+        del os.environ[_size]  # as if it were not set
+
+console = Console(quiet=RANK > 0, markup=False, highlight=False, emoji=False, soft_wrap=True)
 P = ParamSpec("P")
 
 
+def print_table(table: Table) -> None:
+    """A table, folded to the terminal or to COLUMNS where there is either."""
+    width = None if console.is_terminal or "COLUMNS" in os.environ else WITHOUT_TERMINAL
+    Console(quiet=console.quiet, markup=False, highlight=False, emoji=False, width=width).print(table)
+
+
+def _expanded(option: Any) -> Any:  # noqa: ANN401
+    """An option whose paths have no `~`, which a shell leaves in --out=~/images; any other as it is."""
+    if isinstance(option, list):
+        return [_expanded(each) for each in option]
+    return local_path(option) if isinstance(option, Path) else option
+
+
 def user_errors(command: Callable[P, None]) -> Callable[P, None]:
-    """Print errors of the user and of the disk as one line and exit with code 2; after a signal, with 128 + number."""
+    """Print errors of the user and of the disk as one line and exit with code 2; after a signal, with 128 + number.
+
+    Where nobody reads the output any more, the command ends without a word.
+    """
 
     @wraps(command)
     def guarded(*args: P.args, **kwargs: P.kwargs) -> None:
-        import torch  # here, so that --help need not wait for it
-
-        torch.set_flush_denormal(True)
-        logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it warns of kernels that nothing here uses
         try:
             with interruptible():
+                _check_environment()
+                _check_numbers(kwargs)
+                kwargs.update({name: _expanded(option) for name, option in kwargs.items()})
+                _prepare_torch()
                 command(*args, **kwargs)
         except Interrupted as stop:
             if RANK == 0:
-                write_message(f"progdist: stopped by {stop}. Progress is saved; run the same command to resume.")
+                write_message(stopped_message(stop))
             raise typer.Exit(128 + stop.number) from None
         except UserError as error:
             _refuse(str(error))
-        except torch.OutOfMemoryError as error:
-            _refuse(f"out of memory ({str(error).splitlines()[0]}): use a smaller batch or gradient_accumulation_steps")
+        except BrokenPipeError:
+            drop_output()
+            raise typer.Exit(1) from None
         except OSError as error:
             _refuse(_explain(error))
+        except (MemoryError, RuntimeError) as error:
+            if not _is_out_of_memory(error):
+                raise
+            reason = str(error).strip().splitlines() or ["the system gives no more"]
+            _refuse(f"out of memory ({reason[0]}): use a smaller batch or gradient_accumulation_steps")
 
     return guarded
+
+
+def stopped_message(stop: Interrupted) -> str:
+    """What is printed when a signal has ended the command: whether anything is kept is known where it was raised."""
+    return " ".join([f"progdist: stopped by {stop}.", *getattr(stop, "__notes__", [])[:1]])
+
+
+def drop_output() -> None:
+    """Send what is still printed nowhere: the one who read it has gone."""
+    with suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _prepare_torch() -> None:
+    import torch  # here, so that --help need not wait for it
+
+    torch.set_flush_denormal(True)
+    logging.getLogger("PIL").setLevel(logging.CRITICAL)  # an image that cannot be read is named here
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it warns of kernels that nothing here uses
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    """torch has an error of its own for a GPU alone."""
+    return isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or "allocate" in str(error)
+
+
+def _check_environment() -> None:
+    """Refuse a place among processes that is none; an empty one is as good as not set."""
+    for name in LAUNCHED:
+        value = os.environ.get(name, "").strip()
+        if value in ("", "-1"):
+            os.environ.pop(name, None)
+        elif not value.isdecimal():
+            raise UserError(f"the variable {name} is {value!r}, expected a whole number: unset it, or use torchrun")
+    if "LOCAL_RANK" in os.environ and "WORLD_SIZE" not in os.environ:
+        raise UserError("the variable LOCAL_RANK is set and WORLD_SIZE is not: unset it, or use torchrun")
+
+
+def _check_numbers(options: Mapping[str, object]) -> None:
+    """Refuse what no option means: numbers that are not finite, and whole ones beyond any count."""
+    for name, value in options.items():
+        option = f"--{name.replace('_', '-')}"
+        if isinstance(value, float) and not math.isfinite(value):
+            raise UserError(f"{option} is {value}, expected a finite number")
+        if isinstance(value, int) and abs(value) > LARGEST:
+            raise UserError(f"{option} is {value}, expected at most {LARGEST}")
 
 
 UsageError = cast(Any, typer.BadParameter.__base__)  # what typer raises for wrong options and arguments
@@ -81,15 +170,21 @@ def refuse_usage(error: Any) -> NoReturn:  # noqa: ANN401
 
 def write_message(text: str) -> None:
     """Print to standard error."""
-    sys.stderr.write(f"{text}\n")
+    with suppress(BrokenPipeError):
+        typer.echo(text, err=True)
 
 
 def _refuse(line: str) -> NoReturn:
     if RANK > 0:
         time.sleep(ERROR_GRACE_SECONDS)  # the launcher ends this process as soon as another one has spoken and ended
         line = f"process {RANK}: {line}"
-    write_message(f"progdist: {' '.join(line.split())}")
+    write_message(f"progdist: {' '.join(map(_shown, line.split()))}")
     raise typer.Exit(2)
+
+
+def _shown(word: str) -> str:
+    """A word, or how long it is where nobody would read it."""
+    return word if len(word) <= LONGEST_WORD else f"{word[:40]}... ({len(word):,} characters)"
 
 
 def _explain(error: OSError) -> str:
@@ -101,4 +196,5 @@ def _explain(error: OSError) -> str:
         errno.EACCES: "choose a path you may read and write",
         errno.EROFS: "choose a path that is not read-only",
     }.get(error.errno or 0, "check the path")
-    return f"{path}: {error.strerror or error}: {remedy} and run the same command; progress is saved"
+    notes = "".join(f". {note}" for note in getattr(error, "__notes__", [])[:1])
+    return f"{path}: {error.strerror or error}: {remedy}{notes}"

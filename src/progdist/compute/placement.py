@@ -6,16 +6,20 @@ bit. Its other weights, those of norms and embeddings, stay in float32, as autoc
 first one, by which diffusers' networks tell the precision of what they add up.
 """
 
+import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from itertools import islice
+from typing import TypeVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from progdist._utils.names import Precision
 from progdist.compute.precision import resolve
 
+Network = TypeVar("Network", bound=nn.Module)
 ROUNDED = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)  # layers whose weights autocast rounds
 
 
@@ -42,8 +46,18 @@ def bytes_at_work(network: nn.Module, bf16: bool) -> int:
     return sum((2 if id(weight) in halved else 4) * weight.numel() for weight in network.parameters())
 
 
+def empty_copy(network: Network, device: torch.device) -> Network:
+    """A network with tensors of the same shapes and precisions on a device, filled with anything; on meta, nothing."""
+    empty = partial(torch.empty, device=device)
+    tensors: dict[int, Tensor] = {id(each): empty(each.shape, dtype=each.dtype) for each in network.buffers()}
+    for each in network.parameters():
+        tensors[id(each)] = nn.Parameter(empty(each.shape, dtype=each.dtype), each.requires_grad)
+    return copy.deepcopy(network, tensors)
+
+
 def _rounded(network: nn.Module) -> set[int]:
     """The identities of the weights that are held in bf16."""
     layers = (module for module in network.modules() if isinstance(module, ROUNDED))
-    rounded = {id(weight) for layer in layers for weight in layer.parameters(recurse=False)}
+    weights = (weight for layer in layers for weight in layer.parameters(recurse=False))
+    rounded = {id(weight) for weight in weights if weight.dtype == torch.float32}  # autocast leaves float64 as it is
     return rounded - {id(weight) for weight in islice(network.parameters(), 1)}

@@ -65,13 +65,20 @@ def emulation_warning(device: torch.device) -> str | None:
 
 
 def autocast(device: torch.device, precision: Precision) -> torch.autocast | nullcontext[None]:
-    """The context in which a network runs in a precision."""
-    return torch.autocast(device.type, torch.bfloat16) if resolve(precision, device) == "bf16" else nullcontext()
+    """The context in which a network runs in a precision, whatever autocast the caller is in."""
+    if resolve(precision, device) == "bf16":
+        return torch.autocast(device.type, torch.bfloat16)
+    return outside_autocast(device)
+
+
+def outside_autocast(device: torch.device) -> torch.autocast | nullcontext[None]:
+    """The context in which a caller's autocast has no effect."""
+    return torch.autocast(device.type, enabled=False) if torch.is_autocast_enabled(device.type) else nullcontext()
 
 
 def enable_gradient_checkpointing(network: nn.Module) -> None:
     """Have a network recompute its activations in the backward pass, as diffusers' networks can, or a UserError."""
     if not hasattr(network, "enable_gradient_checkpointing"):
         name = type(network).__name__
-        raise UserError(f"{name} has no enable_gradient_checkpointing(): leave gradient_checkpointing, or give it one")
+        raise UserError(f"{name} has no enable_gradient_checkpointing(): remove gradient_checkpointing, or give it one")
     cast(Any, network).enable_gradient_checkpointing()

@@ -1,14 +1,12 @@
 """The embeddings of captions: computed once, kept in half precision, mapped into memory.
 
-    index.json              how many captions to a shard, and which captions they are (a checksum)
+    index.json              how many captions to a shard, and a digest of the captions and of what encoded them
     00000.safetensors       the embeddings of the first shard, each (captions, ...)
     00001.safetensors ...
 
 A shard is written whole or not at all, and those that are there are not computed again.
 """
 
-import hashlib
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,6 +17,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
+from progdist._utils.digest import digest
 from progdist._utils.errors import UserError
 from progdist._utils.files import atomic_write, read_json, write_json
 
@@ -63,23 +62,30 @@ def row_bytes(encoder: TextEncoder) -> int:
 
 
 def encode_captions(
-    captions: Sequence[str], encoder: Callable[[], TextEncoder], folder: Path, notify: Callable[[str], None]
+    captions: Sequence[str],
+    encoder: Callable[[], TextEncoder],
+    folder: Path,
+    notify: Callable[[str], None],
+    made_by: str = "",
 ) -> Embeddings:
     """The embeddings of distinct captions, numbered by their places: from a folder, or made and put there.
 
-    `encoder` opens the text encoders, and is not called where every shard is there; `notify` is told before.
+    `encoder` opens the text encoders, and is not called where every shard is there; `notify` is told before. `made_by`
+    tells these encoders from others: embeddings of others, or of other captions, are made again.
 
     Raises:
-        UserError: the folder is of other captions, or an embedding is beyond half precision.
+        UserError: the folder is damaged, or an embedding is beyond half precision.
     """
-    checksum = hashlib.sha256(json.dumps(list(captions)).encode()).hexdigest()
-    index, encode = folder / "index.json", None
-    if not index.is_file():
+    source, index, encode = digest(list(captions), made_by), folder / "index.json", None
+    written: Mapping[str, Any] = read_json(index) if index.is_file() else {}
+    if written.get("captions") != source or not isinstance(written.get("shard"), int) or written["shard"] < 1:
         encode = encoder()
-        write_json(index, {"captions": checksum, "shard": max(1, SHARD_BYTES // row_bytes(encode))})
-    written: Mapping[str, Any] = read_json(index)
-    if written.get("captions") != checksum or not isinstance(written.get("shard"), int) or written["shard"] < 1:
-        raise UserError(f"{folder} holds the embeddings of other captions: remove it to encode them again")
+        if others := list(folder.glob("[0-9]*.safetensors")):
+            notify(f"{folder} was of other captions or other text encoders: made again")
+        for file in (index, *others):
+            file.unlink(missing_ok=True)
+        written = {"captions": source, "shard": max(1, SHARD_BYTES // row_bytes(encode))}
+        write_json(index, written)
     embeddings = Embeddings(folder, written["shard"])
     shards = range(-(-len(captions) // embeddings.size))
     if absent := [shard for shard in shards if not embeddings.path(shard).is_file()]:

@@ -17,7 +17,8 @@ import io
 import json
 import os
 from array import array
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,8 +28,14 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
+from progdist._utils.digest import digest_of_files
 from progdist._utils.errors import UserError
-from progdist.data.images import SUFFIXES, CaptionedImages, Images, ImageTransform, Reader, captioned, open_image
+from progdist._utils.files import local_path
+from progdist._utils.words import counted, listed
+from progdist.data.images import CaptionedImages, Images, ImageTransform, Reader, captioned
+from progdist.data.labels import class_names, number_classes
+from progdist.data.pictures import is_image, leads_to, open_image, suffixes
+from progdist.data.splits import seeming_parts, training_part
 
 METADATA, COLUMNS = ("metadata.jsonl", "metadata.csv"), ("file_name", "text")
 """The files that name images and their captions, and their columns."""
@@ -36,12 +43,17 @@ METADATA, COLUMNS = ("metadata.jsonl", "metadata.csv"), ("file_name", "text")
 
 @dataclass(frozen=True)
 class PathTable:
-    """The paths of many files, in the order of their parts: folders, each file's, all names, and where each ends."""
+    """The paths of many files, in the order of their parts: folders, each file's, all names, and where each ends.
 
+    `passed` counts what was passed over beside them, by suffix or kind.
+    """
+
+    root: str
     folders: list[str]
     folder_of: NDArray[np.int32]
     names: bytes
     ends: NDArray[np.int64]
+    passed: Mapping[str, int]
 
     def __len__(self) -> int:
         return len(self.ends)
@@ -57,37 +69,55 @@ class PathTable:
 def index_folder(root: Path) -> PathTable:
     """Find the image files in a folder and below, behind symbolic links, too; nothing whose name begins with a dot."""
     folders: list[str] = []
-    folder_of, ends, names = array("i"), array("q"), bytearray()
-    for folder, name in _image_files(str(root), frozenset()):
+    folder_of, ends, names, passed = array("i"), array("q"), bytearray(), Counter[str]()
+    for folder, name in _image_files(str(root), frozenset(), passed):
         if not folders or folders[-1] != folder:  # also where files follow those of a folder within: it comes again
             folders.append(folder)
         names += os.fsencode(name)
         folder_of.append(len(folders) - 1)
         ends.append(len(names))
-    return PathTable(folders, np.array(folder_of, np.int32), bytes(names), np.array(ends, np.int64))
+    arrays = np.array(folder_of, np.int32), bytes(names), np.array(ends, np.int64)
+    return PathTable(str(root), folders, *arrays, passed)
 
 
-def _image_files(folder: str, above: frozenset[str]) -> Iterator[tuple[str, str]]:
-    """(folder, name) of every file, sorted by the parts of its path."""
+def _image_files(folder: str, above: frozenset[str], passed: Counter[str]) -> Iterator[tuple[str, str]]:
+    """(folder, name) of every image file, sorted by the parts of its path; all else is counted in `passed`."""
     real = os.path.realpath(folder)
     if real in above:  # a link to a folder that holds it
         return
     within: set[str] = set()
     names: list[str] = []
-    with os.scandir(folder) as entries:
-        for entry in entries:
-            if entry.name.startswith("."):
-                continue
-            if entry.is_dir():
-                within.add(entry.name)
-            elif os.path.splitext(entry.name)[1].lower() not in SUFFIXES:
-                continue
-            names.append(entry.name)
+    for entry in _entries(folder):
+        suffix = os.path.splitext(entry.name)[1].lower()
+        if suffix not in suffixes() and leads_to(entry.is_dir):
+            within.add(entry.name)
+        elif not is_image(entry):
+            passed[_kind(entry, suffix)] += 1
+            continue
+        names.append(entry.name)
     for name in sorted(names):
         if name in within:
-            yield from _image_files(os.path.join(folder, name), above | {real})
+            yield from _image_files(os.path.join(folder, name), above | {real}, passed)
         else:
             yield folder, name
+
+
+def _entries(folder: str) -> list[os.DirEntry[str]]:
+    """What is in a folder and not hidden."""
+    try:
+        with os.scandir(folder) as entries:
+            return [entry for entry in entries if not entry.name.startswith(".")]
+    except OSError as error:
+        raise UserError(f"{folder} cannot be listed ({error.strerror}): make it readable, or remove it") from error
+
+
+def _kind(entry: os.DirEntry[str], suffix: str) -> str:
+    """What is passed over, in a word or two."""
+    if leads_to(entry.is_file):
+        return suffix or "without suffix"
+    if leads_to(entry.is_dir):
+        return "folders named as images"
+    return "special files" if os.path.exists(entry.path) else "links to nothing"
 
 
 @dataclass(frozen=True)
@@ -95,6 +125,9 @@ class ImageFiles(Reader):
     """Image files, opened when they are read."""
 
     paths: PathTable
+
+    def _source(self) -> str:
+        return digest_of_files(Path(self.paths.root), (self.paths[index] for index in range(len(self.paths))))
 
     def open(self, index: int) -> AbstractContextManager[Image.Image]:
         """The opened file."""
@@ -104,27 +137,62 @@ class ImageFiles(Reader):
 
 def open_folder(path_text: str, transform: ImageTransform) -> Images:
     """The images of a folder; class folders give labels, a flat folder gives none."""
-    name, root = f"folder:{path_text}", _existing("folder", path_text)
-    paths = index_folder(root)
-    classes = [os.path.relpath(folder, root).split(os.sep)[0] for folder in paths.folders]
-    names = tuple(sorted(set(classes) - {os.curdir}))
-    numbers = {class_name: number for number, class_name in enumerate(names)} | {os.curdir: -1}
-    labels = np.array([numbers[class_name] for class_name in classes], np.int64)[paths.folder_of]
-    if names and (flat := int((labels < 0).sum())):
-        raise UserError(f"{name} holds {flat} images beside class folders: move them into class folders")
-    return Images(name, len(paths), ImageFiles(transform, paths), torch.from_numpy(labels) if names else None, names)
+    name = f"folder:{path_text}"
+    paths, within, notes = _training_paths(name, _existing("folder", path_text))
+    classes = set(within) - {os.curdir}
+    if seeming := seeming_parts(sorted(classes)):
+        notes += (f"warning: {name}: {listed(seeming)} is read as a class: if it is a part, name its folder",)
+    numbers = number_classes(classes)
+    labels = np.array([numbers.get(class_name, -1) for class_name in within], np.int64)[paths.folder_of]
+    if classes and (flat := int((labels < 0).sum())):
+        raise UserError(f"{name} holds {counted(flat, 'image')} beside class folders: move them into class folders")
+    values = torch.from_numpy(labels) if classes else None
+    notes += passed_over(name, paths)
+    return Images(name, len(paths), ImageFiles(transform, paths), values, class_names(numbers), notes=notes)
+
+
+def passed_over(name: str, paths: PathTable, beside: Collection[str] = ()) -> tuple[str, ...]:
+    """A line that says what was passed over, but for files that belong to the images; none where that is nothing."""
+    passed = {kind: number for kind, number in paths.passed.items() if kind not in beside}
+    most = ", ".join(
+        f"{number} {kind}" for kind, number in sorted(passed.items(), key=lambda item: (-item[1], item[0]))[:9]
+    )
+    if not passed:
+        return ()
+    count = sum(passed.values())
+    what = "is not an image" if count == 1 else "are not images"
+    return (f"{name}: skipped {counted(count, 'file')} that {what} ({most})",)
 
 
 def open_captions(path_text: str, transform: ImageTransform) -> CaptionedImages:
     """The images of a folder with their captions."""
-    root = _existing("captions", path_text)
+    name, root = f"captions:{path_text}", _existing("captions", path_text)
+    if any((root / metadata).is_file() for metadata in METADATA):
+        paths, notes = index_folder(root), ()
+    else:
+        paths, _, notes = _training_paths(name, root)
+    captions = read_captions(Path(paths.root), [paths[index] for index in range(len(paths))])
+    notes += passed_over(name, paths, (".txt", ".jsonl", ".csv"))
+    return captioned(name, ImageFiles(transform, paths), captions, notes)
+
+
+def _training_paths(name: str, root: Path) -> tuple[PathTable, list[str], tuple[str, ...]]:
+    """The paths of a folder's images, or of those in its `train/`; the first folder of each folder; and a note."""
     paths = index_folder(root)
-    captions = read_captions(root, [paths[index] for index in range(len(paths))])
-    return captioned(f"captions:{path_text}", ImageFiles(transform, paths), captions)
+    below = [Path(os.path.relpath(folder, root)).parts or (os.curdir,) for folder in paths.folders]
+    parts = sorted({folder[0] for folder in below})
+    part = training_part(parts, name)
+    if part is None and len(parts) == 1 and training_part(sorted({(*folder, os.curdir)[1] for folder in below}), name):
+        return _training_paths(name, root / parts[0])
+    if part is None:
+        return paths, [folder[0] for folder in below], ()
+    others = f", not those of {listed([each for each in parts if each != part])}" if len(parts) > 1 else ""
+    paths, within, _ = _training_paths(name, root / part)
+    return paths, within, (f"{name}: the images of {part}/ are read{others}",)
 
 
 def _existing(scheme: str, path_text: str) -> Path:
-    root = Path(path_text).expanduser()
+    root = local_path(path_text)
     if not root.is_dir():
         kind = "images with captions" if scheme == "captions" else "images"
         raise UserError(f"{scheme}:{path_text} is no folder: give the path of a folder of {kind}")
@@ -183,9 +251,9 @@ def _json_lines(metadata: Path) -> Iterator[tuple[int, Mapping[str, str]]]:
         try:
             row = json.loads(line)
         except (ValueError, RecursionError) as error:
-            raise UserError(f"{metadata}, line {number} is not JSON ({error}): mend it") from error
+            raise UserError(f"{metadata}, line {number} is not JSON ({error}): fix it") from error
         if not isinstance(row, dict):
-            raise UserError(f"{metadata}, line {number} holds a {type(row).__name__}, expected an object: mend it")
+            raise UserError(f"{metadata}, line {number} holds a {type(row).__name__}, expected an object: fix it")
         yield number, row
 
 
@@ -193,7 +261,7 @@ def _table(metadata: Path) -> Iterator[tuple[int, Mapping[str, str]]]:
     try:
         yield from enumerate(csv.DictReader(io.StringIO(_content(metadata), newline="")), 2)
     except csv.Error as error:
-        raise UserError(f"{metadata} is no CSV file ({error}): mend it") from error
+        raise UserError(f"{metadata} is no CSV file ({error}): fix it") from error
 
 
 def _content(path: Path) -> str:

@@ -18,11 +18,14 @@ from numpy.typing import NDArray
 
 from progdist._utils.errors import UserError
 
+OVERSHOT = 0.05  # beyond the range of pixels, as bicubic resampling goes at edges
+FREE, RATIO = 2**28, 100  # bytes that any file may unpack to, and by how many times a larger one may grow
+
 
 def read_idx(path: Path) -> NDArray[np.uint8]:
     """The array of one MNIST-format file (bytes only), gzipped or not."""
     try:
-        content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+        content = _unpacked(path) if path.suffix == ".gz" else path.read_bytes()
     except (OSError, EOFError, zlib.error) as error:
         raise UserError(f"{path} cannot be read ({error}): fetch the file again") from error
     if len(content) < 4 or content[:3] != b"\0\0\x08" or len(content) < 4 + 4 * content[3]:
@@ -32,6 +35,21 @@ def read_idx(path: Path) -> NDArray[np.uint8]:
     if data.size != int(np.prod(shape, dtype=object)):
         raise UserError(f"{path} holds {data.size} bytes where its header says {shape}: fetch the file again")
     return data.reshape(shape)
+
+
+def _unpacked(path: Path) -> bytes:
+    """What a gzipped file unpacks to; a UserError if that is more than images pack together."""
+    most = most_unpacked(path.stat().st_size)
+    with gzip.open(path) as file:
+        content = file.read(most + 1)
+    if len(content) > most:
+        raise UserError(f"{path} unpacks to more than {most:,} bytes, too many for images: fetch the file again")
+    return content
+
+
+def most_unpacked(packed: int) -> int:
+    """The most bytes that so many are believed to unpack to: deflate makes up to 1,032 of one, and images few."""
+    return max(FREE, RATIO * packed)
 
 
 def read_npz(path: Path) -> tuple[NDArray[Any], NDArray[Any] | None]:
@@ -47,6 +65,9 @@ def read_npz(path: Path) -> tuple[NDArray[Any], NDArray[Any] | None]:
 
 def _array(file: zipfile.ZipFile, name: str) -> NDArray[Any]:
     """One array, whose header is believed only if as many bytes follow it."""
+    packed, unpacked = file.getinfo(name).compress_size, file.getinfo(name).file_size
+    if unpacked > (most := most_unpacked(packed)):
+        raise ValueError(f"{name} unpacks to {unpacked:,} bytes, expected at most {most:,}")
     content = file.read(name)
     stream = io.BytesIO(content)
     version = np.lib.format.read_magic(stream)
@@ -57,6 +78,46 @@ def _array(file: zipfile.ZipFile, name: str) -> NDArray[Any]:
         raise ValueError(f"{name} says that it is {shape} of {dtype}, but holds {len(content)} bytes")
     flat = np.frombuffer(content, dtype, count, stream.tell())
     return flat.reshape(shape, order="F" if fortran else "C")
+
+
+def in_range(name: str, images: NDArray[Any]) -> tuple[NDArray[Any], tuple[str, ...]]:
+    """Images (N, ...) of uint8, or floats clipped to [-1, 1] where a resampling overshot it, and a line that says so.
+
+    A UserError for those of another range, and by the first for those that are not finite.
+    """
+    if not images.size:
+        return images, ()
+    low, high = float(images.min()), float(images.max())
+    if not math.isfinite(low + high):
+        first = next(index for index, image in enumerate(images) if not np.isfinite(image).all())
+        raise UserError(f"{name}: image {first} has values that are not finite: fix or remove it")
+    if images.dtype != np.uint8:
+        check_scale(f"{name}: images are {images.dtype}", low, high)
+    elif (low, high) == (0, 1):
+        raise UserError(f"{name}: images hold 0 and 1, expected uint8 from 0 to 255: multiply them by 255")
+    if images.dtype == np.uint8 or (low >= -1 and high <= 1):
+        return images, ()
+    beyond = int((np.abs(images) > 1).sum())
+    note = f"{name}: {beyond:,} of {images.size:,} values are beyond [-1, 1], from {low:g} to {high:g}: clipped"
+    return images.clip(-1, 1), (note,)
+
+
+def seems_unit(low: float, high: float) -> bool:
+    """Whether values from `low` to `high` look like pixels of 0 to 1, as they are or where a resampling overshot."""
+    return 0 <= low < high <= 1 or (low >= -OVERSHOT and 0.5 < high <= 1 + OVERSHOT and low < high)
+
+
+def check_scale(images: str, low: float, high: float) -> None:
+    """Refuse floats from `low` to `high` that are not of about -1 to 1: where none is negative, black is not -1."""
+    held = f"{images} from {low:g} to {high:g}, expected floats in [-1, 1]"
+    if low == high and abs(low) <= 1:  # all alike: no range to tell
+        return
+    if seems_unit(low, high):
+        raise UserError(f"{held}: give 2 * images - 1")
+    if low >= 0 and 1 + OVERSHOT < high <= 255:
+        raise UserError(f"{held}: give images / 127.5 - 1")
+    if low < -1 - OVERSHOT or high > 1 + OVERSHOT:
+        raise UserError(f"{held}: scale them")
 
 
 def read_cifar(folder: Path) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:

@@ -1,23 +1,27 @@
 """A set of images as tensors in [-1, 1] with labels: how an image is read, framed and made a tensor."""
 
-import struct
-import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Any, BinaryIO, Literal, Self
+import copy
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from numbers import Integral
+from typing import Any, Literal, Self, get_args
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from progdist._utils.digest import digest
 from progdist._utils.errors import UserError
+from progdist._utils.words import counted, listed
+from progdist.data.labels import MAX_CLASSES, stratified
+from progdist.data.pictures import as_seen, background_colour, is_grey, upright_size
+from progdist.data.survey import LOOKED, TOLD, Survey, survey, told, whites
 
-SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
 Resample = Literal["area", "bilinear"]
 
 
@@ -33,14 +37,39 @@ class ImageTransform:
     """How an opened image becomes a tensor; the only place where one does."""
 
     size: int | None = None  # height and width, after a square crop; None for the image's own
-    channels: Literal[1, 3] | None = None  # 1 for grey, 3 for RGB; None for grey where the image is, and RGB elsewhere
+    channels: Literal[1, 3] | None = (
+        None  # 1 for grey, 3 for RGB; None for grey where all images are, and RGB elsewhere
+    )
     resample: Resample = "area"  # "area": the mean of all pixels that a new one covers; "bilinear": with antialiasing
+    background: str | None = None  # the colour behind transparent pixels; None for white
+    whites: Mapping[str, float] = field(default_factory=dict)  # of images of more than 8 bits, as in `as_seen`
+
+    def __post_init__(self) -> None:
+        size, channels, resample = self.size, self.channels, self.resample
+        if size is not None and (not isinstance(size, Integral) or isinstance(size, bool) or size < 1):
+            raise UserError(f"size is {size!r}, expected a whole number of pixels, at least 1, or None")
+        if channels is not None and (isinstance(channels, bool) or channels not in (1, 3)):
+            raise UserError(f"channels is {channels!r}, expected 1 (grey), 3 (RGB) or None")
+        if resample not in get_args(Resample):
+            raise UserError(f"resample is {resample!r}, expected {' or '.join(get_args(Resample))}")
+        if size is not None:
+            object.__setattr__(self, "size", int(size))  # of numpy's, too
+        _ = self.colour
+
+    @cached_property
+    def colour(self) -> tuple[int, int, int]:
+        """The background's red, green and blue."""
+        return background_colour(self.background)
+
+    def fitted(self, found: Survey, deep: Mapping[str, float]) -> "ImageTransform":
+        """The same for a set in which so much was found: its channels are chosen if they are open."""
+        grey = found.grey == found.looked and (len(set(self.colour)) == 1 or not found.transparent)
+        return replace(self, channels=self.channels or (1 if grey else 3), whites=deep)
 
     def __call__(self, image: Image.Image, place: float | None = None) -> Tensor:
         """(C, H, W) in [-1, 1] of a crop at a place as in `crop_box`."""
-        if image.mode.startswith("I"):  # 16 bits: a plain conversion would saturate
-            image = Image.fromarray((np.asarray(image) // 257).clip(0, 255).astype(np.uint8))
-        if self.channels or image.mode not in ("L", "RGB"):
+        image = as_seen(image, self.colour, self.whites)
+        if self.channels:
             image = image.convert("L" if self.channels == 1 else "RGB")
         if self.size and image.size != (self.size, self.size):
             method = Image.Resampling.BOX if self.resample == "area" else Image.Resampling.BILINEAR
@@ -72,54 +101,60 @@ def to_uint8(images: Tensor) -> NDArray[np.uint8]:
     return ((images.clamp(-1, 1) + 1) * 127.5).round().byte().movedim(1, -1).cpu().numpy()
 
 
-UNREADABLE = (
-    *(UnidentifiedImageError, OSError, ValueError, TypeError, SyntaxError, EOFError, MemoryError, struct.error),
-    *(Image.DecompressionBombError, Image.DecompressionBombWarning),
-)
-"""What Pillow raises of damaged files."""
-
-
-@contextmanager
-def readable(image: str) -> Iterator[None]:
-    """The context in which an image of that name is decoded: a damaged one raises a UserError."""
-    try:
-        yield
-    except UNREADABLE as error:
-        reason = " ".join(str(error).split())[:200]
-        raise UserError(f"{image} cannot be read as an image ({reason}): fix or remove it") from error
-
-
-@contextmanager
-def open_image(file: Path | BinaryIO, name: str) -> Iterator[Image.Image]:
-    """An image file or its bytes, opened with Pillow; errors as in `readable`."""
-    bombs = warnings.catch_warnings(action="error", category=Image.DecompressionBombWarning)
-    with readable(name), bombs, Image.open(file) as image:
-        yield image
-
-
 @dataclass(frozen=True)
 class Reader:
     """Reads the images of a source by their index, as its transform says."""
 
     transform: ImageTransform
+    found: tuple[Survey, Mapping[str, float]] | None = field(default=None, kw_only=True)  # what kinds the source holds
 
     def open(self, index: int) -> AbstractContextManager[Image.Image]:
         """The context in which an image is open; errors as in `readable`."""
         raise NotImplementedError
 
+    def surveyed(self, count: int) -> Self:
+        """The same of a source of `count` images, when it is known what kinds it holds."""
+        if self.found:
+            return self
+        found = survey(self.open, count, LOOKED)
+        return replace(self, found=(found, whites(self.open, found)))
+
+    @cached_property
+    def _fitted(self) -> ImageTransform:
+        return self.transform.fitted(*self.found) if self.found else self.transform
+
     def __call__(self, index: int, place: float | None = None) -> Tensor:
         """Image (C, H, W) in [-1, 1], cropped at a place as in `crop_box`."""
         with self.open(index) as image:
-            return self.transform(image, place)
+            if self._fitted.channels == 1 != self.transform.channels and not is_grey(image):
+                raise UserError(
+                    f"image {index} is in colour, and those that were looked at are grey: set data.channels to 3, or "
+                    "channels=3 from Python"
+                )
+            return self._fitted(image, place)
+
+    def fingerprint(self) -> str:
+        """What tells these images, so framed, from any others."""
+        return digest(type(self).__name__, self.transform, self._source())
+
+    def _source(self) -> str:
+        """What tells the source of the images from others, whatever the transform."""
+        raise NotImplementedError
 
     def size(self, index: int) -> tuple[int, int]:
-        """(width, height) of an image before it is framed; of a file only the header is read."""
+        """(width, height) of an upright image before it is framed; of a file only the header is read."""
         with self.open(index) as image:
-            return image.size
+            return upright_size(image)
 
     def frame(self, index: int, place: float | None = None) -> tuple[int, int, int, int]:
         """(height, width, top, left) as in `ImageTransform.frame`."""
         return self.transform.frame(self.size(index), place)
+
+    def remarks(self, count: int) -> list[str]:
+        """A line for everything that is converted or passed over of a source of `count` images."""
+        found = self.found[0] if self.found and count <= LOOKED else survey(self.open, count, TOLD)
+        deep = self._fitted.whites
+        return told(found, self.transform.background or "white", deep, count, mixed=self.transform.channels is None)
 
 
 @dataclass(frozen=True)
@@ -128,6 +163,17 @@ class ArrayReader(Reader):
 
     pixels: NDArray[Any]
     white: float = 255.0
+
+    def surveyed(self, count: int) -> Self:
+        """Itself: arrays hold one kind."""
+        return self
+
+    def remarks(self, count: int) -> list[str]:
+        """None: nothing is converted."""
+        return []
+
+    def _source(self) -> str:
+        return digest(self.white, self.pixels)
 
     def size(self, index: int) -> tuple[int, int]:
         """(width, height) of all of them."""
@@ -149,9 +195,6 @@ class ArrayReader(Reader):
         if pixels.dtype == np.uint8:
             return from_uint8(pixels, self.white)
         return _channels_first(torch.from_numpy(np.array(pixels)).float())
-
-
-MAX_CLASSES = 2**20  # classes that the labels of a data set may count without naming them
 
 
 def split_indices(total: int, count: int, seed: int, holds: str) -> tuple[Tensor, Tensor]:
@@ -178,23 +221,43 @@ class Images(Dataset[tuple[Tensor, int]]):
         classes: tuple[str, ...] = (),  # names of the classes, in the order of the labels
         *,
         shape: tuple[int, ...] | None = None,  # of every image; None to open the first and see
+        notes: Sequence[str] = (),  # what is to be said of them, a line each: passed over, or converted
     ) -> None:
         if count == 0:
-            raise UserError(f"{name} holds no images: give a source with at least one ({' '.join(sorted(SUFFIXES))})")
+            raise UserError(f"{name} holds no images: give a source with at least one that Pillow reads, e.g. a .png")
         labelled = labels is not None
         if labelled and len(labels) != count:
-            raise UserError(f"{name} holds {count} images but {len(labels)} labels: they must be equally many")
+            held = f"{counted(count, 'image')} but {counted(len(labels), 'label')}"
+            raise UserError(f"{name} holds {held}: they must be equally many")
         if labelled and int(labels.min()) < 0:
             raise UserError(f"{name}: label {int(labels.min())} is negative; labels count from 0")
         top = int(labels.max()) + 1 if labelled else 0
         if top > MAX_CLASSES and not classes:
             raise UserError(f"{name}: label {top - 1} is beyond {MAX_CLASSES:,} classes; labels count from 0")
-        self.name, self.count, self.get, self.labels = name, count, get, labels
+        get = get.surveyed(count) if isinstance(get, Reader) else get
+        self.name, self.count, self.get, self.labels, self.notes = name, count, get, labels, tuple(notes)
         self.classes = classes or tuple(str(label) for label in range(top))
         if len(self.classes) < top:
-            raise UserError(f"{name}: label {top - 1} is out of range for {len(self.classes)} classes")
+            raise UserError(f"{name}: label {top - 1} is out of range for {counted(len(self.classes), 'class')}")
+        if labelled and not classes and (empty := (labels.bincount() == 0).nonzero().flatten().tolist()):
+            self.notes += (f"{name}: labels are the numbers 0 to {top - 1}, without images of {listed(empty)}",)
         channels, height, width = get(0).shape if shape is None else shape
         self.shape = channels, height, width
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """What tells these images, so framed, from any others: by their files, or their contents; labels do not count.
+
+        Caches of what is made of images keep it.
+        """
+        known = getattr(self.get, "fingerprint", None)
+        contents = known() if known else digest(*(self.get(index) for index in range(len(self))))
+        return digest(contents, len(self), tuple(self.shape))
+
+    def identity(self) -> dict[str, str | int]:
+        """What tells the whole data set from others, for a file: its images and its labels, apart."""
+        labels = digest(self.classes, *([] if self.labels is None else [self.labels]))
+        return {"source": self.name, "images": len(self), "fingerprint": self.fingerprint, "labels": labels}
 
     def __len__(self) -> int:
         return self.count
@@ -208,7 +271,7 @@ class Images(Dataset[tuple[Tensor, int]]):
         if tuple(image.shape) != self.shape:
             raise UserError(
                 f"{self.name}: {name} is {tuple(image.shape)}, the first is {self.shape} (channels, height, width): "
-                "give a size (and channels) to bring all to one shape"
+                "give a size (data.size, or size= from Python), and channels if those differ, to bring all to one shape"
             )
         return image
 
@@ -216,19 +279,39 @@ class Images(Dataset[tuple[Tensor, int]]):
         """`count` labels (count,), in the data's own shares and a mixed order; 0 where there are none."""
         if self.labels is None:
             return torch.zeros(count, dtype=torch.int64)
-        even = torch.arange(count) * len(self) // count
-        order = torch.randperm(count, generator=torch.Generator().manual_seed(0))
-        return torch.searchsorted(self.labels.bincount().cumsum(0), even, right=True)[order]
+        return stratified(self.labels.bincount(), count)
+
+    def relabelled(self, labels: Tensor, names: tuple[str, ...]) -> Self:
+        """The same images with labels of a model's classes: those (classes,) of the labels here, and their names."""
+        other = copy.copy(self)
+        other.labels, other.classes = None if self.labels is None else labels[self.labels], names
+        return other
+
+    def remarks(self) -> list[str]:
+        """A line for everything that is converted or passed over when the source is read."""
+        lines = getattr(self.get, "remarks", lambda count: [])(self.count)
+        return [*self.notes, *(f"{self.name}: {line}" for line in lines)]
 
     def reframed(self, transform: ImageTransform) -> Self:
         """The same source under another transform; nothing is searched or read again but the first image."""
         if not isinstance(self.get, Reader):
             raise UserError(f"{self.name} cannot be framed anew: open the images themselves")
-        return type(self)(self.name, self.count, replace(self.get, transform=transform), self.labels, self.classes)
+        get = replace(self.get, transform=transform)
+        return type(self)(self.name, self.count, get, self.labels, self.classes, notes=self.notes)
+
+    @property
+    def may_differ(self) -> bool:
+        """Whether images may differ in size or channels from the first, and can be brought to one shape."""
+        return isinstance(self.get, Reader) and not isinstance(self.get, ArrayReader)
+
+    def resized(self, size: int, channels: Literal[1, 3]) -> Self:
+        """The same source, brought to size x size pixels of so many channels."""
+        transform = self.get.transform if isinstance(self.get, Reader) else ImageTransform()
+        return self.reframed(replace(transform, size=size, channels=channels))
 
     def split(self, count: int, seed: int) -> tuple[Self, Self]:
         """(all but `count` images, those `count`), chosen by the seed; neither may be empty."""
-        most, held_out = split_indices(len(self), count, seed, f"{self.name} holds {len(self)} images")
+        most, held_out = split_indices(len(self), count, seed, f"{self.name} holds {counted(len(self), 'image')}")
         return self.subset(most), self.subset(held_out)
 
     def subset(self, chosen: Tensor) -> Self:
@@ -254,11 +337,13 @@ class CaptionedImages(Images):
     """A data set of (image in [-1, 1], caption's number) pairs; `classes` are the distinct captions."""
 
 
-def captioned(name: str, get: Callable[[int], Tensor], captions: Sequence[str]) -> CaptionedImages:
+def captioned(
+    name: str, get: Callable[[int], Tensor], captions: Sequence[str], notes: Sequence[str] = ()
+) -> CaptionedImages:
     """Images with the caption of each; errors as of `Images`."""
     numbers = {caption: number for number, caption in enumerate(dict.fromkeys(captions))}
     labels = torch.tensor([numbers[caption] for caption in captions]) if captions else None
-    return CaptionedImages(name, len(captions), get, labels, tuple(numbers))
+    return CaptionedImages(name, len(captions), get, labels, tuple(numbers), notes=notes)
 
 
 @dataclass(frozen=True)
@@ -267,6 +352,11 @@ class Subset:
 
     get: Callable[[int], Tensor]
     indices: Tensor
+
+    def fingerprint(self) -> str:
+        """As of `Reader`."""
+        known = getattr(self.get, "fingerprint", None)
+        return digest(known(), self.indices) if known else digest(*(self(row) for row in range(len(self.indices))))
 
     def __call__(self, index: int) -> Tensor:
         """Row `index` of these."""

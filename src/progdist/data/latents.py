@@ -16,9 +16,10 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from progdist._utils.digest import digest
 from progdist._utils.errors import UserError
 from progdist.data.images import CaptionedImages, Images, Reader, Subset
-from progdist.data.shards import INDEX, TensorShards
+from progdist.data.shards import TensorShards
 from progdist.data.sources import Crops
 from progdist.data.streams import StreamedImages
 
@@ -59,23 +60,25 @@ class LatentFolder:
     images: Images  # the whole set
     folder: Path  # of the shards
     framed: bool = False  # whether the frames of the images are kept, too
+    encoder: str = ""  # what tells the autoencoder from others
 
     @cached_property
     def latents(self) -> TensorShards:
         """The shards of the latents."""
-        source = f"{self.images.name} {'x'.join(map(str, self.images.shape))}"
-        return TensorShards(self.folder, len(self.images), ROWS, source)
+        return TensorShards(self.folder, len(self.images), ROWS)
 
     @cached_property
     def frames(self) -> TensorShards:
         """The shards of the frames, int64 (4,) each."""
-        return TensorShards(self.folder / "frames", len(self.images), ROWS, self.images.name)
+        return TensorShards(self.folder / "frames", len(self.images), ROWS)
 
-    def prepare(self) -> int:
+    def prepare(self, notify: Callable[[str], None] = lambda text: None) -> int:
         """Write what the shards will be, unless that is there, in one process; returns how many are yet to be written.
 
+        Latents of other images, or of another autoencoder, are removed, and `notify` is told.
+
         Raises:
-            UserError: what is there is damaged, or of another set of images.
+            UserError: the images are a stream, or what is there is damaged.
         """
         images = self.images
         if isinstance(images, StreamedImages):
@@ -84,13 +87,9 @@ class LatentFolder:
             )
         absent = set[int]()
         for shards in (self.latents, self.frames) if self.framed else (self.latents,):
-            if not (shards.path / INDEX).is_file():
-                shards.write_index()
-            if not shards.agrees():
-                raise UserError(
-                    f"{self.folder} does not hold the latents of the {len(images)} images of {images.name}: remove it "
-                    "to encode them"
-                )
+            source = digest(images.fingerprint, self.encoder)
+            if TensorShards(shards.path, len(images), ROWS, source).begin() and shards is self.latents:
+                notify(f"{self.folder} was of other images or another autoencoder than {images.name}: made again")
             absent.update(shards.absent())
         return len(absent)
 

@@ -42,6 +42,17 @@ class TensorShards:
         """Whether index.json is there and says the same; a UserError if it is damaged."""
         return (self.path / INDEX).is_file() and read_json(self.path / INDEX) == self.index
 
+    def begin(self) -> bool:
+        """Make this the folder of these rows: shards of others are removed; whether there were any."""
+        if self.agrees():
+            return False
+        others = sorted(self.path.glob("[0-9]*.safetensors"))
+        (self.path / INDEX).unlink(missing_ok=True)  # first: shards without an index are of nobody
+        for file in others:
+            file.unlink()
+        self.write_index()
+        return bool(others)
+
     def write_index(self) -> None:
         """Write index.json."""
         write_json(self.path / INDEX, self.index)

@@ -3,7 +3,8 @@
 A source is one of
 
     digits          scikit-learn's 1,797 handwritten digits, 8x8, ten classes (embedded, nothing to fetch)
-    folder:PATH     image files; class folders give labels, a flat folder gives none; hidden files are passed over
+    folder:PATH     image files; class folders give labels, a flat folder gives none; hidden files are passed over; of
+                    train/, val/ and test/ the images of train/ are read
     captions:PATH   image files with captions (see `folders`)
     idx:PATH        a folder with MNIST-format files, gzipped or not
     cifar:PATH      the folder of CIFAR-10's binary or python version
@@ -13,19 +14,23 @@ A source is one of
     wds:PATH        WebDataset tar shards that stream (extra `stream`)
     parquet:PATH    Parquet files that stream (extra `stream`)
 
-Of `hub:`, `wds:` and `parquet:` the columns of image and caption can be named (see `progdist.data.tables`).
+PATH is tried as it is; where nothing is there, `~` is the home folder, and of `wds:` and `parquet:` it is a pattern.
+Image files are what Pillow opens, and are read as a person sees them (see `progdist.data.pictures`). Labels are whole
+numbers, or names, which are numbered (see `progdist.data.labels`). Of `hub:`, `wds:` and `parquet:` the columns of
+image and caption can be named (see `progdist.data.tables`).
 
 With a `size`, an image is centre-cropped to a square and resampled to size x size: by `area` (each new pixel is the
 mean of the old ones it covers) or `bilinear` (with antialiasing). Without one, all images must have one size. In place
 of the centre several random crops of each image can be taken (`cropped`).
 """
 
+import logging
 import struct
 import zipfile
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
+from numbers import Integral
 from typing import Any, Literal, cast
 
 import numpy as np
@@ -33,12 +38,18 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from progdist._utils.digest import digest
 from progdist._utils.errors import UserError
+from progdist._utils.files import local_path
 from progdist._utils.random import CROPS, generator
 from progdist.data.folders import open_captions, open_folder
-from progdist.data.formats import read_cifar, read_idx, read_npz
+from progdist.data.formats import in_range, read_cifar, read_idx, read_npz
 from progdist.data.images import ArrayReader, Images, ImageTransform, Reader, Resample
+from progdist.data.labels import read_labels
+from progdist.data.streams import StreamedImages
 from progdist.data.tables import Columns, open_hub, open_parquet, open_webdataset
+
+LOG = logging.getLogger("progdist")
 
 
 def load_images(
@@ -47,34 +58,67 @@ def load_images(
     size: int | None = None,
     channels: Literal[1, 3] | None = None,
     resample: Resample = "area",
+    background: str | None = None,
+    crops: int = 1,
+    seed: int = 0,
     image_column: str | None = None,
     caption_column: str | None = None,
+    notify: Callable[[str], None] = LOG.warning,
 ) -> Images:
-    """The images of a source as training sees them.
+    """The images of a source as training sees them: what a recipe of the same `data` trains on.
+
+        images = progdist.load_images("folder:photos", size=64, channels=3)
+        x, label = images[0]            # (3, 64, 64), float32 in [-1, 1]; an int
+        images.classes[label]           # the name of its folder
+
+    An image is upright (EXIF), composed on the background where it is transparent, and scaled to 8 bits where it has
+    more; of an animation it is the first frame. See `progdist.data.pictures`.
 
     Args:
         source: one of the above, e.g. "folder:photos".
         size: height and width in pixels, after a centre crop; None where all images have one size.
-        channels: 1 for grey, 3 for RGB; None for grey where the images are, and RGB elsewhere.
+        channels: 1 for grey, 3 for RGB; None for grey where all images are, and RGB elsewhere.
         resample: "area" or "bilinear".
+        background: the colour behind transparent pixels, e.g. "black" or "#ff8800"; None for white.
+        crops: square crops of each image along its longer side, at random places; requires `size`.
+        seed: of the places of the crops.
         image_column: column of a table with the images; None for the first of IMAGE_COLUMNS.
         caption_column: column of a table with the captions; None for labels in their place.
+        notify: called with a line for everything that is converted or passed over.
 
     Returns:
-        A data set of (image (C, H, W) in [-1, 1], label) pairs. `classes` names the labels, or the captions.
+        A data set of (image, label) pairs: float32 (C, H, W), black at -1 and white at 1, and an int, 0 where there are
+        no labels. `shape` is (C, H, W), `labels` int64 (N,) or None, and `classes` names the labels, or the captions.
 
     Raises:
-        UserError: the source is unknown, missing, empty or damaged, or it is no table and a column is named.
+        UserError: an argument of another type or value, a source that is unknown, missing, empty or damaged, a column
+            of what is no table, or a background of what has no transparency.
     """
-    return open_source(source, ImageTransform(size, channels, resample), Columns(image_column, caption_column))
+    for name, value in (("image_column", image_column), ("caption_column", caption_column)):
+        if value is not None and not isinstance(value, str):
+            raise UserError(f"{name} is {value!r}, expected the name of a column, or None")
+    for name, value, least in (("crops", crops, 1), ("seed", seed, 0)):
+        if not isinstance(value, Integral) or isinstance(value, bool) or value < least:
+            raise UserError(f"{name} is {value!r}, expected a whole number, at least {least}")
+    if crops > 1 and size is None:
+        raise UserError("crops requires size")
+    transform = ImageTransform(size, channels, resample, background)
+    images = open_source(source, transform, Columns(image_column, caption_column))
+    for line in images.remarks():
+        notify(line)
+    return cropped(images, crops, seed) if crops > 1 else images
 
 
 def open_source(source: str, transform: ImageTransform = ImageTransform(), columns: Columns = Columns()) -> Images:  # noqa: B008
     """As `load_images`, of a transform and columns."""
+    if not isinstance(source, str):
+        raise UserError(f'source is {source!r}, expected text such as "folder:photos"')
     scheme, _, path_text = source.partition(":")
+    if transform.background is not None and scheme in _ARRAYS:
+        raise UserError(f"{source} has no transparency: remove background, which applies only to image files")
     if columns and scheme not in _TABLES:
         tables = ", ".join(f"{name}:" for name in _TABLES)
-        raise UserError(f"{source} has no columns to be named: leave image and caption columns, which are of {tables}")
+        raise UserError(f"image_column and caption_column apply only to {tables}, got {source}: remove them")
     if scheme == "digits":
         return _digits(transform)
     if scheme in _TABLES and path_text:
@@ -82,7 +126,9 @@ def open_source(source: str, transform: ImageTransform = ImageTransform(), colum
     if scheme in _READERS and path_text:
         return _READERS[scheme](path_text, transform)
     kinds = ", ".join(["digits", *(f"{name}:PATH" for name in (*_READERS, *_TABLES))])
-    raise UserError(f"data source {source!r} is unknown: use one of {kinds}")
+    is_folder = source and local_path(source).is_dir()
+    hint = f"folder:{source}" if is_folder else f"one of {kinds}"
+    raise UserError(f"data source {source!r} is unknown: use {hint}")
 
 
 @dataclass(frozen=True)
@@ -101,9 +147,17 @@ class Crops:
         """Crop (C, H, W) in [-1, 1]."""
         return self.reader(*self._position(index))
 
+    def fingerprint(self) -> str:
+        """As of `Reader`."""
+        return digest(self.reader.fingerprint(), self.count, self.seed)
+
     def frame(self, index: int) -> tuple[int, int, int, int]:
         """(height, width, top, left) as in `ImageTransform.frame`."""
         return self.reader.frame(*self._position(index))
+
+    def remarks(self, count: int) -> list[str]:
+        """Those of the images."""
+        return self.reader.remarks(count // self.count)
 
     def _position(self, index: int) -> tuple[int, float]:
         image, number = divmod(index, self.count)
@@ -113,13 +167,16 @@ class Crops:
 
 def cropped(images: Images, count: int, seed: int) -> Images:
     """Random crops of each image, `count` of each, one after another; not of a stream, nor of square images."""
-    if not isinstance(images.get, Reader):
-        raise UserError(f"{images.name} is read as it comes, one crop of each image: leave data.crops, or give folder:")
+    if isinstance(images, StreamedImages) or not isinstance(images.get, Reader):
+        raise UserError(
+            f"{images.name} is read as it comes, one crop of each image: remove data.crops (crops=), or give folder:"
+        )
     if isinstance(images.get, ArrayReader) and len(set(images.get.size(0))) == 1:
-        raise UserError(f"{images.name} holds square images, of which there is one crop: leave data.crops")
+        raise UserError(f"{images.name} holds square images, of which there is one crop: remove data.crops (crops=)")
     labels = None if images.labels is None else images.labels.repeat_interleave(count)
     get = Crops(images.get, count, seed)
-    return type(images)(images.name, count * len(images), get, labels, images.classes, shape=images.shape)
+    kept = {"shape": images.shape, "notes": images.notes}
+    return type(images)(images.name, count * len(images), get, labels, images.classes, **kept)
 
 
 def _digits(transform: ImageTransform) -> Images:
@@ -130,7 +187,7 @@ def _digits(transform: ImageTransform) -> Images:
 
 
 def _idx(path_text: str, transform: ImageTransform) -> Images:
-    root = Path(path_text).expanduser()
+    root = local_path(path_text)
     images, labels = (next(iter(sorted(root.glob(f"train-{part}*"))), None) for part in ("images", "labels"))
     if images is None:
         raise UserError(
@@ -142,22 +199,22 @@ def _idx(path_text: str, transform: ImageTransform) -> Images:
 
 
 def _cifar(path_text: str, transform: ImageTransform) -> Images:
-    return _array(f"cifar:{path_text}", *read_cifar(Path(path_text).expanduser()), transform)
+    return _array(f"cifar:{path_text}", *read_cifar(local_path(path_text)), transform)
 
 
 def _npz(path_text: str, transform: ImageTransform) -> Images:
     try:
-        images, labels = read_npz(Path(path_text).expanduser())
+        images, labels = read_npz(local_path(path_text))
     except (OSError, ValueError, KeyError, TypeError, NotImplementedError, *_NOT_ARRAYS) as error:
         raise UserError(
             f"npz:{path_text} cannot be read ({str(error)[:200]}): expected arrays `images` and `labels`"
         ) from error
     if images.ndim not in (3, 4) or (images.ndim == 4 and images.shape[-1] not in (1, 3)):
         raise UserError(f"npz:{path_text}: images are {images.shape}, expected (N, H, W) or (N, H, W, 1 or 3)")
-    if images.dtype != np.uint8:
-        floats = np.issubdtype(images.dtype, np.floating)
-        if not floats or (images.size and not (images.min() >= -1 and images.max() <= 1)):
-            raise UserError(f"npz:{path_text}: images are {images.dtype}, expected uint8, or floats in [-1, 1]")
+    if images.dtype != np.uint8 and not np.issubdtype(images.dtype, np.floating):
+        raise UserError(
+            f"npz:{path_text}: images are {images.dtype}, expected uint8, or floats in [-1, 1]: save them so"
+        )
     if images.dtype not in (np.uint8, np.float16, np.float32, np.float64):  # another byte order, or longer than torch's
         images = images.astype(np.float32)
     return _array(f"npz:{path_text}", images, labels, transform)
@@ -171,11 +228,19 @@ def _array(
     name: str, pixels: NDArray[Any], labels: NDArray[Any] | None, transform: ImageTransform, white: float = 255.0
 ) -> Images:
     """Images (N, H, W[, 1 or 3]), kept as they are and framed when they are read."""
-    if labels is not None and (labels.ndim != 1 or not np.issubdtype(labels.dtype, np.integer)):
-        raise UserError(f"{name}: labels are {labels.dtype} of shape {labels.shape}, expected whole numbers (N,)")
-    tensor = None if labels is None else torch.from_numpy(labels.astype(np.int64))
-    return Images(name, len(pixels), ArrayReader(transform, pixels, white), tensor)
+    pixels, notes = in_range(name, pixels) if white == 255 else (pixels, ())
+    get = ArrayReader(transform, pixels, white)
+    if labels is None:
+        return Images(name, len(pixels), get, None, notes=notes)
+    if labels.ndim == 1 and np.issubdtype(labels.dtype, np.integer):
+        return Images(name, len(pixels), get, torch.from_numpy(labels.astype(np.int64)), notes=notes)
+    if labels.ndim == 0:
+        raise UserError(f"{name}: labels are {labels.dtype} of shape (), expected one for each image (N,)")
+    known = read_labels(labels.tolist(), lambda index: f"{name}: image {index}")
+    return Images(name, len(pixels), get, known.values, known.names, notes=(*notes, *known.notes))
 
+
+_ARRAYS = ("digits", "idx", "cifar", "npz")  # sources of arrays, which are as they are
 
 _READERS: dict[str, Callable[[str, ImageTransform], Images]] = {
     "folder": open_folder,

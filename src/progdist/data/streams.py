@@ -8,19 +8,36 @@ ones saw without decoding it. A batch comes from one reader, and readers take tu
 
 import io
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
 from itertools import count, islice
+from typing import NamedTuple, Self, cast
 
+import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
+from progdist._utils.digest import digest
 from progdist._utils.errors import UserError
 from progdist._utils.random import generator
-from progdist.data.images import Images, ImageTransform, open_image
+from progdist._utils.words import counted
+from progdist.data.images import Images, ImageTransform, Reader
+from progdist.data.labels import read_labels
+from progdist.data.pictures import open_image
 
 BUFFER = 1000  # examples, as the bytes that they are in their shards, among which a reader chooses the next
 KEPT = 10_000  # examples at the beginning of a stream that stand for all of it in evaluation
-Example = tuple[bytes, int]  # an encoded image and its label (0 where there is none)
+
+
+class Example(NamedTuple):
+    """What a shard holds of one image."""
+
+    content: bytes  # the encoded image
+    label: object  # what the shard says of its class; None where it says nothing
+    name: str  # for messages
+
+
 ReadShard = Callable[[str], Iterator[Example]]
 
 
@@ -31,19 +48,30 @@ class StreamedImages(Images):
     evaluation, in the teacher's check, and as the shares of the classes.
     """
 
-    def __init__(self, name: str, shards: Sequence[str], read: ReadShard, transform: ImageTransform) -> None:
-        self.shards, self.read, self.transform = list(shards), read, transform
+    def __init__(
+        self, name: str, shards: Sequence[str], read: ReadShard, transform: ImageTransform, classes: Sequence[str] = ()
+    ) -> None:
+        self.shards, self.read = list(shards), read
         kept = list(islice(self._once(self.shards), KEPT))
-        labels = torch.tensor([label for _, label in kept], dtype=torch.int64)
-        super().__init__(name, len(kept), _Encoded(transform, name, kept), labels if labels.any() else None)
+        self.known = known = read_labels([example.label for example in kept], lambda row: kept[row].name, classes)
+        get = _Encoded(transform, kept)
+        super().__init__(name, len(kept), get, known.values, known.names, notes=known.notes)
+
+    def relabelled(self, labels: Tensor, names: tuple[str, ...]) -> Self:
+        """As of `Images`."""
+        other = super().relabelled(labels, names)
+        other.known = self.known.relabelled(labels, names)
+        return other
 
     def reframed(self, transform: ImageTransform) -> "StreamedImages":
         """The same stream under another transform."""
-        return StreamedImages(self.name, self.shards, self.read, transform)
+        return StreamedImages(self.name, self.shards, self.read, transform, self.known.names)
 
     def split(self, count: int, seed: int) -> tuple[Images, Images]:
         """Raise a UserError: a stream holds nothing out."""
-        raise UserError(f"{self.name} is a stream, of which {count} images cannot be held out: leave distill.stop")
+        raise UserError(
+            f"{self.name} is a stream, of which {counted(count, 'image')} cannot be held out: remove distill.stop"
+        )
 
     def walk(
         self, size: int, updates: range, rank: tuple[int, int], worker: tuple[int, int], position: tuple[int, int]
@@ -70,16 +98,11 @@ class StreamedImages(Images):
         seen = len(range(number, updates.start, workers)) * size
         next(islice(examples, seen, seen), None)
         for update in updates:
-            yield update, [self._pair(*example) for example in islice(examples, size)]
+            yield update, [self._pair(example) for example in islice(examples, size)]
 
-    def _pair(self, content: bytes, label: int) -> tuple[Tensor, int]:
-        image = _decoded(content, self.transform, self.name)
-        if not 0 <= label < max(1, len(self.classes)):
-            raise UserError(
-                f"{self.name}: an image has label {label}, and the first {len(self)} know {len(self.classes)} classes: "
-                "mix the classes among the shards"
-            )
-        return self.checked(image, "an image"), label
+    def _pair(self, example: Example) -> tuple[Tensor, int]:
+        image = self.checked(cast(_Encoded, self.get).of([example])(0), example.name)
+        return image, self.known.number(example.label, example.name)
 
     def _shuffled(self, reader: int, readers: int, position: tuple[int, int]) -> Iterator[Example]:
         draw = generator(*position, reader, readers, 2)
@@ -117,17 +140,21 @@ class StreamedImages(Images):
 
 
 @dataclass(frozen=True)
-class _Encoded:
+class _Encoded(Reader):
     """The first images of a stream, encoded; each is decoded when it is read."""
 
-    transform: ImageTransform
-    name: str
     examples: list[Example]
 
-    def __call__(self, index: int) -> Tensor:
-        return _decoded(self.examples[index][0], self.transform, self.name)
+    def _source(self) -> str:
+        return digest(*(np.frombuffer(example.content, np.uint8) for example in self.examples))
 
+    def open(self, index: int) -> AbstractContextManager[Image.Image]:
+        """The decoded example."""
+        content, _, name = self.examples[index]
+        if not content:
+            raise UserError(f"{name} is empty: remove it")
+        return open_image(io.BytesIO(content), name)
 
-def _decoded(content: bytes, transform: ImageTransform, stream: str) -> Tensor:
-    with open_image(io.BytesIO(content), f"{stream}: an example") as image:
-        return transform(image)
+    def of(self, examples: list[Example]) -> "_Encoded":
+        """Other examples of the stream, read as these are."""
+        return replace(self, examples=examples)

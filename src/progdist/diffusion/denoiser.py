@@ -8,16 +8,22 @@ timestep is what stock diffusers hands the same network. Its DDIM counts a table
 entry i is t = (i + 1) / T and the offset is 1; its flow matching hands over T sigma_t, and the offset is 0.
 """
 
+import logging
 from collections.abc import Callable, Mapping
-from typing import Any, Protocol
+from numbers import Real
+from os import PathLike
+from types import MappingProxyType
+from typing import Any, Protocol, Self
 
 import torch
 from torch import Tensor, nn
 
 from progdist._utils.errors import UserError
+from progdist.diffusion.network_call import call_network, check_call, prediction, tables, whole_timesteps
 from progdist.diffusion.parameterization import Parameterization, as_parameterization
-from progdist.diffusion.schedule import RectifiedFlow, Schedule
+from progdist.diffusion.schedule import Discrete, RectifiedFlow, Schedule, VarianceExploding, check_schedule
 
+LOG = logging.getLogger("progdist")
 MAX_TIMESTEPS = 1_000_000  # more than any network was trained with; stock schedulers hold a table of them
 
 
@@ -34,29 +40,37 @@ class DenoiserProtocol(Protocol):
         ...
 
 
-def call_network(network: nn.Module, z: Tensor, timestep: Tensor, **arguments: Any) -> Any:  # noqa: ANN401
-    """The output of a network that takes latents (B, ...) and timesteps (B,) first."""
-    return network(z, timestep, **arguments)
-
-
 class Denoiser(nn.Module):
     """A network with the schedule and the meaning of its output.
 
     Args:
-        network: called as network(z, timestep, **condition) with z (B, C, ...) and timestep (B,) in float32;
-            returns a tensor (B, heads * C, ...), or an object whose `.sample` is one, as diffusers models do;
-            channels beyond those are passed over.
-        schedule: alpha and sigma over t in [0, 1].
+        network: called as network(z, timestep, **condition) with z (B, C, ...) and timestep (B,) in float32, or int64
+            where it looks them up in an `nn.Embedding`; returns a tensor (B, heads * C, ...), a tuple that begins with
+            one, or what has one as `sample`, by key or attribute, as diffusers models do. Of twice as many channels
+            the second half, learned variances, is passed over.
+        schedule: alpha and sigma over t in [0, 1], rho falling.
         prediction_type: what the output means: diffusers' "v_prediction", "epsilon", "sample" or "flow_prediction", the
             paper's "v", "eps", "x" or "x_eps", or a `Parameterization` of your own.
-        num_train_timesteps: T; 1024 for models trained here.
-        offset: what is subtracted from T t; None for 0 with a rectified flow and 1 otherwise.
+        num_train_timesteps: T; by default the length of a `Discrete` schedule's table, 1 of `VarianceExploding`, whose
+            network receives sigma, and 1024 of any other. 1 for a network of times in [0, 1].
+        offset: what is subtracted from T t; None for 0 where T = 1 is said, with a rectified flow and with
+            `VarianceExploding`, and 1 otherwise.
         arguments: the condition as the network's own keyword arguments; as it is by default.
-        call: (network, z, timestep, **arguments) -> its output, for a network that is called otherwise than above.
+        call: (network, z, timestep, **arguments) -> its output, for a network that is called otherwise than above, as
+            lambda network, z, t: -network(1 - t, z) for a flow from noise at 0 to data at 1 that takes its time first.
+
+    A subclass is kept, with what it overrides and holds, around another network and in another form.
 
     Raises:
-        UserError: the output cannot denoise at some time of the schedule (eps at zero SNR), or T is not 1 to a million.
+        UserError: no network, no schedule or one whose SNR rises with t, an output that cannot denoise at some time of
+            the schedule (eps at zero SNR), or T is not 1 to a million.
     """
+
+    history: Mapping[str, Any] = MappingProxyType({})
+    """What is known of its making, which `progdist.save` writes: `steps`, `lineage`, `method`, `data`, `training`."""
+
+    arguments: Callable[..., Mapping[str, Any]]
+    call: Callable[..., Any]
 
     def __init__(
         self,
@@ -64,21 +78,53 @@ class Denoiser(nn.Module):
         schedule: Schedule,
         prediction_type: str | Parameterization,
         *,
-        num_train_timesteps: int = 1024,
+        num_train_timesteps: int | None = None,
         offset: float | None = None,
         arguments: Callable[..., Mapping[str, Any]] = dict,
         call: Callable[..., Any] = call_network,
     ) -> None:
         super().__init__()
-        if not 1 <= num_train_timesteps <= MAX_TIMESTEPS:
-            raise UserError(
-                f"num_train_timesteps is {num_train_timesteps}: give the teacher's own, from 1 to {MAX_TIMESTEPS:,}"
-            )
-        self.network, self.schedule, self.arguments, self.call = network, schedule, arguments, call
+        self._seen: set[str] = set()  # of the network, by any denoiser that this one was made into
+        check_schedule(schedule)
+        count = _timesteps(schedule) if num_train_timesteps is None else num_train_timesteps
+        continuous = isinstance(schedule, RectifiedFlow | VarianceExploding) or num_train_timesteps == 1
+        self._set(
+            network=network,
+            schedule=schedule,
+            prediction_type=prediction_type,
+            num_train_timesteps=count,
+            offset=float(not continuous) if offset is None else offset,
+            arguments=arguments,
+            call=call,
+        )
+
+    def _set(
+        self,
+        *,
+        network: nn.Module,
+        schedule: Schedule,
+        prediction_type: str | Parameterization,
+        num_train_timesteps: int,
+        offset: float,
+        **how: Callable[..., Any],
+    ) -> None:
+        """Take these parts; errors as of the class."""
+        if not isinstance(network, nn.Module):
+            raise UserError(f"network is a {type(network).__name__}, expected a torch.nn.Module")
+        if network is not self._modules.get("network"):
+            self.network = network
         self.parameterization = as_parameterization(prediction_type)
+        if schedule is not self.__dict__.get("schedule"):
+            check_schedule(schedule)
+        self.schedule = schedule
         self.parameterization.check(schedule)
-        self.num_train_timesteps = num_train_timesteps
-        self.offset = offset if offset is not None else float(not isinstance(schedule, RectifiedFlow))
+        _check_number("num_train_timesteps", num_train_timesteps, 1, MAX_TIMESTEPS)
+        _check_number("offset", offset, -MAX_TIMESTEPS, MAX_TIMESTEPS)
+        self.num_train_timesteps, self.offset = num_train_timesteps, offset
+        for name, function in how.items():
+            if not callable(function):
+                raise UserError(f"{name} is a {type(function).__name__}, expected a function")
+            setattr(self, name, function)
 
     def forward(self, z: Tensor, t: Tensor, **condition: Tensor) -> Tensor:
         """The denoised data xh, of the shape and precision of z.
@@ -97,24 +143,91 @@ class Denoiser(nn.Module):
         return self.num_train_timesteps * self.schedule.network_time(t) - self.offset
 
     def output(self, z: Tensor, timestep: Tensor, **condition: Tensor) -> Tensor:
-        """F(z, timestep): the network's output without the learned variances that some give in channels beyond it."""
-        output = self.call(self.network, z, timestep, **self.arguments(**condition))
-        output = getattr(output, "sample", output)
-        return output[:, : self.parameterization.heads * z.shape[1]]
+        """F(z, timestep): the network's output without the learned variances that some give in channels beyond it.
+
+        Raises:
+            UserError: the network returns something else, or is asked for timesteps that its table does not hold.
+        """
+        arguments, candidates = self.arguments(**condition), tables(self.network)
+        if not candidates or self.num_train_timesteps == 1:
+            output = self._called(z, timestep, arguments)
+        else:
+            with whole_timesteps(candidates, timestep, self.num_train_timesteps, condition, self._found_table):
+                output = self._called(z, timestep, arguments)
+        return prediction(output, z, self.parameterization.heads, self._halved)
+
+    def _called(self, z: Tensor, timestep: Tensor, arguments: Mapping[str, Any]) -> Any:  # noqa: ANN401
+        try:
+            return self.call(self.network, z, timestep, **arguments)
+        except TypeError:
+            if self.call is call_network:
+                check_call(self.network, z, timestep, arguments)
+            raise
+
+    def _found_table(self) -> None:
+        self._seen.add("table")
+
+    def _halved(self, output: Tensor) -> None:
+        """Say once that half of what a network of vectors predicts is passed over; images' variances are common."""
+        if output.ndim == 2 and "halved" not in self._seen:
+            self._seen.add("halved")
+            LOG.warning(
+                f"the network returns {output.shape[1]} numbers for {output.shape[1] // 2} of the data: the second "
+                "half is taken for learned variances and passed over; check its width if it learns none"
+            )
+
+    @property
+    def whole_timesteps(self) -> bool:
+        """Whether the network was seen to look its timesteps up in a table, so that it knows whole ones alone."""
+        return "table" in self._seen
 
     def parts(self) -> dict[str, Any]:
         """What it is made of: the arguments of Denoiser by name."""
         names = ("network", "schedule", "num_train_timesteps", "offset", "arguments", "call")
         return {"prediction_type": self.parameterization} | {name: getattr(self, name) for name in names}
 
-    def with_parts(self, **parts: Any) -> "Denoiser":  # noqa: ANN401  (each is an argument of Denoiser)
-        """The same with some of its parts replaced."""
-        return Denoiser(**{**self.parts(), **parts})
+    def with_parts(self, **parts: Any) -> Self:  # noqa: ANN401  (each is an argument of Denoiser)
+        """The same with some of its parts replaced, of the same class and with whatever else that holds."""
+        if unknown := parts.keys() - self.parts().keys():
+            raise TypeError(f"a Denoiser has no part {min(unknown)!r}")
+        other = self.__new__(type(self))
+        other.__dict__ = self.__dict__.copy()
+        for registered in ("_parameters", "_buffers", "_modules"):
+            other.__dict__[registered] = self.__dict__[registered].copy()
+        other._set(**{**self.parts(), **parts})
+        return other
 
-    def with_network(self, network: nn.Module) -> "Denoiser":
+    def with_network(self, network: nn.Module) -> Self:
         """The same schedule, meaning and timesteps around another network."""
         return self.with_parts(network=network)
 
-    def with_form_of(self, other: "Denoiser") -> "Denoiser":
-        """The network, schedule and meaning of another, with whatever else belongs to this one."""
-        return other
+
+def _timesteps(schedule: Schedule) -> int:
+    """T where it is not said: a table's length, 1 of a network that receives sigma, 1024 of any other."""
+    if isinstance(schedule, Discrete):
+        return len(schedule.alphas_cumprod)
+    return 1 if isinstance(schedule, VarianceExploding) else 1024
+
+
+def _check_number(name: str, value: object, low: int, high: int) -> None:
+    """Raise a UserError for what is no number of a range."""
+    if not isinstance(value, Real) or isinstance(value, bool) or not low <= float(value) <= high:
+        raise UserError(f"{name} is {repr(value)[:50]}, expected a number from {low:,} to {high:,}")
+
+
+def check_denoiser(denoiser: object, *, own: bool = False) -> None:
+    """Raise a UserError for what is no denoiser; with `own`, for any but a `Denoiser`, whose network can be trained."""
+    if isinstance(denoiser, Denoiser):
+        return
+    name = type(denoiser).__name__
+    if isinstance(getattr(denoiser, "schedule", None), Schedule) and callable(denoiser):
+        if own:
+            raise UserError(f"expected a progdist.Denoiser, got a {name} around one: give the denoiser itself")
+    elif isinstance(denoiser, nn.Module):
+        raise UserError(
+            f"expected a denoiser, got the network {name}: "
+            "wrap it: progdist.Denoiser(network, schedule, prediction_type)"
+        )
+    else:
+        hint = ": load its folder first, progdist.load(folder)" if isinstance(denoiser, str | PathLike) else ""
+        raise UserError(f"expected a progdist.Denoiser, got a {name}{hint}")

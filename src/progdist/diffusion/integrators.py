@@ -5,7 +5,9 @@ The ODE that DDIM integrates is, in any measure of time (appendices A and B),
     dz = d(alpha) xh + d(sigma) eps_h,    eps_h = (z - alpha xh) / sigma
 
 and has other integrators: Euler's method in t or in the log-SNR, Heun's and the classical Runge-Kutta method in t, of
-second and fourth order, with two and four network evaluations to a step.
+second and fourth order, with two and four network evaluations to a step. On a table of noise levels alpha and sigma
+have a kink at every entry, at which these would be of first order: there the angle is their time (`smooth_time`), in
+which both are a cosine and a sine.
 """
 
 from collections.abc import Callable, Sequence
@@ -23,12 +25,8 @@ Step = Callable[[Schedule, Predict, Tensor, Tensor, Tensor, torch.Generator | No
 
 
 def ode_derivative(schedule: Schedule, predict: Predict, z: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
-    """The ODE's right-hand side dz/dt at (z, t), shape of z, and d(log-SNR)/dt in float64, shape of t; 0 < t <= 1."""
-    with torch.enable_grad():
-        time = t.detach().clone().requires_grad_()
-        alpha, sigma = schedule.alpha(time), schedule.sigma(time)
-        alpha_rate, sigma_rate = (torch.autograd.grad(scale.sum(), time)[0] for scale in (alpha, sigma))
-    alpha, sigma = alpha.detach(), sigma.detach()
+    """The derivatives by the smooth time of z, shape of z, and of the log-SNR in float64, shape of t; 0 < t <= 1."""
+    (alpha, sigma), (alpha_rate, sigma_rate) = schedule.scales(t), schedule.rates(t)
     x = predict(z, t)
     eps = (z - per_example(alpha, z) * x) / per_example(sigma, z)
     slope = per_example(alpha_rate, z) * x + per_example(sigma_rate, z) * eps
@@ -47,16 +45,19 @@ def euler_in_log_snr(
 
 
 def runge_kutta(rows: Sequence[Sequence[float]], weights: Sequence[float]) -> Step:
-    """An explicit Runge-Kutta step in t, from its Butcher tableau; the nodes are the sums of the rows."""
+    """An explicit Runge-Kutta step in the smooth time, from its Butcher tableau; the nodes are the sums of the rows."""
 
     def step(
         schedule: Schedule, predict: Predict, z: Tensor, t: Tensor, s: Tensor, generator: torch.Generator | None
     ) -> Tensor:
         slopes: list[Tensor] = []
+        begin = schedule.smooth_time(t)
+        span = schedule.smooth_time(s) - begin
         for row in rows:
-            moved = z + per_example(s - t, z) * _weighted(row, slopes, z)
-            slopes.append(ode_derivative(schedule, predict, moved, t + sum(row) * (s - t))[0])
-        return z + per_example(s - t, z) * _weighted(weights, slopes, z)
+            moved = z + per_example(span, z) * _weighted(row, slopes, z)
+            node = schedule.from_smooth_time(begin + sum(row) * span)
+            slopes.append(ode_derivative(schedule, predict, moved, node)[0])
+        return z + per_example(span, z) * _weighted(weights, slopes, z)
 
     return step
 

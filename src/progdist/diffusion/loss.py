@@ -19,7 +19,8 @@ from torch import Tensor
 
 from progdist._utils.broadcasting import per_example
 from progdist._utils.errors import UserError
-from progdist.diffusion.denoiser import DenoiserProtocol
+from progdist.diffusion.denoiser import DenoiserProtocol, check_denoiser
+from progdist.diffusion.parameterization import Parameterization
 from progdist.diffusion.schedule import Schedule
 
 Weighting = Callable[[Tensor], Tensor]  # SNR -> w, of the same shape
@@ -35,11 +36,93 @@ WEIGHTINGS: dict[str, Weighting] = {
 
 def as_weighting(weighting: str | Weighting) -> Weighting:
     """The weighting of a name in WEIGHTINGS, or your own function; a UserError if there is none of this name."""
-    if not isinstance(weighting, str):
-        return weighting
-    if weighting not in WEIGHTINGS:
-        raise UserError(f"weighting {weighting!r} is unknown: use one of {', '.join(WEIGHTINGS)}")
-    return WEIGHTINGS[weighting]
+    if isinstance(weighting, str) and weighting in WEIGHTINGS:
+        return WEIGHTINGS[weighting]
+    if not callable(weighting):
+        raise UserError(
+            f"weighting {weighting!r} is unknown: use one of {', '.join(WEIGHTINGS)}, or a function of the SNR"
+        )
+    return weighting
+
+
+def check_same_schedule(*denoisers: DenoiserProtocol) -> None:
+    """Raise a UserError where a student and its teachers have other schedules: its latents are then none of theirs."""
+    for denoiser in denoisers:
+        check_denoiser(denoiser)
+    first, *others = (denoiser.schedule for denoiser in denoisers)
+    for other in others:
+        if other is not first and other != first and not _same(first, other):
+            raise UserError(
+                f"the student's schedule is {_brief(first)} and a teacher's {_brief(other)}, expected the same one: a "
+                "student of another form first learns the teacher's predictions (`progdist.distill` does)"
+            )
+
+
+def _same(schedule: Schedule, other: Schedule) -> bool:
+    """Whether two schedules are the same at a few times, as copies of one of your own are."""
+    t = torch.linspace(0, 1, 9, dtype=torch.float64)[1:]
+    return all(torch.equal(a, b) for a, b in zip(schedule.scales(t), other.scales(t), strict=True))
+
+
+def _brief(schedule: Schedule) -> str:
+    return repr(schedule) if len(repr(schedule)) < 60 else type(schedule).__name__
+
+
+VANISHES = 1e-3  # of its median: an error of 0.03 at other times counts as 1 at t = 1, as much as knowing no image
+
+
+def output_weight(
+    weighting: str | Weighting, schedule: Schedule, parameterization: Parameterization, t: Tensor
+) -> Tensor:
+    """How much an error of the network's output counts at t: w(t) |d xh / d F|^2, float64 of t's shape (B,).
+
+    An x-error that is weighed by the SNR is one of eps, which counts the same at all times if the network predicts it.
+    """
+    alpha, sigma = schedule.scales(t)
+    latent = torch.zeros(len(t), 1, 1, 1, dtype=torch.float64)
+    heads = torch.eye(parameterization.heads, dtype=torch.float64)[..., None, None]
+    moved = [
+        parameterization.denoise(each.expand(len(t), -1, -1, -1), latent, alpha, sigma).flatten()
+        for each in (torch.zeros_like(heads[0]), *heads)
+    ]
+    gain = sum((each - moved[0]).square() for each in moved[1:])
+    return as_weighting(weighting)(schedule.rho(t) ** 2) * gain
+
+
+def check_weighting(weighting: str | Weighting, schedule: Schedule, parameterization: Parameterization) -> None:
+    """Refuse a weighting that vanishes at t = 1, where sampling begins and a student learns one step of a few.
+
+    So is one that is no weight: NaN, negative, or 0 everywhere. A teacher of many steps can do without that time: its
+    denoising loss may be weighed by the SNR (Ho et al. 2020).
+    """
+    t = torch.arange(1, 65, dtype=torch.float64) / 64
+    given = as_weighting(weighting)(schedule.rho(t) ** 2)
+    if len(wrong := (~(given >= 0)).nonzero()):
+        at = int(wrong[0])
+        raise UserError(
+            f"the weighting is {float(given[at]):.2g} at t = {float(t[at]):.2g}, expected numbers from 0: use "
+            "truncated_snr"
+        )
+    if _vanishes(weights := output_weight(weighting, schedule, parameterization, t)):
+        last, middle = (float(given[at]) for at in (-1, 31))
+        counts = "" if _vanishes(given) else f", of the output {parameterization.name} {float(weights[-1]):.2g}"
+        passing = (each for each in ("truncated_snr", *WEIGHTINGS) if _suits(each, schedule, parameterization))
+        best = next(passing, None)
+        remedy = f"use {best}" if best else "give a teacher that predicts x, or a weighting that rises with t"
+        raise UserError(
+            f"the weighting is {last:.2g} at t = 1{counts}, where sampling begins, and {middle:.2g} at t = 0.5: a "
+            f"student of a few steps would learn nothing at t = 1: {remedy}"
+        )
+
+
+def _suits(name: str, schedule: Schedule, parameterization: Parameterization) -> bool:
+    t = torch.arange(1, 65, dtype=torch.float64) / 64
+    return not _vanishes(output_weight(name, schedule, parameterization, t))
+
+
+def _vanishes(weights: Tensor) -> bool:
+    """Whether the last of some weights is next to nothing beside the others, or all are nothing."""
+    return not weights[-1] > VANISHES * weights.median()
 
 
 def diffuse(schedule: Schedule, x: Tensor, eps: Tensor, t: Tensor) -> Tensor:
@@ -76,6 +159,7 @@ def denoising_loss(
     Returns:
         (B,), one loss per example.
     """
-    t = 1 - u
+    check_denoiser(denoiser)
+    t = 1 - u.double()
     x_hat = denoiser(diffuse(denoiser.schedule, x, eps, t), t, **condition)
     return weighted_error(weighting, denoiser.schedule, x_hat, x, t)

@@ -103,8 +103,8 @@ class Eps(OneHead):
         """Refuse a schedule that ends in pure noise, where eps tells nothing of x."""
         if schedule.alpha(torch.ones((), dtype=torch.float64)) == 0:
             raise UserError(
-                "parameterization eps was got with a schedule whose alpha is 0 at t = 1, where noise tells nothing "
-                "of the data: use v or x, or a schedule that ends above zero SNR"
+                "epsilon prediction requires a schedule that ends above zero SNR: this one ends in pure noise, where "
+                "alpha is 0 and eps tells nothing of the data; use v or x, or another schedule"
             )
 
 
@@ -165,8 +165,12 @@ PREDICTION_TYPES = {"sample": "x", "epsilon": "eps", "v_prediction": "v", "flow_
 
 def as_parameterization(prediction_type: str | Parameterization) -> Parameterization:
     """The parameterization of a name, the paper's ("v") or diffusers' ("v_prediction"), or your own."""
-    if not isinstance(prediction_type, str):
+    if isinstance(prediction_type, Parameterization):
         return prediction_type
+    if not isinstance(prediction_type, str):
+        is_class = isinstance(prediction_type, type) and issubclass(prediction_type, Parameterization)
+        hint = f": give an instance, {prediction_type.__name__}()" if is_class else ', expected a name, e.g. "epsilon"'
+        raise UserError(f"prediction_type is {str(prediction_type)[:60]}{hint}")
     name = PREDICTION_TYPES.get(prediction_type, prediction_type)
     if name not in PARAMETERIZATIONS:
         names = ", ".join((*PREDICTION_TYPES, *PARAMETERIZATIONS))

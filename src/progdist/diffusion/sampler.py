@@ -35,6 +35,7 @@ by sigma_0: N network evaluations, but for the methods that take several to a st
 from collections.abc import Callable
 from functools import partial
 from itertools import pairwise
+from numbers import Integral
 
 import torch
 from torch import Tensor
@@ -44,6 +45,16 @@ from progdist._utils.errors import UserError
 from progdist.diffusion.denoiser import DenoiserProtocol
 from progdist.diffusion.integrators import Predict, Step, euler_in_log_snr, runge_kutta
 from progdist.diffusion.schedule import Schedule
+
+
+def standard_normal(like: Tensor, generator: torch.Generator | None) -> Tensor:
+    """Standard normal numbers of the shape and type of a tensor, on its device; drawn on the CPU.
+
+    A generator with a method `normal(like)` of its own draws by it, so that each row may have its own numbers.
+    """
+    draw = getattr(generator, "normal", None)
+    values = draw(like) if draw else torch.randn(like.shape, generator=generator, dtype=like.dtype)
+    return values.to(like.device)
 
 
 def alpha_sigma(schedule: Schedule, s: Tensor) -> tuple[Tensor, Tensor]:
@@ -87,7 +98,7 @@ def ancestral(
     r = (alpha_t * sigma_s / (sigma_t * alpha_s)) ** 2
     c_z = alpha_t * sigma_s**2 / (sigma_t**2 * alpha_s)
     deviation = (1 - r).sqrt() * sigma_s ** (1 - gamma) * sigma_t**gamma
-    eps = torch.randn(z.shape, generator=generator, dtype=z.dtype).to(z.device)
+    eps = standard_normal(z, generator)
     mean = per_example(c_z, z) * z + per_example((1 - r) * alpha_s, z) * predict(z, t)
     return mean + per_example(deviation, z) * eps
 
@@ -102,7 +113,7 @@ def noise_back(reach: Callable[[Tensor, Tensor], Tensor]) -> Step:
         (alpha_s, sigma_s), (alpha_q, sigma_q) = alpha_sigma(schedule, s), alpha_sigma(schedule, q)
         ratio = alpha_s / alpha_q
         deviation = (sigma_s**2 - (ratio * sigma_q) ** 2).sqrt()
-        eps = torch.randn(z.shape, generator=generator, dtype=z.dtype).to(z.device)
+        eps = standard_normal(z, generator)
         return per_example(ratio, z) * ddim(schedule, predict, z, t, q, generator) + per_example(deviation, z) * eps
 
     return step
@@ -160,11 +171,11 @@ def network_evaluations(steps: int, method: str = "ddim") -> int:
 
 def sampling_step(method: str | Step) -> Step:
     """The step of a method, ready for one sampling; a UserError if there is none of this name."""
-    if not isinstance(method, str):
+    if not isinstance(method, str) and callable(method):
         return method
     if method in MULTISTEP_SAMPLERS:
         return MULTISTEP_SAMPLERS[method]()
-    if method not in SAMPLERS:
+    if not isinstance(method, str) or method not in SAMPLERS:
         raise UserError(
             f"sampling method {method!r} is unknown: use one of {', '.join([*SAMPLERS, *MULTISTEP_SAMPLERS])}"
         )
@@ -173,9 +184,15 @@ def sampling_step(method: str | Step) -> Step:
 
 def time_grid(steps: int) -> Tensor:
     """1, (N-1)/N, ..., 0 in float64, (N + 1,); a UserError if steps is not 1 to MAX_STEPS."""
-    if not 1 <= steps <= MAX_STEPS:
-        raise UserError(f"steps is {steps}: sampling takes 1 to {MAX_STEPS:,} steps")
+    if not isinstance(steps, Integral) or isinstance(steps, bool) or not 1 <= steps <= MAX_STEPS:
+        raise UserError(f"steps is {str(steps)[:50]}: sampling takes 1 to {MAX_STEPS:,} steps")
     return torch.arange(steps, -1, -1, dtype=torch.float64) / steps
+
+
+def initial_latents(schedule: Schedule, noise: Tensor) -> Tensor:
+    """The latents at which sampling begins: standard normal noise (B, ...) times the schedule's `noise_scale`."""
+    scale = schedule.noise_scale()
+    return noise if scale == 1 else noise * scale
 
 
 @torch.no_grad()
@@ -193,7 +210,7 @@ def sample(
 
     Args:
         denoiser: (z, t) -> xh.
-        noise: z_1 ~ N(0, I), (B, ...).
+        noise: eps ~ N(0, I), (B, ...): sampling begins with it times `Schedule.noise_scale`, sigma_1.
         steps: N, at least 1.
         method: one of SAMPLERS or MULTISTEP_SAMPLERS, or a step of your own, e.g. partial(ancestral, gamma=0.3).
         clip: keep every xh within [-1, 1], as the paper does; eps follows, since each step takes it from (z_t, xh).
@@ -210,7 +227,7 @@ def sample(
     predict: Predict = partial(denoiser, **condition)
     if clip:
         predict = partial(_clipped, predict)
-    grid, z = time_grid(steps).to(time_device(noise.device)), noise
+    grid, z = time_grid(steps).to(time_device(noise.device)), initial_latents(denoiser.schedule, noise)
     for t, s in pairwise(grid[:-1]):
         z = step(denoiser.schedule, predict, z, t, s, generator)
     return predict(z, grid[-2])

@@ -22,7 +22,8 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import ClassVar, Self
+from numbers import Real
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor
@@ -49,7 +50,11 @@ class Schedule(ABC):
 
     def scales(self, t: Tensor) -> tuple[Tensor, Tensor]:
         """(alpha_t, sigma_t)."""
-        return self.alpha(t), self.sigma(t)
+        return self.alpha(t).double(), self.sigma(t).double()
+
+    def noise_scale(self) -> float:
+        """The standard deviation of the latents at which sampling begins: sigma_1."""
+        return float(self.sigma(torch.ones((), dtype=torch.float64)))
 
     def rho(self, t: Tensor) -> Tensor:
         """alpha_t / sigma_t; infinite where sigma is 0."""
@@ -63,6 +68,24 @@ class Schedule(ABC):
     def network_time(self, t: Tensor) -> Tensor:
         """The time in [0, 1] that a network receives: t itself, unless a schedule overrides it."""
         return t
+
+    def smooth_time(self, t: Tensor) -> Tensor:
+        """A time in which alpha and sigma have derivatives, as integrators need: t itself, unless overridden.
+
+        Then so are `from_smooth_time`, its inverse, and `rates`.
+        """
+        return t
+
+    def from_smooth_time(self, time: Tensor) -> Tensor:
+        """The t of a smooth time."""
+        return time
+
+    def rates(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        """The derivatives of alpha and sigma by the smooth time, at t."""
+        with torch.enable_grad():
+            time = t.detach().clone().requires_grad_()
+            alpha, sigma = (torch.autograd.grad(scale(time).sum(), time)[0] for scale in (self.alpha, self.sigma))
+        return alpha, sigma
 
 
 class VariancePreserving(Schedule):
@@ -79,6 +102,10 @@ class VariancePreserving(Schedule):
     def sigma(self, t: Tensor) -> Tensor:
         """sin phi_t."""
         return self.angles(t)[0].sin()
+
+    def noise_scale(self) -> float:
+        """1: a latent of data of variance 1 has that at every t, and stock samplers begin with it."""
+        return 1.0
 
     def scales(self, t: Tensor) -> tuple[Tensor, Tensor]:
         """(sin psi_t, sin phi_t), of one pair of angles."""
@@ -97,6 +124,14 @@ class Cosine(VariancePreserving):
     log_snr_max: float = 20.0
     log_snr_min: float = -20.0
 
+    def __post_init__(self) -> None:
+        numbers = all(isinstance(bound, Real) for bound in (self.log_snr_max, self.log_snr_min))
+        if not numbers or not self.log_snr_max > self.log_snr_min:
+            raise UserError(
+                f"the log-SNR runs from log_snr_max={self.log_snr_max} to log_snr_min={self.log_snr_min}, expected a "
+                "number and a lower one"
+            )
+
     def angles(self, t: Tensor) -> tuple[Tensor, Tensor]:
         """(phi_t, psi_t): each linear in t between its ends."""
         t = t.double()
@@ -113,25 +148,24 @@ class Discrete(VariancePreserving):
     Clean data (phi = 0) stands at t = 0. Entry i is timestep i of a diffusers scheduler, i.e. t = (i + 1) / T.
 
     Args:
-        alphas_cumprod: T numbers in [0, 1), falling.
+        alphas_cumprod: T numbers in [0, 1), falling, in a tuple, list, array or tensor.
     """
 
     name: ClassVar[str] = "discrete"
     alphas_cumprod: tuple[float, ...]
 
     def __post_init__(self) -> None:
-        table = self.alphas_cumprod
-        falls = all(a > b for a, b in zip((1.0, *table), table, strict=False))
-        if not table or not falls or table[-1] < 0:
-            raise UserError("a discrete schedule needs alpha_bar values that fall from below 1 to at least 0")
+        table = tuple(_numbers("alphas_cumprod", self.alphas_cumprod).tolist())
+        object.__setattr__(self, "alphas_cumprod", table)
+        _check_table(table)
         alpha_bar = torch.tensor((1.0, *table), dtype=torch.float64)
         alpha, sigma = alpha_bar.sqrt(), (1 - alpha_bar).sqrt()
         self._tables[torch.device("cpu")] = (torch.atan2(sigma, alpha), torch.atan2(alpha, sigma))
 
     @classmethod
-    def from_betas(cls, betas: Sequence[float]) -> Self:
+    def from_betas(cls, betas: Sequence[float] | Tensor) -> Self:
         """alpha_bar_i = prod_{j <= i} (1 - beta_j), as diffusers' `trained_betas`."""
-        return cls(tuple((1 - torch.tensor(betas, dtype=torch.float64)).cumprod(0).tolist()))
+        return cls(tuple((1 - _numbers("betas", betas)).cumprod(0).tolist()))
 
     @classmethod
     def linear(cls, beta_start: float = 1e-4, beta_end: float = 0.02, num_train_timesteps: int = 1000) -> Self:
@@ -154,6 +188,19 @@ class Discrete(VariancePreserving):
         alpha = torch.tensor(self.alphas_cumprod, dtype=torch.float64).sqrt()
         alpha = (alpha - alpha[-1]) * alpha[0] / (alpha[0] - alpha[-1])
         return type(self)(tuple((alpha**2).tolist()))
+
+    def smooth_time(self, t: Tensor) -> Tensor:
+        """The angle phi_t: by t it has another derivative on either side of an entry."""
+        return self.angles(t)[0]
+
+    def from_smooth_time(self, time: Tensor) -> Tensor:
+        """As `time`."""
+        return self.time(time)
+
+    def rates(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        """(-sin phi_t, cos phi_t)."""
+        alpha, sigma = self.scales(t)
+        return -sigma, alpha
 
     def time(self, phi: Tensor) -> Tensor:
         """The t whose angle is phi (any shape, float64), or 1 where phi is beyond the table's last."""
@@ -201,7 +248,7 @@ class RectifiedFlow(Schedule):
     shift: float = 1.0
 
     def __post_init__(self) -> None:
-        if not self.shift > 0:
+        if not isinstance(self.shift, Real) or not 0 < self.shift < math.inf:
             raise UserError(f"shift is {self.shift}, expected a positive number: 1 for no shift")
 
     def alpha(self, t: Tensor) -> Tensor:
@@ -214,11 +261,103 @@ class RectifiedFlow(Schedule):
         t = t.double()
         return self.shift * t / (1 + (self.shift - 1) * t)
 
+    def noise_scale(self) -> float:
+        """1, sigma at t = 1."""
+        return 1.0
+
     def network_time(self, t: Tensor) -> Tensor:
         """sigma_t."""
         return self.sigma(t)
 
 
-SCHEDULES: dict[str, type[Cosine] | type[Discrete] | type[RectifiedFlow]] = {
-    schedule.name: schedule for schedule in (Cosine, Discrete, RectifiedFlow)
+@dataclass(frozen=True)
+class VarianceExploding(Schedule):
+    """Noise upon data that keep their scale, as of EDM (Karras et al. 2022, arXiv 2206.00364, equation 5): alpha = 1.
+
+        sigma_t = (sigma_min^(1/p) + t (sigma_max^(1/p) - sigma_min^(1/p)))^p
+
+    The network receives sigma_t.
+
+    Args:
+        sigma_min: sigma at t = 0.
+        sigma_max: sigma at t = 1, where sampling begins.
+        power: p, EDM's rho; a higher one spends more of the steps where there is less noise.
+    """
+
+    name: ClassVar[str] = "variance_exploding"
+    sigma_min: float = 0.002
+    sigma_max: float = 80.0
+    power: float = 7.0
+
+    def __post_init__(self) -> None:
+        numbers = all(isinstance(each, Real) for each in (self.sigma_min, self.sigma_max, self.power))
+        if not numbers or not (0 < self.sigma_min < self.sigma_max < math.inf and 0 < self.power < math.inf):
+            raise UserError(
+                f"sigma runs from sigma_min={self.sigma_min} to sigma_max={self.sigma_max} with power={self.power}, "
+                "expected positive numbers, and a larger one at the end"
+            )
+
+    def alpha(self, t: Tensor) -> Tensor:
+        """1."""
+        return torch.ones_like(t, dtype=torch.float64)
+
+    def sigma(self, t: Tensor) -> Tensor:
+        """The power p of what is linear in t."""
+        low, high = self.sigma_min ** (1 / self.power), self.sigma_max ** (1 / self.power)
+        return (low + t.double() * (high - low)) ** self.power
+
+    def network_time(self, t: Tensor) -> Tensor:
+        """sigma_t."""
+        return self.sigma(t)
+
+
+def _numbers(name: str, values: Any) -> Tensor:  # noqa: ANN401  (whatever a tensor can be made of)
+    """A list of numbers in any form, (T,) in float64."""
+    try:
+        table = torch.as_tensor(values, dtype=torch.float64).detach().cpu()
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise UserError(f"{name} is a {type(values).__name__}, expected numbers in a list, array or tensor") from error
+    if table.ndim != 1:
+        raise UserError(f"{name} is {tuple(table.shape)}, expected one number for each timestep, (T,)")
+    return table
+
+
+def _check_table(table: Sequence[float]) -> None:
+    """Raise a UserError where these are not numbers in [0, 1) that fall."""
+    if not table:
+        raise UserError("alphas_cumprod is empty, expected numbers that fall from below 1 to at least 0")
+    if table[0] == 1:
+        raise UserError(
+            "alphas_cumprod begins with 1, expected numbers that fall from below 1: leave the first one out"
+        )
+    for number, (before, value) in enumerate(zip((1.0, *table), table, strict=False)):
+        if not 0 <= value < before:
+            rises = "; betas are given to Discrete.from_betas" if value >= before else ""
+            raise UserError(
+                f"alphas_cumprod has {value:g} at {number} after {before:g}, expected numbers that fall from below 1 "
+                f"to at least 0{rises}"
+            )
+
+
+def check_schedule(schedule: object) -> None:
+    """Raise a UserError for what is no schedule, or one whose signal-to-noise ratio does not fall as t grows."""
+    if not isinstance(schedule, Schedule):
+        if isinstance(schedule, type) and issubclass(schedule, Schedule):
+            raise UserError(f"schedule is the class {schedule.__name__}: give an instance, {schedule.__name__}()")
+        table = ": give Discrete(scheduler.alphas_cumprod)" if hasattr(schedule, "alphas_cumprod") else ""
+        raise UserError(f"schedule is a {type(schedule).__name__}{table or ', expected a progdist.Schedule'}")
+    t = torch.linspace(0, 1, 65, dtype=torch.float64)[1:]
+    alpha, sigma = schedule.scales(t)
+    angle = torch.atan2(sigma, alpha)  # which grows as rho falls, without dividing
+    if not (angle.diff() >= 0).all() or angle[0] == angle[-1]:
+        raise UserError(
+            f"the signal-to-noise ratio of {type(schedule).__name__} does not fall as t grows: t = 1 must be noise: "
+            "replace t by 1 - t"
+        )
+    if not (alpha.isfinite() & sigma.isfinite() & (sigma > 0) & (alpha >= 0)).all():
+        raise UserError(f"{type(schedule).__name__} has an alpha below 0, a sigma not above 0, or one not finite")
+
+
+SCHEDULES: dict[str, type[Cosine] | type[Discrete] | type[RectifiedFlow] | type[VarianceExploding]] = {
+    schedule.name: schedule for schedule in (Cosine, Discrete, RectifiedFlow, VarianceExploding)
 }

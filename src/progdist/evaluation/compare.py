@@ -6,6 +6,7 @@ or else with the very first; the ratio of their Frechet distances has an interva
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
+from math import isfinite
 from pathlib import Path
 from string import ascii_lowercase
 from typing import Any
@@ -13,9 +14,10 @@ from typing import Any
 from torch import Tensor
 
 from progdist._utils.errors import UserError
+from progdist._utils.files import local_path
 from progdist.data.grid import GRID
 from progdist.data.images import Images
-from progdist.evaluation.evaluate import Measurement, images_for_model, with_prompts
+from progdist.evaluation.evaluate import Measurement, drawn_from, images_for_model
 from progdist.evaluation.generate import Notify, SamplingOptions
 from progdist.evaluation.measures.estimate import Estimate
 from progdist.evaluation.measures.frechet import ratio, verdict
@@ -44,14 +46,15 @@ class Comparison:
     images: Tensor = field(repr=False, compare=False)  # the first of its samples, (B, C, H, W)
     against: str | None = None  # the label of the model that it is compared with; None for the first of all
     ratio: Estimate | None = None  # of its Frechet distance to that model's
-    verdict: str | None = None  # `better`, `worse` or `undecided`
+    verdict: str | None = None  # `better`, `worse` or `undecided`, as where the samples of either are too few
 
     def to_json(self) -> dict[str, Any]:
-        """A flat JSON object, as `progdist compare --json` prints."""
+        """A flat JSON object, as `progdist compare --json` prints; an infinite end of a ratio is null."""
         row = self.record.row(self.quality)
         for name in ("guidance", "network_evaluations", "rmse"):
             del row[name]
-        ratio = self.ratio and asdict(self.ratio)
+        ends = asdict(self.ratio) if self.ratio else {}
+        ratio = {name: value if isfinite(value) else None for name, value in ends.items()} or None
         return {"label": self.label, **row, "against": self.against, "ratio": ratio, "verdict": self.verdict}
 
 
@@ -59,10 +62,10 @@ def candidates(words: Sequence[str]) -> list[Candidate]:
     """Every model of some folders of runs and models, MODEL or MODEL@STEPS."""
     listed = []
     for word in words:
-        name, _, steps = word.rpartition("@") if "@" in word and not Path(word).exists() else (word, "", "")
+        name, _, steps = word.rpartition("@") if "@" in word and not local_path(word).exists() else (word, "", "")
         if steps and not (steps.isascii() and steps.isdigit() and int(steps) > 0):
             raise UserError(f"{word}: {steps!r} is no number of steps: give MODEL@STEPS, e.g. {name}@4")
-        folder = Path(name)
+        folder = local_path(name)
         if not folder.is_dir():
             raise UserError(f"{folder} is no folder: name runs or models")
         models = [folder]
@@ -92,7 +95,7 @@ def compare(
     """
     listed = candidates(words)
     if len(listed) < 2:
-        raise UserError("one model has nothing to be compared with: name another run or model")
+        raise UserError("compare requires at least two models: name another run or model")
     if len(listed) > len(ascii_lowercase):
         raise UserError(f"{len(listed)} models are too many for one comparison: name at most {len(ascii_lowercase)}")
     models = [load(each.folder) for each in listed]
@@ -111,12 +114,12 @@ def compare(
     spaces: list[list[Comparison]] = [[] for _ in opened.spaces]
     for label, each, model in zip(ascii_lowercase, listed, models, strict=False):
         notify(f"{label}: {each.folder}")
-        options = replace(with_prompts(model, sampling, fitted), steps=each.steps)
+        options = replace(drawn_from(model, sampling, fitted), steps=each.steps)
         record, samples = measure(str(each.folder), model, options)
         for space, quality in zip(spaces, record.quality, strict=True):
             space.append(Comparison(label, record, quality, samples.images))
     named_first = [each.word == listed[0].word for each in listed]
-    compared = [one for space in spaces for one in _compared(space, named_first)]
+    compared = [one for space in spaces for one in compared_with_the_first(space, named_first)]
     for warning in dict.fromkeys(one.quality.warning for one in compared if one.quality.warning):
         notify(f"warning: {warning}")
     return compared
@@ -126,7 +129,7 @@ def _noise_and_classes(model: Model) -> tuple[object, ...]:
     return model.shape, model.image, model.classes, model.labels
 
 
-def _compared(space: Sequence[Comparison], named_first: Sequence[bool]) -> list[Comparison]:
+def compared_with_the_first(space: Sequence[Comparison], named_first: Sequence[bool]) -> list[Comparison]:
     """Each model of one feature space with the one that it is compared with."""
     firsts, compared = [one for one, first in zip(space, named_first, strict=True) if first], []
     for one, first in zip(space, named_first, strict=True):
@@ -134,7 +137,8 @@ def _compared(space: Sequence[Comparison], named_first: Sequence[bool]) -> list[
         against = firsts[0] if first else next(same_steps, firsts[0])
         resampled, other = one.quality.resampled, against.quality.resampled
         if against is not one and resampled and other:
-            estimate = ratio(resampled, other, linear=one.quality.interval != "bootstrap")
-            one = replace(one, against=against.label, ratio=estimate, verdict=verdict(estimate))
+            estimate, few = ratio(resampled, other), one.quality.too_few or against.quality.too_few
+            said = "undecided" if few else verdict(estimate)
+            one = replace(one, against=against.label, ratio=estimate, verdict=said)
         compared.append(one)
     return compared

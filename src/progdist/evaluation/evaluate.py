@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -13,24 +13,33 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from progdist._utils.errors import UserError
-from progdist.data.images import Images, ImageTransform
+from progdist._utils.files import local_path
+from progdist.data.examples import ExampleData
+from progdist.data.formats import OVERSHOT, check_scale
+from progdist.data.images import Images
+from progdist.data.labels import Labels, read_labels
 from progdist.data.shards import TensorShards
 from progdist.data.sources import load_images
-from progdist.diffusion.denoiser import Denoiser
+from progdist.data.survey import spread
+from progdist.diffusion.denoiser import Denoiser, check_denoiser
 from progdist.diffusion.sampler import network_evaluations
 from progdist.evaluation.generate import Notify, SamplingOptions, generate_batches
 from progdist.evaluation.metrics import MetricConfig, Metrics, Reference
 from progdist.evaluation.record import EvaluationRecord
 from progdist.evaluation.summary import Summary, join, summarize
-from progdist.models.conditioning import UNCONDITIONAL, Classes
-from progdist.models.model import Model
-from progdist.models.networks import class_count
+from progdist.models.conditioning import UNCONDITIONAL
+from progdist.models.example_conditioning import ExampleConditioning
+from progdist.models.model import Model, conditioning_of
+from progdist.models.networks import kind_of
 from progdist.teachers.own import load
 
 LOG = logging.getLogger("progdist")
 
-Source = str | Path | Denoiser  # a model folder, or a denoiser around a network of diffusers, as `progdist.load` gives
+RANGE_LOOKED = 256  # images in memory whose values say which range they have
+
+Source = str | Path | Denoiser  # a model folder, or a denoiser
 SourceAtSteps = Source | tuple[Source, int]  # a model, or a model with the sampling steps that it takes
+Opened = tuple[str, Model, SamplingOptions]  # a model by its name, with its own sampling options
 Data = str | Images | Tensor | Dataset[Any] | Sequence[Any]  # a source as on the command line, or images
 
 
@@ -41,6 +50,7 @@ def evaluate(
     metrics: MetricConfig | None = None,
     *,
     teacher: SourceAtSteps | None = None,
+    label: str | None = None,
     notify: Notify = LOG.warning,
 ) -> list[EvaluationRecord]:
     """Measure models: the Frechet distance of their samples to data, further metrics, and fidelity to a teacher.
@@ -55,13 +65,16 @@ def evaluate(
         record.quality[0].frechet
 
     Args:
-        models: a folder or a denoiser, or a list of them, e.g. "student-0004"; (denoiser, 4) says the steps. A denoiser
-            is sampled with every label, and a folder's model with those that mean a class.
-        data: a source as on the command line, e.g. "digits" or "folder:PATH"; images (N, C, H, W) in [-1, 1]; or a
-            data set of images (C, H, W) or (image, label). None where `metrics.references` stand for the data.
+        models: a folder or a denoiser, or a list of them, e.g. "student-0004"; (denoiser, 4) says the steps.
+        data: a source as on the command line, e.g. "digits" or "folder:PATH"; images (N, C, H, W) in [-1, 1]; or images
+            with their labels or conditions in any form that `distill` takes: a network of your own is sampled under
+            those of the examples, in turn. None where `metrics.references` stand for the data. Classes
+            are drawn in the data's shares; where these have no labels, as in the data that a folder's model learned
+            from, or in turn.
         sampling: how to sample, by default 2,048 images.
         metrics: what to measure, by default the distances of pixels.
         teacher: also measure the RMSE to its images, by default in 256 steps.
+        label: as of `distill`, for a network of your own.
         notify: called with warnings.
 
     Returns:
@@ -72,8 +85,13 @@ def evaluate(
             `generate_images`, `load_images` and `MetricConfig.open`.
     """
     listed = models if isinstance(models, list) else [models]
-    options, config = sampling or SamplingOptions(count=2048), metrics or MetricConfig()
-    return list(evaluations(listed, data, options, config, teacher=teacher, notify=notify))
+    options, config = sampling or SamplingOptions(), metrics or MetricConfig()
+    if label is not None and not any(_is_own(entry) for entry in listed):
+        raise UserError("label applies only to networks of your own: remove it")
+    if label is None or data is None:
+        return list(evaluations(listed, data, options, config, teacher=teacher, notify=notify))
+    examples = ExampleData(load_images(data, notify=notify) if isinstance(data, str) else data, label, notify)
+    return list(evaluations(listed, examples, options, config, teacher=teacher, notify=notify))
 
 
 def evaluations(
@@ -86,30 +104,33 @@ def evaluations(
     notify: Notify,
 ) -> Iterator[EvaluationRecord]:
     """The records of `evaluate`, each as soon as its model is measured; arguments and errors as there."""
-    images, references = _images(data), dict[tuple[int, int, int], list[Reference]]()
+    data = ExampleData(data, None, notify) if isinstance(data, Mapping | tuple) else data
+    images, references = _images(data, notify), dict[tuple[int, int, int], list[Reference]]()
+    examples = data if isinstance(data, ExampleData) else images
+    entries = [_at_256(teacher), *models] if teacher else models
+    listed = (_opened(entry, sampling, number, examples) for number, entry in enumerate(entries, 0 if teacher else 1))
     if sampling.guidance is not None:  # before any model is sampled
-        for number, entry in enumerate([teacher, *models]):
-            if entry is not None:
-                _check_guidance(entry, number, sampling.guidance)
+        listed = _that_take(list(listed), sampling.guidance)
     with TemporaryDirectory() as scratch:
-        shards, labels = None, ()
+        shards, labels = None, torch.empty(0)
         if teacher:
-            shards, labels = _teacher_images(teacher, sampling, images, Path(scratch), notify)
-        for number, entry in enumerate(models, 1):
-            name, model, options = _opened(entry, sampling, number)
+            _, model, options = next(listed)
+            shards, labels = _teacher_images(model, options, images, Path(scratch), notify)
+        for name, model, options in listed:
             opened = metrics.open(model.image, captions=model.conditioning.takes_prompts)
             fitted = images_for_model(model, images, notify) if images else None
             if model.image not in references:
                 references[model.image] = opened.references(fitted, options.count, options.seed)
             if shards is not None and shards[0].shape != model.image:
                 raise UserError(f"the teacher makes images of {tuple(shards[0].shape)}, {name} {model.image}")
-            if labels and model.labels and labels != model.labels:
+            options = drawn_from(model, options, fitted)
+            if shards is not None and model.labels and not torch.equal(labels, options.labels_of(model)):
                 raise UserError(
-                    f"the teacher makes {len(labels)} classes in turn, {name} {len(model.labels)}: the label that "
-                    "stands for no class is null_class in progdist.json, add it where it is missing"
+                    f"the teacher makes images of other classes than {name}: give the data in whose shares both draw "
+                    "them (the label that stands for no class is null_class in progdist.json)"
                 )
             measure = Measurement(opened, references[model.image], notify, teacher=shards)
-            record, _ = measure(name, model, with_prompts(model, options, fitted))
+            record, _ = measure(name, model, options)
             for quality in record.quality:
                 if quality.warning:
                     notify(f"warning: {quality.warning}")
@@ -149,70 +170,104 @@ class Measurement:
         return record, samples
 
 
-def _opened(entry: SourceAtSteps, sampling: SamplingOptions, number: int) -> tuple[str, Model, SamplingOptions]:
-    """A model's name, itself, and its own sampling options; models are numbered from 1, and the teacher is 0."""
+def _is_own(entry: SourceAtSteps) -> bool:
+    """Whether a model is around a network that is not of diffusers."""
+    source = entry[0] if isinstance(entry, tuple) else entry
+    return isinstance(source, Denoiser) and not kind_of(source.network)
+
+
+def _opened(
+    entry: SourceAtSteps, sampling: SamplingOptions, number: int, examples: ExampleData | Images | None
+) -> Opened:
+    """A model; they are numbered from 1, and the teacher is 0. The examples tell a network of anyone's what to make."""
     source, steps = entry if isinstance(entry, tuple) else (entry, sampling.steps)
+    if not isinstance(source, Denoiser | str | Path):
+        check_denoiser(source, own=True)
     if not isinstance(source, Denoiser):
-        return str(source), load(Path(source)), replace(sampling, steps=steps)
-    count = class_count(source.network)
-    default = Classes(tuple(map(str, range(count)))) if count else UNCONDITIONAL
-    conditioning, autoencoder = getattr(source, "conditioning", default), getattr(source, "autoencoder", None)
+        return str(source), load(local_path(source)), replace(sampling, steps=steps)
+    conditioning, autoencoder = conditioning_of(source), getattr(source, "autoencoder", None)
+    if _is_own(source) and examples is not None and conditioning == UNCONDITIONAL:
+        conditioning = ExampleConditioning(
+            examples=examples if isinstance(examples, ExampleData) else ExampleData(examples)
+        )
     model = Model(source, conditioning=conditioning, autoencoder=autoencoder)
     return f"model {number}" if number else "the teacher", model, replace(sampling, steps=steps)
 
 
-def _check_guidance(entry: SourceAtSteps, number: int, guidance: float) -> None:
-    """Refuse a guidance scale that a model does not take."""
-    name, model, _ = _opened(entry, SamplingOptions(), number)
-    try:
-        model.scale(guidance)
-    except UserError as error:
-        raise UserError(f"{name}: {error}") from error
+def _at_256(teacher: SourceAtSteps) -> SourceAtSteps:
+    """A teacher with its steps, 256 where they are not said."""
+    return teacher if isinstance(teacher, tuple) else (teacher, 256)
 
 
-def _images(data: Data | None) -> Images | None:
-    """Data as images in [-1, 1]; their labels are not used."""
+def _that_take(listed: Sequence[Opened], guidance: float) -> Iterator[Opened]:
+    """The models again; a UserError for a guidance scale that one of them does not take."""
+    for name, model, _ in listed:
+        try:
+            model.scale(guidance)
+        except UserError as error:
+            raise UserError(f"{name}: {error}") from error
+    return iter(listed)
+
+
+def _images(data: Data | None, notify: Notify) -> Images | None:
+    """Data as images in [-1, 1], with their labels, if they have any."""
     if isinstance(data, str):
-        return load_images(data)
+        return load_images(data, notify=notify)
     if data is None or isinstance(data, Images):
         return data
+    if isinstance(data, ExampleData):
+        examples = data
+        return Images("data", len(examples), lambda index: examples[index][0], None)
     items: Any = data  # whatever has a length and items
 
     def get(index: int) -> Tensor:
         image = torch.as_tensor(items[index][0] if isinstance(items[index], tuple | list) else items[index])
         if not image.is_floating_point():
             raise UserError(f"image {index} is {image.dtype}: give numbers from -1 to 1")
+        if not image.isfinite().all():
+            raise UserError(f"image {index} has values that are not finite: fix or remove it")
         return image.float()
 
     if len(items) and get(0).ndim != 3:
         raise UserError(f"an image is {tuple(get(0).shape)}, expected (channels, height, width)")
-    return Images("data", len(items), get, None)
+    ends = [get(index).aminmax() for index in spread(len(items), RANGE_LOOKED)]
+    if ends and (low := min(float(end.min) for end in ends)) >= -OVERSHOT:
+        check_scale("the data are floats", low, max(float(end.max) for end in ends))
+    known = Labels()
+    if len(items) and isinstance(items[0], tuple | list) and len(items[0]) > 1:
+        known = read_labels([items[index][1] for index in range(len(items))], "example {}".format)
+    images = Images("data", len(items), get, known.values, known.names, notes=known.notes)
+    for line in images.remarks():
+        notify(line)
+    return images
 
 
 def _teacher_images(
-    teacher: SourceAtSteps, sampling: SamplingOptions, data: Images | None, folder: Path, notify: Notify
-) -> tuple[TensorShards, tuple[int, ...]]:
-    """A teacher's images on disk, a shard for each batch, and its labels."""
-    shards = TensorShards(folder, sampling.count, sampling.batch)
-    _, model, options = _opened(teacher if isinstance(teacher, tuple) else (teacher, 256), sampling, 0)
-    batches, _ = generate_batches(model, with_prompts(model, options, data), notify)
+    model: Model, options: SamplingOptions, data: Images | None, folder: Path, notify: Notify
+) -> tuple[TensorShards, Tensor]:
+    """A teacher's images on disk, a shard for each batch, and their labels (N,)."""
+    shards = TensorShards(folder, options.count, options.batch)
+    options = drawn_from(model, options, model.conditioning.fitted(data, notify) if data else None)
+    batches, _ = generate_batches(model, options, notify)
     for number, images, _ in batches:
         shards.write(number, [images])
-    return shards, model.labels
+    return shards, options.labels_of(model)
 
 
-def with_prompts(model: Model, options: SamplingOptions, images: Images | None) -> SamplingOptions:
-    """The options with captions as the data has them, for a text-to-image model."""
+def drawn_from(model: Model, options: SamplingOptions, images: Images | None) -> SamplingOptions:
+    """The options with the data's captions, for a text-to-image model, or its shares of the model's classes."""
     labels = images.stratified_labels(options.count) if images else torch.empty(0)
-    return replace(options, prompts=model.conditioning.prompts_of(images, labels))
+    prompts = model.conditioning.prompts_of(images, labels)
+    return replace(options, prompts=prompts, shares=tuple(model.conditioning.shares_of(images)))
 
 
 def images_for_model(model: Model, images: Images, notify: Notify) -> Images:
-    """The data, brought to the size and channels that the model makes; a UserError where they cannot be."""
+    """The data, brought to the size, channels and classes that the model makes; a UserError where they cannot be."""
     source, shape = images.name, model.image
-    if images.shape != shape and shape[1] == shape[2]:
-        notify(f"{source} is brought to the model's {shape[1]}x{shape[2]}")
-        images = images.reframed(ImageTransform(shape[1], 3 if shape[0] == 3 else 1))
+    if shape[1] == shape[2] and (images.shape != shape or images.may_differ):
+        if images.shape != shape:
+            notify(f"{source} is brought to the model's {shape[1]}x{shape[2]}")
+        images = images.resized(shape[1], 3 if shape[0] == 3 else 1)
     if images.shape != shape:
         raise UserError(f"{source} holds images of {images.shape}, the model makes {shape} (channels, height, width)")
-    return images
+    return model.conditioning.fitted(images, notify)

@@ -4,13 +4,16 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from numbers import Integral
+from typing import get_args
 
 import torch
 from torch import Tensor
 
 from progdist._utils.errors import UserError
 from progdist._utils.names import Precision
-from progdist._utils.random import SAMPLING_NOISE, generator
+from progdist._utils.random import SAMPLING_NOISE, RowGenerator, generator
+from progdist._utils.words import any_of, counted
 from progdist.compute.precision import autocast
 from progdist.diffusion.denoiser import DenoiserProtocol
 from progdist.diffusion.integrators import Step
@@ -32,7 +35,7 @@ class SamplingOptions:
     Args:
         steps: sampling steps; None for the model's own.
         count: how many images.
-        label: their class; None for all in turn.
+        label: their class, by number or name; None for all, in the shares of the data.
         seed: of the noise.
         method: one of `sampler.SAMPLERS` or `sampler.MULTISTEP_SAMPLERS`, or a step of your own.
         clip: keep every denoised image within [-1, 1].
@@ -41,11 +44,13 @@ class SamplingOptions:
         precision: of the network.
         prompts: of a text-to-image model, all in turn.
         guidance: scale of a model that was distilled for a range of it; None for its default.
+        shares: how many images of each class the data hold; empty for what the model recorded of its own, or all
+            classes in turn where it recorded nothing.
     """
 
     steps: int | None = None
-    count: int = 64
-    label: int | None = None
+    count: int = 2048
+    label: int | str | None = None
     seed: int = 0
     method: str | Step = "ddim"
     clip: bool = False
@@ -54,6 +59,16 @@ class SamplingOptions:
     precision: Precision = "float32"
     prompts: tuple[str, ...] = ()
     guidance: float | None = None
+    shares: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.precision not in get_args(Precision):
+            names = ", ".join(get_args(Precision))
+            raise UserError(f"precision is {str(self.precision)[:50]!r}, expected one of {names}")
+        for name in ("count", "batch"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, Integral) or value < 1:
+                raise UserError(f"{name} is {str(value)[:50]}, expected a whole number from 1")
 
     def sampler(self) -> str | Step:
         """The method with its variance."""
@@ -63,37 +78,31 @@ class SamplingOptions:
         """The steps that a model takes; a UserError where neither it nor the options say."""
         steps = self.steps if self.steps is not None else min(model.steps, default=None)
         if steps is None:
-            raise UserError(
-                "this model was trained for any number of steps: say how many with --steps, e.g. --steps 256"
-            )
+            raise UserError("this model was trained for any number of steps: give steps, e.g. 256")
         return steps
 
     def labels_of(self, model: Model) -> Tensor:
         """The number (N,) of each image's class or prompt; a UserError where the model makes no such images."""
         if self.label is None:
-            kinds = model.conditioning.choices(self.prompts)
-            return torch.tensor(kinds or [0])[torch.arange(self.count) % max(1, len(kinds))]
-        if self.label >= len(model.classes):
-            expected = f"0 to {max(model.labels)}" if model.labels else "none, since the model has no classes"
-            raise UserError(f"label {self.label} is out of range: expected {expected}")
-        if self.label not in model.labels:
-            raise UserError(
-                f"label {self.label} stands for no class, and images are made of a class: give another, or leave it out"
-            )
-        return torch.full((self.count,), self.label)
+            return model.conditioning.drawn(self.count, self.prompts, self.shares)
+        return torch.full((self.count,), model.conditioning.label_of(self.label))
 
     def check(self, model: Model, notify: Notify) -> None:
         """Refuse options that have no effect on a model, and warn of step counts that it was not distilled for."""
         if self.variance != 1 and self.method != "ancestral":
-            raise UserError(f"--variance is of --method ancestral, and {self.method} adds no such noise: leave it out")
+            raise UserError(f"variance applies only to method ancestral, not to {self.method}: remove it")
         if self.guidance is not None and not 0 < self.guidance < math.inf:
-            raise UserError(f"--guidance {self.guidance:g} is no scale: give a positive number, e.g. 3")
+            raise UserError(f"guidance is {self.guidance:g}, expected a positive number, e.g. 3")
         if self.clip and model.autoencoder:
-            raise UserError("--clip is of images, and a latent model samples latents: leave it out")
+            raise UserError("clip applies only to images, and a latent model samples latents: remove it")
         steps, method = self.steps_of(model), self.method if isinstance(self.method, str) else ""
-        if steps > 0 and not METHODS[model.method].learned(model.steps, steps, method):
-            own = f"{' or '.join(map(str, model.steps))} step{'s' if list(model.steps) != [1] else ''}"
+        if steps > 0 and not METHODS.get(model.method, METHODS["progressive"]).learned(model.steps, steps, method):
+            own = any_of(model.steps, "step")
             notify(f"warning: the model was distilled for {own}, not {steps}: expect poor images")
+        if self.label is None and len(model.labels) > 1 and not (self.shares or model.conditioning.shares):
+            notify(
+                f"all {counted(len(model.labels), 'class')} in turn: the model did not record the shares of its data"
+            )
 
 
 def sampling_noise(model: Model, count: int, seed: int) -> Tensor:
@@ -121,24 +130,38 @@ def sample_in_batches(
     *,
     conditions: Conditions | None = None,
     denoiser: DenoiserProtocol | None = None,
-    generator: torch.Generator | None = None,
+    generator: RowGenerator | None = None,
 ) -> Tensor:
     """Images (N, C, H, W) on the CPU from noise (N, ...), of a latent model's latents, with autocast and decoding.
 
     Labels (N,) are those of classes, or of what `conditions` knows; these and the denoiser replace the model's own. Of
-    the options steps, method, clipping, precision and batch are used. The generator is of stochastic methods' noise.
+    the options steps, method, clipping, precision and batch are used. The generator is of stochastic methods' noise
+    for these N.
     """
     device, steps = next(model.denoiser.parameters()).device, options.steps_of(model)
     conditions, images = conditions or model.conditions(), []
     with autocast(device, options.precision):
-        for part, classes in zip(noise.split(options.batch), labels.split(options.batch), strict=True):
+        starts = range(0, len(noise), options.batch)
+        for start, part, classes in zip(starts, noise.split(options.batch), labels.split(options.batch), strict=True):
+            draw = generator.part(start, len(part)) if generator else None
             condition = conditions({"labels": classes.to(device)})
             made = sample(
                 denoiser or model.denoiser, part.to(device), steps,
-                method=options.sampler(), clip=options.clip, generator=generator, **condition,
+                method=options.sampler(), clip=options.clip, generator=draw, **condition,
             )  # fmt: skip
             images.append(made.float().cpu())
     return model.autoencoder.decode(torch.cat(images)) if model.autoencoder else torch.cat(images)
+
+
+def check_images_finite(images: Tensor, first: int = 0) -> None:
+    """Refuse images (N, C, H, W) that are not finite; a UserError names one, counted from `first`."""
+    finite = images.isfinite().flatten(1).all(1)
+    if not finite.all():
+        number, count = first + int((~finite).nonzero()[0]), int((~finite).sum())
+        raise UserError(
+            f"image {number} and {count - 1} more of {len(images)} are not finite: the model is damaged, or "
+            "diverges in these steps: try float32, clipping or other steps"
+        )
 
 
 def generate_images(model: Model, options: SamplingOptions, notify: Notify) -> tuple[Tensor, Tensor, int]:
@@ -165,7 +188,8 @@ def generate_batches(
         noise = noise_in_batches(options.count, model.shape, size, generator(options.seed, SAMPLING_NOISE))
         for number, (z, classes) in enumerate(zip(noise, labels.split(size), strict=True)):
             if makes(number):
-                draw = generator(options.seed, SAMPLING_NOISE, 1, *([number] if number else []))
+                rows = range(number * size, number * size + len(z))
+                draw = RowGenerator((options.seed, SAMPLING_NOISE, 1), rows)
                 images = sample_in_batches(model, z, classes, options, conditions=conditions, generator=draw)
                 yield number, images, classes
 

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from progdist._utils.errors import UserError
 from progdist._utils.names import LEAST_SAMPLES, Metric
+from progdist._utils.words import counted
 from progdist.data.images import Images
 from progdist.evaluation.features import FeatureSpace, clip_space, feature_space, features_of
 from progdist.evaluation.measures.estimate import Estimate
@@ -33,6 +34,7 @@ from progdist.evaluation.record import Quality
 from progdist.evaluation.summary import Summary
 
 SAMPLES_PER_FEATURE = 10  # below so many samples for each feature the Frechet distance is mostly bias: a warning
+MOSTLY = 0.5  # the share of a Frechet distance above which its bias is said to be most of it
 PUBLISHED = 50_000  # samples of published FIDs
 DATA_IMAGES = 10_000  # of the data that samples are compared with, where there are as many; more where more are sampled
 NEIGHBOR_METRICS = {"precision_recall": precision_recall, "density_coverage": density_coverage}
@@ -62,6 +64,12 @@ class MetricConfig:
     weights: Mapping[str, Path] = field(default_factory=dict)
     references: Mapping[str, Path] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        """Refuse a name where names in a list are expected."""
+        for name, given in (("features", self.features), ("metrics", self.metrics)):
+            if isinstance(given, str):
+                raise UserError(f"{name} is {given!r}, expected names in a list: [{given!r}]")
+
     def check(self, *, captions: bool) -> None:
         """Refuse a name that stands twice or has no effect, or scores of captions where there are none."""
         networks = {name.partition("_")[0] for name in self.features}
@@ -71,9 +79,9 @@ class MetricConfig:
                 raise UserError(f"{kind} {again[0]} is named twice: name it once")
         for kind, files, used in (("weights", self.weights, networks), ("reference", self.references, self.features)):
             if unused := [name for name in files if name not in used]:
-                raise UserError(f"{kind} {unused[0]}={files[unused[0]]} is of nothing that is measured: leave it out")
+                raise UserError(f"{kind} {unused[0]}={files[unused[0]]} is not used by any metric: remove it")
         if "clip_score" in self.metrics and not captions:
-            raise UserError("clip_score is of captions, and the model or the data has none: leave it out")
+            raise UserError("clip_score requires captions, and the model or the data has none: remove it")
 
     def open(self, image: tuple[int, int, int], *, captions: bool) -> "Metrics":
         """The metrics for images (channels, height, width), with captions or without.
@@ -85,8 +93,8 @@ class MetricConfig:
         spaces = [feature_space(name, image, self.weights) for name in self.features]
         if "inception_score" in self.metrics and not any(space.read_out for space in spaces):
             raise UserError(
-                "inception_score is of a classifier's features, and none are measured: add digits, fashion-mnist or "
-                "inception to the features, or leave it out"
+                "inception_score requires the features of a classifier: add digits, fashion-mnist or inception to the "
+                "features, or remove it"
             )
         for space in spaces:
             if space.name in statistics:
@@ -157,7 +165,8 @@ def _check_width(name: str, statistics: Statistics, features: Tensor) -> None:
     """Refuse statistics of another number of features than (N, D)."""
     expected, width = len(statistics.moments.mean), features.shape[1]
     if expected != width:
-        raise UserError(f"the reference of {name} is of {expected} features, the samples have {width}: name another")
+        held = counted(expected, "feature")
+        raise UserError(f"the reference of {name} is of {held}, the samples have {width}: name another")
 
 
 def quality(
@@ -184,21 +193,23 @@ def quality(
     frechet = Frechet(moments(reference)) if isinstance(reference, Tensor) else reference.frechet
     resampled = resampled_frechet(frechet, features, resamples=resamples, seed=seed)
     kernel, error = (None, None) if data is None else kernel_distance(data, features, seed=seed)
-    bias = frechet_bias(frechet, features, seed=seed)
+    bias, value = frechet_bias(frechet, features, seed=seed), resampled.estimate.value
+    few = _too_few(space.name, len(samples), features.shape[1], value, bias)
     return Quality(
         features=space.name,
         samples=len(samples),
-        frechet=resampled.estimate.value,
+        frechet=value,
         frechet_low=resampled.estimate.low,
         frechet_high=resampled.estimate.high,
         kernel=kernel,
         kernel_spread=error,
         agreement=samples.matches[space.name] / len(samples) if space.name in samples.matches else None,
-        warning="; ".join(_warnings(space, len(samples), features.shape[1], bias)) or None,
+        warning="; ".join([*_warnings(space, len(samples), bias), *few]) or None,
         interval="infinitesimal jackknife" if features.shape[1] > WIDE else "bootstrap",
         frechet_bias=bias,
         metrics={key: value for name in metrics for key, value in _measured(name, space, data, features, seed).items()},
         checksum=space.checksum,
+        too_few=bool(few),
         resampled=resampled,
     )
 
@@ -223,16 +234,27 @@ def _measured(
 def _require(what: str, least: int, *, samples: int, data: Tensor | None) -> None:
     """Refuse too few samples, or too few features of the data."""
     if samples < least:
-        raise UserError(f"{what} needs at least {least} samples, and {samples} were made: make more")
+        raise UserError(f"{what} requires at least {least} samples, got {samples}: make more")
     if data is not None and len(data) < least:
-        raise UserError(f"{what} needs at least {least} images of the data, which has {len(data)}: give more")
+        raise UserError(f"{what} requires at least {least} images of the data, got {len(data)}: give more")
 
 
-def _warnings(space: FeatureSpace, count: int, width: int, bias: float | None) -> list[str]:
-    """Why a distance of so many samples is to be doubted."""
-    enough, warnings = SAMPLES_PER_FEATURE * width, [space.warning] if space.warning else []
+def _too_few(name: str, count: int, width: int, value: float, bias: float | None) -> list[str]:
+    """Why so many samples are too few for their Frechet distance; nothing where they are enough."""
+    enough, reasons = SAMPLES_PER_FEATURE * width, []
     if count < enough:
-        warnings.append(f"{count} samples for {width} {space.name} features: use {enough} or more")
+        reasons.append(f"{counted(count, 'sample')} for {width} {name} features: use {enough} or more")
+    if bias is not None and bias > MOSTLY * value:
+        reasons.append(
+            f"most of the Fréchet distance of {value:.3g} in {name} features, about {bias:.2g}, is the bias of "
+            f"{counted(count, 'sample')}, which its interval holds, too: use more"
+        )
+    return reasons
+
+
+def _warnings(space: FeatureSpace, count: int, bias: float | None) -> list[str]:
+    """Why a distance of so many samples is to be doubted for other reasons."""
+    warnings = [space.warning] if space.warning else []
     if space.name.startswith("inception") and count != PUBLISHED and bias is not None:
         warnings.append(
             f"published FIDs are of {PUBLISHED:,} samples, and that of {count:,} is about {bias:.2g} too large"

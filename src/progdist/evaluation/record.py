@@ -27,6 +27,7 @@ class Quality:
     interval: str  # how the interval was computed, `bootstrap` or `infinitesimal jackknife` (see `resampled_frechet`)
     frechet_bias: float | None = None  # about how much `frechet` is too large for want of samples; None below 4
     metrics: dict[str, Estimate] = field(default_factory=dict)  # further metrics, by name
+    too_few: bool = False  # whether the samples are too few for a verdict; the warning says why
     checksum: str | None = None  # the SHA-256 of the network's weights, where they are not shipped
     resampled: Resampled | None = field(default=None, repr=False, compare=False)  # of the interval; not in the JSON
 
@@ -40,8 +41,8 @@ class Quality:
 class EvaluationRecord:
     """One model, measured at one step count.
 
-    In a run `model` is `teacher`, `converted` (its student of stage 0) or `student`, with `_dpmpp` where DPM-Solver++
-    sampled it; elsewhere the folder that was evaluated.
+    In a run `model` is `teacher`, `teacher_dpmpp` where DPM-Solver++ sampled it, `converted` (the teacher's student of
+    stage 0) or `student`; elsewhere the folder that was evaluated.
     """
 
     model: str

@@ -16,6 +16,7 @@ import shutil
 import tarfile
 import zipfile
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
@@ -26,10 +27,14 @@ from torch import Tensor
 
 from progdist._utils.errors import UserError
 from progdist._utils.files import atomic_write
+from progdist._utils.locks import LOCK_FILE, locked
+from progdist._utils.signals import RESUME, Interrupted
+from progdist._utils.words import counted
 from progdist.data.grid import write_grid
 from progdist.data.images import to_uint8
 from progdist.data.shards import TensorShards
-from progdist.evaluation.generate import Notify, SamplingOptions, generate_batches
+from progdist.evaluation.generate import Notify, SamplingOptions, check_images_finite, generate_batches
+from progdist.models.model import Model
 from progdist.teachers.own import load
 from progdist.training.distributed import Distributed
 
@@ -45,13 +50,13 @@ def write_samples(
 
     Raises:
         UserError: an unknown suffix, a grid of too many images, columns where there is no grid, a folder that is there,
-            or as in `generate_images`.
+            another command that writes the same, samples that are not finite, or as in `generate_images`.
     """
     if out.suffix not in WRITERS:
         suffixes = ", ".join(suffix for suffix in WRITERS if suffix)
         raise UserError(f"--out {out} ends in {out.suffix}: give a name that ends in {suffixes}, or a folder's")
     if out.suffix != ".png" and columns is not None:
-        raise UserError(f"--columns {columns} is of a grid, and --out {out} is none: leave it out, or give a .png")
+        raise UserError(f"--columns applies only to a grid, and --out {out} is none: leave it out, or give a .png")
     if out.suffix == ".png" and options.count > MAX_GRID:
         raise UserError(f"a grid of {options.count} images is too large: give --out a folder, or at most -n {MAX_GRID}")
     if not out.suffix and out.exists():
@@ -59,11 +64,27 @@ def write_samples(
     model = load(folder)
     made = hashlib.sha256((folder / "progdist.json").read_bytes() + repr(options).encode()).hexdigest()
     shards = TensorShards(out.with_name(f".{out.name}.shards"), options.count, options.batch, made)
+    labels, steps = options.labels_of(model), options.steps_of(model)
+    with ExitStack() as stack:
+        distributed.on_main_process(lambda: stack.enter_context(locked(shards.path, notify)))
+        _make(model, options, shards, notify, distributed)
+        distributed.on_main_process(lambda: WRITERS[out.suffix](shards, labels, out, columns or COLUMNS))
+        distributed.on_main_process(lambda: shutil.rmtree(shards.path))
+    if distributed.is_main_process:
+        notify(f"{counted(options.count, 'image')} in {counted(steps, 'step')}: {out}")
+
+
+def _make(
+    model: Model, options: SamplingOptions, shards: TensorShards, notify: Notify, distributed: Distributed
+) -> None:
+    """Make the shards that are absent; none stay where they are refused, and what stays after a signal is told."""
 
     def begin() -> None:
         """An empty folder of shards, unless it is there and holds the same samples as far as they are made."""
         if not shards.agrees():
-            shutil.rmtree(shards.path, ignore_errors=True)
+            for path in shards.path.iterdir():
+                if path.name != LOCK_FILE:
+                    shutil.rmtree(path) if path.is_dir() else path.unlink()
             shards.write_index()
 
     def work(process: int, processes: int) -> None:
@@ -71,20 +92,21 @@ def write_samples(
         absent = {number for number in shards.absent() if number % processes == process}
         batches, _ = generate_batches(model, options, notify, absent.__contains__)
         for number, images, _ in batches:
+            check_images_finite(images, number * options.batch)
             shards.write(number, [images])
 
-    distributed.on_main_process(begin)
     try:
+        distributed.on_main_process(begin)
         distributed.on_every_process(work)
     except UserError:
+        shutil.rmtree(shards.path, ignore_errors=True)
+        raise
+    except (Interrupted, OSError) as error:
         if len(shards.absent()) == len(shards.spans()):  # nothing was made that is worth keeping
             shutil.rmtree(shards.path, ignore_errors=True)
+        else:
+            error.add_note(RESUME)
         raise
-    labels, steps = options.labels_of(model), options.steps_of(model)
-    distributed.on_main_process(lambda: WRITERS[out.suffix](shards, labels, out, columns or COLUMNS))
-    distributed.on_main_process(lambda: shutil.rmtree(shards.path))
-    if distributed.is_main_process:
-        notify(f"{options.count} images in {steps} step{'s' if steps > 1 else ''}: {out}")
 
 
 def _bytes(shards: TensorShards) -> Iterator[NDArray[np.uint8]]:

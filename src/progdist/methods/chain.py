@@ -7,6 +7,7 @@ A link of the chain is a stage: a teacher of k N steps and its student of N, whi
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from numbers import Integral
 
 from progdist._utils.errors import UserError
 
@@ -36,8 +37,12 @@ def stages(chain: Sequence[int]) -> list[Stage]:
     """The links of a chain of step counts; any whole ratio is legal, as 1000, 500, 250, 125, 25, 5, 1.
 
     Raises:
-        UserError: fewer than two counts, or one that is no multiple of the next.
+        UserError: fewer than two counts, one that is no whole number, or one that is no multiple of the next.
     """
+    if not isinstance(chain, Sequence) or isinstance(chain, str):
+        raise UserError(f"chain is {str(chain)[:50]!r}, expected step counts in a list: [64, 32, 16]")
+    if odd := [count for count in chain if not isinstance(count, Integral) or isinstance(count, bool)]:
+        raise UserError(f"chain has {odd[0]!r}, expected whole numbers of steps: [64, 32, 16]")
     if len(chain) < 2:
         raise UserError(f"chain {list(chain)} has no stage: give the teacher's steps and at least one student's")
     for teacher, student in pairwise(chain):
@@ -46,4 +51,4 @@ def stages(chain: Sequence[int]) -> list[Stage]:
                 f"chain {list(chain)}: {teacher} teacher steps are no multiple of {student} student steps; "
                 "each count must divide the one before it"
             )
-    return [Stage(student, teacher // student) for teacher, student in pairwise(chain)]
+    return [Stage(int(student), int(teacher // student)) for teacher, student in pairwise(chain)]

@@ -43,7 +43,7 @@ from torch import Tensor
 from progdist.diffusion.denoiser import Denoiser, DenoiserProtocol
 from progdist.diffusion.loss import Weighting, diffuse, weighted_norm
 from progdist.diffusion.parameterization import PARAMETERIZATIONS, Eps
-from progdist.diffusion.schedule import Discrete, Schedule
+from progdist.diffusion.schedule import Discrete, Schedule, VarianceExploding
 
 
 def ends_above_zero_snr(schedule: Schedule) -> bool:
@@ -54,13 +54,19 @@ def ends_above_zero_snr(schedule: Schedule) -> bool:
 def student_form(teacher: Denoiser, *, guided: bool, zero_terminal_snr: bool | None = None) -> Denoiser:
     """The teacher's own network with the form that its students take: v in place of eps, on one of the two schedules.
 
-    With `zero_terminal_snr` that ends in pure noise; None for whether the teacher predicts eps and is not guided.
+    Where noise is added to data that keep their scale, v is of the size of the noise, and an error of it says little of
+    x: there x is in place of eps.
+
+    With `zero_terminal_snr` that ends in pure noise; None for whether the teacher predicts eps and is not guided, and
+    can be asked between its timesteps, where the other schedule's fall.
     """
     predicts_eps, schedule = isinstance(teacher.parameterization, Eps), teacher.schedule
-    ends_in_noise = (predicts_eps and not guided) if zero_terminal_snr is None else zero_terminal_snr
+    between = not teacher.whole_timesteps
+    ends_in_noise = (predicts_eps and not guided and between) if zero_terminal_snr is None else zero_terminal_snr
     if ends_in_noise and isinstance(schedule, Discrete) and ends_above_zero_snr(schedule):
         schedule = schedule.rescaled()
-    output = PARAMETERIZATIONS["v"] if predicts_eps else teacher.parameterization
+    of_eps = PARAMETERIZATIONS["x" if isinstance(schedule, VarianceExploding) else "v"]
+    output = of_eps if predicts_eps else teacher.parameterization
     return teacher.with_parts(schedule=schedule, prediction_type=output)
 
 
@@ -91,6 +97,7 @@ def conversion_loss(
     u: Tensor,
     *,
     weighting: str | Weighting,
+    entries: int | None = None,
     **condition: Tensor,
 ) -> Tensor:
     """The weighted norm of the student's error against the teacher's prediction at the same SNR.
@@ -102,12 +109,13 @@ def conversion_loss(
         eps: standard normal noise (B, ...).
         u: uniform in [0, 1), float64 (B,); t = 1 - u.
         weighting: a name in WEIGHTINGS, or your own function.
+        entries: T of networks that know the times 1 / T, ..., 1 alone; None for networks that know any.
         condition: passed on to both.
 
     Returns:
         (B,), one loss per example.
     """
-    t = 1 - u
+    t = 1 - u if entries is None else ((1 - u) * entries).ceil() / entries
     z = diffuse(student.schedule, x, eps, t)
     with torch.no_grad():
         target = teacher(z, equal_snr(student.schedule, teacher.schedule, t), **condition)

@@ -19,7 +19,8 @@ from torch import Tensor
 
 from progdist._utils.broadcasting import per_example
 from progdist._utils.errors import UserError
-from progdist.diffusion.denoiser import DenoiserProtocol
+from progdist.diffusion.denoiser import Denoiser, DenoiserProtocol
+from progdist.diffusion.parameterization import Eps
 from progdist.diffusion.schedule import Schedule
 
 
@@ -145,6 +146,23 @@ class Clipped(_Wrapper):
     def __call__(self, z: Tensor, t: Tensor, **condition: Tensor) -> Tensor:
         """The prediction within [-bound, bound]."""
         return self.denoiser(z, t, **condition).clamp(-self.bound, self.bound)
+
+
+LEAST_SNR = 1e-6  # at t = 1, below which the error of a prediction of eps grows a thousandfold and more
+
+
+def unclipped_warning(denoiser: Denoiser) -> str | None:
+    """What to be aware of where a denoiser's x is eps's over a tiny alpha; None elsewhere.
+
+    xh - x = (sigma / alpha) (eps - eps_h)
+    """
+    rho = float(denoiser.schedule.rho(torch.ones((), dtype=torch.float64)))
+    if not isinstance(denoiser.parameterization, Eps) or rho**2 >= LEAST_SNR:
+        return None
+    return (
+        f"this model predicts eps on a schedule that ends at a signal-to-noise ratio of {rho**2:.1g}, where x errs by "
+        f"{1 / rho:,.0f} times the error of eps: give clip=True if its own sampler keeps images within [-1, 1]"
+    )
 
 
 @dataclass(frozen=True)

@@ -20,11 +20,9 @@ import torch
 from torch import Tensor
 
 from progdist._utils.broadcasting import per_example
-from progdist._utils.errors import UserError
-from progdist.diffusion.denoiser import DenoiserProtocol
-from progdist.diffusion.loss import Weighting, as_weighting, diffuse, weighted_error
+from progdist.diffusion.denoiser import DenoiserProtocol, check_denoiser
+from progdist.diffusion.loss import Weighting, check_same_schedule, diffuse, weighted_error
 from progdist.diffusion.sampler import alpha_sigma, ddim_coefficients
-from progdist.diffusion.schedule import Schedule
 from progdist.methods.method import Method
 
 
@@ -62,6 +60,7 @@ def distillation_target(
     Returns:
         x_target, of the shape and precision of z.
     """
+    check_denoiser(teacher)
     return target_along(teacher, z, substep_times(t, s, substeps), **condition)
 
 
@@ -110,21 +109,16 @@ def distillation_loss(
 
     Returns:
         (B,), one loss per example.
+
+    Raises:
+        UserError: student and teacher have other schedules.
     """
-    i = steps - (u * steps).floor()
+    check_same_schedule(student, teacher)
+    i = steps - (u.double() * steps).floor()
     t, s = i / steps, (i - 1) / steps
     z = diffuse(student.schedule, x, eps, t)
     target = distillation_target(teacher, z, t, s, substeps=substeps, **condition)
     return weighted_error(weighting, student.schedule, student(z, t, **condition), target, t)
-
-
-def check_weighting(schedule: Schedule, weighting: str | Weighting, steps: int) -> None:
-    """Refuse a weighting that is 0 at the time from which a student of one step is sampled."""
-    if steps == 1 and float(as_weighting(weighting)(schedule.rho(torch.ones((), dtype=torch.float64)) ** 2)) == 0:
-        raise UserError(
-            "the weighting is 0 at t = 1, where the schedule has no signal: a student of 1 step is sampled from there, "
-            "and would learn nothing there: use truncated_snr, or end the chain at 2 steps"
-        )
 
 
 PROGRESSIVE = Method(

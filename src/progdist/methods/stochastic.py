@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from progdist.diffusion.denoiser import DenoiserProtocol
-from progdist.diffusion.loss import Weighting, diffuse, weighted_error
+from progdist.diffusion.loss import Weighting, check_same_schedule, diffuse, weighted_error
 from progdist.methods.method import Method
 from progdist.methods.progressive import target_along
 
@@ -44,7 +44,8 @@ def stochastic_loss(
 
     Arguments and result as of `progressive.distillation_loss`, with t = 1 - floor(2 u N) / (2N).
     """
-    i = 2 * steps - (u * 2 * steps).floor()
+    check_same_schedule(student, teacher)
+    i = 2 * steps - (u.double() * 2 * steps).floor()
     t = i / (2 * steps)
     z = diffuse(student.schedule, x, eps, t)
     target = target_along(teacher, z, stochastic_times(i, steps, substeps), **condition)

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from progdist._utils.broadcasting import per_example
 from progdist.diffusion.denoiser import DenoiserProtocol
-from progdist.diffusion.loss import Weighting, diffuse, weighted_error
+from progdist.diffusion.loss import Weighting, check_same_schedule, diffuse, weighted_error
 from progdist.diffusion.sampler import alpha_sigma, ddim_update
 from progdist.methods.method import Method
 from progdist.methods.progressive import substep_weights
@@ -79,8 +79,9 @@ def transitive_loss(
     Arguments and result as of `progressive.distillation_loss`, with t = 1 - floor(u kN) / (kN); `self_teacher` is the
     average of the student's weights, or the student itself, and takes the condition, too.
     """
+    check_same_schedule(student, teacher, self_teacher)
     count = steps * substeps
-    j = count - (u * count).floor()
+    j = count - (u.double() * count).floor()
     t, m, s = j / count, (j - 1) / count, ((j / substeps).ceil() - 1) / steps
     z = diffuse(student.schedule, x, eps, t)
     target = transitive_target(teacher, self_teacher, z, t, m, s, **condition)

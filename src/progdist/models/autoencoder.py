@@ -1,9 +1,11 @@
 r"""Latent models: an autoencoder between images and what the network sees.
 
-    latents = scale (E(image) - shift),    image = D(latents / scale + shift)
+    latents = scale (E(image) - shift) / std,    image = D(std latents / scale + shift)
 
-E is the mean of the encoder's distribution, scale and shift are the autoencoder's config's (Rombach et al. 2022, arXiv
-2112.10752, section 3.3). The data are encoded once, into a cache, and distillation never sees an image.
+E is the mean of the encoder's distribution (Rombach et al. 2022, arXiv 2112.10752, section 3.3). Scale, shift and std
+are the autoencoder's config's `scaling_factor`, 1 by default; `shift_factor`, or `latents_mean` of each channel, 0 by
+default; and `latents_std` of each channel, 1 by default, as the stock pipelines of SDXL and SD3 use them. The data are
+encoded once, into a cache, and distillation never sees an image.
 """
 
 from dataclasses import dataclass
@@ -13,6 +15,8 @@ import torch
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from diffusers.models.autoencoders.vq_model import VQModel
 from torch import Tensor
+
+from progdist._utils.digest import digest, digest_of_state
 
 BATCH = 64  # images encoded or decoded at a time
 
@@ -34,22 +38,43 @@ class Autoencoder:
         _, height, width = latent
         return cast(Any, self.network).config["out_channels"], self.factor * height, self.factor * width
 
+    def fingerprint(self) -> str:
+        """What tells it from other autoencoders: its config and its weights."""
+        config = {name: value for name, value in cast(Any, self.network).config.items() if not name.startswith("_")}
+        return digest(sorted(config.items()), digest_of_state(self.network.state_dict()))
+
     @property
-    def _scale(self) -> tuple[float, float]:
+    def channels(self) -> int:
+        """Of the latents."""
+        return cast(Any, self.network).config["latent_channels"]
+
+    @property
+    def shifts(self) -> tuple[str, ...]:
+        """The names in its config of what it uses beside a scale."""
         config = cast(Any, self.network).config
-        return config["scaling_factor"], config.get("shift_factor") or 0.0
+        return tuple(name for name in ("shift_factor", "latents_mean", "latents_std") if config.get(name))
+
+    def _numbers(self, device: torch.device) -> tuple[float, Tensor, Tensor]:
+        """(scale, shift, std); the last two are (c, 1, 1) or (1, 1, 1)."""
+        config = cast(Any, self.network).config
+        shift = config.get("latents_mean") or [config.get("shift_factor") or 0.0]
+        std = config.get("latents_std") or [1.0]
+        shift, std = (
+            torch.tensor(values, dtype=torch.float32, device=device).view(-1, 1, 1) for values in (shift, std)
+        )
+        return config["scaling_factor"], shift, std
 
     @torch.no_grad()
     def encode(self, images: Tensor) -> Tensor:
         """Latents on the CPU of images (N, C, H, W) in [-1, 1]."""
-        scale, shift = self._scale
         device = next(self.network.parameters()).device
+        scale, shift, std = self._numbers(device)
 
         def means(part: Tensor) -> Tensor:
             encoded: Any = self.network.encode(part.to(device))
             return encoded.latent_dist.mode() if hasattr(encoded, "latent_dist") else encoded.latents
 
-        return torch.cat([scale * (means(part) - shift).cpu() for part in images.split(BATCH)]).contiguous()
+        return torch.cat([(scale * (means(part) - shift) / std).cpu() for part in images.split(BATCH)]).contiguous()
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
@@ -59,6 +84,6 @@ class Autoencoder:
 
     def images(self, latents: Tensor) -> Tensor:
         """Images of latents (B, c, h, w), on their device."""
-        scale, shift = self._scale
-        decoded: Any = self.network.decode(cast(Any, latents / scale + shift))
+        scale, shift, std = self._numbers(latents.device)
+        decoded: Any = self.network.decode(cast(Any, (std * latents / scale + shift).to(latents.dtype)))
         return decoded.sample

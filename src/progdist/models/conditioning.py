@@ -4,6 +4,8 @@
 in `progdist.models.prompts`.
 """
 
+import difflib
+import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Protocol, Self
@@ -12,7 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from progdist._utils.errors import UserError
+from progdist._utils.words import counted, listed, shortened
 from progdist.data.images import CaptionedImages, Images
+from progdist.data.labels import are_numbers, class_index, find_class, stratified, whole_number
 from progdist.methods.guidance import Guidance
 from progdist.models.guidance_input import DEFAULT_SCALE, class_guidance
 from progdist.models.networks import image_shape
@@ -59,9 +63,37 @@ class Conditioning:
         """The labels that mean a class."""
         return ()
 
-    def choices(self, prompts: Sequence[str]) -> Sequence[int]:
-        """What images are made of in turn: the labels of classes, or the numbers of prompts."""
-        return self.labels
+    def drawn(self, count: int, prompts: Sequence[str] = (), shares: Sequence[int] = ()) -> Tensor:
+        """What `count` images are made of, (count,): prompts' numbers in turn, or labels in shares of the classes.
+
+        `shares` are how many images of each class some data hold; by default those that the model learned from, and
+        where these are unknown all in turn.
+        """
+        return torch.zeros(count, dtype=torch.int64)
+
+    @property
+    def shares(self) -> Sequence[int]:
+        """How many images of each class the model learned from; empty where that is unknown, or without classes."""
+        return ()
+
+    def shares_of(self, images: Images | None) -> Sequence[int]:
+        """How many images of each class some data hold; empty where they have no labels, or the model no classes."""
+        return ()
+
+    def label_of(self, label: int | str) -> int:
+        """The label itself, or that of a class by its name; a UserError where there is none."""
+        raise UserError(f"label {shortened(str(label))} has no effect: this model has no classes")
+
+    def fitted(self, images: Images, notify: Callable[[str], None]) -> Images:
+        """The data with the labels of the model's classes; `notify` is told what is not as it was.
+
+        A UserError for classes that the model does not have.
+        """
+        return images
+
+    def of_data(self, images: Images) -> Self:
+        """That of a model which learns from some data."""
+        return self
 
     def describe(self) -> str:
         """For people."""
@@ -104,10 +136,18 @@ class Conditioning:
         if isinstance(images, CaptionedImages):
             raise UserError(f"{images.name} holds captions, and the teacher takes none: give folder:FOLDER")
 
-    def for_guidance(self, *, negative: str | None, null_class: int | None, data_classes: int = 0) -> Self:
-        """The same with what guidance leads away from: a negative prompt (None: "") or a null class (None: the last).
+    def for_guidance(
+        self,
+        *,
+        negative: str | None,
+        null_class: int | None,
+        data_classes: int = 0,
+        notify: Callable[[str], None] = lambda text: None,
+    ) -> Self:
+        """The same with what guidance leads away from: a negative prompt (None: "") or a null class (None: if clear).
 
-        A UserError where there is nothing to guide away from, or an argument does not apply.
+        `notify` is told which class was taken. A UserError where there is nothing to guide away from, where no class is
+        clearly the null one, or an argument does not apply.
         """
         raise UserError("the teacher has no classes, so there is nothing to guide: remove guidance")
 
@@ -137,6 +177,10 @@ class Conditioning:
 
 UNCONDITIONAL = Conditioning()
 
+MOST_IMAGES = 10**12  # that a model can have learned from, so that 64 bits hold its shares of any number of samples
+NULL_NAMES = {"none", "null", "noclass", "nullclass", "unconditional", "uncond"}
+"""What the letters of a null class's name are."""
+
 
 @dataclass(frozen=True)
 class Classes(Conditioning):
@@ -145,10 +189,18 @@ class Classes(Conditioning):
     names: tuple[str, ...]  # of the classes, in the order of the labels
     null_class: int | None = None  # the label that stands for no class; None where each means one
     keyword: str = "class_labels"  # under which the network takes the labels (B,)
+    shares: tuple[int, ...] = ()  # pyright: ignore[reportIncompatibleMethodOverride]
+    """How many images of each class it learned from; empty where that is unknown."""
 
     def __post_init__(self) -> None:
         if self.null_class is not None and self.null_class not in range(len(self.names)):
             raise UserError(f"null_class is {str(self.null_class)[:50]}, expected a label below {len(self.names)}")
+        counts = all(isinstance(n, int) and not isinstance(n, bool) and n >= 0 for n in self.shares)
+        if len(self.shares) not in (0, len(self.names)) or not counts or sum(self.shares) > MOST_IMAGES:
+            raise UserError(
+                f"class_counts of {counted(len(self.names), 'class')} are {_shares_in_words(self.shares)}, expected a "
+                f"count of images for each, up to {MOST_IMAGES:,} in all"
+            )
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -167,40 +219,158 @@ class Classes(Conditioning):
     def to_json(self, network: nn.Module) -> dict[str, Any]:
         """The keys of progdist.json."""
         null_class = {} if self.null_class is None else {"null_class": self.null_class}
-        return super().to_json(network) | null_class
+        shares = {"class_counts": list(self.shares)} if self.shares else {}
+        return super().to_json(network) | null_class | shares
 
     def describe(self) -> str:
         """For people."""
-        return f"{len(self.names)} classes"
+        return counted(len(self.names), "class")
+
+    def drawn(self, count: int, prompts: Sequence[str] = (), shares: Sequence[int] = ()) -> Tensor:
+        """Labels in shares of the classes; the null class is never drawn."""
+        known = torch.tensor([*(shares or self.shares or [0]), *[0] * len(self.names)])[: len(self.names)]
+        known = known * (torch.arange(len(known)) != self.null_class)
+        if known.any():
+            return stratified(known, count)
+        return torch.tensor(self.labels)[torch.arange(count) % len(self.labels)]
+
+    def shares_of(self, images: Images | None) -> Sequence[int]:
+        """How many images of each class some data hold."""
+        if images is None or images.labels is None or isinstance(images, CaptionedImages):
+            return ()
+        return tuple(images.labels.bincount(minlength=len(self.names)).tolist())
+
+    def label_of(self, label: int | str) -> int:
+        """By number or by name; not of the null class."""
+        number = whole_number(label)
+        if number is None:
+            number = find_class(class_index(self.names), str(label))
+        if number is None:
+            near = difflib.get_close_matches(str(label), self.names, 1)
+            hint = f"did you mean {near[0]}?" if near else f"use one of {listed(self.names)}, or a number"
+            raise UserError(f"label {shortened(str(label))} is no class of the model: {hint}")
+        if not 0 <= number < len(self.names):
+            raise UserError(f"label {number} is out of range: expected 0 to {max(self.labels)}")
+        if number == self.null_class:
+            raise UserError(f"label {label} is the null class: choose another label")
+        return number
+
+    def fitted(self, images: Images, notify: Callable[[str], None]) -> Images:
+        """The data with their classes matched to the model's: by number where they have no names, or by name."""
+        if images.labels is None or isinstance(images, CaptionedImages):
+            return images
+        if are_numbers(self.names) or are_numbers(images.classes):
+            self._check_count(images)
+        if images.classes == self.names[: len(images.classes)]:
+            return images
+        index, counts = class_index(self.names), images.labels.bincount(minlength=len(images.classes)).tolist()
+        if are_numbers(images.classes):
+            named = [f"{label} is {shortened(self.names[label])}" for label, count in enumerate(counts) if count]
+            notify(f"{images.name} has labels without names: taken as the model's by number, {listed(named)}")
+            return images
+        found = [find_class(index, name) for name in images.classes]
+        named = zip(images.classes, found, counts, strict=True)
+        unknown = [name for name, label, count in named if label is None and count]
+        of_all = f"{images.name} has {counted(len(images.classes), 'class')}, the model {len(self.names)}"
+        if are_numbers(self.names):
+            notify(f"{of_all}, which have no names: taken in order, {_numbered(images.classes, found=None)}")
+            return images
+        if len(unknown) == len(found) and _are_all_of_imagenet(images.classes):
+            notify(f"{of_all}: the identifiers of ImageNet's classes are taken in their order")
+            return images
+        if unknown:
+            raise UserError(
+                f"{images.name} has the classes {listed(unknown)}, and the model's are {listed(self.names)}: rename "
+                "the data's classes to those of the model, or to their numbers"
+            )
+        notify(f"{of_all}: matched by name, {_numbered(images.classes, found)}")
+        labels = torch.tensor([-1 if label is None else label for label in found])  # -1 of classes without images
+        return images.relabelled(labels, self.names[: int(labels.max()) + 1])
+
+    def of_data(self, images: Images) -> Self:
+        """With the shares of its classes."""
+        return replace(self, shares=tuple(self.shares_of(images)))
+
+    def _check_count(self, images: Images) -> None:
+        if len(images.classes) > len(self.names):
+            raise UserError(
+                f"{images.name} has {counted(len(images.classes), 'class')}, the model has {len(self.names)}: leave "
+                "out the images of the others"
+            )
 
     def check_data(self, images: Images) -> None:
         """Refuse data with captions, without labels, or with more classes."""
         super().check_data(images)
         if not images.classes:
-            raise UserError(f"the teacher has {len(self.names)} classes, but {images.name} has no labels")
-        if len(images.classes) > len(self.names):
-            raise UserError(f"{images.name} has {len(images.classes)} classes, the teacher has {len(self.names)}")
+            raise UserError(f"the teacher has {counted(len(self.names), 'class')}, but {images.name} has no labels")
+        self._check_count(images)
 
-    def for_guidance(self, *, negative: str | None, null_class: int | None, data_classes: int = 0) -> Self:
-        """With the label that stands for no class: the one that is named, or the last where the data have fewer."""
+    def for_guidance(
+        self,
+        *,
+        negative: str | None,
+        null_class: int | None,
+        data_classes: int = 0,
+        notify: Callable[[str], None] = lambda text: None,
+    ) -> Self:
+        """With the label that stands for no class: the one that is named, or the one that clearly is it."""
         if negative is not None:
             raise UserError(
                 "conversion.negative is a prompt, and the teacher takes none: use conversion.null_class for a class"
             )
-        count = len(self.names)
-        null = null_class if null_class is not None else count - 1
-        if not 0 <= null < count:
-            raise UserError(f"guidance needs a class that stands for none: {null} is not one of the model's")
-        if null_class is None and count <= data_classes:
+        if null_class is not None:
+            return replace(self, null_class=null_class)
+        null = self._clear_null(data_classes)
+        if null is None:
             raise UserError(
-                f"guidance needs a class that stands for none, and the data have all {count} classes of the teacher: "
-                "name it with --set conversion.null_class=N"
+                f"guidance requires the null class, and none of the teacher's {counted(len(self.names), 'class')} is "
+                f"clearly that ({listed(self.names)}; the data have labels below {data_classes}): give it with --set "
+                "conversion.null_class=N"
             )
+        notify(f"guidance leads away from class {null} ({self.names[null]}): conversion.null_class=N names another")
         return replace(self, null_class=null)
+
+    def _clear_null(self, data_classes: int) -> int | None:
+        """The null class, if it is clear, and the data have no images of it.
+
+        It is what the model's folder says, the class that is named so, or the last: where it alone has no name, or
+        where none has a name and the data have one class less.
+        """
+        if self.null_class is not None:
+            return self.null_class
+        last = len(self.names) - 1
+        null = [label for label, name in enumerate(self.names) if _plain_letters(name) in NULL_NAMES]
+        unnamed = [label for label, name in enumerate(self.names) if name == str(label)]
+        if not null and (unnamed == [last] if len(unnamed) <= last else data_classes == last):
+            null = [last]
+        if len(null) != 1 or (self.shares[null[0]] > 0 if self.shares else null[0] == last < data_classes):
+            return None
+        return null[0]
 
     def unconditional(self, device: torch.device) -> Mapping[str, Tensor]:
         """The null class."""
         return {self.keyword: torch.tensor([self.null_class])}
+
+
+def _shares_in_words(shares: Sequence[object]) -> str:
+    """Some of them; Python turns no number of thousands of digits into text."""
+    shown = [each if not isinstance(each, int) or abs(each) <= 10**18 else "more than 10^18" for each in shares]
+    return shortened(str(shown))
+
+
+def _plain_letters(name: str) -> str:
+    return "".join(re.findall(r"[a-z]", name.casefold()))
+
+
+def _numbered(names: Sequence[str], found: Sequence[int | None] | None) -> str:
+    """What labels some names have, for people."""
+    labels = zip(names, range(len(names)) if found is None else found, strict=True)
+    return listed([f"{shortened(name)} is {label}" for name, label in labels if label is not None])
+
+
+def _are_all_of_imagenet(names: Sequence[str]) -> bool:
+    """Whether these are the 1,000 identifiers n01440764, ... of ILSVRC, whose order is that of all models' labels."""
+    return len(names) == 1000 and all(re.fullmatch(r"n\d{8}", name) for name in names)
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,7 @@ from diffusers.models.unets.unet_2d import UNet2DModel
 from torch import Tensor, nn
 
 from progdist._utils.errors import UserError
-from progdist._utils.files import read_tensors
+from progdist._utils.files import check_tensors_finite, read_tensors
 from progdist.methods.guidance import Input
 
 EMBEDDING_DIM = 256  # numbers in the embedding of a guidance scale
@@ -103,6 +103,7 @@ def save_class_guidance(network: Network, folder: Path) -> Network:
 def load_class_guidance(network: Network, guidance: Input, folder: Path) -> Network:
     """The network that `save_class_guidance` took apart; a damaged file raises what torch or safetensors do."""
     student, weights = with_class_guidance(network, guidance), read_tensors(folder / FILE)
+    check_tensors_finite(weights, folder / FILE)
     places = {name: each for name, each in student.named_modules() if isinstance(each, GuidedClasses)}
     for name in places.keys() | weights.keys():
         places[name].guidance.weight.copy_(weights[name])

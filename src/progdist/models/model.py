@@ -12,10 +12,10 @@ from progdist._utils.errors import UserError
 from progdist._utils.names import Precision
 from progdist.compute.placement import at_work
 from progdist.diffusion.denoiser import Denoiser
-from progdist.methods import METHODS
 from progdist.methods.guidance import Guidance
 from progdist.models.autoencoder import Autoencoder
-from progdist.models.conditioning import UNCONDITIONAL, Conditioning, Conditions, Shape
+from progdist.models.conditioning import UNCONDITIONAL, Classes, Conditioning, Conditions, Shape
+from progdist.models.networks import class_count
 
 
 class LatentDenoiser(Denoiser):
@@ -25,13 +25,13 @@ class LatentDenoiser(Denoiser):
         super().__init__(**denoiser.parts())
         self.autoencoder, self.conditioning = autoencoder, conditioning
 
-    def with_network(self, network: nn.Module) -> "LatentDenoiser":
-        """The same around another network."""
-        return self.with_form_of(super().with_network(network))
 
-    def with_form_of(self, other: Denoiser) -> "LatentDenoiser":
-        """Another denoiser of these latents."""
-        return LatentDenoiser(other, self.autoencoder, self.conditioning)
+def conditioning_of(denoiser: Denoiser) -> Conditioning:
+    """What a denoiser's network is told: what its `conditioning` says, if that is of as many classes, or a label."""
+    known, count = getattr(denoiser, "conditioning", UNCONDITIONAL), class_count(denoiser.network)
+    if known.takes_prompts or len(known.classes) == count:
+        return known
+    return Classes(tuple(map(str, range(count)))) if count else UNCONDITIONAL
 
 
 @dataclass(frozen=True)
@@ -59,11 +59,12 @@ class Model:
     training: Mapping[str, Any] = field(default_factory=dict)  # numbers of its training, for the record
     autoencoder: Autoencoder | None = None  # of a latent model; None where the network sees images
     lora: LoraWeights | None = None  # what makes it of a stock pipeline, as LoRA adapters; None where it is none
-    method: str = "progressive"  # what it learned as a student, one of `progdist.methods.METHODS`
+    method: str = "progressive"  # what it learned as a student, by its name in METHODS; another of your own
 
-    def __post_init__(self) -> None:
-        if self.method not in METHODS:
-            raise UserError(f"method is {self.method[:50]}, expected one of {', '.join(METHODS)}")
+    @property
+    def history(self) -> dict[str, Any]:
+        """What is known of its making."""
+        return {name: getattr(self, name) for name in ("steps", "lineage", "data", "training", "method")}
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -103,7 +104,7 @@ class Model:
             return default if requested is None else requested
         if requested is not None:
             what = "has no guidance input" if self.guidance is None else f"was distilled for {self.guidance} alone"
-            raise UserError(f"--guidance {requested:g} has no effect: this model {what}")
+            raise UserError(f"guidance {requested:g} has no effect: this model {what}")
         return None
 
     def conditions(self, guidance: float | None = None, prompts: Sequence[str] = ()) -> Conditions:

@@ -14,10 +14,11 @@ A condition is a tensor by name with a row for each example: `class_labels`, `en
 
 import inspect
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any, Literal, TypeVar, cast
 
 import torch
@@ -31,7 +32,7 @@ from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from torch import Tensor, nn
 
 from progdist._utils.errors import UserError
-from progdist.diffusion.denoiser import call_network
+from progdist.diffusion.network_call import call_network
 from progdist.methods.guidance import Input
 from progdist.models.guidance_input import EMBEDDING_DIM, class_arguments, class_guidance, guidance_embedding
 from progdist.models.guidance_input import with_class_guidance as _with_class_guidance
@@ -53,10 +54,39 @@ class NetworkKind:
     call: Callable[..., Any] = call_network  # (network, z, timestep, **condition) -> its output
     takes_guidance: Callable[[Config], bool] = lambda config: False  # (config) -> whether it takes a guidance scale
     accepts_guidance: bool = False  # whether an input for the scale can be added, which its stock pipeline then fills
+    # (config) -> the fields by which it takes more than that, as they read in the config
+    further: Callable[[Config], Sequence[str]] = lambda config: ()
+
+
+def _without(allowed: Mapping[str, Sequence[object]], config: Config) -> list[str]:
+    """The fields of a config whose values are not among those that are allowed."""
+    return [
+        f"{name} {str(config[name])[:50]!r} (expected {' or '.join(map(repr, values))})"
+        for name, values in allowed.items()
+        if config.get(name) not in values
+    ]
+
+
+UNET_INPUTS: dict[str, Sequence[object]] = {
+    "class_embed_type": (None,),  # others take numbers or vectors in place of classes
+    "time_embedding_type": ("positional",),  # fourier takes noise levels, and learned whole numbers alone
+}
+"""The inputs of a UNet2DModel that are known, by the fields that choose them."""
+
+PROMPT_UNET_INPUTS: dict[str, Sequence[object]] = {
+    "class_embed_type": (None,),
+    "num_class_embeds": (None,),
+    "encoder_hid_dim_type": (None, "text_proj"),  # others take the embeddings of an image
+    "addition_embed_type": (None, "text", "text_time"),
+}
+"""Those of a UNet2DConditionModel."""
 
 
 def _unet_prompt(config: Config) -> Shapes:
-    words = {"encoder_hidden_states": (CLIP_TOKENS, config["cross_attention_dim"])}
+    attention = config["cross_attention_dim"]
+    widths = set(attention) if isinstance(attention, list | tuple) else {attention}
+    width = config["encoder_hid_dim"] or (widths.pop() if len(widths) == 1 else 0)
+    words = {"encoder_hidden_states": (CLIP_TOKENS, width)}
     if config["addition_embed_type"] != "text_time":
         return words
     channels = config["projection_class_embeddings_input_dim"] - 6 * config["addition_time_embed_dim"]
@@ -110,7 +140,13 @@ def unpacked(tokens: Tensor, rows: int) -> Tensor:
 NETWORKS: dict[str, NetworkKind] = {
     kind.network.__name__: kind
     for kind in (
-        NetworkKind(UNet2DModel, "unet", classes=lambda config: config["num_class_embeds"] or 0, accepts_guidance=True),
+        NetworkKind(
+            UNet2DModel,
+            "unet",
+            classes=lambda config: config["num_class_embeds"] or 0,
+            accepts_guidance=True,
+            further=partial(_without, UNET_INPUTS),
+        ),
         NetworkKind(
             DiTTransformer2DModel,
             "transformer",
@@ -123,6 +159,7 @@ NETWORKS: dict[str, NetworkKind] = {
             prompt=_unet_prompt,
             takes_guidance=lambda config: config["time_cond_proj_dim"] is not None,
             accepts_guidance=True,
+            further=partial(_without, PROMPT_UNET_INPUTS),
         ),
         NetworkKind(PixArtTransformer2DModel, "transformer", prompt=_pixart_prompt, call=_call_pixart),
         NetworkKind(
@@ -156,8 +193,19 @@ def image_shape(network: nn.Module) -> tuple[int, int, int] | None:
         return None
     config = _config(network)
     size = config["sample_size"]
-    sides = (size, size) if isinstance(size, int) else tuple(size or ())
-    return (config["in_channels"], *sides) if len(sides) == 2 else None
+    sides = tuple(size) if isinstance(size, list | tuple) else (size, size)
+    known = len(sides) == 2 and all(isinstance(side, int) and side > 0 for side in sides)
+    return (config["in_channels"], *sides) if known else None
+
+
+def check_inputs(network: nn.Module, where: Path) -> None:
+    """Refuse a network, read from a folder, that takes something else than its kind is known to take."""
+    kind = kind_of(network)
+    if kind and (fields := kind.further(_config(network))):
+        raise UserError(
+            f"{where} has {', '.join(fields)}, so that its network is called in a way of its own: wrap it in a "
+            "progdist.Denoiser and distil it with progdist.distill (docs/your-network.md)"
+        )
 
 
 def without_variance(network: Network) -> Network:

@@ -18,6 +18,7 @@ class PipelineKind:
     indexed: Mapping[str, Any] = field(default_factory=dict)  # settings in its model_index.json: defaults
     default_guidance: float = 1.0  # its default guidance scale
     passes_sigmas: bool = False  # it gives its scheduler sigmas evenly spaced from 1 to 1 / N
+    shifts: tuple[str, ...] = ()  # what of its autoencoder's config it shifts and scales latents by, beside the scale
     call: str = ""  # what a model card adds to its call, in terms of `height` and `width`
 
     @property
@@ -57,6 +58,7 @@ PIPELINES: dict[str, PipelineKind] = {
         parts={"add_watermarker": False},
         indexed={"force_zeros_for_empty_prompt": True},
         default_guidance=5.0,
+        shifts=("latents_mean", "latents_std"),
     ),
     "PixArtSigmaPipeline": PipelineKind(
         network="PixArtTransformer2DModel",
@@ -78,6 +80,7 @@ PIPELINES: dict[str, PipelineKind] = {
         negatives={"encoder_hidden_states": 1, "pooled_projections": 3},
         options={"prompt_2": None, "prompt_3": None},
         default_guidance=7.0,
+        shifts=("shift_factor",),
     ),
     "FluxPipeline": PipelineKind(
         network="FluxTransformer2DModel",
@@ -85,6 +88,7 @@ PIPELINES: dict[str, PipelineKind] = {
         prompts={"encoder_hidden_states": 0, "pooled_projections": 1},
         negatives={},
         default_guidance=3.5,
+        shifts=("shift_factor",),
         passes_sigmas=True,
         call=", height={height}, width={width}",
     ),

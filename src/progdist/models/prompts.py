@@ -18,9 +18,10 @@ import torch
 from diffusers.models.transformers.transformer_flux import FluxTransformer2DModel
 from torch import Tensor, nn
 
+from progdist._utils.digest import digest, digest_of_files
 from progdist._utils.errors import UserError
 from progdist._utils.extras import import_extra
-from progdist._utils.files import read_json
+from progdist._utils.files import own_files, read_json
 from progdist.data.images import CaptionedImages, Images
 from progdist.methods.guidance import Guidance, Input
 from progdist.models.conditioning import Conditioning, Rows, Shape
@@ -56,6 +57,21 @@ class Prompts(Conditioning):
         """The kind of that class."""
         return PIPELINES[self.pipeline]
 
+    def copied(self) -> list[Path]:
+        """The files of the parts that every student has from it: all but its network and its scheduler.
+
+        Raises:
+            UserError: a part is missing, or has a link that leads out of the folder.
+        """
+        files: list[Path] = []
+        for part, value in self.index.items():
+            present = not part.startswith("_") and isinstance(value, list) and value and value[-1]
+            if present and part not in (self.kind.part, "scheduler"):
+                if not (self.folder / part).is_dir():
+                    raise UserError(f"{self.folder} lacks {part}/: restore the folder, or save the pipeline again")
+                files += own_files(self.folder, part)
+        return files
+
     @property
     def passes_sigmas(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
         """Whether the pipeline tells its scheduler the noise levels."""
@@ -71,9 +87,9 @@ class Prompts(Conditioning):
         """Whether the network is told the size of each image and where it was cropped."""
         return self.pipeline == "StableDiffusionXLPipeline"
 
-    def choices(self, prompts: Sequence[str]) -> Sequence[int]:
-        """The numbers of the prompts."""
-        return range(len(prompts))
+    def drawn(self, count: int, prompts: Sequence[str] = (), shares: Sequence[int] = ()) -> Tensor:
+        """The numbers of the prompts in turn."""
+        return torch.arange(count) % max(1, len(prompts))
 
     def describe(self) -> str:
         """For people."""
@@ -133,7 +149,14 @@ class Prompts(Conditioning):
         """What the network is told of the images' captions."""
         return self.of_rows(captions(), scale, image)
 
-    def for_guidance(self, *, negative: str | None, null_class: int | None, data_classes: int = 0) -> Self:
+    def for_guidance(
+        self,
+        *,
+        negative: str | None,
+        null_class: int | None,
+        data_classes: int = 0,
+        notify: Callable[[str], None] = lambda text: None,
+    ) -> Self:
         """With the negative prompt."""
         if null_class is not None:
             raise UserError("conversion.null_class applies only to class-conditional teachers: use conversion.negative")
@@ -160,6 +183,12 @@ class Prompts(Conditioning):
             return None
         return (shape[1] // patch) * (shape[2] // patch)
 
+    def fingerprint(self) -> str:
+        """What tells its tokenizers and text encoders from others: the names, sizes and times of their files."""
+        parts = sorted(part for part in self.index if part.startswith(("text_encoder", "tokenizer")))
+        files = (file for part in parts for file in sorted((self.folder / part).rglob("*")) if file.is_file())
+        return digest(self.pipeline, digest_of_files(self.folder, files))
+
     def encoder(self, device: torch.device | None = None) -> "PromptEncoder":
         """Its tokenizers and text encoders, loaded again at every call: release them when the prompts are encoded.
 
@@ -177,7 +206,7 @@ class Prompts(Conditioning):
             parts[tokenizer] = _tokenizer(self.folder / tokenizer, transformers, TOKENIZERS[class_name])
         with quiet():
             pipeline = getattr(diffusers, self.pipeline)(**parts)
-        return PromptEncoder(pipeline, kind, device)
+        return PromptEncoder(pipeline, kind, device, self.folder)
 
 
 @dataclass(frozen=True)
@@ -217,21 +246,23 @@ def read_prompts(folder: Path, network: nn.Module, sides: tuple[int, int] = DEFA
     `sides` are (height, width) of the latents, where the network makes any size.
 
     Raises:
-        UserError: it is not one of PIPELINES, or its index names parts elsewhere.
+        UserError: it is not one of PIPELINES, its index names parts elsewhere, or as of `Prompts.copied`.
     """
     kind = kind_of(network)
     if kind is None or kind.prompt is None:
         return None
     index = read_json(folder / "model_index.json")
-    name = index.get("_class_name")
+    name = str(index.get("_class_name"))
     if name not in PIPELINES or PIPELINES[name].network != type(network).__name__:
         raise UserError(
-            f"{folder} is a {str(name)[:50]} of a {type(network).__name__}: of text-to-image pipelines expected "
+            f"{folder} is a {name[:50]} of a {type(network).__name__}: of text-to-image pipelines expected "
             f"{', '.join(PIPELINES)}"
         )
     if wrong := [part for part in index if not part.startswith("_") and Path(part).name != part]:
         raise UserError(f"{folder}/model_index.json names the part {wrong[0][:50]!r}: restore it")
-    return Prompts(folder, index, sides=sides)
+    prompts = Prompts(folder, index, sides=sides)
+    prompts.copied()
+    return prompts
 
 
 @dataclass(frozen=True)
@@ -241,6 +272,7 @@ class PromptEncoder:
     pipeline: Any  # a stock pipeline of tokenizers and text encoders alone
     kind: PipelineKind
     device: torch.device  # on which they are
+    folder: Path  # from which they were read
 
     @torch.no_grad()
     def __call__(self, prompts: Sequence[str]) -> dict[str, Tensor]:
@@ -259,8 +291,16 @@ class PromptEncoder:
         return self._encode([""], self.kind.negatives, {"do_classifier_free_guidance": True, **options})
 
     def _encode(self, prompts: list[str], places: Mapping[str, int], options: Mapping[str, Any]) -> dict[str, Tensor]:
-        with quiet():
-            results = self.pipeline.encode_prompt(prompts, device=self.device, **self.kind.options, **options)
+        try:
+            with quiet():
+                results = self.pipeline.encode_prompt(prompts, device=self.device, **self.kind.options, **options)
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:  # transformers checks few of a config's values: whatever comes of others is damage
+            reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+            raise UserError(
+                f"{self.folder}: its tokenizers and text encoders cannot encode a prompt ({reason}): restore them"
+            ) from error
         return {name: results[place].float().cpu() for name, place in places.items()}
 
 

@@ -1,26 +1,36 @@
 """The parts of a diffusers folder, networks and autoencoders: read as untrusted, from configs and safetensors.
 
 A pickle is never loaded. Before anything is built, the config's numbers must be of a size that networks have, and the
-network that they describe must not be larger than the files that hold its weights.
+network that they describe, which is built without memory first, must not be larger than the files that hold its
+weights. Weights are numbers: one that is not finite is refused.
 """
 
 import logging
 import math
+import re
+import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
+import safetensors
 import torch
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from diffusers.models.autoencoders.vq_model import VQModel
 from diffusers.models.modeling_utils import ModelMixin
 from diffusers.models.transformers.dit_transformer_2d import DiTTransformer2DModel
 from diffusers.models.transformers.pixart_transformer_2d import PixArtTransformer2DModel
-from torch import nn
+from diffusers.utils import logging as progress
+from torch import Tensor, nn
+from torch.nn.modules.module import (
+    register_module_buffer_registration_hook,
+    register_module_parameter_registration_hook,
+)
 
 from progdist._utils.errors import UserError
-from progdist._utils.files import read_json
+from progdist._utils.files import check_tensors_finite, read_json
 from progdist.models.autoencoder import Autoencoder
 from progdist.models.networks import NETWORKS
 
@@ -32,12 +42,29 @@ NOT_WEIGHTS = "embeddings.position_ids"
 """How the name ends of the counts 0, 1, 2 ... that text encoders of early versions kept among their weights."""
 
 PICKLES = ("*.bin", "*.ckpt", "*.pt", "*.pth")
-LIMITS = {"sample_size": 1024, "layers_per_block": 256, "num_layers": 256}
+LIMITS = {"sample_size": 1024, "pos_embed_max_size": 1024, "layers_per_block": 256, "num_layers": 256}
 """The largest values of the numbers in a config that cost time or memory by themselves."""
 
 MOST = 65_536  # the largest of any other whole number in a config
+MOST_VALUES, DEEPEST = 64, 4  # of a list in a config, and how deep lists and objects may lie in one another
+COMPUTED = 2**26  # numbers that a network may hold beside those of its files: tables of positions and the like
 Part = TypeVar("Part", bound=nn.Module)
 Describe = Callable[[Mapping[str, Any]], nn.Module]
+
+
+@dataclass(frozen=True)
+class WeightFiles:
+    """The files of a part's weights."""
+
+    folder: Path  # of the part
+    files: tuple[Path, ...]
+    variant: str | None = None  # in the name of a single file, e.g. fp16; None for none
+    index: Path | None = None  # which weights lie in which file, of several
+
+    @property
+    def size(self) -> int:
+        """In bytes."""
+        return sum(file.stat().st_size for file in self.files)
 
 
 def network_class(part_folder: Path, name: str | None = None) -> type[ModelMixin]:
@@ -45,11 +72,11 @@ def network_class(part_folder: Path, name: str | None = None) -> type[ModelMixin
     file = part_folder / "config.json"
     config = read_json(file) if file.is_file() else {}
     default = "DiTTransformer2DModel" if part_folder.name == "transformer" else "UNet2DModel"
-    name = name or config.get("_class_name", default)
+    name = name or str(config.get("_class_name", default))
     if name == "Transformer2DModel":  # as older folders name it
         return PixArtTransformer2DModel if config.get("norm_type") == "ada_norm_single" else DiTTransformer2DModel
     if name not in NETWORKS:
-        raise UserError(f"{part_folder} is a {str(name)[:50]}: expected one of {', '.join(NETWORKS)}")
+        raise UserError(f"{part_folder} is a {name[:50]}: expected one of {', '.join(NETWORKS)}")
     return NETWORKS[name].network
 
 
@@ -68,15 +95,15 @@ def load_component(
     if not (part_folder / "config.json").is_file():
         raise UserError(f"{folder} lacks {part}/config.json: restore the file, or save the pipeline again")
     config = read_json(part_folder / "config.json")
-    variant = _variant(folder, part, weights)
+    held = _weight_files(folder, part, weights)
     _check_config_limits(config, part_folder)
     eager = {} if describe else {"low_cpu_mem_usage": False}  # as diffusers takes it
     try:
-        with quiet():
-            _check_weight_size(describe or cast(Any, component_class).from_config, config, part_folder)
+        with quiet(), _plainly_named(held, weights) as source:
+            _check_weight_size(describe or cast(Any, component_class).from_config, config, held)
             network, info = cast(Any, component_class).from_pretrained(
-                part_folder,
-                variant=variant,
+                source,
+                variant=held.variant,
                 use_safetensors=True,
                 local_files_only=True,
                 output_loading_info=True,
@@ -93,7 +120,9 @@ def load_component(
                 f"{part_folder} is damaged ({what.replace('_', ' ')}: {keys[0][:100]}): restore it, or save the "
                 "pipeline again"
             )
-    return cast(Part, network.float().eval())
+    network = cast(Part, network.float().eval())
+    check_tensors_finite(network.state_dict(), part_folder)
+    return network
 
 
 def read_autoencoder(folder: Path) -> Autoencoder | None:
@@ -101,58 +130,154 @@ def read_autoencoder(folder: Path) -> Autoencoder | None:
     for part in ("vae", "vqvae"):
         if (folder / part).is_dir():
             config = folder / part / "config.json"
-            name = read_json(config).get("_class_name") if config.is_file() else "AutoencoderKL"
+            name = str(read_json(config).get("_class_name"))[:50] if config.is_file() else "AutoencoderKL"
             if name not in AUTOENCODERS:
                 raise UserError(f"{folder / part} is a {name}: expected one of {', '.join(AUTOENCODERS)}")
             network = cast(Any, load_component(folder, part, AUTOENCODERS[name])).requires_grad_(False)
-            for key in ("scaling_factor", "shift_factor"):
-                number = network.config.get(key) or 0.0
-                if not isinstance(number, int | float) or not math.isfinite(number):
-                    raise UserError(f"{config}: {key} is {str(number)[:50]!r}, expected a number: restore it")
+            _check_latent_numbers(network.config, config)
             return Autoencoder(network, part)
     return None
 
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Without diffusers' and transformers' own remarks: what matters of them is raised."""
+    """Without diffusers' progress bars, and its and transformers' own remarks: what matters of them is raised."""
     loggers = [logging.getLogger(name) for name in ("diffusers", "transformers")]
-    before = [logger.level for logger in loggers]
+    before, bars = [logger.level for logger in loggers], progress.is_progress_bar_enabled()
     for logger in loggers:
         logger.setLevel(logging.CRITICAL)
+    progress.disable_progress_bar()
     try:
         yield
     finally:
+        if bars:
+            progress.enable_progress_bar()
         for logger, level in zip(loggers, before, strict=True):
             logger.setLevel(level)
 
 
-def _check_weight_size(describe: Describe, config: Mapping[str, Any], part_folder: Path) -> None:
-    """Refuse a network of more numbers than its weight files have bytes, before it is built."""
-    with torch.device("meta"):
-        described = describe(config)
-    count = sum(parameter.numel() for parameter in described.parameters())
-    held = sum(path.stat().st_size for path in part_folder.glob("*.safetensors"))
-    if count > held:
-        raise UserError(f"{part_folder} describes {count:,} numbers, but its weights are {held:,} bytes: restore it")
+def _check_latent_numbers(config: Mapping[str, Any], file: Path) -> None:
+    """Refuse a scale or a shift of latents that is none."""
+    channels, named = config["latent_channels"], {name: config.get(name) for name in ("latents_mean", "latents_std")}
+    for name in ("scaling_factor", "shift_factor"):
+        number = config.get(name)
+        optional = number is None and name == "shift_factor"
+        if not optional and (not _is_number(number) or (name == "scaling_factor" and number == 0)):
+            raise UserError(f"{file}: {name} is {str(number)[:50]!r}, expected a number: restore it")
+    for name, values in named.items():
+        if values is not None and not (
+            isinstance(values, list | tuple) and len(values) == channels and all(map(_is_number, values))
+        ):
+            raise UserError(f"{file}: {name} is {str(values)[:50]!r}, expected {channels} numbers: restore it")
+    if (named["latents_mean"] is None) != (named["latents_std"] is None):
+        raise UserError(f"{file} has one of latents_mean and latents_std: expected both, or none")
+    if named["latents_std"] is not None and min(named["latents_std"]) <= 0:
+        raise UserError(
+            f"{file}: latents_std is {str(named['latents_std'])[:50]}, expected positive numbers: restore it"
+        )
+    if named["latents_mean"] is not None and config.get("shift_factor"):
+        raise UserError(f"{file} has latents_mean and shift_factor: expected one of them")
 
 
-def _variant(folder: Path, part: str, weights: str) -> str | None:
-    """Which weight files to take: None for the plain ones, else e.g. fp16; a UserError for pickles, or none."""
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _check_weight_size(describe: Describe, config: Mapping[str, Any], held: WeightFiles) -> None:
+    """Refuse a network of more numbers than its weight files have bytes, or more tensors, before it is built.
+
+    It is described without memory, and as soon as it is too large no further.
+    """
+    budget = _Budget(held, _tensor_count(held))
+    hooks = (
+        register_module_parameter_registration_hook(budget.parameter),
+        register_module_buffer_registration_hook(budget.buffer),
+    )
+    try:
+        with torch.device("meta"):
+            describe(config)
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+@dataclass
+class _Budget:
+    """What a network may hold, counted as it is described."""
+
+    held: WeightFiles
+    most_tensors: int | None  # in the files; None for unknown
+    numbers: int = 0  # of its parameters
+    tensors: int = 0
+    computed: int = 0  # numbers of its buffers
+
+    def parameter(self, module: nn.Module, name: str, value: Tensor | None) -> None:
+        """One more parameter."""
+        self.numbers += value.numel() if value is not None else 0
+        self.tensors += 1
+        folder, size = self.held.folder, self.held.size
+        if self.numbers > size:
+            raise UserError(
+                f"{folder} describes {self.numbers:,} numbers or more, but its weights are {size:,} bytes: restore it"
+            )
+        if self.most_tensors is not None and self.tensors > 2 * self.most_tensors + 100:  # some are tied
+            raise UserError(f"{folder} describes more than its {self.most_tensors:,} tensors of weights: restore it")
+
+    def buffer(self, module: nn.Module, name: str, value: Tensor | None) -> None:
+        """One more buffer."""
+        self.computed += value.numel() if value is not None else 0
+        if self.computed > (most := self.held.size + COMPUTED):
+            raise UserError(
+                f"{self.held.folder} describes tables of {self.computed:,} numbers or more, expected at most {most:,}: "
+                "restore it"
+            )
+
+
+def _tensor_count(held: WeightFiles) -> int | None:
+    """How many tensors the files hold; None where one is damaged."""
+    try:
+        total = 0
+        for file in held.files:
+            with safetensors.safe_open(file, "pt") as opened:
+                total += len(opened.keys())
+        return total
+    except (OSError, safetensors.SafetensorError):
+        return None
+
+
+@contextmanager
+def _plainly_named(held: WeightFiles, weights: str) -> Iterator[Path]:
+    """The part's folder, or one of links in which an index has the name that the libraries read.
+
+    The index of a variant in several files has had three names: its variant before or after `safetensors`, or before
+    `json`.
+    """
+    plain = f"{weights}.safetensors.index.json"
+    if held.index is None or held.index.name == plain:
+        yield held.folder
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        for file in (*held.files, *held.folder.glob("*.json")):
+            if ".index." not in file.name:
+                (Path(folder) / file.name).symlink_to(file.resolve())
+        (Path(folder) / plain).symlink_to(held.index.resolve())
+        yield Path(folder)
+
+
+def _weight_files(folder: Path, part: str, weights: str) -> WeightFiles:
+    """Which weight files to take: the plain ones, else those of a variant; a UserError for pickles, or none."""
     part_folder = folder / part
-    index = part_folder / f"{weights}.safetensors.index.json"
-    if index.is_file():
-        names = set(read_json(index).get("weight_map", {}).values())
-        wrong = [name for name in names if not isinstance(name, str) or Path(name).name != name]
-        missing = [name for name in sorted(names - set(wrong)) if not (part_folder / name).is_file()]
-        if wrong or missing or not names:
-            what = f"names {str(wrong[0])[:80]!r}" if wrong else f"lacks {(missing or ['any weights'])[0]}"
-            raise UserError(f"{index} {what}: restore it, or save the pipeline again")
-        return None
-    if (part_folder / f"{weights}.safetensors").is_file():
-        return None
-    for path in sorted(part_folder.glob(f"{weights}.*.safetensors")):
-        return path.name.split(".")[1]
+    names = sorted(path.name for path in part_folder.iterdir() if path.is_file())
+    plain, index = f"{weights}.safetensors", f"{weights}.safetensors.index.json"
+    stem = re.escape(weights)
+    indices = re.compile(rf"{stem}(\.[^.]+)?\.safetensors(\.[^.]+)?\.index(\.[^.]+)?\.json")
+    variants = re.compile(rf"{stem}\.(?P<variant>[^.]+?)(?<!-of-\d{{5}})\.safetensors")
+    if plain in names and index not in names:
+        return WeightFiles(part_folder, (part_folder / plain,))
+    for name in sorted(filter(indices.fullmatch, names), key=lambda name: name != index):
+        return WeightFiles(part_folder, _indexed(part_folder / name), index=part_folder / name)
+    for match in filter(None, map(variants.fullmatch, names)):
+        return WeightFiles(part_folder, (part_folder / match[0],), match["variant"])
     for pattern in PICKLES:
         for path in sorted(part_folder.glob(pattern)):
             raise UserError(
@@ -162,20 +287,37 @@ def _variant(folder: Path, part: str, weights: str) -> str | None:
     raise UserError(f"{folder} lacks {part}/{weights}.safetensors: restore the file, or save the pipeline again")
 
 
+def _indexed(index: Path) -> tuple[Path, ...]:
+    """The files that an index names, all in its folder; a UserError for any that is missing or elsewhere."""
+    places = read_json(index).get("weight_map")
+    names = sorted({str(name) for name in places.values()}) if isinstance(places, dict) else []
+    wrong = [name for name in names if Path(name).name != name or not name.endswith(".safetensors")]
+    missing = [name for name in names if name not in wrong and not (index.parent / name).is_file()]
+    if wrong or missing or not names:
+        what = f"names {wrong[0][:80]!r}" if wrong else f"lacks {(missing or ['any weights'])[0][:80]}"
+        raise UserError(f"{index} {what}: restore it, or save the pipeline again")
+    return tuple(index.parent / name for name in names)
+
+
 def _check_config_limits(config: Mapping[str, Any], part_folder: Path) -> None:
     """Refuse numbers that no network has, before memory is spent on them."""
     for name, value in config.items():
-        values = value if isinstance(value, list) else [value]
-        if len(values) > 64:
-            raise UserError(
-                f"{part_folder}/config.json: {name} holds {len(values)} values, expected at most 64: restore it"
-            )
-        for number in values:
-            if isinstance(number, int) and not 0 <= number <= LIMITS.get(name, MOST):
-                raise UserError(
-                    f"{part_folder}/config.json: {name} is {number}, expected at most {LIMITS.get(name, MOST)}: "
-                    "restore it"
-                )
+        limit = LIMITS.get(name, LIMITS["num_layers"] if "layers" in name else MOST)
+        _check_value(value, limit, f"{part_folder}/config.json: {name[:50]}")
+
+
+def _check_value(value: object, limit: int, what: str, depth: int = 0) -> None:
+    if isinstance(value, list | dict):
+        values = list(value.values()) if isinstance(value, dict) else value
+        if depth == DEEPEST or (isinstance(value, list) and len(values) > MOST_VALUES):
+            expected = f"at most {MOST_VALUES}, {DEEPEST} deep"
+            raise UserError(f"{what} holds {len(values)} values, expected {expected}: restore it")
+        for each in values:
+            _check_value(each, limit, what, depth + 1)
+    elif isinstance(value, int | float) and not isinstance(value, bool):
+        wrong = not -limit <= value <= limit if isinstance(value, float) else not 0 <= value <= limit
+        if wrong:
+            raise UserError(f"{what} is {str(value)[:50]}, expected at most {limit}: restore it")
 
 
 def nearest_models(folder: Path) -> str:

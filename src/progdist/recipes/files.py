@@ -15,8 +15,11 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from progdist._utils.errors import UserError
-from progdist.recipes.recipe import Recipe
+from progdist._utils.files import local_path
+from progdist.recipes.recipe import Recipe, leaves
+from progdist.recipes.text import read_yaml, write_yaml
 from progdist.recipes.training import HALVING, StageTraining
+from progdist.training.config import EXACT
 
 _SHORT = reprlib.Repr()
 _SHORT.maxlevel, _SHORT.maxstring, _SHORT.maxother = 2, 100, 100  # shows what was got in few words, whatever it is
@@ -35,7 +38,7 @@ def read_recipe(name_or_path: str, overrides: Iterable[str] = ()) -> Recipe:
     Raises:
         UserError: it cannot be found or read, or has a key or value that no recipe has.
     """
-    path = Path(name_or_path)
+    path = local_path(name_or_path)
     presets = shipped()
     if name_or_path in presets:
         text = presets[name_or_path]
@@ -48,7 +51,7 @@ def read_recipe(name_or_path: str, overrides: Iterable[str] = ()) -> Recipe:
             f"recipe {name_or_path!r} is neither a file nor one that ships: {hint}use {', '.join(presets)} or a path"
         )
     try:
-        content = yaml.safe_load(text)
+        content = read_yaml(text)
     except (yaml.YAMLError, RecursionError, ValueError) as error:
         raise UserError(f"recipe {name_or_path} is not YAML: {' '.join(str(error).split())}") from error
     if not isinstance(content, dict):
@@ -63,14 +66,39 @@ def override(recipe: Recipe, overrides: Iterable[str]) -> Recipe:
 
 def validated(content: dict[Any, Any], overrides: Iterable[str], what: str) -> Recipe:
     """The recipe that a map of keys describes, with overrides; `what` names it in the UserError about what is wrong."""
+    overrides = list(overrides)
+    for setting in overrides:
+        _override(content, setting)
     try:
-        for setting in overrides:
-            _override(content, setting)
-        return Recipe.model_validate(content)
-    except (yaml.YAMLError, RecursionError) as error:
-        raise UserError(f"{what}: --set is not YAML: {' '.join(str(error).split())}") from error
+        for where, value in leaves(content, lists=True):
+            if isinstance(value, int) and abs(value) >= EXACT:
+                raise UserError(f"{what}: {where} is {_SHORT.repr(value)}, expected less than 2^53")
+        recipe = Recipe.model_validate(content)
+        meant = dict(leaves(recipe.model_dump(), lists=True))
     except ValidationError as error:
         raise UserError(f"{what}: {_first_problem(error)}") from error
+    except RecursionError as error:
+        raise UserError(f"{what} is nested too deeply: write sections and keys, as `progdist recipes` shows") from error
+    for setting in overrides:
+        _check_effect(recipe, setting)
+    for where, value in leaves(content, lists=True):
+        if isinstance(value, bool) and not isinstance(meant.get(where, value), bool):
+            raise UserError(f"{what}: {where} is {str(value).lower()}, expected a number")
+    return recipe
+
+
+def _check_effect(recipe: Recipe, setting: str) -> None:
+    """Refuse an option of all stages where each stage has its own."""
+    section, _, option = setting.partition("=")[0].partition(".")
+    if section != "distill" or option not in StageTraining.model_fields:
+        return
+    stages = [recipe.distill.stages.get(link.steps) for link in recipe.distill.links()]
+    if all(stage is not None and getattr(stage, option) is not None for stage in stages):
+        steps = recipe.distill.links()[0].steps
+        raise UserError(
+            f"--set distill.{option} has no effect: distill.stages sets it for every student; set "
+            f"distill.stages.{steps}.{option}, and so on"
+        )
 
 
 def _text(path: Path) -> str:
@@ -82,7 +110,7 @@ def _text(path: Path) -> str:
 
 def write_recipe(recipe: Recipe) -> str:
     """The whole recipe as YAML, defaults and all."""
-    return yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False)
+    return write_yaml(recipe.model_dump(mode="json"))
 
 
 def _override(content: dict[Any, Any], override: str) -> None:
@@ -97,14 +125,17 @@ def _override(content: dict[Any, Any], override: str) -> None:
         content = content[_key(parent)]
         if not isinstance(content, dict):
             raise UserError(f"--set {override!r}: {parent} is a value, not a section")
-    content[_key(last)] = yaml.safe_load(value)
+    try:
+        content[_key(last)] = read_yaml(value)
+    except (yaml.YAMLError, RecursionError, ValueError) as error:
+        raise UserError(f"--set {override[:100]!r} is not YAML: {' '.join(str(error).split())}") from error
     if name == "distill.chain":  # as a list it takes the place of what it would be made from
         for replaced in HALVING:
             content.pop(replaced, None)
 
 
 def _key(word: str) -> str | int:
-    return int(word) if word.isdigit() else word
+    return int(word) if word.isdecimal() and len(word) < len(str(EXACT)) else word
 
 
 def _first_problem(error: ValidationError) -> str:
@@ -116,12 +147,34 @@ def _first_problem(error: ValidationError) -> str:
     where = ".".join(str(part) for part in problem["loc"] if str(part).isidentifier() or isinstance(part, int))
     if problem["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
         keys = _fields(problem["loc"][:-1])
-        near = difflib.get_close_matches(str(problem["loc"][-1]), keys, 1, 0.0)
-        return f"key {where} is unknown: did you mean {near[0]}? (known here: {', '.join(keys)})"
+        near = difflib.get_close_matches(str(problem["loc"][-1]), keys, 1)
+        hint = f"did you mean {near[0]}? (known here: {', '.join(keys)})" if near else f"use {', '.join(keys)}"
+        return f"key {where} is unknown: {hint}"
     if problem["type"] == "missing":
         return f"key {where} is missing: {problem['msg'].lower()}"
-    got = "" if isinstance(problem["input"], Mapping | BaseModel) else f", got {_SHORT.repr(problem['input'])}"
-    return f"{where}{': ' if where else ''}{problem['msg'].removeprefix('Value error, ')}{got}"
+    got = _SHORT.repr(problem["input"])
+    if expected := _EXPECTED.get(problem["type"]):
+        return f"{where or 'the recipe'} is {got}, expected {expected.format(**problem.get('ctx', {}))}"
+    message = problem["msg"].removeprefix("Value error, ")
+    told = isinstance(problem["input"], Mapping | BaseModel) or got in message
+    return f"{where}{': ' if where else ''}{message}{'' if told else f', got {got}'}"
+
+
+_EXPECTED = {
+    **dict.fromkeys(("int_type", "int_parsing", "int_parsing_size", "int_from_float"), "a whole number"),
+    **dict.fromkeys(("float_type", "float_parsing"), "a number"),
+    **dict.fromkeys(("bool_type", "bool_parsing"), "true or false"),
+    **dict.fromkeys(("tuple_type", "list_type"), "a list, e.g. [8, 4]"),
+    **dict.fromkeys(("model_type", "model_attributes_type", "dataclass_type", "dict_type", "mapping_type"), "keys"),
+    "string_type": "text",
+    "too_short": "a list of at least {min_length}",
+    "greater_than": "more than {gt}",
+    "greater_than_equal": "at least {ge}",
+    "less_than": "less than {lt}",
+    "less_than_equal": "at most {le}",
+    "literal_error": "{expected}",
+}
+"""pydantic's type of complaint -> what was expected, in plain words."""
 
 
 def _fields(location: tuple[int | str, ...]) -> list[str]:

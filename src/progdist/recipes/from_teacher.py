@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from progdist._utils.errors import UserError
+from progdist._utils.words import any_of, counted
 from progdist.data.sources import open_source
 from progdist.data.tables import Columns
 from progdist.recipes.files import validated
@@ -57,6 +58,7 @@ class Request:
     name: str  # of the run
     steps: int  # the last student's
     columns: Columns = NO_COLUMNS  # of a table, those that are named
+    background: str | None = None  # the colour behind transparent pixels; None for white
     start: int = 256  # the most steps of the chain's first count
     updates: int = DEFAULTS["distill"]["updates"]  # of each stage; the last two take twice as many, as the paper's do
     conversion_updates: int | None = None  # of stage 0, if it is needed; four times `updates` by default
@@ -75,8 +77,8 @@ def recipe_for_teacher(teacher: Teacher, request: Request) -> Recipe:
         conversion["updates"] = request.conversion_updates
     content = {
         "name": re.sub(r"[^A-Za-z0-9._-]+", "-", request.name).strip("-._") or "run",
-        "about": f"{request.model} distilled to {request.steps} steps",
-        "data": frame(teacher, request.data, request.columns).model_dump(),
+        "about": f"{request.model} distilled to {counted(request.steps, 'step')}",
+        "data": frame(teacher, request.data, request.columns, request.background).model_dump(),
         "teacher": {"model": request.model},
         "conversion": conversion,
         "distill": {
@@ -88,32 +90,37 @@ def recipe_for_teacher(teacher: Teacher, request: Request) -> Recipe:
         "lora": request.lora,
         "evaluate": {"samples": 1024},
     }
-    return validated(content, (), f"distilling {request.model}")
+    recipe = validated(content, (), f"distilling {request.model}")
+    if request.conversion_updates is not None and not recipe.plan().converts(teacher.model):
+        raise UserError("--conversion-updates applies only to a teacher that stage 0 converts, and this needs none")
+    return recipe
 
 
 def chain_for(teacher: Teacher, target: int, start: int) -> list[int]:
     """The chain of a teacher: from at most `start` steps, or from the steps that it was itself distilled for."""
     multiples = [count for count in teacher.model.steps if count > target and count % target == 0]
     if teacher.model.steps and not multiples:
-        counts = ", ".join(map(str, teacher.model.steps))
+        counts = any_of(teacher.model.steps, "step")
         raise UserError(
-            f"the teacher was itself distilled for {counts} steps, of which --steps {target} is no proper divisor: "
+            f"the teacher was itself distilled for {counts}, of which --steps {target} is no proper divisor: "
             "choose one that is"
         )
     return divisor_chain(teacher.model.denoiser.num_train_timesteps, target, max(multiples, default=start))
 
 
-def frame(teacher: Teacher, source: str, columns: Columns) -> Data:
+def frame(teacher: Teacher, source: str, columns: Columns, background: str | None = None) -> Data:
     """The data in the shape that the teacher makes."""
-    shape, data = teacher.model.image, Data(source=source, image_column=columns.image, caption_column=columns.caption)
-    own = open_source(source, columns=columns).shape
-    if own == shape:
+    shape = teacher.model.image
+    data = Data(source=source, image_column=columns.image, caption_column=columns.caption, background=background)
+    images = open_source(source, data.transform(), columns)
+    own, framed = images.shape, shape[1] == shape[2] and shape[0] in (1, 3)
+    if own == shape and not (framed and images.may_differ):
         return data
-    if shape[1] != shape[2] or shape[0] not in (1, 3):
+    if not framed:
         raise UserError(f"the teacher makes images of {shape}: bring {source} to that shape yourself")
     resample = "bilinear" if max(own[1:]) < shape[1] else "area"
     data = data.model_copy(update={"size": shape[1], "channels": shape[0], "resample": resample})
-    if open_source(source, data.transform(), columns).shape != shape:
+    if images.reframed(data.transform()).shape != shape:
         raise UserError(f"{source} cannot be brought to the teacher's {shape} (channels, height, width)")
     return data
 

@@ -3,7 +3,7 @@
 Every key has a default but `name`, `data` and `network`. `recipes.files` reads and writes recipes as YAML.
 """
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
@@ -193,6 +193,13 @@ class Recipe(Part):
         new, before = (asdict(getattr(recipe, section)) for recipe in (self, old))
         return [f"{section}.{key}" for key in new if key not in how and new[key] != before[key]]
 
+    def difference(self, old: "Recipe") -> str:
+        """The keys in which this recipe differs from an old one, at most three, with what the old one says."""
+        new, before = (dict(leaves(each.model_dump(), lists=False)) for each in (self, old))
+        keys = [key for key in {**before, **new} if new.get(key) != before.get(key)]
+        named = ", ".join(f"{key} (there {before.get(key)!r}, here {new.get(key)!r})" for key in keys[:3])
+        return named + (f" and {len(keys) - 3} more" if len(keys) > 3 else "")
+
     def continues(self, old: "Recipe", finished: Collection[str]) -> bool:
         """Whether a run of `old`, with these models finished, can go on: only how the others train has changed."""
         trained = {name: getattr(self, name) for name in ("teacher", "conversion", "distill", "tracking")}
@@ -209,6 +216,19 @@ class Recipe(Part):
             getattr(old.distill, key) == getattr(self.distill, key) for key in ("method", "weighting", "stop")
         )
         return same_configs and (not students or same_kind)
+
+
+def leaves(content: Any, where: str = "", *, lists: bool) -> Iterator[tuple[str, Any]]:  # noqa: ANN401
+    """Every value that is no section, and no list if these are `lists` of values, with its dotted name."""
+    if isinstance(content, Mapping):
+        parts: Iterable[tuple[Any, Any]] = content.items()
+    elif lists and isinstance(content, Sequence) and not isinstance(content, str | bytes):
+        parts = enumerate(content)
+    else:
+        yield where, content
+        return
+    for key, part in parts:
+        yield from leaves(part, f"{where}.{key}" if where else str(key), lists=lists)
 
 
 def student_name(steps: int) -> str:

@@ -7,6 +7,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PositiveInt, 
 
 from progdist._utils.names import LEAST_SAMPLES, Features, Metric, Precision
 from progdist.data.images import ImageTransform, Resample
+from progdist.data.pictures import background_colour
 from progdist.data.tables import Columns
 from progdist.diffusion.schedule import Cosine, Discrete, RectifiedFlow, Schedule
 
@@ -46,29 +47,34 @@ class Data(Part):
     its rows pairs (see `progdist.data.tables`).
 
     With a `size` images are cropped to a square, in the middle; or each gives as many `crops` at random places along
-    its longer side (see `progdist.data.sources`).
+    its longer side (see `progdist.data.sources`). Transparent images are composed on the `background`, a colour's name
+    or code, white if none is given.
     """
 
     source: str
     classes: PositiveInt | None = None
-    size: PositiveInt | None = None
+    size: Annotated[int, Field(gt=0, le=2**16)] | None = None
     channels: Literal[1, 3] | None = None
     resample: Resample = "area"
-    crops: PositiveInt = 1
+    background: str | None = None
+    crops: Annotated[int, Field(gt=0, le=10_000)] = 1
     image_column: str | None = None
     caption_column: str | None = None
     flip: bool = False
-    workers: Annotated[int, Field(ge=0)] = 0
+    workers: Annotated[int, Field(ge=0, le=1024)] = 0
 
     @model_validator(mode="after")
     def _check(self) -> Self:
         if self.crops > 1 and self.size is None:
             raise ValueError("crops requires data.size")
+        if self.resample != "area" and self.size is None:
+            raise ValueError("data.resample requires data.size: nothing is resampled without it")
+        background_colour(self.background)
         return self
 
     def transform(self) -> ImageTransform:
         """How an image becomes a tensor."""
-        return ImageTransform(self.size, self.channels, self.resample)
+        return ImageTransform(self.size, self.channels, self.resample, self.background)
 
     def columns(self) -> Columns:
         """Those that are named."""
@@ -81,14 +87,16 @@ class Noise(Part):
     kind: Annotated[str, one_of(NOISES)] = "cosine"
     log_snr_max: Annotated[float, Field(allow_inf_nan=True)] = 20.0
     log_snr_min: Annotated[float, Field(allow_inf_nan=True)] = -20.0
-    num_train_timesteps: PositiveInt = 1024
+    num_train_timesteps: Annotated[int, Field(gt=0, le=10**6)] = 1024
 
     @model_validator(mode="after")
     def _check(self) -> Self:
         if not self.log_snr_max > self.log_snr_min:
             raise ValueError(f"log_snr_max {self.log_snr_max} is not above log_snr_min {self.log_snr_min}")
         if self.kind != "cosine" and (self.log_snr_max, self.log_snr_min) != (20.0, -20.0):
-            raise ValueError(f"log_snr_max and log_snr_min are of the cosine schedule, not of {self.kind}")
+            raise ValueError(
+                f"log_snr_max and log_snr_min apply only to the cosine schedule, got {self.kind}: remove them"
+            )
         return self
 
     def build(self) -> Schedule:
@@ -123,12 +131,12 @@ class Evaluation(Part):
     names files or folders of weights, e.g. `{inception: FILE, clip: FOLDER}` (see docs/metrics.md).
     """
 
-    samples: Annotated[int, Field(ge=2)] = 2048
+    samples: Annotated[int, Field(ge=2, le=10**8)] = 2048
     features: tuple[Features, ...] = ("pixels",)
     metrics: tuple[Metric, ...] = ()
     reference: dict[Features, str] = {}
     weights: dict[Literal["inception", "dinov2", "clip"], str] = {}
-    resamples: Annotated[int, Field(ge=2)] = 100
+    resamples: Annotated[int, Field(ge=2, le=10**6)] = 100
     batch: PositiveInt = 256
     precision: Precision = "auto"
     clip: bool = False

@@ -45,8 +45,8 @@ class Conversion(TrainConfig):
     Its budget and schedule are its own: four times the updates of a stage, a warmup, and a rate that falls to 0.
 
     With `guidance` the teacher is guided: by one scale for all, or by any of a range, which its student takes as an
-    input. It is guided away from `null_class` (by default the last), or from the prompt `negative` (by default the
-    empty one).
+    input. It is guided away from `null_class` (by default the class that is clearly the null one, which a line names),
+    or from the prompt `negative` (by default the empty one).
 
     With `zero_terminal_snr` the student's schedule ends in pure noise, with false where the teacher's ends. By
     default it ends in pure noise if the teacher predicts eps and is not guided.
@@ -120,7 +120,10 @@ class Distillation(TrainConfig):
         if self.chain and (idle := [name for name in HALVING if getattr(self, name) is not None]):
             raise ValueError(f"{idle[0]} has no effect beside chain: set distill.chain alone")
         if unknown := set(self.stages) - {stage.steps for stage in self.links()}:
-            raise ValueError(f"stages {sorted(unknown)} are not in the chain {self.counts()}")
+            students = ", ".join(str(stage.steps) for stage in self.links())
+            raise ValueError(
+                f"stages {sorted(unknown)} are not in the chain {self.counts()}: its students take {students} steps"
+            )
         for stage in self.links():
             self.train_config(stage)
 
@@ -149,7 +152,8 @@ def with_defaults(content: Any) -> Any:  # noqa: ANN401  (whatever a YAML file h
     merged = {name: {**DEFAULTS[name], **section} for name, section in sections.items() if isinstance(section, Mapping)}
     if "conversion" in merged:
         try:
-            updates = max(1, int(str(merged["distill"]["updates"]).removesuffix(".0")))
+            updates = merged["distill"]["updates"]
+            updates = max(1, updates if isinstance(updates, int) else int(str(updates).removesuffix(".0")))
         except (KeyError, ValueError):  # a mistake in it is told as its own
             updates = DEFAULTS["distill"]["updates"]
         merged["conversion"].setdefault("updates", CONVERSION_UPDATES * updates)

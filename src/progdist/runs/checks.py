@@ -1,15 +1,22 @@
 """What is checked before a run begins: that teacher, data, chain and folder fit, and which precision it computes in."""
 
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
+from torch import Tensor
 
 from progdist._utils.errors import UserError
+from progdist._utils.files import read_json
 from progdist._utils.names import Precision
+from progdist._utils.words import counted
 from progdist.compute.cuda_graphs import check_available
 from progdist.compute.precision import bf16_speedup, emulation_warning, resolve
 from progdist.data.images import Images
 from progdist.data.sources import cropped, open_source
+from progdist.diffusion.loss import check_weighting
+from progdist.diffusion.parameterization import PARAMETERIZATIONS
 from progdist.distillation import Plan
 from progdist.methods.guidance import Input
 from progdist.models.model import Model
@@ -21,6 +28,8 @@ from progdist.students.folder import LORA_LOADERS
 from progdist.training.loop import check_processes
 from progdist.training.lora import require_peft
 from progdist.training.state import bitsandbytes
+
+STATED_COUNT = 2**20  # of images that are not here
 
 
 def check_options(recipe: Recipe, teacher: Model | None) -> None:
@@ -38,6 +47,7 @@ def check_options(recipe: Recipe, teacher: Model | None) -> None:
         if scale not in learned:
             raise UserError(f"evaluate.guidance is {scale:g}, and the students learn {learned}")
     if teacher is None:
+        check_weighting(recipe.distill.weighting, recipe.noise.build(), PARAMETERIZATIONS[recipe.parameterization])
         return
     plan.check(teacher)
     _check_steps(plan, teacher)
@@ -50,17 +60,11 @@ def check_options(recipe: Recipe, teacher: Model | None) -> None:
 
 
 def _check_steps(plan: Plan, teacher: Model) -> None:
-    """Refuse a chain that does not begin where a distilled teacher ends, or that stock samplers would not visit."""
-    if teacher.steps and plan.chain[0] not in teacher.steps:
-        counts = ", ".join(map(str, teacher.steps))
-        raise UserError(
-            f"the teacher was distilled for {counts} steps and the chain starts at {plan.chain[0]}: set distill.start "
-            "(or distill.chain) to start there"
-        )
+    """Refuse a chain that stock samplers would not visit."""
     for count in plan.chain:
         if (table := teacher.denoiser.num_train_timesteps) % count:
             raise UserError(
-                f"the chain's {count} steps do not divide the teacher's {table} timesteps, "
+                f"the chain's {counted(count, 'step')} do not divide the teacher's {table} timesteps, "
                 "so stock samplers would visit other times: choose counts that do"
             )
 
@@ -79,12 +83,15 @@ def _check_lora(teacher: Model) -> None:
 def check_folder(context: RunContext) -> None:
     """Refuse a folder in which a run can neither begin nor go on, or would go on with another half-trained model."""
     recipe, folder, names = context.recipe, context.folder, context.model_names
+    if context.fresh:
+        context.distributed.on_main_process(folder.check_movable)
+        return
     finished = {name for name in {*names, "teacher", "converted"} if folder.model(name).exists()}
 
-    def continues(path: Path) -> bool:
+    def difference(path: Path) -> str:
         old = read_recipe(str(path))
         if not recipe.continues(old, finished):
-            return False
+            return recipe.difference(old)
         for name in names:
             checkpoint = folder.checkpoints(name).latest_path()
             if name not in finished and checkpoint and (changed := recipe.changed_under_way(old, name)):
@@ -92,40 +99,72 @@ def check_folder(context: RunContext) -> None:
                     f"{name} is half trained with another {changed[0]}: give that of {path}, remove "
                     f"{checkpoint.parent} to train it again, or choose another --out"
                 )
-        return True
+        return ""
 
-    context.distributed.on_main_process(lambda: folder.check_free(write_recipe(recipe), continues))
+    context.distributed.on_main_process(lambda: folder.check_free(write_recipe(recipe), difference))
+
+
+def check_data_kept(context: RunContext) -> None:
+    """Tell that a run goes on with other images than it was begun with; refuse other labels, which it samples by."""
+    images, folder, distributed = context.images, context.folder, context.distributed
+    if context.fresh or not hasattr(images.get, "fingerprint"):  # those that a dry run takes as they are stated
+        return
+
+    def before_and_now() -> tuple[Mapping[str, Any], Mapping[str, Any]] | None:
+        return (read_json(folder.data()), images.identity()) if folder.data().is_file() else None
+
+    if (found := distributed.on_main_process(before_and_now)) is None:
+        return
+    before, now = found
+    counts = f"images: {before.get('images')} then, {now['images']} now"
+    if before.get("labels") != now["labels"]:
+        raise UserError(
+            f"the classes or captions of {images.name} differ from those {folder.root} was started with ({counts}): "
+            "restore the data, or start over with --fresh or another --out"
+        )
+    if before.get("fingerprint") != now["fingerprint"]:
+        context.callback.note(
+            f"warning: the images of {images.name} have changed since {folder.root} was started ({counts}): what is "
+            "finished is of the former ones; --fresh starts over"
+        )
 
 
 def check_trainings(context: RunContext) -> None:
-    """Refuse what its processes cannot train, of the models of a run that are not finished, or cannot evaluate."""
-    recipe, folder, distributed = context.recipe, context.folder, context.distributed
+    """Refuse what its processes cannot train, of the models of a run that are not finished, or cannot evaluate.
+
+    What would train badly is told.
+    """
+    recipe, distributed = context.recipe, context.distributed
     if recipe.evaluate.cuda_graphs:
         check_available()
     configs = recipe.train_configs(stage_0=context.has_stage_0)
     names = context.model_names if context.has_stage_0 or context.opened is None else context.model_names[1:]
-    processes = distributed.accelerator.num_processes
-    unfinished = distributed.on_main_process(lambda: [name for name in names if not folder.model(name).exists()])
+    processes = distributed.processes.num_processes
+    unfinished = [name for name in names if not context.finished(name)]
     for name in unfinished:
         try:
             check_processes(configs[name], processes, sharded=distributed.shards)
         except UserError as error:
             raise UserError(f"{name}: {error}") from error
+    warnings = {configs[name].ema_warning: name for name in reversed(unfinished)}  # each with the first model it is of
+    for warning, name in reversed(warnings.items()):
+        if warning:
+            context.callback.note(f"warning: {name}: {warning}")
 
 
-def with_precision(recipe: Recipe, file: Path, device: torch.device) -> tuple[Recipe, list[str]]:
+def with_precision(recipe: Recipe, file: Path | None, device: torch.device) -> tuple[Recipe, list[str]]:
     """The recipe with every `auto` resolved for a device, and messages for the user.
 
-    `auto` is the precision with which the run was begun, as the file of its resolved recipe says if it is there, or
+    `auto` is the precision with which the run was begun, as the file of its resolved recipe says if there is one, or
     what pays on the device.
     """
-    before = read_recipe(str(file)) if file.is_file() else None
+    before = read_recipe(str(file)) if file and file.is_file() else None
     asked, here, remarks = recipe.precisions(), resolve("auto", device), []
     kept = before.precisions() if before else {}
     chosen: dict[str, Precision]
     chosen = {name: here if kept.get(name, "auto") == "auto" else kept[name] for name in asked if asked[name] == "auto"}
     if other := [name for name, precision in chosen.items() if precision != here]:
-        remarks.append(f"{' and '.join(other)}: {chosen[other[0]]}, as the run was begun; here {here} is faster")
+        remarks.append(f"{' and '.join(other)}: {chosen[other[0]]}, as the run was started; here {here} is faster")
     elif chosen:
         speedup = bf16_speedup(device.type)
         beside = f"{1 / speedup:.3g} times slower" if 0 < speedup < 1 else f"{speedup:.2g} times as fast"
@@ -144,3 +183,25 @@ def open_images(data: Data, seed: int) -> Images:
             f"data.classes is {data.classes}, but {images.name} has {len(images.classes)}: change one of them"
         )
     return images
+
+
+def stated_images(recipe: Recipe, note: Callable[[str], None]) -> Images:
+    """The data set of a recipe that trains its teacher, or, where it is not here, as many as any of what is stated.
+
+    Of those none can be read: they have a shape and classes, all that a run is estimated from.
+    """
+    data, network = recipe.data, recipe.network
+    try:
+        return open_images(data, recipe.seed)
+    except UserError as error:
+        conditional = network is not None and network.class_conditional
+        if network is None or data.size is None or data.channels is None or (conditional and data.classes is None):
+            raise
+        absent = str(error)
+    note(f"{absent}: the size and the classes that the recipe states are taken")
+
+    def get(index: int) -> Tensor:
+        raise UserError(absent)
+
+    names, shape = tuple(map(str, range(data.classes or 0))), (data.channels, data.size, data.size)
+    return Images(data.source, STATED_COUNT, get, None, names, shape=shape)

@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from functools import cached_property, partial
 
+from torch import Tensor
+
 from progdist.data.embeddings import Embeddings, encode_captions
 from progdist.data.images import Images
 from progdist.distillation import Plan, with_guidance
@@ -27,6 +29,11 @@ class RunContext:
     folder: RunFolder  # where everything is kept
     callback: Callback  # called with everything that happens
     distributed: Distributed  # the processes
+    fresh: bool = False  # start over: the run in the folder is moved aside once everything is checked
+
+    def finished(self, name: str) -> bool:
+        """Whether a model is there, as the first process sees it."""
+        return not self.fresh and self.distributed.on_main_process(self.folder.model(name).exists)
 
     @cached_property
     def plan(self) -> Plan:
@@ -36,7 +43,9 @@ class RunContext:
     @cached_property
     def teacher(self) -> Teacher | None:
         """The teacher with what guidance leads away from, which must be there; None where one is trained."""
-        return with_guidance(self.plan, self.opened, len(self.images.classes)) if self.opened else None
+        if self.opened is None:
+            return None
+        return with_guidance(self.plan, self.opened, len(self.images.classes), self.callback.note)
 
     @property
     def has_stage_0(self) -> bool:
@@ -63,6 +72,13 @@ class RunContext:
             return self.recipe.evaluate.guidance
         return self.guidance.nearest(self.opened.model.conditioning.default_guidance)
 
+    def labels(self, count: int) -> Tensor:
+        """Labels or captions' numbers of samples, (count,): in the data's shares, never of the null class."""
+        conditioning = self.teacher.model.conditioning if self.teacher else None
+        if conditioning is None or not conditioning.shares:
+            return self.images.stratified_labels(count)
+        return conditioning.drawn(count)
+
     def conditions(self, model: Model, scale: float | None = None) -> Conditions:
         """What a model's network is told of the data's examples, at a guidance scale; None for the measured one."""
         scale = self.measured_scale if scale is None else scale
@@ -76,5 +92,6 @@ class RunContext:
         assert isinstance(prompts, Prompts)  # a model of prompts has its encoders from the teacher
         open_encoder = partial(prompts.encoder, self.distributed.device)
         captions, cache, note = self.images.classes, self.folder.root / "captions", self.callback.note
-        self.distributed.on_main_process(lambda: encode_captions(captions, open_encoder, cache, note).size)
-        return encode_captions(captions, open_encoder, cache, note)
+        made_by = self.distributed.on_main_process(prompts.fingerprint)
+        self.distributed.on_main_process(lambda: encode_captions(captions, open_encoder, cache, note, made_by).size)
+        return encode_captions(captions, open_encoder, cache, note, made_by)

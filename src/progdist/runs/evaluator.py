@@ -12,16 +12,17 @@ from pathlib import Path
 
 from torch import Tensor
 
-from progdist._utils.errors import UserError
-from progdist._utils.random import EVALUATION_NOISE, generator
+from progdist._utils.digest import digest
+from progdist._utils.files import local_path
+from progdist._utils.random import EVALUATION_NOISE, RowGenerator, generator
 from progdist.compute.cuda_graphs import accelerated
 from progdist.data.grid import GRID, write_grid
 from progdist.data.images import CaptionedImages, Images
-from progdist.data.shards import INDEX, TensorShards
+from progdist.data.shards import TensorShards
 from progdist.diffusion.denoiser import Denoiser, DenoiserProtocol
 from progdist.diffusion.integrators import Step
 from progdist.diffusion.sampler import network_evaluations
-from progdist.evaluation.features import ROWS, write_features
+from progdist.evaluation.features import ROWS, FeatureSpace, write_features
 from progdist.evaluation.generate import SamplingOptions, noise_in_batches, sample_in_batches
 from progdist.evaluation.measures.statistics import Statistics, write_statistics
 from progdist.evaluation.metrics import DATA_IMAGES, MetricConfig, Metrics, Reference
@@ -42,7 +43,7 @@ def metric_config(recipe: Recipe) -> MetricConfig:
     """What a recipe measures."""
     settings = recipe.evaluate
     weights = {name: Path(path) for name, path in settings.weights.items()}
-    references = {name: Path(path).expanduser() for name, path in settings.reference.items()}
+    references = {name: local_path(path) for name, path in settings.reference.items()}
     return MetricConfig(settings.features, settings.metrics, weights, references)
 
 
@@ -87,8 +88,7 @@ class Evaluator:
         fidelity = self._read_reference if is_written else self._write_reference
         samples = self.samples(model, steps, method, denoiser, fidelity)
         seconds = time.perf_counter() - started
-        if not (name == "teacher" and context.has_stage_0):  # the report shows its converted student
-            self._write_guidance_grids(name, model, steps, method, denoiser)
+        self._write_guidance_grids(name, model, steps, method, denoiser)
         distributed.on_main_process(lambda: self._write_record(name, model, steps, method, samples, seconds))
 
     @cached_property
@@ -100,9 +100,17 @@ class Evaluator:
         context, spaces, folder = self.context, self.metrics.spaces, self.context.folder.data_features()
         chosen = context.images.chosen(max(context.recipe.evaluate.samples, DATA_IMAGES), context.recipe.seed)
         shards = [TensorShards(folder / space.name, len(chosen), ROWS) for space in spaces]
-        context.distributed.on_main_process(lambda: [begin(each) for each in shards])
+        context.distributed.on_main_process(lambda: [self._begin_features(space, chosen) for space in spaces])
         context.distributed.on_every_process(partial(write_features, spaces, context.images, chosen, folder))
         return [each.read(range(len(each))) for each in shards] if context.distributed.is_main_process else []
+
+    def _begin_features(self, space: FeatureSpace, chosen: Tensor) -> None:
+        """Make the folder of the data's features in a space, in place of those of other data or another network."""
+        images, folder = self.context.images, self.context.folder.data_features()
+        source = digest(images.fingerprint, chosen, space.name, space.checksum)
+        if TensorShards(folder / space.name, len(chosen), ROWS, source).begin():
+            (folder / f"{space.name}.npz").unlink(missing_ok=True)
+            self.context.callback.note(f"{folder / space.name} was of other data than {images.name}: made again")
 
     @cached_property
     def references(self) -> list[Reference]:
@@ -143,18 +151,18 @@ class Evaluator:
         """
         context, settings, seed = self.context, self.context.recipe.evaluate, self.context.recipe.seed
         options = self._options(steps, method, settings.batch)
-        labels = context.images.stratified_labels(settings.samples).split(settings.batch)
+        labels = context.labels(settings.samples).split(settings.batch)
         noise = noise_in_batches(settings.samples, model.shape, settings.batch, generator(seed, EVALUATION_NOISE))
-        drawn, draw = enumerate(noise), generator(seed, EVALUATION_NOISE, 1)
+        drawn, draw = enumerate(noise), RowGenerator((seed, EVALUATION_NOISE, 1), range(settings.samples))
         conditions, denoiser = context.conditions(model), denoiser or model.denoiser
         if isinstance(denoiser, Denoiser):
             network = accelerated(denoiser.network, compiled=False, graphs=settings.cuda_graphs)
             denoiser = denoiser.with_network(network)
-        sampled = partial(sample_in_batches, conditions=conditions, denoiser=denoiser, generator=draw)
+        sampled = partial(sample_in_batches, conditions=conditions, denoiser=denoiser)
 
         def summary(index: int) -> Summary:
             z, classes = next(z for number, z in drawn if number == index), labels[index]
-            images = sampled(model, z, classes, options)
+            images = sampled(model, z, classes, options, generator=draw.part(index * settings.batch, len(z)))
             reference, keep = fidelity and fidelity(index, images), max(0, GRID - index * settings.batch)
             classes = classes if model.classes else None
             return summarize(self.metrics.every_space, images, classes, reference=reference, keep=keep)
@@ -187,11 +195,11 @@ class Evaluator:
         self, name: str, model: Model, steps: int, method: str, samples: list[Summary], seconds: float
     ) -> None:
         """Compare samples with the data; write the record, the grid and the card."""
-        every, scales, images, folder = join(samples), self._scales, self.context.images, self.context.folder
+        every, scales, images, folder = join(samples), self._scales(name), self.context.images, self.context.folder
         captioned = isinstance(images, CaptionedImages)
         names = [images.classes[label] for label in self._shown_labels.tolist()] if captioned or scales else []
         self.reference_images.write_index()
-        clip_score = self.metrics.clip_score(every, images.stratified_labels(len(every)), images.classes)
+        clip_score = self.metrics.clip_score(every, self.context.labels(len(every)), images.classes)
         record = EvaluationRecord(
             name, steps, method, network_evaluations(steps, method), seconds / len(every), every.rmse,
             self._measure(every), dict(model.training),
@@ -211,23 +219,27 @@ class Evaluator:
             return self.context.folder.model(student_name(steps))
         return self.context.folder.model(name) if name == self.context.model_names[0] else None
 
-    @property
-    def _scales(self) -> tuple[float, ...]:
-        """The guidance scales at which images are shown; empty for a run whose models take none as an input."""
+    def _scales(self, name: str) -> tuple[float, ...]:
+        """The guidance scales at which a model's images are shown: none where a run's models take none as an input.
+
+        Stage 0's student is shown beside its teacher at the one that is measured.
+        """
         guidance, measured = self.context.guidance, self.context.measured_scale
-        return () if guidance is None or measured is None else guidance_scales(guidance, measured)
+        if guidance is None or measured is None:
+            return ()
+        return (measured,) if name == "converted" else guidance_scales(guidance, measured)
 
     @property
     def _shown_labels(self) -> Tensor:
         """The classes or captions' numbers of the shown images: (SHOWN,), or fewer where fewer are sampled."""
-        return self.context.images.stratified_labels(self.context.recipe.evaluate.samples)[:SHOWN]
+        return self.context.labels(self.context.recipe.evaluate.samples)[:SHOWN]
 
     def _write_guidance_grids(
         self, name: str, model: Model, steps: int, method: str, denoiser: DenoiserProtocol | None
     ) -> None:
         """Write a grid of the shown images for every guidance scale but the one that is measured."""
         context, settings = self.context, self.context.recipe.evaluate
-        scales = [scale for scale in self._scales if scale != context.measured_scale]
+        scales = [scale for scale in self._scales(name) if scale != context.measured_scale]
         if not scales:
             return
         draw = generator(context.recipe.seed, EVALUATION_NOISE)
@@ -235,17 +247,10 @@ class Evaluator:
         sampled = partial(sample_in_batches, model, noise, self._shown_labels, self._options(steps, method, SHOWN))
 
         def at_scale(index: int) -> Tensor:
-            return sampled(conditions=context.conditions(model, scales[index]), denoiser=denoiser)
+            draw = RowGenerator((context.recipe.seed, EVALUATION_NOISE, 1), range(len(noise)))
+            return sampled(conditions=context.conditions(model, scales[index]), denoiser=denoiser, generator=draw)
 
         with model.at_work(context.distributed.device, settings.precision):
             images = context.distributed.map_to_main_process(at_scale, len(scales))
         for scale, row in zip(scales, images, strict=False):  # there are none but in the first process
             write_grid(row, context.folder.grid(name, steps, scale), SHOWN)
-
-
-def begin(shards: TensorShards) -> None:
-    """Make a folder of shards, unless it is there; a UserError where it is there with another number of rows."""
-    if not (shards.path / INDEX).is_file():
-        shards.write_index()
-    if not shards.agrees():
-        raise UserError(f"{shards.path} is not of {len(shards)} images: remove it to compute it again")

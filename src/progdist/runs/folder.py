@@ -1,6 +1,7 @@
 """A run on disk.
 
 recipe.yaml             the resolved recipe
+data.json               which data the run was begun with, by digests of their images and labels
 teacher/                a model folder; in its place converted/ where stage 0 made one of your own teacher
 student-0128/ ...       a model folder for every stage
 checkpoints/NAME/       of the model under way
@@ -9,17 +10,15 @@ evaluations.jsonl       every model at its step counts
 latents/                the encoded data of a latent model
 captions/               the encoded captions of a text-conditional one
 data_features/          what the samples are compared with
-samples/                what the models make from one noise, as grids; a few images at each of some guidance scales
+samples/                what the models make from one noise, as grids; a few images at each of some guidance scales; and
+                        some images of the data
 tracking/               what TensorBoard or MLflow reads, or the identity of the run at Weights & Biases
 report.html
 """
 
-import errno
-import fcntl
 import itertools
 import json
 import os
-import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -28,13 +27,11 @@ from typing import Any
 
 from progdist._utils.errors import UserError
 from progdist._utils.files import FORMAT_VERSION, atomic_write, check_format
+from progdist._utils.locks import LOCK_FILE, locked
 from progdist.evaluation.record import EvaluationRecord
 from progdist.training.checkpoint import Checkpoints
 
 Record = dict[str, Any]
-
-LOCK_FILE = ".owner"  # names the process at work in the folder
-HELD = (errno.EWOULDBLOCK, errno.EAGAIN, errno.EACCES)  # where another process holds a lock; else there are no locks
 
 
 @dataclass(frozen=True)
@@ -44,9 +41,19 @@ class RunFolder:
     root: Path
     writes: bool = True
 
+    def holds_run(self) -> bool:
+        """Whether a run was begun here: beside its recipe there is its lock file, or data.json."""
+        return self.recipe().is_file() and ((self.root / LOCK_FILE).is_file() or self.data().is_file())
+
+    def check_movable(self) -> None:
+        """Refuse to start over in what is no run, e.g. somebody's home or data; nothing is moved."""
+        if not self.holds_run():
+            self._check_empty()
+
     def move_aside(self) -> Path | None:
-        """Rename the folder, if it is there, so that a new run starts in its place; its new name, or None."""
-        if not self.root.exists():
+        """Rename the folder, if it holds a run, so that a new one starts in its place; its new name, or None."""
+        self.check_movable()
+        if not self.holds_run():
             return None
         names = (self.root.with_name(f"{self.root.name}.old-{number}") for number in itertools.count(1))
         free = next(name for name in names if not name.exists())
@@ -62,29 +69,14 @@ class RunFolder:
         if not self.writes:
             yield
             return
-        self.root.mkdir(parents=True, exist_ok=True)
-        with (self.root / LOCK_FILE).open("a+") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError as error:
-                if error.errno not in HELD:
-                    note(f"warning: {self.root} cannot be locked ({error.strerror}): see that no second run uses it")
-                    yield
-                    return
-                file.seek(0)
-                owner = file.read().strip() or "another process"
-                raise UserError(
-                    f"{self.root} is in use by {owner}: wait for it, stop it, or choose another --out"
-                ) from error
-            file.truncate(0)
-            file.write(f"process {os.getpid()} on {socket.gethostname()}")
-            file.flush()
+        with locked(self.root, note):
             yield
 
-    def claim(self, recipe: str, continues: Callable[[Path], bool]) -> None:
+    def claim(self, recipe: str, difference: Callable[[Path], str]) -> None:
         """Write the resolved recipe; arguments and errors as of `check_free`."""
-        self.check_free(recipe, continues)
-        self.write_recipe(recipe)
+        self.check_free(recipe, difference)
+        with self.locked():
+            self.write_recipe(recipe)
 
     def write_recipe(self, recipe: str) -> None:
         """Write the resolved recipe, unless it is what is there."""
@@ -92,24 +84,32 @@ class RunFolder:
         if not path.is_file() or path.read_text() != recipe:
             atomic_write(path, recipe.encode())
 
-    def check_free(self, recipe: str, continues: Callable[[Path], bool]) -> None:
+    def check_free(self, recipe: str, difference: Callable[[Path], str]) -> None:
         """Refuse a folder of another recipe's run, or that is something else; nothing is written.
 
-        `continues` says whether the recipe, as YAML, may replace the one in a file.
+        `difference` says in what the recipe, as YAML, differs from the one in a file; "" where it may replace it.
         """
         path = self.recipe()
-        if path.is_file():
-            if path.read_text() != recipe and not continues(path):
+        if self.holds_run():
+            if path.read_text() != recipe and (differs := difference(path)):
                 raise UserError(
-                    f"{self.root} holds a run of another recipe (see {path}): choose another --out, or give the same "
-                    "recipe and --set values to continue it (how models yet to be finished train may change)"
+                    f"{self.root} holds a run of another recipe, which differs in {differs}: choose another --out, or "
+                    f"set what {path} says to continue it (how models yet to be finished train may change)"
                 )
-        elif self.root.exists() and (not self.root.is_dir() or any(p.name != LOCK_FILE for p in self.root.iterdir())):
-            raise UserError(f"{self.root} is there and is no run: choose another --out")
+        else:
+            self._check_empty()
+
+    def _check_empty(self) -> None:
+        if self.root.exists() and (not self.root.is_dir() or any(p.name != LOCK_FILE for p in self.root.iterdir())):
+            raise UserError(f"{self.root} exists and is not a run: choose another --out")
 
     def recipe(self) -> Path:
         """Where the resolved recipe is."""
         return self.root / "recipe.yaml"
+
+    def data(self) -> Path:
+        """Where it is kept which data the run was begun with."""
+        return self.root / "data.json"
 
     def report(self) -> Path:
         """Where the page is."""
@@ -141,14 +141,15 @@ class RunFolder:
     def read(self, name: str) -> Iterator[Record]:
         """All whole lines of metrics or evaluations; a UserError where they are of a later format."""
         path = self._records(name)
-        for line in path.read_text().splitlines() if path.is_file() else ():
+        for line in path.read_bytes().split(b"\n") if path.is_file() else ():
             try:
                 record = json.loads(line)
-            except ValueError:  # the last line of a run that was killed
+            except (ValueError, RecursionError):  # the last line of a run that was killed
                 continue
-            if isinstance(record, dict):
-                check_format(record, path)
-                record.pop("format_version", None)
+            if not isinstance(record, dict):
+                raise UserError(f"{self.root} holds damaged records (a line of {path.name} is none): restore the file")
+            check_format(record, path)
+            record.pop("format_version", None)
             yield record
 
     def evaluations(self) -> list[EvaluationRecord]:
@@ -172,6 +173,10 @@ class RunFolder:
         """Where a model's sample grid is: that of a measurement, or the one of a few images at a guidance scale."""
         scale = "" if guidance is None else f"-guidance-{guidance:g}"
         return self.root / "samples" / f"{name}-{steps:04d}{scale}.png"
+
+    def training_images(self) -> Path:
+        """Some images of the data, as the page shows them; their names are beside them, as JSON."""
+        return self.root / "samples" / "data.png"
 
     def reference(self) -> Path:
         """The teacher's own images at the largest step count measured, which fidelity is measured against."""

@@ -39,7 +39,8 @@ class RunHooks(Hooks):
         """Drop the records of updates that will be made again."""
         latest = self.checkpoints(name).latest(self.note)
         first = latest.update if latest else 0
-        self.context.folder.keep("metrics", lambda record: record["model"] != name or record["update"] <= first)
+        made = range(first + 1)
+        self.context.folder.keep("metrics", lambda record: record.get("model") != name or record.get("update") in made)
         self._every = max(1, config.updates // 1000)
         self.context.callback.begin(name, config.updates)
 
@@ -53,9 +54,9 @@ class RunHooks(Hooks):
             numbers = {key: getattr(progress, key) for key in ("loss", "gradient_norm", "learning_rate")}
             self.record(name, progress.update, **numbers, **skipped)
 
-    def end(self, name: str) -> None:
-        """The training of a model ended."""
-        self.context.callback.end()
+    def end(self, name: str, *, finished: bool) -> None:
+        """The training of a model ended, or stopped at its latest checkpoint."""
+        self.context.callback.end(None if finished else self.checkpoints(name).latest_update())
 
     def record(self, name: str, update: int, **numbers: Any) -> None:  # noqa: ANN401
         """Add a line to metrics.jsonl."""
@@ -63,8 +64,9 @@ class RunHooks(Hooks):
 
     def held_out_losses(self, name: str) -> list[float]:
         """From metrics.jsonl."""
-        records = (record for record in self.context.folder.read("metrics") if record["model"] == name)
-        return [record["held_out_loss"] for record in records if "held_out_loss" in record]
+        records = (record for record in self.context.folder.read("metrics") if record.get("model") == name)
+        losses = (record.get("held_out_loss") for record in records)
+        return [loss for loss in losses if isinstance(loss, float)]
 
     def note(self, text: str) -> None:
         """A message for the user."""

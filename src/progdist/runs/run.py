@@ -4,14 +4,17 @@ Each finished model and each finished evaluation stays in the run's folder, so t
 stopped and repeats nothing. The distillation itself is `progdist.distillation`, with the run's folder as its hooks.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
 
-import torch
-
 from progdist._utils.errors import UserError
-from progdist._utils.random import HELD_OUT_NOISE
+from progdist._utils.files import write_json
+from progdist._utils.random import HELD_OUT_NOISE, seeded
+from progdist._utils.signals import resumable
+from progdist._utils.words import counted
 from progdist.compute.placement import at_work
 from progdist.data.images import Images
 from progdist.data.latents import LatentFolder
@@ -21,7 +24,6 @@ from progdist.diffusion.parameterization import PARAMETERIZATIONS
 from progdist.distillation import Trainer, Training, chain_predictions, convert, taught_predictions, train_students
 from progdist.evaluation.record import EvaluationRecord
 from progdist.methods.conversion import BANDS, form_in_words, prediction_errors, rms_by_interval
-from progdist.methods.progressive import check_weighting
 from progdist.models.conditioning import Classes, Conditioning
 from progdist.models.model import Model
 from progdist.models.unet import unet
@@ -35,6 +37,7 @@ from progdist.runs.hooks import RunHooks
 from progdist.runs.pages.live import live
 from progdist.runs.pages.report import write_report
 from progdist.runs.tracking import tracked
+from progdist.runs.training_images import write_training_images
 from progdist.teachers.check import check_data, check_on_images
 from progdist.teachers.open import open_teacher
 from progdist.training.callbacks import Callback
@@ -54,30 +57,47 @@ class Run:
 
     def run(self) -> list[EvaluationRecord]:
         """Teacher, students, evaluations, in order; what exists is not made again; errors as of `prepare`."""
-        recipe, folder, images, note = self.recipe, self.folder, self.context.images, self.context.callback.note
-        evaluator = self.evaluator()
         self.prepare()
-        with folder.locked(note):
+        if self.context.fresh:
+            return self._moved_aside()._carry_out()
+        return self._carry_out()
+
+    def _moved_aside(self) -> "Run":
+        """The same, in the place of the run that was there."""
+        context = self.context
+        if aside := context.distributed.on_main_process(context.folder.move_aside):
+            context.callback.note(f"the older run is now {aside}")
+        return Run(replace(context, fresh=False))
+
+    def _carry_out(self) -> list[EvaluationRecord]:
+        recipe, folder, images, note = self.recipe, self.folder, self.context.images, self.context.callback.note
+        with folder.locked(note), resumable(), self._page_of_a_stop():
             self.claim()
+            evaluator = self.evaluator
+            note(f"{images.name}: {counted(len(images), 'image')} of {'x'.join(map(str, images.shape))}")
+            for line in self.context.distributed.on_main_process(images.remarks):
+                note(line)
+            self.context.distributed.on_main_process(lambda: write_training_images(folder, images, recipe.seed))
             self._write_page()
             _ = evaluator.data  # an image that cannot be read is found before hours are spent
-            note(f"{images.name}: {len(images)} images of {'x'.join(map(str, images.shape))}")
             note(f"live report: {folder.report()}")
             trainer = self.trainer()
             first = self.train_teacher(trainer)
             reference, *others = recipe.measurements()
-            sampled = chain_predictions(self.context.teacher, first)
-            start = self.context.model_names[0]
+            teacher, predictions = first, chain_predictions(self.context.teacher, first)
             if self.context.teacher and self.context.has_stage_0:
                 evaluator.evaluate("teacher", self.context.teacher.model, reference[1], self.predictions)
-            evaluator.evaluate(start, first, reference[1], sampled)
+                evaluator.evaluate("converted", first, reference[1], predictions)
+                teacher, predictions = self.context.teacher.model, self.predictions
+            else:
+                evaluator.evaluate("teacher", teacher, reference[1], predictions)
             for stage, student in train_students(self.context.plan, first, trainer, self.context.teacher):
                 for name, steps in others:
                     if steps == stage.steps and name == "student":
                         evaluator.evaluate(name, student, steps)
                     elif steps == stage.steps:
                         method = "dpmpp" if name.endswith("_dpmpp") else "ddim"
-                        evaluator.evaluate(name.replace("teacher", start), first, steps, sampled, method)
+                        evaluator.evaluate(name, teacher, steps, predictions, method)
             self._write_page()
             return folder.evaluations()
 
@@ -92,8 +112,9 @@ class Run:
         return self.context.folder
 
     def prepare(self) -> None:
-        """Find every mistake that can be found before hours are spent; nothing is written."""
-        context, recipe, plan, images = self.context, self.recipe, self.context.plan, self.context.images
+        """Find every mistake that can be found before hours are spent; nothing is written, and a dry run ends here."""
+        context, recipe, images = self.context, self.recipe, self.context.images
+        _ = self.evaluator  # which refuses what cannot be measured
         if rule := recipe.distill.stop:
             images.split(rule.held_out, recipe.seed)
         checks.check_options(recipe, context.opened.model if context.opened else None)
@@ -102,16 +123,22 @@ class Run:
             _ = context.teacher  # there is something that guidance leads away from
             self._check_predictions(context.opened.model)
         else:
-            schedule = untrained(recipe, images.shape, images.classes, images.name).denoiser.schedule
-            check_weighting(schedule, recipe.distill.weighting, plan.chain[-1])
+            self.untrained()  # there are the classes that it is of
         checks.check_folder(context)
+        checks.check_data_kept(context)
         checks.check_trainings(context)
 
     def claim(self) -> None:
         """Make the folder this run's own; it is locked meanwhile."""
         checks.check_folder(self.context)
-        self.context.distributed.on_main_process(lambda: self.folder.write_recipe(write_recipe(self.recipe)))
+        self.context.distributed.on_main_process(self._write_beginning)
 
+    def _write_beginning(self) -> None:
+        self.folder.write_recipe(write_recipe(self.recipe))
+        if not self.folder.data().is_file():
+            write_json(self.folder.data(), self.context.images.identity())
+
+    @cached_property
     def evaluator(self) -> Evaluator:
         """What measures the models."""
         return Evaluator(self.context, open_metrics(self.recipe, self.context.images))
@@ -121,6 +148,11 @@ class Run:
         """The teacher's predictions as its student shall learn them; None where a teacher is trained."""
         plan, teacher, device = self.context.plan, self.context.teacher, self.context.distributed.device
         return taught_predictions(plan, teacher, device) if teacher else None
+
+    def untrained(self) -> Model:
+        """The teacher that is to be trained, before it is."""
+        images = self.context.images
+        return untrained(self.recipe, images.shape, images.classes, images.name)
 
     def trainer(self) -> Trainer:
         """What trains the networks on what they see: the images, or their latents, which are encoded here once."""
@@ -137,9 +169,10 @@ class Run:
         if model is None or model.autoencoder is None:
             return images
         distributed, framed = context.distributed, model.conditioning.takes_sizes
-        latents = LatentFolder(images, self.folder.root / "latents", framed=framed)
-        if absent := distributed.on_main_process(latents.prepare):
-            context.callback.note(f"{images.name}: {len(images)} images are encoded once (shards: {absent})")
+        made_by = distributed.on_main_process(model.autoencoder.fingerprint)
+        latents = LatentFolder(images, self.folder.root / "latents", framed=framed, encoder=made_by)
+        if absent := distributed.on_main_process(lambda: latents.prepare(context.callback.note)):
+            context.callback.note(f"{images.name}: {counted(len(images), 'image')} encoded once (shards: {absent})")
             with at_work(model.autoencoder.network, distributed.device):
                 distributed.on_every_process(partial(latents.encode, model.autoencoder))
         return latents.open()
@@ -148,10 +181,10 @@ class Run:
         """The trained teacher, or the recipe's own in the form that its students have."""
         context, plan = self.context, self.context.plan
         if context.teacher is None or self.predictions is None:
-            recipe, images = self.recipe, context.images
-            model = untrained(recipe, images.shape, images.classes, images.name)
-            loss = partial(denoising_loss, weighting=recipe.teacher.weighting)
-            return trainer.fit(Training("teacher", 0, model, loss, recipe.teacher.overridden(), dropout=True))
+            how, model = self.recipe.teacher, self.untrained()
+            model = replace(model, conditioning=model.conditioning.of_data(context.images))
+            loss = partial(denoising_loss, weighting=how.weighting)
+            return trainer.fit(Training("teacher", 0, model, loss, how.overridden(), dropout=True))
         teacher = replace(context.teacher, model=replace(context.teacher.model, data=context.images.name))
         if not context.has_stage_0:
             return convert(plan, teacher, trainer, self.predictions)
@@ -166,10 +199,21 @@ class Run:
         """Write report.html as far as the run has come."""
         self.context.distributed.on_main_process(lambda: write_report(self.folder))
 
+    @contextmanager
+    def _page_of_a_stop(self) -> Iterator[None]:
+        """Whatever ends the run before its end, its page says so; what ended it is told, and not what that page met."""
+        try:
+            yield
+        except BaseException:
+            if self.folder.writes:
+                with suppress(OSError, UserError):
+                    write_report(self.folder, stopped=True)
+            raise
+
     def _check_predictions(self, model: Model) -> None:
         """Refuse a teacher whose output the data contradict, unless it is trusted."""
         context = self.context
-        if self.recipe.teacher.trust or model.steps or self.folder.model(context.model_names[0]).exists():
+        if self.recipe.teacher.trust or model.steps or context.finished(context.model_names[0]):
             return
         with model.at_work(context.distributed.device):
             check = partial(check_on_images, model, context.images, self.recipe.seed)
@@ -205,15 +249,17 @@ def untrained(recipe: Recipe, image: tuple[int, int, int], classes: tuple[str, .
     classes = classes if recipe.network.class_conditional else ()
     if recipe.network.class_conditional and not classes:
         raise UserError(f"network.class_conditional is set, but {data} has no labels: set it to false")
-    torch.manual_seed(recipe.seed)
-    network = unet(image=image, classes=len(classes), heads=parameterization.heads, **numbers)
+    with seeded(recipe.seed):
+        network = unet(image=image, classes=len(classes), heads=parameterization.heads, **numbers)
     noise = recipe.noise
     denoiser = Denoiser(network, noise.build(), parameterization, num_train_timesteps=noise.num_train_timesteps)
     return Model(denoiser, conditioning=Classes(classes) if classes else Conditioning(), data=data)
 
 
-def open_run(recipe: Recipe, out: Path, callback: Callback, *, shards: bool = False, fresh: bool = False) -> Run:
-    """Open a recipe's data and teacher, and the folder of its run.
+def open_run(
+    recipe: Recipe, out: Path, callback: Callback, *, shards: bool = False, fresh: bool = False, dry: bool = False
+) -> Run:
+    """Open a recipe's data and teacher, and the folder of its run; nothing is written.
 
     Args:
         recipe: what to do.
@@ -221,15 +267,18 @@ def open_run(recipe: Recipe, out: Path, callback: Callback, *, shards: bool = Fa
         callback: called with everything that happens.
         shards: spread each network over the processes while it trains (see `progdist.training.distributed`).
         fresh: start over; an older run in the folder is renamed.
+        dry: only `prepare` follows: where the data are not here, what the recipe states of them is taken.
     """
-    distributed = Distributed(shards=shards)
-    images, model = checks.open_images(recipe.data, recipe.seed), recipe.teacher.model
+    distributed, model = Distributed(shards=shards), recipe.teacher.model
+    images = checks.stated_images(recipe, callback.note) if dry else checks.open_images(recipe.data, recipe.seed)
     teacher = open_teacher(model, recipe.teacher.offset, images.shape[1:]) if model else None
+    if teacher:
+        images = teacher.model.conditioning.fitted(images, callback.note)
+        teacher = teacher.for_data(images)
     folder = RunFolder(out, writes=distributed.is_main_process)
-    if fresh and (aside := distributed.on_main_process(folder.move_aside)):
-        callback.note(f"the older run is now {aside}")
-    resolve = partial(checks.with_precision, recipe, folder.recipe(), distributed.device)
-    resolved, remarks = distributed.on_main_process(resolve)
+    begun = folder.recipe() if folder.holds_run() and not fresh else None
+    resolved, remarks = distributed.on_main_process(partial(checks.with_precision, recipe, begun, distributed.device))
     for remark in remarks:
         callback.note(remark)
-    return Run(RunContext(resolved, images, teacher, folder, tracked(resolved, folder, callback), distributed))
+    tracking = tracked(resolved, folder, callback)
+    return Run(RunContext(resolved, images, teacher, folder, tracking, distributed, fresh=fresh))

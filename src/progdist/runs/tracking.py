@@ -3,8 +3,7 @@
     train/NAME/loss, gradient_norm, learning_rate       of the model NAME in training, over the updates of the chain
     evaluation/MODEL/frechet_SPACE, rmse, steps         of teacher or student, at the last update before it was measured
     samples/MODEL                                       the grids of the evaluations, likewise
-    pairs/teacher_and_student                           both of one step count, from the same noise; or the converted
-                                                        teacher and the student
+    pairs/teacher_and_student                           both of one step count, from the same noise
 
 A run that goes on continues the record under the same identity, `tracking/` in its folder. Nothing is tracked unless
 the recipe says `tracking: tensorboard`, `wandb` or `mlflow`; and nothing leaves the machine but by `wandb` in its
@@ -64,9 +63,9 @@ class TrackedCallback:
             self.tracker.log(values, step=self.updates[self.model].start + progress.update)
         self.callback.progress(progress)
 
-    def end(self) -> None:
-        """The training of that network ended."""
-        self.callback.end()
+    def end(self, stopped: int | None = None) -> None:
+        """The training of that network ended or stopped."""
+        self.callback.end(stopped)
 
     def evaluated(self, record: EvaluationRecord) -> None:
         """A model was measured at a step count."""
@@ -74,12 +73,11 @@ class TrackedCallback:
         values = {f"evaluation/{model}/frechet_{each.features}": each.frechet for each in record.quality}
         values |= {f"evaluation/{model}/rmse": record.rmse, f"evaluation/{model}/steps": steps}
         images = {f"samples/{model}": _pixels(self.folder.grid(model, steps))}
-        start = "converted" if self.folder.grid("converted", steps).is_file() else "teacher"
-        pair = [self.folder.grid(name, steps) for name in (start, "student")]
-        if model in (start, "student") and all(path.is_file() for path in pair):
+        pair = [self.folder.grid(name, steps) for name in ("teacher", "student")]
+        if model in ("teacher", "student") and all(path.is_file() for path in pair):
             left, right = (_pixels(path) for path in pair)
             between = np.full((len(left), GAP, 3), 255, np.uint8)
-            images[f"pairs/{start}_and_student"] = np.concatenate([left, between, right], axis=1)
+            images["pairs/teacher_and_student"] = np.concatenate([left, between, right], axis=1)
         step = self._last_update(record)
         self.tracker.log(values, step=step)
         log_images(self.tracker, images, step)

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from progdist._utils.words import any_of, counted
 from progdist.methods import METHODS
 from progdist.methods.guidance import Fixed, Guidance, Input
 from progdist.models.guidance_input import class_guidance
@@ -95,7 +96,7 @@ def card(model: Model, stock: str | None, records: "Sequence[EvaluationRecord]")
     steps, classes, image = min(counts, default=256), len(labels), model.image
     guided = class_guidance(model.denoiser.network) is not None
     template = OURS if guided else _template(stock, classes)
-    turn = _in_turn(labels)
+    turn = _sixteen_labels(model)
     condition = f", class_labels={turn}" if classes else ""
     condition += f", guidance={_scale(guidance):g}" if guided else ""
     channels, height, width = model.shape
@@ -115,8 +116,8 @@ def card(model: Model, stock: str | None, records: "Sequence[EvaluationRecord]")
         "call": PIPELINES[stock].call.format(height=image[1], width=image[2]) if stock in PIPELINES else "",
     }
     code = template.format(path=".", steps=steps, **numbers)
-    size = f"{image[1]}x{image[2]} with {image[0]} channel{'s' if image[0] > 1 else ''}"
-    kind = f"{classes} classes" if classes else model.conditioning.describe()
+    size = f"{image[1]}x{image[2]} with {counted(image[0], 'channel')}"
+    kind = counted(classes, "class") if classes else model.conditioning.describe()
     lines = [
         HEADER.format(task=model.conditioning.task),
         f"# A diffusion model that samples in {_listed(counts)}\n" if counts else "# A diffusion model\n",
@@ -131,27 +132,31 @@ def card(model: Model, stock: str | None, records: "Sequence[EvaluationRecord]")
     return "\n".join(line for line in lines if line)
 
 
-def _in_turn(labels: Sequence[int]) -> str:
-    """The code that takes all labels in turn, sixteen in all."""
+def _sixteen_labels(model: Model) -> str:
+    """The code of sixteen labels: in the shares of the data, or all in turn where these are unknown."""
+    labels = model.labels
     if not labels:
         return "None"
+    if model.conditioning.shares:
+        return f"torch.tensor({model.conditioning.drawn(16).tolist()})"
     turn = f"torch.arange(16) % {len(labels)}"
     return turn if list(labels) == list(range(len(labels))) else f"torch.tensor({list(labels)})[{turn}]"
 
 
 def _listed(counts: Sequence[int]) -> str:
-    return f"{' or '.join(map(str, counts))} step{'s' if list(counts) != [1] else ''}"
+    return any_of(counts, "step")
 
 
 def _lineage(model: Model) -> str:
     if not model.lineage:
         return ""
     chain = " -> ".join(map(str, (*model.lineage, *model.steps)))
-    method, counts = METHODS[model.method], list(model.steps)
+    method, counts = METHODS.get(model.method), list(model.steps)
+    samplers = {count: method.samplers(count) if method else {} for count in counts}
     others = {
-        sampler: [method.samplers(count)[sampler] for count in counts if sampler in method.samplers(count)]
+        sampler: [samplers[count][sampler] for count in counts if sampler in samplers[count]]
         for count in counts
-        for sampler in method.samplers(count)
+        for sampler in samplers[count]
         if sampler != "ddim"
     }
     also = "".join(
@@ -159,10 +164,8 @@ def _lineage(model: Model) -> str:
         f"`progdist sample --method {sampler}`,"
         for sampler, steps in others.items()
     )
-    return (
-        f"Made by [{method.title}](https://arxiv.org/abs/{method.arxiv}), {chain} steps. It is good at "
-        f"{_listed(counts)} of DDIM{also} and poor at any other count."
-    )
+    made = f"[{method.title}](https://arxiv.org/abs/{method.arxiv})" if method else "distillation"
+    return f"Made by {made}, {chain} steps. It is good at {_listed(counts)} of DDIM{also} and poor at any other count."
 
 
 def _scale(guidance: Guidance | None) -> float:

@@ -24,7 +24,7 @@ import errno
 import re
 import shutil
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, is_dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -42,15 +42,21 @@ from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from torch import nn
 
 from progdist._utils.errors import UserError
-from progdist._utils.files import FORMAT_VERSION, atomic_write, checksum, write_json
+from progdist._utils.files import FORMAT_VERSION, atomic_write, checksum, read_json, write_json
+from progdist._utils.words import counted
+from progdist.diffusion.denoiser import Denoiser
 from progdist.diffusion.parameterization import PARAMETERIZATIONS
-from progdist.diffusion.schedule import SCHEDULES
+from progdist.diffusion.schedule import SCHEDULES, RectifiedFlow
+from progdist.methods import METHODS
 from progdist.models.guidance_input import class_guidance, save_class_guidance
-from progdist.models.model import Model
-from progdist.models.networks import NETWORKS, kind_of
+from progdist.models.model import LatentDenoiser, Model
+from progdist.models.networks import kind_of
 from progdist.models.prompts import Prompts
 from progdist.students.card import card
+from progdist.students.own_network import described, write_weights
 from progdist.teachers import SCHEDULERS
+from progdist.teachers.flow import stock_shift
+from progdist.teachers.own_network import WEIGHTS
 
 if TYPE_CHECKING:
     from progdist.evaluation.record import EvaluationRecord
@@ -67,18 +73,24 @@ def save(model: Model, folder: Path) -> None:
     """Write a model folder; it appears whole or not at all.
 
     Raises:
-        UserError: the network is not one of diffusers', or the folder exists.
+        UserError: a subclass of Denoiser, a schedule or output of your own around a network of diffusers', or the
+            folder exists.
         OSError: it cannot be written.
     """
     network = model.denoiser.network
-    if kind_of(network) is None:
-        names = ", ".join(sorted(NETWORKS))
-        raise UserError(f"only {names} have a model folder, got {type(network).__name__}: save its state_dict")
-    schedule, output = model.denoiser.schedule, model.denoiser.parameterization
-    if (type(schedule), type(output)) != (SCHEDULES.get(schedule.name), type(PARAMETERIZATIONS.get(output.name))):
+    if type(model.denoiser) not in (Denoiser, LatentDenoiser):
+        name = type(model.denoiser).__name__
         raise UserError(
-            f"a model folder records progdist's own schedules and outputs, not {type(schedule).__name__} "
-            f"with {type(output).__name__}: save the network's state_dict"
+            f"{name} is a subclass of Denoiser, and its code is not saved: save progdist.Denoiser(**denoiser.parts()) "
+            f"and make the {name} of what load gives"
+        )
+    own = kind_of(network) is None
+    schedule, output = model.denoiser.schedule, model.denoiser.parameterization
+    recorded = (SCHEDULES.get(schedule.name), type(PARAMETERIZATIONS.get(output.name)))
+    if not own and (type(schedule), type(output)) != recorded:
+        raise UserError(
+            f"a folder of diffusers records progdist's own schedules and outputs, not {type(schedule).__name__} with "
+            f"{type(output).__name__}: keep the network by its save_pretrained, and make the Denoiser again around it"
         )
     if folder.exists():
         raise UserError(f"{folder} exists: choose another folder, or remove it")
@@ -86,13 +98,22 @@ def save(model: Model, folder: Path) -> None:
     shutil.rmtree(partial, ignore_errors=True)
     try:
         partial.mkdir(parents=True)
-        _write(model, cast(ModelMixin, network), partial)
+        if own:
+            _write_own(model, partial)
+        else:
+            _write(model, cast(ModelMixin, network), partial)
         partial.replace(folder)
     except safetensors.SafetensorError as error:  # how its writer reports a full disk
         number = re.search(r"os error (\d+)", str(error))
         raise OSError(int(number[1]) if number else errno.EIO, " ".join(str(error).split()), str(folder)) from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def _write_own(model: Model, target: Path) -> None:
+    write_weights(model.denoiser, target)
+    sums = {WEIGHTS: checksum(target / WEIGHTS)}
+    write_json(target / "progdist.json", {**_description(model), **described(model.denoiser), "sha256": sums})
 
 
 def _write(model: Model, network: ModelMixin, target: Path) -> None:
@@ -110,6 +131,8 @@ def _write(model: Model, network: ModelMixin, target: Path) -> None:
             loader.save_lora_weights(target, unet_lora_layers=dict(model.lora.weights))
     elif pipeline := _pipeline(model, network, scheduler):
         pipeline.save_pretrained(target)
+        if isinstance(pipeline, DiTPipeline):
+            _write_class_names(model, target / "model_index.json")
     else:
         network.save_pretrained(target / kind.part)
         if scheduler:
@@ -128,21 +151,29 @@ def _write_pipeline(prompts: Prompts, network: ModelMixin, scheduler: SchedulerM
     """
     index: dict[str, Any] = dict(prompts.index)
     written: dict[str, Any] = {prompts.kind.part: network, "scheduler": scheduler}
-    for part, value in index.items():
-        present = not part.startswith("_") and isinstance(value, list) and value[-1]
-        if present and part not in written:
-            if not (prompts.folder / part).is_dir():
-                raise UserError(f"{prompts.folder} lacks {part}/: restore the folder, or save the pipeline again")
-            shutil.copytree(prompts.folder / part, target / part)
+    for file in prompts.copied():
+        copy = target / file.relative_to(prompts.folder)
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(file, copy)
     index |= {part: ["diffusers", type(each).__name__] for part, each in written.items()}
     write_json(target / "model_index.json", index)
     for part, each in written.items():
         each.save_pretrained(target / part)
 
 
+def _write_class_names(model: Model, file: Path) -> None:
+    """Add the names of the classes to a pipeline's index, as DiTPipeline looks them up."""
+    names = {str(label): name for label, name in enumerate(model.classes) if name != str(label)}
+    if names:
+        write_json(file, {**read_json(file), "id2label": names})
+
+
 def _pipeline(model: Model, network: nn.Module, scheduler: SchedulerMixin | None) -> DiffusionPipeline | None:
-    """The stock pipeline of a class-conditional or unconditional model; None where there is none."""
-    if not isinstance(scheduler, DDIMScheduler):
+    """The stock pipeline of a class-conditional or unconditional model; None where there is none.
+
+    None of them shifts latents (see `progdist.models.autoencoder`).
+    """
+    if not isinstance(scheduler, DDIMScheduler) or (model.autoencoder and model.autoencoder.shifts):
         return None
     autoencoder = cast(Any, model.autoencoder.network if model.autoencoder else None)
     if isinstance(network, UNet2DModel):
@@ -160,9 +191,26 @@ def stock_scheduler(model: Model) -> SchedulerMixin | None:
     return next((scheduler for scheduler in written if scheduler is not None), None)
 
 
+def off_grid(model: Model) -> str:
+    """Where its stock scheduler visits other times than `progdist sample`, and the remedy; "" for nowhere."""
+    denoiser = model.denoiser
+    if not model.steps or stock_scheduler(model) is None or model.conditioning.passes_sigmas:
+        return ""
+    schedule, count, steps = denoiser.schedule, denoiser.num_train_timesteps, min(model.steps)
+    if isinstance(schedule, RectifiedFlow):
+        missed = [steps] if stock_shift(schedule.shift, count, steps) is None else []
+        remedy = f"call scheduler.set_timesteps(sigmas=[1 - i / {steps} for i in range({steps})])"
+    else:
+        missed = [steps for steps in model.steps if count % steps]
+        remedy = f"sample it with progdist, or distil to step counts that divide its {count} timesteps"
+    listed = " and ".join(counted(steps, "step") for steps in missed)
+    return f"in {listed} its stock scheduler visits other times than progdist.sample: {remedy}" if missed else ""
+
+
 def write_card(model: Model, target: Path, records: "Sequence[EvaluationRecord]") -> None:
     """Write the folder's README.md, with the model's evaluations."""
-    atomic_write(target / "README.md", card(model, _stock(model), records).encode())
+    stock = None if off_grid(model) and not model.conditioning.takes_prompts else _stock(model)
+    atomic_write(target / "README.md", card(model, stock, records).encode())
 
 
 def _stock(model: Model) -> str | None:
@@ -178,10 +226,11 @@ def _stock(model: Model) -> str | None:
 
 
 def _description(model: Model) -> dict[str, Any]:
-    schedule: Any = model.denoiser.schedule
-    description = {
+    schedule = model.denoiser.schedule
+    numbers = asdict(schedule) if is_dataclass(schedule) and not isinstance(schedule, type) else {}
+    description: dict[str, Any] = {
         "format_version": FORMAT_VERSION,
-        "schedule": {"kind": schedule.name, **asdict(schedule)},
+        "schedule": {"kind": schedule.name, **numbers},
         "parameterization": model.denoiser.parameterization.name,
         "timesteps": model.denoiser.num_train_timesteps,
         "timestep_offset": model.denoiser.offset,
@@ -193,7 +242,7 @@ def _description(model: Model) -> dict[str, Any]:
         "versions": {name: version(name) for name in ("progdist", "torch", "diffusers")},
     }
     if model.lineage:
-        description["method"] = model.method
+        description["method"] = model.method if model.method in METHODS else ""  # of your own: its name says nothing
     description |= model.conditioning.to_json(model.denoiser.network)
     if model.lora:
         description["lora"] = {"base": model.lora.base, "rank": model.lora.rank}

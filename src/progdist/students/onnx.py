@@ -7,6 +7,7 @@ its decoder is within. The batch is free, the number of steps is fixed. No progd
 it.
 """
 
+import logging
 import warnings
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 from progdist._utils.errors import UserError
 from progdist._utils.extras import import_extra
 from progdist._utils.files import atomic_write
-from progdist.diffusion.sampler import ddim_update, time_grid
+from progdist.diffusion.sampler import ddim_update, initial_latents, time_grid
 from progdist.models.model import Model
 
 MAX_BYTES = 2**31 - 2**25  # the weights that fit a file of protocol buffers, beside its graph
@@ -34,7 +35,8 @@ class Loop(nn.Module):
         """Images from noise (B, C, H, W), labels (B,) and guidance scales (B,)."""
         condition_kwargs = {} if labels is None else {"class_labels": labels}
         condition_kwargs |= {} if guidance is None else {"guidance": guidance}
-        z, schedule = noise, self.denoiser.schedule
+        schedule = self.denoiser.schedule
+        z = initial_latents(schedule, noise)
         for now, then in zip(self.grid[:-2], self.grid[1:-1], strict=True):
             t, s = (torch.tensor(time, dtype=torch.float64) for time in (now, then))
             z = ddim_update(schedule, z, self.denoiser(z, t, **condition_kwargs), t, s)
@@ -46,13 +48,16 @@ def export_onnx(model: Model, steps: int | None, out: Path) -> int:
     """Write a model's sampling loop of `steps` steps, None for the model's own, as ONNX; returns their number.
 
     Raises:
-        UserError: no step count, the extra `onnx` is missing, or the weights are beyond what one file can hold.
+        UserError: the file is not called .onnx, no step count, the extra `onnx` is missing, or the weights are beyond
+            what one file can hold.
     """
+    if out.suffix.lower() != ".onnx" or out.is_dir():
+        raise UserError(f"--onnx is {out}, expected a file that ends in .onnx")
     if model.conditioning.takes_prompts:
         raise UserError("a text-to-image model has no ONNX file here: sample its folder with the stock pipeline")
     steps = steps if steps is not None else min(model.steps, default=None)
     if steps is None:
-        raise UserError("this model was trained for any number of steps: say how many with --steps, e.g. --steps 16")
+        raise UserError("this model was trained for any number of steps: give steps, e.g. 16")
     for module in ("onnx", "onnxscript"):
         import_extra(module, "onnx", "exporting")
     parts = [model.denoiser.network, *([model.autoencoder.network] if model.autoencoder else [])]
@@ -64,6 +69,8 @@ def export_onnx(model: Model, steps: int | None, out: Path) -> int:
         inputs["labels"] = torch.zeros(2, dtype=torch.int64)
     if model.guidance is not None:
         inputs["guidance"] = torch.ones(2)
+    registration = logging.getLogger("torch.onnx._internal.exporter._registration")
+    registration.setLevel(logging.ERROR)  # it warns that torchvision is not there, of which nothing is exported
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the exporter's, about its own parts
         program = torch.onnx.export(

@@ -14,6 +14,8 @@ minimum nearby, the network never learned to tell its timesteps apart, or the da
 nothing is concluded.
 """
 
+import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
@@ -21,11 +23,12 @@ from torch import Tensor
 
 from progdist._utils.errors import UserError
 from progdist._utils.random import EVALUATION_NOISE, generator
+from progdist.data.examples import ExampleData
 from progdist.data.images import Images
 from progdist.diffusion.denoiser import Denoiser
 from progdist.diffusion.loss import diffuse
 from progdist.diffusion.parameterization import PARAMETERIZATIONS, Parameterization
-from progdist.diffusion.schedule import RectifiedFlow, Schedule
+from progdist.diffusion.schedule import Discrete, RectifiedFlow, Schedule
 from progdist.models.model import Model
 
 LEVELS = (2.0, 0.0, -2.0)  # log-SNRs at which prediction types are compared
@@ -39,12 +42,19 @@ ERROR_RATIO = 0.7  # a parameterization is refused where another one's error is 
 STANDARD_ERRORS = 4.0  # standard errors by which another timestep must be better
 
 
+FOLDER = "fix prediction_type in scheduler/scheduler_config.json", "--set teacher.offset={:g}"
+CALL = "give prediction_type={!r}", "Denoiser(..., offset={:g})"
+"""What to do about a teacher from a folder, and about one from Python."""
+
+
 @dataclass(frozen=True)
 class TeacherCheck:
     """What was measured."""
 
     errors: dict[str, float]  # parameterization -> mean squared error of the denoised data over the three noise levels
-    shifts: dict[int, float]  # of the timestep -> mean squared error of the output over the lowest noise levels
+    # of the timestep -> mean squared error of the output over the lowest noise levels; none of a network that counts no
+    # timesteps
+    shifts: dict[int, float]
     problem: str | None  # what is wrong with the folder's description, or None
 
 
@@ -80,24 +90,56 @@ def check_on_images(model: Model, images: Images, seed: int) -> TeacherCheck:
     return check_teacher(model.denoiser, x.to(device), eps.to(device), **conditions({"labels": labels.to(device)}))
 
 
-@torch.no_grad()
+def check_on_examples(denoiser: Denoiser, examples: ExampleData, seed: int) -> TeacherCheck:
+    """Try a network of anyone's on up to IMAGES examples."""
+    device = next((each.device for each in denoiser.parameters()), None)
+    order = torch.randperm(len(examples), generator=torch.Generator().manual_seed(seed))[:IMAGES]
+    batch = {name: rows.to(device) for name, rows in examples.rows(order.tolist()).items()}
+    eps = torch.randn(batch["x"].shape, generator=generator(seed, EVALUATION_NOISE, 2)).to(device)
+    return _judged(denoiser, *_measured(denoiser, batch.pop("x"), eps, batch), CALL)
+
+
 def check_teacher(denoiser: Denoiser, x: Tensor, eps: Tensor, **condition: Tensor) -> TeacherCheck:
     """Try every parameterization, and shifted timesteps, on a denoiser's network, on data x and noise eps (B, ...)."""
+    return _judged(denoiser, *_measured(denoiser, x, eps, condition), FOLDER)
+
+
+@torch.no_grad()
+def _measured(
+    denoiser: Denoiser, x: Tensor, eps: Tensor, condition: dict[str, Tensor]
+) -> tuple[dict[str, float], dict[int, Tensor]]:
+    """The error of each parameterization, and L of each example at each shift."""
     if isinstance(denoiser.schedule, RectifiedFlow):  # the network receives sigma: one network for every shift
         denoiser = denoiser.with_parts(schedule=RectifiedFlow())
-    own = denoiser.parameterization
     total = {each.name: 0.0 for each in _comparable(denoiser)}
     for level in LEVELS:
-        t = time_of(denoiser.schedule, level)
+        t = _entry(denoiser, time_of(denoiser.schedule, level))
         alpha, sigma = denoiser.schedule.scales(t)
         z = diffuse(denoiser.schedule, x, eps, t)
         output = _output(denoiser, z, denoiser.timestep(t).to(z.device, torch.float32).expand(len(z)), condition)
         for parameterization in _comparable(denoiser):
             error = (parameterization.denoise(output, z, alpha, sigma) - x).square().mean() / float(sigma) ** 2
             total[parameterization.name] += float(error) / len(LEVELS)
-    shifted = _shifted_errors(denoiser, x, eps, condition)
-    problem = _wrong_parameterization(total, own.name) or _wrong_timestep(shifted, denoiser.offset)
-    return TeacherCheck(total, {shift: float(values.mean()) for shift, values in shifted.items()}, problem)
+    return total, _shifted_errors(denoiser, x, eps, condition)
+
+
+def _judged(
+    denoiser: Denoiser, total: dict[str, float], shifted: dict[int, Tensor], remedies: tuple[str, str]
+) -> TeacherCheck:
+    """What the measurements say, with what to do about a parameterization, and about an offset."""
+    means = {shift: float(values.mean()) for shift, values in shifted.items()}
+    problem = (
+        _not_finite((*total.values(), *means.values()))
+        or _wrong_parameterization(total, denoiser.parameterization.name, remedies[0])
+        or _wrong_timestep(shifted, denoiser.offset, remedies[1])
+    )
+    return TeacherCheck(total, means, problem)
+
+
+def _entry(denoiser: Denoiser, t: Tensor) -> Tensor:
+    """The nearest time that a table of noise levels holds, which a network may know alone; t of any other schedule."""
+    count = denoiser.num_train_timesteps
+    return (t * count).round().clamp(min=1) / count if isinstance(denoiser.schedule, Discrete) else t
 
 
 def _output(denoiser: Denoiser, z: Tensor, timestep: Tensor, condition: dict[str, Tensor]) -> Tensor:
@@ -122,6 +164,8 @@ def _shifted_errors(denoiser: Denoiser, x: Tensor, eps: Tensor, condition: dict[
     """Shift -> L of each example, (B,), up to the last of the BANDS."""
     draw, count = torch.Generator().manual_seed(0), denoiser.num_train_timesteps
     bands = [(first, last) for first, last in BANDS if last < count - 2]
+    if not bands:  # a network of few timesteps, or of none, as one that receives sigma
+        return {}
     total = {shift: torch.zeros(len(x), device=x.device) for shift in SHIFTS}
     for first, last in bands:
         entry = torch.randint(first, last + 1, (len(x),), generator=draw).double()
@@ -130,30 +174,42 @@ def _shifted_errors(denoiser: Denoiser, x: Tensor, eps: Tensor, condition: dict[
         true = denoiser.parameterization.output(x, eps, *denoiser.schedule.scales(t))
         for shift in SHIFTS:
             timestep = (denoiser.timestep(t) + shift).to(x.device, torch.float32)
+            if denoiser.whole_timesteps:
+                timestep = timestep.clamp(0, count - 1)
             error = (_output(denoiser, z, timestep, condition) - true).square().flatten(1).mean(1)
             total[shift] += error * (last - first + 1) / sum(end - begin + 1 for begin, end in bands)
     return total
 
 
-def _wrong_parameterization(errors: dict[str, float], own: str) -> str | None:
+def _not_finite(errors: Iterable[float]) -> str | None:
+    wrong = next((error for error in errors if not math.isfinite(error)), None)
+    if wrong is None:
+        return None
+    return (
+        f"the network's output on the data is not finite (error {wrong:g}), which no student can learn: check its "
+        "weights and its precision"
+    )
+
+
+def _wrong_parameterization(errors: dict[str, float], own: str, remedy: str = FOLDER[0]) -> str | None:
     best = min(errors, key=lambda name: errors[name])
     if best == own or errors[best] > ERROR_RATIO * errors[own]:
         return None
     return (
-        f"the folder says its network predicts {own}, but read as {best} it denoises the data better (error "
-        f"{errors[best]:.3g}, as {own} {errors[own]:.3g}): fix prediction_type in scheduler/scheduler_config.json"
+        f"the network is said to predict {own}, but read as {best} it denoises the data better (error "
+        f"{errors[best]:.3g}, as {own} {errors[own]:.3g}): {remedy.format(best)}"
     )
 
 
-def _wrong_timestep(shifted: dict[int, Tensor], offset: float) -> str | None:
+def _wrong_timestep(shifted: dict[int, Tensor], offset: float, remedy: str = FOLDER[1]) -> str | None:
     means = {shift: float(values.mean()) for shift, values in shifted.items()}
-    for shift in (-1, 1):
+    for shift in (-1, 1) if means else ():
         gain = shifted[0] - shifted[shift]
         sure = float(gain.mean()) > STANDARD_ERRORS * float(gain.std()) / len(gain) ** 0.5
         if sure and means[2 * shift] > means[shift]:
             return (
                 f"with a timestep one {'more' if shift > 0 else 'less'} the network fits the data better (error "
                 f"{means[shift]:.4g}, as it is {means[0]:.4g}): it counts timesteps otherwise; say so with "
-                f"--set teacher.offset={offset - shift:g}"
+                f"{remedy.format(offset - shift)}"
             )
     return None

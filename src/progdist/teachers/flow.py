@@ -1,4 +1,4 @@
-r"""Rectified flows: teachers of FlowMatchEulerDiscreteScheduler, and the scheduler of their students.
+r"""Rectified flows: teachers of flow-matching schedulers and of solvers that use flow sigmas, and their students'.
 
 A teacher's times may be shifted by the size of the image (dynamic shifting): of n image tokens, between n_0 and n_1,
 
@@ -23,6 +23,7 @@ where T > 4 N (N - 1), and at every N for s up to (1 + sqrt(T)) / 2, about 16 fo
 
 import math
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,7 @@ from progdist._utils.errors import UserError
 from progdist.diffusion.denoiser import Denoiser
 from progdist.diffusion.parameterization import PARAMETERIZATIONS
 from progdist.diffusion.schedule import RectifiedFlow
-from progdist.teachers.schedulers import Formulation, SchedulerKind
+from progdist.teachers.schedulers import SOLVERS, Formulation, SchedulerKind
 
 DYNAMIC = {"base_shift": 0.5, "max_shift": 1.15, "base_image_seq_len": 256, "max_image_seq_len": 4096}
 """By what a flow's stock scheduler shifts at the size of an image, with diffusers' defaults."""
@@ -44,8 +45,14 @@ def read(folder: Path, config: Mapping[str, Any], tokens: int | None) -> Formula
     Raises:
         UserError: it is damaged, shifts by an unknown size, or runs the other way.
     """
+    solver = config["_class_name"] in SOLVERS
+    if solver and config.get("prediction_type", "epsilon") != "flow_prediction":
+        raise UserError(
+            f"{folder}/scheduler has use_flow_sigmas and prediction_type {str(config.get('prediction_type'))[:50]!r}: "
+            "expected flow_prediction"
+        )
     dynamic = config.get("use_dynamic_shifting", False)
-    if dynamic and tokens is None:
+    if dynamic and (tokens is None or solver):
         raise UserError(
             f"{folder}/scheduler shifts its times by the size of each image (use_dynamic_shifting), which only its "
             "pipeline knows: set it to false, and shift to the number that is used at your size"
@@ -54,11 +61,12 @@ def read(folder: Path, config: Mapping[str, Any], tokens: int | None) -> Formula
         raise UserError(
             f"{folder}/scheduler has invert_sigmas, so that its flow is data at 1: expected one that is noise there"
         )
-    numbers = {name: config.get(name, default) for name, default in (DYNAMIC if dynamic else {"shift": 1.0}).items()}
-    try:
-        shift = _dynamic_shift(tokens, config, **numbers) if dynamic and tokens else float(numbers["shift"])
-    except (TypeError, ValueError, ArithmeticError):
-        shift = 0.0
+    name = "flow_shift" if solver else "shift"
+    numbers = {name: config.get(name, default) for name, default in (DYNAMIC if dynamic else {name: 1.0}).items()}
+    shift = 0.0
+    if all(isinstance(number, int | float) and not isinstance(number, bool) for number in numbers.values()):
+        with suppress(ArithmeticError):
+            shift = _dynamic_shift(tokens, config, **numbers) if dynamic and tokens else float(numbers[name])
     if not 0 < shift < 1000:
         raise UserError(f"{folder}/scheduler is damaged ({str(numbers)[:150]}): restore it")
     return Formulation(RectifiedFlow(shift), PARAMETERIZATIONS["velocity"], 0.0)
@@ -113,4 +121,9 @@ def stock_shift(shift: float, num_train_timesteps: int, steps: int) -> float | N
     return 2 * product / (b + math.sqrt(discriminant)) if discriminant >= 0 else None
 
 
-FLOW = SchedulerKind(classes=("FlowMatchEulerDiscreteScheduler",), read=read, write=write)
+FLOW = SchedulerKind(
+    classes=("FlowMatchEulerDiscreteScheduler", "FlowMatchHeunDiscreteScheduler", *SOLVERS),
+    read=read,
+    write=write,
+    fields=frozenset({*DYNAMIC, "shift", "flow_shift", "use_flow_sigmas", "use_dynamic_shifting", "invert_sigmas"}),
+)

@@ -18,7 +18,8 @@ import torch
 from torch import Tensor
 
 from progdist._utils.errors import UserError
-from progdist.diffusion.denoiser import Denoiser
+from progdist._utils.files import check_tensors_finite
+from progdist.diffusion.denoiser import MAX_TIMESTEPS, Denoiser
 from progdist.diffusion.parameterization import PARAMETERIZATIONS
 from progdist.diffusion.schedule import Cosine
 from progdist.models.conditioning import Classes, Conditioning
@@ -42,7 +43,10 @@ def read_checkpoint(path: Path) -> tuple[dict[str, Tensor], int]:
         tree = msgpack.unpackb(path.read_bytes(), ext_hook=_extension, strict_map_key=False)
         if not isinstance(tree, dict) or not isinstance(tree.get("ema_params"), dict):
             raise ValueError("it holds no map with ema_params")
-        return dict(_leaves(tree["ema_params"])), int(tree.get("num_sample_steps") or 0)
+        steps = int(tree.get("num_sample_steps") or 0)
+        if not 0 <= steps <= MAX_TIMESTEPS:
+            raise ValueError(f"num_sample_steps is {str(steps)[:50]}")
+        return dict(_leaves(tree["ema_params"])), steps
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror or error}") from error
     except DAMAGE as error:
@@ -57,8 +61,10 @@ def _extension(code: int, content: bytes) -> Tensor:
     dtype = dtype.decode() if isinstance(dtype, bytes) else dtype
     if dtype not in DTYPES:
         raise ValueError(f"an array of {dtype}")
+    if not all(isinstance(side, int) and 0 < side < 2**31 for side in shape):
+        raise ValueError(f"an array of shape {shape}")
     count = math.prod(shape)
-    if count < 0 or count * DTYPES[dtype].itemsize != len(raw):
+    if count * DTYPES[dtype].itemsize != len(raw):
         raise ValueError(f"an array of shape {shape} and {dtype} in {len(raw)} bytes")
     flat = torch.frombuffer(bytearray(raw), dtype=DTYPES[dtype]) if raw else torch.empty(0, dtype=DTYPES[dtype])
     return flat.reshape(tuple(shape))
@@ -94,6 +100,7 @@ def import_checkpoint(path: Path, *, size: int | None, parameterization: str | N
     parameters, steps = read_checkpoint(path)
     if size is None:
         raise UserError("the size of the images cannot be told from the file: give --image-size, or --recipe NAME")
+    check_tensors_finite(parameters, path)
     network = infer_network(parameters, size)
     heads = network.config["out_channels"] // network.config["in_channels"]
     parameterization = parameterization or ("x_eps" if heads == 2 else None)

@@ -14,7 +14,8 @@ Source: github.com/google-research/google-research, diffusion_distillation.
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 
 import torch
 from diffusers.models.unets.unet_2d import UNet2DModel
@@ -53,7 +54,8 @@ def infer_network(parameters: Mapping[str, Tensor], size: int) -> UNet2DModel:
             f"channels, attention heads of sizes {sorted(sizes)}"
         )
     attends = [f"down_{level}.attn_0/q/kernel" in parameters for level in range(levels)]
-    return unet(
+    build = partial(
+        unet,
         image=(channels, size, size),
         width=width,
         multipliers=[count // width for count in widths],
@@ -64,6 +66,20 @@ def infer_network(parameters: Mapping[str, Tensor], size: int) -> UNet2DModel:
         classes=classes,
         heads=heads,
     )
+    _check_size(build, sum(tensor.numel() for tensor in parameters.values()))
+    return build()
+
+
+def _check_size(build: Callable[[], UNet2DModel], held: int) -> None:
+    """Refuse a network of another number of parameters than the file holds, before it is built."""
+    try:
+        with torch.device("meta"):
+            count = sum(parameter.numel() for parameter in build().parameters())
+    except (ValueError, TypeError, RuntimeError, ArithmeticError, IndexError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"the parameters are of another network ({reason}): fetch the checkpoint again") from error
+    if not held / 2 <= count <= 2 * held:  # a bias of classes is added to their embeddings
+        raise UserError(f"the parameters are of another network: it would have {count:,}, and the file holds {held:,}")
 
 
 def translate(parameters: Mapping[str, Tensor], network: UNet2DModel) -> dict[str, Tensor]:

@@ -17,18 +17,28 @@ from typing import Any, cast
 from torch import nn
 
 from progdist._utils.errors import UserError
-from progdist._utils.files import read_json
+from progdist._utils.files import local_path, read_json
+from progdist._utils.words import any_of, counted
+from progdist.data.images import Images
 from progdist.diffusion.denoiser import MAX_TIMESTEPS, Denoiser, DenoiserProtocol
 from progdist.diffusion.schedule import Discrete, RectifiedFlow
 from progdist.models.autoencoder import Autoencoder
 from progdist.models.conditioning import Classes, Conditioning
 from progdist.models.model import Model
-from progdist.models.networks import NETWORKS, class_count, network_interface, without_variance
+from progdist.models.networks import (
+    NETWORKS,
+    check_inputs,
+    class_count,
+    kind_of,
+    network_interface,
+    without_variance,
+)
 from progdist.models.prompts import DEFAULT_SIDES, Prompts, read_prompts
 from progdist.models.safe_loading import load_component, network_class, read_autoencoder
+from progdist.models.trial import try_shapes
 from progdist.teachers import SCHEDULERS
 from progdist.teachers.own import load
-from progdist.teachers.schedulers import Formulation
+from progdist.teachers.schedulers import Formulation, read_formulation
 
 FETCHED = (
     "model_index.json",
@@ -50,6 +60,11 @@ class Teacher:
     summary: tuple[str, ...] = ()  # what was inferred, a line each
     limited: Callable[[DenoiserProtocol], DenoiserProtocol] = lambda denoiser: denoiser  # within its limits
     limits: str = ""  # what those are, for people; "" for none
+
+    def for_data(self, images: Images) -> "Teacher":
+        """The same, whose students learn from some data: they record the shares of its classes."""
+        conditioning = self.model.conditioning.of_data(images)
+        return replace(self, model=replace(self.model, conditioning=conditioning))
 
 
 def open_teacher(source: str, offset: float | None = None, size: tuple[int, int] | None = None) -> Teacher:
@@ -77,12 +92,15 @@ def _open_pipeline(folder: Path, offset: float | None, size: tuple[int, int] | N
     index = read_json(folder / "model_index.json")
     part, class_name = _network(folder, index)
     network = without_variance(load_component(folder, part, network_class(folder / part, class_name)))
+    check_inputs(network, folder / part)
     config, autoencoder = _scheduler_config(folder), read_autoencoder(folder)
     prompts = read_prompts(folder, network, _latent_sides(autoencoder, size))
     formulation = _formulation(folder, config, prompts.tokens(network) if prompts else None)
     if prompts:
         _check_pipeline(folder, prompts, network, autoencoder)
-        formulation = Formulation(formulation.schedule, formulation.parameterization, formulation.offset)
+        formulation = replace(
+            formulation, limited=lambda denoiser: denoiser, limits=""
+        )  # as stock pipelines of prompts
     denoiser = Denoiser(
         network,
         formulation.schedule,
@@ -91,21 +109,20 @@ def _open_pipeline(folder: Path, offset: float | None, size: tuple[int, int] | N
         offset=formulation.offset if offset is None else offset,
         **network_interface(network),
     )
-    model = Model(denoiser, conditioning=prompts or _classes(index, class_count(network)), autoencoder=autoencoder)
-    summary = (f"{folder}: {type(network).__name__} with {config['_class_name']}", *_describe(model))
+    conditioning = prompts or _classes(index, cast(Any, network).config, class_count(network))
+    model = Model(denoiser, conditioning=conditioning, autoencoder=autoencoder)
+    try_shapes(model, folder)
+    title = f"{folder}: {type(network).__name__} with {config['_class_name']}"
+    summary = (title, *_describe(model), *formulation.notes)
     return Teacher(model, summary, formulation.limited, formulation.limits)
 
 
 def _formulation(folder: Path, config: Mapping[str, Any], tokens: int | None) -> Formulation:
     """What a stock scheduler's config says; a UserError if it is damaged, or none of `progdist.teachers.SCHEDULERS`."""
-    count, name = config.get("num_train_timesteps", 1000), config.get("_class_name")
-    if not isinstance(count, int) or not 1 <= count <= MAX_TIMESTEPS:
+    count = config.get("num_train_timesteps", 1000)
+    if not isinstance(count, int) or isinstance(count, bool) or not 1 <= count <= MAX_TIMESTEPS:
         raise UserError(f"{folder}/scheduler is damaged (num_train_timesteps is {str(count)[:50]}): restore it")
-    for kind in SCHEDULERS:
-        if name in kind.classes:
-            return kind.read(folder, config, tokens)
-    expected = ", ".join(name for kind in SCHEDULERS for name in kind.classes)
-    raise UserError(f"{folder} has scheduler {name}: expected one of {expected}")
+    return read_formulation(SCHEDULERS, folder, config, tokens)
 
 
 def _check_pipeline(folder: Path, prompts: Prompts, network: nn.Module, autoencoder: Autoencoder | None) -> None:
@@ -117,12 +134,25 @@ def _check_pipeline(folder: Path, prompts: Prompts, network: nn.Module, autoenco
         raise UserError(
             f"{folder}: its network takes the size of its images, which a {prompts.pipeline} does not give it"
         )
+    kind = kind_of(network)
+    assert kind is not None and kind.prompt is not None  # it has prompts
+    given, taken = {*prompts.kind.prompts, *(["time_ids"] if prompts.takes_sizes else [])}, kind.prompt(config).keys()
+    if given != taken:
+        raise UserError(
+            f"{folder}: its network takes {', '.join(sorted(taken))}, and a {prompts.pipeline} gives it "
+            f"{', '.join(sorted(given))}: restore the folder"
+        )
     latents = prompts.shape(network)
     channels = latents[0] if latents else config["in_channels"]
-    if autoencoder is None or channels != cast(Any, autoencoder.network).config["latent_channels"]:
+    if autoencoder is None or channels != autoencoder.channels:
         raise UserError(
-            f"{folder}: its network takes {channels} channels, which are not the latents of its vae/: expected a "
-            "pipeline that makes images from prompts alone"
+            f"{folder}: its network takes {counted(channels, 'channel')}, which are not the latents of its "
+            "vae/: expected a pipeline that makes images from prompts alone"
+        )
+    if ignored := [name for name in autoencoder.shifts if name not in prompts.kind.shifts]:
+        raise UserError(
+            f"{folder}/vae has {' and '.join(ignored)}, which a {prompts.pipeline} passes over: if its network was "
+            "trained without, set them to null in vae/config.json"
         )
 
 
@@ -137,7 +167,7 @@ def _latent_sides(autoencoder: Autoencoder | None, size: tuple[int, int] | None)
 def _resolve_folder(source: str) -> Path:
     """The folder itself, or that of `hub:owner/name[@revision]`, of which only FETCHED is fetched."""
     if not source.startswith("hub:"):
-        folder = Path(source).expanduser()
+        folder = local_path(source)
         if folder.is_dir():
             return folder
         hint = f", or hub:{source} if you mean a model on the Hugging Face hub" if source.count("/") == 1 else ""
@@ -171,14 +201,15 @@ def _network(folder: Path, index: Mapping[str, Any]) -> tuple[str, str]:
             return name, parts[name]
     listed = ", ".join(f"{name}: {class_name}" for name, class_name in sorted(parts.items())) or "nothing"
     raise UserError(
-        f"{folder} holds {listed}: only pipelines of a network that is one of {', '.join(NETWORKS)} can be distilled"
+        f"{folder} holds {listed[:400]}: only pipelines of a network that is one of {', '.join(NETWORKS)} can be "
+        "distilled"
     )
 
 
-def _classes(index: Mapping[str, Any], count: int) -> Conditioning:
-    """The classes by the names that the pipeline's index has for them, else by their numbers; or none."""
-    names = index.get("id2label")
-    names = names if isinstance(names, dict) else {}
+def _classes(index: Mapping[str, Any], config: Mapping[str, Any], count: int) -> Conditioning:
+    """The classes by the `id2label` of the pipeline's index or its network's config, or by their numbers; or none."""
+    listed = (each.get("id2label") for each in (index, config))
+    names = next((each for each in listed if isinstance(each, dict)), {})
     return Classes(tuple(str(names.get(str(number), number)) for number in range(count))) if count else Conditioning()
 
 
@@ -198,7 +229,7 @@ def _describe(model: Model) -> tuple[str, ...]:
         f"{denoiser.offset:g}"
     )
     if model.steps:
-        lines.append(f"distilled for {', '.join(map(str, model.steps))} steps")
+        lines.append(f"distilled for {any_of(model.steps, 'step')}")
     if last > 0:
         lines.append(f"its schedule ends at a signal-to-noise ratio of {last / (1 - last):.1e}, not 0")
     return tuple(lines)

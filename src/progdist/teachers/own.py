@@ -11,24 +11,30 @@ from typing import Any
 from torch import nn
 
 from progdist._utils.errors import UserError
-from progdist._utils.files import check_format, checksum, read_json, read_tensors
+from progdist._utils.files import check_format, check_tensors_finite, checksum, read_json, read_tensors
 from progdist.diffusion.denoiser import MAX_TIMESTEPS, Denoiser
 from progdist.diffusion.parameterization import PARAMETERIZATIONS
 from progdist.diffusion.schedule import SCHEDULES, Schedule
+from progdist.methods import METHODS
 from progdist.methods.guidance import Input, as_guidance
 from progdist.models.conditioning import Classes, Conditioning
 from progdist.models.guidance_input import load_class_guidance
 from progdist.models.model import LoraWeights, Model
-from progdist.models.networks import network_interface
+from progdist.models.networks import check_inputs, class_count, network_interface
 from progdist.models.prompts import DEFAULT_SIDES, read_prompts
 from progdist.models.safe_loading import load_component, nearest_models, network_class, read_autoencoder
+from progdist.models.trial import try_shapes
+from progdist.teachers.own_network import is_own, read_denoiser
 
 LORA_FILE = "pytorch_lora_weights.safetensors"  # how diffusers names a file of LoRA weights
 LORA_PREFIX = "unet."  # before the names of the network's layers in it
 
 
-def load(folder: Path) -> Model:
+def load(folder: Path, network: nn.Module | None = None, **parts: Any) -> Model:  # noqa: ANN401
     """Read a model folder, with the network in evaluation mode on the CPU.
+
+    One of a network of the user's own is read into the network that is given, with the parts of its denoiser that are
+    code of theirs.
 
     Raises:
         UserError: it is missing, no model folder, damaged, or of a later format.
@@ -38,6 +44,11 @@ def load(folder: Path) -> Model:
     metadata = read_json(folder / "progdist.json")
     check_format(metadata, folder / "progdist.json")
     _verify_checksums(folder, metadata.get("sha256"))
+    if is_own(metadata):
+        return _load_own(folder, metadata, network, parts)
+    if network is not None or parts:
+        what = "network" if network is not None else min(parts)
+        raise UserError(f"{what} has no effect: {folder} holds a diffusers network, which needs no {what}=: remove it")
     try:
         part = "transformer" if (folder / "transformer").is_dir() else "unet"
         network = load_component(folder, part, network_class(folder / part))
@@ -51,22 +62,51 @@ def load(folder: Path) -> Model:
             offset=float(metadata["timestep_offset"]),
             **network_interface(network),
         )
-        counts = {name: tuple(_step_count(count) for count in metadata[name]) for name in ("steps", "lineage")}
-        return Model(
+        check_inputs(network, folder / part)
+        model = Model(
             denoiser,
-            **counts,
+            **_history(metadata),
             conditioning=_conditioning(folder, metadata, network),
-            data=metadata["data"],
-            training=metadata["training"],
             autoencoder=read_autoencoder(folder),
             lora=_lora(folder, metadata.get("lora")),
-            method=str(metadata.get("method", "progressive")),
         )
+        try_shapes(model, folder)
+        return model
     except UserError as error:
         raise UserError(f"{folder} is damaged: {error}") from error
-    except (KeyError, TypeError, ValueError, RuntimeError, AttributeError, ArithmeticError, IndexError) as error:
-        reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
-        raise UserError(f"{folder} is damaged ({reason}): restore it, or make it again") from error
+    except DAMAGE as error:
+        raise _damaged(folder, error) from error
+
+
+DAMAGE = (KeyError, TypeError, ValueError, RuntimeError, AttributeError, ArithmeticError, IndexError)
+
+
+def _damaged(folder: Path, error: Exception) -> UserError:
+    reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+    return UserError(f"{folder} is damaged ({reason}): restore it, or make it again")
+
+
+def _load_own(folder: Path, metadata: Mapping[str, Any], network: nn.Module | None, parts: Mapping[str, Any]) -> Model:
+    try:
+        schedule = _schedule(metadata["schedule"]) if metadata["schedule"] is not None else None
+        return Model(read_denoiser(folder, metadata, schedule, network, parts), **_history(metadata))
+    except UserError:
+        raise
+    except DAMAGE as error:
+        raise _damaged(folder, error) from error
+
+
+def _history(metadata: Mapping[str, Any]) -> dict[str, Any]:
+    """What is known of a model's making, by the names of `Model`."""
+    method = str(metadata.get("method", "progressive"))
+    if method and method not in METHODS:
+        raise UserError(f"method is {method[:50]}, expected one of {', '.join(METHODS)}")
+    counts = {name: tuple(_step_count(count) for count in metadata[name]) for name in ("steps", "lineage")}
+    return counts | {
+        "data": str(metadata["data"]),
+        "training": dict(metadata["training"]),
+        "method": method,
+    }
 
 
 def _step_count(number: object) -> int:
@@ -94,17 +134,27 @@ def _verify_checksums(folder: Path, sums: object) -> None:
 
 
 def _schedule(metadata: Mapping[str, Any]) -> Schedule:
-    numbers: dict[str, Any] = {
-        name: tuple(value) if isinstance(value, list) else value for name, value in metadata.items()
-    }
-    return SCHEDULES[numbers.pop("kind")](**numbers)
+    kinds = SCHEDULES[str(metadata["kind"])]
+    return kinds(**{name: _numbers(name, value) for name, value in metadata.items() if name != "kind"})
+
+
+def _numbers(name: str, value: object) -> Any:  # noqa: ANN401  (a number, or numbers)
+    """A number of a schedule, or its table; a TypeError if it is none."""
+    if isinstance(value, list):
+        return tuple(_numbers(name, each) for each in value)
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        raise TypeError(f"{name[:50]} is {str(value)[:50]!r}, expected a number")
+    return float(value)
 
 
 def _conditioning(folder: Path, metadata: Mapping[str, Any], network: nn.Module) -> Conditioning:
     if prompts := read_prompts(folder, network, _sides(metadata.get("latent_sides"))):
         return replace(prompts, learned=as_guidance(metadata["guidance"]), negative=metadata["negative"])
-    names = tuple(str(name) for name in metadata["classes"])
-    return Classes(names, metadata.get("null_class")) if names else Conditioning()
+    names, count = metadata["classes"], class_count(network)
+    if not isinstance(names, list) or len(names) != count:
+        raise ValueError(f"classes are {str(names)[:50]}, expected the names of the network's {count}")
+    shares = tuple(metadata.get("class_counts", ()))
+    return Classes(tuple(map(str, names)), metadata.get("null_class"), shares=shares) if names else Conditioning()
 
 
 def _sides(metadata: object) -> tuple[int, int]:
@@ -119,6 +169,7 @@ def _lora(folder: Path, metadata: Any) -> LoraWeights | None:  # noqa: ANN401  (
     if metadata is None:
         return None
     weights = read_tensors(folder / LORA_FILE)
+    check_tensors_finite(weights, folder / LORA_FILE)
     return LoraWeights(
         str(metadata["base"]), {name.removeprefix(LORA_PREFIX): tensor for name, tensor in weights.items()}
     )

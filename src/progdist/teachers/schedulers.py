@@ -3,19 +3,23 @@
 Here are DDPM and its relatives, whose noise is a table of betas; `progdist.teachers.flow` has rectified flows. Adding a
 kind is a file with its `SchedulerKind`, and its line in `progdist.teachers.SCHEDULERS`.
 
-What a config says of the steps alone (`timestep_spacing`, `use_karras_sigmas`, `final_sigmas_type` and the like) is of
-its own sampler, and is passed over: the chain has a grid of its own.
+A field of a config is read (FIELDS), is of the scheduler's own steps (STEPS) and passed over, for the chain has a grid
+of its own, or is said to be passed over. Fields that the scheduler's class does not take, which diffusers keeps where
+one scheduler was made from another's config, mean as little here as they do there.
 """
 
+import inspect
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
+import diffusers
 import torch
 from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
+from diffusers.schedulers.scheduling_heun_discrete import betas_for_alpha_bar
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
 
 from progdist._utils.errors import UserError
@@ -25,14 +29,59 @@ from progdist.diffusion.schedule import Discrete, Schedule, VariancePreserving
 from progdist.methods.guidance import Clipped, Thresholded
 from progdist.models.networks import kind_of
 
-KEYS = ("num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "trained_betas")
+KEYS = ("num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "trained_betas", "rescale_betas_zero_snr")
 """What a stock scheduler's table is made from."""
 
 OUTPUTS = ("sample", "epsilon", "v_prediction")  # what the network of such a scheduler predicts
 LIMITS = {"clip_sample_range": 1.0, "dynamic_thresholding_ratio": 0.995, "sample_max_value": 1.0}
 """The numbers by which stock schedulers clip and threshold, with diffusers' defaults."""
 
-CLIPPING = ("DDPMScheduler", "DDIMScheduler")  # schedulers that clip denoised images by default
+LARGEST = 1e9  # beyond any of them
+FLAGS = ("clip_sample", "thresholding", "rescale_betas_zero_snr", "use_flow_sigmas")  # fields that are true or false
+FIELDS = frozenset({*KEYS, *LIMITS, *FLAGS, "prediction_type", "timestep_type"})
+"""What is read of the config of a scheduler with a table."""
+
+STEPS = frozenset((
+    "timestep_spacing", "steps_offset", "set_alpha_to_one", "skip_prk_steps", "variance_type", "eta", "tau_func", "rho",
+    "noise_sampler_seed", "stochastic_sampling", "use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas",
+    "use_lu_lambdas", "sigma_min", "sigma_max", "interpolation_type", "final_sigmas_type", "lambda_min_clipped",
+    "euler_at_final", "lower_order_final", "algorithm_type", "solver_order", "solver_type", "solver_p", "predict_x0",
+    "disable_corrector", "predictor_order", "corrector_order", "shift_terminal", "time_shift_type",
+    "original_inference_steps", "timestep_scaling",
+))  # fmt: skip
+"""Fields of a stock scheduler's own steps: which times it visits, by which method."""
+
+SOLVERS = (
+    "DPMSolverMultistepScheduler",
+    "DPMSolverSinglestepScheduler",
+    "UniPCMultistepScheduler",
+    "DEISMultistepScheduler",
+    "SASolverScheduler",
+)
+"""Schedulers of a table of betas, or with `use_flow_sigmas` of a rectified flow."""
+
+FROM_PYTHON = "wrap it in a progdist.Denoiser and distil it with progdist.distill (docs/your-network.md)"
+ELSEWHERE = {
+    "the network of an EDM takes scaled data and log(sigma) / 4": (
+        "EDMEulerScheduler",
+        "EDMDPMSolverMultistepScheduler",
+        "CosineDPMSolverMultistepScheduler",
+    ),
+    "the network of a variance-exploding model takes data with noise up to a thousand times as large": (
+        "ScoreSdeVeScheduler",
+        "KarrasVeScheduler",
+    ),
+}
+"""Schedulers whose networks are called otherwise than with a timestep and data of variance one: why."""
+
+FEW_STEPS = (
+    "LCMScheduler",
+    "TCDScheduler",
+    "CMStochasticIterativeScheduler",
+    "SCMScheduler",
+    "FlowMatchLCMScheduler",
+)
+"""Schedulers of models that were already distilled to few steps, of which their networks know nothing else."""
 
 
 @dataclass(frozen=True)
@@ -44,6 +93,7 @@ class Formulation:
     offset: float  # of the timestep (see `progdist.diffusion.denoiser`)
     limited: Callable[[DenoiserProtocol], DenoiserProtocol] = lambda denoiser: denoiser  # within the bounds it keeps
     limits: str = ""  # what those are, for people; "" for none
+    notes: tuple[str, ...] = ()  # what is passed over, a line each
 
 
 @dataclass(frozen=True)
@@ -57,39 +107,117 @@ class SchedulerKind:
     # (denoiser, steps) -> the stock scheduler that visits our grid in so many steps (None: any number), or None where
     # the denoiser is of another kind
     write: Callable[[Denoiser, int | None], SchedulerMixin | None]
+    fields: frozenset[str] = frozenset()  # of the config, that are read
+    takes: Callable[[Mapping[str, Any]], bool] = lambda config: True  # whether a config of these classes is of the kind
+
+
+def read_formulation(
+    kinds: "list[SchedulerKind]", folder: Path, config: Mapping[str, Any], tokens: int | None
+) -> Formulation:
+    """What a stock scheduler's config says, read by its kind, with a note of the fields that nothing here knows.
+
+    Raises:
+        UserError: it is damaged, or of a class that none of the kinds reads.
+    """
+    name = str(config.get("_class_name"))
+    if kind := next((kind for kind in kinds if name in kind.classes and kind.takes(config)), None):
+        known = STEPS.union(*(each.fields for each in kinds))
+        unknown = [field for field in config if not field.startswith("_") and field not in known]
+        formulation = kind.read(folder, config, tokens)
+        note = (f"{name} has {_listed(unknown)}, which is passed over",) if unknown else ()
+        return replace(formulation, notes=(*formulation.notes, *note))
+    for why, classes in ELSEWHERE.items():
+        if name in classes:
+            raise UserError(f"{folder} has scheduler {name}: {why}: {FROM_PYTHON}")
+    if name in FEW_STEPS:
+        raise UserError(
+            f"{folder} has scheduler {name}, of a model that was distilled to few steps already: give the teacher that "
+            "it was made from"
+        )
+    expected = ", ".join(dict.fromkeys(each for kind in kinds for each in kind.classes))
+    raise UserError(f"{folder} has scheduler {name[:50]}: expected one of {expected}")
+
+
+def _listed(fields: list[str]) -> str:
+    return ", ".join(field[:50] for field in fields[:6]) + (" and more" if len(fields) > 6 else "")
+
+
+def class_defaults(name: str) -> dict[str, Any]:
+    """The fields that a class of stock schedulers takes, with its defaults."""
+    # without torchsde diffusers does not show DPM-Solver's SDE, whose table is made as that of its relatives
+    stock = getattr(diffusers, "KDPM2DiscreteScheduler" if name == "DPMSolverSDEScheduler" else name)
+    return {field: each.default for field, each in inspect.signature(stock).parameters.items()}
 
 
 def read(folder: Path, config: Mapping[str, Any], tokens: int | None) -> Formulation:
     """The table of a scheduler's config, what the network predicts, and the scheduler's limits."""
-    prediction_type = config.get("prediction_type", "epsilon")
-    if prediction_type not in OUTPUTS:
+    name, defaults = config["_class_name"], class_defaults(config["_class_name"])
+    taken = {field: config.get(field, default) for field, default in defaults.items() if field in FIELDS}
+    for field in FLAGS:
+        if not isinstance(taken.get(field, False), bool):
+            raise UserError(
+                f"{folder}/scheduler: {field} is {str(taken[field])[:50]!r}, expected true or false: restore it"
+            )
+    if taken.get("timestep_type", "discrete") != "discrete":
         raise UserError(
-            f"{folder}/scheduler has prediction_type {prediction_type!r}: expected one of {', '.join(OUTPUTS)}"
+            f"{folder}/scheduler has timestep_type {str(taken['timestep_type'])[:50]!r}, which gives its network "
+            f"log(sigma) / 4 instead of a timestep: {FROM_PYTHON}"
+        )
+    prediction_type = taken.get("prediction_type", "epsilon")
+    if prediction_type not in OUTPUTS:
+        flow = ", or flow_prediction with use_flow_sigmas" if name in SOLVERS else ""
+        value = str(prediction_type)[:50]
+        raise UserError(f"{folder}/scheduler has prediction_type {value!r}: expected one of {', '.join(OUTPUTS)}{flow}")
+    if config.get("predict_epsilon") is False:
+        raise UserError(
+            f"{folder}/scheduler has predict_epsilon false, as early versions of diffusers wrote for networks that "
+            'predict the image: replace it by "prediction_type": "sample"'
+        )
+    formulation = Formulation(Discrete(_table(folder, taken)), as_parameterization(prediction_type), 1.0)
+    absent = [field for field in FIELDS - defaults.keys() if field not in LIMITS and _matters(field, config.get(field))]
+    note = (f"{name} does not take {_listed(sorted(absent))}, which is passed over",) if absent else ()
+    return replace(_with_limits(formulation, folder, taken), notes=note)
+
+
+def _matters(field: str, value: object) -> bool:
+    """Whether a value says something else than a scheduler that does not take the field."""
+    return value not in (None, False, {"prediction_type": "epsilon", "timestep_type": "discrete"}.get(field))
+
+
+def _table(folder: Path, taken: Mapping[str, Any]) -> tuple[float, ...]:
+    """alpha_bar of every timestep, computed as diffusers does."""
+    numbers = {key: taken[key] for key in KEYS if key in taken}
+    count, betas = numbers["num_train_timesteps"], numbers["trained_betas"]
+    if isinstance(betas, list) and len(betas) != count:
+        raise UserError(
+            f"{folder}/scheduler has {len(betas)} trained_betas, and its num_train_timesteps is {count}: expected as "
+            "many"
         )
     try:
-        numbers = {key: config[key] for key in KEYS if key in config}
-        numbers["rescale_betas_zero_snr"] = bool(config.get("rescale_betas_zero_snr", False))
-        table = DDPMScheduler.from_config({**numbers, "_class_name": "DDPMScheduler"})
-        schedule = Discrete(tuple(cast(Any, table).alphas_cumprod.double().tolist()))
-    except (NotImplementedError, TypeError, ValueError, RuntimeError) as error:
+        if betas is None and numbers["beta_schedule"] == "exp":  # of Heun's scheduler alone
+            numbers["trained_betas"] = betas_for_alpha_bar(count, alpha_transform_type="exp").tolist()
+        table = cast(Any, DDPMScheduler(**numbers)).alphas_cumprod.double().tolist()
+        Discrete(tuple(table))
+    except (NotImplementedError, TypeError, ValueError, RuntimeError, ArithmeticError) as error:
         raise UserError(f"{folder}/scheduler is damaged ({' '.join(str(error).split())[:200]}): restore it") from error
-    formulation = Formulation(schedule, as_parameterization(prediction_type), 1.0)
-    return _with_limits(formulation, folder, config)
+    return tuple(table)
 
 
-def _with_limits(formulation: Formulation, folder: Path, config: Mapping[str, Any]) -> Formulation:
+def _with_limits(formulation: Formulation, folder: Path, taken: Mapping[str, Any]) -> Formulation:
     """With the bound within which the scheduler clips denoised images, or its dynamic thresholding."""
-    numbers = [config.get(name, default) for name, default in LIMITS.items()]
-    if not all(isinstance(number, int | float) and number > 0 for number in numbers):
-        raise UserError(f"{folder}/scheduler is damaged ({dict(zip(LIMITS, numbers, strict=True))}): restore it")
-    bound, ratio, largest = map(float, numbers)
-    own = formulation.schedule, formulation.parameterization, formulation.offset
-    if config.get("thresholding", False):
+    numbers = {name: taken.get(name, default) for name, default in LIMITS.items()}
+    for name, number in numbers.items():
+        if isinstance(number, bool) or not isinstance(number, int | float) or not 0 < number < LARGEST:
+            raise UserError(
+                f"{folder}/scheduler: {name} is {str(number)[:50]!r}, expected a positive number: restore it"
+            )
+    bound, ratio, largest = map(float, numbers.values())
+    if taken.get("thresholding"):
         limited = partial(Thresholded, ratio=min(ratio, 1.0), max_value=largest)
-        return Formulation(*own, limited, "thresholds denoised images dynamically")
-    clips = config.get("_class_name") in CLIPPING
-    if clips and config.get("clip_sample", True):
-        return Formulation(*own, partial(Clipped, bound=bound), f"keeps denoised images within [-{bound:g}, {bound:g}]")
+        return replace(formulation, limited=limited, limits="thresholds denoised images dynamically")
+    if taken.get("clip_sample"):
+        limits = f"keeps denoised images within [-{bound:g}, {bound:g}]"
+        return replace(formulation, limited=partial(Clipped, bound=bound), limits=limits)
     return formulation
 
 
@@ -117,7 +245,23 @@ def write(denoiser: Denoiser, steps: int | None) -> DDIMScheduler | None:
 
 
 TABLE = SchedulerKind(
-    classes=(*CLIPPING, "PNDMScheduler", "DPMSolverMultistepScheduler", "EulerDiscreteScheduler"),
+    classes=(
+        "DDPMScheduler",
+        "DDPMParallelScheduler",
+        "DDIMScheduler",
+        "DDIMParallelScheduler",
+        "PNDMScheduler",
+        *SOLVERS,
+        "EulerDiscreteScheduler",
+        "EulerAncestralDiscreteScheduler",
+        "HeunDiscreteScheduler",
+        "KDPM2DiscreteScheduler",
+        "KDPM2AncestralDiscreteScheduler",
+        "LMSDiscreteScheduler",
+        "DPMSolverSDEScheduler",
+    ),
     read=read,
     write=write,
+    fields=FIELDS,
+    takes=lambda config: config["_class_name"] not in SOLVERS or config.get("use_flow_sigmas") is not True,
 )

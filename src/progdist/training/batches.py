@@ -7,22 +7,23 @@ what an uninterrupted one sees, many processes see the batches that one sees, an
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset, get_worker_info
 
 from progdist._utils.errors import UserError
-from progdist._utils.random import generator, seeds
+from progdist._utils.random import SeededWhereDrawn, generator, seeds
 
 Batch = dict[str, Tensor]
 Condition = int | Mapping[str, Tensor | float]
 """An example's own condition: its label, or tensors and numbers by name, e.g. {"labels": 3, "frame": tensor}."""
 
 Example = tuple[Tensor, Condition]
-_OF_LOSSES = ("student", "teacher", "self_teacher", "steps", "substeps", "weighting", "z", "t")
-RESERVED = ("x", "eps", "u", "guidance", *_OF_LOSSES)  # names that no condition of an example may have
+_OF_LOSSES = ("student", "teacher", "self_teacher", "steps", "substeps", "weighting", "entries", "z", "t")
+_OF_CALLS = ("self", "network", "timestep")
+RESERVED = ("x", "eps", "u", "guidance", *_OF_LOSSES, *_OF_CALLS)  # names that no condition of an example may have
 
 
 class Examples(Protocol):
@@ -41,6 +42,17 @@ class Examples(Protocol):
 
 
 @runtime_checkable
+class ByRows(Protocol):
+    """Examples that may be read several at once."""
+
+    at_once: bool  # whether that costs less, and nothing draws
+
+    def rows(self, indices: Sequence[int]) -> Batch:
+        """The examples of some indices as `collate` has them."""
+        ...
+
+
+@runtime_checkable
 class Streamed(Protocol):
     """Examples that can only be read in their order."""
 
@@ -54,25 +66,65 @@ class Streamed(Protocol):
 def collate(examples: Sequence[Example]) -> Batch:
     """The examples (B, ...) as `x`, and their conditions by name: (B, ...) each, a label as `labels` (B,).
 
-    Whole numbers become int64; floats keep their precision, and a Python float has torch's default.
+    Whole numbers become int64; floats of tensors keep their precision, any others are float32.
 
     Raises:
         UserError: a condition has a reserved name, or the examples' conditions differ in name or shape.
     """
     conditions = [each if isinstance(each, Mapping) else {"labels": each} for _, each in examples]
     names = conditions[0].keys()
-    if reserved := sorted(names & set(RESERVED)):
-        raise UserError(f"an example has the condition {reserved[0]!r}, a name that training uses itself: rename it")
+    check_names(names)
     if odd := next((each.keys() ^ names for each in conditions if each.keys() != names), None):
         raise UserError(f"some examples of a batch have the condition {min(odd)!r} and others do not: give it to all")
     batch = {"x": torch.stack([example for example, _ in examples])}
     for name in names:
-        values = [torch.as_tensor(each[name]) for each in conditions]
+        values = [as_condition(name, each[name]) for each in conditions]
         if shapes := sorted({tuple(value.shape) for value in values} - {tuple(values[0].shape)}):
             raise UserError(f"condition {name!r} is {tuple(values[0].shape)} and {shapes[0]}: give all one shape")
-        stacked = torch.stack(values)
-        batch[name] = stacked if stacked.is_floating_point() or stacked.dtype == torch.bool else stacked.long()
+        batch[name] = whole_as_int64(torch.stack(values))
     return batch
+
+
+def check_names(names: Iterable[str]) -> None:
+    """Raise a UserError for a condition of a reserved name."""
+    if reserved := sorted(set(names) & set(RESERVED)):
+        raise UserError(f"an example has the condition {reserved[0]!r}, a name that training uses itself: rename it")
+
+
+def as_condition(name: str, value: Any, where: str = "") -> Tensor:  # noqa: ANN401
+    """A condition as a tensor on the CPU; a UserError for what is no number, array or tensor, as a text or None.
+
+    Floats of NumPy's, and of lists, become float32 where they are float64, which nobody chose; a tensor is as it is.
+    """
+    try:
+        tensor = torch.as_tensor(value).detach().cpu()
+        return tensor.float() if tensor.dtype == torch.float64 and not isinstance(value, Tensor) else tensor
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise UserError(
+            f"condition {name!r}{where} is a {type(value).__name__}, expected a number, array or tensor"
+        ) from error
+
+
+def whole_as_int64(values: Tensor) -> Tensor:
+    """Whole numbers as int64, anything else as it is."""
+    fractions = values.is_floating_point() or values.is_complex() or values.dtype == torch.bool
+    return values if fractions else values.long()
+
+
+def check_examples_finite(batch: Batch, place: Callable[[int], object]) -> None:
+    """Raise a UserError that names the place of the first row (B, ...) that is not finite, and what in it."""
+    for name, rows in batch.items():
+        if rows.is_floating_point() and (row := first_not_finite(rows)) is not None:
+            what = "" if name == "x" else f": its {name!r}"
+            raise UserError(f"example {place(row)} of the data is not finite{what}: remove or replace it")
+
+
+def first_not_finite(rows: Tensor) -> int | None:
+    """The number of the first of some rows (B, ...) that is not finite, or None."""
+    if rows.sum().isfinite():  # of numbers that are all finite, but for huge ones
+        return None
+    finite = rows.flatten(1).isfinite().all(1) if rows.ndim > 1 else rows.isfinite()
+    return None if finite.all() else int((~finite).nonzero()[0])
 
 
 @dataclass(frozen=True)
@@ -96,27 +148,26 @@ class Batches:
             together evenly spread, so that every batch sees all times (Kingma et al. 2021, arXiv 2107.00630, appendix
             I.1); the examples' conditions, as in `collate`; and `draws`, float64 (B,) each, drawn after all else.
         """
+        options = {"num_workers": self.workers, "generator": torch.Generator()}  # not of the program's own
         if isinstance(self.images, Streamed):
             stream = _Stream(self, self.images, range(first, last), rows)
-            return _unwrapped_errors(DataLoader(stream, batch_size=None, num_workers=self.workers))
+            return _unwrapped_errors(DataLoader(stream, batch_size=None, **options))
         walk, pinned = _Walk(self, range(self.size)[rows]), torch.cuda.is_available()
         updates = range(first, last)
-        return _unwrapped_errors(
-            DataLoader(walk, batch_size=None, sampler=updates, num_workers=self.workers, pin_memory=pinned)
-        )
+        return _unwrapped_errors(DataLoader(walk, batch_size=None, sampler=updates, pin_memory=pinned, **options))
 
-    def draw(self, update: int, rows: Sequence[int], examples: Sequence[Example]) -> Batch:
-        """The batch of some rows of one update, whose examples these are, with their noise and times."""
+    def draw(self, update: int, rows: Sequence[int], batch: Batch) -> Batch:
+        """The batch of some rows of one update, collated examples, with their noise and times."""
         start = torch.rand((), generator=generator(self.seed, self.stage, update), dtype=torch.float64)
         u = (start + torch.tensor(rows, dtype=torch.float64) / self.size).remainder(1)
-        batch = collate(examples)
-        x, eps = batch["x"], torch.empty(len(rows), *self.images.shape)
+        x, eps = batch["x"], torch.empty(len(rows), *self.images.shape, dtype=torch.float32)
         drawn = {name: torch.empty(len(rows), dtype=torch.float64) for name in self.draws}
         row_generator = torch.Generator()
-        for index, seed in enumerate(seeds(rows, self.seed, self.stage, update)):
+        noise = zip(eps.unbind(), seeds(rows, self.seed, self.stage, update), strict=True)
+        for index, (row, seed) in enumerate(noise):
             row_generator.manual_seed(seed)
-            eps[index].normal_(generator=row_generator)
-            if self.flip and torch.rand((), generator=row_generator) < 0.5:
+            row.normal_(generator=row_generator)
+            if self.flip and torch.rand((), generator=row_generator, dtype=torch.float32) < 0.5:
                 x[index] = x[index].flip(-1)
             for name, draw in self.draws.items():
                 drawn[name][index] = draw(row_generator)
@@ -129,15 +180,36 @@ class _Walk(Dataset[Batch]):
 
     batches: Batches
     rows: range
+    seeded: SeededWhereDrawn = field(default_factory=SeededWhereDrawn)
 
     def __getitem__(self, update: int) -> Batch:
-        first = update * self.batches.size
-        return self.batches.draw(update, self.rows, [self._example(first + row) for row in self.rows])
+        """The batch of an update; what examples draw of themselves, as augmentations do, is of their places, too."""
+        batches, first = self.batches, update * self.batches.size
+        indices = self._indices(range(first, first + batches.size)[self.rows.start : self.rows.stop])
 
-    def _example(self, number: int) -> Example:
-        batches = self.batches
-        epoch, place = divmod(number, len(batches.images))
-        return batches.images[int(_order(len(batches.images), batches.seed, batches.stage, epoch)[place])]
+        def example(place: int) -> Example:
+            seed = lambda: seeds([self.rows[place]], batches.seed, batches.stage, update, 1)[0]  # noqa: E731
+            return self.seeded(lambda: batches.images[indices[place]], seed)
+
+        images = batches.images
+        if isinstance(images, ByRows) and images.at_once:
+            examples = images.rows(indices)
+        else:
+            examples = collate([example(place) for place in range(len(indices))])
+        batch = batches.draw(update, self.rows, examples)
+        check_examples_finite(batch, lambda row: indices[row])
+        return batch
+
+    def _indices(self, numbers: range) -> list[int]:
+        """Which of the examples are these of the walk."""
+        batches, indices, count = self.batches, [], len(self.batches.images)
+        while numbers:
+            epoch, place = divmod(numbers.start, count)
+            part = numbers[: count - place]
+            order = _order(count, batches.seed, batches.stage, epoch)
+            indices += order[place : place + len(part)].tolist()
+            numbers = numbers[len(part) :]
+        return indices
 
 
 @lru_cache(maxsize=4)
@@ -160,7 +232,9 @@ class _Stream(IterableDataset[Batch]):
         worker = (info.id, info.num_workers) if info else (0, 1)
         position = batches.seed, batches.stage
         for update, examples in self.examples.walk(len(rows), self.updates, rank, worker, position):
-            yield batches.draw(update, rows, examples)
+            batch = batches.draw(update, rows, collate(examples))
+            check_examples_finite(batch, lambda row, update=update: f"{row} of update {update + 1}")
+            yield batch
 
 
 def _unwrapped_errors(loader: Iterable[Batch]) -> Iterator[Batch]:

@@ -31,8 +31,8 @@ class Callback(Protocol):
     def progress(self, progress: Progress) -> None:
         """An update was made."""
 
-    def end(self) -> None:
-        """The training of that network ended."""
+    def end(self, stopped: int | None = None) -> None:
+        """The training of that network ended, or stopped with that many updates kept, by a signal or an error."""
 
     def evaluated(self, record: Any) -> None:  # noqa: ANN401  (an `EvaluationRecord`, which training does not know)
         """A model was measured at a step count."""

@@ -16,7 +16,7 @@ import safetensors.torch
 from torch import Tensor
 
 from progdist._utils.errors import UserError
-from progdist._utils.files import FORMAT_VERSION, atomic_write, check_format, read_json, write_json
+from progdist._utils.files import FORMAT_VERSION, LaterFormat, atomic_write, check_format, read_json, write_json
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,10 @@ class Checkpoints:
     writes: bool = True
 
     def save(self, checkpoint: Checkpoint) -> None:
-        """Write one, then drop the oldest; the JSON file comes last and makes it count."""
+        """Write one, then drop the oldest before it; the JSON file comes last and makes it count.
+
+        Those of later updates are ones that could not be read: training went on from before them.
+        """
         if not self.writes:
             return
         path = self._path(checkpoint.update)
@@ -47,17 +50,23 @@ class Checkpoints:
         metadata = {"format_version": FORMAT_VERSION, "update": checkpoint.update, "bytes": len(content)}
         metadata |= {"sha256": hashlib.sha256(content).hexdigest(), "numbers": dict(checkpoint.numbers)}
         write_json(path.with_suffix(".json"), metadata)
-        for update in self._updates()[: -self.keep]:
+        for update in [each for each in self._updates() if each <= checkpoint.update][: -self.keep]:
             self._path(update).with_suffix(".json").unlink()
             self._path(update).unlink(missing_ok=True)
         for partial in self.folder.glob(".*.partial"):  # of a process that was killed while it wrote
             partial.unlink(missing_ok=True)
 
     def latest(self, notify: Callable[[str], None] = lambda text: None) -> Checkpoint | None:
-        """The newest that is whole, or None; `notify` is called for those that are not."""
+        """The newest that is whole, or None; `notify` is called for those that are not.
+
+        Raises:
+            LaterFormat: it is of a later format, and training would start over.
+        """
         for update in reversed(self._updates()):
             try:
                 return self.at(update)
+            except LaterFormat:
+                raise
             except UserError as error:
                 notify(f"{error}: the one before it is used")
         return None
@@ -82,8 +91,12 @@ class Checkpoints:
 
     def latest_path(self) -> Path | None:
         """Where the newest is, or None."""
-        updates = self._updates()
-        return self._path(updates[-1]) if updates else None
+        update = self.latest_update()
+        return self._path(update) if update else None
+
+    def latest_update(self) -> int:
+        """The update of the newest, 0 where there is none."""
+        return max(self._updates(), default=0)
 
     def _path(self, update: int) -> Path:
         return self.folder / f"{update:08d}.safetensors"

@@ -7,10 +7,12 @@ the learning rate of distillation was chosen by measurement (docs/own-model.md).
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
+from numbers import Integral, Real
 from typing import Any, Literal, get_args, get_type_hints
 
 from progdist._utils.errors import UserError
 from progdist._utils.names import Optimizer, Precision
+from progdist._utils.words import counted
 
 
 @dataclass(frozen=True)
@@ -57,6 +59,12 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         """Raises: UserError: numbers with which nothing is trained, unknown names, or what excludes each other."""
+        for name, hint in _TYPES.items():
+            value = getattr(self, name)
+            if (isinstance(value, bool) and hint is not bool) or not isinstance(value, hint):
+                raise UserError(f"{name} is {repr(value)[:50]}, expected {_NAMES[hint]}")
+            if isinstance(value, Integral) and value >= EXACT:
+                raise UserError(f"{name} is {repr(value)[:50]}, expected less than 2^53")
         for name in ("updates", "batch", "gradient_accumulation_steps", "checkpoint_every"):
             if getattr(self, name) < 1:
                 raise UserError(f"{name} is {getattr(self, name)}, expected at least 1")
@@ -88,6 +96,20 @@ class TrainConfig:
         """Updates between records, about a thousand of them; only there the numbers leave the device."""
         return max(1, self.updates // 1000)
 
+    @property
+    def ema_warning(self) -> str | None:
+        """What is wrong with an average that is too long for the training; None where it is not."""
+        later = self.updates - 1  # updates after the first, with whose weights the average begins
+        share = self.ema**later
+        if not self.ema or not later or share <= MOST_OF_THE_START:
+            return None
+        fits = _rounded_down(MOST_OF_THE_START ** (1 / later))
+        remedy = f"set ema to {fits} or less (0: no average)" if float(fits) else "set ema to 0"
+        return (
+            f"ema {self.ema:g} is too long for {counted(self.updates, 'update')}: the average of the weights, which is "
+            f"kept, is {share:.0%} the weights at the start; {remedy}"
+        )
+
     def learning_rate_at(self, update: int) -> float:
         """The learning rate of one update, counted from 0."""
         rise = min(1.0, (update + 1) / self.warmup) if self.warmup else 1.0
@@ -102,10 +124,27 @@ class TrainConfig:
         return TrainConfig(**{name: options.get(name, getattr(self, name)) for name in names})
 
 
+def _rounded_down(decay: float) -> str:
+    """A decay in as many digits as 1 - decay needs for one."""
+    digits = max(1, math.ceil(-math.log10(1 - decay)))
+    return f"{math.floor(decay * 10**digits) / 10**digits:g}"
+
+
+EXACT = 2**53  # whole numbers from here on are no longer exact as floats, and count nothing
+MOST_OF_THE_START = 0.05  # of an average of the weights that is not said to be too long
+
 OPTIONS = tuple(field.name for field in fields(TrainConfig))  # the names of all options
 
 _CHOICES = {
     name: get_args(hint) for name, hint in get_type_hints(TrainConfig).items() if name in OPTIONS and get_args(hint)
+}
+
+_NAMES: Mapping[type, str] = {Integral: "a whole number", Real: "a number", bool: "True or False"}
+
+_TYPES: Mapping[str, type] = {
+    name: {int: Integral, float: Real, bool: bool}[hint]
+    for name, hint in get_type_hints(TrainConfig).items()
+    if name in OPTIONS and hint in (int, float, bool)
 }
 
 OF_A_WHOLE_TRAINING = ("batch", "ema", "lora_rank")

@@ -1,22 +1,27 @@
 """Several processes in one run: the main process reads, decides and writes, and broadcasts the result.
 
 Started alone there is one process. Under torchrun or `accelerate launch` the processes share batches, gradients
-and samples; the folder of the run must be one that all of them see.
+and samples; the folder of the run must be one that all of them see. accelerate starts the group of processes; its
+settings of precision and accumulation, which are those of the whole program, are neither read nor changed.
 """
 
+import hashlib
+import os
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any, TypeVar, cast
 
 import torch
-from accelerate import Accelerator
-from accelerate.utils import GradientAccumulationPlugin, InitProcessGroupKwargs, broadcast_object_list, gather_object
+from accelerate.state import PartialState
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from progdist._utils.errors import UserError
+from progdist._utils.names import Precision
+from progdist.compute.precision import Resolved, resolve
 from progdist.training.checkpoint import Checkpoint, Checkpoints
 
 Result = TypeVar("Result")
@@ -24,33 +29,90 @@ WAIT = timedelta(hours=2)
 """How long a process waits for the others, e.g. while the first one measures; nccl's own 10 minutes can be too few."""
 
 
-def make_accelerator() -> Accelerator:
-    """accelerate's view of this process, without its autocast and accumulation: the training loop has its own."""
-    return Accelerator(
-        cpu=not torch.accelerator.is_available(),
-        mixed_precision="no",
-        gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
-        kwargs_handlers=[InitProcessGroupKwargs(timeout=WAIT)],
-    )
+@dataclass(frozen=True)
+class Processes:
+    """The processes of a training, as one of them sees them, and where it computes; one on the CPU by default."""
+
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    num_processes: int = 1
+    process_index: int = 0
+
+    @property
+    def is_main_process(self) -> bool:
+        """Whether this is the first process, which alone writes."""
+        return self.process_index == 0
+
+    def reduce(self, tensor: Tensor, reduction: str) -> Tensor:
+        """The "sum" or "mean" of all processes' tensors."""
+        if self.num_processes == 1:
+            return tensor
+        total = tensor.clone()
+        torch.distributed.all_reduce(total)
+        return total / self.num_processes if reduction == "mean" else total
+
+    def agree(self, value: str, message: str) -> None:
+        """Raise a UserError in all processes unless the value is the same in all of them."""
+        if self.num_processes == 1:
+            return
+        values = _gathered(value)
+        if odd := [number for number, other in enumerate(values) if other != values[0]]:
+            raise UserError(message.format(process=odd[0]))
 
 
-def load_agreed_checkpoint(checkpoints: Checkpoints, accelerator: Accelerator) -> Checkpoint | None:
+SIZES = ("WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")
+"""Where launchers say how many processes there are."""
+
+
+def join_processes() -> Processes:
+    """This process among those that torchrun, `accelerate launch`, MPI or the program started; else alone."""
+    if (
+        torch.distributed.is_available() and torch.distributed.is_initialized()
+    ):  # by accelerate, or by the program itself
+        on_cpu = "nccl" not in torch.distributed.get_backend()
+        device = torch.device("cpu") if on_cpu else torch.device("cuda", torch.cuda.current_device())
+        return Processes(device, torch.distributed.get_world_size(), torch.distributed.get_rank())
+    launched = os.environ.get("LOCAL_RANK") or any(os.environ.get(name, "") not in ("", "1") for name in SIZES)
+    on_cpu = not torch.accelerator.is_available() or _is_set("ACCELERATE_USE_CPU")
+    if launched or PartialState._shared_state:
+        state = PartialState(cpu=on_cpu, timeout=WAIT)
+        return Processes(cast(torch.device, state.device), state.num_processes, state.process_index)
+    device = None if on_cpu else torch.accelerator.current_accelerator()
+    return Processes(device or torch.device("cpu"))
+
+
+def _is_set(name: str) -> bool:
+    return os.environ.get(name, "").lower() in ("1", "true", "yes", "on")
+
+
+def checksum_of(network: nn.Module) -> str:
+    """The SHA-256 of a network's weights and buffers, in hexadecimal."""
+    digest = hashlib.sha256()
+    for name, tensor in network.state_dict().items():
+        if not isinstance(tensor, Tensor):
+            continue  # a state of the module's own, which is no weight
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def load_agreed_checkpoint(checkpoints: Checkpoints, processes: Processes) -> Checkpoint | None:
     """The newest whole checkpoint that the first process sees, read by all; None where it sees none.
 
     Raises:
-        UserError: in all processes, if one of them cannot read that checkpoint.
+        UserError: in all processes, if one of them cannot read that checkpoint, or it is of a later format.
     """
-    latest = checkpoints.latest() if accelerator.is_main_process else None
-    if accelerator.num_processes == 1:
+    latest, failure = _attempt(checkpoints.latest) if processes.is_main_process else (None, None)
+    _raise_first(_gathered(failure) if processes.num_processes > 1 else [failure])
+    if processes.num_processes == 1:
         return latest
     update: list[int | None] = [latest.update if latest else None]
-    broadcast_object_list(update)
+    torch.distributed.broadcast_object_list(update)
     number, failure = update[0], None
     if number is not None and latest is None:
         latest, failure = _attempt(lambda: checkpoints.at(number))
         if failure:
-            failure = f"process {accelerator.process_index}: {failure}: all processes must see one folder"
-    _raise_first(gather_object([failure]))
+            failure = f"process {processes.process_index}: {failure}: all processes must see one folder"
+    _raise_first(_gathered(failure))
     return latest
 
 
@@ -60,6 +122,13 @@ def _attempt(find: Callable[[], Any]) -> list[Any]:
         return [find(), None]
     except UserError as error:
         return [None, str(error)]
+
+
+def _gathered(value: Result) -> list[Result]:
+    """The values of all processes, in their order."""
+    values: list[Any] = [None] * torch.distributed.get_world_size()
+    torch.distributed.all_gather_object(values, value)
+    return values
 
 
 def _raise_first(errors: Sequence[str | None]) -> None:
@@ -72,40 +141,45 @@ class Distributed:
 
     def __init__(self, *, shards: bool = False) -> None:
         self.shards = shards
-        self.accelerator = make_accelerator()
-        if shards and self.accelerator.num_processes == 1:
-            raise UserError("sharding needs several processes: start them with torchrun, or leave --shard")
+        self.processes = join_processes()
+        if shards and self.processes.num_processes == 1:
+            raise UserError("sharding requires several processes: start them with torchrun, or remove --shard")
+
+    def resolve(self, precision: Precision) -> Resolved:
+        """A precision as all processes take it: `auto` is bf16 where it pays in every one of them."""
+        ours = torch.tensor(float(resolve(precision, self.device) == "bf16"), device=self.device)
+        return "bf16" if self.processes.reduce(ours, "mean") == 1 else "float32"
 
     @property
     def device(self) -> torch.device:
         """Where this process computes."""
-        return self.accelerator.device
+        return self.processes.device
 
     @property
     def is_main_process(self) -> bool:
         """Whether this is the first process, which alone writes."""
-        return self.accelerator.is_main_process
+        return self.processes.is_main_process
 
     def on_main_process(self, find: Callable[[], Result]) -> Result:
         """The result of `find` in the first process, or its UserError, in all of them."""
-        if self.accelerator.num_processes == 1:
+        if self.processes.num_processes == 1:
             return find()
         outcome: list[Any] = [None, None]
         if self.is_main_process:
             outcome = _attempt(find)
-        broadcast_object_list(outcome)
+        torch.distributed.broadcast_object_list(outcome)
         _raise_first(outcome[1:])
         return cast(Result, outcome[0])
 
     def on_every_process(self, work: Callable[[int, int], None]) -> None:
         """Call work(index, number of processes) in every process and wait; a UserError of one is raised in all."""
-        _, failure = _attempt(lambda: work(self.accelerator.process_index, self.accelerator.num_processes))
-        _raise_first(gather_object([failure]) if self.accelerator.num_processes > 1 else [failure])
+        _, failure = _attempt(lambda: work(self.processes.process_index, self.processes.num_processes))
+        _raise_first(_gathered(failure) if self.processes.num_processes > 1 else [failure])
 
     def map_to_main_process(self, work: Callable[[int], Result], count: int) -> list[Result]:
         """[work(0), ..., work(count - 1)] in the first process, [] in the others; each does every n-th, in order."""
-        processes = self.accelerator.num_processes
-        results = [work(index) for index in range(self.accelerator.process_index, count, processes)]
+        processes = self.processes.num_processes
+        results = [work(index) for index in range(self.processes.process_index, count, processes)]
         if processes == 1:
             return results
         parts: list[Any] | None = [None] * processes if self.is_main_process else None

@@ -12,32 +12,25 @@ the updates at which a record or a checkpoint is due.
 """
 
 import copy
-import math
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import cast
 
 import torch
-from accelerate import Accelerator
-from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
+from torch import nn
 
-from progdist._utils.broadcasting import time_device
 from progdist._utils.errors import UserError
-from progdist._utils.random import position_seed, seed_generators
 from progdist._utils.signals import SHUTDOWN
-from progdist.compute.cuda_graphs import CudaGraphs, accelerated, check_available
-from progdist.compute.precision import autocast, enable_gradient_checkpointing
+from progdist.compute.cuda_graphs import check_available
+from progdist.compute.precision import enable_gradient_checkpointing, outside_autocast
 from progdist.training.batches import Batch
 from progdist.training.callbacks import Progress
 from progdist.training.checkpoint import Checkpoints
 from progdist.training.config import TrainConfig
-from progdist.training.distributed import gather, load_agreed_checkpoint, shard
-from progdist.training.records import NotFinite, Records, explain
-from progdist.training.state import State
+from progdist.training.distributed import Processes, checksum_of, gather, load_agreed_checkpoint, shard
+from progdist.training.gradients import Gradients, Loss
+from progdist.training.records import Records, check_trained
+from progdist.training.state import WRONG, State
 
-Loss = Callable[[nn.Module, Batch], Tensor]  # (network, batch) -> one loss per example, (B,)
 BatchesOf = Callable[[int, int, slice], Iterator[Batch]]
 """(first update, last update, rows of the global batch) -> batches."""
 
@@ -46,8 +39,8 @@ BatchesOf = Callable[[int, int, slice], Iterator[Batch]]
 class TrainContext:
     """Where a network is trained, and what else happens there."""
 
-    accelerator: Accelerator  # the device and the processes
-    seed: int = 0  # of the dropout masks
+    processes: Processes  # and the device
+    seed: int = 0  # of what the network draws itself, as dropout does
     sharded: bool = False  # spread the network over the processes (see `progdist.training.distributed`)
     checkpoints: Checkpoints | None = None  # where to go on from, and to write to
     observe: Callable[[Progress], None] = lambda progress: None  # called at every `config.record_every`-th update
@@ -59,7 +52,8 @@ class TrainResult:
     """A trained network."""
 
     network: nn.Module  # in evaluation mode; its EMA where the config has one, and a new one if it was spread
-    updates: int  # made
+    updates: int  # made, those that were skipped included
+    skipped: int  # that made no step, since they were not finite
     seconds: float  # of training, all sessions together
 
 
@@ -78,46 +72,74 @@ def train(
     Parameters that its author froze stay as they are, unless all are, as of a network made ready to be sampled.
 
     Raises:
-        NotFinite: more updates in a row than `config.max_skipped_updates` made no step; the last checkpoint is named.
+        NotFinite: more updates in a row than `config.max_skipped_updates` made no step, or the last half of all made
+            none; the last checkpoint is named.
         Interrupted: a signal asked for the end, and a checkpoint is kept.
-        UserError: as in `check_processes`, or the latest checkpoint is of another network.
+        UserError: as in `check_processes` and `check_parameters`, processes that begin with different weights, or the
+            latest checkpoint is of another network. Whatever the batches or `observe` raise, a checkpoint of the last
+            step is kept first.
     """
-    accelerator, checkpoints, sharded = context.accelerator, context.checkpoints, context.sharded
-    check_processes(config, accelerator.num_processes, sharded=sharded)
+    processes, checkpoints, sharded = context.processes, context.checkpoints, context.sharded
+    check_processes(config, processes.num_processes, sharded=sharded)
+    check_parameters(network)
     if not any(parameter.requires_grad for parameter in network.parameters()):
         network.requires_grad_(True)
     if config.gradient_checkpointing:
         enable_gradient_checkpointing(network)
-    plain, device = copy.deepcopy(network) if sharded else network, accelerator.device
-    prepared = network.to(device)
-    if accelerator.num_processes > 1:
-        prepared = shard(network, device) if sharded else accelerator.prepare(network)
+    plain, device = copy.deepcopy(network) if sharded else network, processes.device
+    network.to(device)
+    if processes.num_processes > 1:
+        processes.agree(checksum_of(network), DIFFERENT_WEIGHTS)
+    if sharded:
+        shard(network, device)
     state = State(network, config, average.to(device) if average is not None else None)
     if checkpoints is not None:
-        _restore(state, checkpoints, accelerator)
-    prepared.train(dropout)
-    computed = accelerated(prepared, config.compile, config.cuda_graphs)
-    records = Records(state, config, accelerator, checkpoints, context.observe)
-    share, index = config.batch // accelerator.num_processes, accelerator.process_index
-    with SHUTDOWN.deferred_signals(), _fork_rng(device):
+        _restore(state, checkpoints, processes)
+    network.train(dropout)
+    gradients = Gradients(state, loss, processes, context.seed, dropout=dropout)
+    records = Records(state, config, processes, checkpoints, context.observe)
+    share, index = config.batch // processes.num_processes, processes.process_index
+    with SHUTDOWN.deferred_signals(), torch.enable_grad(), outside_autocast(device), records.kept_on_failure():
         for batch in batches(state.update, config.updates, slice(index * share, (index + 1) * share)):
-            seed_generators(position_seed(context.seed, state.update, index), device)
-            value, norm = _gradient(computed, state, loss, batch, accelerator)
+            value, norm = gradients(batch)
             due = records.read(value, norm) if records.due() else None
             state.step(value.isfinite() & norm.isfinite(), norm)
             if due:
                 records.report(due)
             if context.stop(network, state.update):
                 break
-    if isinstance(computed, CudaGraphs):
-        computed.release()
+    gradients.release()
     if sharded:
         plain.load_state_dict(gather(network.state_dict()))
-    if accelerator.num_processes > 1:
-        accelerator.free_memory()  # which keeps every network that it prepared
-    if not all(parameter.isfinite().all() for parameter in plain.parameters()):
-        raise NotFinite(explain(state.update, config, math.nan, math.inf, checkpoints))
-    return TrainResult((plain if sharded else state.result()).eval(), state.update, records.seconds())
+    check_trained(state, plain, checkpoints)
+    return TrainResult(
+        (plain if sharded else state.result()).eval(), state.update, int(state.skipped), records.seconds()
+    )
+
+
+DIFFERENT_WEIGHTS = (
+    "the network of process {process} has other weights than that of process 0: give every process the same teacher "
+    "(load it from one file, or seed torch before it is made)"
+)
+
+
+def check_parameters(network: nn.Module) -> None:
+    """Refuse a network that has nothing to train, or parameters that cannot be trained: a UserError names the first."""
+    parameters = list(network.named_parameters())
+    if not parameters:
+        raise UserError(f"{type(network).__name__} has no parameters: a student has its teacher's network")
+    for name, parameter in parameters:
+        if isinstance(parameter, nn.UninitializedParameter):
+            raise UserError(f"parameter {name} has no shape yet: call the network once on an example first")
+    if isinstance(network, torch.jit.ScriptModule):
+        raise UserError("a torch.jit.ScriptModule cannot be trained: give the module that it was scripted from")
+    trained = [pair for pair in parameters if pair[1].requires_grad] or parameters
+    for name, parameter in trained:
+        if not parameter.is_floating_point():
+            raise UserError(
+                f"parameter {name} is {str(parameter.dtype).removeprefix('torch.')}, and real numbers are trained: "
+                "hold it as two real parameters (torch.view_as_real), or freeze it (requires_grad_(False))"
+            )
 
 
 def check_processes(config: TrainConfig, processes: int, *, sharded: bool) -> None:
@@ -132,54 +154,19 @@ def check_processes(config: TrainConfig, processes: int, *, sharded: bool) -> No
         if processes > 1:
             raise UserError("cuda_graphs requires a single process: set it to false")
     if sharded and config.optimizer == "adamw8bit":
-        raise UserError("optimizer adamw8bit cannot train a sharded network: leave --shard, or use adamw")
+        raise UserError("optimizer adamw8bit cannot train a sharded network: remove --shard, or use adamw")
     if sharded and (config.ema or processes == 1):
-        raise UserError("sharding needs several processes (torchrun), and no average of the weights: set ema to 0")
+        raise UserError("sharding requires several processes (torchrun), and no average of the weights: set ema to 0")
 
 
-def _restore(state: State, checkpoints: Checkpoints, accelerator: Accelerator) -> None:
-    latest = load_agreed_checkpoint(checkpoints, accelerator)
+def _restore(state: State, checkpoints: Checkpoints, processes: Processes) -> None:
+    latest = load_agreed_checkpoint(checkpoints, processes)
     try:
         if latest is not None:
             state.restore(latest)
-    except (LookupError, RuntimeError, ValueError) as error:
+    except WRONG as error:
         reason = " ".join(str(error).split())[:100]
         raise UserError(
             f"{checkpoints.latest_path()} is of another network or another version of progdist ({reason}): start "
             "over with --fresh, or remove it to train this model again"
         ) from error
-
-
-def _fork_rng(device: torch.device) -> AbstractContextManager[None]:
-    """The context in which training may seed torch's generators, and after which they are the caller's again."""
-    return (
-        torch.random.fork_rng([]) if device.type == "cpu" else torch.random.fork_rng([device], device_type=device.type)
-    )
-
-
-def _gradient(
-    network: nn.Module, state: State, loss: Loss, batch: Batch, accelerator: Accelerator
-) -> tuple[Tensor, Tensor]:
-    """The global batch's mean loss and its gradient's norm, on the device; the gradient is left in the parameters."""
-    device, config = accelerator.device, state.config
-    count = config.gradient_accumulation_steps
-    placed = on_device(batch, device)
-    parts = zip(*(tensor.chunk(count) for tensor in placed.values()), strict=True)
-    total = torch.zeros((), device=device)
-    for number, part in enumerate(parts, 1):
-        with nullcontext() if number == count else accelerator.no_sync(network):
-            with autocast(device, config.precision):
-                value = loss(network, dict(zip(placed, part, strict=True))).float().mean() / count
-            accelerator.backward(value)
-        total += value.detach()
-    norm = nn.utils.get_total_norm(parameter.grad for parameter in state.parameters if parameter.grad is not None)
-    norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
-    return cast(Tensor, accelerator.reduce(total, "mean")), norm
-
-
-def on_device(batch: Batch, device: torch.device) -> Batch:
-    """A batch on a device; its times, in float64, where `time_device` says."""
-    return {
-        name: tensor.to(time_device(device) if tensor.dtype == torch.float64 else device, non_blocking=True)
-        for name, tensor in batch.items()
-    }

@@ -11,11 +11,11 @@ import copy
 from collections.abc import Mapping
 from typing import Any, cast
 
-import torch
 from torch import Tensor, nn
 
 from progdist._utils.errors import UserError
 from progdist._utils.extras import import_extra
+from progdist._utils.random import seeded
 
 
 def add_lora(network: nn.Module, rank: int, seed: int) -> nn.Module:
@@ -27,8 +27,8 @@ def add_lora(network: nn.Module, rank: int, seed: int) -> nn.Module:
     network.requires_grad_(False)
     student = copy.deepcopy(network, {id(shared): shared for shared in network.parameters()})
     names = [name for name, module in student.named_modules() if isinstance(module, nn.Linear | nn.Conv2d)]
-    torch.manual_seed(seed)
-    return peft.inject_adapter_in_model(peft.LoraConfig(r=rank, lora_alpha=rank, target_modules=names), student)
+    with seeded(seed):
+        return peft.inject_adapter_in_model(peft.LoraConfig(r=rank, lora_alpha=rank, target_modules=names), student)
 
 
 def adapter_weights(network: nn.Module) -> dict[str, Tensor]:

@@ -1,19 +1,22 @@
 """The numbers of an update, read from the device where a record or a checkpoint is due, and nowhere else."""
 
+import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import replace
-from typing import cast
 
 import torch
-from accelerate import Accelerator
-from torch import Tensor
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from progdist._utils.errors import UserError
 from progdist._utils.signals import SHUTDOWN
+from progdist._utils.words import counted
 from progdist.training.callbacks import Progress
 from progdist.training.checkpoint import Checkpoints
 from progdist.training.config import TrainConfig
+from progdist.training.distributed import Processes
 from progdist.training.state import State
 
 
@@ -31,11 +34,11 @@ class Records:
         self,
         state: State,
         config: TrainConfig,
-        accelerator: Accelerator,
+        processes: Processes,
         checkpoints: Checkpoints | None,
         observe: Callable[[Progress], None],
     ) -> None:
-        self.state, self.config, self.accelerator = state, config, accelerator
+        self.state, self.config, self.processes = state, config, processes
         self.checkpoints, self.observe = checkpoints, observe
         self.started = time.perf_counter() - state.seconds
 
@@ -46,7 +49,7 @@ class Records:
     def due(self) -> bool:
         """Whether the numbers of the update under way are read: the same in all processes."""
         number, config = self.state.update + 1, self.config
-        alone = self.accelerator.num_processes == 1
+        alone = self.processes.num_processes == 1
         return (
             number % config.record_every == 0
             or number == config.updates
@@ -60,8 +63,8 @@ class Records:
     def read(self, value: Tensor, norm: Tensor) -> Progress:
         """The numbers of the update under way, before its step; a due checkpoint is written. Raises: Interrupted."""
         signals = torch.full_like(value, float(SHUTDOWN.requested is not None))
-        if self.accelerator.num_processes > 1:
-            signals = cast(Tensor, self.accelerator.reduce(signals, "sum"))
+        if self.processes.num_processes > 1:
+            signals = self.processes.reduce(signals, "sum")
         loss, gradient_norm, stops = torch.stack([value, norm.to(value), signals]).tolist()
         update = self.state.update
         progress = Progress(update + 1, loss, gradient_norm, self.config.learning_rate_at(update), 0.0)
@@ -77,13 +80,50 @@ class Records:
         skipped, in_a_row = self.state.skips()
         if in_a_row > self.config.max_skipped_updates:
             loss, norm = progress.loss, progress.gradient_norm
-            raise NotFinite(explain(self.state.update, self.config, loss, norm, self.checkpoints))
+            raise NotFinite(explain(self.state, loss, norm, self.checkpoints))
         self.observe(replace(progress, seconds=self.seconds(), skipped=skipped))
 
+    @contextmanager
+    def kept_on_failure(self) -> Iterator[None]:
+        """Where the data, the disk or what watches fails between two steps, the last one is kept as a checkpoint."""
+        try:
+            yield
+        except NotFinite:
+            raise
+        except (Exception, SystemExit):  # what fails may be of anybody's code; a closed terminal is a SystemExit
+            with suppress(OSError, RuntimeError):  # the failure itself is what is told
+                self._keep()
+            raise
 
-def explain(update: int, config: TrainConfig, value: float, norm: float, checkpoints: Checkpoints | None) -> str:
-    """The message about an update that is not finite."""
-    last = checkpoints.latest_path() if checkpoints else None
+    def _keep(self) -> None:
+        """Write a checkpoint of the last step, if it is whole and finite; of a network that is spread there is none."""
+        parameters = self.state.parameters
+        if self.checkpoints is None or not self.state.update or not self.state.whole:
+            return
+        if any(isinstance(each, DTensor) for each in parameters):
+            return
+        if all(bool(each.isfinite().all()) for each in parameters):
+            self.state.seconds = self.seconds()
+            self.checkpoints.save(self.state.checkpoint())
+
+
+def check_trained(state: State, network: nn.Module, checkpoints: Checkpoints | None) -> None:
+    """Raise NotFinite where a training that ended made no step, or none in the last half of its updates."""
+    skipped = int(state.skipped_in_a_row)
+    if skipped and skipped * 2 >= state.update:
+        raise NotFinite(explain(state, math.nan, math.nan, checkpoints))
+    if not all(parameter.isfinite().all() for parameter in network.parameters() if parameter.requires_grad):
+        raise NotFinite(explain(state, math.nan, math.inf, checkpoints))
+
+
+def explain(state: State, value: float, norm: float, checkpoints: Checkpoints | None) -> str:
+    """The message about an update that is not finite; the data are known to be, and so are the weights before it."""
+    last, update, config = checkpoints.latest_path() if checkpoints else None, state.update, state.config
+    if int(state.skipped) >= update:
+        return (
+            f"none of {counted(update, 'update')} had a finite loss ({value:g}) and gradient norm ({norm:g}): the "
+            "teacher's output or the weighting is not finite on these data, or precision bf16 is too coarse for them"
+        )
     kept = f"the last good checkpoint is {last}" if last else "there is no checkpoint of this stage yet"
     return (
         f"update {update} of {config.updates}: loss {value:g} and gradient norm {norm:g} are not both finite; {kept}: "

@@ -22,6 +22,8 @@ from progdist.training.checkpoint import Checkpoint
 from progdist.training.config import TrainConfig
 from progdist.training.distributed import distribute, gather
 
+WRONG = (LookupError, RuntimeError, ValueError, TypeError, OverflowError, AttributeError)  # what comes of a foreign one
+
 
 class State:
     """Network, EMA and optimizer moments."""
@@ -35,6 +37,7 @@ class State:
         if config.ema:
             self.ema_network = copy_for_average(network) if average is None else average.to(device)
         self.update, self.seconds = 0, 0.0
+        self.whole = True  # false within a step
         counts = torch.zeros(4, dtype=torch.int64, device=device)
         self.steps, self.skipped, self.skipped_in_a_row, self.max_skipped_in_a_row = counts.unbind()
 
@@ -43,6 +46,7 @@ class State:
 
         The fused optimiser divides by the scale and looks at the flag within its own pass over the weights.
         """
+        self.whole = False
         for group in self.optimizer.param_groups:
             group["lr"] = self.config.learning_rate_at(self.update)
         limit = self.config.max_grad_norm
@@ -62,6 +66,7 @@ class State:
         self.skipped_in_a_row.add_(1).mul_(~finite)
         torch.maximum(self.max_skipped_in_a_row, self.skipped_in_a_row, out=self.max_skipped_in_a_row)
         self.update += 1
+        self.whole = True
 
     def _step_of_8_bits(self, finite: Tensor, scale: Tensor | None) -> None:
         if finite:
@@ -112,7 +117,7 @@ class State:
         return Checkpoint(self.update, tensors, {"seconds": self.seconds, "skipped": int(self.skipped)})
 
     def restore(self, checkpoint: Checkpoint) -> None:
-        """Go back to a checkpoint; LookupError, RuntimeError or ValueError if it is of another network or version."""
+        """Go back to a checkpoint; its errors where it is of another network or version are WRONG."""
         groups: dict[str, dict[str, Tensor]] = {"network": {}, "average": {}, "optimizer": {}}
         for name, tensor in checkpoint.tensors.items():
             group, _, rest = name.partition(".")
@@ -131,8 +136,8 @@ class State:
             shared = {name: groups["network"][name] for name in self._frozen()}
             self.ema_network.load_state_dict(shared | averages)
         self._restore_moments(moments)
-        self.update, self.seconds = checkpoint.update, checkpoint.numbers["seconds"]
-        self.skipped.fill_(checkpoint.numbers["skipped"])
+        self.update, self.seconds = checkpoint.update, float(checkpoint.numbers["seconds"])
+        self.skipped.fill_(int(checkpoint.numbers["skipped"]))
 
     def _frozen(self) -> set[str]:
         """The names of what is not trained, which the average shares and a checkpoint holds once."""

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from progdist.evaluation.measures.estimate import NORMAL, Estimate
+from progdist.evaluation.measures.estimate import NORMAL, STUDENT_10, Estimate
 from progdist.evaluation.measures.frechet import (
     Frechet,
     frechet_bias,
@@ -14,7 +14,7 @@ from progdist.evaluation.measures.frechet import (
     frechet_influence,
     resampled_frechet,
 )
-from progdist.evaluation.measures.kernel import kernel_distance
+from progdist.evaluation.measures.kernel import Spread, kernel_distance
 from progdist.evaluation.measures.moments import moments, running_moments
 from progdist.evaluation.measures.neighbors import density_coverage, precision_recall
 from progdist.evaluation.measures.scores import clip_score, inception_score
@@ -92,21 +92,65 @@ def test_the_bias_is_that_of_few_samples() -> None:
     assert frechet_bias(distance, sets[0][:3], seed=0) is None
 
 
-def test_kernel_distance_is_the_unbiased_estimate_with_its_error() -> None:
-    """The value is 1000 times the formula itself; the error is what independent draws vary by."""
+def mean_discrepancy(a: Tensor, b: Tensor) -> float:
+    """1000 times the formula itself, over all pairs."""
 
     def kernel(x: Tensor, y: Tensor) -> Tensor:
-        return (x @ y.T / 3 + 1) ** 3
+        return (x @ y.T / x.shape[1] + 1) ** 3
 
-    values, errors = [], []
-    for _ in range(40):
-        a, b = torch.randn(200, 3).double(), torch.randn(200, 3).double() + 0.5
-        within = sum((kernel(x, x).sum() - kernel(x, x).trace()) / (200 * 199) for x in (a, b))
+    within = sum((kernel(x, x).sum() - kernel(x, x).trace()) / (len(x) * (len(x) - 1)) for x in (a, b))
+    return 1000 * float(within - 2 * kernel(a, b).mean())
+
+
+SHAPES = {"same": (1.0, 0.0), "near": (0.85, 0.03), "far": (0.7, 0.3)}  # deviation and mean of samples
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("counts", [(150, 150), (600, 100)])
+def test_the_kernel_distances_error_is_what_independent_draws_vary_by(counts: tuple[int, int], shape: str) -> None:
+    """Over 150 pairs of sets: as wide as they vary, and holding their mean about 95 times in 100.
+
+    Where both are of one distribution the error is a sixth too large: a variance that is 0 is not estimated below 0.
+    """
+    draw, found = torch.Generator().manual_seed(0), []
+    (count, few), (deviation, mean) = counts, SHAPES[shape]
+    for _ in range(150):
+        a, b = torch.randn(count, 8, generator=draw), deviation * torch.randn(few, 8, generator=draw) + mean
         value, error = kernel_distance(a, b, seed=0)
-        assert value == pytest.approx(1000 * float(within - 2 * kernel(a, b).mean()), rel=1e-3)
-        values.append(value)
-        errors.append(error)
-    assert torch.tensor(errors).mean() == pytest.approx(float(torch.tensor(values).std()), rel=0.4)
+        if count == few:
+            assert value == pytest.approx(mean_discrepancy(a.double(), b.double()), rel=1e-3, abs=1e-3)
+        found.append((value, error))
+    values, errors = torch.tensor(found, dtype=torch.float64).unbind(1)
+    assert float(errors.mean()) == pytest.approx(float(values.std()), rel=0.3 if shape != "same" else 0.4)
+    assert 0.9 <= float(((values - values.mean()).abs() <= NORMAL * errors).double().mean()) <= 1
+
+
+def test_the_kernel_distances_error_of_large_data_is_what_samples_vary_by() -> None:
+    """Data that stay the same hardly add to it where they are many: the interval is not twice too wide."""
+    draw = torch.Generator().manual_seed(0)
+    data = torch.randn(1500, 8, generator=draw)
+    found = [kernel_distance(data, 0.9 * torch.randn(150, 8, generator=draw), seed=k) for k in range(40)]
+    values, errors = torch.tensor(found, dtype=torch.float64).unbind(1)
+    assert float(errors.mean()) == pytest.approx(float(values.std()), rel=0.35)
+
+
+def test_the_spread_of_a_kernel_of_known_moments() -> None:
+    """Of one number x = -1 or 1 every part of the variance is known.
+
+    k(x, y) = (xy + 1)^3 = 4 + 4 xy, so that with E x = 0 k less its means is 4 xy, of variance 16, and the means are
+    constant: V(n, m) = 32 / (n (n - 1)) + 32 / (m (m - 1)) + 64 / (n m). Where E y = c, the mean of k over y is
+    4 + 4 c x, and that over x is 4: u = -4 c x, of variance 16 c^2, and v = 4 c y - c of variance 16 c^2 (1 - c^2).
+    """
+    signs = torch.tensor([-1.0, 1.0], dtype=torch.float64).repeat(1000)[:, None]
+    even = Spread.of(signs, signs)
+    assert even.means == pytest.approx((0, 0), abs=0.02)
+    assert (*even.within, even.between) == pytest.approx((16, 16, 16), rel=2e-3)
+    assert even.variance(10, 20) == pytest.approx(32 / 90 + 32 / 380 + 64 / 200, rel=5e-3)
+    c = 0.5
+    uneven = Spread.of(signs, torch.tensor([-1.0, 1, 1, 1], dtype=torch.float64).repeat(500)[:, None])
+    assert uneven.means == pytest.approx((16 * c**2, 16 * c**2 * (1 - c**2)), rel=0.02)
+    assert uneven.within == pytest.approx((16, 16 * (1 - c**2) ** 2), rel=2e-3)
+    assert uneven.between == pytest.approx(16 * (1 - c**2), rel=2e-3)
 
 
 @pytest.mark.parametrize(
@@ -119,7 +163,7 @@ def test_errors_of_neighbors_are_what_independent_samples_vary_by(
     found = [measure(data, 0.9 * torch.randn(200, 4) + 0.4, seed=0) for _ in range(40)]
     for name in names:
         values = torch.tensor([each[name].value for each in found])
-        widths = torch.tensor([each[name].high - each[name].low for each in found]) / (2 * NORMAL)
+        widths = torch.tensor([each[name].high - each[name].low for each in found]) / (2 * STUDENT_10)
         assert widths.mean() == pytest.approx(float(values.std()), rel=0.5)
 
 

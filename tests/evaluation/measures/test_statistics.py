@@ -128,17 +128,17 @@ def test_mistakes_are_one_line(tmp_path: Path) -> None:
     for plan, message in (
         (
             MetricConfig(("pixels",), weights={"inception": Path("a")}),
-            "weights inception=a is of nothing that is measured",
+            "weights inception=a is not used by any metric",
         ),
         (
             MetricConfig(("digits",), ("inception_score",), {"inception": Path("a")}),
-            "weights inception=a is of nothing that",
+            "weights inception=a is not used by any",
         ),
         (MetricConfig(("pixels", "digits", "pixels")), "features pixels is named twice: name it once"),
         (MetricConfig(("pixels",), ("precision_recall",) * 2), "metric precision_recall is named twice"),
-        (MetricConfig(("pixels",), references={"digits": Path("a")}), "reference digits=a is of nothing"),
-        (MetricConfig(("pixels",), ("inception_score",)), "inception_score is of a classifier's features"),
-        (MetricConfig(("pixels",), ("clip_score",)), "clip_score is of captions"),
+        (MetricConfig(("pixels",), references={"digits": Path("a")}), "reference digits=a is not used by any"),
+        (MetricConfig(("pixels",), ("inception_score",)), "inception_score requires the features of a classifier"),
+        (MetricConfig(("pixels",), ("clip_score",)), "clip_score requires captions"),
     ):
         with pytest.raises(UserError, match=message):
             plan.open((1, 8, 8), captions=False)

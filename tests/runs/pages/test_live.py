@@ -131,18 +131,18 @@ def test_the_time_left_counts_evaluations_as_the_estimate_does(tmp_path: Path) -
     }
     recipe, folder = validated(content, [], "test"), RunFolder(tmp_path)
     assert frozen_evaluations(recipe, guided=True, stage_0=True) == {"converted": 2, "student-0001": 2}
-    counts = {("teacher", 8): 16, ("converted", 8): 8, ("student", 1): 1, ("converted", 1): 1}
+    counts = {("teacher", 8): 16, ("converted", 8): 8, ("student", 1): 1, ("teacher", 1): 2}
     assert sampling_evaluations(recipe, guided=True, stage_0=True) == counts
     passes = 4 * (1 + 2 / 3)
     student, seconds = 5 * 6 * (1 + 2 / 3) / passes, 6.0 / (3 * passes)
     left = run_seconds(recipe, folder, [], UnderWay("converted", 2, 10, 6.0))
-    assert left == pytest.approx(6 * (8 + student) + 7 * 26 * seconds)
+    assert left == pytest.approx(6 * (8 + student) + 7 * 27 * seconds)
     given = evaluation("teacher", 8, seconds_per_image=3.2)
     left = run_seconds(recipe, folder, [given], UnderWay("student-0001", 2, 5, 6.0))
-    assert left == pytest.approx(6 * (3 + 10 * passes / (6 * (1 + 2 / 3))) + 7 * 10 * 0.2)
+    assert left == pytest.approx(6 * (3 + 10 * passes / (6 * (1 + 2 / 3))) + 7 * 11 * 0.2)
     folder.model("converted").mkdir()
     left = run_seconds(recipe, folder, [given], UnderWay("student-0001", 2, 5, 6.0))
-    assert left == pytest.approx(6 * 3 + 7 * 10 * 0.2)
+    assert left == pytest.approx(6 * 3 + 7 * 11 * 0.2)
 
 
 @pytest.mark.parametrize(

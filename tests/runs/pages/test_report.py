@@ -3,14 +3,18 @@
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from sklearn.datasets import load_digits
 from typer.testing import Result
 
+from progdist.data.sources import load_images
 from progdist.recipes.files import read_recipe, validated
 from progdist.runs.folder import RunFolder
 from progdist.runs.pages.progress import UnderWay
 from progdist.runs.pages.report import _next, write_report
 from support.commands import read_records
+from support.png import pixels
 from support.records import evaluation
 
 pytestmark = [
@@ -72,8 +76,22 @@ def test_it_is_one_file_that_needs_no_other(page: Path) -> None:
     assert 'id="guidance"' not in text  # a run without a range of guidance has no slider of scales
     for heading in ("Same noise, fewer steps", "Quality against steps", "Training", "Recipe"):
         assert heading in text
+    assert text.index('id="training"') < text.index("Same noise, fewer steps")
     for name in ("student-0004", "student-0001", "all students", "learning_rate", "diffusers 0."):
         assert name in text
+
+
+@pytest.mark.parametrize("width", [1200, 390])
+def test_training_images_stand_at_the_top(page: Path, browse: Any, width: int) -> None:  # noqa: ANN401
+    browser = browse(page.as_uri(), width)
+    row = browser.find_elements("css selector", "#training figure")
+    assert len(row) == 8
+    assert len({figure.location["y"] for figure in row}) == (1 if width == 1200 else 2)
+    digits, known = load_digits(), load_images("digits")
+    for figure, index in zip(row, known.chosen(8, 0).tolist(), strict=True):
+        assert figure.text == str(digits.target[index])  # pyright: ignore
+        source = figure.find_element("css selector", "img").get_attribute("src")
+        np.testing.assert_array_equal(pixels(source), np.rint(digits.images[index] * 255 / 16))  # pyright: ignore
 
 
 def test_the_table_compares_with_a_better_sampler(finished: tuple[Path, Result], page: Path, browse: Any) -> None:  # noqa: ANN401
@@ -98,7 +116,7 @@ def test_the_teacher_of_a_given_model_is_next_after_it(tiny_recipe: Path, tmp_pa
     assert _next(given, folder, []) == "the teacher"
     assert _next(given, folder, [first]) == "the converted teacher"
     assert _next(given, folder, [first, evaluation("converted", 8)]) == "the student of 4 steps"
-    measured = [evaluation(name, 4) for name in ("student", "converted_dpmpp", "converted")]
+    measured = [evaluation(name, 4) for name in ("student", "teacher_dpmpp", "teacher")]
     assert _next(given, folder, [first, evaluation("converted", 8), *measured]) == ""
     folder.model("teacher").mkdir()  # of a run without stage 0 it is the first model
     assert _next(given, folder, [first]) == "the student of 4 steps"

@@ -2,19 +2,24 @@
 
 import http.client
 import json
+import os
+import signal
 import socket
 import struct
 import threading
+import time
 import webbrowser
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 
-from progdist import UserError
+from progdist import Denoiser, UserError
+from progdist._utils.signals import interruptible
+from progdist.models.model import Model
 from progdist.runs.pages import play as play_module
 from progdist.runs.pages import server as server_module
-from progdist.runs.pages.play import DrawRequest
+from progdist.runs.pages.play import DrawRequest, Playable
 from progdist.runs.pages.server import LONGEST_SILENCE, PlayServer, _Handler, has_browser
 from support.commands import succeeds
 
@@ -35,7 +40,7 @@ def test_a_page_that_is_closed_while_it_waits_is_no_error(
     """Its connection is reset before the images are there: nothing is said in the terminal, and others are served."""
     begun, closed, ended = threading.Event(), threading.Event(), threading.Event()
 
-    def draw(told: object) -> dict[str, Any]:
+    def draw(told: object, waits: object) -> dict[str, Any]:
         begun.set()
         closed.wait(60)
         return {"image": "a" * 2**20}
@@ -53,6 +58,77 @@ def test_a_page_that_is_closed_while_it_waits_is_no_error(
     assert capfd.readouterr() == ("", "")
 
 
+@pytest.fixture
+def playing(tiny_model: Callable[..., Denoiser]) -> Iterator[tuple[PlayServer, list[int], threading.Event]]:
+    """A server with a model, its evaluations so far, and what the second of them waits for."""
+    model, evaluations, go = Model(tiny_model()), [], threading.Event()
+
+    def count(module: object, inputs: object) -> None:
+        evaluations.append(1)
+        if len(evaluations) == 2:
+            go.wait(60)
+
+    with PlayServer([Playable("tiny", model, 4)], 0) as server:
+        model.denoiser.network.register_forward_pre_hook(count)
+        yield server, evaluations, go
+
+
+BODY = b'{"model": 0, "seed": 1, "steps": 1024}'
+
+
+def ask_for_a_drawing(server: PlayServer) -> socket.socket:
+    page = socket.create_connection(("127.0.0.1", server.server_port))
+    head = f"POST /draw HTTP/1.1\r\nHost: 127.0.0.1:{server.server_port}\r\nContent-Type: application/json\r\n"
+    page.sendall(f"{head}Content-Length: {len(BODY)}\r\n\r\n".encode() + BODY)
+    return page
+
+
+def wait_until(ready: Callable[[], bool]) -> None:
+    for _ in range(6000):
+        if ready():
+            return
+        time.sleep(0.01)
+    pytest.fail("it never came")
+
+
+def test_a_drawing_whose_page_has_gone_is_dropped(
+    playing: tuple[PlayServer, list[int], threading.Event], capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Of 1,024 evaluations two are made; the next page is served at once."""
+    server, evaluations, go = playing
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    page = ask_for_a_drawing(server)
+    wait_until(lambda: len(evaluations) == 2)
+    waiting = ask_for_a_drawing(server)  # in line, and gone before it is its turn
+    waiting.close()
+    page.close()
+    go.set()
+    with server.drawing:  # it is free
+        assert len(evaluations) == 2
+    server.shutdown()
+    assert server.playables[0].draw(DrawRequest(1, 4))["evaluations"] == 4  # nothing of it stays with the model
+    assert capfd.readouterr() == ("", "")
+
+
+def test_a_signal_ends_a_drawing_of_many_steps(playing: tuple[PlayServer, list[int], threading.Event]) -> None:
+    server, evaluations, go = playing
+    answers: list[bytes] = []
+
+    def stop() -> None:
+        with ask_for_a_drawing(server) as page:
+            wait_until(lambda: len(evaluations) == 2)
+            os.kill(os.getpid(), signal.SIGINT)
+            wait_until(server.stopping.is_set)
+            go.set()
+            answers.append(page.recv(1))
+
+    asking = threading.Thread(target=stop, daemon=True)
+    with interruptible():
+        server.serve(lambda url: asking.start())
+    asking.join(60)
+    assert (len(evaluations), answers) == (2, [b""])
+
+
 @pytest.mark.parametrize(
     ("error", "said"),
     [
@@ -66,7 +142,7 @@ def test_a_page_that_is_closed_while_it_waits_is_no_error(
 def test_what_goes_wrong_in_a_model_is_said_in_one_line(
     server: PlayServer, monkeypatch: pytest.MonkeyPatch, error: Exception, said: str
 ) -> None:
-    def draw(told: object) -> dict[str, Any]:
+    def draw(told: object, waits: object) -> dict[str, Any]:
         raise error
 
     monkeypatch.setattr(server, "draw", draw)

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 NORMAL = 1.96  # standard errors to either side that hold 95 % of a normal distribution
+STUDENT_10 = 2.262  # the same where the error is itself estimated, from ten draws: Student's t, 9 degrees of freedom
 
 
 @dataclass(frozen=True)
@@ -25,9 +26,11 @@ class Estimate:
     high: float
 
     @classmethod
-    def normal(cls, value: float, error: float, least: float = 0.0, most: float = float("inf")) -> "Estimate":
-        """A number with a standard error, its interval kept within [least, most]."""
-        return cls(value, max(least, value - NORMAL * error), min(most, value + NORMAL * error))
+    def normal(
+        cls, value: float, error: float, least: float = 0.0, most: float = float("inf"), errors: float = NORMAL
+    ) -> "Estimate":
+        """A number with a standard error, its interval of `errors` to either side kept within [least, most]."""
+        return cls(value, max(least, value - errors * error), min(most, value + errors * error))
 
 
 def centred_interval(estimate: float, draws: Tensor) -> tuple[float, float]:

@@ -8,17 +8,24 @@ be compared. Half as many have twice the bias: the mean over halves less the who
 Models that start from the same noise make samples that belong together. Resampling the same rows of both (Efron &
 Tibshirani 1993, An Introduction to the Bootstrap, chapter 8) keeps that, and the interval of the ratio of their
 distances is narrower than two intervals apart would say. Both have about the same bias, which draws it towards 1.
+Resamples have the bias twice, so the draws d_r of each model count by what they differ from their mean: to first order
+
+    log ratio_r = log ratio + (d_r - mean d) / d of the one - the same of the other
+
+whose deviation s gives the interval ratio exp(+-1.96 s): percentiles of so few draws would be too narrow.
 """
 
 from dataclasses import dataclass
+from math import exp, inf
 
 import torch
 from torch import Tensor
 
-from progdist.evaluation.measures.estimate import Estimate, centred_interval
+from progdist.evaluation.measures.estimate import NORMAL, Estimate, centred_interval
 from progdist.evaluation.measures.moments import Moments, moments
 
 WIDE = 1024  # features beyond which a distance takes seconds: its interval is not resampled
+NOTHING_SAID = 50.0  # deviation of the log of a ratio, from which its interval spans all numbers
 SPLITS = 4  # random splits into halves over which the bias is averaged, for features that are not WIDE
 
 
@@ -103,16 +110,21 @@ def frechet_influence(data: Moments, samples: Tensor) -> Tensor:
     return influence - influence.mean()
 
 
-def ratio(one: Resampled, other: Resampled, *, linear: bool) -> Estimate:
+def ratio(one: Resampled, other: Resampled) -> Estimate:
     """The distance of one model over that of another, with its 95 % interval over paired resamples.
 
-    Both are of the same data, number of samples and seed; `linear` is to first order, as the draws of WIDE features.
+    Both are of the same data, number of samples and seed. The interval is (0, inf) where it says nothing: where a
+    distance is not above 0 (rounding can take it below), or is far smaller than its draws differ by.
     """
-    estimate = one.estimate.value / other.estimate.value
-    above, below = (each.draws / each.estimate.value for each in (one, other))  # about 1
-    draws = 1 + above - below if linear else above / below
-    low, high = centred_interval(1.0, draws)
-    return Estimate(estimate, max(0.0, estimate * low), estimate * high)
+    value, base = (max(0.0, each.estimate.value) for each in (one, other))
+    estimate = value / base if base else inf
+    if not 0 < estimate < inf:
+        return Estimate(estimate, 0.0, inf)
+    deviation = float((one.draws / value - other.draws / base).std())
+    if not deviation < NOTHING_SAID:
+        return Estimate(estimate, 0.0, inf)
+    factor = exp(NORMAL * deviation)
+    return Estimate(estimate, estimate / factor, estimate * factor)
 
 
 def verdict(ratio: Estimate) -> str:

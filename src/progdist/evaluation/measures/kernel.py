@@ -2,17 +2,31 @@ r"""The kernel distance of features (Binkowski et al. 2018, arXiv 1801.01401; KI
 
     mean k(a, a') + mean k(b, b') - 2 mean k(a, b) over distinct pairs,     k(f, g) = (f.g / D + 1)^3,     times 1000
 
-the unbiased estimate of the squared maximum mean discrepancy, by torchmetrics: as in the paper the mean over subsets of
-1,000 vectors of each set; 100 of 50,000 samples, fewer of fewer, one where there are no more. Unlike the Frechet
-distance it has no bias, and can be negative.
+the unbiased estimate of the squared maximum mean discrepancy, by torchmetrics: as in the paper the mean over random
+subsets of 1,000 vectors of each set, or of as many as the smaller one has; 100 of 50,000 samples, fewer of fewer, one
+of two sets of one such size. Unlike the Frechet distance it has no bias, and can be negative.
+
+It is a U-statistic of two sets of n and m vectors, whose variance is that of its Hoeffding decomposition: with
+u(a) = E k(a, a') - E k(a, b), v likewise, and k less its means over either argument, k_c,
+
+    V(n, m) = 4 Var u / n + 4 Var v / m + 2 Var k_c(a, a') / (n (n - 1)) + 2 Var k_c(b, b') / (m (m - 1))
+              + 4 Var k_c(a, b) / (n m)
+
+(Serfling 1980, Approximation Theorems of Mathematical Statistics, chapter 5; Sutherland & Deka 2019, arXiv 1906.02104).
+Means in place of the expectations in u and v hold the second line's terms once more, which is taken off. Given the
+sets, the values of subsets of s vectors are independent with the mean V(n, m) is of: the mean of K of them varies by
+
+    V(n, m) + (V(s, s) - V(n, m)) / K
 """
 
 import warnings
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 SUBSET, SUBSETS = 1000, 100  # vectors of each set in a subset, and subsets, at most
+SPREAD = 2000  # vectors of each set, at most, whose kernel the variance is computed from
 
 
 class PrecomputedFeatures(nn.Module):
@@ -27,22 +41,67 @@ class PrecomputedFeatures(nn.Module):
         return features
 
 
-def kernel_distance(data: Tensor, samples: Tensor, *, seed: int, halves: int = 20) -> tuple[float, float]:
-    """1000 times the kernel distance of features (N, D) and (M, D), and its standard error.
+def kernel_distance(data: Tensor, samples: Tensor, *, seed: int) -> tuple[float, float]:
+    """1000 times the kernel distance of features (N, D) and (M, D), at least 2 of each, and its standard error.
 
-    The error is the deviation over random subsets of half the size, over the root of the number of whole subsets that
-    the smaller set has room for: an estimate that is on the large side where there are several.
+    The error is that of the distance between the distributions: both sets are taken for draws.
     """
-    fewer = min(len(data), len(samples))
+    fewer, more = sorted((len(data), len(samples)))
     size = min(fewer, SUBSET)
-    subsets = min(SUBSETS, 2 * -(-fewer // SUBSET)) if fewer > SUBSET else 1
-    mean, _ = _subsets(data, samples, size, subsets, seed)
-    _, deviation = _subsets(data, samples, max(2, size // 2), halves, seed)
-    return mean, deviation / (fewer / size) ** 0.5
+    subsets = min(SUBSETS, 2 * -(-more // size)) if more > size else 1
+    draw = torch.Generator().manual_seed(seed)
+    chosen = (x[torch.randperm(len(x), generator=draw)[:SPREAD]].double() for x in (data, samples))
+    spread = Spread.of(*chosen)
+    whole = spread.variance(len(data), len(samples))
+    variance = whole + (spread.variance(size, size) - whole) / subsets
+    return _mean_of_subsets(data, samples, size, subsets, seed), 1000 * variance**0.5
 
 
-def _subsets(data: Tensor, samples: Tensor, size: int, subsets: int, seed: int) -> tuple[float, float]:
-    """The mean and the deviation over subsets of one size."""
+@dataclass(frozen=True)
+class Spread:
+    """The variances in V(n, m), each of the data and of the samples."""
+
+    means: tuple[float, float]  # Var u, Var v
+    within: tuple[float, float]  # Var k_c(a, a'), Var k_c(b, b')
+    between: float  # Var k_c(a, b)
+
+    @classmethod
+    def of(cls, a: Tensor, b: Tensor) -> "Spread":
+        """From vectors (N, D) and (M, D) in float64."""
+        across = _kernel(a, b)
+        between = _double_centred(across).square().mean()
+        means, within = [], []
+        for x, other in ((a, across.mean(1)), (b, across.mean(0))):
+            own, count = _kernel(x, x).fill_diagonal_(0), len(x)
+            rows = own.sum(1) / (count - 1)
+            pairs = (own - rows[:, None] - rows + rows.mean()).fill_diagonal_(0)
+            within.append(pairs.square().sum() / (count * (count - 1)))
+            apart = len(b) if x is a else len(a)
+            noise = within[-1] / (count - 1) + between / apart  # of the means in place of the expectations
+            means.append((rows - other).var() - noise)
+        first, second = (max(0.0, float(each)) for each in means)
+        return cls((first, second), (float(within[0]), float(within[1])), float(between))
+
+    def variance(self, n: int, m: int) -> float:
+        """V(n, m)."""
+        counts = (n, m)
+        linear = sum(4 * each / count for each, count in zip(self.means, counts, strict=True))
+        squares = sum(2 * each / (count * (count - 1)) for each, count in zip(self.within, counts, strict=True))
+        return linear + squares + 4 * self.between / (n * m)
+
+
+def _kernel(x: Tensor, y: Tensor) -> Tensor:
+    """k of every pair: (N, M) of (N, D) and (M, D)."""
+    return (x @ y.T / x.shape[1] + 1) ** 3
+
+
+def _double_centred(table: Tensor) -> Tensor:
+    """A table less the means of its rows and columns."""
+    return table - table.mean(0) - table.mean(1)[:, None] + table.mean()
+
+
+def _mean_of_subsets(data: Tensor, samples: Tensor, size: int, subsets: int, seed: int) -> float:
+    """1000 times the mean over subsets of one size."""
     from torchmetrics.image.kid import KernelInceptionDistance  # takes a second, and only who measures waits for it
 
     with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
@@ -52,5 +111,4 @@ def _subsets(data: Tensor, samples: Tensor, size: int, subsets: int, seed: int) 
         metric = KernelInceptionDistance(precomputed, subsets=subsets, subset_size=size, sync_on_compute=False)
         metric.update(data, real=True)
         metric.update(samples, real=False)
-        mean, deviation = metric.compute()
-    return 1000 * float(mean), 1000 * float(deviation)
+        return 1000 * float(metric.compute()[0])

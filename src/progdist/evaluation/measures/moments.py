@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from progdist._utils.errors import UserError
+from progdist._utils.words import counted
 
 
 @dataclass(frozen=True)
@@ -41,5 +42,5 @@ def running_moments(batches: Iterable[Tensor]) -> Moments:
         mean = mean + shift * (len(x) / total)
         count = total
     if count < 2:
-        raise UserError(f"{count} images: mean and covariance need at least 2")
+        raise UserError(f"{counted(count, 'image')}: mean and covariance need at least 2")
     return Moments(mean, scatter / (count - 1), count)

@@ -16,11 +16,11 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from progdist.evaluation.measures.estimate import Estimate, half_deviation
+from progdist.evaluation.measures.estimate import STUDENT_10, Estimate, half_deviation
 
 MOST = 10_000  # vectors of a set that are looked at
 BLOCK = 1024  # rows of the table of distances that are in memory at a time
-HALVES = 10  # random halves of the samples, for the standard errors
+HALVES = 10  # random halves of the samples, for the standard errors: see STUDENT_10
 
 PRECISION_K, COVERAGE_K = 3, 5
 
@@ -68,4 +68,4 @@ def _estimates(
     values = measure(torch.arange(count)).tolist()
     errors = half_deviation(measure, count, repeats=HALVES, seed=seed).tolist()
     pairs = zip(names, values, errors, most, strict=True)
-    return {name: Estimate.normal(value, error, 0.0, limit) for name, value, error, limit in pairs}
+    return {name: Estimate.normal(value, error, 0.0, limit, STUDENT_10) for name, value, error, limit in pairs}

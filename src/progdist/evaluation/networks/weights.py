@@ -15,7 +15,7 @@ from huggingface_hub import snapshot_download
 from huggingface_hub.errors import LocalEntryNotFoundError
 
 from progdist._utils.errors import UserError
-from progdist._utils.files import checksum
+from progdist._utils.files import checksum, local_path
 
 Network = TypeVar("Network")
 
@@ -56,7 +56,7 @@ class Weights:
 def find_weights(name: str, files: Mapping[str, Path]) -> Weights:
     """The weights of a network of WEIGHTS in a named file or folder, or in a cache; a UserError without sound ones."""
     published = WEIGHTS[name]
-    places = [files[name].expanduser()] if name in files else [cache() / published.name, *_elsewhere(published)]
+    places = [local_path(files[name])] if name in files else [cache() / published.name, *_elsewhere(published)]
     for path in places:
         file = path if published.sha256 else path / SAFETENSORS
         if not file.is_file():

@@ -18,20 +18,17 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from progdist._utils.words import counted
 from progdist.compute.precision import autocast, enable_gradient_checkpointing, resolve
-from progdist.data.sources import open_source
 from progdist.diffusion.denoiser import Denoiser
 from progdist.diffusion.loss import WEIGHTINGS, denoising_loss
 from progdist.methods.guidance import Input
 from progdist.models.model import Model
 from progdist.models.networks import example_condition, network_interface, with_guidance_input
 from progdist.recipes.recipe import Recipe
-from progdist.runs.checks import check_options
 from progdist.runs.estimate.memory import Memory, activation_bytes, training_memory
-from progdist.runs.evaluator import metric_config
 from progdist.runs.pages.progress import frozen_evaluations, sampling_evaluations
-from progdist.runs.run import untrained
-from progdist.teachers.open import open_teacher
+from progdist.runs.run import Run
 from progdist.training.config import TrainConfig
 
 LONG_ENOUGH = 1.0  # seconds of a measured pass: the batch is doubled until it takes so long, or is the recipe's own
@@ -73,18 +70,15 @@ class Estimate:
     parts: tuple[Part, ...]  # models and evaluation
 
 
-def estimate(recipe: Recipe, capacity: int | None = None) -> Estimate:
-    """Build a recipe's network, count what it holds, time it here if it fits, and add up; errors as of `run`.
+def estimate(run: Run, capacity: int | None = None) -> Estimate:
+    """Count what the network of a run that is prepared holds, time it here if it fits, and add up.
 
-    The data are opened only where the recipe does not state their size, channels and, if it needs them, classes.
     `capacity` is in bytes of the device that the run is meant for; None for those of the one here.
     """
-    model = _model(recipe)
-    metric_config(recipe).check(captions=model.conditioning.takes_prompts)
-    denoiser, device = model.denoiser, torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    check_options(recipe, model if recipe.teacher.model else None)
-    plan = recipe.plan()
-    guided, stage_0 = plan.guides(model), not recipe.trains_teacher and plan.converts(model)
+    context, recipe = run.context, run.recipe
+    model = context.opened.model if context.opened else run.untrained()
+    denoiser, device = model.denoiser, context.distributed.device
+    guided, stage_0 = context.opened is not None and context.plan.guides(model), context.has_stage_0
     configs = recipe.train_configs(stage_0=stage_0)
     if not (recipe.trains_teacher or stage_0):  # the teacher is its own students' first
         configs.pop("teacher")
@@ -96,6 +90,7 @@ def estimate(recipe: Recipe, capacity: int | None = None) -> Estimate:
     parts = [_part(name, config, frozen[name], rates) for name, config in configs.items()]
     evaluations = recipe.evaluate.samples * sum(sampling_evaluations(recipe, guided=guided, stage_0=stage_0).values())
     hours = evaluations * rates.evaluation / 3600 if rates else None
+    threads = counted(torch.get_num_threads(), "thread")
     parts.append(Part("evaluation", 0, recipe.evaluate.batch, evaluations, 0, hours))
     return Estimate(
         parameters=sum(parameter.numel() for parameter in denoiser.network.parameters()),
@@ -104,23 +99,10 @@ def estimate(recipe: Recipe, capacity: int | None = None) -> Estimate:
         heaviest=heaviest,
         memory=memory,
         capacity=here if capacity is None else capacity,
-        device=torch.cuda.get_device_name() if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads",
+        device=torch.cuda.get_device_name() if device.type == "cuda" else f"CPU, {threads}",
         rates=rates,
         parts=tuple(parts),
     )
-
-
-def _model(recipe: Recipe) -> Model:
-    """The recipe's teacher, or the untrained one for the images as stated or as they are."""
-    data, network = recipe.data, recipe.network
-    if network is None:
-        return open_teacher(recipe.teacher.model or "", None, (data.size, data.size) if data.size else None).model
-    stated = data.size is not None and data.channels is not None
-    if stated and (data.classes is not None or not network.class_conditional):
-        shape, classes = (data.channels or 0, data.size or 0, data.size or 0), range(data.classes or 0)
-        return untrained(recipe, shape, tuple(map(str, classes)), data.source)
-    images = open_source(data.source, data.transform(), data.columns())
-    return untrained(recipe, images.shape, images.classes, images.name)
 
 
 def _bytes_of(device: torch.device) -> int:

@@ -12,17 +12,15 @@ Activations are counted on fake tensors of the CPU, which have shapes and no num
 what it needs for a moment: the output of a layer and its gradient, and with gradient checkpointing those of one block.
 """
 
-import copy
 import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from functools import partial
 
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from progdist.compute.placement import bytes_at_work
+from progdist.compute.placement import bytes_at_work, empty_copy
 from progdist.compute.precision import autocast, enable_gradient_checkpointing
 from progdist.diffusion.denoiser import Denoiser
 from progdist.models.networks import example_condition
@@ -60,7 +58,7 @@ def training_memory(
     `teachers` is how many frozen networks of the same size there are: the teacher, and of a student with `lora` what
     its adapters are of; `bf16` whether all compute in it. `activations` and `resting` are in bytes.
     """
-    network = copy.deepcopy(network, _on(torch.device("meta"), network))
+    network = empty_copy(network, torch.device("meta"))
     teacher = teachers * bytes_at_work(network, bf16)
     student = add_lora(network, config.lora_rank, 0) if config.lora_rank else network
     trained = [each for each in student.parameters() if each.requires_grad or not config.lora_rank]
@@ -89,7 +87,7 @@ def _kept_by_a_batch(denoiser: Denoiser, shape: Shape, batch: int, config: Train
     device, precision = torch.device("cpu"), "bf16" if bf16 else "float32"
     mode = FakeTensorMode(allow_non_fake_inputs=True)
     with mode:
-        network = copy.deepcopy(denoiser.network, _on(device, denoiser.network))
+        network = empty_copy(denoiser.network, device)
     if config.gradient_checkpointing:
         enable_gradient_checkpointing(network.train())
     trial = denoiser.with_network(network)
@@ -103,15 +101,6 @@ def _kept_by_a_batch(denoiser: Denoiser, shape: Shape, batch: int, config: Train
             loss.backward()
 
         return kept_bytes(passes, network)
-
-
-def _on(device: torch.device, network: nn.Module) -> dict[int, Tensor]:
-    """Empty tensors on a device by the identities of a network's, with which to copy it."""
-    empty = partial(torch.empty, device=device)
-    tensors: dict[int, Tensor] = {id(each): empty(each.shape, dtype=each.dtype) for each in network.buffers()}
-    for each in network.parameters():
-        tensors[id(each)] = nn.Parameter(empty(each.shape, dtype=each.dtype), each.requires_grad)
-    return tensors
 
 
 def kept_bytes(work: Callable[[], object], network: nn.Module) -> int:

@@ -25,8 +25,6 @@ ON_THE_PAGE = {TEACHER: "var(--teacher)", STUDENT: "var(--student)", SOLVER: "va
 CURVES = (
     ("teacher", "teacher, DDIM", TEACHER),
     ("teacher_dpmpp", "teacher, DPM-Solver++", SOLVER),
-    ("converted", "converted teacher, DDIM", TEACHER),
-    ("converted_dpmpp", "converted teacher, DPM-Solver++", SOLVER),
     ("student", "distilled students", STUDENT),
 )
 MOST_POINTS = 150  # of a loss curve: more cannot be told apart on a page

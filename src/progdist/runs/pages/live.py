@@ -49,10 +49,10 @@ class LiveReport:
         if made:
             self._write_if_due()
 
-    def end(self) -> None:
-        """The training of that network ended."""
+    def end(self, stopped: int | None = None) -> None:
+        """The training of that network ended or stopped."""
         self.under_way = None
-        self.callback.end()
+        self.callback.end(stopped)
 
     def evaluated(self, record: EvaluationRecord) -> None:
         """A model was measured at a step count."""

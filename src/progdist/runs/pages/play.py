@@ -6,19 +6,21 @@ image by image.
 
 import io
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from progdist._utils.broadcasting import time_device
 from progdist._utils.errors import UserError
 from progdist.data.grid import grid_image
 from progdist.diffusion.sampler import network_evaluations
-from progdist.evaluation.generate import SamplingOptions, sample_in_batches, sampling_noise
+from progdist.evaluation.generate import SamplingOptions, check_images_finite, sample_in_batches, sampling_noise
 from progdist.methods.guidance import Input
 from progdist.models.conditioning import Conditions
 from progdist.models.model import Model
@@ -41,7 +43,7 @@ class DrawRequest:
     seed: int  # of the noise, below 2^32
     steps: int  # sampling steps
     method: str = "ddim"  # of sampling
-    label: int | None = None  # a class; None for all in turn
+    label: int | str | None = None  # a class, by number or name; None for all, in the shares of the data
     prompt: str = ""  # of a text-conditional model
     guidance: float | None = None  # the scale of a model that takes one; None for its default
 
@@ -62,8 +64,29 @@ class DrawRequest:
             return number
 
         seed, steps = whole("seed", 0, 2**32 - 1), whole("steps", 1, 2**20)
-        label = None if label is None else whole("label", 0, 2**20)
+        label = label if label is None or isinstance(label, str) else whole("label", 0, 2**20)
+        if isinstance(label, str) and len(label) > LONGEST_PROMPT:
+            raise UserError(f"label is no text of at most {LONGEST_PROMPT} characters: shorten it")
         return cls(seed, steps, str(content.get("method", "ddim")), label, prompt, guidance)
+
+
+class Abandoned(Exception):
+    """Nobody waits for the drawing any more."""
+
+
+@contextmanager
+def while_wanted(network: nn.Module, wanted: Callable[[], bool]) -> Iterator[None]:
+    """Before each evaluation of the network in here it is asked whether the drawing is wanted; else Abandoned."""
+
+    def ask(module: nn.Module, inputs: object) -> None:
+        if not wanted():
+            raise Abandoned
+
+    handle = network.register_forward_pre_hook(ask, prepend=True)
+    try:
+        yield
+    finally:
+        handle.remove()
 
 
 @dataclass(frozen=True)
@@ -95,15 +118,22 @@ class Playable:
             "guidance": self.guidance and [self.guidance.low, self.guidance.high, self.model.scale(None)],
         }
 
-    def draw(self, request: DrawRequest) -> dict[str, Any]:
-        """The images as a data URI, the milliseconds of all, and their network evaluations; errors as of `_check`."""
+    def draw(self, request: DrawRequest, wanted: Callable[[], bool] = lambda: True) -> dict[str, Any]:
+        """The images as a data URI, the milliseconds of all, and their network evaluations.
+
+        Raises:
+            Abandoned: it is not `wanted` any more.
+            UserError: as in `_check`, or the images are not finite.
+        """
         self._check(request)
         options = SamplingOptions(request.steps, IMAGES, request.label, request.seed, request.method, batch=IMAGES)
         labels = options.labels_of(self.model)
         conditions, noise = self._conditions(request), sampling_noise(self.model, IMAGES, request.seed)
         started = time.perf_counter()
-        images = sample_in_batches(self.model, noise, labels, options, conditions=conditions)
+        with while_wanted(self.model.denoiser.network, wanted):
+            images = sample_in_batches(self.model, noise, labels, options, conditions=conditions)
         seconds = time.perf_counter() - started
+        check_images_finite(images)
         buffer = io.BytesIO()
         grid_image(images, 4).save(buffer, "png")
         return {
@@ -124,7 +154,7 @@ class Playable:
         if self.model.conditioning.takes_prompts and not request.prompt.strip():
             raise UserError(f"{self.title} makes images of captions: write what to make")
         if request.guidance is not None and self.guidance is None:
-            raise UserError(f"{self.title} takes no guidance scale: leave it out")
+            raise UserError(f"{self.title} takes no guidance scale: remove it")
 
     def _conditions(self, request: DrawRequest) -> Conditions:
         """What tells the network the class or the prompt; a prompt is encoded once."""

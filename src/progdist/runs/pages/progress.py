@@ -37,12 +37,11 @@ class UnderWay:
 def measurements(recipe: Recipe, *, stage_0: bool) -> list[tuple[str, int]]:
     """(model, steps) of every record of a run, in order.
 
-    With a stage 0 the chain begins at `converted`, which is measured in the place of the `teacher`; the teacher itself
-    is measured once, at the reference's step count.
+    `teacher` is your own where it is not trained. What stage 0 makes of it, `converted`, is measured once, at the
+    reference's step count.
     """
-    start = "converted" if stage_0 else "teacher"
-    named = [(name.replace("teacher", start), steps) for name, steps in recipe.measurements()]
-    return [("teacher", named[0][1]), *named] if stage_0 else named
+    reference, *others = recipe.measurements()
+    return [reference, *([("converted", reference[1])] if stage_0 else []), *others]
 
 
 def frozen_evaluations(recipe: Recipe, *, guided: bool, stage_0: bool) -> dict[str, int]:
@@ -57,11 +56,9 @@ def frozen_evaluations(recipe: Recipe, *, guided: bool, stage_0: bool) -> dict[s
 
 def sampling_evaluations(recipe: Recipe, *, guided: bool, stage_0: bool) -> dict[tuple[str, int], int]:
     """Network evaluations of one sample, by (model, steps) of every measurement; arguments as of the two above."""
-    counts = {(name, steps): steps for name, steps in measurements(recipe, stage_0=stage_0)}
-    if stage_0:
-        steps = recipe.measurements()[0][1]
-        counts["teacher", steps] = _teacher_evaluations(recipe, guided) * steps
-    return counts
+    own = _teacher_evaluations(recipe, guided) if stage_0 else 1
+    named = measurements(recipe, stage_0=stage_0)
+    return {(name, steps): steps * (own if name.startswith("teacher") else 1) for name, steps in named}
 
 
 def _teacher_evaluations(recipe: Recipe, guided: bool) -> int:

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from progdist._utils.errors import UserError
 from progdist._utils.files import atomic_write, read_json
+from progdist._utils.words import counted
 from progdist.data.grid import grid_image
 from progdist.evaluation.compare import Comparison
 from progdist.evaluation.generate import SamplingOptions
@@ -30,16 +31,17 @@ from progdist.recipes.recipe import Recipe
 from progdist.runs.folder import RunFolder
 from progdist.runs.pages.figures import loss_svg, quality_svg
 from progdist.runs.pages.progress import UnderWay, duration, measurements, run_seconds
-from progdist.runs.pages.slides import captions, embed, shown_scales, slides
+from progdist.runs.pages.slides import captions, embed, shown_scales, slides, training_images
 
 
-def write_report(folder: RunFolder, under_way: UnderWay | None = None) -> Path:
+def write_report(folder: RunFolder, under_way: UnderWay | None = None, *, stopped: bool = False) -> Path:
     """Write report.html into a run's folder, as far as the run and the training under way have come.
 
-    A UserError where the folder holds no run, or damaged records.
+    A page of a run that `stopped` tells the latest checkpoint in place of what is left. A UserError where the folder
+    holds no run, or damaged records.
     """
     try:
-        page = _page(folder, under_way)
+        page = _page(folder, under_way, stopped=stopped)
     except UserError:
         raise
     except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, jinja2.TemplateError) as error:
@@ -49,12 +51,12 @@ def write_report(folder: RunFolder, under_way: UnderWay | None = None) -> Path:
     return folder.report()
 
 
-def _page(folder: RunFolder, under_way: UnderWay | None) -> str:
+def _page(folder: RunFolder, under_way: UnderWay | None, *, stopped: bool) -> str:
     in_order = folder.evaluations()
     if not folder.recipe().is_file():
         raise UserError(f"{folder.root} holds no run: give the --out folder of `progdist run`")
-    recipe, records = read_recipe(str(folder.recipe())), shown_records(in_order)
-    rows, start, upcoming = quality_rows(records), start_of(records), _next(recipe, folder, in_order)
+    recipe, records = read_recipe(str(folder.recipe())), sorted(in_order, key=lambda record: -record.steps)
+    rows, upcoming = quality_rows(records), _next(recipe, folder, in_order)
     first = records[0].quality if rows else ()
     return template("report.html").render(
         recipe=folder.recipe().read_text(),
@@ -63,6 +65,7 @@ def _page(folder: RunFolder, under_way: UnderWay | None) -> str:
         method=METHODS[recipe.distill.method].title,
         authors=METHODS[recipe.distill.method].authors,
         next=upcoming,
+        stopped=_stopped(recipe, folder) if stopped else None,
         progress=_progress(recipe, folder, in_order, under_way) if under_way and upcoming else None,
         stages=_stages(recipe, folder, under_way),
         written=time.time(),
@@ -70,13 +73,13 @@ def _page(folder: RunFolder, under_way: UnderWay | None) -> str:
         figures=[quality_svg(records, number) for number in range(len(first))],
         losses=loss_svg(folder.read("metrics")),
         slides=slides(folder, rows),
+        training=training_images(folder),
         captions=captions(records),
         guidance=shown_scales(records),
         rows=rows,
-        start=start,
-        best=next((row[start].quality[0].frechet for row in rows.values() if start in row), None),
-        solver=any(f"{start}_dpmpp" in row for row in rows.values()),
-        converted_from=next((record for record in in_order if record not in records), None),
+        best=next((row["teacher"].quality[0].frechet for row in rows.values() if "teacher" in row), None),
+        solver=any("teacher_dpmpp" in row for row in rows.values()),
+        converted=next((record for record in records if record.model == "converted"), None),
         costs=cost_rows(folder),
         first=first[0] if first else None,
         versions={name: version(name) for name in ("progdist", "torch", "diffusers", "accelerate")},
@@ -84,22 +87,11 @@ def _page(folder: RunFolder, under_way: UnderWay | None) -> str:
     )
 
 
-def start_of(records: Sequence[EvaluationRecord]) -> str:
-    """The model at which the chain begins: `converted` where there is a stage 0, or else `teacher`."""
-    return "converted" if any(record.model == "converted" for record in records) else "teacher"
-
-
-def shown_records(records: Sequence[EvaluationRecord]) -> list[EvaluationRecord]:
-    """Records by falling step count; of a run with a stage 0 without the teacher's own, whose place it takes."""
-    start = start_of(records)
-    shown = [record for record in records if start == "teacher" or record.model != "teacher"]
-    return sorted(shown, key=lambda record: -record.steps)
-
-
 @lru_cache
 def template(name: str) -> jinja2.Template:
     """One of the pages that lie beside this module."""
     pages = jinja2.Environment(loader=jinja2.PackageLoader("progdist.runs.pages", "."), autoescape=True)
+    pages.filters["counted"] = counted
     return pages.get_template(name)
 
 
@@ -109,7 +101,7 @@ def _next(recipe: Recipe, folder: RunFolder, records: Sequence[EvaluationRecord]
     for model, steps in measurements(recipe, stage_0=not recipe.trains_teacher and folder.has_stage_0()):
         if (model, steps) not in measured:
             first = not model.startswith("student") and steps == recipe.measurements()[0][1]
-            student = f"the student of {steps} step{'s' * (steps > 1)}"
+            student = f"the student of {counted(steps, 'step')}"
             return f"the {model}{' teacher' * (model == 'converted')}" if first else student
     return ""
 
@@ -121,6 +113,16 @@ def _progress(recipe: Recipe, folder: RunFolder, records: Sequence[EvaluationRec
     return {"model": now.model, "made": now.update, "updates": now.updates, **times}
 
 
+def _stopped(recipe: Recipe, folder: RunFolder) -> str:
+    """Where a run that stopped goes on: the checkpoint of the model that is half trained."""
+    configs = recipe.train_configs(stage_0=folder.has_stage_0())
+    for name, config in configs.items():
+        update = 0 if folder.model(name).is_dir() else folder.checkpoints(name).latest_update()
+        if update:
+            return f"{name} stopped at update {update} of {config.updates}"
+    return "Stopped"
+
+
 def _stages(recipe: Recipe, folder: RunFolder, now: UnderWay | None) -> list[tuple[str, str]]:
     """The name of every stage, and `done`, `now` or `waiting`."""
     return [
@@ -130,11 +132,11 @@ def _stages(recipe: Recipe, folder: RunFolder, now: UnderWay | None) -> list[tup
 
 
 def quality_rows(records: Sequence[EvaluationRecord]) -> dict[int, dict[str, EvaluationRecord]]:
-    """The records of every step count, falling, by model; none before the chain's start is measured."""
-    if not any(record.model == start_of(records) for record in records):
+    """The records of every step count, falling, by model; none before the teacher is measured."""
+    if not any(record.model == "teacher" for record in records):
         return {}
     rows = dict[int, dict[str, EvaluationRecord]]()
-    for record in shown_records(records):
+    for record in sorted(records, key=lambda record: -record.steps):
         rows.setdefault(record.steps, {})[record.model] = record
     return rows
 
@@ -153,7 +155,7 @@ def cost_rows(folder: RunFolder) -> list[dict[str, Any]]:
 def _machine() -> str:
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
     threads = torch.get_num_threads()
-    return f"{platform.machine()}, {device}, {threads} thread{'s' * (threads > 1)}, Python {platform.python_version()}"
+    return f"{platform.machine()}, {device}, {counted(threads, 'thread')}, Python {platform.python_version()}"
 
 
 def write_comparison(out: Path, comparisons: Sequence[Comparison], sampling: SamplingOptions) -> None:

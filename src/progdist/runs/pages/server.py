@@ -9,6 +9,8 @@ page itself loads nothing from elsewhere, and its policy forbids it.
 
 import json
 import secrets
+import select
+import socket
 import sys
 import threading
 from collections.abc import Callable, Mapping, Sequence
@@ -18,11 +20,12 @@ from typing import Any, cast
 
 from progdist._utils.errors import UserError
 from progdist._utils.signals import Interrupted
-from progdist.runs.pages.play import DrawRequest, Playable
+from progdist.runs.pages.play import Abandoned, DrawRequest, Playable
 from progdist.runs.pages.report import template
 
 ADDRESS, HTTP_PORT = "127.0.0.1", 80  # the port is the one that browsers leave out of an address
 LONGEST_SILENCE = 30.0  # seconds that a client may say nothing before its connection is closed
+PATIENCE, LONGEST_END = 0.2, 1.5  # seconds between two looks at who waits, and for the evaluation at the end
 LONGEST_BODY = 20_000  # bytes of a request
 
 POLICY = (
@@ -35,7 +38,7 @@ class PlayServer(ThreadingHTTPServer):
     """Serves the page of some models on a port, 0 for any that is free; a UserError where it cannot be used."""
 
     def __init__(self, playables: Sequence[Playable], port: int) -> None:
-        self.playables, self.drawing = playables, threading.Lock()
+        self.playables, self.drawing, self.stopping = playables, threading.Lock(), threading.Event()
         try:
             super().__init__((ADDRESS, port), _Handler)
         except (OSError, OverflowError) as error:
@@ -61,25 +64,39 @@ class PlayServer(ThreadingHTTPServer):
         described = [playable.describe() for playable in self.playables]
         return template("play.html").render(models=described, nonce=nonce)
 
-    def draw(self, content: object) -> dict[str, Any]:
-        """What one model makes, while others wait; a UserError where the content is nothing that can be drawn."""
+    def draw(self, content: object, waits: Callable[[], bool]) -> dict[str, Any]:
+        """What one model makes, while others wait in line.
+
+        Raises:
+            Abandoned: the page does not wait any more, or the server stops.
+            UserError: the content is nothing that can be drawn.
+        """
         if not isinstance(content, dict):
             raise UserError("a request is a JSON object")
         number = content.get("model")
         if not isinstance(number, int) or not 0 <= number < len(self.playables):
             raise UserError(f"model is {str(number)[:20]}, expected 0 to {len(self.playables) - 1}")
         request = DrawRequest.read(content)
-        with self.drawing:
-            return self.playables[number].draw(request)
+
+        def wanted() -> bool:
+            return not self.stopping.is_set() and waits()
+
+        while not self.drawing.acquire(timeout=PATIENCE):
+            if not wanted():
+                raise Abandoned
+        try:
+            return self.playables[number].draw(request, wanted)
+        finally:
+            self.drawing.release()
 
     def serve(self, ready: Callable[[str], object]) -> None:
-        """Tell the address, and serve until a signal asks for the end; a drawing under way is finished."""
+        """Tell the address, and serve until a signal asks for the end; a drawing under way ends with its evaluation."""
         try:
             ready(self.url)
             self.serve_forever()
         except (Interrupted, KeyboardInterrupt):
-            with self.drawing:
-                pass
+            self.stopping.set()
+            self.drawing.acquire(timeout=LONGEST_END)
         finally:
             self.server_close()
 
@@ -125,13 +142,24 @@ class _Handler(BaseHTTPRequestHandler):
             self._answer(HTTPStatus.BAD_REQUEST, {"error": "a request is a JSON object"})
             return
         try:
-            status, content = HTTPStatus.OK, self.play.draw(request)
+            status, content = HTTPStatus.OK, self.play.draw(request, self._waits)
+        except Abandoned:
+            self.close_connection = True
+            return
         except UserError as error:
             status, content = HTTPStatus.BAD_REQUEST, {"error": str(error)}
         except Exception as error:  # of the model: torch's out of memory, for one
             reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
             status, content = HTTPStatus.INTERNAL_SERVER_ERROR, {"error": reason}
         self._answer(status, content)
+
+    def _waits(self) -> bool:
+        """Whether the page is still there: a connection that is closed has nothing more to read, for ever."""
+        try:
+            closed = select.select([self.connection], [], [], 0)[0] and not self.connection.recv(1, socket.MSG_PEEK)
+        except OSError:
+            return False
+        return not closed
 
     def _answer(self, status: HTTPStatus, content: dict[str, Any]) -> None:
         self._send(status, "application/json", json.dumps(content).encode(), "none")

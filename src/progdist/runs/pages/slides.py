@@ -9,6 +9,7 @@ from typing import Any
 
 from PIL import Image
 
+from progdist._utils.files import read_json
 from progdist.data.grid import GAP, GRID
 from progdist.evaluation.record import EvaluationRecord
 from progdist.runs.evaluator import SHOWN
@@ -19,9 +20,8 @@ LARGEST_SINGLE = 192  # likewise of an image that is shown by itself
 
 TITLES = {  # what is compared at one step count, in the order of the page
     "teacher": "Teacher, DDIM",
-    "converted": "Converted teacher, DDIM",
+    "converted": "Converted teacher (stage 0), DDIM",
     "teacher_dpmpp": "Teacher, DPM-Solver++",
-    "converted_dpmpp": "Converted teacher, DPM-Solver++",
     "student": "Student",
 }
 
@@ -79,6 +79,17 @@ def _singles(folder: RunFolder, record: EvaluationRecord | None, scale: str | No
     images, width, height = single_images(path, path.stat().st_mtime_ns, high)
     shown = {"model": record.model, "title": TITLES[record.model], "record": record if measured else None}
     return shown | {"images": images[:count], "width": width, "height": height}
+
+
+def training_images(folder: RunFolder) -> dict[str, Any]:
+    """What `progdist.runs.training_images` kept, as data URIs with width, height and names; nothing if it kept none."""
+    path = folder.training_images()
+    if not path.is_file() or not path.with_suffix(".json").is_file():
+        return {}
+    kept = read_json(path.with_suffix(".json"))
+    singles, width, height = single_images(path, path.stat().st_mtime_ns, 1)
+    names = kept["names"] or [""] * kept["count"]
+    return {"images": list(zip(singles, map(str, names), strict=False)), "width": width, "height": height}
 
 
 @lru_cache(maxsize=128)

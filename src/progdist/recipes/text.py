@@ -1,0 +1,105 @@
+"""YAML as recipes are written: what looks like text is text, a key stands once, and nothing is larger than it looks.
+
+Numbers, true, false and null are those of YAML 1.2. What else YAML 1.1 reads into plain words is text here: `yes`, `on`
+and `off` are no truth, 1:30 is no number of seconds, 010 is no octal number, a date is no date. Anchors and `<<` are
+read; what they unfold to is measured first.
+"""
+
+import math
+import re
+from typing import Any
+
+import yaml
+from yaml.constructor import ConstructorError
+from yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
+
+MOST_NODES = 10_000  # keys and values of a recipe, unfolded; the largest that ships has about a hundred
+
+_PLAIN = {  # tag: (what it looks like, the characters that it begins with)
+    "bool": ("true|True|TRUE|false|False|FALSE", "tTfF"),
+    "null": ("~|null|Null|NULL|", ["~", "n", "N", ""]),
+    "int": ("[-+]?(?:0|[1-9][0-9]*)", "-+0123456789"),
+    "float": (
+        r"[-+]?(?:\.[0-9]+|(?:0|[1-9][0-9]*)(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN)",
+        "-+.0123456789",
+    ),
+    "merge": ("<<", "<"),
+}
+
+
+class _Loader(yaml.SafeLoader):
+    yaml_implicit_resolvers: dict[str, Any] = {}  # noqa: RUF012  (as PyYAML has it)
+
+
+class _Dumper(yaml.SafeDumper):
+    yaml_implicit_resolvers: dict[str, Any] = {}  # noqa: RUF012
+
+
+for _tag, (_pattern, _first) in _PLAIN.items():
+    for _each in (_Loader, _Dumper):
+        _each.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(f"^(?:{_pattern})$"), list(_first))
+
+
+def read_yaml(text: str) -> Any:  # noqa: ANN401  (whatever a file holds)
+    """What YAML text says.
+
+    Raises:
+        yaml.YAMLError, ValueError, RecursionError: it is not YAML, or what no recipe says: a key twice, a tag, a number
+            beyond all floats, more than MOST_NODES keys and values.
+    """
+    loader = _Loader(text)
+    try:
+        node = loader.get_single_node()
+        if node is None:
+            return None
+        _check(node, loader, {}, set())
+        return loader.construct_document(node)
+    finally:
+        loader.dispose()
+
+
+def write_yaml(content: Any) -> str:  # noqa: ANN401
+    """YAML that `read_yaml` reads back."""
+    return yaml.dump(content, Dumper=_Dumper, sort_keys=False)
+
+
+def _check(node: Node, loader: _Loader, sizes: dict[int, int], within: set[int]) -> int:
+    """How many nodes one unfolds to; `sizes` are known, and the nodes `within` which it lies."""
+    if id(node) in sizes:
+        return sizes[id(node)]
+    if id(node) in within:
+        raise ConstructorError(None, None, "an anchor holds itself", node.start_mark)
+    if isinstance(node, ScalarNode):
+        _check_scalar(node, loader)
+    elif node.tag not in (loader.DEFAULT_MAPPING_TAG, loader.DEFAULT_SEQUENCE_TAG):
+        raise ConstructorError(None, None, f"the tag {node.tag} has no meaning in a recipe", node.start_mark)
+    parts = [part for pair in node.value for part in pair] if isinstance(node, MappingNode) else []
+    parts = list(node.value) if isinstance(node, SequenceNode) else parts
+    if isinstance(node, MappingNode):
+        _check_keys(node)
+    within.add(id(node))
+    size = 1 + sum(_check(part, loader, sizes, within) for part in parts)
+    within.remove(id(node))
+    if size > MOST_NODES:
+        raise ConstructorError(None, None, f"more than {MOST_NODES:,} keys and values", node.start_mark)
+    sizes[id(node)] = size
+    return size
+
+
+def _check_scalar(node: ScalarNode, loader: _Loader) -> None:
+    plain = loader.resolve(ScalarNode, node.value, (node.style is None, node.style is not None))
+    if node.tag != plain:
+        raise ConstructorError(None, None, f"the tag {node.tag} has no meaning in a recipe", node.start_mark)
+    named = node.value.lower().endswith(("inf", "nan"))
+    if plain.endswith(":float") and not named and math.isinf(float(node.value)):
+        raise ConstructorError(None, None, f"{node.value[:20]} is beyond the largest number", node.start_mark)
+
+
+def _check_keys(node: MappingNode) -> None:
+    seen = set[tuple[str, str]]()
+    for key, _ in node.value:
+        if not isinstance(key, ScalarNode):
+            raise ConstructorError(None, None, "a key is a word or a number", key.start_mark)
+        if (key.tag, key.value) in seen:
+            raise ConstructorError(None, None, f"the key {key.value[:50]} stands twice", key.start_mark)
+        seen.add((key.tag, key.value))
