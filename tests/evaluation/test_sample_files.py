@@ -43,7 +43,7 @@ def written(folder: Path, out: Path, options: SamplingOptions = OPTIONS, distrib
 
 @pytest.mark.parametrize("name", ["a", "a.tar", "a.npz", "a.safetensors"])
 def test_columns_are_of_a_grid(folder: Path, tmp_path: Path, name: str) -> None:
-    with pytest.raises(UserError, match=f"--columns applies only to a grid, and --out .*{name} is none: leave it"):
+    with pytest.raises(UserError, match=f"--columns applies only to a grid, and --out .*{name} is not one: remove it"):
         write_samples(folder, OPTIONS, tmp_path / name, 3, print, Distributed())
 
 

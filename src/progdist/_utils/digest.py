@@ -1,4 +1,4 @@
-"""What tells one thing from another: short digests of values, arrays and files, by which caches know whose they are."""
+"""Short digests of values, arrays and files, by which a cache knows what it was made of."""
 
 import hashlib
 import os
@@ -12,7 +12,7 @@ from torch import Tensor
 
 
 def digest(*parts: object) -> str:
-    """32 hexadecimal digits of values that are told by their `repr`, and of arrays and tensors by their contents."""
+    """32 hexadecimal digits: of arrays and tensors by their contents, of other values by their `repr`."""
     found = hashlib.sha256()
     for part in parts:
         array = part.detach().cpu().contiguous().numpy() if isinstance(part, Tensor) else part

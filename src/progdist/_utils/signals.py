@@ -105,7 +105,7 @@ def interruptible() -> Iterator[None]:
 
 @contextmanager
 def resumable() -> Iterator[None]:
-    """A signal or an error of the disk in here is told with RESUME: the same command goes on with what is kept."""
+    """Append RESUME to the message of a signal or a disk error raised in here: the same command goes on."""
     try:
         yield
     except (Interrupted, OSError) as error:

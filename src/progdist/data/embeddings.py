@@ -70,8 +70,8 @@ def encode_captions(
 ) -> Embeddings:
     """The embeddings of distinct captions, numbered by their places: from a folder, or made and put there.
 
-    `encoder` opens the text encoders, and is not called where every shard is there; `notify` is told before. `made_by`
-    tells these encoders from others: embeddings of others, or of other captions, are made again.
+    `encoder` opens the text encoders, and is not called where every shard is there; `notify` gets a line before.
+    `made_by` identifies the encoders: embeddings of others, or of other captions, are made again.
 
     Raises:
         UserError: the folder is damaged, or an embedding is beyond half precision.

@@ -70,8 +70,8 @@ class Labels:
 def read_labels(values: Sequence[object], image: Callable[[int], str], names: Sequence[str] = ()) -> Labels:
     """The labels of images from what a source says of each: whole numbers, of `names` if it has them, or names.
 
-    Floats that are whole, truth values and lists of one are numbers, too. Where no image has a label, or they are of a
-    kind that is no class, there are none. `image` names an image by its index in a UserError: for some images without
+    Whole floats, booleans and lists of one count as numbers. Where no image has a label, or the labels cannot be
+    classes, there are none. `image` names an image by its index in a UserError: for some images without
     a label, negative numbers, numbers beyond the names, and numbers beside names.
     """
     try:

@@ -75,7 +75,7 @@ class LatentFolder:
     def prepare(self, notify: Callable[[str], None] = lambda text: None) -> int:
         """Write what the shards will be, unless that is there, in one process; returns how many are yet to be written.
 
-        Latents of other images, or of another autoencoder, are removed, and `notify` is told.
+        Latents of other images, or of another autoencoder, are removed, and `notify` is called with a line.
 
         Raises:
             UserError: the images are a stream, or what is there is damaged.

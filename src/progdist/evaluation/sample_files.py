@@ -56,7 +56,7 @@ def write_samples(
         suffixes = ", ".join(suffix for suffix in WRITERS if suffix)
         raise UserError(f"--out {out} ends in {out.suffix}: give a name that ends in {suffixes}, or a folder's")
     if out.suffix != ".png" and columns is not None:
-        raise UserError(f"--columns applies only to a grid, and --out {out} is none: leave it out, or give a .png")
+        raise UserError(f"--columns applies only to a grid, and --out {out} is not one: remove it, or give a .png")
     if out.suffix == ".png" and options.count > MAX_GRID:
         raise UserError(f"a grid of {options.count} images is too large: give --out a folder, or at most -n {MAX_GRID}")
     if not out.suffix and out.exists():
@@ -77,7 +77,7 @@ def write_samples(
 def _make(
     model: Model, options: SamplingOptions, shards: TensorShards, notify: Notify, distributed: Distributed
 ) -> None:
-    """Make the shards that are absent; none stay where they are refused, and what stays after a signal is told."""
+    """Make the missing shards: refused samples leave none, a signal leaves those made so far, and says so."""
 
     def begin() -> None:
         """An empty folder of shards, unless it is there and holds the same samples as far as they are made."""

@@ -85,7 +85,7 @@ class Conditioning:
         raise UserError(f"label {shortened(str(label))} has no effect: this model has no classes")
 
     def fitted(self, images: Images, notify: Callable[[str], None]) -> Images:
-        """The data with the labels of the model's classes; `notify` is told what is not as it was.
+        """The data with the labels of the model's classes; `notify` is called with a line for every change.
 
         A UserError for classes that the model does not have.
         """
@@ -146,8 +146,8 @@ class Conditioning:
     ) -> Self:
         """The same with what guidance leads away from: a negative prompt (None: "") or a null class (None: if clear).
 
-        `notify` is told which class was taken. A UserError where there is nothing to guide away from, where no class is
-        clearly the null one, or an argument does not apply.
+        `notify` gets a line that names the class. A UserError where there is nothing to guide away from, where no
+        class is clearly the null one, or an argument does not apply.
         """
         raise UserError("the teacher has no classes, so there is nothing to guide: remove guidance")
 

@@ -132,7 +132,7 @@ def check_data_kept(context: RunContext) -> None:
 def check_trainings(context: RunContext) -> None:
     """Refuse what its processes cannot train, of the models of a run that are not finished, or cannot evaluate.
 
-    What would train badly is told.
+    What would train badly gives a warning.
     """
     recipe, distributed = context.recipe, context.distributed
     if recipe.evaluate.cuda_graphs:
