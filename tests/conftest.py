@@ -1,6 +1,7 @@
 """Fixtures of several wings, and the devices that tests see."""
 
 import os
+import signal
 
 os.environ["OMP_NUM_THREADS"] = "1"  # the tests themselves run side by side
 os.environ["HF_HUB_OFFLINE"] = "1"  # what is asked of the hub fails at once
@@ -45,6 +46,14 @@ def _cpu() -> Iterator[None]:
 @pytest.fixture(autouse=True)
 def _seed() -> None:
     torch.manual_seed(0)
+
+
+@pytest.fixture
+def hangups() -> Iterator[None]:
+    """SIGHUP as a terminal's program has it, also where the tests themselves run under nohup."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
 
 
 @pytest.fixture(scope="session")

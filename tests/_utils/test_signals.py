@@ -25,6 +25,7 @@ def test_a_second_signal_stops_at_once() -> None:
             signal.raise_signal(signal.SIGINT)
 
 
+@pytest.mark.usefixtures("hangups")
 @pytest.mark.parametrize("number", NUMBERS)
 def test_code_that_explains_what_goes_wrong_lets_a_signal_pass(number: signal.Signals) -> None:
     before = signal.getsignal(number)
@@ -91,6 +92,7 @@ def test_a_signal_within_an_import_ends_the_process_itself(tmp_path: Path, capfd
     assert capfd.readouterr().err == "progdist: stopped by SIGINT.\n"
 
 
+@pytest.mark.usefixtures("hangups")
 def test_a_signal_before_the_command_is_known_is_one_line(
     monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:

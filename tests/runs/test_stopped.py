@@ -14,7 +14,7 @@ from progdist.runs.folder import RunFolder
 from progdist.training.callbacks import Progress
 from support.commands import SHORT_EVALUATION, call, succeeds
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("hangups")]
 
 
 def fails(error: Exception) -> Callable[[], None]:
