@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -127,11 +127,11 @@ def test_one_drawing_at_a_time(server: PlayServer, monkeypatch: pytest.MonkeyPat
     inside, most = [0], [0]
     draw = Playable.draw
 
-    def counted(self: Playable, wanted: DrawRequest) -> dict[str, Any]:
+    def counted(self: Playable, request: DrawRequest, wanted: Callable[[], bool]) -> dict[str, Any]:
         inside[0] += 1
         most[0] = max(most[0], inside[0])
         try:
-            return draw(self, wanted)
+            return draw(self, request, wanted)
         finally:
             inside[0] -= 1
 
