@@ -3,6 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALL := --quiet --disable-pip-version-check --no-compile -c constraints.txt
 READY := .venv/ready
+export PYTHONDONTWRITEBYTECODE :=
 
 .PHONY: demo check test lint torture fuzz bench gpu clean
 

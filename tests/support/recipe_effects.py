@@ -179,7 +179,7 @@ def held_out_losses_of(recipe: Recipe) -> Any:  # noqa: ANN401
     with TemporaryDirectory() as folder:
         run = make_run(recipe, Path(folder))
         model = untrained_of(recipe)
-        torch.nn.init.normal_(model.denoiser.network.conv_out.weight)  # pyright: ignore
+        torch.nn.init.normal_(model.denoiser.network.conv_out.weight, generator=torch.Generator().manual_seed(0))  # pyright: ignore
         run.trainer().fit(stage_training(run.context.plan, 1, model, run.context.teacher))
         return [record for record in run.folder.read("metrics") if "held_out_loss" in record]
 

@@ -14,7 +14,7 @@ from progdist.training.callbacks import Progress
 from progdist.training.checkpoint import Checkpoints
 from progdist.training.distributed import Processes
 from progdist.training.loop import TrainContext, train
-from progdist.training.state import State
+from progdist.training.state import MAIN, State
 from support.loop import CONFIG, batches, equal, error, trained
 
 EIGHT_BITS = replace(CONFIG, optimizer="adamw8bit")
@@ -34,7 +34,7 @@ def test_moments_of_8_bits_take_a_quarter() -> None:
         for parameter in state.parameters:
             parameter.grad = torch.randn(parameter.shape, generator=torch.Generator().manual_seed(3))
         before = state.parameters[2].detach().clone()
-        state.step(torch.tensor(True), torch.tensor(2.0))
+        state.step(torch.tensor(True), {MAIN: torch.tensor(2.0)})
         moments = {name: each for name, each in state.checkpoint().tensors.items() if name.startswith("optimizer.2.")}
         held[config.optimizer] = sum(each.nbytes for each in moments.values()), state.parameters[2].detach() - before
     bytes_of_8, step_of_8 = held["adamw8bit"]
@@ -73,11 +73,11 @@ def test_an_update_of_8_bits_that_is_not_finite_changes_nothing() -> None:
                 parameter.grad = torch.full_like(parameter, 0.1 * update + 0.1)
             if number == 1 and update == 1:
                 state.parameters[2].grad = torch.full_like(state.parameters[2], torch.inf)
-                state.step(torch.tensor(False), torch.tensor(torch.inf))
+                state.step(torch.tensor(False), {MAIN: torch.tensor(torch.inf)})
                 state.update -= 1  # the same learning rates
                 for parameter in state.parameters:
                     parameter.grad = torch.full_like(parameter, 0.1 * update + 0.1)
-            state.step(torch.tensor(True), torch.tensor(0.5))
+            state.step(torch.tensor(True), {MAIN: torch.tensor(0.5)})
     first, second = (state.checkpoint().tensors for state in states)
     assert equal(dict(first), dict(second))
     assert states[1].skips()[0] == 1

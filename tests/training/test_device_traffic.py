@@ -17,7 +17,7 @@ from progdist.diffusion.schedule import Schedule
 from progdist.methods.conversion import conversion_loss
 from progdist.training.batches import Batches
 from progdist.training.config import TrainConfig
-from progdist.training.state import State
+from progdist.training.state import MAIN, State
 
 META = torch.device("meta")
 """A device without memory: whatever waits for a number of it raises."""
@@ -108,7 +108,7 @@ def test_an_update_copies_nothing_to_the_device_and_reads_nothing(
         value = loss(student, x=x, eps=eps, u=u).mean()
         value.backward()
         norm = nn.utils.clip_grad_norm_(student.parameters(), 1.0)
-        state.step(value.isfinite() & norm.isfinite(), norm)
+        state.step(value.isfinite() & norm.isfinite(), {MAIN: norm})
 
     update()
     with Traffic() as traffic:

@@ -17,7 +17,7 @@ from progdist.training.checkpoint import Checkpoint, Checkpoints
 from progdist.training.config import TrainConfig
 from progdist.training.distributed import Processes
 from progdist.training.loop import TrainContext, train
-from progdist.training.state import State
+from progdist.training.state import Learner, State
 from support.loop import CONFIG, batches, equal, error, network, trained
 
 SPARSE = replace(CONFIG, checkpoint_every=100, ema=0.9)
@@ -88,14 +88,14 @@ def test_weights_that_are_not_finite_are_not_kept(tmp_path: Path) -> None:
 
 
 def test_half_a_step_is_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    update_average = State._update_average
+    update_average = Learner._update_average
 
-    def fails(self: State, finite: Tensor) -> None:
-        if self.update == 5:
+    def fails(self: Learner, steps: Tensor, finite: Tensor) -> None:
+        if steps == 5:
             raise torch.OutOfMemoryError("out of memory")
-        update_average(self, finite)
+        update_average(self, steps, finite)
 
-    monkeypatch.setattr(State, "_update_average", fails)
+    monkeypatch.setattr(Learner, "_update_average", fails)
     with pytest.raises(torch.OutOfMemoryError):
         train(network(), error, batches, SPARSE, TrainContext(Processes(), checkpoints=Checkpoints(tmp_path)))
     assert Checkpoints(tmp_path).latest_update() == 0

@@ -21,9 +21,10 @@ Condition = int | Mapping[str, Tensor | float]
 """An example's own condition: its label, or tensors and numbers by name, e.g. {"labels": 3, "frame": tensor}."""
 
 Example = tuple[Tensor, Condition]
-_OF_LOSSES = ("student", "teacher", "self_teacher", "steps", "substeps", "weighting", "entries", "z", "t")
+_OF_LOSSES = ("student", "teacher", "self_teacher", "steps", "substeps", "weighting", "entries", "z", "t", "options")
 _OF_CALLS = ("self", "network", "timestep")
-RESERVED = ("x", "eps", "u", "guidance", *_OF_LOSSES, *_OF_CALLS)  # names that no condition of an example may have
+RESERVED = ("x", "eps", "u", "noises", "auxiliaries", "guidance", *_OF_LOSSES, *_OF_CALLS)
+"""Names that no condition of an example may have."""
 
 
 class Examples(Protocol):
@@ -139,6 +140,7 @@ class Batches:
     workers: int = 0  # processes that load images and draw noise ahead (0: none)
     # further random numbers of each example by name, each a function of its generator -> float64 ()
     draws: Mapping[str, Callable[[torch.Generator], Tensor]] = field(default_factory=dict)
+    noises: int = 0  # further standard normal draws of each example
 
     def __call__(self, first: int, last: int, rows: slice) -> Iterator[Batch]:
         """The batches of updates first, ..., last - 1, of which only `rows` are loaded and drawn.
@@ -146,7 +148,8 @@ class Batches:
         Yields:
             x (B, C, H, W) in [-1, 1]; eps standard normal, of x's shape; u in [0, 1), float64 (B,), each uniform and
             together evenly spread, so that every batch sees all times (Kingma et al. 2021, arXiv 2107.00630, appendix
-            I.1); the examples' conditions, as in `collate`; and `draws`, float64 (B,) each, drawn after all else.
+            I.1); the examples' conditions, as in `collate`; `draws`, float64 (B,) each, drawn after these; and with
+            `noises` as many more as `noises` (B, noises, C, H, W), drawn after all else.
         """
         options = {"num_workers": self.workers, "generator": torch.Generator()}  # not of the program's own
         if isinstance(self.images, Streamed):
@@ -162,6 +165,7 @@ class Batches:
         u = (start + torch.tensor(rows, dtype=torch.float64) / self.size).remainder(1)
         x, eps = batch["x"], torch.empty(len(rows), *self.images.shape, dtype=torch.float32)
         drawn = {name: torch.empty(len(rows), dtype=torch.float64) for name in self.draws}
+        more = torch.empty(len(rows), self.noises, *self.images.shape, dtype=torch.float32)
         row_generator = torch.Generator()
         noise = zip(eps.unbind(), seeds(rows, self.seed, self.stage, update), strict=True)
         for index, (row, seed) in enumerate(noise):
@@ -171,7 +175,8 @@ class Batches:
                 x[index] = x[index].flip(-1)
             for name, draw in self.draws.items():
                 drawn[name][index] = draw(row_generator)
-        return batch | {"eps": eps, "u": u} | drawn
+            more[index].normal_(generator=row_generator)
+        return batch | {"eps": eps, "u": u} | drawn | ({"noises": more} if self.noises else {})
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,8 @@
 """What a run reports while it trains, and the protocol of whoever watches it."""
 
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 
@@ -15,6 +16,7 @@ class Progress:
     learning_rate: float  # of the last
     seconds: float  # of training, all sessions together
     skipped: int = 0  # updates that made no step, since their loss or gradient was not finite
+    losses: Mapping[str, float] = field(default_factory=dict)  # the parts of the loss by name, where there are several
 
     @property
     def finite(self) -> bool:

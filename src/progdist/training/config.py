@@ -36,6 +36,8 @@ class TrainConfig:
         max_skipped_updates: updates in a row that are passed over because their loss or gradient is not finite.
         precision: "bf16" autocasts the network; "auto" takes what is faster on the device.
         checkpoint_every: updates between checkpoints.
+        adam_beta1: decay of the mean of the gradients.
+        adam_beta2: decay of the mean of their squares.
         optimizer: "adamw", or "adamw8bit" whose moments take a quarter of the memory (extra `bnb`).
     """
 
@@ -55,6 +57,8 @@ class TrainConfig:
     max_skipped_updates: int = 10
     precision: Precision = "auto"
     checkpoint_every: int = 1000
+    adam_beta1: float = 0.9
+    adam_beta2: float = 0.999
     optimizer: Optimizer = "adamw"
 
     def __post_init__(self) -> None:
@@ -63,7 +67,7 @@ class TrainConfig:
             value = getattr(self, name)
             if (isinstance(value, bool) and hint is not bool) or not isinstance(value, hint):
                 raise UserError(f"{name} is {repr(value)[:50]}, expected {_NAMES[hint]}")
-            if isinstance(value, Integral) and value >= EXACT:
+            if isinstance(value, Integral) and int(value) >= EXACT:
                 raise UserError(f"{name} is {repr(value)[:50]}, expected less than 2^53")
         for name in ("updates", "batch", "gradient_accumulation_steps", "checkpoint_every"):
             if getattr(self, name) < 1:
@@ -73,8 +77,9 @@ class TrainConfig:
                 raise UserError(f"{name} is {getattr(self, name)}, expected 0 or more")
         if not 0 < self.learning_rate < math.inf:
             raise UserError(f"learning_rate is {self.learning_rate}, expected a positive number")
-        if not 0 <= self.ema < 1:
-            raise UserError(f"ema is {self.ema}, expected at least 0 and less than 1")
+        for name in ("ema", "adam_beta1", "adam_beta2"):
+            if not 0 <= getattr(self, name) < 1:
+                raise UserError(f"{name} is {getattr(self, name)}, expected at least 0 and less than 1")
         for name, choices in _CHOICES.items():
             if getattr(self, name) not in choices:
                 raise UserError(f"{name} {getattr(self, name)!r} is unknown: use one of {', '.join(choices)}")

@@ -2,12 +2,16 @@ r"""The loss of a global batch and its gradient: over parts of a batch, in a pre
 
     g = mean over the global batch of dloss/dtheta
 
-Each process computes its share of the batch and torch's DistributedDataParallel averages the gradients.
+Each process computes its share of the batch and torch's DistributedDataParallel averages the gradients. A loss may be
+several parts by name, which are added up: those of auxiliary networks are among them, and it is for the loss to see to
+it that each part reaches the weights that it is of (`untrained` holds those of a network meanwhile). Gradients of
+auxiliary networks are averaged after the backward pass, since DistributedDataParallel knows no second derivatives.
 """
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -21,9 +25,29 @@ from progdist.compute.cuda_graphs import CudaGraphs, accelerated
 from progdist.compute.precision import autocast
 from progdist.training.batches import Batch
 from progdist.training.distributed import Processes
-from progdist.training.state import State
+from progdist.training.state import MAIN, State
 
-Loss = Callable[[nn.Module, Batch], Tensor]  # (network, batch) -> one loss per example, (B,)
+Loss = Callable[[nn.Module, Batch], Tensor | Mapping[str, Tensor]]
+"""(network, batch) -> one loss per example, (B,), or several of them by name, which are added up."""
+
+
+@dataclass(frozen=True)
+class Gradient:
+    """The loss of an update, and how large the gradients are; all on the device, each ()."""
+
+    loss: Tensor  # the mean over the global batch, of all parts together
+    parts: Mapping[str, Tensor]  # of the loss, by name; none where it is one
+    norms: Mapping[str, Tensor]  # of the gradient of each network
+
+    @property
+    def finite(self) -> Tensor:
+        """Whether all of it is."""
+        return torch.stack([self.loss, *(norm.to(self.loss) for norm in self.norms.values())]).isfinite().all()
+
+
+def total(losses: Tensor | Mapping[str, Tensor]) -> Tensor:
+    """What a loss adds up to, (B,)."""
+    return losses if isinstance(losses, Tensor) else torch.stack(list(losses.values())).sum(0)
 
 
 class Gradients:
@@ -36,14 +60,15 @@ class Gradients:
         self.seeded = SeededWhereDrawn(True if kept else None)
         self._network: nn.Module | None = None
 
-    def __call__(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """The global batch's mean loss and its gradient's norm, on the device; the gradient is in the parameters."""
+    def __call__(self, batch: Batch) -> Gradient:
+        """The loss of the global batch and its gradient, which is in the parameters."""
         placed = on_device(batch, self.processes.device)
         seed = lambda: position_seed(self.seed, self.state.update, self.processes.process_index)  # noqa: E731
-        buffers = [] if self.seeded.draws else _buffers(self.state.network)
+        networks = [learner.network for learner in self.state.learners.values()]
+        buffers = [] if self.seeded.draws else [each for network in networks for each in _buffers(network)]
         calls = itertools.count()
 
-        def gradient() -> tuple[Tensor, Tensor]:
+        def gradient() -> Gradient:
             if next(calls):  # computed once more, seeded
                 _put_back(buffers)
             return self._gradient(placed)
@@ -55,25 +80,36 @@ class Gradients:
         if isinstance(self._network, CudaGraphs):
             self._network.release()
 
-    def _gradient(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        config, device = self.state.config, self.processes.device
-        count = config.gradient_accumulation_steps
-        network, total = self._prepared(batch), torch.zeros((), dtype=torch.float32, device=device)
-        self.state.optimizer.zero_grad()
+    def _gradient(self, batch: Batch) -> Gradient:
+        count, learners = self.state.config.gradient_accumulation_steps, self.state.learners
+        network, sums = self._prepared(batch), dict[str, Tensor]()
+        for learner in learners.values():
+            learner.optimizer.zero_grad()
         parts = zip(*(tensor.chunk(count) for tensor in batch.values()), strict=True)
         for number, part in enumerate(parts, 1):
             with nullcontext() if number == count else getattr(network, "no_sync", nullcontext)():
-                value = self._loss_of(network, dict(zip(batch, part, strict=True))).float().mean() / count
+                losses = self._loss_of(network, dict(zip(batch, part, strict=True)))
+                value = total(losses).float().mean() / count
                 if not value.requires_grad:
                     raise UserError("the loss depends on none of the parameters in training: unfreeze one that it uses")
                 value.backward()
-            total += value.detach()
-        gradients = [parameter.grad for parameter in self.state.parameters if parameter.grad is not None]
-        norm = nn.utils.get_total_norm(gradients)
-        norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
-        return self.processes.reduce(total, "mean"), norm
+            named = {MAIN: losses} if isinstance(losses, Tensor) else losses
+            means = {name: each.detach().float().mean() / count for name, each in named.items()}
+            sums = {name: sums.get(name, 0) + mean for name, mean in means.items()}
+        for name, learner in learners.items():
+            if name != MAIN:
+                self._average(learner.parameters)
+        norms = {name: _norm(learner.parameters) for name, learner in learners.items()}
+        values = self.processes.reduce(torch.stack(list(sums.values())), "mean")
+        return Gradient(values.sum(), dict(zip(sums, values, strict=True)) if len(sums) > 1 else {}, norms)
 
-    def _loss_of(self, network: nn.Module, batch: Batch) -> Tensor:
+    def _average(self, parameters: list[nn.Parameter]) -> None:
+        """Average gradients over the processes, in place."""
+        if self.processes.num_processes > 1:
+            for gradient in [parameter.grad for parameter in parameters if parameter.grad is not None]:
+                gradient.copy_(self.processes.reduce(gradient, "mean"))
+
+    def _loss_of(self, network: nn.Module, batch: Batch) -> Tensor | Mapping[str, Tensor]:
         with autocast(self.processes.device, self.state.config.precision):
             return self.loss(network, batch)
 
@@ -94,7 +130,7 @@ class Gradients:
 
     def _uses_all(self, batch: Batch) -> bool:
         """Whether the loss depends on every parameter in training, by its graph on two rows of a batch."""
-        loss = self._loss_of(self.state.network, {name: tensor[:2] for name, tensor in batch.items()})
+        loss = total(self._loss_of(self.state.network, {name: tensor[:2] for name, tensor in batch.items()}))
         reached, nodes = set[int](), [loss.grad_fn] if loss.grad_fn else []
         seen = set(nodes)
         while nodes:
@@ -104,6 +140,12 @@ class Gradients:
             seen |= following
             nodes.extend(following)
         return all(id(parameter) in reached for parameter in self.state.parameters)
+
+
+def _norm(parameters: list[nn.Parameter]) -> Tensor:
+    """The norm () of the gradient in some parameters."""
+    norm = nn.utils.get_total_norm([parameter.grad for parameter in parameters if parameter.grad is not None])
+    return norm.full_tensor() if isinstance(norm, DTensor) else norm
 
 
 def _buffers(network: nn.Module) -> list[tuple[nn.Module, str, Tensor, Tensor]]:

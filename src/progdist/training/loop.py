@@ -4,7 +4,8 @@ r"""One training loop for any loss: many processes, mixed precision, an average 
     theta <- AdamW(theta, g / max(1, |g| / max_grad_norm)),    rate_k = rate min(1, (k+1)/warmup) (1 - k/K  if annealed)
     ema   <- theta at the first update, then decay ema + (1 - decay) theta
 
-The loss is a function loss(network, batch) -> (B,); what a batch holds is between the loss and the batches. Weight
+The loss is a function loss(network, batch) -> (B,), or such parts by name, of which some may train auxiliary networks;
+what a batch holds is between the loss and the batches. Weight
 decay is decoupled and scaled by the rate, as in the official code; with 0 this is Adam.
 
 Whether an update is finite is decided on the device, and loss and norm stay there: nothing waits for the device but
@@ -29,7 +30,7 @@ from progdist.training.config import TrainConfig
 from progdist.training.distributed import Processes, checksum_of, gather, load_agreed_checkpoint, shard
 from progdist.training.gradients import Gradients, Loss
 from progdist.training.records import Records, check_trained
-from progdist.training.state import WRONG, State
+from progdist.training.state import NO_AUXILIARIES, WRONG, Auxiliaries, State
 
 BatchesOf = Callable[[int, int, slice], Iterator[Batch]]
 """(first update, last update, rows of the global batch) -> batches."""
@@ -65,6 +66,7 @@ def train(
     context: TrainContext,
     *,
     average: nn.Module | None = None,  # a copy that is to hold the EMA, for a loss that looks at it; None to make one
+    auxiliaries: Auxiliaries = NO_AUXILIARIES,  # networks of the loss that are trained, too, on the device
     dropout: bool = False,  # whether the network's dropout is on
 ) -> TrainResult:
     """Train a network in place, from its latest checkpoint if there is one.
@@ -92,7 +94,7 @@ def train(
         processes.agree(checksum_of(network), DIFFERENT_WEIGHTS)
     if sharded:
         shard(network, device)
-    state = State(network, config, average.to(device) if average is not None else None)
+    state = State(network, config, average.to(device) if average is not None else None, auxiliaries)
     if checkpoints is not None:
         _restore(state, checkpoints, processes)
     network.train(dropout)
@@ -101,9 +103,9 @@ def train(
     share, index = config.batch // processes.num_processes, processes.process_index
     with SHUTDOWN.deferred_signals(), torch.enable_grad(), outside_autocast(device), records.kept_on_failure():
         for batch in batches(state.update, config.updates, slice(index * share, (index + 1) * share)):
-            value, norm = gradients(batch)
-            due = records.read(value, norm) if records.due() else None
-            state.step(value.isfinite() & norm.isfinite(), norm)
+            gradient = gradients(batch)
+            due = records.read(gradient) if records.due() else None
+            state.step(gradient.finite, gradient.norms)
             if due:
                 records.report(due)
             if context.stop(network, state.update):

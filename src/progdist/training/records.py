@@ -7,7 +7,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import replace
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.distributed.tensor import DTensor
 
 from progdist._utils.errors import UserError
@@ -17,6 +17,7 @@ from progdist.training.callbacks import Progress
 from progdist.training.checkpoint import Checkpoints
 from progdist.training.config import TrainConfig
 from progdist.training.distributed import Processes
+from progdist.training.gradients import Gradient
 from progdist.training.state import State
 
 
@@ -60,18 +61,23 @@ class Records:
     def _checkpoint_due(self) -> bool:
         return self.checkpoints is not None and self.state.update % self.config.checkpoint_every == 0
 
-    def read(self, value: Tensor, norm: Tensor) -> Progress:
+    def read(self, gradient: Gradient) -> Progress:
         """The numbers of the update under way, before its step; a due checkpoint is written. Raises: Interrupted."""
+        value = gradient.loss
         signals = torch.full_like(value, float(SHUTDOWN.requested is not None))
         if self.processes.num_processes > 1:
             signals = self.processes.reduce(signals, "sum")
-        loss, gradient_norm, stops = torch.stack([value, norm.to(value), signals]).tolist()
-        update = self.state.update
-        progress = Progress(update + 1, loss, gradient_norm, self.config.learning_rate_at(update), 0.0)
-        if self.checkpoints is not None and update and (self._checkpoint_due() or stops) and progress.finite:
+        norm, *others = (norm.to(value) for norm in gradient.norms.values())
+        numbers = torch.stack([value, norm, signals, *gradient.parts.values(), *others]).tolist()
+        loss, gradient_norm, stops, *rest = numbers
+        update, parts = self.state.update, dict(zip(gradient.parts, rest, strict=False))
+        rate = self.config.learning_rate_at(update)
+        progress = Progress(update + 1, loss, gradient_norm, rate, 0.0, losses=parts)
+        finite = all(map(math.isfinite, numbers))
+        if self.checkpoints is not None and update and (self._checkpoint_due() or stops) and finite:
             self.state.seconds = self.seconds()
             self.checkpoints.save(self.state.checkpoint())  # its weights have just given a finite loss and gradient
-        if stops and (progress.finite or self.checkpoints is None or not update):
+        if stops and (finite or self.checkpoints is None or not update):
             SHUTDOWN.stop()  # an update that is not finite leaves nothing to keep: the next one does
         return progress
 
@@ -97,7 +103,7 @@ class Records:
 
     def _keep(self) -> None:
         """Write a checkpoint of the last step, if it is whole and finite; of a network that is spread there is none."""
-        parameters = self.state.parameters
+        parameters = [each for learner in self.state.learners.values() for each in learner.parameters]
         if self.checkpoints is None or not self.state.update or not self.state.whole:
             return
         if any(isinstance(each, DTensor) for each in parameters):

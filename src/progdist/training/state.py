@@ -1,9 +1,11 @@
-r"""The training state: network, EMA and optimizer moments, as a checkpoint holds them.
+r"""The training state: networks, EMA and optimizer moments, as a checkpoint holds them.
 
 A step is made where the update is finite, and the device alone knows whether it is: with f = 1 if it is and 0 if not,
 
     theta, moments <- AdamW(theta, g / max(1, |g| / max_grad_norm)) if f else unchanged
     ema            <- ema + f (1 - decay) (theta - ema),    with decay = 0 at the first step
+
+Auxiliary networks, as a discriminator, take their steps at the same time: an update is finite for all, or for none.
 
 torch's AdamW takes f on the device. That of bitsandbytes, which keeps the moments of every tensor of 4,096 numbers or
 more in 8 bits, a byte each and four for every 256 (Dettmers et al. 2022, arXiv 2110.02861), is called only where f = 1:
@@ -11,6 +13,8 @@ for each update the host waits until it knows, as that optimizer does by itself 
 """
 
 import copy
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any, cast
 
 import torch
@@ -22,33 +26,31 @@ from progdist.training.checkpoint import Checkpoint
 from progdist.training.config import TrainConfig
 from progdist.training.distributed import distribute, gather
 
+Auxiliaries = Mapping[str, tuple[nn.Module, TrainConfig]]
+"""Networks that are trained beside the main one, by name, and how."""
+
+NO_AUXILIARIES: Auxiliaries = MappingProxyType({})
+MAIN = "main"  # the name of the network that is trained, among all
+
 WRONG = (LookupError, RuntimeError, ValueError, TypeError, OverflowError, AttributeError)  # what comes of a foreign one
 
 
-class State:
-    """Network, EMA and optimizer moments."""
+class Learner:
+    """A network in training: its parameters that are trained, their optimizer, and the average where there is one."""
 
     def __init__(self, network: nn.Module, config: TrainConfig, average: nn.Module | None = None) -> None:
         self.network, self.config = network, config
         self.parameters = [parameter for parameter in network.parameters() if parameter.requires_grad]
         self.optimizer = _optimizer(self.parameters, config)
-        device = next(network.parameters()).device
+        self.device = self.parameters[0].device
         self.ema_network = None
         if config.ema:
-            self.ema_network = copy_for_average(network) if average is None else average.to(device)
-        self.update, self.seconds = 0, 0.0
-        self.whole = True  # false within a step
-        counts = torch.zeros(4, dtype=torch.int64, device=device)
-        self.steps, self.skipped, self.skipped_in_a_row, self.max_skipped_in_a_row = counts.unbind()
+            self.ema_network = copy_for_average(network) if average is None else average.to(self.device)
 
-    def step(self, finite: Tensor, norm: Tensor) -> None:
-        """One optimiser step with the gradient in place, clipped by its norm (); none where `finite` () is false.
-
-        The fused optimiser divides by the scale and looks at the flag within its own pass over the weights.
-        """
-        self.whole = False
+    def step(self, update: int, steps: Tensor, finite: Tensor, norm: Tensor) -> None:
+        """One optimiser step of an update, after so many `steps` (), as `State.step`."""
         for group in self.optimizer.param_groups:
-            group["lr"] = self.config.learning_rate_at(self.update)
+            group["lr"] = self.config.learning_rate_at(update)
         limit = self.config.max_grad_norm
         scale = (norm.float() / limit).clamp(min=1) if limit else None
         if self.config.optimizer == "adamw8bit":
@@ -60,13 +62,7 @@ class State:
             self.optimizer.step()
         self.optimizer.zero_grad()
         if self.ema_network is not None:
-            self._update_average(finite)
-        self.steps += finite
-        self.skipped += ~finite
-        self.skipped_in_a_row.add_(1).mul_(~finite)
-        torch.maximum(self.max_skipped_in_a_row, self.skipped_in_a_row, out=self.max_skipped_in_a_row)
-        self.update += 1
-        self.whole = True
+            self._update_average(steps, finite)
 
     def _step_of_8_bits(self, finite: Tensor, scale: Tensor | None) -> None:
         if finite:
@@ -83,9 +79,9 @@ class State:
         return distribute_tensor(number, first.device_mesh, [Replicate()])
 
     @torch.no_grad()
-    def _update_average(self, finite: Tensor) -> None:
+    def _update_average(self, steps: Tensor, finite: Tensor) -> None:
         assert self.ema_network is not None
-        weight = torch.where(self.steps == 0, 1.0, 1 - self.config.ema) * finite
+        weight = torch.where(steps == 0, 1.0, 1 - self.config.ema) * finite
         pairs = zip(self.network.parameters(), self.ema_network.parameters(), strict=True)
         values, averages = zip(*((value, mean) for value, mean in pairs if value.requires_grad), strict=True)
         difference = torch._foreach_sub(values, averages)  # pyright: ignore[reportPrivateImportUsage]
@@ -94,32 +90,22 @@ class State:
         for buffer, value in zip(self.ema_network.buffers(), self.network.buffers(), strict=True):
             buffer.copy_(value)
 
-    def skips(self) -> tuple[int, int]:
-        """How many updates made no step: in all, and the most in a row."""
-        skipped, in_a_row = torch.stack([self.skipped, self.max_skipped_in_a_row]).tolist()
-        return skipped, in_a_row
-
-    def result(self) -> nn.Module:
-        """The average where there is one, else the network."""
-        return self.network if self.ema_network is None else self.ema_network
-
-    def checkpoint(self) -> Checkpoint:
-        """All of it, whole; of a network that is spread all processes must ask."""
+    def tensors(self) -> dict[str, Tensor]:
+        """Network, average and moments by name, whole; of a network that is spread all processes must ask."""
         tensors = {f"network.{name}": tensor for name, tensor in gather(self.network.state_dict()).items()}
         if self.ema_network is not None:
             frozen, averages = self._frozen(), self.ema_network.state_dict().items()
             tensors |= {f"average.module.{name}": tensor for name, tensor in averages if name not in frozen}
-            tensors["average.n_averaged"] = self.steps
         for index, parameter in enumerate(self.parameters):
             moments = self.optimizer.state.get(parameter, {})
             kept = {name: torch.as_tensor(moment) for name, moment in moments.items() if name not in TABLES}
             tensors |= {f"optimizer.{index}.{name}": tensor for name, tensor in gather(kept).items()}
-        return Checkpoint(self.update, tensors, {"seconds": self.seconds, "skipped": int(self.skipped)})
+        return tensors
 
-    def restore(self, checkpoint: Checkpoint) -> None:
-        """Go back to a checkpoint; its errors where it is of another network or version are WRONG."""
-        groups: dict[str, dict[str, Tensor]] = {"network": {}, "average": {}, "optimizer": {}}
-        for name, tensor in checkpoint.tensors.items():
+    def restore(self, tensors: Mapping[str, Tensor]) -> None:
+        """Go back to `tensors`."""
+        groups = {"network": dict[str, Tensor](), "average": dict[str, Tensor](), "optimizer": dict[str, Tensor]()}
+        for name, tensor in tensors.items():
             group, _, rest = name.partition(".")
             groups[group][rest] = tensor
         moments: dict[int, dict[str, Tensor]] = {}
@@ -131,13 +117,10 @@ class State:
         weights = {name: distribute(tensor, current[name]) for name, tensor in groups["network"].items()}
         self.network.load_state_dict(weights)
         if self.ema_network is not None:
-            self.steps.copy_(groups["average"].pop("n_averaged"))
             averages = {name.removeprefix("module."): one for name, one in groups["average"].items()}
             shared = {name: groups["network"][name] for name in self._frozen()}
             self.ema_network.load_state_dict(shared | averages)
         self._restore_moments(moments)
-        self.update, self.seconds = checkpoint.update, float(checkpoint.numbers["seconds"])
-        self.skipped.fill_(int(checkpoint.numbers["skipped"]))
 
     def _frozen(self) -> set[str]:
         """The names of what is not trained, which the average shares and a checkpoint holds once."""
@@ -159,6 +142,77 @@ class State:
             self.optimizer.state[parameter] = {**placed, "step": int(tensors["step"])}
 
 
+class State:
+    """All that a training changes: the network, auxiliary networks by name where there are some, and counts."""
+
+    def __init__(
+        self,
+        network: nn.Module,
+        config: TrainConfig,
+        average: nn.Module | None = None,
+        auxiliaries: Auxiliaries = NO_AUXILIARIES,
+    ) -> None:
+        main = Learner(network, config, average)
+        self.network, self.config, self.parameters = network, config, main.parameters
+        self.learners = {MAIN: main} | {name: Learner(*each) for name, each in auxiliaries.items()}
+        self.update, self.seconds = 0, 0.0
+        self.whole = True  # false within a step
+        counts = torch.zeros(4, dtype=torch.int64, device=main.device)
+        self.steps, self.skipped, self.skipped_in_a_row, self.max_skipped_in_a_row = counts.unbind()
+
+    def step(self, finite: Tensor, norms: Mapping[str, Tensor]) -> None:
+        """One optimiser step of each network with the gradient in place, clipped by its own norm ().
+
+        None is made where `finite` () is false. The fused optimiser divides by the scale and looks at the flag within
+        its own pass over the weights.
+        """
+        self.whole = False
+        for name, learner in self.learners.items():
+            learner.step(self.update, self.steps, finite, norms[name])
+        self.steps += finite
+        self.skipped += ~finite
+        self.skipped_in_a_row.add_(1).mul_(~finite)
+        torch.maximum(self.max_skipped_in_a_row, self.skipped_in_a_row, out=self.max_skipped_in_a_row)
+        self.update += 1
+        self.whole = True
+
+    def skips(self) -> tuple[int, int]:
+        """How many updates made no step: in all, and the most in a row."""
+        skipped, in_a_row = torch.stack([self.skipped, self.max_skipped_in_a_row]).tolist()
+        return skipped, in_a_row
+
+    def result(self) -> nn.Module:
+        """The average where there is one, else the network."""
+        average = self.learners[MAIN].ema_network
+        return self.network if average is None else average
+
+    def checkpoint(self) -> Checkpoint:
+        """All of it, whole; of a network that is spread all processes must ask."""
+        tensors = self.learners[MAIN].tensors()
+        if self.config.ema:
+            tensors["average.n_averaged"] = self.steps
+        for name, learner in self.learners.items():
+            if name != MAIN:
+                tensors |= {f"{name}.{each}": tensor for each, tensor in learner.tensors().items()}
+        return Checkpoint(self.update, tensors, {"seconds": self.seconds, "skipped": int(self.skipped)})
+
+    def restore(self, checkpoint: Checkpoint) -> None:
+        """Go back to a checkpoint; its errors where it is of another network or version are WRONG."""
+        groups: dict[str, dict[str, Tensor]] = {name: {} for name in self.learners}
+        for name, tensor in checkpoint.tensors.items():
+            owner, _, rest = name.partition(".")
+            if owner in self.learners:
+                groups[owner][rest] = tensor
+            else:
+                groups[MAIN][name] = tensor
+        if self.config.ema:
+            self.steps.copy_(groups[MAIN].pop("average.n_averaged"))
+        for name, learner in self.learners.items():
+            learner.restore(groups[name])
+        self.update, self.seconds = checkpoint.update, float(checkpoint.numbers["seconds"])
+        self.skipped.fill_(int(checkpoint.numbers["skipped"]))
+
+
 def copy_for_average(network: nn.Module) -> nn.Module:
     """A copy of a network that is to hold the average of its weights; what is frozen has none, and is shared.
 
@@ -173,10 +227,11 @@ TABLES = ("qmap1", "qmap2")  # of an optimizer of 8 bits, the numbers that its 2
 
 
 def _optimizer(parameters: list[nn.Parameter], config: TrainConfig) -> torch.optim.Optimizer:
+    how = {"betas": (config.adam_beta1, config.adam_beta2), "weight_decay": config.weight_decay}
     if config.optimizer == "adamw8bit":
         optimizer: Any = bitsandbytes().optim.AdamW8bit
-        return optimizer(parameters, config.learning_rate, weight_decay=config.weight_decay)
-    return torch.optim.AdamW(parameters, config.learning_rate, weight_decay=config.weight_decay, fused=True)
+        return optimizer(parameters, config.learning_rate, **how)
+    return torch.optim.AdamW(parameters, config.learning_rate, fused=True, **how)
 
 
 def bitsandbytes() -> Any:  # noqa: ANN401  (a module)
