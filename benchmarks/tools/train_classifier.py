@@ -1,7 +1,10 @@
 """Train the small classifiers whose hidden layer is a feature space for evaluation.
 
     python benchmarks/tools/train_classifier.py digits
-    python benchmarks/tools/train_classifier.py idx:/usr/share/datasets/fashion-mnist --name fashion-mnist
+    python benchmarks/tools/train_classifier.py digits_residual --data digits --seed 1
+    FILES=/usr/share/datasets/fashion-mnist
+    python benchmarks/tools/train_classifier.py fashion-mnist --data idx:$FILES
+    python benchmarks/tools/train_classifier.py fashion-mnist_residual --data idx:$FILES --seed 1
 
 One image in ten is held out; the accuracy on those is printed. Weights are kept in float16 (under 1 MB).
 """
@@ -14,24 +17,24 @@ from safetensors.torch import save_file
 from torch import nn
 
 from progdist.data.sources import load_images
-from progdist.evaluation.networks.classifier import Classifier
+from progdist.evaluation.networks.classifier import CLASSIFIERS
 
-CLASSIFIERS = Path(__file__).parents[2] / "src" / "progdist" / "evaluation" / "networks" / "classifiers"
+FOLDER = Path(__file__).parents[2] / "src" / "progdist" / "evaluation" / "networks" / "classifiers"
 
 
 def main() -> None:
     """Train, print the held-out accuracy, write the weights."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("source")
-    parser.add_argument("--name")
+    parser.add_argument("name", choices=list(CLASSIFIERS))
+    parser.add_argument("--data", help="a data source; by default that of the name")
     parser.add_argument("--updates", type=int, default=3000)
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     torch.manual_seed(arguments.seed)
-    data = load_images(arguments.source)
+    data = load_images(arguments.data or arguments.name)
     images, labels = data.sample(len(data), seed=0)
     held_out = torch.arange(len(images)) % 10 == 0
-    network = Classifier(data.shape, len(data.classes))
+    network = CLASSIFIERS[arguments.name].network(data.shape, len(data.classes))
     optimizer = torch.optim.AdamW(network.parameters(), 2e-3, weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, arguments.updates)
     training = torch.nonzero(~held_out).squeeze(1)
@@ -46,7 +49,7 @@ def main() -> None:
         hidden = torch.cat([network.hidden(part) for part in images[training].split(4096)])
         network.scale = hidden.square().mean().rsqrt()
         accuracy = (network(images[held_out]).argmax(1) == labels[held_out]).float().mean()
-    path = CLASSIFIERS / f"{arguments.name or arguments.source}.safetensors"
+    path = FOLDER / f"{arguments.name}.safetensors"
     save_file({name: tensor.half() for name, tensor in network.state_dict().items()}, path)
     print(f"held-out accuracy {accuracy:.4f}; {path.name}: {path.stat().st_size / 1e6:.3f} MB")
 

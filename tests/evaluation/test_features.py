@@ -16,15 +16,29 @@ from progdist.evaluation.networks.classifier import CLASSIFIERS
 def test_shipped_classifiers_are_small(name: str) -> None:
     path = files("progdist") / "evaluation" / "networks" / "classifiers" / f"{name}.safetensors"
     assert len(path.read_bytes()) < 1_000_000
-    assert feature_space(name, CLASSIFIERS[name])(torch.zeros(3, *CLASSIFIERS[name])).shape == (3, 64)
+    image = CLASSIFIERS[name].image
+    assert feature_space(name, image)(torch.zeros(3, *image)).shape == (3, 64)
 
 
-def test_the_digits_classifier_knows_digits() -> None:
+@pytest.mark.parametrize("name", ["digits", "digits_residual"])
+def test_the_digits_classifiers_know_digits(name: str) -> None:
     images, labels = load_images("digits").sample(1797, 0)
-    space = feature_space("digits", (1, 8, 8))
-    named = space.labels(space(images))
+    space = feature_space(name, (1, 8, 8))
+    features = space(images)
+    named = space.labels(features)
     assert named is not None
     assert (named == labels).float().mean() > 0.98
+    assert features.square().mean() == pytest.approx(1, rel=0.02)
+
+
+@pytest.mark.parametrize("name", ["digits", "fashion-mnist"])
+def test_the_second_classifier_sees_otherwise(name: str) -> None:
+    """No linear map of one's features gives the other's: what it leaves is more than a tenth of their variance."""
+    images = torch.rand(2000, *CLASSIFIERS[name].image) * 2 - 1
+    a, b = (feature_space(each, CLASSIFIERS[name].image)(images).double() for each in (name, f"{name}_residual"))
+    a, b = torch.cat([a, torch.ones(len(a), 1)], 1), b - b.mean(0)
+    left = b - a @ torch.linalg.lstsq(a, b).solution
+    assert left.square().sum() > 0.1 * b.square().sum()
 
 
 def test_pixels_are_averaged_down() -> None:

@@ -34,7 +34,7 @@ def test_quality_of_real_and_of_damaged_digits() -> None:
 
 
 def test_every_metric_shows_damage_and_needs_no_image() -> None:
-    """All from the features that are kept, in a classifier's space and in pixels, which have no Inception Score."""
+    """All from the features that are kept, in a classifier's space and in pixels, in which nothing tells classes."""
     images, _ = load_images("digits").sample(1200, 0)
     for name in ("digits", "pixels"):
         space = feature_space(name, (1, 8, 8))
@@ -42,18 +42,42 @@ def test_every_metric_shows_damage_and_needs_no_image() -> None:
         near, far = (
             quality(
                 space, data, summarize([space], made), resamples=2,
-                metrics=("inception_score", "precision_recall", "density_coverage"),
+                metrics=(
+                    "inception_score", "precision_recall", "density_coverage", "nearest_distance", "class_diversity",
+                ),
             )
             for made in (images[600:], images[600:] + torch.randn(600, 1, 8, 8))
         )  # fmt: skip
-        names = {"precision", "recall", "density", "coverage"} | ({"inception_score"} if name == "digits" else set())
+        names = {"precision", "recall", "density", "coverage", "nearest_distance", "nearest_distance_of_data"}
+        names |= {"inception_score", "class_diversity"} if name == "digits" else set()
         assert set(near.metrics) == set(far.metrics) == names
         for measured in (near, far):
             assert all(each.low <= each.value <= each.high for each in measured.metrics.values())
         assert all(near.metrics[key].value > far.metrics[key].value for key in ("precision", "density", "coverage"))
+        assert near.metrics["nearest_distance"].value < far.metrics["nearest_distance"].value
 
 
-@pytest.mark.parametrize("metric", ["precision_recall", "density_coverage", "inception_score"])
+def test_copies_and_one_image_of_each_class_are_told_from_new_images() -> None:
+    """Copies of the data are next to nothing apart from them, and one image of each class has no diversity."""
+    images, labels = load_images("digits").at(torch.randperm(1797))  # their order is by writer
+    space = feature_space("digits", (1, 8, 8))
+    data, firsts = space(images[:600]), torch.stack([images[:600][labels[:600] == each][0] for each in range(10)])
+    names: tuple[Metric, ...] = ("nearest_distance", "class_diversity")
+    new, copied, one = (
+        quality(space, data, summarize([space], made), resamples=2, metrics=names).metrics
+        for made in (images[600:], images[:300] + 0.01 * torch.randn(300, 1, 8, 8), firsts.repeat(30, 1, 1, 1))
+    )
+    between = new["nearest_distance_of_data"].value
+    assert new["nearest_distance"].value == pytest.approx(between, rel=0.1)
+    assert copied["nearest_distance"].value < 0.1 * between
+    assert new["class_diversity"].value == pytest.approx(1, abs=0.15)
+    assert copied["class_diversity"].value == pytest.approx(1, abs=0.15)
+    assert one["class_diversity"].value < 1e-6
+
+
+@pytest.mark.parametrize(
+    "metric", ["precision_recall", "density_coverage", "inception_score", "nearest_distance", "class_diversity"]
+)
 def test_which_of_samples_and_data_are_too_few_is_said(metric: Metric) -> None:
     space = feature_space("digits", (1, 8, 8))
     images = torch.rand(40, 1, 8, 8)

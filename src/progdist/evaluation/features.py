@@ -2,14 +2,15 @@
 
 digits, fashion-mnist   a small convolutional classifier's last hidden layer (64 numbers), scaled to a mean square of
                         1 over the data; shipped here
+NAME_residual           the same of a residual classifier of either data set, trained with another seed; shipped here
 pixels                  the image itself, averaged down to at most 16 x 16
 inception               the pool of Inception-v3 (2,048 numbers), resized as TensorFlow 1 and torch-fidelity do
 inception_clean         the same, resized as clean-fid does
 inception_spatial       its spatial features (2,023 numbers), of sFID, resized as `inception`
 dinov2                  the class token of DINOv2 (1,024 numbers), with the extra `dinov2`
 
-The first three see images as they are; the others round them to bytes first, as if they had been saved, and need
-weights (see `progdist.evaluation.networks.weights`).
+The shipped ones and pixels see images as they are; the others round them to bytes first, as if they had been saved, and
+need weights (see `progdist.evaluation.networks.weights`).
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -76,9 +77,9 @@ def feature_space(name: str, image: tuple[int, int, int], weights: Mapping[str, 
         return FeatureSpace(name, encoders.dinov2(files), batch=CHUNK, checksum=files.sha256, warning=files.warning)
     if name not in CLASSIFIERS:
         return _inception(name, weights or {})
-    if CLASSIFIERS[name] != image:
+    if (takes := CLASSIFIERS[name].image) != image:
         raise UserError(
-            f"features {name!r} are of images {CLASSIFIERS[name]} (channels, height, width), the data's are {image}: "
+            f"features {name!r} are of images {takes} (channels, height, width), the data's are {image}: "
             "use pixels, or the size and channels that they take"
         )
     classifier = shipped_classifier(name)

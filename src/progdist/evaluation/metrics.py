@@ -3,7 +3,8 @@ r"""How good samples are: distances to the data, agreement with their classes, a
     frechet             with its 95 % interval and its bias (`measures.frechet`); FID in the features of Inception
     kernel              with its standard error (`measures.kernel`); KID in those
     inception_score     and clip_score, of samples and their captions (`measures.scores`)
-    precision_recall    and density_coverage (`measures.neighbors`)
+    precision_recall    density_coverage and nearest_distance (`measures.neighbors`)
+    class_diversity     by the classes that the space's classifier sees (`measures.diversity`)
     fidelity            the root mean square difference of pixels in [-1, 1] from images made from the same noise
 
 The two distances are always measured, the others on demand. All are computed from features, which are all that is kept
@@ -23,11 +24,12 @@ from progdist._utils.names import LEAST_SAMPLES, Metric
 from progdist._utils.words import counted
 from progdist.data.images import Images
 from progdist.evaluation.features import FeatureSpace, clip_space, feature_space, features_of
+from progdist.evaluation.measures.diversity import class_diversity
 from progdist.evaluation.measures.estimate import Estimate
 from progdist.evaluation.measures.frechet import WIDE, Frechet, frechet_bias, resampled_frechet
 from progdist.evaluation.measures.kernel import kernel_distance
 from progdist.evaluation.measures.moments import moments
-from progdist.evaluation.measures.neighbors import density_coverage, precision_recall
+from progdist.evaluation.measures.neighbors import density_coverage, nearest_distance, precision_recall
 from progdist.evaluation.measures.scores import clip_score, inception_score
 from progdist.evaluation.measures.statistics import Statistics, read_statistics
 from progdist.evaluation.record import Quality
@@ -37,7 +39,11 @@ SAMPLES_PER_FEATURE = 10  # below so many samples for each feature the Frechet d
 MOSTLY = 0.5  # the share of a Frechet distance above which its bias is said to be most of it
 PUBLISHED = 50_000  # samples of published FIDs
 DATA_IMAGES = 10_000  # of the data that samples are compared with, where there are as many; more where more are sampled
-NEIGHBOR_METRICS = {"precision_recall": precision_recall, "density_coverage": density_coverage}
+NEIGHBOR_METRICS = {
+    "precision_recall": precision_recall, "density_coverage": density_coverage, "nearest_distance": nearest_distance
+}  # fmt: skip
+DEFAULT_METRICS: tuple[Metric, ...] = ("precision_recall", "density_coverage")  # of a run whose recipe names none
+CLASSIFIER_METRICS = ("inception_score", "class_diversity")  # only in the features of a classifier
 
 
 @dataclass(frozen=True)
@@ -91,11 +97,12 @@ class MetricConfig:
         self.check(captions=captions)
         statistics = {name: read_statistics(path, name) for name, path in self.references.items()}
         spaces = [feature_space(name, image, self.weights) for name in self.features]
-        if "inception_score" in self.metrics and not any(space.read_out for space in spaces):
-            raise UserError(
-                "inception_score requires the features of a classifier: add digits, fashion-mnist or inception to the "
-                "features, or remove it"
-            )
+        for name in CLASSIFIER_METRICS:
+            if name in self.metrics and not any(space.read_out for space in spaces):
+                raise UserError(
+                    f"{name} requires the features of a classifier: add digits, fashion-mnist or inception to the "
+                    "features, or remove it"
+                )
         for space in spaces:
             if space.name in statistics:
                 _check_width(space.name, statistics[space.name], space(torch.zeros(1, *image)))
@@ -221,14 +228,17 @@ def _measured(
     if name == "clip_score":
         return {}
     _require(name, LEAST_SAMPLES, samples=len(features), data=data)
+    logits = space.logits(features) if name in CLASSIFIER_METRICS else None
+    if name == "inception_score":
+        return {} if logits is None else inception_score(logits, seed=seed)
+    if data is None:
+        raise UserError(f"{name} needs images of the data, and a reference of moments holds none: give the data, too")
     if name in NEIGHBOR_METRICS:
-        if data is None:
-            raise UserError(
-                f"{name} needs images of the data, and a reference of moments holds none: give the data, too"
-            )
         return NEIGHBOR_METRICS[name](data, features, seed=seed)
-    logits = space.logits(features)
-    return {} if logits is None else inception_score(logits, seed=seed)
+    seen = space.logits(data) if logits is not None else None
+    if logits is None or seen is None:
+        return {}
+    return class_diversity(data, features, seen.argmax(1), logits.argmax(1), seed=seed)
 
 
 def _require(what: str, least: int, *, samples: int, data: Tensor | None) -> None:

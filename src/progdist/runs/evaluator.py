@@ -10,10 +10,12 @@ from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 from progdist._utils.digest import digest
 from progdist._utils.files import local_path
+from progdist._utils.names import LEAST_SAMPLES
 from progdist._utils.random import EVALUATION_NOISE, RowGenerator, generator
 from progdist.compute.cuda_graphs import accelerated
 from progdist.data.grid import GRID, write_grid
@@ -22,10 +24,11 @@ from progdist.data.shards import TensorShards
 from progdist.diffusion.denoiser import Denoiser, DenoiserProtocol
 from progdist.diffusion.integrators import Step
 from progdist.diffusion.sampler import network_evaluations
-from progdist.evaluation.features import ROWS, FeatureSpace, write_features
+from progdist.evaluation.features import ROWS, FeatureSpace, feature_space, write_features
 from progdist.evaluation.generate import SamplingOptions, noise_in_batches, sample_in_batches
+from progdist.evaluation.measures.neighbors import neighbors
 from progdist.evaluation.measures.statistics import Statistics, write_statistics
-from progdist.evaluation.metrics import DATA_IMAGES, MetricConfig, Metrics, Reference
+from progdist.evaluation.metrics import DATA_IMAGES, DEFAULT_METRICS, MetricConfig, Metrics, Reference
 from progdist.evaluation.record import EvaluationRecord, Quality
 from progdist.evaluation.summary import Summary, join, summarize
 from progdist.methods.guidance import Input
@@ -39,17 +42,19 @@ SHOWN = 8  # images shown one by one: the first row of a grid
 Fidelity = Callable[[int, Tensor], Tensor]  # a batch's number and images -> images of its noise that the RMSE is to
 
 
-def metric_config(recipe: Recipe) -> MetricConfig:
-    """What a recipe measures."""
+def metric_config(recipe: Recipe, images: Images) -> MetricConfig:
+    """What a recipe measures; where it names no metrics the default ones, if samples and images are enough for them."""
     settings = recipe.evaluate
+    enough = min(settings.samples, len(images)) >= LEAST_SAMPLES
+    metrics = DEFAULT_METRICS * enough if settings.metrics is None else settings.metrics
     weights = {name: Path(path) for name, path in settings.weights.items()}
     references = {name: local_path(path) for name, path in settings.reference.items()}
-    return MetricConfig(settings.features, settings.metrics, weights, references)
+    return MetricConfig(settings.features, metrics, weights, references)
 
 
 def open_metrics(recipe: Recipe, images: Images) -> Metrics:
     """The metrics of a recipe, ready to measure; errors as of `MetricConfig.open`."""
-    return metric_config(recipe).open(images.shape, captions=isinstance(images, CaptionedImages))
+    return metric_config(recipe, images).open(images.shape, captions=isinstance(images, CaptionedImages))
 
 
 def guidance_scales(guidance: Input, measured: float) -> tuple[float, ...]:
@@ -92,17 +97,30 @@ class Evaluator:
         distributed.on_main_process(lambda: self._write_record(name, model, steps, method, samples, seconds))
 
     @cached_property
-    def data(self) -> list[Tensor]:
-        """The features of the data in every space, from the run's folder or put there; empty but in the first process.
+    def chosen(self) -> Tensor:
+        """The indices of the images that samples are compared with: as many as these, at least DATA_IMAGES, or all."""
+        return self.context.images.chosen(
+            max(self.context.recipe.evaluate.samples, DATA_IMAGES), self.context.recipe.seed
+        )
 
-        They are of as many images as are sampled, at least DATA_IMAGES, or all.
+    @cached_property
+    def pixels(self) -> FeatureSpace:
+        """The space in which the nearest training images are looked for."""
+        return feature_space("pixels", self.context.images.shape)
+
+    @cached_property
+    def data(self) -> dict[str, Tensor]:
+        """The features of the chosen data by space, from the run's folder or put there; none but in the first process.
+
+        They are of the spaces that are measured, and of pixels.
         """
-        context, spaces, folder = self.context, self.metrics.spaces, self.context.folder.data_features()
-        chosen = context.images.chosen(max(context.recipe.evaluate.samples, DATA_IMAGES), context.recipe.seed)
-        shards = [TensorShards(folder / space.name, len(chosen), ROWS) for space in spaces]
-        context.distributed.on_main_process(lambda: [self._begin_features(space, chosen) for space in spaces])
-        context.distributed.on_every_process(partial(write_features, spaces, context.images, chosen, folder))
-        return [each.read(range(len(each))) for each in shards] if context.distributed.is_main_process else []
+        context, folder = self.context, self.context.folder.data_features()
+        spaces = list({space.name: space for space in (self.pixels, *self.metrics.spaces)}.values())
+        shards = {space.name: TensorShards(folder / space.name, len(self.chosen), ROWS) for space in spaces}
+        context.distributed.on_main_process(lambda: [self._begin_features(space, self.chosen) for space in spaces])
+        context.distributed.on_every_process(partial(write_features, spaces, context.images, self.chosen, folder))
+        first = context.distributed.is_main_process
+        return {name: each.read(range(len(each))) for name, each in shards.items()} if first else {}
 
     def _begin_features(self, space: FeatureSpace, chosen: Tensor) -> None:
         """Make the folder of the data's features in a space, in place of those of other data or another network."""
@@ -116,8 +134,8 @@ class Evaluator:
     def references(self) -> list[Reference]:
         """What samples are compared with in every space: the recipe's statistics or the data, whose own are kept."""
         references = []
-        for space, data in zip(self.metrics.spaces, self.data, strict=True):
-            references.append(self.metrics.reference(space, data))
+        for space in self.metrics.spaces:
+            references.append(self.metrics.reference(space, self.data[space.name]))
             path = self.context.folder.data_features() / f"{space.name}.npz"
             if space.name not in self.metrics.statistics and not path.is_file():
                 write_statistics(path, {space.name: Statistics(references[-1].frechet.data)}, self.context.images.name)
@@ -207,11 +225,18 @@ class Evaluator:
             guidance=self.context.measured_scale if scales else None, guidance_grids=scales, clip_score=clip_score,
         )  # fmt: skip
         write_grid(every.images, folder.grid(name, steps))
+        self._write_nearest(every.images[:SHOWN], folder.nearest(name, steps))
         folder.append("evaluations", record.to_json())
         if (path := self._model_folder(name, steps)) and path.is_dir():
             records = [each for each in folder.evaluations() if each.model == name]
             write_card(model, path, [each for each in records if name != "student" or each.steps == steps])
         self.context.callback.evaluated(record)
+
+    def _write_nearest(self, samples: Tensor, path: Path) -> None:
+        """Write samples (B, C, H, W) above the nearest of the chosen training images, by the distance of pixels."""
+        _, rows = neighbors(self.pixels(samples), self.data[self.pixels.name], 1)
+        nearest, _ = self.context.images.at(self.chosen[rows])
+        write_grid(torch.cat([samples, nearest]), path, len(samples))
 
     def _model_folder(self, name: str, steps: int) -> Path | None:
         """The folder whose card shows a measurement; None for a teacher whose folder is not the run's."""

@@ -10,8 +10,8 @@ evaluations.jsonl       every model at its step counts
 latents/                the encoded data of a latent model
 captions/               the encoded captions of a text-conditional one
 data_features/          what the samples are compared with
-samples/                what the models make from one noise, as grids; a few images at each of some guidance scales; and
-                        some images of the data
+samples/                what the models make from one noise, as grids; a few above their nearest training images; a few
+                        at each of some guidance scales; and some images of the data
 tracking/               what TensorBoard or MLflow reads, or the identity of the run at Weights & Biases
 report.html
 """
@@ -173,6 +173,10 @@ class RunFolder:
         """Where a model's sample grid is: that of a measurement, or the one of a few images at a guidance scale."""
         scale = "" if guidance is None else f"-guidance-{guidance:g}"
         return self.root / "samples" / f"{name}-{steps:04d}{scale}.png"
+
+    def nearest(self, name: str, steps: int) -> Path:
+        """Where some of a model's samples are, above the nearest training image of each."""
+        return self.root / "samples" / f"{name}-{steps:04d}-nearest.png"
 
     def training_images(self) -> Path:
         """Some images of the data, as the page shows them; their names are beside them, as JSON."""

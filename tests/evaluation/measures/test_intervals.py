@@ -6,6 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from progdist._utils.errors import UserError
+from progdist.evaluation.measures.diversity import class_diversity
 from progdist.evaluation.measures.estimate import NORMAL, STUDENT_10, Estimate
 from progdist.evaluation.measures.frechet import (
     Frechet,
@@ -16,7 +18,7 @@ from progdist.evaluation.measures.frechet import (
 )
 from progdist.evaluation.measures.kernel import Spread, kernel_distance
 from progdist.evaluation.measures.moments import moments, running_moments
-from progdist.evaluation.measures.neighbors import density_coverage, precision_recall
+from progdist.evaluation.measures.neighbors import density_coverage, nearest_distance, precision_recall
 from progdist.evaluation.measures.scores import clip_score, inception_score
 
 
@@ -165,6 +167,57 @@ def test_errors_of_neighbors_are_what_independent_samples_vary_by(
         values = torch.tensor([each[name].value for each in found])
         widths = torch.tensor([each[name].high - each[name].low for each in found]) / (2 * STUDENT_10)
         assert widths.mean() == pytest.approx(float(values.std()), rel=0.5)
+
+
+def test_errors_of_nearest_distances_are_what_independent_sets_vary_by() -> None:
+    found = [nearest_distance(torch.randn(400, 6), 0.9 * torch.randn(300, 6) + 0.4, seed=0) for _ in range(40)]
+    for name in ("nearest_distance", "nearest_distance_of_data"):
+        values = torch.tensor([each[name].value for each in found])
+        widths = torch.tensor([each[name].high - each[name].low for each in found]) / (2 * STUDENT_10)
+        assert widths.mean() == pytest.approx(float(values.std()), rel=0.5)
+
+
+def test_nearest_distances_of_known_sets() -> None:
+    """The data's own distribution is as near to them as they are to each other, and copies are nowhere else."""
+    data, same = torch.randn(2, 600, 4)
+    own = nearest_distance(data, same, seed=0)
+    assert own["nearest_distance"].value == pytest.approx(own["nearest_distance_of_data"].value, rel=0.1)
+    assert nearest_distance(data, data[:300], seed=0)["nearest_distance"].value == pytest.approx(0, abs=1e-6)
+    line = torch.arange(100.0)[:, None]
+    assert nearest_distance(line, line[:50] + 0.25, seed=0)["nearest_distance"].value == pytest.approx(0.25)
+    assert nearest_distance(line, line, seed=0)["nearest_distance_of_data"].value == pytest.approx(1)
+
+
+def in_classes(count: int, deviation: float = 1.0) -> tuple[Tensor, Tensor]:
+    """Vectors about the far apart means of three classes, and their classes."""
+    classes = torch.arange(count) % 3
+    return deviation * torch.randn(count, 5) + 100 * classes[:, None], classes
+
+
+def test_class_diversity_of_known_sets() -> None:
+    """The square of the deviation within classes, whatever their means; one image of each class has none."""
+    data, classes = in_classes(3000)
+
+    def diversity(samples: Tensor, own: Tensor) -> float:
+        return class_diversity(data, samples, classes, own, seed=0)["class_diversity"].value
+
+    assert diversity(*in_classes(3000)) == pytest.approx(1, rel=0.06)
+    assert diversity(*in_classes(3000, 0.5)) == pytest.approx(0.25, rel=0.06)
+    kept = classes != 1  # a class that is not made adds nothing
+    assert diversity(data[kept], classes[kept]) == pytest.approx(2 / 3, rel=0.06)
+    assert diversity(data[:3].repeat(30, 1), classes[:3].repeat(30)) == pytest.approx(0, abs=1e-9)
+    with pytest.raises(UserError, match="two images that differ"):
+        class_diversity(data[:3], data, classes[:3], classes, seed=0)
+
+
+def test_the_error_of_class_diversity_is_what_independent_samples_vary_by() -> None:
+    data, classes = in_classes(600)
+    sets = (in_classes(300, 0.8) for _ in range(40))
+    found = [class_diversity(data, samples, classes, own, seed=0) for samples, own in sets]
+    values = torch.tensor([each["class_diversity"].value for each in found])
+    ends = [(each["class_diversity"].low, each["class_diversity"].high) for each in found]
+    widths = torch.tensor([high - low for low, high in ends]) / (2 * STUDENT_10)
+    assert widths.mean() == pytest.approx(float(values.std()), rel=0.5)
 
 
 def test_neighbors_of_known_sets() -> None:

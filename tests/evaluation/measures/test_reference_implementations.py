@@ -6,14 +6,22 @@ import numpy as np
 import pytest
 import torch
 from scipy.linalg import sqrtm
+from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from sklearn.neighbors import NearestNeighbors
 from torchmetrics.image.fid import FrechetInceptionDistance
 from torchmetrics.image.kid import KernelInceptionDistance
 
+from progdist.evaluation.measures.diversity import class_diversity
 from progdist.evaluation.measures.frechet import Frechet
 from progdist.evaluation.measures.kernel import PrecomputedFeatures, kernel_distance
 from progdist.evaluation.measures.moments import moments
-from progdist.evaluation.measures.neighbors import density_coverage, precision_recall, radii
+from progdist.evaluation.measures.neighbors import (
+    density_coverage,
+    nearest_distance,
+    neighbors,
+    precision_recall,
+    radii,
+)
 from progdist.evaluation.measures.scores import inception_score
 from support.networks import feature_sets
 from support.paths import REFERENCE
@@ -72,6 +80,34 @@ def test_radii_are_scikit_learns() -> None:
     for k in (1, 3, 5):
         theirs = NearestNeighbors(n_neighbors=k + 1).fit(DATA.numpy()).kneighbors(DATA.numpy())[0][:, -1]
         torch.testing.assert_close(radii(DATA.double(), k), torch.from_numpy(theirs).double(), rtol=1e-5, atol=1e-6)
+
+
+def test_nearest_distances_are_scikit_learns(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of samples and of the data to themselves, whose first neighbour is each itself; also in blocks."""
+    theirs, rows = NearestNeighbors(n_neighbors=2).fit(DATA.numpy()).kneighbors(MADE.numpy())
+    own = NearestNeighbors(n_neighbors=2).fit(DATA.numpy()).kneighbors(DATA.numpy())[0][:, 1]
+    monkeypatch.setattr("progdist.evaluation.measures.neighbors.BLOCK", 64)
+    ours = nearest_distance(DATA, MADE, seed=0)
+    assert ours["nearest_distance"].value == pytest.approx(float(np.median(theirs[:, 0])), rel=1e-5)
+    assert ours["nearest_distance_of_data"].value == pytest.approx(float(np.median(own)), rel=1e-5)
+    for k in (1, 2):
+        apart, found = neighbors(MADE.double(), DATA.double(), k)
+        np.testing.assert_array_equal(found, rows[:, k - 1])
+        np.testing.assert_allclose(apart, theirs[:, k - 1], rtol=1e-5)
+
+
+def test_class_diversity_is_discriminant_analysis() -> None:
+    """The trace of scikit-learn's within-class covariance, which divides by the number of each class."""
+    classes = torch.arange(400) % 3 % 2  # a third of them 1, of either set alike
+    traces = [
+        LinearDiscriminantAnalysis(store_covariance=True).fit(x.numpy(), classes.numpy()).covariance_.trace()
+        for x in (MADE.double(), DATA.double())
+    ]
+    ours = class_diversity(DATA, MADE, classes, classes, seed=0)["class_diversity"].value
+    assert ours == pytest.approx(traces[0] / traces[1], rel=2e-3)
+    spreads = [[np.cov(x[classes == c].numpy().T).trace() for c in (0, 1)] for x in (MADE, DATA)]
+    shares = np.array([(classes == c).float().mean() for c in (0, 1)])
+    assert ours == pytest.approx((spreads[0] @ shares) / (spreads[1] @ shares), rel=1e-6)
 
 
 def test_neighbors_are_torch_fidelity_and_prdc() -> None:

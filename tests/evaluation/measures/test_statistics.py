@@ -138,6 +138,7 @@ def test_mistakes_are_one_line(tmp_path: Path) -> None:
         (MetricConfig(("pixels",), ("precision_recall",) * 2), "metric precision_recall is named twice"),
         (MetricConfig(("pixels",), references={"digits": Path("a")}), "reference digits=a is not used by any"),
         (MetricConfig(("pixels",), ("inception_score",)), "inception_score requires the features of a classifier"),
+        (MetricConfig(("pixels",), ("class_diversity",)), "class_diversity requires the features of a classifier"),
         (MetricConfig(("pixels",), ("clip_score",)), "clip_score requires captions"),
     ):
         with pytest.raises(UserError, match=message):

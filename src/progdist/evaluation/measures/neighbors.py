@@ -9,6 +9,14 @@ With r_k(y) the distance of y from its k-th nearest neighbour in its own set, an
 
 A ball is closed. All four depend on how many vectors there are: of either set the first MOST are compared.
 Density and coverage of the data's own distribution are about 1 and 1 - 2^-k. Distances are float64, in blocks.
+
+Whether a model repeats what it was trained on shows in how near samples x come to the data, beside how near data come
+to each other (Meehan, Chaudhuri & Dasgupta 2020, arXiv 2004.05675, compare such distances with those of held-out data):
+
+    nearest_distance            median over samples of |x - y|, y the nearest of all data
+    nearest_distance_of_data    median over data of the same, y the nearest other
+
+The first is about the second where samples are of the data's distribution, and 0 where they are copies.
 """
 
 from collections.abc import Callable
@@ -25,9 +33,16 @@ HALVES = 10  # random halves of the samples, for the standard errors: see STUDEN
 PRECISION_K, COVERAGE_K = 3, 5
 
 
+def neighbors(x: Tensor, data: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """The distance (M,) of each vector of x (M, D) from its k-th nearest of the data (N, D), N >= k, and its index."""
+    blocks = x.split(max(1, BLOCK * MOST // max(MOST, len(data))))
+    found = [torch.cdist(rows, data).topk(k, largest=False) for rows in blocks]
+    return torch.cat([each.values[:, -1] for each in found]), torch.cat([each.indices[:, -1] for each in found])
+
+
 def radii(x: Tensor, k: int) -> Tensor:
     """The distance (N,) of each vector of x (N, D) from its k-th nearest neighbour in x; needs more than k."""
-    return torch.cat([torch.cdist(rows, x).kthvalue(k + 1).values for rows in x.split(BLOCK)])  # itself is the first
+    return neighbors(x, x, k + 1)[0]  # itself is the first
 
 
 def precision_recall(data: Tensor, samples: Tensor, *, seed: int) -> dict[str, Estimate]:
@@ -60,6 +75,28 @@ def density_coverage(data: Tensor, samples: Tensor, *, seed: int) -> dict[str, E
         return torch.stack([held.sum() / (COVERAGE_K * len(chosen)), (held > 0).double().mean()])
 
     return _estimates(("density", "coverage"), measure, len(made), seed, (float("inf"), 1.0))
+
+
+def nearest_distance(data: Tensor, samples: Tensor, *, seed: int) -> dict[str, Estimate]:
+    """The median distance of features (M, D) from the nearest of the data's (N, D), and that of data from other data.
+
+    The medians are over the first MOST of either set, the nearest is looked for among all data.
+    """
+    real = data.double()
+    made, own = neighbors(samples[:MOST].double(), real, 1)[0], neighbors(real[:MOST], real, 2)[0]
+
+    def of_data(rows: Tensor) -> Tensor:
+        return radii(real[rows], 1).quantile(0.5)[None]
+
+    errors = (
+        half_deviation(lambda rows: made[rows].quantile(0.5)[None], len(made), repeats=HALVES, seed=seed),
+        half_deviation(of_data, len(own), repeats=HALVES, seed=seed),
+    )
+    names = ("nearest_distance", "nearest_distance_of_data")
+    return {
+        name: Estimate.normal(float(found.quantile(0.5)), float(error), errors=STUDENT_10)
+        for name, found, error in zip(names, (made, own), errors, strict=True)
+    }
 
 
 def _estimates(

@@ -2,7 +2,7 @@
 
 import base64
 import io
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -48,7 +48,8 @@ def slides(folder: RunFolder, rows: Rows) -> list[dict[str, Any]]:
     return [
         {
             "steps": steps,
-            "grids": [grid for model in TITLES if (grid := _grid(folder, row.get(model)))],
+            "grids": [grid for model in TITLES if (grid := _grid(folder.grid, row.get(model)))],
+            "nearest": [pairs for model in TITLES if (pairs := _grid(folder.nearest, row.get(model)))],
             "singles": [
                 {"scale": scale, "models": [one for m in TITLES if (one := _singles(folder, row.get(m), scale, count))]}
                 for scale in scales
@@ -58,9 +59,9 @@ def slides(folder: RunFolder, rows: Rows) -> list[dict[str, Any]]:
     ]
 
 
-def _grid(folder: RunFolder, record: EvaluationRecord | None) -> dict[str, Any]:
-    """The whole grid of a measurement; nothing where there is none."""
-    if record is None or not (path := folder.grid(record.model, record.steps)).is_file():
+def _grid(place: Callable[[str, int], Path], record: EvaluationRecord | None) -> dict[str, Any]:
+    """The images of a measurement at the place of its model and steps; nothing where there are none."""
+    if record is None or not (path := place(record.model, record.steps)).is_file():
         return {}
     image, width, height = embedded(path, path.stat().st_mtime_ns)
     shown = {"model": record.model, "title": TITLES[record.model], "record": record}
