@@ -1,5 +1,6 @@
 """The page of all recipe keys, made as the site is built from the schema, its comments and the table of defaults."""
 
+import dataclasses
 import inspect
 import re
 from collections.abc import Iterator
@@ -12,7 +13,7 @@ from pydantic.fields import FieldInfo
 
 from progdist.diffusion.loss import WEIGHTINGS
 from progdist.diffusion.parameterization import PARAMETERIZATIONS
-from progdist.methods import METHODS
+from progdist.methods import METHODS, Method
 from progdist.recipes.files import read_recipe, shipped
 from progdist.recipes.recipe import Recipe
 from progdist.recipes.schema import NOISES
@@ -27,6 +28,14 @@ An unknown key is refused, and the nearest one that there is is named.
 | recipe | what it is |
 |---|---|
 """
+
+
+def options_of(method: Method) -> str:
+    """The options of a method with their defaults."""
+    own = (f"`{each.name}` ({getattr(method.options, each.name)!r})" for each in dataclasses.fields(method.options))
+    return f"of {method.name} {', '.join(own)}"
+
+
 MEANINGS = {
     "name": "of the run, and of its folder below `runs/`",
     "about": "a line that `progdist recipes` shows",
@@ -78,11 +87,13 @@ MEANINGS = {
     "distill.substeps": "teacher steps to one of the student",
     "distill.chain": "all step counts, in place of the three above",
     "distill.method": f"what a student learns: {', '.join(METHODS)}",
+    "options": "of the method alone: " + "; ".join(options_of(each) for each in METHODS.values() if each.options),
+    "distill.initial": "folder of a finished student to start from, in a chain of one stage",
     "distill.stop": "when a stage ends early",
     "distill.stages": "what a stage overrides, by the student's step count",
     "evaluate.samples": "of each model",
     "evaluate.features": "spaces in which samples are compared with the data",
-    "evaluate.metrics": "beside the two distances",
+    "evaluate.metrics": "beside the two distances; `null` for precision, recall, density and coverage",
     "evaluate.reference": "files of statistics, by feature space",
     "evaluate.weights": "files or folders of weights, by network",
     "evaluate.resamples": "of the distances' intervals",
@@ -141,7 +152,8 @@ def listed(part: type) -> dict[str, str]:
 def meaning(name: str, key: str, part: type) -> str:
     """What a key means."""
     own = MEANINGS.get(f"{name}.{key}" if name else key) or listed(part).get(key)
-    return own or (listed(DEFAULTS_OF).get(key, "") if name == "distill.stages.N" else MEANINGS.get(key, ""))
+    stage = listed(DEFAULTS_OF).get(key, "") if name == "distill.stages.N" else ""
+    return own or stage or MEANINGS.get(key, "")
 
 
 def default(name: str, key: str, field: FieldInfo) -> str:

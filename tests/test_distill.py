@@ -164,7 +164,7 @@ def test_stage_0_takes_four_times_the_updates_unless_it_says_others() -> None:
     assert seen == [4] * 3 + [2] * 2
 
 
-@pytest.mark.parametrize(("method", "ema"), [("stochastic", 0.0), ("tract", 0.0), ("tract", 0.5)])
+@pytest.mark.parametrize(("method", "ema"), [("balanced", 0.0), ("stochastic", 0.0), ("tract", 0.0), ("tract", 0.5)])
 def test_other_methods_are_those_of_recipes(method: str, ema: float) -> None:
     """By name or as the object itself, and another student than that of progressive distillation."""
     data, how = torch.randn(32, 2), {"updates": 3, "batch": 8, "learning_rate": 1e-2, "ema": ema}
@@ -248,7 +248,7 @@ def ragged() -> Iterator[Tensor]:
         (
             torch.zeros(4, 2),
             {"method": "tracts"},
-            "'tracts' is unknown: use one of progressive, stochastic, tract",
+            "'tracts' is unknown: use one of progressive, balanced, adversarial, stochastic, tract",
         ),
         (torch.zeros(4, 2), {"updates": 0}, "at least 1"),
         (torch.zeros(4, 2), {"conversion": {"updates": 0}}, "updates is 0, expected at least 1"),

@@ -4,6 +4,7 @@ import copy
 import logging
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from threading import Thread
 from typing import Any
 
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset, TensorDataset
 
 from progdist import Cosine, Denoiser, UserError, distill, sample
+from progdist.methods import PROGRESSIVE
 from support.training import flat_weights
 
 X = torch.randn(64, 2, generator=torch.Generator().manual_seed(0))
@@ -275,10 +277,13 @@ def test_a_condition_that_is_not_finite_is_named() -> None:
 
 
 def test_a_loss_that_is_never_finite_is_no_training() -> None:
-    weighting = lambda snr: snr * torch.nan  # noqa: E731
+    """As of an output that overflows: of a weighting that is no number the mistake is told before."""
+    method = replace(PROGRESSIVE, loss=lambda student, x, **rest: student(x, torch.ones(len(x))).mean(1) * torch.nan)
     for updates in (1, 5, 10):
         with pytest.raises(UserError, match=f"none of {updates} updates? had a finite loss"):
-            distill(teacher(seeded(Net)), X, [4, 2], weighting=weighting, **options(updates=updates))
+            distill(teacher(seeded(Net)), X, [4, 2], method=method, **options(updates=updates))
+    with pytest.raises(UserError, match="the weighting is nan"):
+        distill(teacher(seeded(Net)), X, [4, 2], weighting=lambda snr: snr * torch.nan, **options())
 
 
 class Rows(Dataset[Tensor]):

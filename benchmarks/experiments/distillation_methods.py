@@ -18,19 +18,20 @@ import argparse
 import json
 import shutil
 import statistics
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import nn
 
-from progdist.distillation import train_students
+from progdist.diffusion.integrators import Step
+from progdist.distillation import Trainer, train_students
 from progdist.evaluation.features import FeatureSpace, feature_space
 from progdist.evaluation.metrics import Metrics
-from progdist.methods import METHODS
+from progdist.methods import METHODS, Method
 from progdist.methods.chain import Stage, stages
 from progdist.models.model import Model
 from progdist.recipes.files import read_recipe
@@ -40,6 +41,7 @@ from progdist.runs.folder import Record
 from progdist.runs.run import Run, open_run
 from progdist.training.callbacks import Progress
 
+BATCH = 64
 PRECISIONS = [f"{section}.precision=float32" for section in ("teacher", "distill", "evaluate")]
 
 
@@ -107,17 +109,27 @@ class Variant:
     ema: float = 0.0
     share: float = 1.0
 
-    def cost_of_update(self, stage: Stage, batch: int) -> int:
-        """Evaluations of one example."""
-        return batch * (3 + METHODS[self.method].evaluations(stage))
+    @property
+    def chain(self) -> list[int]:
+        """The teacher's steps, then those of each student."""
+        return [self.start, *(steps for steps, _, _ in self.students)]
 
-    def overrides(self, budget: int, batch: int = 64) -> Iterator[str]:
+    def methods(self) -> list[Method]:
+        """The method of each stage."""
+        return [METHODS[self.method]] * len(self.students)
+
+    def updates(self, budget: int) -> dict[int, int]:
+        """Of each student: what its share of the budget pays for."""
+        return {
+            stage.steps: round(self.share * budget * part / (BATCH * (3 + method.evaluations(stage))))
+            for stage, method, (_, part, _) in zip(stages(self.chain), self.methods(), self.students, strict=True)
+        }
+
+    def overrides(self, budget: int) -> Iterator[str]:
         """What makes a recipe of it."""
-        chain = [self.start, *(steps for steps, _, _ in self.students)]
-        yield f"distill={{method: {self.method}, chain: {chain}, ema: {self.ema}, batch: {batch}}}"
-        for stage, (_, part, rate) in zip(stages(chain), self.students, strict=True):
-            updates = round(self.share * budget * part / self.cost_of_update(stage, batch))
-            yield f"distill.stages.{stage.steps}={{updates: {updates}, learning_rate: {rate}}}"
+        yield f"distill={{method: {self.method}, chain: {self.chain}, ema: {self.ema}, batch: {BATCH}}}"
+        for (steps, updates), (_, _, rate) in zip(self.updates(budget).items(), self.students, strict=True):
+            yield f"distill.stages.{steps}={{updates: {updates}, learning_rate: {rate}}}"
 
 
 SHARES = ((16, 0.113, 2e-4), (4, 0.353, 6e-4), (2, 0.223, 8e-4), (1, 0.311, 1e-3))
@@ -126,16 +138,19 @@ SHARES = ((16, 0.113, 2e-4), (4, 0.353, 6e-4), (2, 0.223, 8e-4), (1, 0.311, 1e-3
 TO_FOUR = 0.466
 """What `progressive` has spent when it comes to 4 steps."""
 
-VARIANTS = {
-    "progressive": Variant(
-        "progressive",
-        256,
-        SHARES,
-        (
-            *((4, "ddim", 4), (2, "ddim", 2), (1, "ddim", 1)),
-            *((4, "overshoot", 4), (2, "overshoot", 4), (1, "overshoot", 2)),
-        ),
+PROGRESSIVE_VARIANT = Variant(
+    "progressive",
+    256,
+    SHARES,
+    (
+        *((4, "ddim", 4), (2, "ddim", 2), (1, "ddim", 1)),
+        *((4, "overshoot", 4), (2, "overshoot", 4), (1, "overshoot", 2)),
     ),
+)
+
+VARIANTS = {
+    "progressive": PROGRESSIVE_VARIANT,
+    "balanced": Variant("balanced", 256, SHARES, ((4, "ddim", 4), (2, "ddim", 2), (1, "ddim", 1))),
     "stochastic": Variant(
         "stochastic",
         256,
@@ -178,6 +193,8 @@ class Comparison:
 
     case: Case
     out: Path
+    variants: Mapping[str, Variant]
+    samplers: ClassVar[Mapping[str, Step]] = {}  # that have no name in the package
 
     @property
     def results(self) -> Path:
@@ -202,18 +219,22 @@ class Comparison:
             shutil.copytree(teacher, folder / "teacher")
         return run, replace(run.evaluator, metrics=Metrics(self.case.spaces(run.context.images.shape)))
 
+    def students(self, variant: Variant, run: Run, trainer: Trainer, teacher: Model) -> Iterator[tuple[Stage, Model]]:
+        """Every stage with its student, in order."""
+        yield from train_students(run.context.plan, teacher, trainer, run.context.teacher)
+
     def measure(self, name: str, seed: int) -> None:
         """Train a variant, or the teacher of a seed, and measure it."""
         if any((each["variant"], each["seed"]) == (name, seed) for each in self.known()):
             return
-        variant = VARIANTS["progressive" if name == "teacher" else name]
+        variant = PROGRESSIVE_VARIANT if name == "teacher" else self.variants[name]
         run, evaluator = self.opened(name, variant, seed)
         trainer = run.trainer()
         teacher = run.train_teacher(trainer)
         records: list[Record] = []
 
         def add(model: Model, student: int, method: str, steps: int) -> None:
-            found = evaluator.qualities(model, steps, method)
+            found = evaluator.qualities(model, steps, self.samplers.get(method, method))
             assert found is not None  # the samples are finite
             distances = {each.features: each.frechet for each in found}
             records.append({"student": student, "method": method, "steps": steps, "frechet": distances})
@@ -222,7 +243,7 @@ class Comparison:
             for steps in (32, 4, 2, 1):
                 add(teacher, 0, "ddim", steps)
         else:
-            for stage, student in train_students(run.context.plan, teacher, trainer, run.context.teacher):
+            for stage, student in self.students(variant, run, trainer, teacher):
                 for steps, method, count in variant.measured:
                     if steps == stage.steps:
                         add(student, steps, method, count)
@@ -248,27 +269,27 @@ def table(records: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def main() -> None:
-    """Measure what is not yet measured, and print the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def compare(description: str | None, variants: Mapping[str, Variant], comparison: type[Comparison]) -> None:
+    """The command: measure what is not yet measured, and print the table."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("case", choices=list(CASES))
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--budget", type=int, help="network evaluations of one chain")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="of the recipe")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--variants", nargs="+", default=list(VARIANTS), choices=list(VARIANTS), metavar="NAME")
+    parser.add_argument("--variants", nargs="+", default=list(variants), choices=list(variants), metavar="NAME")
     arguments = parser.parse_args()
     torch.set_flush_denormal(True)
     case = CASES[arguments.case]
     case = replace(case, overrides=(*case.overrides, *arguments.set), budget=arguments.budget or case.budget)
-    comparison = Comparison(case, arguments.out)
-    comparison.out.mkdir(parents=True, exist_ok=True)
+    compared = comparison(case, arguments.out, variants)
+    compared.out.mkdir(parents=True, exist_ok=True)
     for seed in arguments.seeds:
         for name in ("teacher", *arguments.variants):
-            comparison.measure(name, seed)
+            compared.measure(name, seed)
             print(f"seed {seed}: {name} is measured", flush=True)
-    print(table(comparison.known()))
+    print(table(compared.known()))
 
 
 if __name__ == "__main__":
-    main()
+    compare(__doc__, VARIANTS, Comparison)

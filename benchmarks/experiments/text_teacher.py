@@ -88,7 +88,7 @@ class Measure:
     def row(self, images: Tensor, labels: Tensor) -> str:
         """Accuracy and both distances of images (N, 3, H, W) that should be of some classes (N,)."""
         made = features(self.data, images)
-        seen = feature_space(self.data, CLASSIFIERS[self.data]).labels(made[self.data])
+        seen = feature_space(self.data, CLASSIFIERS[self.data].image).labels(made[self.data])
         assert seen is not None
         found = [resampled_frechet(each, made[name], resamples=50, seed=0) for name, each in self.distances.items()]
         said = [f"{each.value:.3f} ({each.low:.3f} to {each.high:.3f})" for each in (one.estimate for one in found)]
@@ -97,7 +97,7 @@ class Measure:
 
 def features(data: str, images: Tensor) -> dict[str, Tensor]:
     """Of images (N, 3, H, W) the grey pixels at 8x8 and the classifier's features, each (N, D)."""
-    shape = CLASSIFIERS[data]
+    shape = CLASSIFIERS[data].image
     return {"pixels": grey(images, 8).flatten(1), data: feature_space(data, shape)(grey(images, shape[-1]))}
 
 

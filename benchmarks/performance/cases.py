@@ -10,7 +10,7 @@ import copy
 import platform
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -136,7 +136,7 @@ def our_updates(
     student = Denoiser(network, Cosine(), PARAMETERIZATIONS["v"])
     seconds, last = [], time.perf_counter()
 
-    def loss(module: nn.Module, batch: Batch) -> Tensor:
+    def loss(module: nn.Module, batch: Batch) -> Tensor | Mapping[str, Tensor]:
         return objective(student.with_network(module), x=batch["x"], eps=batch["eps"], u=batch["u"])
 
     def observe(progress: object) -> None:

@@ -7,7 +7,7 @@ What is distilled and how is a `Plan`; `Hooks` find what is finished, keep what 
 import copy
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property, partial
 from statistics import fmean
 from typing import Any
@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from progdist._utils.errors import UserError
-from progdist._utils.random import HELD_OUT_NOISE, position_seed
+from progdist._utils.random import HELD_OUT_NOISE, position_seed, seeded
 from progdist._utils.signals import SHUTDOWN
 from progdist._utils.words import any_of, counted
 from progdist.compute.cuda_graphs import accelerated
@@ -24,12 +24,12 @@ from progdist.compute.placement import at_work
 from progdist.compute.precision import autocast, resolve
 from progdist.compute.weights import is_double
 from progdist.diffusion.denoiser import Denoiser, DenoiserProtocol
-from progdist.diffusion.loss import Weighting, check_weighting
+from progdist.diffusion.loss import Weighting, check_same_schedule, check_weighting
 from progdist.methods import Method
 from progdist.methods.chain import Stage, stages
 from progdist.methods.conversion import conversion_loss, ends_above_zero_snr, needs_conversion, student_form
 from progdist.methods.guidance import Guidance, Guided, Input
-from progdist.methods.method import Loss
+from progdist.methods.method import Auxiliary, Loss
 from progdist.models.conditioning import Conditions
 from progdist.models.model import LoraWeights, Model
 from progdist.models.networks import accepts_guidance, kind_of, network_interface, takes_guidance, with_guidance_input
@@ -40,6 +40,7 @@ from progdist.training.checkpoint import Checkpoints
 from progdist.training.config import TrainConfig
 from progdist.training.distributed import Distributed
 from progdist.training.early_stopping import EarlyStopping
+from progdist.training.gradients import Loss as TrainingLoss
 from progdist.training.gradients import on_device
 from progdist.training.loop import TrainContext, train
 from progdist.training.lora import adapter_weights, add_lora, load_adapter, merge_lora
@@ -47,6 +48,7 @@ from progdist.training.records import NotFinite
 from progdist.training.state import copy_for_average
 
 Weightings = tuple[str | Weighting, str | Weighting]
+DEFAULT_WEIGHTING = "truncated_snr"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,7 +59,9 @@ class Plan:
     stages: Mapping[int, TrainConfig]  # how the student of each count is trained, in order
     conversion: TrainConfig  # how stage 0 is trained, where there is one
     method: Method  # what a student learns
-    weightings: Weightings = ("truncated_snr", "truncated_snr")  # of stage 0 and of the chain, by name or function
+    options: Mapping[int, Mapping[str, Any]] = field(default_factory=dict)  # of the method, by the student's step count
+    initial: Denoiser | None = None  # where the student of a chain of one stage begins; None for at its teacher
+    weightings: Weightings = (DEFAULT_WEIGHTING, DEFAULT_WEIGHTING)  # of stage 0 and of the chain, by name or function
     guidance: Guidance | None = None  # one scale to distil, or a range that students take as an input
     null_class: int | None = None  # the label that stands for no class; None for the one that clearly does
     negative: str | None = None  # the prompt that guidance leads away from; None for the empty one
@@ -68,10 +72,19 @@ class Plan:
     stop: EarlyStopping | None = None  # when a stage ends before its updates; None for never
     seed: int = 0  # of all randomness
 
+    def __post_init__(self) -> None:
+        """Raises: UserError: a weighting that the method does not look at."""
+        if not self.method.weighted and self.weightings[1] != DEFAULT_WEIGHTING:
+            raise UserError(f"weighting has no effect on students of method {self.method.name}: remove it")
+
     @property
     def links(self) -> list[Stage]:
         """The stages of the chain."""
         return stages(self.chain)
+
+    def method_of(self, steps: int) -> Method:
+        """What the student of so many steps learns, with the method's options for it."""
+        return self.method.configured(self.options.get(steps, {}))
 
     def guides(self, teacher: Model) -> bool:
         """Whether the teacher is guided by two evaluations; one that takes a scale itself needs one."""
@@ -125,7 +138,11 @@ class Plan:
                 raise UserError("zero_terminal_snr has no effect on a distilled teacher: remove it")
             if not ends_above_zero_snr(teacher.denoiser.schedule):
                 raise UserError("zero_terminal_snr applies only to a schedule that ends above zero SNR: remove it")
+        for link in self.links:
+            self.method_of(link.steps)
         form = self.form(teacher)
+        if self.initial is not None:
+            _check_initial(self.initial, form, self.links)
         for weighting in self.weightings[0 if self.converts(teacher) else 1 :]:
             check_weighting(weighting, form.schedule, form.parameterization)
         _check_first_time(teacher.denoiser, self.chain)
@@ -180,8 +197,8 @@ class Training:
     loss: Loss  # what it is trained on
     config: TrainConfig  # how
     dropout: bool = False  # whether the network's dropout is at work
-    self_taught: bool = False  # whether the loss also takes `self_teacher`, the average of the weights in training
-    frozen: nn.Module | None = None  # the network that the loss asks; None where there is none
+    method: Method | None = None  # of a student; None of a teacher or stage 0
+    teacher: Denoiser | None = None  # whose frozen network the loss asks; None where there is none
 
 
 @dataclass(frozen=True)
@@ -207,18 +224,22 @@ class Trainer:
         if adapted is not None and model.lora and model.lora.weights:
             load_adapter(adapted, model.lora.weights)
         learning = adapted or network
-        average = copy_for_average(learning).eval() if training.self_taught and config.ema else None
-        loss = _loss_of_batch(training, self.conditions(model), average)
+        method = training.method
+        average = copy_for_average(learning).eval() if method and method.self_taught and config.ema else None
         examples = self.examples if training.number == 0 else self.held_out[0]
+        batches = self.batch(examples, config.batch, training.number, method.noises if method else 0)
         checkpoints = hooks.checkpoints(name)
         hooks.begin(name, config)
         finished = False
         try:
             with self._at_work(training):
+                auxiliaries = self._auxiliaries(training, batches)
+                others = {name: each.network for name, each in auxiliaries.items()}
+                loss = _loss_of_batch(training, self.conditions(model), average, others)
                 result = train(
                     learning,
                     loss,
-                    self.batch(examples, config.batch, training.number),
+                    batches,
                     config,
                     TrainContext(
                         self.distributed.processes,
@@ -229,6 +250,7 @@ class Trainer:
                         stop=self._stop(training, loss),
                     ),
                     average=average,
+                    auxiliaries={name: (each.network, config_of(each, config)) for name, each in auxiliaries.items()},
                     dropout=training.dropout,
                 )
             finished = True
@@ -244,6 +266,7 @@ class Trainer:
             "batch": config.batch,
             "seconds": round(result.seconds, 3),
             "precision": resolve(config.precision, self.distributed.device),
+            **({"options": asdict(method.options)} if method and method.options else {}),
         }
         denoiser = model.denoiser.with_network((merge_lora(network) if adapted else network).eval())
         kept = hooks.keep(name, replace(model, denoiser=denoiser, training=numbers, lora=lora))
@@ -259,28 +282,44 @@ class Trainer:
         """
         shared = training.model.denoiser.network if training.config.lora_rank else None
         stack = ExitStack()
-        for network in (training.frozen, shared):
+        frozen = training.teacher.network if training.teacher else None
+        for network in (frozen, shared):
             if network is not None:
                 stack.enter_context(at_work(network, self.distributed.device, training.config.precision))
         return stack
 
-    def batch(self, examples: Examples, size: int, number: int) -> Batches:
+    def _auxiliaries(self, training: Training, batches: Batches) -> dict[str, Auxiliary]:
+        """The networks that the method trains beside the student, on the device, as they begin."""
+        device, method = self.distributed.device, training.method
+        if method is None or method.auxiliaries is None or training.teacher is None:
+            return {}
+        batch = on_device(next(batches(0, 1, slice(min(2, batches.size)))), device)
+        double = is_double(training.teacher.network)
+        condition = condition_parts(self.conditions(training.model)(batch), double)
+        with seeded(position_seed(self.seed, training.number, AUXILIARIES)):
+            made = method.auxiliaries(method.options, training.teacher, latent_parts(batch, double)[0], condition)
+        for each in made.values():
+            each.network.to(device)
+        return dict(made)
+
+    def batch(self, examples: Examples, size: int, number: int, noises: int = 0) -> Batches:
         """The batches of one place among the trainings."""
         draws = {"guidance": self.guidance.draw} if self.guidance else {}
-        return Batches(examples, size, self.seed, number, draws=draws, **self.options)
+        return Batches(examples, size, self.seed, number, draws=draws, noises=noises, **self.options)
 
     @cached_property
     def held_out(self) -> tuple[Examples, Examples | None]:
         """The examples that students train on, and those that the stopping rule measures on (None without a rule)."""
         return self.examples.split(self.stop.held_out, self.seed) if self.stop else (self.examples, None)  # pyright: ignore
 
-    def _stop(self, training: Training, loss: Callable[..., Tensor]) -> Callable[[nn.Module, int], bool]:
+    def _stop(self, training: Training, loss: TrainingLoss) -> Callable[[nn.Module, int], bool]:
         """Whether to end after an update; every measurement and the decision are recorded."""
         name, number, config, rule, held = training.name, training.number, training.config, self.stop, self.held_out[1]
         if number == 0 or rule is None or held is None:
             return lambda network, update: False
         size = min(config.batch, len(held))
-        same = list(self.batch(held, size, HELD_OUT_NOISE + number)(0, len(held) // size, slice(size)))
+        noises = training.method.noises if training.method else 0
+        same = list(self.batch(held, size, HELD_OUT_NOISE + number, noises)(0, len(held) // size, slice(size)))
         losses = self.hooks.held_out_losses(name)
 
         def stop(network: nn.Module, update: int) -> bool:
@@ -304,26 +343,46 @@ class Trainer:
 
     @torch.no_grad()
     def _mean_loss(
-        self, network: nn.Module, loss: Callable[..., Tensor], batches: Iterable[Batch], config: TrainConfig
+        self, network: nn.Module, loss: TrainingLoss, batches: Iterable[Batch], config: TrainConfig
     ) -> float:
         device, means = self.distributed.device, []
         for batch in batches:
             with autocast(device, config.precision):
-                means.append(float(loss(network, on_device(batch, device)).float().mean()))
+                losses = loss(network, on_device(batch, device))
+            first = losses if isinstance(losses, Tensor) else next(iter(losses.values()))
+            means.append(float(first.float().mean()))
         return fmean(means)
 
 
-def _loss_of_batch(training: Training, conditions: Conditions, average: nn.Module | None) -> Callable[..., Tensor]:
-    """The loss as a function of the network in training and a batch; the average teaches, if there is one."""
-    denoiser = training.model.denoiser
-    double = is_double(denoiser.network)
+def config_of(auxiliary: Auxiliary, student: TrainConfig) -> TrainConfig:
+    """How an auxiliary network is trained beside a student: at a constant rate of its own, without an average."""
+    beta1, beta2 = auxiliary.betas
+    own = {"learning_rate": auxiliary.learning_rate, "adam_beta1": beta1, "adam_beta2": beta2}
+    plain = {"ema": 0.0, "lora_rank": 0, "warmup": 0, "weight_decay": 0.0, "lr_scheduler": "constant"}
+    return student.overridden(**own, **plain, optimizer="adamw")
 
-    def loss(network: nn.Module, batch: Batch) -> Tensor:
+
+AUXILIARIES = 1  # the place of the randomness of auxiliary networks within that of a training
+
+
+def _loss_of_batch(
+    training: Training, conditions: Conditions, average: nn.Module | None, auxiliaries: Mapping[str, nn.Module]
+) -> TrainingLoss:
+    """The loss as a function of the network in training and a batch; the average teaches, if there is one."""
+    denoiser, method = training.model.denoiser, training.method
+    double = is_double(denoiser.network)
+    others = {"auxiliaries": auxiliaries} if auxiliaries else {}
+
+    def loss(network: nn.Module, batch: Batch) -> Tensor | Mapping[str, Tensor]:
         student = denoiser.with_network(network)
-        itself = {"self_teacher": denoiser.with_network(average or network)} if training.self_taught else {}
+        more = dict[str, Any](others)
+        if method and method.self_taught:
+            more["self_teacher"] = denoiser.with_network(average or network)
+        if "noises" in batch:
+            more["noises"] = batch["noises"].double() if double else batch["noises"]
         x, eps = latent_parts(batch, double)
         condition = condition_parts(conditions(batch), double)
-        return training.loss(student, x=x, eps=eps, u=batch["u"], **itself, **condition)
+        return training.loss(student, x=x, eps=eps, u=batch["u"], **more, **condition)
 
     return loss
 
@@ -385,14 +444,16 @@ def convert(plan: Plan, teacher: Teacher, trainer: Trainer, predictions: Denoise
     student = replace(model, denoiser=denoiser, conditioning=conditioning, lora=_no_adapters(plan), training={})
     entries = int(denoiser.num_train_timesteps) if denoiser.whole_timesteps else None
     loss = partial(conversion_loss, teacher=predictions, weighting=plan.weightings[0], entries=entries)
-    return trainer.fit(Training("converted", 0, student, loss, plan.conversion, frozen=model.denoiser.network))
+    return trainer.fit(Training("converted", 0, student, loss, plan.conversion, teacher=model.denoiser))
 
 
 def stage_training(plan: Plan, number: int, teacher: Model, own: Teacher | None = None) -> Training:
     """The training of a stage, which counts from 1, on the model before it; `own` is a teacher not trained here."""
     stage = plan.links[number - 1]
-    config, begin = plan.stages[stage.steps], teacher.denoiser
-    if plan.lora is not None and own:
+    config, begin, method = plan.stages[stage.steps], teacher.denoiser, plan.method_of(stage.steps)
+    if plan.initial is not None:
+        begin = begin.with_network(copy.deepcopy(plan.initial.network))
+    elif plan.lora is not None and own:
         begin = begin.with_network(own.model.denoiser.network)  # the adapters of the last stage go on from there
     else:
         begin = _first_weights(begin, config)
@@ -403,15 +464,16 @@ def stage_training(plan: Plan, number: int, teacher: Model, own: Teacher | None 
         lineage=(*teacher.lineage, stage.steps * stage.substeps),
         training={},
         lora=teacher.lora or _no_adapters(plan),
-        method=plan.method.name,
+        method=method.name,
     )
     predictions = chain_predictions(own, teacher) if number == 1 else teacher.denoiser
     if isinstance(predictions, Denoiser):
         network = accelerated(predictions.network, config.compile, config.cuda_graphs)
         predictions = predictions.with_network(network)
-    loss = plan.method.stage_loss(predictions, stage, plan.weightings[1])
-    name, self_taught = f"student-{stage.steps:04d}", plan.method.self_taught
-    return Training(name, number, student, loss, config, self_taught=self_taught, frozen=teacher.denoiser.network)
+    loss = method.stage_loss(predictions, stage, plan.weightings[1])
+    return Training(
+        f"student-{stage.steps:04d}", number, student, loss, config, method=method, teacher=teacher.denoiser
+    )
 
 
 def train_students(
@@ -432,6 +494,23 @@ def _no_adapters(plan: Plan) -> LoraWeights | None:
 def _first_weights(teacher: Denoiser, config: TrainConfig) -> Denoiser:
     """Where a student begins: a copy of its teacher, or the teacher itself, whose weights a low-rank student shares."""
     return teacher if config.lora_rank else teacher.with_network(copy.deepcopy(teacher.network))
+
+
+def _check_initial(initial: Denoiser, form: Denoiser, links: Sequence[Stage]) -> None:
+    """Refuse a student to start from that is of another network or form than the teacher's students."""
+    if len(links) > 1:
+        raise UserError(f"a student to start from applies to a single stage, and the chain has {len(links)}")
+    check_same_schedule(initial, form)
+    if initial.parameterization.name != form.parameterization.name:
+        raise UserError(
+            f"the student to start from predicts {initial.parameterization.name}, and the teacher's students "
+            f"{form.parameterization.name}: give a student of this teacher"
+        )
+    shapes, others = ({name: each.shape for name, each in d.network.state_dict().items()} for d in (initial, form))
+    if shapes != others:
+        raise UserError(
+            "the student to start from has another network than the teacher: give a student of this teacher"
+        )
 
 
 def _check_first_time(teacher: Denoiser, chain: Sequence[int]) -> None:

@@ -45,3 +45,19 @@ def test_the_variants_are_compared(benchmark: Callable[..., Result], tmp_path: P
     assert [(one["variant"], one["steps"]) for one in records][-1] == ("tract", 1)
     assert all(set(one["frechet"]) == {"digits", "pixels"} for one in records)
     assert "| tract | 1 | ddim 1 |" in done.stdout
+
+
+@pytest.mark.slow
+def test_the_candidates_are_compared(benchmark: Callable[..., Result], tmp_path: Path) -> None:
+    """One of a chain, one with a memory of its own updates, and one with a loop of its own."""
+    small = ("network.width=8", "network.groups=4", "teacher.updates=2", "evaluate.samples=32")
+    settings = [word for setting in small for word in ("--set", setting)]
+    names = ("from 32, solver", "multistep consistency to 2", "moment matching to 1")
+    arguments = ("digits", "--out", "out", "--budget", "8000", "--seeds", "0", "--variants", *names, *settings)
+    done = benchmark("experiments/other_methods.py", *arguments)
+    assert done.returncode == 0, done.stderr
+    records = [json.loads(line) for line in (tmp_path / "out" / "results.jsonl").read_text().splitlines()]
+    measured = [(one["variant"], one["student"], one["method"]) for one in records if one["variant"] != "teacher"]
+    solver = [(names[0], steps, "ddim") for steps in (4, 2, 1)]
+    assert measured == [*solver, (names[1], 2, "ddim"), (names[2], 1, "posterior")]
+    assert all(set(one["frechet"]) == {"digits", "pixels"} for one in records)

@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 from typer.testing import Result
 
-from progdist._utils.names import Method
+from progdist._utils.names import Distillation, Method
 from progdist.diffusion.sampler import MULTISTEP_SAMPLERS, SAMPLERS
+from progdist.methods import METHODS
 from support.commands import call, refused
 
 
@@ -68,5 +69,6 @@ def test_the_module_runs_and_reports_mistakes_without_a_traceback(tmp_path: Path
 
 def test_the_commands_know_the_methods_without_torch() -> None:
     assert get_args(Method) == (*SAMPLERS, *MULTISTEP_SAMPLERS)
+    assert get_args(Distillation) == tuple(METHODS)
     code = "import sys, progdist.cli.app; assert 'torch' not in sys.modules and 'diffusers' not in sys.modules"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

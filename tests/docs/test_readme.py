@@ -56,6 +56,7 @@ STAGES = ("--set", "distill.stages={}", "--set", "distill.updates=1")
 
 NOT_RUN = {
     "run fashion-mnist": "its data are a package of their own",
+    "run emoji": "its data are packages of their own: tests/benchmarks/test_emoji.py makes such",
     "benchmarks/paper/ablation.py": "tests/benchmarks/paper run it",
     "benchmarks/paper/budget.py": "tests/benchmarks/paper run it",
     "play": "serves until it is stopped: tests/runs/pages runs it",

@@ -75,6 +75,7 @@ CHANGES: dict[str, tuple[Any, Observe]] = {
     "distill.chain": ([32, 8, 1], stages_of),
     "distill.weighting": ("constant", losses_of),
     "distill.method": ("tract", losses_of),
+    "distill.options": ({"weight": 0.5}, lambda recipe: recipe.plan().method_of(1).options),
     "distill.stop.every": (2, held_out_losses_of),
     "distill.stop.window": (2, held_out_losses_of),
     "distill.stop.fraction": (0.9, held_out_losses_of),
@@ -101,7 +102,7 @@ TRAINING = {
     "updates": 99, "batch": 16, "learning_rate": 0.5, "warmup": 9, "weight_decay": 0.1,
     "max_grad_norm": 0.5, "ema": 0.5, "gradient_accumulation_steps": 2, "precision": "bf16", "checkpoint_every": 77,
     "gradient_checkpointing": True, "compile": True, "cuda_graphs": True, "lora_rank": 3, "max_skipped_updates": 2,
-    "optimizer": "adamw8bit",
+    "optimizer": "adamw8bit", "adam_beta1": 0.5, "adam_beta2": 0.95,
 }  # fmt: skip
 
 
@@ -136,12 +137,12 @@ def leaves(part: Any, prefix: str = "") -> list[str]:  # noqa: ANN401
 
 
 def test_the_table_is_complete() -> None:
-    """Except for stage 0 and lora, which have their own tests, and for a given teacher: runs/test_own_teacher.py."""
+    """Except for stage 0, lora, `initial` and a given teacher, which have their own tests."""
+    elsewhere = ("teacher.model", "teacher.offset", "teacher.trust", "conversion.", "lora", "distill.initial")
     taken = {
         name
         for name in leaves(Recipe)
-        if name.startswith(("teacher.model", "teacher.offset", "teacher.trust", "conversion.", "lora"))
-        or name == "teacher.lora_rank"  # refused: a teacher is trained whole
+        if name.startswith(elsewhere) or name == "teacher.lora_rank"  # refused: a teacher is trained whole
     }
     assert sorted(CHANGES) == sorted(set(leaves(Recipe)) - taken)
 
@@ -155,6 +156,7 @@ def test_every_field_changes_what_is_built(tiny: Callable[..., Recipe], field: s
     base |= {"data.background": {"data.source": "folder:{transparent}"}}.get(field, {})
     base |= {"data.crops": {"data.size": 8, "data.source": "npz:{wide}"}}.get(field, {})
     base |= {"network.head_size": {"network.attention": [4]}}.get(field, {})
+    base |= {"distill.options": {"distill.method": "adversarial"}}.get(field, {})
     if ".stop." in field:
         base |= {"distill.stop": {"every": 1, "window": 1, "fraction": 0.0001, "held_out": 16}, "distill.updates": 5}
     assert observe(tiny(**base)) == observe(tiny(**base))
@@ -167,13 +169,37 @@ def test_crops_need_a_size(tiny: Callable[..., Recipe]) -> None:
 
 
 def test_a_stage_overrides_only_what_it_says(tiny: Callable[..., Recipe]) -> None:
-    for field in StageTraining.model_fields:
+    for field in StageTraining.model_fields.keys() - {"options"}:
         value = {**TRAINING, "lr_scheduler": "constant"}[field]
         recipe = tiny(**{f"distill.stages.2.{field}": value})
         configs = {link.steps: config for link, config in stages_of(recipe) for link in [link]}
         assert getattr(configs[2], field) == value
         assert configs[4] == configs[1]
         assert {name for name in TRAINING if getattr(configs[2], name) != getattr(configs[4], name)} <= {field}
+
+
+def test_a_stage_overrides_options_of_the_method(tiny: Callable[..., Recipe]) -> None:
+    how = {"distill.method": "adversarial", "distill.options": {"weight": 0.5, "judged": "teacher"}}
+    plan = tiny(**how, **{"distill.stages.2.options": {"weight": 0.0}}).plan()
+    options = {count: plan.method_of(count).options for count in (4, 2, 1)}
+    assert {count: each.weight for count, each in options.items()} == {4: 0.5, 2: 0.0, 1: 0.5}
+    assert {each.judged for each in options.values()} == {"teacher"}
+    with pytest.raises(UserError, match=r"weight is -1\.0, expected a number from 0"):
+        tiny(**how, **{"distill.stages.2.options": {"weight": -1.0}})
+    with pytest.raises(UserError, match="of method progressive is unknown: it has none"):
+        tiny(**{"distill.options": {"weight": 0.5}})
+    with pytest.raises(UserError, match="initial requires a chain of one stage"):
+        tiny(**{"distill.initial": "student"})
+
+
+def test_a_method_brings_defaults_of_its_own(tiny: Callable[..., Recipe]) -> None:
+    """Adam without a mean of the gradients for students that have a discriminator, unless another one is asked for."""
+    plain, adversarial = tiny(), tiny(**{"distill.method": "adversarial"})
+    chosen = tiny(**{"distill.method": "adversarial", "distill.adam_beta1": 0.5})
+    first = [recipe.student_config(1).adam_beta1 for recipe in (plain, adversarial, chosen)]
+    assert first == [0.9, 0.0, 0.5]
+    assert adversarial.student_config(1).adam_beta2 == 0.99
+    assert adversarial.teacher.adam_beta1 == adversarial.conversion.adam_beta1 == 0.9
 
 
 def test_class_conditioning_needs_labels(tmp_path: Path) -> None:
@@ -191,7 +217,7 @@ def test_every_field_of_stage_0(stock: SaveStock) -> None:
         "updates": 9, "batch": 16, "learning_rate": 0.5, "warmup": 9, "lr_scheduler": "constant", "weight_decay": 0.1,
         "max_grad_norm": 0.5, "ema": 0.5, "gradient_accumulation_steps": 2, "precision": "bf16", "checkpoint_every": 77,
         "gradient_checkpointing": True, "compile": True, "cuda_graphs": True, "lora_rank": 3, "max_skipped_updates": 2,
-    "optimizer": "adamw8bit",
+        "optimizer": "adamw8bit", "adam_beta1": 0.5, "adam_beta2": 0.95,
     }  # fmt: skip
     for field, value in changes.items():
         config = Conversion(**{**how, field: value}).overridden()

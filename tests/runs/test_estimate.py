@@ -14,14 +14,15 @@ from progdist import Cosine, Denoiser
 from progdist.compute.precision import autocast
 from progdist.diffusion.loss import WEIGHTINGS, denoising_loss
 from progdist.diffusion.parameterization import PARAMETERIZATIONS
+from progdist.methods import METHODS
 from progdist.recipes.files import read_recipe, validated
 from progdist.recipes.recipe import Recipe
-from progdist.runs.estimate.cost import Estimate, estimate
+from progdist.runs.estimate.cost import Estimate, estimate, heaviest_stage
 from progdist.runs.estimate.memory import activation_bytes, kept_bytes, training_memory
 from progdist.runs.run import open_run, untrained
 from progdist.teachers.open import open_teacher
 from progdist.training.config import TrainConfig
-from progdist.training.state import State
+from progdist.training.state import MAIN, State
 from support.commands import UNTRAINED, SilentCallback, call, refused
 from support.stock import SaveStock, stock_network
 
@@ -196,7 +197,7 @@ def test_the_counted_bytes_are_those_of_a_training(optimizer: Literal["adamw", "
     for each in state.parameters:
         each.grad = torch.randn_like(each)
     gradients = sum(each.grad.nbytes for each in state.parameters if each.grad is not None)
-    state.step(torch.tensor(True), torch.tensor(1.0))
+    state.step(torch.tensor(True), {MAIN: torch.tensor(1.0)})
     tensors = state.checkpoint().tensors.items()
     moments = sum(each.nbytes for name, each in tensors if name.startswith("optimizer.") and not name.endswith(".step"))
     weights, average = (
@@ -271,3 +272,34 @@ def test_the_doctor_leaves_the_teacher_as_it_is(stock: SaveStock) -> None:
     measure(denoiser, (1, 8, 8), 2, TRIAL)
     assert all(torch.equal(a, b) for a, b in zip(before, denoiser.parameters(), strict=True))
     assert all(parameter.grad is None for parameter in denoiser.parameters())
+
+
+@pytest.mark.parametrize("kind", ["convolutions", "teacher", "trained_teacher"])
+def test_a_discriminator_is_counted(tiny_recipe: Path, kind: str) -> None:
+    """Its weights in four states, by its own count, and more activations than the student alone keeps."""
+    settings = ("distill={start: 2, end: 1, batch: 32, updates: 1, method: METHOD}", "distill.precision=float32")
+    memories = []
+    for method, more in (("progressive", ()), ("adversarial", (f"distill.options={{discriminator: {kind}}}",))):
+        recipe = read_recipe(str(tiny_recipe), [each.replace("METHOD", method) for each in settings] + list(more))
+        model = untrained(recipe, (1, 8, 8), (), "digits")
+        configs = {"student-0001": recipe.student_config(1)}
+        memories.append(heaviest_stage(recipe, model, configs, torch.device("cpu"))[1])
+    plain, adversarial = memories
+    method = METHODS["adversarial"].configured({"discriminator": kind})
+    assert method.auxiliaries is not None
+    judge = method.auxiliaries(method.options, model.denoiser, torch.zeros(1, 1, 8, 8), {})["discriminator"].network
+    trained = sum(each.nbytes for each in judge.parameters() if each.requires_grad)
+    assert adversarial.auxiliaries == 4 * trained > 0
+    assert plain.auxiliaries == 0
+    assert adversarial.activations > plain.activations
+
+
+@pytest.mark.slow
+def test_an_update_with_a_discriminator_is_timed_whole(tiny_recipe: Path) -> None:
+    """It takes longer than one without, whatever machine it is."""
+    settings = "distill={{start: 2, end: 1, batch: 32, updates: 100, method: {}}}"
+    plain, adversarial = (
+        estimated(read_recipe(str(tiny_recipe), [settings.format(method)])) for method in ("progressive", "adversarial")
+    )
+    hours = [{each.name: each.hours or 0.0 for each in run.parts}["student-0001"] for run in (plain, adversarial)]
+    assert 0 < hours[0] < hours[1]

@@ -6,7 +6,7 @@ import resource
 import shutil
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -75,7 +75,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(
     def breaking(*arguments: Any, **options: Any) -> torch.Tensor:  # noqa: ANN401
         nonlocal count
         count += 1
-        loss = PROGRESSIVE.loss(*arguments, **options)
+        loss = cast(torch.Tensor, PROGRESSIVE.loss(*arguments, **options))
         return loss * math.nan if count == 3 else loss
 
     with monkeypatch.context() as patch:

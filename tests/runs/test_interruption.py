@@ -1,4 +1,4 @@
-"""A run that is killed, stopped or started twice loses nothing."""
+"""A run that is killed, stopped or started twice loses nothing, a discriminator's training least of all."""
 
 import os
 import random
@@ -27,7 +27,9 @@ KILLS = int(os.environ.get("KILLS", "2"))
 def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Long enough to be killed in: some seconds of updates, a checkpoint every few."""
     path = tmp_path_factory.mktemp("recipe") / "slow.yaml"
-    text = TINY.replace("updates: 12", "updates: 50").replace("end: 1, updates: 3", "end: 2, updates: 25")
+    text = TINY.replace("updates: 12", "updates: 50").replace(
+        "end: 1, updates: 3", "end: 2, method: adversarial, ema: 0.5, updates: 25"
+    )
     text = text.replace("checkpoint_every: 4", "checkpoint_every: 5").replace(
         "checkpoint_every: 2", "checkpoint_every: 4"
     )

@@ -44,6 +44,7 @@ def test_the_card_is_right(
     ("method", "steps", "said", "unwarned"),
     [
         ("progressive", 4, "Made by [progressive distillation](https://arxiv.org/abs/2202.00512), ", {("ddim", 4)}),
+        ("balanced", 4, "[progressive distillation with balanced times](https://arxiv.org/abs/2312.", {("ddim", 4)}),
         (
             "stochastic", 4, "at 4 steps of DDIM, at 8 steps of `progdist sample --method overshoot`, and poor",
             {("ddim", 4), ("overshoot", 8), ("overshoot", 4)},

@@ -5,11 +5,18 @@ from typing import Literal
 Precision = Literal["auto", "float32", "bf16"]  # see `progdist.compute.precision`
 Optimizer = Literal["adamw", "adamw8bit"]  # see `progdist.training.state`
 
+# what a student learns (see `progdist.methods`)
+Distillation = Literal["progressive", "balanced", "adversarial", "stochastic", "tract"]
 # how a sampler steps (see `progdist.diffusion.sampler`)
 Method = Literal["ddim", "ancestral", "overshoot", "consistency", "euler", "euler_log_snr", "heun", "rk4", "dpmpp"]
 # where samples are compared with data (see `progdist.evaluation.features`)
-Features = Literal["digits", "fashion-mnist", "pixels", "inception", "inception_clean", "inception_spatial", "dinov2"]
+Features = Literal[
+    "digits", "digits_residual", "fashion-mnist", "fashion-mnist_residual",
+    "pixels", "inception", "inception_clean", "inception_spatial", "dinov2",
+]  # fmt: skip
 # what is measured beside the Frechet and the kernel distance (see `progdist.evaluation.metrics`)
-Metric = Literal["inception_score", "precision_recall", "density_coverage", "clip_score"]
+Metric = Literal[
+    "inception_score", "precision_recall", "density_coverage", "nearest_distance", "class_diversity", "clip_score"
+]
 
 LEAST_SAMPLES = 20  # samples, and images of the data, that each `Metric` needs

@@ -87,15 +87,17 @@ def distill(
             condition is a number, array or tensor of any type and shape that the network takes by that name; whole
             numbers become int64.
         chain: the teacher's step count, then each student's; each divides the one before.
-        method: what a student learns: a name in `progdist.methods.METHODS` ("progressive", "stochastic", "tract"), or a
-            `Method` of your own.
+        method: what a student learns: a name in `progdist.methods.METHODS` ("progressive", "balanced", "adversarial",
+            "stochastic", "tract"), or a `Method` of your own.
         label: the keyword under which the network takes the label that is beside each example, (B, ...) of any type;
             None where there is none.
         observe: called with the student's step count (the teacher's in stage 0) and the progress, about a thousand
             times in each stage.
         options: any option of `TrainConfig` (updates=, batch=, learning_rate=, precision=, ...), for all stages; and
 
-            - stages: what a stage overrides, by the student's step count: {4: {"updates": 2000}}
+            - options: the method's own: {"weight": 0.5}
+            - initial: a student of a chain of one stage to begin with, in place of its teacher
+            - stages: what a stage overrides, by the student's step count: {4: {"updates": 2000, "options": {...}}}
             - conversion: what stage 0 overrides: {"updates": 8000}, and its weighting; by default it takes four times
               the updates
             - config: a `TrainConfig` of all stages, in place of the defaults
@@ -179,7 +181,7 @@ def _frozen(teacher: Denoiser, device: torch.device) -> Denoiser:
 def _agreed(plan: Plan, examples: ExampleData, distributed: Distributed, hooks: Hooks) -> Plan:
     """The plan with every precision `auto` as all processes take it; a UserError where they were given other plans."""
     configs = {0: plan.conversion, **plan.stages}
-    what = repr((plan.chain, plan.method.name, configs, plan.seed, len(examples), examples.shape))
+    what = repr((plan.chain, plan.method.name, plan.options, configs, plan.seed, len(examples), examples.shape))
     distributed.processes.agree(what, "process {process} was given another chain, data or options than process 0")
     precision = distributed.resolve("auto")
     if any(config.precision == "auto" for config in configs.values()):
@@ -218,11 +220,15 @@ def _plan(chain: Sequence[int], method: str | Method, options: dict[str, Any]) -
         raise UserError(f"method {method!r} is unknown: use one of {', '.join(METHODS)}, or a Method of your own")
     counts = [link.steps for link in stages(chain)]
     weighting, overrides = options.pop("weighting", "truncated_snr"), options.pop("stages", {})
+    own = options.pop("options", {})
+    own = {count: {**own, **overrides.get(count, {}).get("options", {})} for count in counts}
+    overrides = {count: {name: each[name] for name in each if name != "options"} for count, each in overrides.items()}
     conversion, config = dict(options.pop("conversion", {})), options.pop("config", None)
     conversion_weighting = conversion.pop("weighting", weighting)
     if any("checkpoint_every" in each for each in (options, conversion, *overrides.values())):
         raise UserError("checkpoint_every has no effect without a folder: see `progdist distill` for runs that resume")
-    rest = {name: options.pop(name) for name in ("null_class", "zero_terminal_snr", "stop", "seed") if name in options}
+    names = ("null_class", "zero_terminal_snr", "stop", "seed", "initial")
+    rest = {name: options.pop(name) for name in names if name in options}
     guidance = requested_guidance(options.pop("guidance", None))
     if rest.get("null_class") is not None and guidance is None:
         raise UserError("null_class requires guidance")
@@ -232,13 +238,16 @@ def _plan(chain: Sequence[int], method: str | Method, options: dict[str, Any]) -
         raise UserError(f"stages has the key {unknown[0]}, and the students take {any_of(counts, 'step')}")
     if whole := [name for each in overrides.values() for name in OF_A_WHOLE_TRAINING if name in each]:
         raise UserError(f"{whole[0]} is of all stages: give it beside stages")
-    base = (config or TrainConfig(**DEFAULTS["distill"])).overridden(**options)
+    learned = METHODS[method] if isinstance(method, str) else method
+    plain = (config or TrainConfig(**DEFAULTS["distill"])).overridden(**options)
+    base = plain if config else plain.overridden(**{**learned.training, **options})
     first = {"updates": CONVERSION_UPDATES * base.updates, "warmup": DEFAULTS["conversion"]["warmup"], **conversion}
     return Plan(
         chain=tuple(map(int, chain)),
         stages={count: base.overridden(**overrides.get(count, {})) for count in counts},
-        conversion=base.overridden(**first),
-        method=METHODS[method] if isinstance(method, str) else method,
+        conversion=plain.overridden(**first),
+        method=learned,
+        options=own,
         weightings=(conversion_weighting, weighting),
         guidance=guidance,
         **rest,
@@ -255,6 +264,8 @@ def _conditioning(label: str | None, plan: Plan) -> Conditioning:
 
 
 _TYPES: Mapping[str, tuple[type | tuple[type, ...], str]] = {
+    "options": (Mapping, "a dictionary of the method's options"),
+    "initial": (Denoiser, "a progdist.Denoiser"),
     "stages": (Mapping, "a dictionary by step count: {4: {...}}"),
     "conversion": (Mapping, "a dictionary of options"),
     "config": (TrainConfig, "a TrainConfig"),
@@ -275,7 +286,11 @@ def _check_arguments(label: object, observe: object, options: Mapping[str, Any])
         raise UserError(f"observe is a {type(observe).__name__}, expected a function of (steps, progress)")
     for name, (kind, expected) in _TYPES.items():
         value = options.get(name)
-        if value is None and name in options and name in ("null_class", "zero_terminal_snr", "stop", "config"):
+        if (
+            value is None
+            and name in options
+            and name in ("null_class", "zero_terminal_snr", "stop", "config", "initial")
+        ):
             continue
         wrong = not isinstance(value, kind) or (isinstance(value, bool) and name in ("null_class", "seed"))
         if name in options and wrong:
@@ -283,6 +298,8 @@ def _check_arguments(label: object, observe: object, options: Mapping[str, Any])
     for steps, each in options.get("stages", {}).items():
         if not isinstance(each, Mapping):
             raise UserError(f"stages has {repr(each)[:50]} for {steps} steps, expected a dictionary of options")
+        if not isinstance(each.get("options", {}), Mapping):
+            raise UserError(f"options is {repr(each['options'])[:50]} for {steps} steps, expected a dictionary")
 
 
 def _check_labels(teacher: Denoiser, examples: ExampleData, notify: Notify) -> None:

@@ -67,11 +67,19 @@ def run(
 @app.command()
 @user_errors
 def distill(
-    model: Annotated[str, typer.Argument(help="A diffusers pipeline folder, a progdist folder, or hub:OWNER/NAME.")],
     data: Annotated[str, typer.Option(help=options.DATA_SOURCES)],
-    steps: Annotated[int, typer.Option(help="Sampling steps of the final student.", min=1)] = 4,
+    model: Annotated[
+        str | None, typer.Argument(help="A diffusers pipeline folder, a progdist folder, or hub:OWNER/NAME.")
+    ] = None,
+    initial: options.Initial = None,
+    steps: Annotated[
+        int | None, typer.Option(help="Sampling steps of the final student (default: 4, or those of --from).", min=1)
+    ] = None,
+    method: options.DistillationMethod = "progressive",
     out: Annotated[Path | None, typer.Option(help="Output folder (default: runs/NAME-STEPS).")] = None,
-    start: Annotated[int, typer.Option(help="Largest step count at which the chain may start.", min=2)] = 256,
+    start: Annotated[
+        int | None, typer.Option(help="Largest step count at which the chain may start (default: 256).", min=2)
+    ] = None,
     updates: options.Updates = DEFAULTS["distill"]["updates"],
     conversion_updates: options.ConversionUpdates = None,
     batch: Annotated[int, typer.Option(help="Batch size.", min=1)] = DEFAULTS["distill"]["batch"],
@@ -93,15 +101,24 @@ def distill(
     from progdist.recipes.from_teacher import Request, default_output, recipe_for_teacher
     from progdist.recipes.recipe import student_name
     from progdist.teachers.open import open_teacher
+    from progdist.teachers.own import last_stage
 
+    if initial is not None:
+        if idle := [option for option, value in {"--start": start, "--steps": steps}.items() if value]:
+            raise UserError(f"{idle[0]} has no effect with --from, whose student says its stage: remove it")
+        beside, start, steps = last_stage(initial)
+        model = model or str(beside)
+    if model is None:
+        raise UserError("expected a teacher, or a student to start from: --from FOLDER")
+    steps = steps or 4
     way, teacher = Way(fresh, shard, dry_run, device_memory), open_teacher(model)
     for line in teacher.summary:
         console.print(line)
-    folder = out or default_output(model, steps)
+    folder = out or default_output(str(initial or model), steps)
     request = Request(
-        model, data, folder.name, steps, columns=Columns(image_column, caption_column), start=start, updates=updates,
-        conversion_updates=conversion_updates, batch=batch, guidance=_guidance(guidance), negative=negative, lora=lora,
-        background=background,
+        model, data, folder.name, steps, columns=Columns(image_column, caption_column), start=start or 256,
+        updates=updates, conversion_updates=conversion_updates, batch=batch, guidance=_guidance(guidance),
+        negative=negative, lora=lora, background=background, method=method, initial=str(initial) if initial else None,
     )  # fmt: skip
     recipe = override(recipe_for_teacher(teacher, request), set_ or [])
     console.print(f"chain: {' -> '.join(map(str, recipe.distill.counts()))}")

@@ -1,11 +1,12 @@
 """Options that several commands take."""
 
+from pathlib import Path
 from typing import Annotated, cast, get_args
 
 import typer
 
 from progdist._utils.errors import UserError
-from progdist._utils.names import Features, Metric, Precision
+from progdist._utils.names import Distillation, Features, Metric, Precision
 
 DATA_SOURCES = "digits, or folder:, captions:, npz:, idx:, cifar:, wds: or parquet:PATH, or hub:NAME."
 MOST, LARGEST_SIDE = 10**8, 2**16  # far beyond any that are made or read
@@ -19,6 +20,11 @@ Shard = Annotated[bool, typer.Option("--shard", help="Shard the trained network 
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the estimated hours and memory, and exit.")]
 DeviceMemory = Annotated[
     float | None, typer.Option(help="With --dry-run: GiB of the target device (default: this device).", min=0)
+]
+DistillationMethod = Annotated[str, typer.Option(help=f"One of {', '.join(get_args(Distillation))}.")]
+Initial = Annotated[
+    Path | None,
+    typer.Option("--from", help="Finished student to start from, one more stage; its teacher is beside it in its run."),
 ]
 Guidance = Annotated[
     str | None, typer.Option(help="Guidance scale to distil into the student, or LO:HI for an input of that range.")

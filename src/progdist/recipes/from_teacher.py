@@ -66,11 +66,14 @@ class Request:
     guidance: float | tuple[float, float] | None = None  # a scale, or a range that students take as an input
     negative: str | None = None  # the prompt that guidance leads away from; None for the empty one
     lora: int | None = None  # the rank of a LoRA file for the teacher's own pipeline; None for none
+    method: str = "progressive"  # what students learn
+    initial: str | None = None  # the folder of a finished student to start from, in one stage; None for the teacher
 
 
 def recipe_for_teacher(teacher: Teacher, request: Request) -> Recipe:
     """The recipe that `progdist distill` runs; errors as of `chain_for` and `frame`."""
-    chain = chain_for(teacher, request.steps, request.start)
+    single = [request.start, request.steps]
+    chain = single if request.initial else chain_for(teacher, request.steps, request.start)
     batch = {} if request.batch is None else {"batch": request.batch}
     conversion = {"guidance": request.guidance, "negative": request.negative, **batch}
     if request.conversion_updates is not None:
@@ -84,7 +87,9 @@ def recipe_for_teacher(teacher: Teacher, request: Request) -> Recipe:
         "distill": {
             "chain": chain,
             "updates": request.updates,
-            "stages": {count: {"updates": 2 * request.updates} for count in chain[1:][-2:]},
+            "stages": {count: {"updates": 2 * request.updates} for count in chain[1:][-2:] if not request.initial},
+            "method": request.method,
+            "initial": request.initial,
             **batch,
         },
         "lora": request.lora,

@@ -69,6 +69,8 @@ class Recipe(Part):
     def _check_trained_teacher(self) -> None:
         if self.teacher.offset is not None or self.teacher.trust:
             raise ValueError("teacher.offset and teacher.trust require teacher.model")
+        if self.distill.initial is not None:
+            raise ValueError("distill.initial requires teacher.model, of which it is a student")
         if self.teacher.lora_rank:
             raise ValueError("teacher.lora_rank has no effect: a teacher is trained whole")
         if changed := self._changed("conversion", ()):
@@ -96,6 +98,8 @@ class Recipe(Part):
             )
         if self.conversion.zero_terminal_snr is not None:
             raise ValueError("lora keeps the schedule of the teacher's pipeline: remove conversion.zero_terminal_snr")
+        if self.distill.initial is not None:
+            raise ValueError("distill.initial applies only to whole networks: remove it, or lora")
         for name in ("conversion", "distill"):
             if getattr(self, name).lora_rank:
                 raise ValueError(f"lora is the rank of every stage: remove {name}.lora_rank")
@@ -126,6 +130,7 @@ class Recipe(Part):
             stages={link.steps: self.student_config(link.steps) for link in distill.links()},
             conversion=first,
             method=METHODS[distill.method],
+            options={link.steps: distill.method_options(link) for link in distill.links()},
             weightings=(conversion.weighting, distill.weighting),
             guidance=conversion.guidance,
             null_class=conversion.null_class,
@@ -211,9 +216,14 @@ class Recipe(Part):
         ]:
             return False
         students = [stage for stage in self.distill.links() if student_name(stage.steps) in finished]
-        same_configs = all(old.distill.train_config(stage) == self.distill.train_config(stage) for stage in students)
+        same_configs = all(
+            getattr(old.distill, how)(stage) == getattr(self.distill, how)(stage)
+            for stage in students
+            for how in ("train_config", "method_options")
+        )
         same_kind = all(
-            getattr(old.distill, key) == getattr(self.distill, key) for key in ("method", "weighting", "stop")
+            getattr(old.distill, key) == getattr(self.distill, key)
+            for key in ("method", "initial", "weighting", "stop")
         )
         return same_configs and (not students or same_kind)
 

@@ -126,14 +126,15 @@ class Evaluation(Part):
     better sampler gives without distillation. Models that take a guidance scale are measured at `guidance`, or at the
     default of their pipeline. `cuda_graphs` samples small networks faster (see docs/performance.md).
 
-    The Frechet and the kernel distance are measured in all `features`, and `metrics` beside them. `reference` names
+    The Frechet and the kernel distance are measured in all `features`, and `metrics` beside them, by default
+    precision_recall and density_coverage where samples and data are enough for these. `reference` names
     files of statistics, e.g. `{inception: stats.npz}`, to which the Frechet distance is in place of the data; `weights`
     names files or folders of weights, e.g. `{inception: FILE, clip: FOLDER}` (see docs/metrics.md).
     """
 
     samples: Annotated[int, Field(ge=2, le=10**8)] = 2048
     features: tuple[Features, ...] = ("pixels",)
-    metrics: tuple[Metric, ...] = ()
+    metrics: tuple[Metric, ...] | None = None
     reference: dict[Features, str] = {}
     weights: dict[Literal["inception", "dinov2", "clip"], str] = {}
     resamples: Annotated[int, Field(ge=2, le=10**6)] = 100

@@ -90,6 +90,7 @@ else:
             for name, hint in get_type_hints(TrainConfig).items()
             if name in OPTIONS and name not in OF_A_WHOLE_TRAINING
         },
+        options=(dict[str, Any] | None, None),
     )
 
 
@@ -99,7 +100,9 @@ class Distillation(TrainConfig):
 
     The chain goes from `start` (256) to `end` (1) by dividing by `substeps` (2), or is a list, `chain`; each
     count must divide the one before it, and their ratio is the number of teacher steps to one of the student. `stages`
-    overrides, by the student's step count. `method` is what a student learns, one of `progdist.methods.METHODS`.
+    overrides, by the student's step count. `method` is what a student learns, one of `progdist.methods.METHODS`, and
+    `options` are the method's own. The student of a chain of one stage may begin at a finished one, the folder
+    `initial`, in place of its teacher.
     With `ema` a student is the average of its weights in training, which with `tract` is its self-teacher, too; with 0,
     the default, the student as it is teaches itself there. With `lora_rank` students learn corrections of that rank
     alone (see `progdist.training.lora`). With `stop`, `updates` is the most that a stage takes.
@@ -110,6 +113,8 @@ class Distillation(TrainConfig):
     substeps: Annotated[int, Field(ge=2)] | None = None
     chain: Annotated[tuple[PositiveInt, ...], Field(min_length=2)] | None = None
     method: Annotated[str, one_of(METHODS)] = "progressive"
+    options: dict[str, Any] = field(default_factory=dict)
+    initial: str | None = None
     weighting: Annotated[str, one_of(WEIGHTINGS)] = "truncated_snr"
     stop: Stop | None = None
     stages: dict[int, StageTraining] = field(default_factory=dict)
@@ -126,6 +131,9 @@ class Distillation(TrainConfig):
             )
         for stage in self.links():
             self.train_config(stage)
+            METHODS[self.method].configured(self.method_options(stage))
+        if self.initial is not None and len(self.links()) > 1:
+            raise ValueError(f"initial requires a chain of one stage, and {self.counts()} has {len(self.links())}")
 
     def counts(self) -> list[int]:
         """The step counts, teacher first."""
@@ -140,8 +148,15 @@ class Distillation(TrainConfig):
 
     def train_config(self, stage: Stage) -> TrainConfig:
         """How one stage is trained: as all, but for what `stages` says of it."""
+        return self.overridden(**self._override(stage, {"options"}))
+
+    def method_options(self, stage: Stage) -> dict[str, Any]:
+        """The method's options in one stage: those of all, but for what `stages` says of them."""
+        return {**self.options, **self._override(stage, set()).get("options", {})}
+
+    def _override(self, stage: Stage, without: set[str]) -> dict[str, Any]:
         override = self.stages.get(stage.steps)
-        return self.overridden(**(override.model_dump(exclude_none=True) if override else {}))
+        return override.model_dump(exclude_none=True, exclude=without) if override else {}
 
 
 def with_defaults(content: Any) -> Any:  # noqa: ANN401  (whatever a YAML file holds)
@@ -150,6 +165,8 @@ def with_defaults(content: Any) -> Any:  # noqa: ANN401  (whatever a YAML file h
         return content
     sections = {name: content.get(name, {}) for name in DEFAULTS}
     merged = {name: {**DEFAULTS[name], **section} for name, section in sections.items() if isinstance(section, Mapping)}
+    if (method := METHODS.get(str(merged.get("distill", {}).get("method")))) is not None:
+        merged["distill"] = {**DEFAULTS["distill"], **method.training, **sections["distill"]}
     if "conversion" in merged:
         try:
             updates = merged["distill"]["updates"]

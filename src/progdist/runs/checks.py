@@ -32,9 +32,8 @@ from progdist.training.state import bitsandbytes
 STATED_COUNT = 2**20  # of images that are not here
 
 
-def check_options(recipe: Recipe, teacher: Model | None) -> None:
+def check_options(recipe: Recipe, plan: Plan, teacher: Model | None) -> None:
     """Refuse options that do not suit the teacher, None where one is trained, have no effect, or miss their library."""
-    plan = recipe.plan()
     if any(config.optimizer == "adamw8bit" for config in recipe.train_configs().values()):
         bitsandbytes()
     if (scale := recipe.evaluate.guidance) is not None:

@@ -1,7 +1,8 @@
 """What all parts of one run share: its recipe and plan, data and teacher, folder, processes, and conditions."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
+from pathlib import Path
 
 from torch import Tensor
 
@@ -15,6 +16,7 @@ from progdist.models.prompts import Prompts
 from progdist.recipes.recipe import Recipe
 from progdist.runs.folder import RunFolder
 from progdist.teachers.open import Teacher
+from progdist.teachers.own import load
 from progdist.training.callbacks import Callback
 from progdist.training.distributed import Distributed
 
@@ -38,7 +40,8 @@ class RunContext:
     @cached_property
     def plan(self) -> Plan:
         """What is distilled, and how."""
-        return self.recipe.plan()
+        plan, initial = self.recipe.plan(), self.recipe.distill.initial
+        return plan if initial is None else replace(plan, initial=load(Path(initial)).denoiser)
 
     @cached_property
     def teacher(self) -> Teacher | None:

@@ -52,7 +52,8 @@ class RunHooks(Hooks):
             self.record(name, progress.update, skipped=progress.skipped)
         elif progress.update % self._every == 0:
             numbers = {key: getattr(progress, key) for key in ("loss", "gradient_norm", "learning_rate")}
-            self.record(name, progress.update, **numbers, **skipped)
+            parts = {"losses": dict(progress.losses)} if progress.losses else {}
+            self.record(name, progress.update, **numbers, **parts, **skipped)
 
     def end(self, name: str, *, finished: bool) -> None:
         """The training of a model ended, or stopped at its latest checkpoint."""

@@ -117,7 +117,7 @@ class Run:
         _ = self.evaluator  # which refuses what cannot be measured
         if rule := recipe.distill.stop:
             images.split(rule.held_out, recipe.seed)
-        checks.check_options(recipe, context.opened.model if context.opened else None)
+        checks.check_options(recipe, context.plan, context.opened.model if context.opened else None)
         if context.opened:
             check_data(context.opened.model, images)
             _ = context.teacher  # there is something that guidance leads away from

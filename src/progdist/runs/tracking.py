@@ -1,6 +1,7 @@
 """Experiment tracking: what a run's callback hears, handed to a tracker by accelerate: TensorBoard, W&B or MLflow.
 
     train/NAME/loss, gradient_norm, learning_rate       of the model NAME in training, over the updates of the chain
+    train/NAME/PART                                     and the parts of its loss, where there are several
     evaluation/MODEL/frechet_SPACE, rmse, steps         of teacher or student, at the last update before it was measured
     samples/MODEL                                       the grids of the evaluations, likewise
     pairs/teacher_and_student                           both of one step count, from the same noise
@@ -60,6 +61,7 @@ class TrackedCallback:
         if progress.finite:
             names = ("loss", "gradient_norm", "learning_rate")
             values = {f"train/{self.model}/{name}": getattr(progress, name) for name in names}
+            values |= {f"train/{self.model}/{name}": value for name, value in progress.losses.items()}
             self.tracker.log(values, step=self.updates[self.model].start + progress.update)
         self.callback.progress(progress)
 

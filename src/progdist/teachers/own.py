@@ -78,6 +78,22 @@ def load(folder: Path, network: nn.Module | None = None, **parts: Any) -> Model:
         raise _damaged(folder, error) from error
 
 
+def last_stage(student: Path) -> tuple[Path, int, int]:
+    """Of a student in the folder of its run: the folder of the teacher beside it, its teacher's steps and its own.
+
+    Raises:
+        UserError: it is no student of one step count.
+    """
+    model = load(student)
+    if model.lora:
+        raise UserError(f"{student} is a LoRA student, which cannot be started from: give a whole one")
+    if len(model.steps) != 1 or not model.lineage:
+        raise UserError(f"{student} is no student of one step count: give one that a run has distilled")
+    names = [f"student-{model.lineage[-1]:04d}"] if len(model.lineage) > 1 else ["converted", "teacher"]
+    found = [student.parent / name for name in names if (student.parent / name / "progdist.json").is_file()]
+    return (found or [student.parent / names[-1]])[0], model.lineage[-1], model.steps[0]
+
+
 DAMAGE = (KeyError, TypeError, ValueError, RuntimeError, AttributeError, ArithmeticError, IndexError)
 
 

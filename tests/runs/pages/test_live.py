@@ -41,7 +41,9 @@ def test_a_page_at_every_update_and_the_same_weights(
     assert "<strong>teacher</strong>: update 6 of 12, about" in pages[4]
     assert "<svg" in pages[4]  # the losses so far
     images = [*[0] * 11, 1, 1, 1, 2, 3, 4, 4, 4, 5, 6, 6, 6, 7, 8]
-    assert [page.count("<img") for page in pages] == images
+    grids = [page.count('alt="images of') for page in pages]
+    assert grids == images
+    assert [page.count('alt="samples of') for page in pages] == grids  # each above its nearest training images
     assert 'class="done">student-0004' in pages[-6]
     assert ["http-equiv" in page for page in pages] == [True] * (len(pages) - 1) + [False]
     for name in ("teacher", "student-0004", "student-0002", "student-0001"):

@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 from sklearn.datasets import load_digits
 from typer.testing import Result
 
@@ -28,8 +29,10 @@ def page(finished: tuple[Path, Result]) -> Path:
     return finished[0] / "report.html"
 
 
-def shown(browser: Any) -> list[Any]:  # noqa: ANN401
-    return [picture for picture in browser.find_elements("css selector", ".slide img") if picture.is_displayed()]
+def shown(browser: Any, place: str = ".grids") -> list[Any]:  # noqa: ANN401
+    return [
+        picture for picture in browser.find_elements("css selector", f".slide {place} img") if picture.is_displayed()
+    ]
 
 
 @pytest.mark.parametrize(("width", "dark"), [(1200, False), (360, True)])
@@ -92,6 +95,45 @@ def test_training_images_stand_at_the_top(page: Path, browse: Any, width: int) -
         assert figure.text == str(digits.target[index])  # pyright: ignore
         source = figure.find_element("css selector", "img").get_attribute("src")
         np.testing.assert_array_equal(pixels(source), np.rint(digits.images[index] * 255 / 16))  # pyright: ignore
+
+
+@pytest.mark.parametrize("width", [1200, 390])
+def test_samples_stand_above_their_nearest_training_images(
+    finished: tuple[Path, Result],
+    page: Path,
+    browse: Any,  # noqa: ANN401
+    width: int,
+) -> None:
+    """Of every model at the step count that is shown, as wide as the page on a phone."""
+    browser = browse(page.as_uri() + "#4", width)
+    pairs = shown(browser, ".nearest")
+    kept = [RunFolder(finished[0]).nearest(name, 4) for name in ("teacher", "teacher_dpmpp", "student")]
+    for picture, path in zip(pairs, kept, strict=True):
+        np.testing.assert_array_equal(pixels(picture.get_attribute("src")), np.asarray(Image.open(path)))
+    assert len({picture.location["y"] for picture in pairs}) == (1 if width == 1200 else 3)
+    assert min(picture.size["width"] for picture in pairs) > 250
+
+
+@pytest.mark.parametrize("width", [1200, 390])
+def test_precision_recall_density_and_coverage_have_a_table(
+    finished: tuple[Path, Result],
+    page: Path,
+    browse: Any,  # noqa: ANN401
+    width: int,
+) -> None:
+    browser = browse(page.as_uri(), width)
+    rows = browser.find_elements("css selector", "#metrics tbody tr")
+    records = read_records(finished[0], "evaluations")
+    measured = [records[0], *(record for record in records if record["model"] == "student")]
+    assert [(record["model"], record["steps"]) for record in measured] == [
+        ("teacher", 8), ("student", 4), ("student", 2), ("student", 1)
+    ]  # fmt: skip
+    for row, record in zip(rows, measured, strict=True):
+        assert row.is_displayed()
+        for name, value in record["quality"][0]["metrics"].items():
+            cell = row.find_element("css selector", f'[data-label="{name}"]')
+            assert cell.text.splitlines() == [f"{value['value']:.3f}", f"{value['low']:.3f} – {value['high']:.3f}"]
+    assert browser.execute_script("return document.documentElement.scrollWidth <= innerWidth")
 
 
 def test_the_table_compares_with_a_better_sampler(finished: tuple[Path, Result], page: Path, browse: Any) -> None:  # noqa: ANN401

@@ -5,8 +5,8 @@ forward and back (g), and per update of the optimiser (o). A stage of U updates 
 
     U (B (k f + g) + o)
 
-(See `frozen_evaluations` for k.) What it holds is counted without running it (see `memory`); where that is more than
-there is here nothing is timed.
+(See `frozen_evaluations` for k.) Of a method that trains further networks the whole update is timed. What a stage holds
+is counted without running it (see `memory`); where that is more than there is here nothing is timed.
 """
 
 import copy
@@ -25,8 +25,9 @@ from progdist.diffusion.loss import WEIGHTINGS, denoising_loss
 from progdist.methods.guidance import Input
 from progdist.models.model import Model
 from progdist.models.networks import example_condition, network_interface, with_guidance_input
-from progdist.recipes.recipe import Recipe
-from progdist.runs.estimate.memory import Memory, activation_bytes, training_memory
+from progdist.recipes.recipe import Recipe, student_name
+from progdist.runs.estimate.auxiliaries import bytes_of, method_pass
+from progdist.runs.estimate.memory import Memory, Shape, activation_bytes, training_memory
 from progdist.runs.pages.progress import frozen_evaluations, sampling_evaluations
 from progdist.runs.run import Run
 from progdist.training.config import TrainConfig
@@ -87,7 +88,8 @@ def estimate(run: Run, capacity: int | None = None) -> Estimate:
     here, last = _bytes_of(device), list(configs.values())[-1]
     rates = measure(denoiser.to(device), model.shape, microbatch, last) if memory.total <= here else None
     frozen = frozen_evaluations(recipe, guided=guided, stage_0=stage_0)
-    parts = [_part(name, config, frozen[name], rates) for name, config in configs.items()]
+    whole = _update_seconds(recipe, denoiser, model.shape, configs) if rates else {}
+    parts = [_part(name, config, frozen[name], rates, whole.get(name)) for name, config in configs.items()]
     evaluations = recipe.evaluate.samples * sum(sampling_evaluations(recipe, guided=guided, stage_0=stage_0).values())
     hours = evaluations * rates.evaluation / 3600 if rates else None
     threads = counted(torch.get_num_threads(), "thread")
@@ -125,27 +127,52 @@ def heaviest_stage(
         network = with_guidance_input(network, guidance)
     denoiser = model.denoiser.with_parts(network=network, **network_interface(network))
     whole = sum(parameter.nbytes for parameter in network.parameters()) if device.type == "cpu" else 0
-    stages: dict[tuple[TrainConfig, int, int], tuple[str, Memory]] = {}
+    plan, stages = recipe.plan(), dict[tuple[object, ...], tuple[str, Memory]]()
+    links = {student_name(link.steps): link for link in plan.links}
     for name, config in configs.items():
-        number = 0 if name in ("teacher", "converted") else 1 + list(recipe.plan().stages).index(int(name[-4:]))
+        link = links.get(name)
+        number, method = (plan.links.index(link) + 1, plan.method_of(link.steps)) if link else (0, None)
         resting = (frozen + min(number, 2)) * whole
         teachers = int(frozen or number > 0) + int(recipe.lora is not None and number > 0)  # the pipeline's own weights
-        key = (replace(config, updates=1, learning_rate=1.0, warmup=0), teachers, resting)
+        key = (replace(config, updates=1, learning_rate=1.0, warmup=0), teachers, resting, method)
         if key in stages:
             continue
         bf16 = resolve(config.precision, device) == "bf16"
         share = config.batch // config.gradient_accumulation_steps
-        activations = activation_bytes(denoiser, model.shape, share, config, bf16=bf16)
+        if link and method and method.auxiliaries:
+            activations, auxiliaries = bytes_of(method, link, denoiser, model.shape, share, config)
+        else:
+            activations, auxiliaries = activation_bytes(denoiser, model.shape, share, config, bf16=bf16), 0
         memory = training_memory(network, config, teachers, bf16=bf16, activations=activations, resting=resting)
+        memory = replace(memory, auxiliaries=auxiliaries)
         if device.type == "cpu" and not bf16:  # a frozen teacher in float32 is itself at rest
             memory = replace(memory, teacher=0)
         stages[key] = name, memory
     return max(stages.values(), key=lambda each: each[1].total)
 
 
-def _part(name: str, config: TrainConfig, frozen: int, rates: Rates | None) -> Part:
+def _update_seconds(
+    recipe: Recipe, denoiser: Denoiser, shape: Shape, configs: Mapping[str, TrainConfig]
+) -> dict[str, float]:
+    """Seconds of an update's losses, forward and back, of the students whose method trains further networks."""
+    took, plan = dict[str, float](), recipe.plan()
+    device = next(denoiser.parameters()).device
+    for link in plan.links:
+        name, method = student_name(link.steps), plan.method_of(link.steps)
+        if method.auxiliaries:
+            config = configs[name]
+            share = config.batch // config.gradient_accumulation_steps
+            one = method_pass(method, link, copy.deepcopy(denoiser).eval(), shape, share, config)
+            took[name] = config.gradient_accumulation_steps * _seconds(one.work, device)
+    return took
+
+
+def _part(name: str, config: TrainConfig, frozen: int, rates: Rates | None, update: float | None = None) -> Part:
+    """One model; `update` is how many seconds its losses take where they were timed whole."""
     examples, seconds = config.updates * config.batch, None
-    if rates:
+    if rates and update is not None:
+        seconds = config.updates * (update + rates.optimizer)
+    elif rates:
         seconds = examples * (frozen * rates.evaluation + rates.training) + config.updates * rates.optimizer
     return Part(name, config.updates, config.batch, frozen * examples, examples, seconds and seconds / 3600)
 

@@ -4,6 +4,7 @@ r"""What the training of one network holds on its device, in bytes, without buil
     gradients    4 for each weight that is trained
     moments      8 for each of them; with adamw8bit 2, and 8 for every 256, of tensors of 4,096 numbers or more
     average      4 for each of them, where the weights are averaged
+    auxiliaries  16 for each weight of the networks that a method trains beside the student (see `auxiliaries`)
     teacher      4 n, or 2 n of what is held in bf16 (see `progdist.compute.placement`); a low-rank student shares them
     activations  what autograd keeps for the way back: some for every example, and what is kept whatever the batch
     at rest      where the device is the CPU, the run's other models, 4 n each
@@ -43,6 +44,7 @@ class Memory:
     teacher: int
     activations: int
     resting: int
+    auxiliaries: int = 0
 
     @property
     def total(self) -> int:

@@ -1,7 +1,7 @@
 """The figures of a report: drawn by matplotlib, written as SVG that takes its colours and its size from the page."""
 
 import io
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import matplotlib
@@ -88,13 +88,30 @@ def draw_quality(axes: Axes, records: Sequence[EvaluationRecord], number: int) -
 
 
 def loss_svg(metrics: Iterable[dict[str, Any]]) -> str:
-    """Training loss of every model, smoothed over a fiftieth of its updates, as SVG; "" where none is recorded."""
+    """Training loss of every model, smoothed over a fiftieth of its updates, as SVG; "" where none is recorded.
+
+    Of a loss of several parts it is the first, which is what all methods have: `parts_svg` shows the others.
+    """
     curves: dict[str, list[tuple[int, float]]] = {}
     for record in metrics:
         if "loss" in record:  # else it is a measurement of the stopping rule, or an update passed over
-            curves.setdefault(record["model"], []).append((record["update"], record["loss"]))
-    if not curves:
-        return ""
+            parts = record.get("losses")
+            value = next(iter(parts.values())) if parts else record["loss"]
+            curves.setdefault(record["model"], []).append((record["update"], value))
+    return _curves_svg(curves, "loss") if curves else ""
+
+
+def parts_svg(metrics: Iterable[dict[str, Any]]) -> dict[str, str]:
+    """The further parts of losses by name, a figure each with a curve for every model, as `loss_svg`; often none."""
+    parts: dict[str, dict[str, list[tuple[int, float]]]] = {}
+    for record in metrics:
+        for name, value in [*record.get("losses", {}).items()][1:]:
+            parts.setdefault(name, {}).setdefault(record["model"], []).append((record["update"], value))
+    return {name: _curves_svg(curves, f"{name} loss", logarithmic=False) for name, curves in parts.items()}
+
+
+def _curves_svg(curves: Mapping[str, Sequence[tuple[int, float]]], label: str, *, logarithmic: bool = True) -> str:
+    """Curves of models by name over their updates."""
     rows = -(-len(curves) // 3)
     with matplotlib.rc_context(STYLE):
         figure, axes = _axes(3.1 + 0.24 * rows)
@@ -104,12 +121,13 @@ def loss_svg(metrics: Iterable[dict[str, Any]]) -> str:
             alpha = 1.0 if teacher or students == 1 else 0.35 + 0.65 * index / (students - 1)
             colour = TEACHER if teacher else STUDENT
             axes.plot(*_smooth(points), color=colour, alpha=max(alpha, 0.35), label=name, linewidth=1.5)
-        log_scale(axes)
+        if logarithmic:
+            log_scale(axes)
         axes.set_xlabel("updates of the model")
         axes.set_xscale("log")
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, tick: f"{value:g}"))
         axes.xaxis.set_minor_locator(NullLocator())
-        axes.set_ylabel("loss")
+        axes.set_ylabel(label)
         figure.subplots_adjust(bottom=(0.62 + 0.24 * rows) / figure.get_figheight())
         figure.legend(loc="lower center", frameon=False, fontsize=10, ncols=min(3, len(curves)), columnspacing=1.0)
         return svg(figure)

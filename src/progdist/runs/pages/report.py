@@ -29,9 +29,9 @@ from progdist.methods import METHODS
 from progdist.recipes.files import read_recipe
 from progdist.recipes.recipe import Recipe
 from progdist.runs.folder import RunFolder
-from progdist.runs.pages.figures import loss_svg, quality_svg
+from progdist.runs.pages.figures import loss_svg, parts_svg, quality_svg
 from progdist.runs.pages.progress import UnderWay, duration, measurements, run_seconds
-from progdist.runs.pages.slides import captions, embed, shown_scales, slides, training_images
+from progdist.runs.pages.slides import TITLES, captions, embed, shown_scales, slides, training_images
 
 
 def write_report(folder: RunFolder, under_way: UnderWay | None = None, *, stopped: bool = False) -> Path:
@@ -72,6 +72,7 @@ def _page(folder: RunFolder, under_way: UnderWay | None, *, stopped: bool) -> st
         features=[quality.features for quality in first],
         figures=[quality_svg(records, number) for number in range(len(first))],
         losses=loss_svg(folder.read("metrics")),
+        parts=parts_svg(folder.read("metrics")),
         slides=slides(folder, rows),
         training=training_images(folder),
         captions=captions(records),
@@ -79,6 +80,8 @@ def _page(folder: RunFolder, under_way: UnderWay | None, *, stopped: bool) -> st
         rows=rows,
         best=next((row["teacher"].quality[0].frechet for row in rows.values() if "teacher" in row), None),
         solver=any("teacher_dpmpp" in row for row in rows.values()),
+        measured=records[:1] + [record for record in records if record.model in ("converted", "student")],
+        titles=TITLES,
         converted=next((record for record in records if record.model == "converted"), None),
         costs=cost_rows(folder),
         first=first[0] if first else None,

@@ -1,0 +1,203 @@
+r"""Discriminators: networks that tell real latents from a student's, D(z_s, s, c) -> logit.
+
+Two kinds: convolutions made from the shape of the data, for small images; and the teacher's own network up to its
+middle, whose features have a small head. The teacher's network, frozen and shared, costs no memory but that of the head
+(Sauer et al. 2024, arXiv 2403.12015); a trained copy of it is that of Lin et al. 2024 (arXiv 2402.13929), section 3.3.
+
+In the conditional form the discriminator sees the latents z_t, too, from which z_s was made.
+"""
+
+import copy
+import math
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from progdist._utils.broadcasting import time_device
+from progdist._utils.errors import UserError
+from progdist.diffusion.denoiser import Denoiser
+
+CONVOLUTIONS = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
+FREQUENCIES = 16  # of the features of a number
+WIDTH, LEAST_SIDE = 64, 4  # channels of the first layer; the side down to which images are halved
+BLOCKS = ("transformer_blocks", "blocks", "layers")  # what transformers of diffusers call their list of blocks
+
+
+@contextmanager
+def untrained(network: nn.Module) -> Iterator[None]:
+    """A network whose weights get no gradient from what is computed meanwhile; its input does."""
+    trained = [each for each in network.parameters() if each.requires_grad]
+    for each in trained:
+        each.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for each in trained:
+            each.requires_grad_(True)
+
+
+def number_features(values: Tensor) -> Tensor:
+    """sin and cos of numbers (B, n) at frequencies from 1 to 1000, geometrically spaced: (B, 32 n) in float32."""
+    place = time_device(values.device)
+    rates = torch.logspace(0, 3, FREQUENCIES, dtype=torch.float64, device=place)
+    angles = (values.to(place).double()[..., None] * rates).flatten(1)
+    return torch.cat([angles.sin(), angles.cos()], 1).float().to(values.device)
+
+
+def condition_features(condition: Mapping[str, Tensor]) -> Tensor | None:
+    """What a condition says as one vector for each example, (B, n) in float32; None where there is none.
+
+    Whole numbers, as labels, by `number_features`; floats as they are, of (B, ..., n) the mean over what is between.
+    """
+    parts = []
+    for value in condition.values():
+        if value.is_floating_point():
+            flat = value.float().reshape(len(value), -1, value.shape[-1] if value.ndim > 1 else 1)
+            parts.append(flat.mean(1))
+        else:
+            parts.append(number_features(value.reshape(len(value), -1)))
+    return torch.cat(parts, 1) if parts else None
+
+
+class Convolutions(nn.Module):
+    """Convolutions, or linear layers for vectors; time and condition are added after the first layer.
+
+    Args:
+        x: a few examples, (B, C, ...): their shape is read.
+        condition: theirs.
+        conditional: whether it sees z_t, too.
+    """
+
+    def __init__(self, x: Tensor, condition: Mapping[str, Tensor], *, conditional: bool) -> None:
+        super().__init__()
+        channels, dimensions = x.shape[1] * (2 if conditional else 1), x.ndim - 2
+        self.first = _layer(dimensions, channels, WIDTH)
+        told = condition_features(condition)
+        self.told = nn.Linear(2 * FREQUENCIES + (0 if told is None else told.shape[1]), WIDTH)
+        layers, width, side = [_layer(dimensions, WIDTH, WIDTH)], WIDTH, max(x.shape[2:], default=1)
+        while side > LEAST_SIDE or len(layers) < 3:
+            wider = 2 * WIDTH if len(layers) < 4 else 4 * WIDTH
+            layers.append(_layer(dimensions, width, wider, stride=2 if side > LEAST_SIDE else 1))
+            side, width = math.ceil(side / 2) if side > LEAST_SIDE else side, wider
+        self.layers = nn.ModuleList(layers)
+        self.last = _layer(dimensions, width, 1)
+
+    def forward(
+        self,
+        z: Tensor,
+        s: Tensor,
+        condition: Mapping[str, Tensor],
+        z_t: Tensor | None = None,
+        t: Tensor | None = None,
+    ) -> Tensor:
+        """The logit (B,) of latents z (B, C, ...) at times s (B,), of the latents z_t that they were made from."""
+        seen = z if z_t is None else torch.cat([z, z_t], 1)
+        told = condition_features(condition)
+        times = number_features(s[:, None]).to(z.device)
+        features = self.told(times if told is None else torch.cat([times, told.to(z.device)], 1))
+        hidden = self.first(seen.float())
+        hidden = nn.functional.leaky_relu(hidden + features.reshape(*features.shape, *(1,) * (hidden.ndim - 2)), 0.2)
+        for layer in self.layers:
+            hidden = nn.functional.leaky_relu(layer(hidden), 0.2)
+        return self.last(hidden).flatten(1).float().mean(1)
+
+
+def _layer(dimensions: int, channels: int, width: int, stride: int = 1) -> nn.Module:
+    """A 3-wide convolution over so many dimensions, or a linear layer over none."""
+    if dimensions == 0:
+        return nn.Linear(channels, width)
+    if dimensions not in CONVOLUTIONS:
+        raise UserError(f"a discriminator of convolutions takes data of at most 3 dimensions, got {dimensions}")
+    return CONVOLUTIONS[dimensions](channels, width, 3, stride, 1)
+
+
+class TeacherFeatures(nn.Module):
+    """The features of the teacher's network at its middle, and a head that makes a logit of each place.
+
+    Args:
+        teacher: whose network it is.
+        x: a few examples, (B, C, ...).
+        condition: theirs.
+        conditional: whether it sees z_t, too.
+        trained: whether a copy of the network is trained, too, or the teacher's own is shared and stays as it is.
+
+    Raises:
+        UserError: it is not known where the middle of this network is.
+    """
+
+    def __init__(
+        self, teacher: Denoiser, x: Tensor, condition: Mapping[str, Tensor], *, conditional: bool, trained: bool
+    ) -> None:
+        super().__init__()
+        self.own = copy.deepcopy(teacher.network).requires_grad_(True) if trained else None
+        self._teacher = (teacher,)  # hidden, so that it is neither trained nor kept with this module
+        with torch.no_grad():
+            width = self._features(x, torch.ones(len(x), dtype=torch.float64), condition).shape[-1]
+        self.head = nn.Sequential(
+            nn.LayerNorm(width * (2 if conditional else 1)), nn.Linear(width * (2 if conditional else 1), WIDTH),
+            nn.SiLU(), nn.Linear(WIDTH, 1),
+        )  # fmt: skip
+
+    def forward(
+        self,
+        z: Tensor,
+        s: Tensor,
+        condition: Mapping[str, Tensor],
+        z_t: Tensor | None = None,
+        t: Tensor | None = None,
+    ) -> Tensor:
+        """The logit (B,) of latents z (B, C, ...) at times s (B,), of the latents z_t at t that they were made from."""
+        features = self._features(z, s, condition)
+        if z_t is not None and t is not None:
+            features = torch.cat([features, self._features(z_t, t, condition)], -1)
+        return self.head(features.float()).flatten(1).mean(1)
+
+    def _features(self, z: Tensor, s: Tensor, condition: Mapping[str, Tensor]) -> Tensor:
+        """Those of the network's middle, (B, places, channels); times before its first are that one."""
+        (teacher,) = self._teacher
+        denoiser = teacher if self.own is None else teacher.with_network(self.own)
+        first = 1 / max(denoiser.num_train_timesteps, 2)
+        with untrained(denoiser.network) if self.own is None else nullcontext():
+            return middle_features(denoiser, z, s.clamp(min=first), condition)
+
+
+def middle_features(denoiser: Denoiser, z: Tensor, t: Tensor, condition: Mapping[str, Any]) -> Tensor:
+    """What the middle of a denoiser's network makes of latents (B, C, ...) at times (B,): (B, places, channels)."""
+    module = _middle(denoiser.network)
+    seen: list[Tensor] = []
+
+    def keep(module: nn.Module, arguments: object, output: Any) -> None:  # noqa: ANN401
+        seen.append(output if isinstance(output, Tensor) else output[0])
+        raise _Reached
+
+    handle = module.register_forward_hook(keep)
+    try:
+        denoiser(z, t, **condition)
+    except _Reached:
+        pass
+    finally:
+        handle.remove()
+    features = seen[0]
+    return features.flatten(2).transpose(1, 2) if features.ndim > 3 else features
+
+
+class _Reached(Exception):
+    pass
+
+
+def _middle(network: nn.Module) -> nn.Module:
+    """The module in the middle of a network of diffusers; a UserError where that is not known."""
+    unwrapped = getattr(network, "get_base_model", None)  # of a network with adapters
+    base = unwrapped() if unwrapped else network
+    if isinstance(middle := getattr(base, "mid_block", None), nn.Module):
+        return middle
+    for name in BLOCKS:
+        if isinstance(blocks := getattr(base, name, None), nn.ModuleList) and len(blocks):
+            return blocks[len(blocks) // 2]
+    raise UserError(
+        f"the middle of a {type(base).__name__} is not known: use the discriminator convolutions, or give the network "
+        "a mid_block"
+    )
