@@ -123,17 +123,19 @@ class SeededWhereDrawn:
     def __call__(self, work: Callable[[], Result], seed: Callable[[], int], device: torch.device = CPU) -> Result:
         """What the work returns."""
         if not self.draws:
-            before = _states(device)
+            with _SEEDED:  # not the states of another thread's seeded work
+                before = _states(device)
             if self.draws is False:
                 result = work()
                 if all(map(torch.equal, before, _states(device))):
                     return result
-            with restored(device) as seen:  # it drew, or another thread did
-                result = work()
-            self.draws = seen.any
-            if not self.draws:
-                return result
-            _restore(before, device)
+            with _SEEDED:
+                with restored(device) as seen:  # it drew, or another thread did
+                    result = work()
+                self.draws = seen.any
+                if not self.draws:
+                    return result
+                _restore(before, device)
         with seeded(seed(), device):
             return work()
 
