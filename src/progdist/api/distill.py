@@ -96,7 +96,7 @@ def distill(
         options: any option of `TrainConfig` (updates=, batch=, learning_rate=, precision=, ...), for all stages; and
 
             - options: the method's own: {"weight": 0.5}
-            - initial: a student of a chain of one stage to begin with, in place of its teacher
+            - initial: a student to start from, in place of the teacher; requires a chain of one stage
             - stages: what a stage overrides, by the student's step count: {4: {"updates": 2000, "options": {...}}}
             - conversion: what stage 0 overrides: {"updates": 8000}, and its weighting; by default it takes four times
               the updates
