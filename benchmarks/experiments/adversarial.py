@@ -32,6 +32,7 @@ from progdist.training.callbacks import Progress
 
 CHAIN = [256, 16, 4, 2, 1]
 STUDENTS = (4, 2, 1)
+TO_EIGHT = " to 8"  # how the names of variants end whose chain is 256, 16, 8, in the updates of a student of 4 steps
 
 
 @dataclass(frozen=True)
@@ -71,7 +72,7 @@ CASES = {
     ),
 }
 
-WEIGHTS = {16: 0.0, 4: 0.3, 2: 0.5, 1: 1.0}
+WEIGHTS = {16: 0.0, 8: 0.3, 4: 0.3, 2: 0.5, 1: 1.0}
 
 
 def options(**more: object) -> dict[int, dict[str, object]]:
@@ -82,7 +83,9 @@ def options(**more: object) -> dict[int, dict[str, object]]:
 VARIANTS: dict[str, tuple[str, Mapping[int, Mapping[str, object]]]] = {
     "progressive": ("progressive", {}),
     "progressive, as long": ("progressive", {}),
+    "progressive to 8": ("progressive", {}),
     "samples": ("adversarial", options()),
+    "samples to 8": ("adversarial", options()),
     "data": ("adversarial", options(judged="data")),
     "teacher": ("adversarial", options(judged="teacher")),
     "trajectory": ("adversarial", options(judged="trajectory")),
@@ -114,12 +117,15 @@ class Quiet:
 def settings(case: Case, name: str) -> list[str]:
     """What makes a recipe of a variant."""
     method, options = VARIANTS[name]
-    rates = case.regression if name == "progressive" else case.adversarial
+    rates, chain = case.regression if name.startswith("progressive") else case.adversarial, CHAIN
+    rates = case.adversarial if name == "progressive, as long" else rates
+    if name.endswith(TO_EIGHT):
+        rates, chain = {16: rates[16], 8: rates[4]}, [256, 16, 8]
     stages = {
         steps: {"updates": updates, "learning_rate": rate, **({"options": options[steps]} if steps in options else {})}
         for steps, (updates, rate) in rates.items()
     }
-    return [f"distill={json.dumps({'method': method, 'chain': CHAIN, 'batch': 64, 'stages': stages})}"]
+    return [f"distill={json.dumps({'method': method, 'chain': chain, 'batch': 64, 'stages': stages})}"]
 
 
 def chain_of(case: Case, source: str, name: str, seed: int, out: Path) -> Path:
@@ -155,7 +161,11 @@ def compare(case: Case, names: Sequence[str], seed: int, out: Path, *, held_out:
     images, held = opened(source), opened(kept) if kept else None
     setting = judging.Setting(images, held, features=case.spaces, samples=case.samples, seed=seed)
     folders = {name: chain_of(case, source, name, seed, out) for name in names}
-    entries = [(name, folder / f"student-{n:04d}", n) for name, folder in folders.items() for n in STUDENTS]
+    entries = [
+        (name, folder / f"student-{n:04d}", n)
+        for name, folder in folders.items()
+        for n in ((8,) if name.endswith(TO_EIGHT) else STUDENTS)
+    ]
     judging.judge(("teacher", out / f"teacher-{seed}", CHAIN[0]), entries, setting, judged)
     return judged
 
