@@ -3,6 +3,7 @@
 # pyright: reportArgumentType=false
 
 import json
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import Stabl
 from diffusers.pipelines.stable_diffusion_xl.pipeline_stable_diffusion_xl import StableDiffusionXLPipeline
 from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 from diffusers.schedulers.scheduling_euler_discrete import EulerDiscreteScheduler
+from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from torch import nn
 from transformers import (
@@ -40,7 +42,7 @@ BETAS: dict[str, Any] = {"beta_schedule": "scaled_linear", "beta_start": 0.00085
 """Those of Stable Diffusion."""
 
 
-def tokenizer(captions: list[str], length: int = 12) -> CLIPTokenizer:
+def tokenizer(captions: Sequence[str], length: int = 12) -> CLIPTokenizer:
     """CLIP's tokenizer with a byte-pair vocabulary learned from some captions."""
     bpe = Tokenizer(models.BPE(end_of_word_suffix="</w>", unk_token="<|endoftext|>"))
     bpe.pre_tokenizer = pre_tokenizers.Whitespace()
@@ -98,10 +100,10 @@ def autoencoder(**more: Any) -> AutoencoderKL:  # noqa: ANN401
     ).eval()
 
 
-def write_sd(place: Path, **scheduler: Any) -> Path:  # noqa: ANN401
+def write_sd(place: Path, prompts: Sequence[str] = PROMPTS, **scheduler: Any) -> Path:  # noqa: ANN401
     """A StableDiffusionPipeline of 8x8 images in latents of 4x4."""
     torch.manual_seed(0)
-    words = tokenizer(PROMPTS)
+    words = tokenizer(prompts)
     StableDiffusionPipeline(
         vae=autoencoder(),
         text_encoder=CLIPTextModel(text_config(words, 16)).eval(),
@@ -115,10 +117,10 @@ def write_sd(place: Path, **scheduler: Any) -> Path:  # noqa: ANN401
     return place
 
 
-def write_sdxl(place: Path) -> Path:
-    """A StableDiffusionXLPipeline of 8x8 images in latents of 4x4."""
+def write_sdxl(place: Path, prompts: Sequence[str] = PROMPTS, scheduler: SchedulerMixin | None = None) -> Path:
+    """A StableDiffusionXLPipeline of 8x8 images in latents of 4x4, with Euler's scheduler if none is given."""
     torch.manual_seed(0)
-    words = tokenizer(PROMPTS)
+    words = tokenizer(prompts)
     unet = network(
         32,
         addition_embed_type="text_time",
@@ -130,9 +132,9 @@ def write_sdxl(place: Path) -> Path:
         text_encoder=CLIPTextModel(text_config(words, 16)).eval(),
         text_encoder_2=CLIPTextModelWithProjection(text_config(words, 16)).eval(),
         tokenizer=words,
-        tokenizer_2=tokenizer(PROMPTS),
+        tokenizer_2=tokenizer(prompts),
         unet=unet,
-        scheduler=EulerDiscreteScheduler(**BETAS, steps_offset=1, timestep_spacing="leading"),
+        scheduler=scheduler or EulerDiscreteScheduler(**BETAS, steps_offset=1, timestep_spacing="leading"),
         add_watermarker=False,
     ).save_pretrained(place)
     return place

@@ -2,6 +2,7 @@
 
 # pyright: reportArgumentType=false
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -34,13 +35,18 @@ from support.text import PROMPTS, autoencoder, text_config, tokenizer
 Network = TypeVar("Network", bound=torch.nn.Module)
 
 
-def t5(channels: int) -> tuple[T5EncoderModel, T5Tokenizer]:
-    """An encoder of T5's kind, whose tokens are the letters of PROMPTS."""
-    letters = sorted(set("".join(PROMPTS)) - {" "})
+def letter_tokenizer(prompts: Sequence[str] = PROMPTS) -> T5Tokenizer:
+    """T5's tokenizer, whose tokens are the letters of some prompts."""
+    letters = sorted(set("".join(prompts)) - {" "})
     scores = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("\u2581", -2.0), *((letter, -3.0) for letter in letters)]
-    words = T5Tokenizer(vocab=scores, extra_ids=0, model_max_length=512)
-    config = T5Config(vocab_size=32, d_model=channels, d_kv=channels // 2, d_ff=2 * channels, num_layers=2, num_heads=2)
-    return T5EncoderModel(config).eval(), words
+    return T5Tokenizer(vocab=scores, extra_ids=0, model_max_length=512)
+
+
+def t5(channels: int, prompts: Sequence[str] = PROMPTS) -> tuple[T5EncoderModel, T5Tokenizer]:
+    """An encoder of T5's kind, whose tokens are the letters of some prompts."""
+    words = letter_tokenizer(prompts)
+    sizes = {"d_model": channels, "d_kv": channels // 2, "d_ff": 2 * channels, "num_layers": 2, "num_heads": 2}
+    return T5EncoderModel(T5Config(vocab_size=max(32, len(words)), **sizes)).eval(), words
 
 
 def drawn_anew(network: Network) -> Network:
@@ -51,10 +57,10 @@ def drawn_anew(network: Network) -> Network:
     return network
 
 
-def write_pixart(place: Path, **network: Any) -> Path:  # noqa: ANN401
+def write_pixart(place: Path, prompts: Sequence[str] = PROMPTS, **network: Any) -> Path:  # noqa: ANN401
     """A PixArtSigmaPipeline of 8x8 images in latents of 4x4, which also gives a variance."""
     torch.manual_seed(0)
-    encoder, words = t5(16)
+    encoder, words = t5(16, prompts)
     transformer = PixArtTransformer2DModel(
         num_attention_heads=2,
         attention_head_dim=8,
@@ -76,11 +82,11 @@ def write_pixart(place: Path, **network: Any) -> Path:  # noqa: ANN401
     return place
 
 
-def write_sd3(place: Path, **scheduler: Any) -> Path:  # noqa: ANN401
+def write_sd3(place: Path, prompts: Sequence[str] = PROMPTS, **scheduler: Any) -> Path:  # noqa: ANN401
     """A StableDiffusion3Pipeline of 8x8 images in latents of 4x4, its times shifted by 3."""
     torch.manual_seed(0)
-    words = tokenizer(PROMPTS)
-    encoder, letters = t5(32)
+    words = tokenizer(prompts)
+    encoder, letters = t5(32, prompts)
     transformer = SD3Transformer2DModel(
         sample_size=4,
         in_channels=4,
@@ -107,11 +113,11 @@ def write_sd3(place: Path, **scheduler: Any) -> Path:  # noqa: ANN401
     return place
 
 
-def write_flux(place: Path, **network: Any) -> Path:  # noqa: ANN401
+def write_flux(place: Path, prompts: Sequence[str] = PROMPTS, **network: Any) -> Path:  # noqa: ANN401
     """A FluxPipeline whose latents are half the size of images and whose network takes a guidance scale."""
     torch.manual_seed(0)
-    words = tokenizer(PROMPTS)
-    encoder, letters = t5(16)
+    words = tokenizer(prompts)
+    encoder, letters = t5(16, prompts)
     transformer = FluxTransformer2DModel(
         in_channels=16,
         num_layers=1,

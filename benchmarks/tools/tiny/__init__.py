@@ -1,0 +1,1 @@
+"""Tiny pipelines of diffusers, their weights random, by what they make."""
