@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from progdist.diffusion.denoiser import Denoiser
     from progdist.diffusion.loss import WEIGHTINGS, denoising_loss
     from progdist.diffusion.parameterization import PARAMETERIZATIONS
-    from progdist.diffusion.schedule import Cosine, Discrete, RectifiedFlow, Schedule, VarianceExploding
+    from progdist.diffusion.schedule import Cosine, Discrete, Karras, RectifiedFlow, Schedule, VarianceExploding
     from progdist.evaluation.evaluate import evaluate
     from progdist.evaluation.generate import SamplingOptions
     from progdist.evaluation.metrics import MetricConfig
@@ -43,15 +43,15 @@ _MODULES = {
     "diffusion.denoiser": ["Denoiser"],
     "diffusion.loss": ["WEIGHTINGS", "denoising_loss"],
     "diffusion.parameterization": ["PARAMETERIZATIONS"],
-    "diffusion.schedule": ["Cosine", "Discrete", "RectifiedFlow", "Schedule", "VarianceExploding"],
+    "diffusion.schedule": ["Cosine", "Discrete", "Karras", "RectifiedFlow", "Schedule", "VarianceExploding"],
     "methods.progressive": ["distillation_loss", "distillation_target"],
 }
 
 __all__ = [
-    "METHODS", "PARAMETERIZATIONS", "WEIGHTINGS", "Cosine", "Denoiser", "Discrete", "EarlyStopping", "Method",
-    "MetricConfig", "RectifiedFlow", "SamplingOptions", "Schedule", "TrainConfig", "UserError", "VarianceExploding",
-    "check", "denoising_loss", "distill", "distillation_loss", "distillation_target", "evaluate", "load", "load_images",
-    "sample", "save",
+    "METHODS", "PARAMETERIZATIONS", "WEIGHTINGS", "Cosine", "Denoiser", "Discrete", "EarlyStopping", "Karras",
+    "Method", "MetricConfig", "RectifiedFlow", "SamplingOptions", "Schedule", "TrainConfig", "UserError",
+    "VarianceExploding", "check", "denoising_loss", "distill", "distillation_loss", "distillation_target", "evaluate",
+    "load", "load_images", "sample", "save",
 ]  # fmt: skip
 
 

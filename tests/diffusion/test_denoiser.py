@@ -3,14 +3,25 @@
 # pyright: reportArgumentType=false, reportCallIssue=false, reportIndexIssue=false
 
 import math
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
 from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 from torch import Tensor
 
-from progdist import PARAMETERIZATIONS, Cosine, Denoiser, Discrete, RectifiedFlow, Schedule, UserError, sample
+from progdist import (
+    PARAMETERIZATIONS,
+    Cosine,
+    Denoiser,
+    Discrete,
+    Karras,
+    RectifiedFlow,
+    Schedule,
+    UserError,
+    VarianceExploding,
+    sample,
+)
 from progdist.diffusion.denoiser import check_denoiser
 from progdist.diffusion.parameterization import V
 from support.toys import times
@@ -150,3 +161,70 @@ def test_a_subclass_stays_what_it_is() -> None:
 def test_what_is_no_denoiser_is_named(got: object, message: str) -> None:
     with pytest.raises(UserError, match=message):
         check_denoiser(got)
+
+
+class Raw(torch.nn.Module):
+    """A network of noise labels and classes: F(c_in x, c_noise, class_labels)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = torch.nn.ModuleList([torch.nn.Conv2d(2, 4, 3, padding=1), torch.nn.Conv2d(4, 2, 3, padding=1)])
+        self.classes = torch.nn.Linear(5, 4)
+
+    def forward(self, scaled: Tensor, c_noise: Tensor, class_labels: Tensor) -> Tensor:
+        assert c_noise.shape == (len(scaled),)
+        told = self.classes(class_labels) + torch.cos(c_noise[:, None] * torch.arange(1, 5))
+        return self.layers[1]((self.layers[0](scaled) + told[..., None, None]).tanh())
+
+
+class EDMPrecond(torch.nn.Module):
+    """Karras et al. 2022, equation 7 and table 1, as they are written there."""
+
+    def __init__(self, raw: Raw, sigma_data: float) -> None:
+        super().__init__()
+        self.raw, self.sigma_data = raw, sigma_data
+
+    def forward(self, x: Tensor, sigma: Tensor, class_labels: Tensor) -> Tensor:
+        s, d = sigma.reshape(-1, 1, 1, 1), self.sigma_data
+        c_skip, c_out = d**2 / (s**2 + d**2), s * d / (d**2 + s**2).sqrt()
+        c_in, c_noise = 1 / (d**2 + s**2).sqrt(), sigma.log() / 4
+        return c_skip * x + c_out * self.raw(c_in * x, c_noise, class_labels)
+
+
+@pytest.mark.parametrize("spacing", ["power", "angle"])
+@pytest.mark.parametrize("sigma_data", [0.5, 1.0, 3.0])
+@torch.no_grad()
+def test_both_forms_of_an_edm_are_what_its_preconditioning_says(
+    spacing: Literal["power", "angle"], sigma_data: float
+) -> None:
+    """Its raw network, and its denoiser of data and noise as they are, with a condition that passes through."""
+    raw, schedule = Raw(), Karras(0.01, 20.0, sigma_data=sigma_data, spacing=spacing)
+    precond, labels = EDMPrecond(raw, sigma_data), torch.eye(5)
+    t, z = times(0.0, 0.1, 0.5, 0.9, 1), torch.randn(5, 2, 8, 8)
+    alpha, level = schedule.alpha(t).float().reshape(5, 1, 1, 1), schedule.level(t).float()
+    expected = precond(z / alpha, level, labels)
+    torch.testing.assert_close(Denoiser(raw, schedule, "edm")(z, t, class_labels=labels), expected, rtol=0, atol=1e-5)
+    if spacing == "power":
+        ours = Denoiser(precond, VarianceExploding(0.01, 20.0), "sample")(z / alpha, t, class_labels=labels)
+        torch.testing.assert_close(ours, expected, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("sigma_data", [0.5, 3.0])
+def test_both_forms_of_an_edm_make_the_same_samples(sigma_data: float) -> None:
+    """From the same x at the first level: EDM's steps do not know in which coordinates they are taken."""
+    raw, labels, noise = Raw(), torch.eye(5), torch.randn(5, 2, 8, 8)
+    one = Denoiser(raw, Karras(0.01, 20.0, sigma_data=sigma_data), "edm")
+    other = Denoiser(EDMPrecond(raw, sigma_data), VarianceExploding(0.01, 20.0), "sample")
+    ratio = one.schedule.noise_scale() / float(one.schedule.alpha(times(1))) / 20
+    assert ratio == pytest.approx((1 + 1 / 400) ** 0.5)  # stock samplers begin with sqrt(1 + sigma_max^2)
+    for steps in (1, 4, 16):
+        theirs = sample(other, noise * ratio, steps, class_labels=labels)
+        torch.testing.assert_close(sample(one, noise, steps, class_labels=labels), theirs, rtol=0, atol=1e-4)
+
+
+def test_v_of_an_edm_is_its_output_negated() -> None:
+    raw, labels, z = Raw(), torch.eye(5), torch.randn(5, 2, 8, 8)
+    schedule, t = Karras(sigma_data=3.0), torch.linspace(0.1, 1, 5).double()
+    negated = Denoiser(raw, schedule, "v_prediction", call=lambda network, *inputs, **named: -network(*inputs, **named))
+    ours = Denoiser(raw, schedule, "edm")(z, t, class_labels=labels)
+    torch.testing.assert_close(negated(z, t, class_labels=labels), ours, rtol=0, atol=1e-6)

@@ -12,7 +12,7 @@ import torch
 from diffusers.schedulers.scheduling_ddim import DDIMScheduler, rescale_zero_terminal_snr
 from torch import Tensor
 
-from progdist import Cosine, Discrete, RectifiedFlow, UserError, VarianceExploding
+from progdist import Cosine, Discrete, Karras, RectifiedFlow, UserError, VarianceExploding
 from progdist.diffusion.schedule import Schedule, VariancePreserving
 from progdist.diffusion.schedule import check_schedule as check_schedule_is_one
 from support.checks import check_schedule
@@ -153,6 +153,74 @@ def test_variance_explodes_as_in_edm() -> None:
     for bounds in ((80, 0.002), (0, 80), (1, 1), (0.002, math.inf), ("0.002", 80)):
         with pytest.raises(UserError, match="sigma runs from"):
             VarianceExploding(*bounds)
+
+
+@pytest.mark.parametrize("power", [1.0, 3.0, 7.0, math.inf])
+@pytest.mark.parametrize("sigma_data", [0.5, 1.0, 3.0])
+def test_karras_is_the_same_noise_in_latents_of_one_deviation(power: float, sigma_data: float) -> None:
+    """z / alpha = y + s eps with the s of variance that explodes, and alpha^2 + (sigma / d)^2 = 1."""
+    schedule, t = Karras(power=power, sigma_data=sigma_data), torch.linspace(0, 1, 65, dtype=torch.float64)
+    level = VarianceExploding(power=power).sigma(t)
+    alpha, sigma = schedule.scales(t)
+    torch.testing.assert_close(sigma / alpha, level, rtol=1e-13, atol=0)
+    torch.testing.assert_close(alpha**2 + (sigma / sigma_data) ** 2, torch.ones_like(t), rtol=0, atol=1e-14)
+    torch.testing.assert_close(schedule.rho(t), VarianceExploding(power=power).rho(t), rtol=1e-13, atol=0)
+    assert torch.equal(schedule.alpha(t), alpha)
+    assert torch.equal(schedule.sigma(t), sigma)
+    assert [float(end) for end in schedule.level(times(0, 1))] == pytest.approx([0.002, 80], rel=1e-13)
+    check_schedule(schedule)
+
+
+def test_a_power_without_end_is_the_logarithm() -> None:
+    t = torch.linspace(0, 1, 65, dtype=torch.float64)
+    geometric = torch.logspace(math.log10(0.01), math.log10(1348), 65, dtype=torch.float64)
+    torch.testing.assert_close(VarianceExploding(0.01, 1348.0, math.inf).sigma(t), geometric, rtol=1e-13, atol=0)
+    torch.testing.assert_close(
+        VarianceExploding(0.01, 1348.0, 1e5).sigma(t), geometric, rtol=2e-4, atol=0
+    )  # the limit of high powers
+
+
+@pytest.mark.parametrize("sigma_data", [0.5, 1.0, 3.0])
+def test_the_angle_runs_evenly(sigma_data: float) -> None:
+    """Of deviation 1 it is the cosine schedule between the same signal-to-noise ratios."""
+    schedule, t = Karras(sigma_data=sigma_data, spacing="angle"), torch.linspace(0, 1, 65, dtype=torch.float64)
+    phi = torch.atan2(schedule.sigma(t) / sigma_data, schedule.alpha(t))
+    torch.testing.assert_close(phi.diff(), ((phi[-1] - phi[0]) / 64).expand(64), rtol=0, atol=1e-14)
+    assert [float(end) for end in schedule.level(times(0, 1))] == pytest.approx([0.002, 80], rel=1e-13)
+    unit = Cosine(-2 * math.log(0.002 / sigma_data), -2 * math.log(80 / sigma_data))
+    torch.testing.assert_close(schedule.alpha(t), unit.alpha(t), rtol=1e-12, atol=0)
+    torch.testing.assert_close(schedule.sigma(t), sigma_data * unit.sigma(t), rtol=1e-12, atol=0)
+    check_schedule(schedule)
+
+
+def test_what_a_network_of_edm_receives() -> None:
+    """c_noise of Karras et al., table 1, and of Stable Audio; latents over the deviation, of data over it."""
+    t = torch.linspace(0, 1, 9, dtype=torch.float64)
+    for spacing in ("power", "angle"):
+        schedule = Karras(sigma_data=0.7, spacing=spacing)
+        torch.testing.assert_close(schedule.network_time(t), schedule.level(t).log() / 4)
+        assert schedule.data_scale == 0.7
+        alpha, sigma = schedule.unit_scales(t)
+        torch.testing.assert_close(alpha**2 + sigma**2, torch.ones_like(t))
+    audio = Karras(0.3, 500.0, math.inf, 1.0, c_noise="atan")
+    torch.testing.assert_close(audio.network_time(t), torch.atan2(audio.sigma(t), audio.alpha(t)) * 2 / math.pi)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"sigma_min": 0}, "sigma runs from"),
+        ({"power": 0}, "sigma runs from"),
+        ({"sigma_max": math.inf}, "sigma runs from"),
+        ({"sigma_data": 0}, "sigma_data is 0, expected the standard deviation"),
+        ({"sigma_data": "1"}, "sigma_data is 1"),
+        ({"spacing": "cosine"}, "spacing is 'cosine', expected one of power, angle"),
+        ({"c_noise": "sigma"}, "c_noise is 'sigma', expected one of log, atan"),
+    ],
+)
+def test_a_noise_that_is_not_edms_is_refused(fields: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        Karras(**fields)
 
 
 @pytest.mark.parametrize("shift", [0.5, 1.0, 3.0])

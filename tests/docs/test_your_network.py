@@ -27,6 +27,7 @@ MODELS: dict[str, tuple[dict[str, Any], tuple[int, ...], dict[str, Tensor], Tens
         {"diffusion": foreign.gaussian_diffusion(), "images": (IMAGES + 1) / 2}, (3, 8, 8), {}, 0.0,
     ),
     "EDM": ({"net": foreign.Preconditioned(), "images": IMAGES}, (3, 8, 8), {}, 0.0),
+    "EDM's raw network": ({"net": foreign.Raw(), "images": IMAGES}, (3, 8, 8), {}, 0.0),
     "azula": (
         {"denoiser": foreign.Posterior(), "denoiser_schedule": foreign.Schedule(), "images": IMAGES},
         (3, 8, 8), {}, 0.0,
@@ -75,4 +76,17 @@ def test_its_lines_make_a_student_of_the_teacher_that_was_meant(title: str, monk
 
 def test_every_model_of_the_page_is_run() -> None:
     assert set(SECTIONS) == set(MODELS)
-    assert len(MODELS) == 7
+    assert len(MODELS) == 8
+
+
+def test_an_edm_is_distilled_on_another_grid(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(DEFAULTS["distill"], "updates", 2)
+    monkeypatch.setitem(DEFAULTS["distill"], "batch", 8)
+    names: dict[str, Any] = {"progdist": progdist, "torch": torch, "net": foreign.Raw(), "images": IMAGES}
+    titles = (SECTIONS["EDM's raw network"], TEXT.partition("## The steps of an EDM")[2])
+    for block in (re.findall(r"```python\n(.*?)```", text, re.S)[0] for text in titles):
+        exec(block, names)
+    teacher, student = names["teacher"], names["student"]
+    assert (teacher.schedule.spacing, student.schedule.spacing) == ("power", "angle")
+    made = progdist.sample(student, torch.randn(64, 3, 8, 8), 64)
+    assert abs(float(made.mean()) - 0.3) < 0.05

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from progdist import WEIGHTINGS, Cosine, Discrete, RectifiedFlow, distillation_target
+from progdist import WEIGHTINGS, Cosine, Discrete, Karras, RectifiedFlow, distillation_target
 from progdist._utils.broadcasting import per_example
 from progdist.diffusion.analytic import Mixture
 from progdist.diffusion.loss import denoising_loss
@@ -18,7 +18,8 @@ from support.checks import check_student_lands_where_the_teacher_lands, mixture
 from support.paths import REFERENCE
 from support.toys import OfficialDenoiser, label
 
-SCHEDULES = [Cosine(), Cosine(math.inf, -math.inf), Discrete.linear(), RectifiedFlow()]
+EDM = [Karras(sigma_data=0.7), Karras(sigma_data=0.7, spacing="angle")]
+SCHEDULES = [Cosine(), Cosine(math.inf, -math.inf), Discrete.linear(), RectifiedFlow(), *EDM]
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES, ids=label)

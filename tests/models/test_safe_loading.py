@@ -151,7 +151,7 @@ def unet(**fields: Any) -> UNet2DModel:  # noqa: ANN401
         ({"class_embed_type": "timestep"}, r"class_embed_type 'timestep' \(expected None\)"),
         ({"class_embed_type": "identity"}, "class_embed_type 'identity'"),
         ({"time_embedding_type": "learned", "num_train_timesteps": 1000}, "time_embedding_type 'learned'"),
-        ({"time_embedding_type": "fourier"}, "time_embedding_type 'fourier'"),
+        ({"time_embedding_type": "fourier"}, "time_embedding_type that is fourier"),
         ({"in_channels": 3}, "output for data of 3x8x8 .* is 1x8x8, expected 3x8x8"),
         ({"out_channels": 3}, "output for data of 1x8x8 .* is 3x8x8, expected 1x8x8"),
         ({"sample_size": 9}, "cannot be called"),

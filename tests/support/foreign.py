@@ -68,6 +68,22 @@ class Preconditioned(Gaussian):
         return self.denoised(x, torch.ones_like(sigma), sigma)
 
 
+class Raw(Gaussian):
+    """Called as net(c_in x, c_noise, class_labels), which EDM's preconditioning makes denoised data of (table 1)."""
+
+    def __init__(self, sigma_data: float = 0.5) -> None:
+        super().__init__()
+        self.sigma_data = sigma_data
+
+    def forward(self, scaled: Tensor, c_noise: Tensor, class_labels: Tensor | None = None) -> Tensor:
+        sigma, d = _wide((4 * c_noise).exp(), scaled), self.sigma_data
+        assert ((sigma >= 0.002 * 0.999) & (sigma <= 80 * 1.001)).all()
+        norm = (sigma**2 + d**2).sqrt()
+        x = scaled * norm
+        denoised = self.denoised(x, torch.ones_like(sigma), sigma)
+        return (denoised - (d / norm) ** 2 * x) * norm / (sigma * d)
+
+
 class Schedule(nn.Module):
     """alpha = alpha_min^(t^2), sigma^2 = 1 - alpha^2 + sigma_min^2."""
 

@@ -40,7 +40,14 @@ def load_ddim(folder: Path) -> Any:  # noqa: ANN401
 def stock_samples(unet: Any, scheduler: Any, noise: Tensor, steps: int, **condition: Tensor) -> Tensor:  # noqa: ANN401
     """A stock sampling loop, from given noise."""
     scheduler.set_timesteps(steps)
-    images = noise
+    return stock_steps(unet, scheduler, noise, **condition)
+
+
+@torch.no_grad()
+def stock_steps(unet: Any, scheduler: Any, noise: Tensor, **condition: Tensor) -> Tensor:  # noqa: ANN401
+    """The same through timesteps that are set."""
+    images = noise * getattr(scheduler, "init_noise_sigma", 1)
+    scaled = getattr(scheduler, "scale_model_input", lambda images, t: images)
     for t in scheduler.timesteps:
-        images = scheduler.step(unet(images, t, **condition).sample, t, images).prev_sample
+        images = scheduler.step(unet(scaled(images, t), t, **condition).sample, t, images).prev_sample
     return images

@@ -6,12 +6,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from progdist import Cosine, Denoiser, Discrete, RectifiedFlow
+from progdist import Cosine, Denoiser, Discrete, Karras, RectifiedFlow
 from progdist.diffusion.analytic import Gaussian
 from progdist.diffusion.denoiser import DenoiserProtocol
 from progdist.diffusion.parameterization import PARAMETERIZATIONS, V
 from progdist.diffusion.schedule import Schedule
 from progdist.teachers.check import _wrong_timestep, check_teacher, time_of
+from support.foreign import WIDTH as OF_FOREIGN
+from support.foreign import Raw
 from support.toys import label
 
 WIDTH = 0.003  # narrow data: at the lowest noise levels the noise can still be told apart
@@ -42,6 +44,21 @@ def problem_found(
     )
     x, eps = 0.3 + WIDTH * torch.randn(256, 8), torch.randn(256, 8)
     return check_teacher(denoiser, x, eps).problem
+
+
+@pytest.mark.parametrize("sigma_data", [0.5, 2.0])
+@pytest.mark.parametrize("declared", ["edm", "v", "x", "eps"])
+def test_the_output_of_an_edm(sigma_data: float, declared: str) -> None:
+    """Its network sees data over their deviation, and predicts of them."""
+    denoiser = Denoiser(Raw(sigma_data), Karras(sigma_data=sigma_data), declared)
+    found = check_teacher(denoiser, 0.3 + OF_FOREIGN * torch.randn(256, 1, 4, 4), torch.randn(256, 1, 4, 4))
+    assert min(found.errors, key=lambda name: found.errors[name]) == "edm"
+    assert found.shifts == {}
+    if declared == "edm":
+        assert found.problem is None
+    else:
+        assert found.problem
+        assert "read as edm" in found.problem
 
 
 @pytest.mark.parametrize("number", [float("nan"), float("inf")])

@@ -99,7 +99,6 @@ def test_flow_sigmas_are_a_rectified_flow(name: str, shift: float) -> None:
 @pytest.mark.parametrize(
     ("name", "fields", "message"),
     [
-        ("EulerDiscreteScheduler", {"timestep_type": "continuous"}, r"timestep_type 'continuous'.* log\(sigma\) / 4"),
         (
             "DPMSolverMultistepScheduler",
             {"use_flow_sigmas": True},
@@ -123,9 +122,6 @@ def test_flow_sigmas_are_a_rectified_flow(name: str, shift: float) -> None:
         ("DDPMScheduler", {"beta_end": float("nan")}, "damaged"),
         ("DDPMScheduler", {"prediction_type": ["epsilon"]}, "prediction_type"),
         ("DDPMScheduler", {"predict_epsilon": False}, '"prediction_type": "sample"'),
-        ("EDMEulerScheduler", {}, "an EDM takes scaled data .*progdist.distill"),
-        ("EDMDPMSolverMultistepScheduler", {}, "an EDM takes scaled data"),
-        ("ScoreSdeVeScheduler", {}, "variance-exploding"),
         ("LCMScheduler", {}, "distilled to few steps already: give the teacher"),
         ("TCDScheduler", {}, "distilled to few steps already"),
         ("CMStochasticIterativeScheduler", {}, "distilled to few steps already"),
@@ -156,9 +152,10 @@ def test_fields_that_nothing_knows_are_said(stock: SaveStock) -> None:
 def test_every_field_of_every_scheduler_is_known() -> None:
     """Whatever a stock class writes is read, or of its own steps: a field that diffusers adds is noticed here."""
     for kind in SCHEDULERS:
-        for name in set(kind.classes) - {"DPMSolverSDEScheduler"}:
+        for name in set(kind.classes) - {"DPMSolverSDEScheduler", "CosineDPMSolverMultistepScheduler"}:
             fields = {"use_flow_sigmas": True, "prediction_type": "flow_prediction"} if kind is not TABLE else {}
-            config = dict(scheduler_of(name, num_train_timesteps=30).config) | (fields if name in SOLVERS else {})
+            few = {} if name == "KarrasVeScheduler" else {"num_train_timesteps": 30}
+            config = dict(scheduler_of(name, **few).config) | (fields if name in SOLVERS else {})
             assert formulation(name, **{field: value for field, value in config.items() if field[0] != "_"}).notes == ()
 
 

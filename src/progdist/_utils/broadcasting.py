@@ -9,6 +9,11 @@ def time_device(device: torch.device) -> torch.device:
     return torch.device("cpu") if device.type == "mps" else device
 
 
+def scaled(values: Tensor, factor: float) -> Tensor:
+    """Values times a number; themselves for 1."""
+    return values if factor == 1 else values * factor
+
+
 def per_example(values: Tensor, batch: Tensor) -> Tensor:
     """Values (B,) or () -> (B, 1, ..., 1) or (), to multiply a batch (B, ...), on its device and in its precision."""
     values = values.to(batch)

@@ -118,7 +118,7 @@ def _example_chain(teacher: Teacher) -> list[int]:
     """A chain to few steps; empty for a teacher of one step."""
     if tuple(teacher.model.steps) == (1,):
         return []
-    most = max(teacher.model.steps, default=teacher.model.denoiser.num_train_timesteps)
+    most = max(teacher.model.steps, default=teacher.model.denoiser.most_steps)
     target = next(count for count in (4, 3, 5, 2, 1) if most % count == 0 and count < most)
     return chain_for(teacher, target, 256)
 

@@ -1,7 +1,8 @@
 r"""A denoiser: (z_t, t) -> xh, the one contract between networks and everything that uses them.
 
-    xh(z, t, c) = denoise(F(z, timestep, c), z, alpha_t, sigma_t),    timestep = T tau_t - offset
+    xh(z, t, c) = d denoise(F(z / d, timestep, c), z / d, alpha_t, sigma_t / d),    timestep = T tau_t - offset
 
+d is 1, or of EDM's networks the deviation of their data (see `progdist.diffusion.schedule.Karras`).
 The condition c is tensors by name, each with a row for every example: labels, embeddings of captions, guidance scales.
 tau_t is the time that the network receives: t itself, or sigma_t of a rectified flow, whose grid may be shifted. The
 timestep is what stock diffusers hands the same network. Its DDIM counts a table of T noise levels from 0, so that
@@ -18,13 +19,15 @@ from typing import Any, Protocol, Self
 import torch
 from torch import Tensor, nn
 
+from progdist._utils.broadcasting import scaled
 from progdist._utils.errors import UserError
 from progdist.diffusion.network_call import call_network, check_call, prediction, tables, whole_timesteps
 from progdist.diffusion.parameterization import Parameterization, as_parameterization
-from progdist.diffusion.schedule import Discrete, RectifiedFlow, Schedule, VarianceExploding, check_schedule
+from progdist.diffusion.schedule import Discrete, Karras, RectifiedFlow, Schedule, VarianceExploding, check_schedule
 
 LOG = logging.getLogger("progdist")
 MAX_TIMESTEPS = 1_000_000  # more than any network was trained with; stock schedulers hold a table of them
+UNCOUNTED = 1024  # steps of a network that receives times in [0, 1] or levels of noise
 
 
 class DenoiserProtocol(Protocol):
@@ -50,11 +53,13 @@ class Denoiser(nn.Module):
             the second half, learned variances, is passed over.
         schedule: alpha and sigma over t in [0, 1], rho falling.
         prediction_type: what the output means: diffusers' "v_prediction", "epsilon", "sample" or "flow_prediction", the
-            paper's "v", "eps", "x" or "x_eps", or a `Parameterization` of your own.
-        num_train_timesteps: T; by default the length of a `Discrete` schedule's table, 1 of `VarianceExploding`, whose
-            network receives sigma, and 1024 of any other. 1 for a network of times in [0, 1].
-        offset: what is subtracted from T t; None for 0 where T = 1 is said, with a rectified flow and with
-            `VarianceExploding`, and 1 otherwise.
+            paper's "v", "eps", "x" or "x_eps", "edm" for the raw network of an EDM, or a `Parameterization` of your
+            own.
+        num_train_timesteps: T; by default the length of a `Discrete` schedule's table, 1 of `VarianceExploding` and
+            `Karras`, whose networks receive a level of noise, and 1024 of any other. 1 for a network of times in
+            [0, 1].
+        offset: what is subtracted from T t; None for 0 where T = 1 is said, with a rectified flow,
+            `VarianceExploding` and `Karras`, and 1 otherwise.
         arguments: the condition as the network's own keyword arguments; as it is by default.
         call: (network, z, timestep, **arguments) -> its output, for a network that is called otherwise than above, as
             lambda network, z, t: -network(1 - t, z) for a flow from noise at 0 to data at 1 that takes its time first.
@@ -87,7 +92,7 @@ class Denoiser(nn.Module):
         self._seen: set[str] = set()  # of the network, by any denoiser that this one was made into
         check_schedule(schedule)
         count = _timesteps(schedule) if num_train_timesteps is None else num_train_timesteps
-        continuous = isinstance(schedule, RectifiedFlow | VarianceExploding) or num_train_timesteps == 1
+        continuous = isinstance(schedule, RectifiedFlow | VarianceExploding | Karras) or num_train_timesteps == 1
         self._set(
             network=network,
             schedule=schedule,
@@ -134,9 +139,10 @@ class Denoiser(nn.Module):
             t: times in [0, 1], float64, (B,) or ().
             condition: passed to the network by way of `arguments`, e.g. class_labels (B,) int64.
         """
-        t = t.double()
+        t, unit = t.double(), self.schedule.data_scale
+        z = scaled(z, 1 / unit)
         output = self.output(z, self.timestep(t).to(z.device, torch.float32).expand(z.shape[0]), **condition)
-        return self.parameterization.denoise(output, z, *self.schedule.scales(t))
+        return scaled(self.parameterization.denoise(output, z, *self.schedule.unit_scales(t)), unit)
 
     def timestep(self, t: Tensor) -> Tensor:
         """The timestep that the network receives at times t: float64, of t's shape."""
@@ -181,6 +187,11 @@ class Denoiser(nn.Module):
         """Whether the network was seen to look its timesteps up in a table, so that it knows whole ones alone."""
         return "table" in self._seen
 
+    @property
+    def most_steps(self) -> int:
+        """The most steps in which it is sampled: T, or 1024 where its network counts no timesteps."""
+        return self.num_train_timesteps if self.num_train_timesteps > 1 else UNCOUNTED
+
     def parts(self) -> dict[str, Any]:
         """What it is made of: the arguments of Denoiser by name."""
         names = ("network", "schedule", "num_train_timesteps", "offset", "arguments", "call")
@@ -203,10 +214,10 @@ class Denoiser(nn.Module):
 
 
 def _timesteps(schedule: Schedule) -> int:
-    """T where it is not said: a table's length, 1 of a network that receives sigma, 1024 of any other."""
+    """T where it is not said: a table's length, 1 of a network that receives a level, 1024 of any other."""
     if isinstance(schedule, Discrete):
         return len(schedule.alphas_cumprod)
-    return 1 if isinstance(schedule, VarianceExploding) else 1024
+    return 1 if isinstance(schedule, VarianceExploding | Karras) else UNCOUNTED
 
 
 def _check_number(name: str, value: object, low: int, high: int) -> None:

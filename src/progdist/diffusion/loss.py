@@ -78,7 +78,7 @@ def output_weight(
 
     An x-error that is weighed by the SNR is one of eps, which counts the same at all times if the network predicts it.
     """
-    alpha, sigma = schedule.scales(t)
+    alpha, sigma = schedule.unit_scales(t)
     latent = torch.zeros(len(t), 1, 1, 1, dtype=torch.float64)
     heads = torch.eye(parameterization.heads, dtype=torch.float64)[..., None, None]
     moved = [

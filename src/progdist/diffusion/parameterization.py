@@ -8,9 +8,12 @@ Every parameterisation with one head is a pair of scalars at each time (paper, s
     eps        F ~ eps                      c_skip = 1 / alpha          c_out = -sigma / alpha
     v          F ~ alpha eps - sigma x      c_skip = alpha / n          c_out = -sigma / n,      n = alpha^2 + sigma^2
     velocity   F ~ eps - x                  c_skip = 1 / (alpha+sigma)  c_out = -sigma / (alpha+sigma)
+    edm        F ~ sigma x - alpha eps      c_skip = alpha / n          c_out = sigma / n
 
-n = 1 for variance-preserving schedules; `velocity` is flow matching's, dz/dt of a rectified flow. The paper's
-output with two heads is the one special case: each head tells x, and the signal-to-noise ratio weighs them,
+n = 1 for variance-preserving schedules; `velocity` is flow matching's, dz/dt of a rectified flow; `edm` is -v, what the
+raw networks of EDM predict. z, x and sigma are over the deviation of the data where the schedule has one (see
+`Schedule.data_scale`). The paper's output with two heads is the one special case: each head tells x, and the
+signal-to-noise ratio weighs them,
 
     x_eps      F = (F_x, F_eps)             xh = (sigma^2 F_x + alpha (z - sigma F_eps)) / n
 
@@ -123,6 +126,21 @@ class V(OneHead):
         return per_example(alpha, x) * eps - per_example(sigma, x) * x
 
 
+class Edm(V):
+    """F ~ -v, as EDM's networks and stock EDM schedulers of prediction type `epsilon` have it (see `Karras`)."""
+
+    name: ClassVar[str] = "edm"
+
+    def coefficients(self, alpha: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
+        """(alpha, sigma) / (alpha^2 + sigma^2)."""
+        c_skip, c_out = super().coefficients(alpha, sigma)
+        return c_skip, -c_out
+
+    def output(self, x: Tensor, eps: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
+        """sigma x - alpha eps."""
+        return -super().output(x, eps, alpha, sigma)
+
+
 class Velocity(OneHead):
     """F ~ eps - x, the straight-line velocity of flow matching."""
 
@@ -156,7 +174,9 @@ class XEps(Parameterization):
         return torch.cat([x, eps], dim=1)
 
 
-PARAMETERIZATIONS: dict[str, Parameterization] = {each.name: each for each in (X(), Eps(), V(), Velocity(), XEps())}
+PARAMETERIZATIONS: dict[str, Parameterization] = {
+    each.name: each for each in (X(), Eps(), V(), Edm(), Velocity(), XEps())
+}
 """By the paper's names."""
 
 PREDICTION_TYPES = {"sample": "x", "epsilon": "eps", "v_prediction": "v", "flow_prediction": "velocity"}

@@ -40,7 +40,7 @@ from numbers import Integral
 import torch
 from torch import Tensor
 
-from progdist._utils.broadcasting import per_example, time_device
+from progdist._utils.broadcasting import per_example, scaled, time_device
 from progdist._utils.errors import UserError
 from progdist.diffusion.denoiser import DenoiserProtocol
 from progdist.diffusion.integrators import Predict, Step, euler_in_log_snr, runge_kutta
@@ -191,8 +191,7 @@ def time_grid(steps: int) -> Tensor:
 
 def initial_latents(schedule: Schedule, noise: Tensor) -> Tensor:
     """The latents at which sampling begins: standard normal noise (B, ...) times the schedule's `noise_scale`."""
-    scale = schedule.noise_scale()
-    return noise if scale == 1 else noise * scale
+    return scaled(noise, schedule.noise_scale())
 
 
 @torch.no_grad()

@@ -14,7 +14,7 @@ all its digits where it is small, and is exactly 0 where psi is.
 
 Every function takes times as a float64 tensor of any shape and returns float64 of that shape, on its device; a
 schedule itself is numbers (the angles of a table are cached). Source: Salimans & Ho 2022, section 2 and appendix E;
-Liu et al. 2022 (arXiv 2209.03003) for the rectified flow.
+Liu et al. 2022 (arXiv 2209.03003) for the rectified flow; Karras et al. 2022 (arXiv 2206.00364) for EDM's noise.
 """
 
 import math
@@ -23,11 +23,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from numbers import Real
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Literal, Self
 
 import torch
 from torch import Tensor
 
+from progdist._utils.broadcasting import scaled
 from progdist._utils.errors import UserError
 
 
@@ -66,8 +67,18 @@ class Schedule(ABC):
         return 2 * self.rho(t).log()
 
     def network_time(self, t: Tensor) -> Tensor:
-        """The time in [0, 1] that a network receives: t itself, unless a schedule overrides it."""
+        """The time that a network receives: t itself, unless a schedule overrides it."""
         return t
+
+    @property
+    def data_scale(self) -> float:
+        """d, over which a network receives z_t and predicts of the data: their deviation; 1 unless overridden."""
+        return 1.0
+
+    def unit_scales(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        """(alpha_t, sigma_t / d), the scales of z_t / d in data x / d."""
+        alpha, sigma = self.scales(t)
+        return alpha, scaled(sigma, 1 / self.data_scale)
 
     def smooth_time(self, t: Tensor) -> Tensor:
         """A time in which alpha and sigma have derivatives, as integrators need: t itself, unless overridden.
@@ -272,16 +283,17 @@ class RectifiedFlow(Schedule):
 
 @dataclass(frozen=True)
 class VarianceExploding(Schedule):
-    """Noise upon data that keep their scale, as of EDM (Karras et al. 2022, arXiv 2206.00364, equation 5): alpha = 1.
+    """Noise upon data that keep their scale (Karras et al. 2022, arXiv 2206.00364, equation 5): alpha = 1.
 
         sigma_t = (sigma_min^(1/p) + t (sigma_max^(1/p) - sigma_min^(1/p)))^p
 
-    The network receives sigma_t.
+    The network receives sigma_t, and noise and data as they are: one that is called as D(x, sigma), as EDM's own is.
 
     Args:
         sigma_min: sigma at t = 0.
         sigma_max: sigma at t = 1, where sampling begins.
-        power: p, EDM's rho; a higher one spends more of the steps where there is less noise.
+        power: p, EDM's rho; a higher one spends more of the steps where there is less noise. Infinite: the logarithm of
+            sigma runs evenly, as in Song et al. 2021 (arXiv 2011.13456).
     """
 
     name: ClassVar[str] = "variance_exploding"
@@ -290,12 +302,7 @@ class VarianceExploding(Schedule):
     power: float = 7.0
 
     def __post_init__(self) -> None:
-        numbers = all(isinstance(each, Real) for each in (self.sigma_min, self.sigma_max, self.power))
-        if not numbers or not (0 < self.sigma_min < self.sigma_max < math.inf and 0 < self.power < math.inf):
-            raise UserError(
-                f"sigma runs from sigma_min={self.sigma_min} to sigma_max={self.sigma_max} with power={self.power}, "
-                "expected positive numbers, and a larger one at the end"
-            )
+        _check_levels(self.sigma_min, self.sigma_max, self.power)
 
     def alpha(self, t: Tensor) -> Tensor:
         """1."""
@@ -303,12 +310,113 @@ class VarianceExploding(Schedule):
 
     def sigma(self, t: Tensor) -> Tensor:
         """The power p of what is linear in t."""
-        low, high = self.sigma_min ** (1 / self.power), self.sigma_max ** (1 / self.power)
-        return (low + t.double() * (high - low)) ** self.power
+        return _levels(self.sigma_min, self.sigma_max, self.power, t)
 
     def network_time(self, t: Tensor) -> Tensor:
         """sigma_t."""
         return self.sigma(t)
+
+
+@dataclass(frozen=True)
+class Karras(Schedule):
+    r"""The same noise in latents that keep the deviation d of the data: those of EDM's raw networks F(c_in x, c_noise).
+
+    Of data y of deviation d = `sigma_data`, noise s_t and EDM's x = y + s_t eps the latent is
+
+        z_t = x / sqrt(1 + (s_t / d)^2) = cos(phi_t) y + d sin(phi_t) eps,    tan(phi_t) = s_t / d
+
+    so z_t / d, of data y / d, is variance-preserving, and EDM's preconditioning (Karras et al. 2022, table 1) is
+
+        c_in x = z / d,    y / d = c_skip x / d + c_out F / d = cos(phi) z / d + sin(phi) F
+
+    whose F is -v of the data y / d: the output `edm`. The network receives z / d and c_noise.
+
+    Args:
+        sigma_min: s at t = 0.
+        sigma_max: s at t = 1, where sampling begins.
+        power: EDM's rho, as of `VarianceExploding`.
+        sigma_data: d, the deviation of the data for which the network was preconditioned.
+        spacing: how times, and so the steps of a student, are spaced: "power" by the power, as EDM's own sampler;
+            "angle": phi_t runs evenly, as that of `Cosine`.
+        c_noise: what the network receives of s: "log", log(s) / 4, as EDM and k-diffusion; "atan", 2 atan(s) / pi, as
+            Stable Audio.
+    """
+
+    name: ClassVar[str] = "karras"
+    sigma_min: float = 0.002
+    sigma_max: float = 80.0
+    power: float = 7.0
+    sigma_data: float = 0.5
+    spacing: Literal["power", "angle"] = "power"
+    c_noise: Literal["log", "atan"] = "log"
+
+    def __post_init__(self) -> None:
+        _check_levels(self.sigma_min, self.sigma_max, self.power)
+        if not isinstance(self.sigma_data, Real) or not 0 < self.sigma_data < math.inf:
+            raise UserError(f"sigma_data is {self.sigma_data}, expected the standard deviation of the data")
+        for name, value, known in (("spacing", self.spacing, SPACINGS), ("c_noise", self.c_noise, C_NOISES)):
+            if value not in known:
+                raise UserError(f"{name} is {str(value)[:50]!r}, expected one of {', '.join(known)}")
+
+    def level(self, t: Tensor) -> Tensor:
+        """s_t, the deviation of the noise upon data that keep their scale; float64 of t's shape."""
+        if self.spacing == "power":
+            return _levels(self.sigma_min, self.sigma_max, self.power, t)
+        phi_0, phi_1 = (math.atan2(level, self.sigma_data) for level in (self.sigma_min, self.sigma_max))
+        psi_0, psi_1 = (math.atan2(self.sigma_data, level) for level in (self.sigma_min, self.sigma_max))
+        t = t.double()
+        phi, psi = phi_0 + (phi_1 - phi_0) * t, psi_1 + (psi_0 - psi_1) * (1 - t)
+        return self.sigma_data * phi.sin() / psi.sin()
+
+    def alpha(self, t: Tensor) -> Tensor:
+        """cos phi_t."""
+        return (1 + (self.level(t) / self.sigma_data) ** 2).rsqrt()
+
+    def sigma(self, t: Tensor) -> Tensor:
+        """d sin phi_t."""
+        return self.scales(t)[1]
+
+    def scales(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        """(cos phi_t, s_t cos phi_t), of one level."""
+        level = self.level(t)
+        alpha = (1 + (level / self.sigma_data) ** 2).rsqrt()
+        return alpha, level * alpha
+
+    def noise_scale(self) -> float:
+        """That of stock samplers, alpha_1 sqrt(1 + sigma_max^2): of a latent of data of variance 1."""
+        return math.sqrt((1 + self.sigma_max**2) / (1 + (self.sigma_max / self.sigma_data) ** 2))
+
+    @property
+    def data_scale(self) -> float:
+        """d."""
+        return self.sigma_data
+
+    def network_time(self, t: Tensor) -> Tensor:
+        """c_noise of s_t."""
+        level = self.level(t)
+        return level.log() / 4 if self.c_noise == "log" else 2 / math.pi * level.atan()
+
+
+SPACINGS, C_NOISES = ("power", "angle"), ("log", "atan")
+
+
+def _levels(low: float, high: float, power: float, t: Tensor) -> Tensor:
+    """From low at t = 0 to high at t = 1, its root of a power, or its logarithm, linear in t: float64 of t's shape."""
+    t = t.double()
+    if power == math.inf:
+        return low * (math.log(high / low) * t).exp()
+    first, last = low ** (1 / power), high ** (1 / power)
+    return (first + t * (last - first)) ** power
+
+
+def _check_levels(low: object, high: object, power: object) -> None:
+    """Raise a UserError for what are no levels of noise that rise."""
+    numbers = all(isinstance(each, Real) for each in (low, high, power))
+    if not numbers or not (0 < low < high < math.inf and power > 0):  # pyright: ignore[reportOperatorIssue]
+        raise UserError(
+            f"sigma runs from sigma_min={low} to sigma_max={high} with power={power}, expected positive numbers, and a "
+            "larger one at the end"
+        )
 
 
 def _numbers(name: str, values: Any) -> Tensor:  # noqa: ANN401  (whatever a tensor can be made of)
@@ -358,6 +466,6 @@ def check_schedule(schedule: object) -> None:
         raise UserError(f"{type(schedule).__name__} has an alpha below 0, a sigma not above 0, or one not finite")
 
 
-SCHEDULES: dict[str, type[Cosine] | type[Discrete] | type[RectifiedFlow] | type[VarianceExploding]] = {
-    schedule.name: schedule for schedule in (Cosine, Discrete, RectifiedFlow, VarianceExploding)
+SCHEDULES: dict[str, type[Cosine] | type[Discrete] | type[RectifiedFlow] | type[VarianceExploding] | type[Karras]] = {
+    schedule.name: schedule for schedule in (Cosine, Discrete, RectifiedFlow, VarianceExploding, Karras)
 }

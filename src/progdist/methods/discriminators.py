@@ -159,9 +159,8 @@ class TeacherFeatures(nn.Module):
         """Those of the network's middle, (B, places, channels); times before its first are that one."""
         (teacher,) = self._teacher
         denoiser = teacher if self.own is None else teacher.with_network(self.own)
-        first = 1 / max(denoiser.num_train_timesteps, 2)
         with untrained(denoiser.network) if self.own is None else nullcontext():
-            return middle_features(denoiser, z, s.clamp(min=first), condition)
+            return middle_features(denoiser, z, s.clamp(min=1 / denoiser.most_steps), condition)
 
 
 def middle_features(denoiser: Denoiser, z: Tensor, t: Tensor, condition: Mapping[str, Any]) -> Tensor:

@@ -1,6 +1,7 @@
 r"""Diffusers' networks, as far as they can be distilled: what their data and conditions are, and how they are called.
 
-UNet2DModel                 z (B, C, H, W) and the timestep; a class, if it has classes
+UNet2DModel                 z (B, C, H, W) and the timestep, or of a score-based one its level of noise; a class, if it
+                            has classes
 DiTTransformer2DModel       z, the timestep and a class
 UNet2DConditionModel        z, the timestep, and embeddings of a prompt, for SDXL a pooled one and the image's size, too
 PixArtTransformer2DModel    z, the timestep, and of the prompt its embeddings and their mask
@@ -31,6 +32,7 @@ from diffusers.models.unets.unet_2d import UNet2DModel
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from torch import Tensor, nn
 
+from progdist._utils.broadcasting import per_example
 from progdist._utils.errors import UserError
 from progdist.diffusion.network_call import call_network
 from progdist.methods.guidance import Input
@@ -69,7 +71,7 @@ def _without(allowed: Mapping[str, Sequence[object]], config: Config) -> list[st
 
 UNET_INPUTS: dict[str, Sequence[object]] = {
     "class_embed_type": (None,),  # others take numbers or vectors in place of classes
-    "time_embedding_type": ("positional",),  # fourier takes noise levels, and learned whole numbers alone
+    "time_embedding_type": ("positional", "fourier"),  # learned ones take whole numbers alone
 }
 """The inputs of a UNet2DModel that are known, by the fields that choose them."""
 
@@ -103,6 +105,16 @@ def _pooled_prompt(tokens: int, config: Config) -> Shapes:
         "encoder_hidden_states": (tokens, config["joint_attention_dim"]),
         "pooled_projections": (config["pooled_projection_dim"],),
     }
+
+
+def _call_score(network: nn.Module, z: Tensor, sigma: Tensor, **condition: Tensor) -> Tensor:
+    """The eps of a score-based network, for noise of deviation sigma upon images in [-1, 1].
+
+    It takes images in [0, 1] with half the noise, and returns the score (see `progdist.teachers.score`).
+    """
+    level = sigma / 2
+    output: Any = network((z + 1) / 2, level, **condition)
+    return -per_example(level, z) * getattr(output, "sample", output)
 
 
 def _call_pixart(network: nn.Module, z: Tensor, timestep: Tensor, **condition: Tensor) -> Any:  # noqa: ANN401
@@ -223,6 +235,12 @@ def without_variance(network: Network) -> Network:
     return network
 
 
+def receives_levels(network: nn.Module) -> bool:
+    """Whether a diffusers network is score-based, and so receives a level of noise and not a timestep."""
+    kind = kind_of(network)
+    return kind is not None and kind.part == "unet" and _config(network).get("time_embedding_type") == "fourier"
+
+
 def class_count(network: nn.Module) -> int:
     """How many classes the network is conditioned on, the one that stands for none included; 0 if on none."""
     kind = kind_of(network)
@@ -271,7 +289,8 @@ def network_interface(network: nn.Module) -> dict[str, Any]:
     """How a network is called: `arguments` and `call` of `progdist.diffusion.denoiser.Denoiser`."""
     kind = kind_of(network)
     if kind is None or kind.prompt is None:
-        return {"arguments": class_arguments if class_guidance(network) else dict, "call": call_network}
+        call = _call_score if receives_levels(network) else call_network
+        return {"arguments": class_arguments if class_guidance(network) else dict, "call": call}
     config = _config(network)
     if kind.network is UNet2DConditionModel:
         return {"arguments": partial(_unet_arguments, config["time_cond_proj_dim"]), "call": kind.call}

@@ -5,6 +5,7 @@ chain does. It starts at the largest such count, up to `start`, that the target 
 largest ratios come first, where a step changes least: 200 -> 40 -> 8 -> 4 for T = 1000.
 """
 
+import math
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -110,7 +111,10 @@ def chain_for(teacher: Teacher, target: int, start: int) -> list[int]:
             f"the teacher was itself distilled for {counts}, of which --steps {target} is no proper divisor: "
             "choose one that is"
         )
-    return divisor_chain(teacher.model.denoiser.num_train_timesteps, target, max(multiples, default=start))
+    most = teacher.model.denoiser.most_steps
+    if teacher.model.denoiser.num_train_timesteps == 1 and 0 < target <= most:  # any count is as good
+        most = target * 2 ** int(math.log2(most / target))
+    return divisor_chain(most, target, max(multiples, default=start))
 
 
 def frame(teacher: Teacher, source: str, columns: Columns, background: str | None = None) -> Data:

@@ -61,7 +61,8 @@ def check_options(recipe: Recipe, plan: Plan, teacher: Model | None) -> None:
 def _check_steps(plan: Plan, teacher: Model) -> None:
     """Refuse a chain that stock samplers would not visit."""
     for count in plan.chain:
-        if (table := teacher.denoiser.num_train_timesteps) % count:
+        table = teacher.denoiser.num_train_timesteps
+        if table > 1 and table % count:
             raise UserError(
                 f"the chain's {counted(count, 'step')} do not divide the teacher's {table} timesteps, "
                 "so stock samplers would visit other times: choose counts that do"

@@ -37,10 +37,10 @@ network = UNet2DModel.from_pretrained("{path}", subfolder="unet")
 scheduler = {scheduler}.from_pretrained("{path}", subfolder="scheduler")
 scheduler.set_timesteps({grid})
 labels = {labels}
-z = torch.randn(16, network.config.in_channels, {height}, {width})
+z = {begin}torch.randn(16, network.config.in_channels, {height}, {width})
 for timestep in scheduler.timesteps:
     with torch.no_grad():
-        output = network(z, {timestep}, class_labels=labels).sample
+        output = network({input}, {timestep}, class_labels=labels).sample
     z = scheduler.step(output, timestep, z).prev_sample
 """
 
@@ -84,7 +84,7 @@ def _template(stock: str | None, classes: int) -> str:
             return TRANSFORMER
         case "DDIMScheduler" | "LDMPipeline" if not classes:
             return PLAIN
-        case "DDIMScheduler" | "FlowMatchEulerDiscreteScheduler":
+        case "DDIMScheduler" | "FlowMatchEulerDiscreteScheduler" | "EDMEulerScheduler":
             return LOOP
     return OURS
 
@@ -92,7 +92,7 @@ def _template(stock: str | None, classes: int) -> str:
 def card(model: Model, stock: str | None, records: "Sequence[EvaluationRecord]") -> str:
     """The text, for the class of the folder's stock pipeline or scheduler, if it has one, and with its evaluations."""
     counts, labels, guidance = list(model.steps), model.labels, model.guidance
-    ddim = stock == "DDIMScheduler"
+    ddim, edm, flow = (stock == f"{name}Scheduler" for name in ("DDIM", "EDMEuler", "FlowMatchEulerDiscrete"))
     steps, classes, image = min(counts, default=256), len(labels), model.image
     guided = class_guidance(model.denoiser.network) is not None
     template = OURS if guided else _template(stock, classes)
@@ -109,7 +109,9 @@ def card(model: Model, stock: str | None, records: "Sequence[EvaluationRecord]")
         "condition": condition,
         "scheduler": stock,
         "timestep": "timestep" if ddim else "timestep.expand(16)",
-        "grid": f"{steps}" if counts or ddim else f"sigmas=[1 - i / {steps} for i in range({steps})]",
+        "begin": "scheduler.init_noise_sigma * " if edm else "",
+        "input": "scheduler.scale_model_input(z, timestep)" if edm else "z",
+        "grid": f"{steps}" if counts or not flow else f"sigmas=[1 - i / {steps} for i in range({steps})]",
         "pipeline": "DDIMPipeline" if ddim else stock,
         "caption": "a photograph of a lighthouse",
         "scale": _scale(guidance),

@@ -8,10 +8,11 @@
     progdist.json                   schedule, parameterization, step counts, lineage, versions
 
 The scheduler visits exactly our grid wherever the step count divides T, so that a stock sampler makes the images of
-`progdist sample`; that of a rectified flow does at the step count of the student (see `progdist.teachers.flow`). Other
-outputs, (x, eps) among them, have no stock scheduler, and some networks no stock pipeline: their folder holds the parts
-and progdist.json alone. For stock diffusers a class-conditional model that takes a guidance scale is the network alone,
-which is the model at its default scale (see `progdist.models.guidance_input`).
+`progdist sample`; that of a rectified flow or an EDM does at the step count of the student (see
+`progdist.teachers.flow` and `.edm`). Other outputs, (x, eps) among them, have no stock scheduler, and some networks no
+stock pipeline: their folder holds the parts and progdist.json alone. For stock diffusers a class-conditional model that
+takes a guidance scale is the network alone, which is the model at its default scale (see
+`progdist.models.guidance_input`).
 
 A student that is LoRA weights for the stock pipeline it was distilled from keeps that pipeline's table of noise levels
 and output: eps stays eps, and the last noise level stays above zero SNR. The way from eps to v depends on z and t,
@@ -38,6 +39,7 @@ from diffusers.pipelines.ddim.pipeline_ddim import DDIMPipeline
 from diffusers.pipelines.dit.pipeline_dit import DiTPipeline
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from diffusers.schedulers.scheduling_ddim import DDIMScheduler
+from diffusers.schedulers.scheduling_edm_euler import EDMEulerScheduler
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from torch import nn
 
@@ -46,7 +48,7 @@ from progdist._utils.files import FORMAT_VERSION, atomic_write, checksum, read_j
 from progdist._utils.words import counted
 from progdist.diffusion.denoiser import Denoiser
 from progdist.diffusion.parameterization import PARAMETERIZATIONS
-from progdist.diffusion.schedule import SCHEDULES, RectifiedFlow
+from progdist.diffusion.schedule import SCHEDULES
 from progdist.methods import METHODS
 from progdist.models.guidance_input import class_guidance, save_class_guidance
 from progdist.models.model import LatentDenoiser, Model
@@ -55,8 +57,8 @@ from progdist.models.prompts import Prompts
 from progdist.students.card import card
 from progdist.students.own_network import described, write_weights
 from progdist.teachers import SCHEDULERS
-from progdist.teachers.flow import stock_shift
 from progdist.teachers.own_network import WEIGHTS
+from progdist.teachers.schedulers import SchedulerKind
 
 if TYPE_CHECKING:
     from progdist.evaluation.record import EvaluationRecord
@@ -173,36 +175,42 @@ def _pipeline(model: Model, network: nn.Module, scheduler: SchedulerMixin | None
 
     None of them shifts latents (see `progdist.models.autoencoder`).
     """
-    if not isinstance(scheduler, DDIMScheduler) or (model.autoencoder and model.autoencoder.shifts):
+    if model.autoencoder and model.autoencoder.shifts:
         return None
     autoencoder = cast(Any, model.autoencoder.network if model.autoencoder else None)
+    if isinstance(network, UNet2DModel) and autoencoder and isinstance(scheduler, DDIMScheduler | EDMEulerScheduler):
+        return LDMPipeline(autoencoder, network, cast(Any, scheduler))
+    if not isinstance(scheduler, DDIMScheduler):
+        return None
     if isinstance(network, UNet2DModel):
-        return LDMPipeline(autoencoder, network, scheduler) if autoencoder else DDIMPipeline(network, scheduler)
+        return DDIMPipeline(network, scheduler)
     return DiTPipeline(cast(Any, network), autoencoder, cast(Any, scheduler)) if autoencoder else None
 
 
 def stock_scheduler(model: Model) -> SchedulerMixin | None:
     """The scheduler of a model's folder, for its own step count, the least of several; None where there is none.
 
-    That of a rectified flow is of one number of steps (see `progdist.teachers.flow`), any other of all that divide T.
+    That of a table is of all that divide T, any other of one number (see `progdist.teachers.flow` and `.edm`).
     """
-    steps = None if model.conditioning.passes_sigmas else min(model.steps, default=None)
-    written = (kind.write(model.denoiser, steps) for kind in SCHEDULERS)
-    return next((scheduler for scheduler in written if scheduler is not None), None)
+    kind = _scheduler_kind(model)
+    return kind.write(model.denoiser, _scheduler_steps(model)) if kind else None
+
+
+def _scheduler_kind(model: Model) -> SchedulerKind | None:
+    steps = _scheduler_steps(model)
+    return next((kind for kind in SCHEDULERS if kind.write(model.denoiser, steps) is not None), None)
+
+
+def _scheduler_steps(model: Model) -> int | None:
+    return None if model.conditioning.passes_sigmas else min(model.steps, default=None)
 
 
 def off_grid(model: Model) -> str:
     """Where its stock scheduler visits other times than `progdist sample`, and the remedy; "" for nowhere."""
-    denoiser = model.denoiser
-    if not model.steps or stock_scheduler(model) is None or model.conditioning.passes_sigmas:
+    kind = _scheduler_kind(model)
+    if not model.steps or kind is None or model.conditioning.passes_sigmas:
         return ""
-    schedule, count, steps = denoiser.schedule, denoiser.num_train_timesteps, min(model.steps)
-    if isinstance(schedule, RectifiedFlow):
-        missed = [steps] if stock_shift(schedule.shift, count, steps) is None else []
-        remedy = f"call scheduler.set_timesteps(sigmas=[1 - i / {steps} for i in range({steps})])"
-    else:
-        missed = [steps for steps in model.steps if count % steps]
-        remedy = f"sample it with progdist, or distil to step counts that divide its {count} timesteps"
+    missed, remedy = kind.missed(model.denoiser, model.steps)
     listed = " and ".join(counted(steps, "step") for steps in missed)
     return f"in {listed} its stock scheduler visits other times than progdist.sample: {remedy}" if missed else ""
 

@@ -21,14 +21,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from progdist._utils.broadcasting import per_example, scaled
 from progdist._utils.errors import UserError
 from progdist._utils.random import EVALUATION_NOISE, generator
 from progdist.data.examples import ExampleData
 from progdist.data.images import Images
 from progdist.diffusion.denoiser import Denoiser
-from progdist.diffusion.loss import diffuse
 from progdist.diffusion.parameterization import PARAMETERIZATIONS, Parameterization
-from progdist.diffusion.schedule import Discrete, RectifiedFlow, Schedule
+from progdist.diffusion.schedule import Discrete, Karras, RectifiedFlow, Schedule
 from progdist.models.model import Model
 
 LEVELS = (2.0, 0.0, -2.0)  # log-SNRs at which prediction types are compared
@@ -111,11 +111,12 @@ def _measured(
     """The error of each parameterization, and L of each example at each shift."""
     if isinstance(denoiser.schedule, RectifiedFlow):  # the network receives sigma: one network for every shift
         denoiser = denoiser.with_parts(schedule=RectifiedFlow())
+    x = scaled(x, 1 / denoiser.schedule.data_scale)  # as the network knows them
     total = {each.name: 0.0 for each in _comparable(denoiser)}
     for level in LEVELS:
         t = _entry(denoiser, time_of(denoiser.schedule, level))
-        alpha, sigma = denoiser.schedule.scales(t)
-        z = diffuse(denoiser.schedule, x, eps, t)
+        alpha, sigma = denoiser.schedule.unit_scales(t)
+        z = _latents(x, eps, alpha, sigma)
         output = _output(denoiser, z, denoiser.timestep(t).to(z.device, torch.float32).expand(len(z)), condition)
         for parameterization in _comparable(denoiser):
             error = (parameterization.denoise(output, z, alpha, sigma) - x).square().mean() / float(sigma) ** 2
@@ -152,10 +153,16 @@ def _output(denoiser: Denoiser, z: Tensor, timestep: Tensor, condition: dict[str
     return torch.cat(outputs)
 
 
+def _latents(x: Tensor, eps: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
+    """Alpha x + sigma eps, of scales (B,) or ()."""
+    return per_example(alpha, x) * x + per_example(sigma, x) * eps
+
+
 def _comparable(denoiser: Denoiser) -> list[Parameterization]:
     """What the output may mean: what the folder says, and the other outputs of its schedule, of equally many heads."""
     own = denoiser.parameterization
-    names = ("velocity", "x") if isinstance(denoiser.schedule, RectifiedFlow) else ("x", "eps", "v")
+    kind = type(denoiser.schedule)
+    names = {RectifiedFlow: ("velocity", "x"), Karras: ("x", "eps", "v", "edm")}.get(kind, ("x", "eps", "v"))
     others = [PARAMETERIZATIONS[name] for name in names if name != own.name]
     return [own, *(other for other in others if other.heads == own.heads)]
 
@@ -170,8 +177,9 @@ def _shifted_errors(denoiser: Denoiser, x: Tensor, eps: Tensor, condition: dict[
     for first, last in bands:
         entry = torch.randint(first, last + 1, (len(x),), generator=draw).double()
         t = (entry + 1) / count
-        z = diffuse(denoiser.schedule, x, eps, t)
-        true = denoiser.parameterization.output(x, eps, *denoiser.schedule.scales(t))
+        alpha, sigma = denoiser.schedule.unit_scales(t)
+        z = _latents(x, eps, alpha, sigma)
+        true = denoiser.parameterization.output(x, eps, alpha, sigma)
         for shift in SHIFTS:
             timestep = (denoiser.timestep(t) + shift).to(x.device, torch.float32)
             if denoiser.whole_timesteps:

@@ -22,7 +22,7 @@ where T > 4 N (N - 1), and at every N for s up to (1 + sqrt(T)) / 2, about 16 fo
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -121,9 +121,19 @@ def stock_shift(shift: float, num_train_timesteps: int, steps: int) -> float | N
     return 2 * product / (b + math.sqrt(discriminant)) if discriminant >= 0 else None
 
 
+def missed(denoiser: Denoiser, counts: Sequence[int]) -> tuple[Sequence[int], str]:
+    """The least of a student's step counts, of which its scheduler is, if the equation has no root there."""
+    schedule, steps = denoiser.schedule, min(counts)
+    assert isinstance(schedule, RectifiedFlow)  # write has seen to it
+    rootless = stock_shift(schedule.shift, denoiser.num_train_timesteps, steps) is None
+    remedy = f"call scheduler.set_timesteps(sigmas=[1 - i / {steps} for i in range({steps})])"
+    return [steps] if rootless else [], remedy
+
+
 FLOW = SchedulerKind(
     classes=("FlowMatchEulerDiscreteScheduler", "FlowMatchHeunDiscreteScheduler", *SOLVERS),
     read=read,
     write=write,
+    missed=missed,
     fields=frozenset({*DYNAMIC, "shift", "flow_shift", "use_flow_sigmas", "use_dynamic_shifting", "invert_sigmas"}),
 )

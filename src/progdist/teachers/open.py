@@ -21,7 +21,7 @@ from progdist._utils.files import local_path, read_json
 from progdist._utils.words import any_of, counted
 from progdist.data.images import Images
 from progdist.diffusion.denoiser import MAX_TIMESTEPS, Denoiser, DenoiserProtocol
-from progdist.diffusion.schedule import Discrete, RectifiedFlow
+from progdist.diffusion.schedule import Discrete, Karras, RectifiedFlow, Schedule, VarianceExploding
 from progdist.models.autoencoder import Autoencoder
 from progdist.models.conditioning import Classes, Conditioning
 from progdist.models.model import Model
@@ -31,6 +31,7 @@ from progdist.models.networks import (
     class_count,
     kind_of,
     network_interface,
+    receives_levels,
     without_variance,
 )
 from progdist.models.prompts import DEFAULT_SIDES, Prompts, read_prompts
@@ -96,6 +97,7 @@ def _open_pipeline(folder: Path, offset: float | None, size: tuple[int, int] | N
     config, autoencoder = _scheduler_config(folder), read_autoencoder(folder)
     prompts = read_prompts(folder, network, _latent_sides(autoencoder, size))
     formulation = _formulation(folder, config, prompts.tokens(network) if prompts else None)
+    _check_time(folder, network, formulation.schedule, config["_class_name"])
     if prompts:
         _check_pipeline(folder, prompts, network, autoencoder)
         formulation = replace(
@@ -105,7 +107,7 @@ def _open_pipeline(folder: Path, offset: float | None, size: tuple[int, int] | N
         network,
         formulation.schedule,
         formulation.parameterization,
-        num_train_timesteps=config.get("num_train_timesteps", 1000),
+        num_train_timesteps=formulation.num_train_timesteps or config.get("num_train_timesteps", 1000),
         offset=formulation.offset if offset is None else offset,
         **network_interface(network),
     )
@@ -123,6 +125,17 @@ def _formulation(folder: Path, config: Mapping[str, Any], tokens: int | None) ->
     if not isinstance(count, int) or isinstance(count, bool) or not 1 <= count <= MAX_TIMESTEPS:
         raise UserError(f"{folder}/scheduler is damaged (num_train_timesteps is {str(count)[:50]}): restore it")
     return read_formulation(SCHEDULERS, folder, config, tokens)
+
+
+def _check_time(folder: Path, network: nn.Module, schedule: Schedule, scheduler: str) -> None:
+    """Refuse a score-based network with a scheduler of timesteps, and the other way round."""
+    levels = receives_levels(network)
+    if levels != isinstance(schedule, VarianceExploding):
+        takes = "fourier, for levels of noise" if levels else "not fourier"
+        raise UserError(
+            f"{folder}/unet has a time_embedding_type that is {takes}, and {scheduler} expects the other: restore the "
+            "folder"
+        )
 
 
 def _check_pipeline(folder: Path, prompts: Prompts, network: nn.Module, autoencoder: Autoencoder | None) -> None:
@@ -218,18 +231,29 @@ def _describe(model: Model) -> tuple[str, ...]:
     image, latents = ("x".join(map(str, shape)) for shape in (model.image, model.shape))
     count = sum(parameter.numel() for parameter in denoiser.network.parameters())
     last = schedule.alphas_cumprod[-1] if isinstance(schedule, Discrete) else 0.0
-    flow = isinstance(schedule, RectifiedFlow)
-    shift = f"shifted by {schedule.shift:g}, " if isinstance(schedule, RectifiedFlow) and schedule.shift != 1 else ""
     lines = [f"{count:,} parameters, images of {image}, {model.conditioning.describe()}"]
     if latent:
         lines.append(f"a latent model: {type(latent.network).__name__} makes latents of {latents}")
-    lines.append(
-        f"{type(schedule).__name__} schedule of {denoiser.num_train_timesteps} timesteps, {shift}output "
-        f"{denoiser.parameterization.name}, timestep = {denoiser.num_train_timesteps} {'sigma' if flow else 't'} - "
-        f"{denoiser.offset:g}"
-    )
+    lines.append(_noise(denoiser))
     if model.steps:
         lines.append(f"distilled for {any_of(model.steps, 'step')}")
     if last > 0:
         lines.append(f"its schedule ends at a signal-to-noise ratio of {last / (1 - last):.1e}, not 0")
     return tuple(lines)
+
+
+def _noise(denoiser: Denoiser) -> str:
+    """Schedule, output and timestep in a line."""
+    schedule, count, output = denoiser.schedule, denoiser.num_train_timesteps, denoiser.parameterization.name
+    if isinstance(schedule, Karras):
+        levels = f"from {schedule.sigma_min:g} to {schedule.sigma_max:g} on data of deviation {schedule.sigma_data:g}"
+        timestep = "log(sigma) / 4" if schedule.c_noise == "log" else "2 atan(sigma) / pi"
+        return f"Karras schedule {levels}, output {output}, timestep = {timestep}"
+    if isinstance(schedule, VarianceExploding):
+        return f"noise from {schedule.sigma_min:g} to {schedule.sigma_max:g} on data as they are, output {output}"
+    flow = isinstance(schedule, RectifiedFlow)
+    shift = f"shifted by {schedule.shift:g}, " if isinstance(schedule, RectifiedFlow) and schedule.shift != 1 else ""
+    return (
+        f"{type(schedule).__name__} schedule of {count} timesteps, {shift}output {output}, timestep = {count} "
+        f"{'sigma' if flow else 't'} - {denoiser.offset:g}"
+    )

@@ -155,7 +155,9 @@ def _schedule(metadata: Mapping[str, Any]) -> Schedule:
 
 
 def _numbers(name: str, value: object) -> Any:  # noqa: ANN401  (a number, or numbers)
-    """A number of a schedule, or its table; a TypeError if it is none."""
+    """A number of a schedule, its table, or a word, which the schedule checks; a TypeError if it is none."""
+    if isinstance(value, str):
+        return value
     if isinstance(value, list):
         return tuple(_numbers(name, each) for each in value)
     if not isinstance(value, int | float) or isinstance(value, bool):

@@ -1,7 +1,8 @@
 """Stock schedulers: how a teacher's config is read, and what its students are written with.
 
-Here are DDPM and its relatives, whose noise is a table of betas; `progdist.teachers.flow` has rectified flows. Adding a
-kind is a file with its `SchedulerKind`, and its line in `progdist.teachers.SCHEDULERS`.
+Here are DDPM and its relatives, whose noise is a table of betas; `progdist.teachers.flow` has rectified flows,
+`progdist.teachers.edm` EDM's noise, and `progdist.teachers.score` that of score-based networks. Adding a kind is a file
+with its `SchedulerKind`, and its line in `progdist.teachers.SCHEDULERS`.
 
 A field of a config is read (FIELDS), is of the scheduler's own steps (STEPS) and passed over, for the chain has a grid
 of its own, or is said to be passed over. Fields that the scheduler's class does not take, which diffusers keeps where
@@ -9,7 +10,7 @@ one scheduler was made from another's config, mean as little here as they do the
 """
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -60,20 +61,6 @@ SOLVERS = (
 )
 """Schedulers of a table of betas, or with `use_flow_sigmas` of a rectified flow."""
 
-FROM_PYTHON = "wrap it in a progdist.Denoiser and distil it with progdist.distill (docs/your-network.md)"
-ELSEWHERE = {
-    "the network of an EDM takes scaled data and log(sigma) / 4": (
-        "EDMEulerScheduler",
-        "EDMDPMSolverMultistepScheduler",
-        "CosineDPMSolverMultistepScheduler",
-    ),
-    "the network of a variance-exploding model takes data with noise up to a thousand times as large": (
-        "ScoreSdeVeScheduler",
-        "KarrasVeScheduler",
-    ),
-}
-"""Schedulers whose networks are called otherwise than with a timestep and data of variance one: why."""
-
 FEW_STEPS = (
     "LCMScheduler",
     "TCDScheduler",
@@ -91,6 +78,7 @@ class Formulation:
     schedule: Schedule  # of the noise
     parameterization: Parameterization  # what the network's output means
     offset: float  # of the timestep (see `progdist.diffusion.denoiser`)
+    num_train_timesteps: int | None = None  # 1 of a network that receives a level of noise; None for the config's
     limited: Callable[[DenoiserProtocol], DenoiserProtocol] = lambda denoiser: denoiser  # within the bounds it keeps
     limits: str = ""  # what those are, for people; "" for none
     notes: tuple[str, ...] = ()  # what is passed over, a line each
@@ -107,6 +95,8 @@ class SchedulerKind:
     # (denoiser, steps) -> the stock scheduler that visits our grid in so many steps (None: any number), or None where
     # the denoiser is of another kind
     write: Callable[[Denoiser, int | None], SchedulerMixin | None]
+    # (denoiser, its step counts) -> those at which that scheduler visits other times, and what does not
+    missed: Callable[[Denoiser, Sequence[int]], tuple[Sequence[int], str]] = lambda denoiser, counts: ((), "")
     fields: frozenset[str] = frozenset()  # of the config, that are read
     takes: Callable[[Mapping[str, Any]], bool] = lambda config: True  # whether a config of these classes is of the kind
 
@@ -126,9 +116,6 @@ def read_formulation(
         formulation = kind.read(folder, config, tokens)
         note = (f"{name} has {_listed(unknown)}, which is passed over",) if unknown else ()
         return replace(formulation, notes=(*formulation.notes, *note))
-    for why, classes in ELSEWHERE.items():
-        if name in classes:
-            raise UserError(f"{folder} has scheduler {name}: {why}: {FROM_PYTHON}")
     if name in FEW_STEPS:
         raise UserError(
             f"{folder} has scheduler {name}, of a model that was distilled to few steps already: give the teacher that "
@@ -149,6 +136,17 @@ def class_defaults(name: str) -> dict[str, Any]:
     return {field: each.default for field, each in inspect.signature(stock).parameters.items()}
 
 
+def has_flow_sigmas(config: Mapping[str, Any]) -> bool:
+    """Whether a solver's noise is a rectified flow, and no table."""
+    return config["_class_name"] in SOLVERS and config.get("use_flow_sigmas") is True
+
+
+def has_continuous_timesteps(config: Mapping[str, Any]) -> bool:
+    """Whether an Euler scheduler gives its network log(sigma) / 4, as EDM: with v_prediction alone."""
+    said = (config["_class_name"], config.get("timestep_type"), config.get("prediction_type"))
+    return said == ("EulerDiscreteScheduler", "continuous", "v_prediction")
+
+
 def read(folder: Path, config: Mapping[str, Any], tokens: int | None) -> Formulation:
     """The table of a scheduler's config, what the network predicts, and the scheduler's limits."""
     name, defaults = config["_class_name"], class_defaults(config["_class_name"])
@@ -158,11 +156,6 @@ def read(folder: Path, config: Mapping[str, Any], tokens: int | None) -> Formula
             raise UserError(
                 f"{folder}/scheduler: {field} is {str(taken[field])[:50]!r}, expected true or false: restore it"
             )
-    if taken.get("timestep_type", "discrete") != "discrete":
-        raise UserError(
-            f"{folder}/scheduler has timestep_type {str(taken['timestep_type'])[:50]!r}, which gives its network "
-            f"log(sigma) / 4 instead of a timestep: {FROM_PYTHON}"
-        )
     prediction_type = taken.get("prediction_type", "epsilon")
     if prediction_type not in OUTPUTS:
         flow = ", or flow_prediction with use_flow_sigmas" if name in SOLVERS else ""
@@ -176,7 +169,7 @@ def read(folder: Path, config: Mapping[str, Any], tokens: int | None) -> Formula
     formulation = Formulation(Discrete(_table(folder, taken)), as_parameterization(prediction_type), 1.0)
     absent = [field for field in FIELDS - defaults.keys() if field not in LIMITS and _matters(field, config.get(field))]
     note = (f"{name} does not take {_listed(sorted(absent))}, which is passed over",) if absent else ()
-    return replace(_with_limits(formulation, folder, taken), notes=note)
+    return replace(with_limits(formulation, folder, taken), notes=note)
 
 
 def _matters(field: str, value: object) -> bool:
@@ -203,7 +196,7 @@ def _table(folder: Path, taken: Mapping[str, Any]) -> tuple[float, ...]:
     return tuple(table)
 
 
-def _with_limits(formulation: Formulation, folder: Path, taken: Mapping[str, Any]) -> Formulation:
+def with_limits(formulation: Formulation, folder: Path, taken: Mapping[str, Any]) -> Formulation:
     """With the bound within which the scheduler clips denoised images, or its dynamic thresholding."""
     numbers = {name: taken.get(name, default) for name, default in LIMITS.items()}
     for name, number in numbers.items():
@@ -244,6 +237,13 @@ def write(denoiser: Denoiser, steps: int | None) -> DDIMScheduler | None:
     )
 
 
+def missed(denoiser: Denoiser, counts: Sequence[int]) -> tuple[Sequence[int], str]:
+    """The step counts that do not divide T."""
+    count = denoiser.num_train_timesteps
+    remedy = f"sample it with progdist, or distil to step counts that divide its {count} timesteps"
+    return [steps for steps in counts if count % steps], remedy
+
+
 TABLE = SchedulerKind(
     classes=(
         "DDPMScheduler",
@@ -262,6 +262,7 @@ TABLE = SchedulerKind(
     ),
     read=read,
     write=write,
+    missed=missed,
     fields=FIELDS,
-    takes=lambda config: config["_class_name"] not in SOLVERS or config.get("use_flow_sigmas") is not True,
+    takes=lambda config: not has_flow_sigmas(config) and not has_continuous_timesteps(config),
 )

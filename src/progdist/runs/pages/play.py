@@ -105,7 +105,7 @@ class Playable:
 
     def describe(self) -> dict[str, Any]:
         """What the page needs to know of it."""
-        most = self.model.denoiser.num_train_timesteps
+        most = self.model.denoiser.most_steps
         counts = {2**power for power in range(11) if 2**power <= most} | {self.default_steps, *self.model.steps}
         return {
             "title": self.title,
@@ -146,7 +146,7 @@ class Playable:
 
     def _check(self, request: DrawRequest) -> None:
         """Refuse what the model does not have."""
-        most = self.model.denoiser.num_train_timesteps
+        most = self.model.denoiser.most_steps
         if request.steps > most:
             raise UserError(f"{self.title} takes 1 to {most} steps, not {request.steps}")
         if request.method not in (["ddim"] if self.model.steps else SOLVERS):
@@ -189,7 +189,7 @@ def _open(folder: Path) -> list[Playable]:
     run = RunFolder(folder)
     if not run.recipe().is_file():
         model = load(folder)
-        most = min(64, model.denoiser.num_train_timesteps)
+        most = min(64, model.denoiser.most_steps)
         return [Playable(folder.resolve().name, model, min(model.steps, default=most))]
     counts = read_recipe(str(run.recipe())).distill.counts()
     names = {"teacher": counts[0], "converted": counts[0]} | {student_name(count): count for count in counts[1:]}
