@@ -10,7 +10,6 @@ from support.commands import call, refused
     [
         (["distill", "model", "--stepz", "3"], "No such option: --stepz"),
         (["distll"], "No such command 'distll'. Did you mean 'distill'?"),
-        (["distill"], "Missing option '--data': see"),
         (["distill", "model", "--data", "digits", "--steps", "0"], "Invalid value for '--steps'"),
         (["run"], "Missing argument 'recipe': see"),
         (["--verson"], "No such option: --verson"),

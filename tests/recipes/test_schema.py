@@ -13,8 +13,10 @@ from progdist import UserError
 from progdist.recipes.files import read_recipe
 from progdist.recipes.recipe import Recipe
 from progdist.recipes.training import Conversion, StageTraining
+from progdist.runs.run import open_run
+from progdist.runs.teacher_samples import TeacherSamples
 from progdist.training.config import OPTIONS
-from support.commands import TINY
+from support.commands import TINY, SilentCallback
 from support.recipe_effects import (
     Observe,
     batches_of,
@@ -37,6 +39,7 @@ from support.recipe_effects import (
     weights_of,
 )
 from support.stock import SaveStock
+from support.text import write_sd
 
 CHANGES: dict[str, tuple[Any, Observe]] = {
     "name": ("other", lambda recipe: recipe.name),
@@ -137,8 +140,9 @@ def leaves(part: Any, prefix: str = "") -> list[str]:  # noqa: ANN401
 
 
 def test_the_table_is_complete() -> None:
-    """Except for stage 0, lora, `initial` and a given teacher, which have their own tests."""
-    elsewhere = ("teacher.model", "teacher.offset", "teacher.trust", "conversion.", "lora", "distill.initial")
+    """Except for stage 0, lora, `initial`, a given teacher and its samples, which have their own tests."""
+    elsewhere = ("data.prompts", "data.steps", "teacher.model", "teacher.offset", "teacher.trust", "conversion.")
+    elsewhere = (*elsewhere, "lora", "distill.initial")
     taken = {
         name
         for name in leaves(Recipe)
@@ -224,6 +228,29 @@ def test_every_field_of_stage_0(stock: SaveStock) -> None:
         assert getattr(config, field) == value != getattr(base, field)
     of_the_student = {"weighting", "guidance", "null_class", "negative", "zero_terminal_snr"}
     assert set(changes) == {field.name for field in fields(Conversion)} - of_the_student == set(OPTIONS)
+
+
+def test_every_field_of_the_teachers_samples(stock: SaveStock, tmp_path: Path) -> None:
+    """data.source, data.steps and data.prompts say what is made; without data.steps 50 of 200 are taken."""
+    (tmp_path / "p.txt").write_text("a cat\na dog\n")
+    content = {"name": "a", "teacher": {"model": str(stock())}, "distill": {"chain": [200, 4]}}
+
+    def made(**data: object) -> TeacherSamples:
+        recipe = Recipe.model_validate({**content, "data": {"source": "teacher:7", **data}})
+        samples = open_run(recipe, tmp_path / "out", SilentCallback()).context.samples
+        assert samples
+        return samples
+
+    assert (made().count, made().steps, made().evaluations) == (7, 50, 50)
+    assert (made(source="teacher:9").count, made(steps=25).steps) == (9, 25)
+    assert made().fingerprint not in (made(source="teacher:9").fingerprint, made(steps=25).fingerprint)
+    with pytest.raises(UserError, match="prompts applies only to text-to-image teachers"):
+        made(prompts=str(tmp_path / "p.txt"))
+    content["teacher"] = {"model": str(write_sd(tmp_path / "sd"))}
+    assert made(prompts=str(tmp_path / "p.txt")).classes == ("a cat", "a dog")
+    for where in ({"source": "digits", "prompts": "p.txt"}, {"source": "digits", "steps": 4}, {"source": "teacher"}):
+        with pytest.raises(ValueError, match=r"samples of the teacher|requires a count"):
+            Recipe.model_validate({**content, "data": where})
 
 
 def test_lora_is_the_rank_of_every_stage() -> None:

@@ -23,6 +23,7 @@ EVALUATION_NOISE = 1_000_000  # stage number of the noise of a run's evaluations
 SAMPLING_NOISE = 2_000_000  # stage number of the noise of `progdist sample`
 HELD_OUT_NOISE = 3_000_000  # stage number of the noise of held-out losses; the number of the stage is added
 CROPS = 4_000_000  # stage number of the places at which images are cropped
+TEACHER_SAMPLES = 5_000_000  # stage number of the noise of a teacher's own samples, where these are the data
 
 
 def position_seed(*position: int) -> int:

@@ -67,10 +67,11 @@ def run(
 @app.command()
 @user_errors
 def distill(
-    data: Annotated[str, typer.Option(help=options.DATA_SOURCES)],
     model: Annotated[
         str | None, typer.Argument(help="A diffusers pipeline folder, a progdist folder, or hub:OWNER/NAME.")
     ] = None,
+    data: Annotated[str | None, typer.Option(help=options.DATA)] = None,
+    prompts: options.PromptsFile = None,
     initial: options.Initial = None,
     steps: Annotated[
         int | None, typer.Option(help="Sampling steps of the final student (default: 4, or those of --from).", min=1)
@@ -103,6 +104,10 @@ def distill(
     from progdist.teachers.open import open_teacher
     from progdist.teachers.own import last_stage
 
+    if data is None and prompts is None:
+        raise UserError(
+            "expected data: --data SOURCE, or samples of the teacher, --data teacher:COUNT or --prompts FILE"
+        )
     if initial is not None:
         if idle := [option for option, value in {"--start": start, "--steps": steps}.items() if value]:
             raise UserError(f"{idle[0]} has no effect with --from, whose student says its stage: remove it")
@@ -116,9 +121,10 @@ def distill(
         console.print(line)
     folder = out or default_output(str(initial or model), steps)
     request = Request(
-        model, data, folder.name, steps, columns=Columns(image_column, caption_column), start=start or 256,
-        updates=updates, conversion_updates=conversion_updates, batch=batch, guidance=_guidance(guidance),
-        negative=negative, lora=lora, background=background, method=method, initial=str(initial) if initial else None,
+        model, data or "teacher", folder.name, steps, prompts=prompts, columns=Columns(image_column, caption_column),
+        start=start or 256, updates=updates, conversion_updates=conversion_updates, batch=batch,
+        guidance=_guidance(guidance), negative=negative, lora=lora, background=background, method=method,
+        initial=str(initial) if initial else None,
     )  # fmt: skip
     recipe = override(recipe_for_teacher(teacher, request), set_ or [])
     console.print(f"chain: {' -> '.join(map(str, recipe.distill.counts()))}")
@@ -146,7 +152,7 @@ class Way:
 
         run = open_run(recipe, folder, Terminal(console), shards=self.shard, fresh=self.fresh, dry=self.dry)
         if not self.dry:
-            _print(folder, run.live().run())
+            _print(folder, run.live().run(), run.recipe.data.against)
             return True
         from progdist.runs.estimate.cost import estimate
 
@@ -158,7 +164,7 @@ class Way:
         return False
 
 
-def _print(folder: Path, records: "Sequence[EvaluationRecord]") -> None:
+def _print(folder: Path, records: "Sequence[EvaluationRecord]", against: str) -> None:
     """The first process prints the table of a run and the path of its report."""
     from progdist.cli.progress import quality_table
     from progdist.runs.folder import RunFolder
@@ -167,7 +173,7 @@ def _print(folder: Path, records: "Sequence[EvaluationRecord]") -> None:
         return
     warning = records[0].quality[0].warning
     console.print()
-    print_table(quality_table(records))
+    print_table(quality_table(records, against))
     if warning:
         console.print(f"Warning: {warning}")
     console.print(f"Report: {RunFolder(folder).report()}")

@@ -9,6 +9,7 @@ from progdist._utils.errors import UserError
 from progdist._utils.names import Distillation, Features, Metric, Precision
 
 DATA_SOURCES = "digits, or folder:, captions:, npz:, idx:, cifar:, wds: or parquet:PATH, or hub:NAME."
+DATA = f"{DATA_SOURCES} Or teacher:COUNT, samples of the teacher."
 MOST, LARGEST_SIDE = 10**8, 2**16  # far beyond any that are made or read
 VARIANCE = "With --method ancestral: 0 for the lower bound of the variance, 1 for the upper."
 Size = Annotated[
@@ -38,6 +39,9 @@ ConversionUpdates = Annotated[
 ]
 ImageColumn = Annotated[str | None, typer.Option(help="Column of the images in hub:, parquet: or wds: data.")]
 CaptionColumn = Annotated[str | None, typer.Option(help="Column of the captions in such data, e.g. text or json.text.")]
+PromptsFile = Annotated[
+    str | None, typer.Option(help="Text file of a prompt a line, for samples of a text-to-image teacher as data.")
+]
 Background = Annotated[
     str | None, typer.Option(help="Colour behind transparent pixels, e.g. black or '#ff8800' (default: white).")
 ]

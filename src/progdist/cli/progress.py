@@ -85,12 +85,12 @@ class Terminal:
         self.console.print(text, highlight=False, markup=False, emoji=False, soft_wrap=True)
 
 
-def quality_table(records: "Sequence[EvaluationRecord]") -> Table:
-    """A run's numbers in the first feature space, in 80 columns."""
+def quality_table(records: "Sequence[EvaluationRecord]", against: str = "the data") -> Table:
+    """A run's numbers in the first feature space, in 80 columns; `against` is what samples are compared with."""
     from progdist.runs.pages.report import quality_rows
 
     rows, first = quality_rows(records), records[0].quality[0]
-    title = f"Fréchet distance to the data ({first.samples} samples, {first.features} features)"
+    title = f"Fréchet distance to {against} ({first.samples} samples, {first.features} features)"
     table = Table(title=title, title_justify="left")
     for heading in ("steps", "teacher,\nDDIM", "student", "95 %", "ratio", "RMSE", "ms/image"):
         table.add_column(heading, justify="right", no_wrap=True)

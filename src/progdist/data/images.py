@@ -325,7 +325,8 @@ class Images(Dataset[tuple[Tensor, int]]):
 
     def at(self, indices: Tensor) -> tuple[Tensor, Tensor]:
         """The images (B, C, H, W) and labels (B,) of some indices (B,)."""
-        images = torch.stack([self[index][0] for index in indices.tolist()])
+        at_once = getattr(self.get, "rows", None)
+        images = at_once(indices.tolist()) if at_once else torch.stack([self[index][0] for index in indices.tolist()])
         return images, torch.zeros_like(indices) if self.labels is None else self.labels[indices]
 
     def sample(self, count: int, seed: int) -> tuple[Tensor, Tensor]:

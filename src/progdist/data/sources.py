@@ -46,6 +46,7 @@ from progdist.data.folders import open_captions, open_folder
 from progdist.data.formats import in_range, read_cifar, read_idx, read_npz
 from progdist.data.images import ArrayReader, Images, ImageTransform, Reader, Resample
 from progdist.data.labels import read_labels
+from progdist.data.samples import is_teacher
 from progdist.data.streams import StreamedImages
 from progdist.data.tables import Columns, open_hub, open_parquet, open_webdataset
 
@@ -121,6 +122,11 @@ def open_source(source: str, transform: ImageTransform = ImageTransform(), colum
         raise UserError(f"image_column and caption_column apply only to {tables}, got {source}: remove them")
     if scheme == "digits":
         return _digits(transform)
+    if is_teacher(source):
+        raise UserError(
+            f"{source} is data of `progdist distill` and of recipes alone: give a source of images, or from Python "
+            "what progdist.sample makes"
+        )
     if scheme in _TABLES and path_text:
         return _TABLES[scheme](path_text, transform, columns)
     if scheme in _READERS and path_text:

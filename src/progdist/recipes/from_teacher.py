@@ -9,9 +9,11 @@ import math
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from progdist._utils.errors import UserError
 from progdist._utils.words import any_of, counted
+from progdist.data.samples import is_teacher
 from progdist.data.sources import open_source
 from progdist.data.tables import Columns
 from progdist.recipes.files import validated
@@ -58,6 +60,7 @@ class Request:
     data: str  # the source of images
     name: str  # of the run
     steps: int  # the last student's
+    prompts: str | None = None  # a text file of them, for samples of the teacher
     columns: Columns = NO_COLUMNS  # of a table, those that are named
     background: str | None = None  # the colour behind transparent pixels; None for white
     start: int = 256  # the most steps of the chain's first count
@@ -82,7 +85,7 @@ def recipe_for_teacher(teacher: Teacher, request: Request) -> Recipe:
     content = {
         "name": re.sub(r"[^A-Za-z0-9._-]+", "-", request.name).strip("-._") or "run",
         "about": f"{request.model} distilled to {counted(request.steps, 'step')}",
-        "data": frame(teacher, request.data, request.columns, request.background).model_dump(),
+        "data": _data(teacher, request),
         "teacher": {"model": request.model},
         "conversion": conversion,
         "distill": {
@@ -117,9 +120,20 @@ def chain_for(teacher: Teacher, target: int, start: int) -> list[int]:
     return divisor_chain(most, target, max(multiples, default=start))
 
 
+def _data(teacher: Teacher, request: Request) -> dict[str, Any]:
+    """The keys of the data: images in the shape that the teacher makes, or its own samples."""
+    source, columns = request.data, request.columns
+    if not is_teacher(source) and request.prompts is None:
+        return frame(teacher, source, columns, request.background).model_dump()
+    named = {"image_column": columns.image, "caption_column": columns.caption, "background": request.background}
+    return {"source": source, "prompts": request.prompts, **named}
+
+
 def frame(teacher: Teacher, source: str, columns: Columns, background: str | None = None) -> Data:
     """The data in the shape that the teacher makes."""
     shape = teacher.model.image
+    if is_teacher(source):
+        raise UserError(f"{source} is data of `progdist distill` alone: give a source of images")
     data = Data(source=source, image_column=columns.image, caption_column=columns.caption, background=background)
     images = open_source(source, data.transform(), columns)
     own, framed = images.shape, shape[1] == shape[2] and shape[0] in (1, 3)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 from pydantic import Field, PositiveInt, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from progdist._utils.names import Precision
+from progdist.data.samples import is_teacher
 from progdist.diffusion.parameterization import PARAMETERIZATIONS
 from progdist.methods import METHODS
 from progdist.methods.guidance import Input
@@ -67,6 +68,8 @@ class Recipe(Part):
         return self
 
     def _check_trained_teacher(self) -> None:
+        if is_teacher(self.data.source):
+            raise ValueError(f"data.source {self.data.source} requires teacher.model, whose samples they are")
         if self.teacher.offset is not None or self.teacher.trust:
             raise ValueError("teacher.offset and teacher.trust require teacher.model")
         if self.distill.initial is not None:

@@ -8,10 +8,12 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PositiveInt, 
 from progdist._utils.names import LEAST_SAMPLES, Features, Metric, Precision
 from progdist.data.images import ImageTransform, Resample
 from progdist.data.pictures import background_colour
+from progdist.data.samples import in_words, is_teacher, sample_count
 from progdist.data.tables import Columns
 from progdist.diffusion.schedule import Cosine, Discrete, RectifiedFlow, Schedule
 
 Share = Annotated[float, Field(ge=0, lt=1)]
+OF_SAMPLES = ("prompts", "steps")  # keys of `data` that apply to the teacher's own samples
 
 
 def one_of(names: Collection[str]) -> AfterValidator:
@@ -49,6 +51,11 @@ class Data(Part):
     With a `size` images are cropped to a square, in the middle; or each gives as many `crops` at random places along
     its longer side (see `progdist.data.sources`). Transparent images are composed on the `background`, a colour's name
     or code, white if none is given.
+
+    Without a data set the teacher's own samples take its place, `teacher:5000`: in `steps` steps each (by default as
+    many as divide the chain's first count, up to 64), of the `prompts` of a text file in turn where the teacher takes
+    any, and of `size` pixels where its network makes any size. `teacher` alone is as many as there are prompts (see
+    `progdist.runs.teacher_samples`).
     """
 
     source: str
@@ -62,15 +69,37 @@ class Data(Part):
     caption_column: str | None = None
     flip: bool = False
     workers: Annotated[int, Field(ge=0, le=1024)] = 0
+    prompts: str | None = None
+    steps: PositiveInt | None = None
 
     @model_validator(mode="after")
     def _check(self) -> Self:
+        if is_teacher(self.source):
+            return self._of_the_teacher()
+        if idle := [name for name in OF_SAMPLES if getattr(self, name) is not None]:
+            raise ValueError(f"data.{idle[0]} applies only to samples of the teacher, data.source: teacher:COUNT")
         if self.crops > 1 and self.size is None:
             raise ValueError("crops requires data.size")
         if self.resample != "area" and self.size is None:
             raise ValueError("data.resample requires data.size: nothing is resampled without it")
         background_colour(self.background)
         return self
+
+    def _of_the_teacher(self) -> Self:
+        """Refuse a source that is no count of samples, and keys that apply to images that are read."""
+        defaults = {name: each.default for name, each in type(self).model_fields.items()}
+        if sample_count(self.source) is None and self.prompts is None:
+            raise ValueError("data.source teacher requires a count, e.g. teacher:5000, or data.prompts")
+        for name, default in defaults.items():
+            if name not in ("source", "workers", "size", *OF_SAMPLES) and getattr(self, name) != default:
+                raise ValueError(f"data.{name} applies only to images that are read, not to samples of the teacher")
+        return self
+
+    @property
+    def against(self) -> str:
+        """What the run's samples are compared with, for people."""
+        count = sample_count(self.source) if is_teacher(self.source) else None
+        return "the data" if count is None else in_words(count)
 
     def transform(self) -> ImageTransform:
         """How an image becomes a tensor."""

@@ -15,6 +15,7 @@ from progdist.models.model import Model
 from progdist.models.prompts import Prompts
 from progdist.recipes.recipe import Recipe
 from progdist.runs.folder import RunFolder
+from progdist.runs.teacher_samples import TeacherSamples
 from progdist.teachers.open import Teacher
 from progdist.teachers.own import load
 from progdist.training.callbacks import Callback
@@ -31,6 +32,7 @@ class RunContext:
     folder: RunFolder  # where everything is kept
     callback: Callback  # called with everything that happens
     distributed: Distributed  # the processes
+    samples: TeacherSamples | None = None  # the teacher's own, where they are the data
     fresh: bool = False  # start over: the run in the folder is moved aside once everything is checked
 
     def finished(self, name: str) -> bool:

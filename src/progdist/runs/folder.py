@@ -8,6 +8,7 @@ checkpoints/NAME/       of the model under way
 metrics.jsonl           loss, gradient norm and learning rate along the way
 evaluations.jsonl       every model at its step counts
 latents/                the encoded data of a latent model
+teacher_samples/        the teacher's own samples, where they are the data
 captions/               the encoded captions of a text-conditional one
 data_features/          what the samples are compared with
 samples/                what the models make from one noise, as grids; a few above their nearest training images; a few

@@ -16,8 +16,8 @@ from progdist._utils.random import HELD_OUT_NOISE, seeded
 from progdist._utils.signals import resumable
 from progdist._utils.words import counted
 from progdist.compute.placement import at_work
-from progdist.data.images import Images
 from progdist.data.latents import LatentFolder
+from progdist.data.samples import is_teacher
 from progdist.diffusion.denoiser import Denoiser, DenoiserProtocol
 from progdist.diffusion.loss import denoising_loss
 from progdist.diffusion.parameterization import PARAMETERIZATIONS
@@ -36,10 +36,12 @@ from progdist.runs.folder import RunFolder
 from progdist.runs.hooks import RunHooks
 from progdist.runs.pages.live import live
 from progdist.runs.pages.report import write_report
+from progdist.runs.teacher_samples import open_samples
 from progdist.runs.tracking import tracked
 from progdist.runs.training_images import write_training_images
 from progdist.teachers.check import check_data, check_on_images
 from progdist.teachers.open import open_teacher
+from progdist.training.batches import Examples
 from progdist.training.callbacks import Callback
 from progdist.training.distributed import Distributed
 
@@ -77,6 +79,7 @@ class Run:
             note(f"{images.name}: {counted(len(images), 'image')} of {'x'.join(map(str, images.shape))}")
             for line in self.context.distributed.on_main_process(images.remarks):
                 note(line)
+            self._make_samples()
             self.context.distributed.on_main_process(lambda: write_training_images(folder, images, recipe.seed))
             self._write_page()
             _ = evaluator.data  # an image that cannot be read is found before hours are spent
@@ -163,8 +166,18 @@ class Run:
             context.guidance, plan.stop, options,
         )  # fmt: skip
 
-    def _examples(self) -> Images:
+    def _make_samples(self) -> None:
+        """Make the teacher's own samples, where they are the data, as far as they are not there."""
+        context = self.context
+        if context.samples and context.teacher and self.predictions is not None:
+            conditions = context.conditions(context.teacher.model)
+            precision, note = self.recipe.evaluate.precision, context.callback.note
+            context.samples.make(self.predictions, conditions, precision, context.distributed, note)
+
+    def _examples(self) -> Examples:
         context, images = self.context, self.context.images
+        if context.samples:
+            return context.samples.examples()
         model = context.opened.model if context.opened else None
         if model is None or model.autoencoder is None:
             return images
@@ -213,7 +226,7 @@ class Run:
     def _check_predictions(self, model: Model) -> None:
         """Refuse a teacher whose output the data contradict, unless it is trusted."""
         context = self.context
-        if self.recipe.teacher.trust or model.steps or context.finished(context.model_names[0]):
+        if self.recipe.teacher.trust or model.steps or context.samples or context.finished(context.model_names[0]):
             return
         with model.at_work(context.distributed.device):
             check = partial(check_on_images, model, context.images, self.recipe.seed)
@@ -269,16 +282,22 @@ def open_run(
         fresh: start over; an older run in the folder is renamed.
         dry: only `prepare` follows: where the data are not here, what the recipe states of them is taken.
     """
-    distributed, model = Distributed(shards=shards), recipe.teacher.model
-    images = checks.stated_images(recipe, callback.note) if dry else checks.open_images(recipe.data, recipe.seed)
-    teacher = open_teacher(model, recipe.teacher.offset, images.shape[1:]) if model else None
-    if teacher:
-        images = teacher.model.conditioning.fitted(images, callback.note)
-        teacher = teacher.for_data(images)
+    distributed, model, samples = Distributed(shards=shards), recipe.teacher.model, None
+    if model and is_teacher(recipe.data.source):
+        size = recipe.data.size
+        teacher = open_teacher(model, recipe.teacher.offset, None if size is None else (size, size))
+        samples = open_samples(recipe, teacher, out, distributed.device)
+        images, recipe = samples.images(), samples.recipe
+        teacher = replace(teacher, model=samples.model)
+    else:
+        images = checks.stated_images(recipe, callback.note) if dry else checks.open_images(recipe.data, recipe.seed)
+        teacher = open_teacher(model, recipe.teacher.offset, images.shape[1:]) if model else None
+        images = teacher.model.conditioning.fitted(images, callback.note) if teacher else images
+    teacher = teacher.for_data(images) if teacher else None
     folder = RunFolder(out, writes=distributed.is_main_process)
     begun = folder.recipe() if folder.holds_run() and not fresh else None
     resolved, remarks = distributed.on_main_process(partial(checks.with_precision, recipe, begun, distributed.device))
     for remark in remarks:
         callback.note(remark)
     tracking = tracked(resolved, folder, callback)
-    return Run(RunContext(resolved, images, teacher, folder, tracking, distributed, fresh=fresh))
+    return Run(RunContext(resolved, images, teacher, folder, tracking, distributed, samples, fresh=fresh))

@@ -30,6 +30,7 @@ from progdist.runs.estimate.auxiliaries import bytes_of, method_pass
 from progdist.runs.estimate.memory import Memory, Shape, activation_bytes, training_memory
 from progdist.runs.pages.progress import frozen_evaluations, sampling_evaluations
 from progdist.runs.run import Run
+from progdist.runs.teacher_samples import TeacherSamples
 from progdist.training.config import TrainConfig
 
 LONG_ENOUGH = 1.0  # seconds of a measured pass: the batch is doubled until it takes so long, or is the recipe's own
@@ -90,6 +91,8 @@ def estimate(run: Run, capacity: int | None = None) -> Estimate:
     frozen = frozen_evaluations(recipe, guided=guided, stage_0=stage_0)
     whole = _update_seconds(recipe, denoiser, model.shape, configs) if rates else {}
     parts = [_part(name, config, frozen[name], rates, whole.get(name)) for name, config in configs.items()]
+    if context.samples:
+        parts.insert(0, _samples_part(context.samples, rates))
     evaluations = recipe.evaluate.samples * sum(sampling_evaluations(recipe, guided=guided, stage_0=stage_0).values())
     hours = evaluations * rates.evaluation / 3600 if rates else None
     threads = counted(torch.get_num_threads(), "thread")
@@ -175,6 +178,13 @@ def _part(name: str, config: TrainConfig, frozen: int, rates: Rates | None, upda
     elif rates:
         seconds = examples * (frozen * rates.evaluation + rates.training) + config.updates * rates.optimizer
     return Part(name, config.updates, config.batch, frozen * examples, examples, seconds and seconds / 3600)
+
+
+def _samples_part(samples: TeacherSamples, rates: Rates | None) -> Part:
+    """The teacher's own samples, as data."""
+    evaluations = samples.count * samples.evaluations
+    hours = evaluations * rates.evaluation / 3600 if rates else None
+    return Part("teacher samples", 0, samples.shards.rows, evaluations, 0, hours)
 
 
 def measure(denoiser: Denoiser, shape: tuple[int, int, int], most: int, config: TrainConfig) -> Rates:

@@ -61,6 +61,7 @@ def _page(folder: RunFolder, under_way: UnderWay | None, *, stopped: bool) -> st
     return template("report.html").render(
         recipe=folder.recipe().read_text(),
         name=folder.root.resolve().name,
+        against=recipe.data.against,
         counts=recipe.distill.counts(),
         method=METHODS[recipe.distill.method].title,
         authors=METHODS[recipe.distill.method].authors,
