@@ -79,6 +79,7 @@ MEANINGS = {
     "weighting": f"of the loss: {', '.join(WEIGHTINGS)}",
     "teacher.model": "folder or hub name of a trained teacher, in place of a training",
     "teacher.offset": "of the timestep, in place of that of the teacher's scheduler",
+    "teacher.call": "arguments of a stock pipeline that is watched, as its height or number of frames",
     "teacher.trust": "go on although the teacher's output contradicts its folder",
     "conversion.guidance": "a scale of classifier-free guidance, or a range as an input of the student",
     "conversion.null_class": "the label that stands for no class",

@@ -213,7 +213,7 @@ def opened(source: Source) -> Model:
     return load(Path(source))
 
 
-def resizing_space(name: str, image: tuple[int, int, int]) -> FeatureSpace:
+def resizing_space(name: str, image: tuple[int, ...]) -> FeatureSpace:
     """A feature space; that of a shipped classifier sees images of another size resized to its own."""
     if name not in CLASSIFIERS or CLASSIFIERS[name].image == image:
         return feature_space(name, image)

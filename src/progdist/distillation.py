@@ -28,11 +28,11 @@ from progdist.diffusion.loss import Weighting, check_same_schedule, check_weight
 from progdist.methods import Method
 from progdist.methods.chain import Stage, stages
 from progdist.methods.conversion import conversion_loss, ends_above_zero_snr, needs_conversion, student_form
-from progdist.methods.guidance import Guidance, Guided, Input
+from progdist.methods.guidance import Guidance, Input
 from progdist.methods.method import Auxiliary, Loss
 from progdist.models.conditioning import Conditions
 from progdist.models.model import LoraWeights, Model
-from progdist.models.networks import accepts_guidance, kind_of, network_interface, takes_guidance, with_guidance_input
+from progdist.models.networks import kind_of, network_interface, with_guidance_input
 from progdist.teachers.open import Teacher
 from progdist.training.batches import Batch, Batches, Examples
 from progdist.training.callbacks import Progress
@@ -88,11 +88,11 @@ class Plan:
 
     def guides(self, teacher: Model) -> bool:
         """Whether the teacher is guided by two evaluations; one that takes a scale itself needs one."""
-        return self.guidance is not None and not takes_guidance(teacher.denoiser.network)
+        return self.guidance is not None and not teacher.takes_guidance
 
     def learned(self, teacher: Model) -> Guidance | None:
         """What students learn of guidance; where the network takes a scale itself, the requested one or its default."""
-        if not takes_guidance(teacher.denoiser.network):
+        if not teacher.takes_guidance:
             return teacher.guidance if self.guidance is None else self.guidance
         guidance = self.guidance or teacher.guidance
         if isinstance(guidance, Input):
@@ -126,12 +126,13 @@ class Plan:
                 raise UserError("the teacher takes a guidance scale, and so will its students: remove guidance")
             if teacher.steps:
                 raise UserError("guidance is distilled in at all times, and a distilled teacher knows only its own")
-            if isinstance(self.guidance, Input) and kind_of(network) and not accepts_guidance(network):
+            foldered = kind_of(network) or teacher.conditioning.takes_prompts
+            if isinstance(self.guidance, Input) and foldered and not teacher.accepts_guidance:
                 raise UserError(
                     f"a {type(network).__name__} takes no guidance scale in its stock pipeline, so its students have "
                     "no range: give a single scale"
                 )
-        if self.negative is not None and takes_guidance(network):
+        if self.negative is not None and teacher.takes_guidance:
             raise UserError("conversion.negative has no effect on a teacher that takes the guidance scale itself")
         if self.zero_terminal_snr is not None:
             if teacher.steps:
@@ -414,10 +415,10 @@ def taught_predictions(plan: Plan, teacher: Teacher, device: torch.device) -> De
     """A teacher's predictions as its student shall learn them: guided, and clipped if its sampler clips."""
     model = teacher.model
     network = accelerated(model.denoiser.network, compiled=False, graphs=plan.conversion.cuda_graphs)
-    predictions: DenoiserProtocol = model.denoiser.with_network(network)
+    predictions = model.denoiser.with_network(network)
     if plan.guides(model):
         scale = None if plan.guidance is None or isinstance(plan.guidance, Input) else plan.guidance.scale
-        predictions = Guided(predictions, model.conditioning.unconditional(device), scale)
+        return teacher.limited(model.conditioning.guided(predictions, scale, device))
     return teacher.limited(predictions)
 
 

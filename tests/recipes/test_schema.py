@@ -141,8 +141,8 @@ def leaves(part: Any, prefix: str = "") -> list[str]:  # noqa: ANN401
 
 def test_the_table_is_complete() -> None:
     """Except for stage 0, lora, `initial`, a given teacher and its samples, which have their own tests."""
-    elsewhere = ("data.prompts", "data.steps", "teacher.model", "teacher.offset", "teacher.trust", "conversion.")
-    elsewhere = (*elsewhere, "lora", "distill.initial")
+    of_a_teacher = ("teacher.model", "teacher.offset", "teacher.trust", "teacher.call", "data.prompts", "data.steps")
+    elsewhere = (*of_a_teacher, "conversion.", "lora", "distill.initial")
     taken = {
         name
         for name in leaves(Recipe)

@@ -17,6 +17,7 @@ from progdist import UserError
 from progdist.diffusion.denoiser import Denoiser
 from progdist.diffusion.parameterization import as_parameterization
 from progdist.diffusion.schedule import RectifiedFlow
+from progdist.models.conditioning import Spacing
 from progdist.teachers.schedulers import Formulation, SchedulerKind
 
 
@@ -46,7 +47,7 @@ def read(folder: Path, config: Mapping[str, Any], tokens: int | None) -> Formula
     return Formulation(RectifiedFlow(), as_parameterization("sample"), offset=0.0)
 
 
-def write(denoiser: Denoiser, steps: int | None) -> SampleFlowScheduler | None:
+def write(denoiser: Denoiser, steps: int | None, spacing: Spacing) -> SampleFlowScheduler | None:
     """The scheduler of a student that predicts the sample on the straight lines of a flow."""
     if isinstance(denoiser.schedule, RectifiedFlow) and denoiser.parameterization == as_parameterization("sample"):
         return SampleFlowScheduler(denoiser.num_train_timesteps, steps)

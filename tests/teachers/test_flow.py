@@ -30,6 +30,18 @@ def test_every_shift_has_a_scheduler_at_few_steps_and_usual_ones_at_any() -> Non
     assert stock_shift(20.0, 1000, 500) is None
 
 
+@pytest.mark.parametrize("shift", [0.5, 1.0, 3.0, 12.0])
+@pytest.mark.parametrize("last", [0.0, 0.001, 0.1])
+def test_the_grid_of_a_pipeline_that_spaces_its_times_itself(shift: float, last: float) -> None:
+    """As CogView4, to 1 / T, or pipelines that set the scheduler's last sigma to 0 before its times are spaced."""
+    for steps in (1, 2, 3, 4, 8):
+        scheduler: Any = flow_scheduler(shift, 1000, steps, last)
+        given = [1 - (1 - last) * number / max(1, steps - 1) for number in range(steps)]
+        scheduler.set_timesteps(sigmas=given)
+        exact = RectifiedFlow(shift).sigma(time_grid(steps))
+        torch.testing.assert_close(scheduler.sigmas.double(), exact, rtol=0, atol=1e-6)
+
+
 @pytest.mark.parametrize(("shift", "steps"), [(3.0, None), (20.0, 500)])
 def test_a_flow_of_no_count_is_given_its_sigmas(shift: float, steps: int | None) -> None:
     scheduler: Any = flow_scheduler(shift, 1000, steps)

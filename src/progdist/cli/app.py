@@ -72,6 +72,7 @@ def distill(
     ] = None,
     data: Annotated[str | None, typer.Option(help=options.DATA)] = None,
     prompts: options.PromptsFile = None,
+    call: options.Call = None,
     initial: options.Initial = None,
     steps: Annotated[
         int | None, typer.Option(help="Sampling steps of the final student (default: 4, or those of --from).", min=1)
@@ -98,7 +99,7 @@ def distill(
 ) -> None:
     """Distil a trained model of your own. Run the same command to resume."""
     from progdist.data.tables import Columns
-    from progdist.recipes.files import override
+    from progdist.recipes.files import call_arguments, override
     from progdist.recipes.from_teacher import Request, default_output, recipe_for_teacher
     from progdist.recipes.recipe import student_name
     from progdist.teachers.open import open_teacher
@@ -116,12 +117,14 @@ def distill(
     if model is None:
         raise UserError("expected a teacher, or a student to start from: --from FOLDER")
     steps = steps or 4
-    way, teacher = Way(fresh, shard, dry_run, device_memory), open_teacher(model)
+    arguments = call_arguments(call or [])
+    way, teacher = Way(fresh, shard, dry_run, device_memory), open_teacher(model, call=arguments)
     for line in teacher.summary:
         console.print(line)
     folder = out or default_output(str(initial or model), steps)
     request = Request(
-        model, data or "teacher", folder.name, steps, prompts=prompts, columns=Columns(image_column, caption_column),
+        model, data or "teacher", folder.name, steps, prompts=prompts, call=arguments,
+        columns=Columns(image_column, caption_column),
         start=start or 256, updates=updates, conversion_updates=conversion_updates, batch=batch,
         guidance=_guidance(guidance), negative=negative, lora=lora, background=background, method=method,
         initial=str(initial) if initial else None,

@@ -1,7 +1,9 @@
 """Check a teacher before it is distilled: what is inferred, and what would go wrong, with the remedy."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -14,7 +16,6 @@ from progdist.data.sources import open_source
 from progdist.data.tables import Columns
 from progdist.diffusion.parameterization import Eps
 from progdist.methods.guidance import Input
-from progdist.models.networks import accepts_guidance, takes_guidance
 from progdist.models.prompts import Prompts
 from progdist.recipes.from_teacher import chain_for, frame
 from progdist.runs.estimate.cost import Rates, measure
@@ -26,21 +27,29 @@ from progdist.training.config import TrainConfig
 TRIAL = TrainConfig(updates=1, batch=64, learning_rate=1e-4)
 
 
+@dataclass(frozen=True)
+class Opening:
+    """How a teacher is opened."""
+
+    offset: float | None = None  # of its timesteps, in place of the folder's
+    call: Mapping[str, Any] | None = None  # arguments of a pipeline that is watched
+
+
 def examine(
     source_model: str,
     source: str | None,
     columns: Columns,
-    offset: float | None = None,
+    how: Opening = Opening(),
     seed: int = 0,
     background: str | None = None,
 ) -> Iterator[str]:
     """A line for each finding about a teacher's folder or hub name; lines that begin with `!` are problems.
 
-    Its output is tested on the data of `source`, if any, with a timestep offset in place of the folder's; `seed` is of
+    Its output is tested on the data of `source`, if any; `seed` is of
     the noise and the choice of images, and transparent ones are composed on the background. A UserError where the
     folder cannot be read as a teacher.
     """
-    teacher = open_teacher(source_model, offset)
+    teacher = open_teacher(source_model, how.offset, call=how.call)
     yield from teacher.summary
     yield from _about_the_form(teacher)
     yield from _about_guidance(teacher)
@@ -96,7 +105,7 @@ def _about_the_form(teacher: Teacher) -> Iterator[str]:
 
 def _about_guidance(teacher: Teacher) -> Iterator[str]:
     """The guidance of a student; what --guidance does for a text-to-image teacher."""
-    conditioning, network, learned = teacher.model.conditioning, teacher.model.denoiser.network, teacher.model.guidance
+    conditioning, learned = teacher.model.conditioning, teacher.model.guidance
     if isinstance(learned, Input):
         yield f"it takes a guidance scale from {learned}, and so do its students"
     elif learned is not None:
@@ -104,9 +113,9 @@ def _about_guidance(teacher: Teacher) -> Iterator[str]:
     if not isinstance(conditioning, Prompts) or learned is not None or teacher.model.steps:
         return
     default = conditioning.kind.default_guidance
-    if takes_guidance(network):
+    if teacher.model.takes_guidance:
         yield f"its network takes a guidance scale, and so do its students: {default:g} or --guidance, without stage 0"
-    elif accepts_guidance(network):
+    elif teacher.model.accepts_guidance:
         yield f"--guidance LO:HI makes the scale an input of its students, --guidance {default:g} distils that scale"
     else:
         yield (

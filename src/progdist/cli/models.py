@@ -16,21 +16,24 @@ def doctor(
     model: Annotated[str, typer.Argument(help="A diffusers pipeline folder, a progdist folder, or hub:OWNER/NAME.")],
     data: Annotated[str | None, typer.Option(help="Images to test it on, e.g. folder:PATH.")] = None,
     offset: Annotated[float | None, typer.Option(help="Timestep offset (default: the folder's).")] = None,
+    call: options.Call = None,
     image_column: options.ImageColumn = None,
     caption_column: options.CaptionColumn = None,
     background: options.Background = None,
     seed: Annotated[int | None, typer.Option(help="Seed of the noise (default: 0).", min=0)] = None,
 ) -> None:
     """Print what is inferred from a model. Exits with code 2 if it could not be distilled as it is."""
-    from progdist.cli.doctor import examine
+    from progdist.cli.doctor import Opening, examine
     from progdist.data.tables import Columns
+    from progdist.recipes.files import call_arguments
 
     given = {"--seed": seed, "--image-column": image_column, "--caption-column": caption_column}
     given["--background"] = background
     if data is None and (idle := [option for option, value in given.items() if value is not None]):
         raise UserError(f"{idle[0]} requires --data")
     amiss = False
-    for line in examine(model, data, Columns(image_column, caption_column), offset, seed or 0, background):
+    how = Opening(offset, call_arguments(call or []))
+    for line in examine(model, data, Columns(image_column, caption_column), how, seed or 0, background):
         amiss |= line.startswith("!")
         console.print(line, style="bold red" if line.startswith("!") else None)
     if amiss:

@@ -42,6 +42,10 @@ CaptionColumn = Annotated[str | None, typer.Option(help="Column of the captions 
 PromptsFile = Annotated[
     str | None, typer.Option(help="Text file of a prompt a line, for samples of a text-to-image teacher as data.")
 ]
+Call = Annotated[
+    list[str] | None,
+    typer.Option("--call", help="Argument of a stock pipeline that is watched, name=value, e.g. num_frames=25."),
+]
 Background = Annotated[
     str | None, typer.Option(help="Colour behind transparent pixels, e.g. black or '#ff8800' (default: white).")
 ]

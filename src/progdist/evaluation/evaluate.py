@@ -105,7 +105,7 @@ def evaluations(
 ) -> Iterator[EvaluationRecord]:
     """The records of `evaluate`, each as soon as its model is measured; arguments and errors as there."""
     data = ExampleData(data, None, notify) if isinstance(data, Mapping | tuple) else data
-    images, references = _images(data, notify), dict[tuple[int, int, int], list[Reference]]()
+    images, references = _images(data, notify), dict[tuple[int, ...], list[Reference]]()
     examples = data if isinstance(data, ExampleData) else images
     entries = [_at_256(teacher), *models] if teacher else models
     listed = (_opened(entry, sampling, number, examples) for number, entry in enumerate(entries, 0 if teacher else 1))

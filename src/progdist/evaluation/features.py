@@ -63,7 +63,7 @@ class FeatureSpace:
         return None if logits is None else logits.argmax(1)
 
 
-def feature_space(name: str, image: tuple[int, int, int], weights: Mapping[str, Path] | None = None) -> FeatureSpace:
+def feature_space(name: str, image: tuple[int, ...], weights: Mapping[str, Path] | None = None) -> FeatureSpace:
     """The feature space of a name above, for images (channels, height, width), with files or folders of weights.
 
     A UserError where there is none of that name, it takes other images, or its weights or its extra are missing.

@@ -89,7 +89,7 @@ class MetricConfig:
         if "clip_score" in self.metrics and not captions:
             raise UserError("clip_score requires captions, and the model or the data has none: remove it")
 
-    def open(self, image: tuple[int, int, int], *, captions: bool) -> "Metrics":
+    def open(self, image: tuple[int, ...], *, captions: bool) -> "Metrics":
         """The metrics for images (channels, height, width), with captions or without.
 
         A UserError as in `check`, or where a name is unknown, or weights or statistics cannot be read or do not fit.

@@ -7,15 +7,21 @@ Classifier-free guidance (Ho & Salimans 2022, arXiv 2207.12598) mixes two predic
 The weights 1 - g and g have sum 1 and xh is affine in eps, so to mix predictions of eps, as stock samplers do, is the
 same. A student is distilled for one scale (`Fixed`), or takes any of a range as an input (`Input`), as in stage one of
 Meng et al. 2023 (arXiv 2210.03142).
+
+Some pipelines then give the network's output F the norm of the conditional one, over the last axis,
+
+    F = F_mix |F_c| / |F_mix|,    F_mix = F_u + g (F_c - F_u)
 """
 
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Real
+from typing import cast
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from progdist._utils.broadcasting import per_example
 from progdist._utils.errors import UserError
@@ -124,17 +130,48 @@ class Guided(_Wrapper):
         denoiser: conditional.
         unconditional: what takes the place of some of the condition, each (1, ...): a label or embeddings.
         scale: g for all; None where every example brings its own as the condition `guidance`. 1 is no guidance.
+        normalized: whether the network's output keeps the norm of the conditional one; the denoiser is a `Denoiser`.
     """
 
     unconditional: Mapping[str, Tensor]
     scale: float | None = None
+    normalized: bool = False
 
     def __call__(self, z: Tensor, t: Tensor, **condition: Tensor) -> Tensor:
         """The mixture for latents z (B, ...), a condition of B rows, and its `guidance` (B,): two evaluations."""
         g = condition.pop("guidance") if self.scale is None else torch.tensor(self.scale, dtype=torch.float64)
-        rows = {name: row.to(condition[name]).expand_as(condition[name]) for name, row in self.unconditional.items()}
-        uncond = self.denoiser(z, t, **{**condition, **rows})
-        return uncond + per_example(g, z) * (self.denoiser(z, t, **condition) - uncond)
+        rows, condition = of_one_shape(self.unconditional, condition)
+        uncond, cond = self.denoiser(z, t, **{**condition, **rows}), self.denoiser(z, t, **condition)
+        mixed = uncond + per_example(g, z) * (cond - uncond)
+        return self._with_norm_of(cond, mixed, z, t) if self.normalized else mixed
+
+    def _with_norm_of(self, cond: Tensor, mixed: Tensor, z: Tensor, t: Tensor) -> Tensor:
+        """The mixture whose output of the network has the norm of the conditional one, over the last axis."""
+        output = cast(Denoiser, self.denoiser).parameterization
+        alpha, sigma = self.schedule.scales(t.double())
+        a, s = per_example(alpha, z), per_example(sigma, z)
+        of_cond, of_mixed = (output.output(x, (z - a * x) / s, alpha, sigma) for x in (cond, mixed))
+        norms = (each.norm(dim=-1, keepdim=True) for each in (of_cond, of_mixed))
+        return output.denoise(of_mixed * (next(norms) / next(norms)), z, alpha, sigma)
+
+
+def of_one_shape(
+    rows: Mapping[str, Tensor], condition: Mapping[str, Tensor]
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Single rows (1, ...) for every example of a condition, and the condition; the shorter are filled with zeros."""
+    single, batch = dict[str, Tensor](), dict(condition)
+    for name, row in rows.items():
+        row = row.to(condition[name])
+        sides = [max(pair) for pair in zip(row.shape[1:], condition[name].shape[1:], strict=True)]
+        single[name] = filled(row, sides).expand(len(condition[name]), *sides)
+        batch[name] = filled(condition[name], sides)
+    return single, batch
+
+
+def filled(x: Tensor, sides: Sequence[int]) -> Tensor:
+    """x (B, ...) with zeros behind its values, (B, *sides)."""
+    missing = [side - length for side, length in zip(sides, x.shape[1:], strict=True)]
+    return x if not any(missing) else pad(x, [each for side in reversed(missing) for each in (0, side)])
 
 
 @dataclass(frozen=True)

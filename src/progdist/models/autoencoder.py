@@ -33,7 +33,7 @@ class Autoencoder:
         """How many times smaller latents are than images, in height and width."""
         return 2 ** (len(cast(Any, self.network).config["block_out_channels"]) - 1)
 
-    def image(self, latent: tuple[int, int, int]) -> tuple[int, int, int]:
+    def image(self, latent: tuple[int, ...]) -> tuple[int, ...]:
         """(channels, height, width) of the images of latents of such a shape."""
         _, height, width = latent
         return cast(Any, self.network).config["out_channels"], self.factor * height, self.factor * width

@@ -8,7 +8,7 @@ import difflib
 import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Protocol, Self
+from typing import Any, ClassVar, Literal, Protocol, Self
 
 import torch
 from torch import Tensor, nn
@@ -17,9 +17,10 @@ from progdist._utils.errors import UserError
 from progdist._utils.words import counted, listed, shortened
 from progdist.data.images import CaptionedImages, Images
 from progdist.data.labels import are_numbers, class_index, find_class, stratified, whole_number
-from progdist.methods.guidance import Guidance
+from progdist.diffusion.denoiser import Denoiser, DenoiserProtocol
+from progdist.methods.guidance import Guidance, Guided
 from progdist.models.guidance_input import DEFAULT_SCALE, class_guidance
-from progdist.models.networks import image_shape
+from progdist.models.networks import accepts_guidance, image_shape, takes_guidance
 
 
 class Conditions(Protocol):
@@ -32,7 +33,11 @@ class Conditions(Protocol):
         ...
 
 
-Shape = tuple[int, int, int]  # (channels, height, width)
+Shape = tuple[int, ...]  # (channels, height, width) of images; of other data any
+
+Spacing = Literal["stock", "given", "unknown"] | float
+"""Where the times of N steps of a flow come from: the scheduler's own, from 1 to 1 / T; those that the pipeline gives
+it, from 1 to 1 / N; or even ones from 1 to a number, 0 where it sets the scheduler's last sigma to that."""
 
 Rows = Callable[[Tensor], Mapping[str, Tensor]]
 """Numbers of prompts (B,) on the CPU -> their embeddings by name, (B, ...) on the CPU, of any precision."""
@@ -46,7 +51,7 @@ class Conditioning:
     takes_sizes: ClassVar[bool] = False  # whether the network is told the size of each image, and where it was cropped
     task: ClassVar[str] = "unconditional-image-generation"  # on the Hugging Face hub
     pipeline: ClassVar[str | None] = None  # the class of the stock pipeline that encodes its prompts
-    passes_sigmas: ClassVar[bool] = False  # whether that pipeline tells its scheduler the noise levels
+    spacing: ClassVar["Spacing"] = "stock"  # how that pipeline spaces the times of N steps
 
     @property
     def default_guidance(self) -> float:
@@ -102,6 +107,18 @@ class Conditioning:
     def shape(self, network: nn.Module) -> Shape | None:
         """What the network sees; None where its config does not say."""
         return image_shape(network)
+
+    def takes_guidance(self, network: nn.Module) -> bool:
+        """Whether the network takes a guidance scale."""
+        return takes_guidance(network)
+
+    def accepts_guidance(self, network: nn.Module) -> bool:
+        """Whether students of the network can take a guidance scale as an input."""
+        return accepts_guidance(network)
+
+    def guided(self, predictions: Denoiser, scale: float | None, device: torch.device) -> DenoiserProtocol:
+        """The predictions guided by a scale, or by that of each example."""
+        return Guided(predictions, self.unconditional(device), scale)
 
     def guidance(self, network: nn.Module) -> Guidance | None:
         """The guidance that a student has learned: a fixed scale, or the range that it takes as an input."""

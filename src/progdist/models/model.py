@@ -16,12 +16,15 @@ from progdist.methods.guidance import Guidance
 from progdist.models.autoencoder import Autoencoder
 from progdist.models.conditioning import UNCONDITIONAL, Classes, Conditioning, Conditions, Shape
 from progdist.models.networks import class_count
+from progdist.models.pipeline_prompts import PipelineDecoder
 
 
 class LatentDenoiser(Denoiser):
     """A denoiser of latents with the autoencoder that decodes them, and what the network is told of each example."""
 
-    def __init__(self, denoiser: Denoiser, autoencoder: Autoencoder, conditioning: Conditioning) -> None:
+    def __init__(
+        self, denoiser: Denoiser, autoencoder: Autoencoder | PipelineDecoder, conditioning: Conditioning
+    ) -> None:
         super().__init__(**denoiser.parts())
         self.autoencoder, self.conditioning = autoencoder, conditioning
 
@@ -57,7 +60,7 @@ class Model:
     conditioning: Conditioning = UNCONDITIONAL  # what the network is told of each example
     data: str = ""  # the source of its training images
     training: Mapping[str, Any] = field(default_factory=dict)  # numbers of its training, for the record
-    autoencoder: Autoencoder | None = None  # of a latent model; None where the network sees images
+    autoencoder: Autoencoder | PipelineDecoder | None = None  # of a latent model; None where the network sees images
     lora: LoraWeights | None = None  # what makes it of a stock pipeline, as LoRA adapters; None where it is none
     method: str = "progressive"  # what it learned as a student, by its name in METHODS; another of your own
 
@@ -96,6 +99,16 @@ class Model:
     def guidance(self) -> Guidance | None:
         """The guidance it has learned: the range of scales that it takes, a fixed one (of prompts), or None."""
         return self.conditioning.guidance(self.denoiser.network)
+
+    @property
+    def takes_guidance(self) -> bool:
+        """Whether its network takes a guidance scale."""
+        return self.conditioning.takes_guidance(self.denoiser.network)
+
+    @property
+    def accepts_guidance(self) -> bool:
+        """Whether its students can take a guidance scale as an input."""
+        return self.conditioning.accepts_guidance(self.denoiser.network)
 
     def scale(self, requested: float | None) -> float | None:
         """The guidance scale that it is sampled at: the requested one, or its default; None where it takes none."""

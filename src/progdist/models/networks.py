@@ -34,8 +34,10 @@ from torch import Tensor, nn
 
 from progdist._utils.broadcasting import per_example
 from progdist._utils.errors import UserError
+from progdist.diffusion.denoiser import Denoiser
 from progdist.diffusion.network_call import call_network
 from progdist.methods.guidance import Input
+from progdist.models.calls import Call
 from progdist.models.guidance_input import EMBEDDING_DIM, class_arguments, class_guidance, guidance_embedding
 from progdist.models.guidance_input import with_class_guidance as _with_class_guidance
 
@@ -297,8 +299,11 @@ def network_interface(network: nn.Module) -> dict[str, Any]:
     return {"arguments": partial(_transformer_arguments, kind.takes_guidance(config)), "call": kind.call}
 
 
-def example_condition(network: nn.Module, count: int, device: torch.device) -> dict[str, Tensor]:
+def example_condition(denoiser: Denoiser, count: int, device: torch.device) -> dict[str, Tensor]:
     """A condition of the right shapes to time a network with: zeros (count, ...) for prompts, the first class."""
+    if isinstance(denoiser.call, Call):
+        return denoiser.call.example(count, device)
+    network = denoiser.network
     kind = kind_of(network)
     if kind is None or kind.prompt is None:
         labels = torch.zeros(count, dtype=torch.int64, device=device)

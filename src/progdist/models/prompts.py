@@ -6,8 +6,7 @@ transformers (extra `text`); tokenizers and text encoders are read as untrusted,
 networks.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -24,8 +23,8 @@ from progdist._utils.extras import import_extra
 from progdist._utils.files import own_files, read_json
 from progdist.data.images import CaptionedImages, Images
 from progdist.methods.guidance import Guidance, Input
-from progdist.models.conditioning import Conditioning, Rows, Shape
-from progdist.models.networks import image_shape, kind_of, takes_guidance
+from progdist.models.conditioning import Conditioning, Rows, Shape, Spacing
+from progdist.models.networks import image_shape, kind_of
 from progdist.models.pipelines import PIPELINES, TOKENIZERS, VOCABULARIES, PipelineKind
 from progdist.models.safe_loading import load_component, quiet
 
@@ -66,16 +65,21 @@ class Prompts(Conditioning):
         files: list[Path] = []
         for part, value in self.index.items():
             present = not part.startswith("_") and isinstance(value, list) and value and value[-1]
-            if present and part not in (self.kind.part, "scheduler"):
+            if present and part not in (self.part, "scheduler"):
                 if not (self.folder / part).is_dir():
                     raise UserError(f"{self.folder} lacks {part}/: restore the folder, or save the pipeline again")
                 files += own_files(self.folder, part)
         return files
 
     @property
-    def passes_sigmas(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
-        """Whether the pipeline tells its scheduler the noise levels."""
-        return self.kind.passes_sigmas
+    def part(self) -> str:
+        """Where the network lies in the folder."""
+        return self.kind.part
+
+    @property
+    def spacing(self) -> Spacing:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """How the pipeline spaces the times of N steps."""
+        return "given" if self.kind.passes_sigmas else "stock"
 
     @property
     def default_guidance(self) -> float:
@@ -107,7 +111,7 @@ class Prompts(Conditioning):
 
     def default_scale(self, network: nn.Module) -> float | None:
         """The pipeline's default, or the nearest of the range that was learned; None where the network takes none."""
-        if not takes_guidance(network):
+        if not self.takes_guidance(network):
             return None
         return self.learned.nearest(self.default_guidance) if isinstance(self.learned, Input) else self.default_guidance
 
@@ -201,7 +205,7 @@ class Prompts(Conditioning):
         parts |= {name: self.index.get(name, default) for name, default in kind.indexed.items()}
         for part, class_name in kind.encoders.items():
             tokenizer = part.replace("text_encoder", "tokenizer")
-            with _no_progress_bars(transformers):
+            with quiet():
                 parts[part] = _text_encoder(self.folder, part, getattr(transformers, class_name)).to(device)
             parts[tokenizer] = _tokenizer(self.folder / tokenizer, transformers, TOKENIZERS[class_name])
         with quiet():
@@ -302,18 +306,6 @@ class PromptEncoder:
                 f"{self.folder}: its tokenizers and text encoders cannot encode a prompt ({reason}): restore them"
             ) from error
         return {name: results[place].float().cpu() for name, place in places.items()}
-
-
-@contextmanager
-def _no_progress_bars(transformers: Any) -> Iterator[None]:  # noqa: ANN401  (a module)
-    """Without the bars that transformers shows of every file it reads."""
-    shown = transformers.utils.logging.is_progress_bar_enabled()
-    transformers.utils.logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if shown:
-            transformers.utils.logging.enable_progress_bar()
 
 
 def _text_encoder(folder: Path, part: str, encoder_class: Any) -> Any:  # noqa: ANN401  (classes of transformers)

@@ -8,6 +8,7 @@ weights. Weights are numbers: one that is not finite is refused.
 import logging
 import math
 import re
+import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -46,6 +47,13 @@ LIMITS = {"sample_size": 1024, "pos_embed_max_size": 1024, "layers_per_block": 2
 """The largest values of the numbers in a config that cost time or memory by themselves."""
 
 MOST = 65_536  # the largest of any other whole number in a config
+TOKENS = (
+    *("_id", "_ids", "_token_index", "vocab_size", "max_position_embeddings", "theta", "sliding_window", "_length"),
+    "_seq_len",
+)
+"""How the names end of numbers that count tokens, or are one's number: of text encoders they are large."""
+
+MOST_TOKENS = 2**24
 MOST_VALUES, DEEPEST = 64, 4  # of a list in a config, and how deep lists and objects may lie in one another
 COMPUTED = 2**26  # numbers that a network may hold beside those of its files: tables of positions and the like
 Part = TypeVar("Part", bound=nn.Module)
@@ -97,7 +105,8 @@ def load_component(
     config = read_json(part_folder / "config.json")
     held = _weight_files(folder, part, weights)
     _check_config_limits(config, part_folder)
-    eager = {} if describe else {"low_cpu_mem_usage": False}  # as diffusers takes it
+    fixed = bool(getattr(component_class, "_keep_in_fp32_modules", None))  # with these diffusers fills an empty network
+    eager = {} if describe or fixed else {"low_cpu_mem_usage": False}
     try:
         with quiet(), _plainly_named(held, weights) as source:
             _check_weight_size(describe or cast(Any, component_class).from_config, config, held)
@@ -141,17 +150,20 @@ def read_autoencoder(folder: Path) -> Autoencoder | None:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Without diffusers' progress bars, and its and transformers' own remarks: what matters of them is raised."""
+    """Without progress bars and remarks of diffusers and transformers: what matters of them is raised."""
     loggers = [logging.getLogger(name) for name in ("diffusers", "transformers")]
-    before, bars = [logger.level for logger in loggers], progress.is_progress_bar_enabled()
+    shown = [progress, *([sys.modules["transformers"].utils.logging] if "transformers" in sys.modules else [])]
+    before, bars = [logger.level for logger in loggers], [each.is_progress_bar_enabled() for each in shown]
     for logger in loggers:
         logger.setLevel(logging.CRITICAL)
-    progress.disable_progress_bar()
+    for each in shown:
+        each.disable_progress_bar()
     try:
         yield
     finally:
-        if bars:
-            progress.enable_progress_bar()
+        for each, enabled in zip(shown, bars, strict=True):
+            if enabled:
+                each.enable_progress_bar()
         for logger, level in zip(loggers, before, strict=True):
             logger.setLevel(level)
 
@@ -302,20 +314,27 @@ def _indexed(index: Path) -> tuple[Path, ...]:
 def _check_config_limits(config: Mapping[str, Any], part_folder: Path) -> None:
     """Refuse numbers that no network has, before memory is spent on them."""
     for name, value in config.items():
-        limit = LIMITS.get(name, LIMITS["num_layers"] if "layers" in name else MOST)
-        _check_value(value, limit, f"{part_folder}/config.json: {name[:50]}")
+        _check_value(value, _limit(name), f"{part_folder}/config.json: {name[:50]}")
+
+
+def _limit(name: str) -> int:
+    """The largest value of a number in a config, by its name."""
+    if name.endswith(TOKENS):
+        return MOST_TOKENS
+    return LIMITS.get(name, LIMITS["num_layers"] if "layers" in name else MOST)
 
 
 def _check_value(value: object, limit: int, what: str, depth: int = 0) -> None:
     if isinstance(value, list | dict):
-        values = list(value.values()) if isinstance(value, dict) else value
-        if depth == DEEPEST or (isinstance(value, list) and len(values) > MOST_VALUES):
+        if depth == DEEPEST or (isinstance(value, list) and len(value) > MOST_VALUES):
             expected = f"at most {MOST_VALUES}, {DEEPEST} deep"
-            raise UserError(f"{what} holds {len(values)} values, expected {expected}: restore it")
-        for each in values:
-            _check_value(each, limit, what, depth + 1)
+            raise UserError(f"{what} holds {len(value)} values, expected {expected}: restore it")
+        for name, each in value.items() if isinstance(value, dict) else enumerate(value):
+            inner = max(limit, _limit(name)) if isinstance(name, str) else limit
+            _check_value(each, inner, what, depth + 1)
     elif isinstance(value, int | float) and not isinstance(value, bool):
-        wrong = not -limit <= value <= limit if isinstance(value, float) else not 0 <= value <= limit
+        least = -limit if isinstance(value, float) or what.endswith("_layer") else 0  # layers may count from the last
+        wrong = not least <= value <= limit
         if wrong:
             raise UserError(f"{what} is {str(value)[:50]}, expected at most {limit}: restore it")
 

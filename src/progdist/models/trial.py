@@ -27,7 +27,7 @@ def try_shapes(model: Model, folder: Path) -> None:
     """
     part = folder / ("unet" if (folder / "unet").is_dir() else "transformer")
     channels, *sides = shape = model.shape
-    if model.autoencoder:
+    if isinstance(model.autoencoder, Autoencoder):
         _try_autoencoder(model.autoencoder, shape, folder)
     output = _called(part, lambda: _output(model, shape))
     heads = model.denoiser.parameterization.heads
@@ -45,7 +45,7 @@ def _output(model: Model, shape: Shape) -> tuple[int, ...]:
     denoiser = model.denoiser
     network: Any = empty_copy(denoiser.network, META)
     z, timestep = torch.empty(1, *shape, device=META), torch.ones(1, device=META)
-    condition = example_condition(network, 1, META)
+    condition = example_condition(denoiser, 1, META)
     call, arguments = cast(Any, denoiser.call), cast(Any, denoiser.arguments)
     output = call(network, z, timestep, **arguments(**condition))
     return tuple(getattr(output, "sample", output).shape)

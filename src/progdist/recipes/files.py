@@ -64,6 +64,20 @@ def override(recipe: Recipe, overrides: Iterable[str]) -> Recipe:
     return validated(recipe.model_dump(), overrides, recipe.name)
 
 
+def call_arguments(settings: Iterable[str]) -> dict[str, Any]:
+    """The arguments of `--call name=value`; a UserError for what is none."""
+    found: dict[str, Any] = {}
+    for setting in settings:
+        name, sign, value = setting.partition("=")
+        if not (sign and name.isidentifier()):
+            raise UserError(f"--call {setting[:50]}: expected name=value, e.g. --call num_frames=25")
+        try:
+            found[name] = read_yaml(value)
+        except (yaml.YAMLError, ValueError, RecursionError) as error:
+            raise UserError(f"--call {setting[:50]}: the value is no YAML: quote it") from error
+    return found
+
+
 def validated(content: dict[Any, Any], overrides: Iterable[str], what: str) -> Recipe:
     """The recipe that a map of keys describes, with overrides; `what` names it in the UserError about what is wrong."""
     overrides = list(overrides)

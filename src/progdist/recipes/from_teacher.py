@@ -7,7 +7,8 @@ largest ratios come first, where a step changes least: 200 -> 40 -> 8 -> 4 for T
 
 import math
 import re
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -71,6 +72,7 @@ class Request:
     negative: str | None = None  # the prompt that guidance leads away from; None for the empty one
     lora: int | None = None  # the rank of a LoRA file for the teacher's own pipeline; None for none
     method: str = "progressive"  # what students learn
+    call: Mapping[str, Any] = field(default_factory=dict)  # arguments of the teacher's pipeline, which is then watched
     initial: str | None = None  # the folder of a finished student to start from, in one stage; None for the teacher
 
 
@@ -86,7 +88,7 @@ def recipe_for_teacher(teacher: Teacher, request: Request) -> Recipe:
         "name": re.sub(r"[^A-Za-z0-9._-]+", "-", request.name).strip("-._") or "run",
         "about": f"{request.model} distilled to {counted(request.steps, 'step')}",
         "data": _data(teacher, request),
-        "teacher": {"model": request.model},
+        "teacher": {"model": request.model, "call": dict(request.call)},
         "conversion": conversion,
         "distill": {
             "chain": chain,

@@ -25,7 +25,7 @@ Measured = Literal["teacher", "student", "teacher_dpmpp"]
 """What is sampled: the teacher by DDIM, the student distilled for the step count, the teacher by DPM-Solver++."""
 
 SOLVER_STEPS = 3  # the fewest steps at which DPM-Solver++ is not DDIM, whose first and last step it shares
-OF_AN_OPENED_TEACHER = {"model", "offset", "trust"}  # the keys of `teacher` beside `model`
+OF_AN_OPENED_TEACHER = {"model", "offset", "trust", "call"}  # the keys of `teacher` beside `model`
 
 
 class Recipe(Part):
@@ -70,8 +70,8 @@ class Recipe(Part):
     def _check_trained_teacher(self) -> None:
         if is_teacher(self.data.source):
             raise ValueError(f"data.source {self.data.source} requires teacher.model, whose samples they are")
-        if self.teacher.offset is not None or self.teacher.trust:
-            raise ValueError("teacher.offset and teacher.trust require teacher.model")
+        if self.teacher.offset is not None or self.teacher.trust or self.teacher.call:
+            raise ValueError("teacher.offset, teacher.trust and teacher.call require teacher.model")
         if self.distill.initial is not None:
             raise ValueError("distill.initial requires teacher.model, of which it is a student")
         if self.teacher.lora_rank:

@@ -29,13 +29,15 @@ class Training(TrainConfig):
 
     `weighting` is that of the loss. Of such a teacher `offset` replaces that of the timestep (see
     `progdist.diffusion.denoiser`), and `trust` takes it though its output contradicts its folder (see
-    `progdist.teachers.check`).
+    `progdist.teachers.check`). `call` are arguments of a pipeline that is watched, as its height, width or number of
+    frames (see `progdist.teachers.pipeline`).
     """
 
     weighting: Annotated[str, one_of(WEIGHTINGS)] = "truncated_snr"
     model: str | None = None
     offset: float | None = None
     trust: bool = False
+    call: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, config=STRICT)

@@ -20,6 +20,7 @@ from progdist.diffusion.parameterization import PARAMETERIZATIONS
 from progdist.distillation import Plan
 from progdist.methods.guidance import Input
 from progdist.models.model import Model
+from progdist.models.pipeline_prompts import PipelinePrompts
 from progdist.recipes.files import read_recipe, write_recipe
 from progdist.recipes.recipe import Recipe
 from progdist.recipes.schema import Data
@@ -78,6 +79,15 @@ def _check_lora(teacher: Model) -> None:
             "set distill.lora_rank for students of low rank"
         )
     require_peft()
+
+
+def check_encodes(teacher: Model) -> None:
+    """Refuse data for a teacher of latents that cannot encode them."""
+    if isinstance(teacher.conditioning, PipelinePrompts):
+        raise UserError(
+            f"a {teacher.conditioning.pipeline} that is watched learns from its own samples: give --prompts FILE in "
+            "place of --data"
+        )
 
 
 def check_folder(context: RunContext) -> None:

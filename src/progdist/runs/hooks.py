@@ -1,13 +1,17 @@
 """A run's folder and callback as hooks of the engine: finished models are read, new ones kept, numbers recorded."""
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
+from progdist._utils.words import counted
 from progdist.distillation import Hooks
 from progdist.models.model import Model
+from progdist.models.pipeline_prompts import PipelinePrompts
 from progdist.runs.context import RunContext
 from progdist.students.folder import save
 from progdist.teachers.own import load
+from progdist.teachers.pipeline import AGREES, student_differs
 from progdist.training.callbacks import Progress
 from progdist.training.checkpoint import Checkpoints
 from progdist.training.config import TrainConfig
@@ -29,7 +33,16 @@ class RunHooks(Hooks):
         """The model as its folder holds it."""
         path = self.context.folder.model(name)
         self.context.distributed.on_main_process(lambda: save(model, path))
-        return load(path)
+        kept = load(path)
+        if kept.steps and isinstance(kept.conditioning, PipelinePrompts):
+            self.context.distributed.on_main_process(lambda: self._verify(path, kept))
+        return kept
+
+    def _verify(self, path: Path, student: Model) -> None:
+        """Say how far the stock pipeline of a student's folder is from its own samples."""
+        apart, steps = student_differs(path, student), counted(min(student.steps), "step")
+        warning = "" if apart <= AGREES else "warning: "
+        self.note(f"{warning}{path.name}: in {steps} the stock pipeline is within {apart:.1g} of progdist sample")
 
     def checkpoints(self, name: str) -> Checkpoints:
         """Those of a model's training."""

@@ -8,6 +8,7 @@ from progdist.methods import METHODS
 from progdist.methods.guidance import Fixed, Guidance, Input
 from progdist.models.guidance_input import class_guidance
 from progdist.models.model import LoraWeights, Model
+from progdist.models.pipeline_prompts import PipelinePrompts
 from progdist.models.pipelines import PIPELINES
 from progdist.models.prompts import Prompts
 
@@ -58,6 +59,12 @@ pipeline = {pipeline}.from_pretrained("{path}")
 images = pipeline("{caption}", num_inference_steps={steps}, guidance_scale={scale:g}{call}).images
 """
 
+WATCHED = """from diffusers import {pipeline}
+
+pipeline = {pipeline}.from_pretrained("{path}")
+result = pipeline("{caption}", num_inference_steps={steps}{call})
+"""
+
 LORA = """from diffusers import DDIMScheduler, {pipeline}
 
 pipeline = {pipeline}.from_pretrained({base})
@@ -76,6 +83,9 @@ images = progdist.sample(denoiser, noise, {steps}{condition})
 """
 
 
+CAPTION = "a photograph of a lighthouse"
+
+
 def _template(stock: str | None, classes: int) -> str:
     match stock:
         case str() if stock in PIPELINES:
@@ -91,16 +101,58 @@ def _template(stock: str | None, classes: int) -> str:
 
 def card(model: Model, stock: str | None, records: "Sequence[EvaluationRecord]") -> str:
     """The text, for the class of the folder's stock pipeline or scheduler, if it has one, and with its evaluations."""
-    counts, labels, guidance = list(model.steps), model.labels, model.guidance
+    counts, guidance = list(model.steps), model.guidance
+    steps, guided = min(counts, default=256), class_guidance(model.denoiser.network) is not None
+    prompts, numbers = model.conditioning, dict[str, Any]()
+    if isinstance(prompts, PipelinePrompts):
+        code = _watched_call(prompts, steps)
+    else:
+        numbers = _numbers(model, stock, steps)
+        code = (OURS if guided else _template(stock, len(model.labels))).format(path=".", steps=steps, **numbers)
+    lines = [
+        HEADER.format(task=model.conditioning.task),
+        f"# A diffusion model that samples in {_listed(counts)}\n" if counts else "# A diffusion model\n",
+        f"{_what_it_makes(model)}; trained on {model.data}.",
+        _lineage(model),
+        _prompt_guidance(prompts) if isinstance(prompts, Prompts) else "",
+        _class_guidance(model, guidance, stock) if guided else "",
+        f"\n```python\n{code}```\n",
+        _lora(model.lora, steps, numbers) if model.lora else "",
+        _measured(records),
+    ]
+    return "\n".join(line for line in lines if line)
+
+
+def _what_it_makes(model: Model) -> str:
+    """The size of its images, or of the latents of what a pipeline makes."""
+    if isinstance(model.conditioning, PipelinePrompts):
+        return f"Latents of {'x'.join(map(str, model.shape))} {model.conditioning.describe()}"
+    channels, height, width = model.image
+    classes = len(model.labels)
+    kind = counted(classes, "class") if classes else model.conditioning.describe()
+    return f"Images of {height}x{width} with {counted(channels, 'channel')}, {kind}"
+
+
+def _watched_call(prompts: PipelinePrompts, steps: int) -> str:
+    """The code of a pipeline that was watched, with the arguments that it was watched with."""
+    pipeline = prompts.watched
+    arguments: dict[str, Any] = {**pipeline.off, **pipeline.arguments}
+    if pipeline.scale:
+        arguments[pipeline.scale[0]] = _scale(prompts.learned)
+    given = "".join(f", {name}={value!r}" for name, value in arguments.items())
+    return WATCHED.format(pipeline=prompts.pipeline, path=".", caption=CAPTION, steps=steps, call=given)
+
+
+def _numbers(model: Model, stock: str | None, steps: int) -> dict[str, Any]:
+    """What takes the places of a template's names."""
+    guidance, image = model.guidance, model.image
     ddim, edm, flow = (stock == f"{name}Scheduler" for name in ("DDIM", "EDMEuler", "FlowMatchEulerDiscrete"))
-    steps, classes, image = min(counts, default=256), len(labels), model.image
-    guided = class_guidance(model.denoiser.network) is not None
-    template = OURS if guided else _template(stock, classes)
+    classes = len(model.labels)
     turn = _sixteen_labels(model)
     condition = f", class_labels={turn}" if classes else ""
-    condition += f", guidance={_scale(guidance):g}" if guided else ""
+    condition += f", guidance={_scale(guidance):g}" if class_guidance(model.denoiser.network) else ""
     channels, height, width = model.shape
-    numbers = {
+    return {
         "channels": channels,
         "height": height,
         "width": width,
@@ -111,27 +163,12 @@ def card(model: Model, stock: str | None, records: "Sequence[EvaluationRecord]")
         "timestep": "timestep" if ddim else "timestep.expand(16)",
         "begin": "scheduler.init_noise_sigma * " if edm else "",
         "input": "scheduler.scale_model_input(z, timestep)" if edm else "z",
-        "grid": f"{steps}" if counts or not flow else f"sigmas=[1 - i / {steps} for i in range({steps})]",
+        "grid": f"{steps}" if model.steps or not flow else f"sigmas=[1 - i / {steps} for i in range({steps})]",
         "pipeline": "DDIMPipeline" if ddim else stock,
-        "caption": "a photograph of a lighthouse",
+        "caption": CAPTION,
         "scale": _scale(guidance),
         "call": PIPELINES[stock].call.format(height=image[1], width=image[2]) if stock in PIPELINES else "",
     }
-    code = template.format(path=".", steps=steps, **numbers)
-    size = f"{image[1]}x{image[2]} with {counted(image[0], 'channel')}"
-    kind = counted(classes, "class") if classes else model.conditioning.describe()
-    lines = [
-        HEADER.format(task=model.conditioning.task),
-        f"# A diffusion model that samples in {_listed(counts)}\n" if counts else "# A diffusion model\n",
-        f"Images of {size}, {kind}; trained on {model.data}.",
-        _lineage(model),
-        _prompt_guidance(model.conditioning) if isinstance(model.conditioning, Prompts) else "",
-        _class_guidance(model, guidance, stock) if guided else "",
-        f"\n```python\n{code}```\n",
-        _lora(model.lora, steps, numbers) if model.lora else "",
-        _measured(records),
-    ]
-    return "\n".join(line for line in lines if line)
 
 
 def _sixteen_labels(model: Model) -> str:
@@ -178,6 +215,8 @@ def _scale(guidance: Guidance | None) -> float:
 def _prompt_guidance(prompts: Prompts) -> str:
     """How a model of prompts is guided, and what a stock pipeline must be told."""
     guidance, away = prompts.learned, f', away from "{prompts.negative}"' if prompts.negative else ""
+    unguided = prompts.watched.off if isinstance(prompts, PipelinePrompts) else {"guidance_scale": 1.0}
+    without = " and ".join(f"`{name}={value:g}`" for name, value in unguided.items()) or "its defaults"
     match guidance:
         case Input(low, high) if low == high:
             return f"Sample it with `guidance_scale={low:g}`, which is an input; `negative_prompt` has no effect."
@@ -190,7 +229,7 @@ def _prompt_guidance(prompts: Prompts) -> str:
             distilled = f"a guidance scale of {scale:g} is distilled in{away}"
         case None:
             distilled = "no guidance is distilled in"
-    return f"Sample it with `guidance_scale=1`: {distilled}, and `negative_prompt` has no effect."
+    return f"Sample it with {without}: {distilled}, and `negative_prompt` has no effect."
 
 
 def _lora(lora: LoraWeights, steps: int, numbers: Mapping[str, Any]) -> str:

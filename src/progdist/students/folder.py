@@ -53,6 +53,8 @@ from progdist.methods import METHODS
 from progdist.models.guidance_input import class_guidance, save_class_guidance
 from progdist.models.model import LatentDenoiser, Model
 from progdist.models.networks import kind_of
+from progdist.models.pipeline_prompts import PipelinePrompts
+from progdist.models.pipeline_record import write_pipeline
 from progdist.models.prompts import Prompts
 from progdist.students.card import card
 from progdist.students.own_network import described, write_weights
@@ -86,7 +88,7 @@ def save(model: Model, folder: Path) -> None:
             f"{name} is a subclass of Denoiser, and its code is not saved: save progdist.Denoiser(**denoiser.parts()) "
             f"and make the {name} of what load gives"
         )
-    own = kind_of(network) is None
+    own = kind_of(network) is None and not model.conditioning.takes_prompts
     schedule, output = model.denoiser.schedule, model.denoiser.parameterization
     recorded = (SCHEDULES.get(schedule.name), type(PARAMETERIZATIONS.get(output.name)))
     if not own and (type(schedule), type(output)) != recorded:
@@ -119,18 +121,20 @@ def _write_own(model: Model, target: Path) -> None:
 
 
 def _write(model: Model, network: ModelMixin, target: Path) -> None:
-    scheduler, kind = stock_scheduler(model), kind_of(network)
-    assert kind is not None  # save has seen to it
+    scheduler, kind, prompts = stock_scheduler(model), kind_of(network), model.conditioning
+    description = _description(model)
     if class_guidance(network):
         network = save_class_guidance(network, target)
-    if kind.prompt is not None:
-        if not isinstance(model.conditioning, Prompts) or scheduler is None:
-            name = type(network).__name__
-            raise UserError(f"a {name} is saved with the pipeline that it was loaded with: use its Model")
-        _write_pipeline(model.conditioning, network, scheduler, target)
+    if isinstance(prompts, Prompts) and scheduler is not None:
+        _write_pipeline(prompts, network, scheduler, target)
+        if isinstance(prompts, PipelinePrompts):
+            description["pipeline"] = write_pipeline(prompts.watched, target)
         if model.lora:
-            loader = LORA_LOADERS[model.conditioning.pipeline]
+            loader = LORA_LOADERS[prompts.pipeline]
             loader.save_lora_weights(target, unet_lora_layers=dict(model.lora.weights))
+    elif kind is None or kind.prompt is not None:
+        name = type(network).__name__
+        raise UserError(f"a {name} is saved with the pipeline that it was loaded with: use its Model")
     elif pipeline := _pipeline(model, network, scheduler):
         pipeline.save_pretrained(target)
         if isinstance(pipeline, DiTPipeline):
@@ -140,9 +144,9 @@ def _write(model: Model, network: ModelMixin, target: Path) -> None:
         if scheduler:
             cast(Any, scheduler).save_pretrained(target / "scheduler")
         if model.autoencoder:
-            model.autoencoder.network.save_pretrained(target / model.autoencoder.part)
+            cast(Any, model.autoencoder.network).save_pretrained(target / model.autoencoder.part)
     sums = {str(path.relative_to(target)): checksum(path) for path in sorted(target.rglob("*.safetensors"))}
-    write_json(target / "progdist.json", {**_description(model), "sha256": sums})
+    write_json(target / "progdist.json", {**description, "sha256": sums})
     write_card(model, target, ())
 
 
@@ -152,7 +156,7 @@ def _write_pipeline(prompts: Prompts, network: ModelMixin, scheduler: SchedulerM
     Its network, scheduler and index are written; every other part that the index names is its teacher's, byte for byte.
     """
     index: dict[str, Any] = dict(prompts.index)
-    written: dict[str, Any] = {prompts.kind.part: network, "scheduler": scheduler}
+    written: dict[str, Any] = {prompts.part: network, "scheduler": scheduler}
     for file in prompts.copied():
         copy = target / file.relative_to(prompts.folder)
         copy.parent.mkdir(parents=True, exist_ok=True)
@@ -193,22 +197,18 @@ def stock_scheduler(model: Model) -> SchedulerMixin | None:
     That of a table is of all that divide T, any other of one number (see `progdist.teachers.flow` and `.edm`).
     """
     kind = _scheduler_kind(model)
-    return kind.write(model.denoiser, _scheduler_steps(model)) if kind else None
+    return kind.write(model.denoiser, min(model.steps, default=None), model.conditioning.spacing) if kind else None
 
 
 def _scheduler_kind(model: Model) -> SchedulerKind | None:
-    steps = _scheduler_steps(model)
-    return next((kind for kind in SCHEDULERS if kind.write(model.denoiser, steps) is not None), None)
-
-
-def _scheduler_steps(model: Model) -> int | None:
-    return None if model.conditioning.passes_sigmas else min(model.steps, default=None)
+    steps, spacing = min(model.steps, default=None), model.conditioning.spacing
+    return next((kind for kind in SCHEDULERS if kind.write(model.denoiser, steps, spacing) is not None), None)
 
 
 def off_grid(model: Model) -> str:
     """Where its stock scheduler visits other times than `progdist sample`, and the remedy; "" for nowhere."""
     kind = _scheduler_kind(model)
-    if not model.steps or kind is None or model.conditioning.passes_sigmas:
+    if not model.steps or kind is None or model.conditioning.spacing != "stock":
         return ""
     missed, remedy = kind.missed(model.denoiser, model.steps)
     listed = " and ".join(counted(steps, "step") for steps in missed)

@@ -31,6 +31,7 @@ from progdist._utils.errors import UserError
 from progdist.diffusion.denoiser import Denoiser
 from progdist.diffusion.parameterization import PARAMETERIZATIONS
 from progdist.diffusion.schedule import Karras
+from progdist.models.conditioning import Spacing
 from progdist.teachers.schedulers import FIELDS as OF_A_TABLE
 from progdist.teachers.schedulers import (
     KEYS,
@@ -107,7 +108,7 @@ def _of_euler(folder: Path, config: Mapping[str, Any]) -> dict[str, Any]:
     return {**ends, "sigma_data": 1.0, "rho": 7.0, "sigma_schedule": spaced}
 
 
-def write(denoiser: Denoiser, steps: int | None) -> EDMEulerScheduler | None:
+def write(denoiser: Denoiser, steps: int | None, spacing: Spacing = "stock") -> EDMEulerScheduler | None:
     """The scheduler of EDM's noise; None for another kind, and for a network that receives an angle."""
     schedule, names = denoiser.schedule, {ours: stock for stock, ours in OUTPUTS.items()}
     output = names.get(denoiser.parameterization.name)

@@ -19,6 +19,10 @@ c = a / (T + S - 1) and a = (T - 1) / (N - 1) that is a quadratic equation,
 
 of which the root near s is S = 2 s N a / (b + sqrt(b^2 - 4 (s - 1) s N a)). For s = 1 it is 1. It is real for every s
 where T > 4 N (N - 1), and at every N for s up to (1 + sqrt(T)) / 2, about 16 for T = 1000.
+
+Some pipelines space u evenly from 1 to a number u_N of their own, 0 or 1 / T. Then c = (1 - u_N) / (N - 1), and
+
+    S = s N c / (s N c - s + 1)
 """
 
 import math
@@ -33,6 +37,7 @@ from progdist._utils.errors import UserError
 from progdist.diffusion.denoiser import Denoiser
 from progdist.diffusion.parameterization import PARAMETERIZATIONS
 from progdist.diffusion.schedule import RectifiedFlow
+from progdist.models.conditioning import Spacing
 from progdist.teachers.schedulers import SOLVERS, Formulation, SchedulerKind
 
 DYNAMIC = {"base_shift": 0.5, "max_shift": 1.15, "base_image_seq_len": 256, "max_image_seq_len": 4096}
@@ -87,21 +92,29 @@ def _dynamic_shift(
     return mu if config.get("time_shift_type") == "linear" else math.exp(mu)
 
 
-def write(denoiser: Denoiser, steps: int | None) -> FlowMatchEulerDiscreteScheduler | None:
+def write(denoiser: Denoiser, steps: int | None, spacing: Spacing = "stock") -> FlowMatchEulerDiscreteScheduler | None:
     """The scheduler of a rectified flow with velocity output; None for another kind."""
     schedule = denoiser.schedule
     if isinstance(schedule, RectifiedFlow) and denoiser.parameterization.name == "velocity" and denoiser.offset == 0:
-        return flow_scheduler(schedule.shift, denoiser.num_train_timesteps, steps)
+        return flow_scheduler(schedule.shift, denoiser.num_train_timesteps, steps, spacing)
     return None
 
 
-def flow_scheduler(shift: float, num_train_timesteps: int, steps: int | None) -> FlowMatchEulerDiscreteScheduler:
+def flow_scheduler(
+    shift: float, num_train_timesteps: int, steps: int | None, spacing: Spacing = "stock"
+) -> FlowMatchEulerDiscreteScheduler:
     """The scheduler of a flow of shift s, whose `set_timesteps(N)` visits our grid at N = `steps`.
 
     For None, and where the equation has no root, `set_timesteps(sigmas=[1, (N - 1) / N, ..., 1 / N])` does, for every
     N.
     """
-    stock = stock_shift(shift, num_train_timesteps, steps) if steps else None
+    if spacing == "given":
+        steps = None
+    if isinstance(spacing, float) and steps and steps > 1:
+        reach = shift * steps * (1 - spacing) / (steps - 1)
+        stock = reach / (reach - shift + 1)
+    else:
+        stock = stock_shift(shift, num_train_timesteps, steps or 1)
     if steps is None or stock is None:
         return FlowMatchEulerDiscreteScheduler(num_train_timesteps=num_train_timesteps, shift=shift)
     if steps == 1:

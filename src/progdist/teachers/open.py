@@ -34,11 +34,14 @@ from progdist.models.networks import (
     receives_levels,
     without_variance,
 )
+from progdist.models.pipeline_prompts import PipelineDecoder, PipelinePrompts
+from progdist.models.pipelines import PIPELINES
 from progdist.models.prompts import DEFAULT_SIDES, Prompts, read_prompts
 from progdist.models.safe_loading import load_component, network_class, read_autoencoder
 from progdist.models.trial import try_shapes
 from progdist.teachers import SCHEDULERS
 from progdist.teachers.own import load
+from progdist.teachers.pipeline import STEPS, study, takes_prompts
 from progdist.teachers.schedulers import Formulation, read_formulation
 
 FETCHED = (
@@ -68,17 +71,26 @@ class Teacher:
         return replace(self, model=replace(self.model, conditioning=conditioning))
 
 
-def open_teacher(source: str, offset: float | None = None, size: tuple[int, int] | None = None) -> Teacher:
+def open_teacher(
+    source: str,
+    offset: float | None = None,
+    size: tuple[int, int] | None = None,
+    call: Mapping[str, Any] | None = None,
+) -> Teacher:
     """A teacher from its folder, or from the hub as `hub:owner/name[@revision]`.
 
     The offset replaces that of the timestep, for networks that were trained with another convention; the size is
-    (height, width) of the images to make, where the network makes any size.
+    (height, width) of the images to make, where the network makes any size. A pipeline that is not known, or is called
+    with further arguments `call`, as its height, width or number of frames, is watched (see
+    `progdist.teachers.pipeline`).
 
     Raises:
         UserError: it is missing, damaged, or of a kind that cannot be distilled here.
     """
     folder = _resolve_folder(source)
     if (folder / "progdist.json").is_file():
+        if call:
+            raise UserError("--call applies only to a stock pipeline: that of a progdist model is known")
         model = load(folder)
         model = model if offset is None else replace(model, denoiser=model.denoiser.with_parts(offset=offset))
         return Teacher(model, (f"{folder}: a progdist model", *_describe(model)))
@@ -86,7 +98,30 @@ def open_teacher(source: str, offset: float | None = None, size: tuple[int, int]
         raise UserError(
             f"{folder} has no model_index.json: give a folder that a diffusers pipeline's save_pretrained made"
         )
+    if call or is_watched(folder):
+        if offset is not None:
+            raise UserError(f"an offset has no effect on {folder}: its timesteps are those that were seen")
+        return _watched(folder, call or {})
     return _open_pipeline(folder, offset, size)
+
+
+def is_watched(folder: Path) -> bool:
+    """Whether a folder's pipeline is one of prompts that is not described in `progdist.models.pipelines`."""
+    name = str(read_json(folder / "model_index.json").get("_class_name"))
+    return name not in PIPELINES and takes_prompts(name)
+
+
+def _watched(folder: Path, call: Mapping[str, Any]) -> Teacher:
+    """A teacher that is watched."""
+    found = study(folder, call)
+    pipeline, denoiser = found.pipeline, found.denoiser
+    conditioning = PipelinePrompts(folder, pipeline.folder.index, watched=pipeline)
+    model = Model(denoiser, conditioning=conditioning, autoencoder=PipelineDecoder(pipeline))
+    worst = max(found.verified, key=lambda name: found.verified[name])
+    verified = f"verified: {', '.join(found.verified)}, within {found.verified[worst]:.1g} of the pipeline's own"
+    title = f"{folder}: {pipeline.folder.name}, watched for {STEPS} steps"
+    lines = (title, *_describe(model), *pipeline.call.describe(), verified, *found.notes)
+    return Teacher(model, lines)
 
 
 def _open_pipeline(folder: Path, offset: float | None, size: tuple[int, int] | None) -> Teacher:

@@ -21,6 +21,8 @@ from progdist.models.conditioning import Classes, Conditioning
 from progdist.models.guidance_input import load_class_guidance
 from progdist.models.model import LoraWeights, Model
 from progdist.models.networks import check_inputs, class_count, network_interface
+from progdist.models.pipeline_prompts import PipelineDecoder, PipelinePrompts
+from progdist.models.pipeline_record import read_pipeline
 from progdist.models.prompts import DEFAULT_SIDES, read_prompts
 from progdist.models.safe_loading import load_component, nearest_models, network_class, read_autoencoder
 from progdist.models.trial import try_shapes
@@ -44,6 +46,8 @@ def load(folder: Path, network: nn.Module | None = None, **parts: Any) -> Model:
     metadata = read_json(folder / "progdist.json")
     check_format(metadata, folder / "progdist.json")
     _verify_checksums(folder, metadata.get("sha256"))
+    if "pipeline" in metadata and network is None and not parts:
+        return _load_pipeline(folder, metadata)
     if is_own(metadata):
         return _load_own(folder, metadata, network, parts)
     if network is not None or parts:
@@ -72,6 +76,28 @@ def load(folder: Path, network: nn.Module | None = None, **parts: Any) -> Model:
         )
         try_shapes(model, folder)
         return model
+    except UserError as error:
+        raise UserError(f"{folder} is damaged: {error}") from error
+    except DAMAGE as error:
+        raise _damaged(folder, error) from error
+
+
+def _load_pipeline(folder: Path, metadata: Mapping[str, Any]) -> Model:
+    """A model whose pipeline was watched."""
+    try:
+        pipeline = read_pipeline(metadata["pipeline"], folder)
+        denoiser = Denoiser(
+            pipeline.folder.component(pipeline.folder.network),
+            _schedule(metadata["schedule"]),
+            PARAMETERIZATIONS[metadata["parameterization"]],
+            num_train_timesteps=int(metadata["timesteps"]),
+            offset=float(metadata["timestep_offset"]),
+            call=pipeline.call,
+        )
+        conditioning = PipelinePrompts(
+            folder, pipeline.folder.index, as_guidance(metadata["guidance"]), metadata["negative"], watched=pipeline
+        )
+        return Model(denoiser, **_history(metadata), conditioning=conditioning, autoencoder=PipelineDecoder(pipeline))
     except UserError as error:
         raise UserError(f"{folder} is damaged: {error}") from error
     except DAMAGE as error:

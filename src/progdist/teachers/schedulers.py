@@ -28,6 +28,7 @@ from progdist.diffusion.denoiser import Denoiser, DenoiserProtocol
 from progdist.diffusion.parameterization import PREDICTION_TYPES, Parameterization, as_parameterization
 from progdist.diffusion.schedule import Discrete, Schedule, VariancePreserving
 from progdist.methods.guidance import Clipped, Thresholded
+from progdist.models.conditioning import Spacing
 from progdist.models.networks import kind_of
 
 KEYS = ("num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "trained_betas", "rescale_betas_zero_snr")
@@ -39,7 +40,8 @@ LIMITS = {"clip_sample_range": 1.0, "dynamic_thresholding_ratio": 0.995, "sample
 
 LARGEST = 1e9  # beyond any of them
 FLAGS = ("clip_sample", "thresholding", "rescale_betas_zero_snr", "use_flow_sigmas")  # fields that are true or false
-FIELDS = frozenset({*KEYS, *LIMITS, *FLAGS, "prediction_type", "timestep_type"})
+SHIFT = "snr_shift_scale"  # of CogVideoX's schedulers: by what the table's signal-to-noise ratio is divided
+FIELDS = frozenset({*KEYS, *LIMITS, *FLAGS, SHIFT, "prediction_type", "timestep_type"})
 """What is read of the config of a scheduler with a table."""
 
 STEPS = frozenset((
@@ -92,9 +94,9 @@ class SchedulerKind:
     # (folder of the pipeline, config of its scheduler, image tokens) -> its formulation; the tokens are None where
     # the pipeline does not shift its times by the size of the image. Raises UserError for a damaged config.
     read: Callable[[Path, Mapping[str, Any], int | None], Formulation]
-    # (denoiser, steps) -> the stock scheduler that visits our grid in so many steps (None: any number), or None where
-    # the denoiser is of another kind
-    write: Callable[[Denoiser, int | None], SchedulerMixin | None]
+    # (denoiser, steps, spacing) -> the stock scheduler that visits our grid in so many steps (None: any number) in a
+    # pipeline that spaces its times so (see `models.conditioning.Spacing`), or None for a denoiser of another kind
+    write: Callable[[Denoiser, int | None, Spacing], SchedulerMixin | None]
     # (denoiser, its step counts) -> those at which that scheduler visits other times, and what does not
     missed: Callable[[Denoiser, Sequence[int]], tuple[Sequence[int], str]] = lambda denoiser, counts: ((), "")
     fields: frozenset[str] = frozenset()  # of the config, that are read
@@ -166,7 +168,9 @@ def read(folder: Path, config: Mapping[str, Any], tokens: int | None) -> Formula
             f"{folder}/scheduler has predict_epsilon false, as early versions of diffusers wrote for networks that "
             'predict the image: replace it by "prediction_type": "sample"'
         )
-    formulation = Formulation(Discrete(_table(folder, taken)), as_parameterization(prediction_type), 1.0)
+    formulation = Formulation(
+        Discrete(_table(folder, taken | {"_class_name": name})), as_parameterization(prediction_type), 1.0
+    )
     absent = [field for field in FIELDS - defaults.keys() if field not in LIMITS and _matters(field, config.get(field))]
     note = (f"{name} does not take {_listed(sorted(absent))}, which is passed over",) if absent else ()
     return replace(with_limits(formulation, folder, taken), notes=note)
@@ -189,7 +193,10 @@ def _table(folder: Path, taken: Mapping[str, Any]) -> tuple[float, ...]:
     try:
         if betas is None and numbers["beta_schedule"] == "exp":  # of Heun's scheduler alone
             numbers["trained_betas"] = betas_for_alpha_bar(count, alpha_transform_type="exp").tolist()
-        table = cast(Any, DDPMScheduler(**numbers)).alphas_cumprod.double().tolist()
+        stock: Any = DDPMScheduler
+        if SHIFT in taken:
+            stock, numbers[SHIFT] = getattr(diffusers, taken["_class_name"]), taken[SHIFT]
+        table = stock(**numbers).alphas_cumprod.double().tolist()
         Discrete(tuple(table))
     except (NotImplementedError, TypeError, ValueError, RuntimeError, ArithmeticError) as error:
         raise UserError(f"{folder}/scheduler is damaged ({' '.join(str(error).split())[:200]}): restore it") from error
@@ -214,7 +221,7 @@ def with_limits(formulation: Formulation, folder: Path, taken: Mapping[str, Any]
     return formulation
 
 
-def write(denoiser: Denoiser, steps: int | None) -> DDIMScheduler | None:
+def write(denoiser: Denoiser, steps: int | None, spacing: Spacing = "stock") -> DDIMScheduler | None:
     """The DDIM scheduler that visits our grid wherever the step count divides T; None for another kind.
 
     Its betas are the schedule's own at t = 1/T, ..., 1, and its timesteps are trailing.
@@ -251,6 +258,8 @@ TABLE = SchedulerKind(
         "DDIMScheduler",
         "DDIMParallelScheduler",
         "PNDMScheduler",
+        "CogVideoXDDIMScheduler",
+        "CogVideoXDPMScheduler",
         *SOLVERS,
         "EulerDiscreteScheduler",
         "EulerAncestralDiscreteScheduler",

@@ -20,6 +20,7 @@ from progdist._utils.errors import UserError
 from progdist.diffusion.denoiser import Denoiser
 from progdist.diffusion.parameterization import PARAMETERIZATIONS
 from progdist.diffusion.schedule import VarianceExploding
+from progdist.models.conditioning import Spacing
 from progdist.teachers.schedulers import Formulation, SchedulerKind, class_defaults
 
 SCALES = {"ScoreSdeVeScheduler": 2.0, "KarrasVeScheduler": 1.0}
@@ -37,7 +38,7 @@ def read(folder: Path, config: Mapping[str, Any], tokens: int | None) -> Formula
     return Formulation(schedule, PARAMETERIZATIONS["eps"], 0.0, num_train_timesteps=1)
 
 
-def write(denoiser: Denoiser, steps: int | None) -> None:
+def write(denoiser: Denoiser, steps: int | None, spacing: Spacing = "stock") -> None:
     """None: there is no such scheduler."""
 
 

@@ -42,7 +42,7 @@ def method_pass(
     if config.gradient_checkpointing:
         enable_gradient_checkpointing(student.network)
     x, eps = torch.randn(2, batch, *shape, device=device)
-    condition = example_condition(network, batch, device)
+    condition = example_condition(teacher, batch, device)
     with device:  # fake tensors are where they are made, and cannot be moved
         made = method.auxiliaries(method.options, teacher, x, condition)
     auxiliaries = {name: each.network for name, each in made.items()}

@@ -62,7 +62,7 @@ class Estimate:
     """A run estimated."""
 
     parameters: int  # of the teacher's network
-    image: tuple[int, int, int]  # (channels, height, width)
+    image: tuple[int, ...]  # (channels, height, width)
     classes: int  # how many
     heaviest: str  # the model whose training takes most memory
     memory: Memory  # what that takes
@@ -125,10 +125,11 @@ def heaviest_stage(
     The teacher may be untrained. All lies on the device; models at rest count where that is the CPU.
     """
     frozen = int(not recipe.trains_teacher)
-    guidance, network = recipe.conversion.guidance, model.denoiser.network
+    guidance, denoiser = recipe.conversion.guidance, model.denoiser
+    network = denoiser.network
     if isinstance(guidance, Input):
         network = with_guidance_input(network, guidance)
-    denoiser = model.denoiser.with_parts(network=network, **network_interface(network))
+        denoiser = denoiser.with_parts(network=network, **network_interface(network))
     whole = sum(parameter.nbytes for parameter in network.parameters()) if device.type == "cpu" else 0
     plan, stages = recipe.plan(), dict[tuple[object, ...], tuple[str, Memory]]()
     links = {student_name(link.steps): link for link in plan.links}
@@ -187,7 +188,7 @@ def _samples_part(samples: TeacherSamples, rates: Rates | None) -> Part:
     return Part("teacher samples", 0, samples.shards.rows, evaluations, 0, hours)
 
 
-def measure(denoiser: Denoiser, shape: tuple[int, int, int], most: int, config: TrainConfig) -> Rates:
+def measure(denoiser: Denoiser, shape: tuple[int, ...], most: int, config: TrainConfig) -> Rates:
     """The rates of a denoiser on its device, with batches of up to `most` images (C, H, W); it is left as it is."""
     denoiser = copy.deepcopy(denoiser)
     if config.gradient_checkpointing:
@@ -198,7 +199,7 @@ def measure(denoiser: Denoiser, shape: tuple[int, int, int], most: int, config: 
     while True:
         z = torch.randn(batch, *shape, device=device)
         u = torch.rand(batch, dtype=torch.float64)
-        condition_kwargs = example_condition(denoiser.network, batch, device)
+        condition_kwargs = example_condition(denoiser, batch, device)
 
         def passes(z: Tensor = z, u: Tensor = u, condition_kwargs: dict[str, Tensor] = condition_kwargs) -> None:
             with autocast(device, config.precision):

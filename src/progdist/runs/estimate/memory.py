@@ -30,7 +30,7 @@ from progdist.training.lora import add_lora
 
 EIGHT_BITS_FROM, BLOCK = 4096, 256  # bitsandbytes: numbers of a tensor with moments in 8 bits, and those of a block
 
-Shape = tuple[int, int, int]
+Shape = tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -95,7 +95,7 @@ def _kept_by_a_batch(denoiser: Denoiser, shape: Shape, batch: int, config: Train
     trial = denoiser.with_network(network)
     with mode:
         z, timestep = torch.randn(batch, *shape), torch.ones(batch)
-        condition = example_condition(network, batch, device)
+        condition = example_condition(denoiser, batch, device)
 
         def passes() -> None:
             with autocast(device, precision):

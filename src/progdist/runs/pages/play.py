@@ -180,7 +180,7 @@ def open_playables(folders: Sequence[Path]) -> list[Playable]:
         noise = sampling_noise(model, IMAGES, 0).to(device)
         start = torch.ones((), dtype=torch.float64, device=time_device(device))
         with torch.no_grad():
-            model.denoiser(noise, start, **example_condition(model.denoiser.network, IMAGES, device))
+            model.denoiser(noise, start, **example_condition(model.denoiser, IMAGES, device))
     return every
 
 

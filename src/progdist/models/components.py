@@ -1,0 +1,187 @@
+"""Any stock pipeline's folder, opened part by part as untrusted: model_index.json names a class for each.
+
+    ["diffusers", "WanTransformer3DModel"]              networks and autoencoders: configs and safetensors
+    ["diffusers", "UniPCMultistepScheduler"]            schedulers: configs
+    ["transformers", "UMT5EncoderModel"]                text encoders: configs and safetensors
+    ["transformers", "T5TokenizerFast"]                 tokenizers and processors
+    ["stable_audio", "StableAudioProjectionModel"]      networks that diffusers keeps beside a pipeline
+    [null, null]                                        a part that is optional, and absent
+
+Classes are looked up in diffusers and transformers alone: nothing in a folder is run, and no pickle is read.
+"""
+
+import inspect
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, cast
+
+import diffusers
+import torch
+from diffusers.configuration_utils import ConfigMixin
+from diffusers.models.modeling_utils import ModelMixin
+from diffusers.pipelines.pipeline_utils import DiffusionPipeline
+from diffusers.schedulers.scheduling_utils import SchedulerMixin
+from torch import nn
+
+from progdist._utils.errors import UserError
+from progdist._utils.extras import import_extra
+from progdist._utils.files import own_files, read_json
+from progdist.models.safe_loading import load_component, quiet
+
+NETWORKS = ("transformer", "unet")  # where pipelines keep the network that they call at every step
+OPTIONAL = ("safety_checker", "feature_extractor", "image_encoder", "watermark")  # none of them makes latents
+Index = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class PipelineFolder:
+    """The folder of a stock pipeline."""
+
+    path: Path
+    index: Index  # its model_index.json
+
+    @classmethod
+    def read(cls, path: Path) -> "PipelineFolder":
+        """A folder; a UserError where its index is damaged, or names a part elsewhere."""
+        index = read_json(path / "model_index.json")
+        if wrong := [part for part in index if not part.startswith("_") and Path(part).name != part]:
+            raise UserError(f"{path}/model_index.json names the part {wrong[0][:50]!r}: restore it")
+        return cls(path, index)
+
+    @property
+    def name(self) -> str:
+        """The name of the pipeline's class."""
+        return str(self.index.get("_class_name"))
+
+    @cached_property
+    def pipeline(self) -> type[DiffusionPipeline]:
+        """The pipeline's class; a UserError where diffusers has none of that name."""
+        found = getattr(diffusers, self.name, None) if self.name.isidentifier() else None
+        if not (isinstance(found, type) and issubclass(found, DiffusionPipeline)):
+            raise UserError(
+                f"{self.path} is a {self.name[:50]}, which diffusers {diffusers.__version__} does not have: expected a "
+                "pipeline of diffusers"
+            )
+        return found
+
+    @cached_property
+    def parts(self) -> dict[str, tuple[str, str]]:
+        """The library and the class of every part that is there."""
+        return {
+            name: (str(value[0]), str(value[1]))
+            for name, value in self.index.items()
+            if not name.startswith("_") and isinstance(value, list) and len(value) == 2 and value[1]
+        }
+
+    @property
+    def network(self) -> str:
+        """The part that is the network; a UserError where there is none."""
+        if found := [name for name in NETWORKS if name in self.parts]:
+            return found[0]
+        listed = ", ".join(f"{name}: {value[1]}" for name, value in sorted(self.parts.items())) or "nothing"
+        raise UserError(f"{self.path} holds {listed[:400]}: expected a pipeline with a transformer/ or unet/")
+
+    def component_class(self, part: str) -> Any:  # noqa: ANN401  (a class of either library)
+        """The class of a part; a UserError where neither library has it."""
+        library, name = self.parts[part]
+        transformers = import_extra("transformers", "text", f"a {self.name}")
+        beside = getattr(diffusers.pipelines, library, None) if library.isidentifier() else None
+        home = {"diffusers": diffusers, "transformers": transformers}.get(library, beside)
+        found = getattr(home, name, None) if home is not None and name.isidentifier() else None
+        if not isinstance(found, type):
+            raise UserError(
+                f"{self.path}: {part} is {library[:50]}.{name[:50]}, which neither diffusers nor transformers "
+                "has: code of a folder is never run"
+            )
+        return found
+
+    def component(self, part: str) -> Any:  # noqa: ANN401
+        """A part, with its weights; errors as of `load_component`, and for what cannot be read."""
+        found, place = self.component_class(part), self.path / part
+        if not place.is_dir():
+            raise UserError(f"{self.path} lacks {part}/: restore the folder, or save the pipeline again")
+        own_files(self.path, part)
+        if issubclass(found, ModelMixin):
+            return cast(Any, load_component(self.path, part, found)).requires_grad_(part == self.network)
+        if issubclass(found, nn.Module):
+            return self._text_encoder(part, found)
+        if issubclass(found, SchedulerMixin):
+            return self.scheduler()
+        try:
+            with quiet():
+                return found.from_pretrained(place, local_files_only=True)
+        except Exception as error:  # transformers raises many kinds: all mean that it cannot be read
+            reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+            raise UserError(f"{place} is damaged ({reason}): restore it, or save the pipeline again") from error
+
+    def _text_encoder(self, part: str, found: Any) -> nn.Module:  # noqa: ANN401
+        if (self.path / part / "adapter_config.json").exists():
+            raise UserError(
+                f"{self.path / part} holds an adapter beside its weights: merge it, and save the pipeline again"
+            )
+
+        def describe(config: Mapping[str, Any]) -> nn.Module:
+            return found(found.config_class.from_dict(dict(config)))
+
+        return load_component(self.path, part, found, weights="model", describe=describe).requires_grad_(False)
+
+    def scheduler(self) -> Any:  # noqa: ANN401
+        """Its scheduler, made of its config alone."""
+        file = self.path / "scheduler" / "scheduler_config.json"
+        config = read_json(file)
+        name = str(config.get("_class_name"))
+        found = getattr(diffusers, name, None) if name.isidentifier() else None
+        if not (isinstance(found, type) and issubclass(found, SchedulerMixin)):
+            raise UserError(f"{file} is a {name[:50]}, which diffusers does not have: restore it")
+        try:
+            with quiet():
+                return cast(Any, found).from_config(config)
+        except Exception as error:  # diffusers checks few of a config's values
+            reason = " ".join(str(error).split())[:200]
+            raise UserError(f"{file} is damaged ({reason}): restore it") from error
+
+    def empty_network(self) -> nn.Module:
+        """The network without weights or memory, which knows its config."""
+        found = self.component_class(self.network)
+        with torch.device("meta"), quiet():
+            return cast(Any, found).from_config(read_json(self.path / self.network / "config.json"))
+
+    def open(
+        self, network: nn.Module | None = None, device: torch.device | None = None, without: tuple[str, ...] = ()
+    ) -> Any:  # noqa: ANN401
+        """The pipeline, around a network that is at hand, or one without weights, with its other parts on a device.
+
+        Parts that are `without` are None, as are safety checkers and what else makes no latents.
+        """
+        device = device or torch.device("cpu")
+        taken = inspect.signature(self.pipeline.__init__).parameters
+        parts: dict[str, Any] = {}
+        for name in self.parts:
+            absent = name in without or (name in OPTIONAL and name in taken)
+            if name == self.network:
+                parts[name] = self.empty_network() if network is None else network
+            else:
+                parts[name] = None if absent else self.component(name)
+            if isinstance(parts[name], nn.Module) and parts[name] is not network and name != self.network:
+                parts[name].to(device)
+        settings = {name: value for name, value in self.index.items() if name in taken and not isinstance(value, list)}
+        absent_parts = {name: None for name in self.index if name in taken and name not in {*parts, *settings}}
+        if "requires_safety_checker" in taken:
+            settings["requires_safety_checker"] = False
+        here = property(lambda pipeline: device)
+        placed = type(self.name, (self.pipeline,), {"_execution_device": here, "device": here})
+        try:
+            with quiet():
+                pipeline = placed(**parts, **absent_parts, **settings)
+        except Exception as error:  # a pipeline checks its parts as it likes
+            reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+            raise UserError(f"{self.path} cannot be opened as a {self.name} ({reason}): restore it") from error
+        pipeline.set_progress_bar_config(disable=True)
+        return pipeline
+
+
+def is_configured(network: object) -> bool:
+    """Whether a network is one of diffusers, which knows its config."""
+    return isinstance(network, ConfigMixin)

@@ -1,0 +1,327 @@
+"""Models of prompts of any stock pipeline, whose network is called as the pipeline was seen to call it.
+
+Prompts are encoded, and latents decoded, by the pipeline itself around a network without weights: a run of it is ended
+at the first call of the network, whose arguments hold what the prompts became, and in a run of one step the latents to
+decode take the place of the scheduler's result.
+"""
+
+import inspect
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from progdist._utils.digest import digest, digest_of_files
+from progdist._utils.errors import UserError
+from progdist.diffusion.denoiser import Denoiser, DenoiserProtocol
+from progdist.methods.guidance import Guided, Input
+from progdist.models.calls import Call, padded
+from progdist.models.components import PipelineFolder
+from progdist.models.conditioning import Rows as RowsOf
+from progdist.models.conditioning import Shape, Spacing
+from progdist.models.pipelines import PipelineKind
+from progdist.models.prompts import PromptConditions, Prompts
+from progdist.models.watching import Step, Substitute, watch
+
+BATCH = 16  # prompts encoded, and latents decoded, at a time
+OTHERS = {"true_cfg_scale": 1.0, "pag_scale": 0.0, "sag_scale": 0.0}  # other kinds of guidance
+OFF = ({"guidance_scale": 1.0, **OTHERS}, {"guidance_scale": 0.0, **OTHERS})
+"""Arguments by which pipelines are not guided, where they take them."""
+
+
+@dataclass(frozen=True)
+class Guiding:
+    """How a pipeline is guided: u + (g + added) (c - u), of predictions c with the prompt and u with the negative one.
+
+    Args:
+        parameter: the argument of its call that is g.
+        default: of that argument.
+        off: the value at which it calls its network once, without guidance.
+        negative_first: whether the negative prompt comes first.
+        added: to g.
+        normalized: whether the mixture is then given the norm of c over its last axis, as outputs of the network.
+        exact: whether that is all that the pipeline does with the two.
+    """
+
+    parameter: str
+    default: float
+    off: float
+    negative_first: bool = True
+    added: float = 0.0
+    normalized: bool = False
+    exact: bool = True
+
+
+@dataclass(frozen=True)
+class Pipeline:
+    """A folder with what was learned of its pipeline.
+
+    Args:
+        folder: of the pipeline.
+        call: how it calls its network.
+        latents: the shape of one example.
+        arguments: of the pipeline's call, beside prompts, steps and guidance.
+        off: further ones, by which it is not guided.
+        guiding: how it is guided; None where its network takes the scale, or it never is.
+        scale: the argument that is the guidance scale of a network that takes it, and its default; None for none.
+        spacing: how it spaces the times of N steps (see `progdist.models.conditioning.Spacing`).
+    """
+
+    folder: PipelineFolder
+    call: Call
+    latents: Shape
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+    off: Mapping[str, float] = field(default_factory=dict)
+    guiding: Guiding | None = None
+    scale: tuple[str, float] | None = None
+    spacing: Spacing = "stock"
+
+    def asked(self, prompts: Sequence[str], steps: int, seed: int = 0, **more: Any) -> dict[str, Any]:  # noqa: ANN401
+        """The arguments of an unguided call of the stock pipeline."""
+        generator = torch.Generator().manual_seed(seed)
+        own = {"prompt": list(prompts), "num_inference_steps": steps, "generator": generator}
+        return {**self.arguments, **own, **self.off, **more}
+
+    def rows(self, pipeline: Any, prompts: Sequence[str]) -> dict[str, Tensor]:  # noqa: ANN401
+        """The condition of prompts by name, (N, ...), by an opened pipeline."""
+        found = [
+            self.call.rows(watch(pipeline, self.folder.network, self.asked(part, 2), until="call").calls[0].arguments)
+            for part in (prompts[first : first + BATCH] for first in range(0, len(prompts), BATCH))
+        ]
+        return joined(found)
+
+    def negative_rows(self, pipeline: Any, negative: str | None) -> dict[str, Tensor]:  # noqa: ANN401
+        """What it guides away from, each (1, ...)."""
+        if self.guiding is None:
+            return self.rows(pipeline, [negative or ""])
+        substitute = Substitute(network=self.call.stand_in)
+        asked = self.guided(pipeline, [""], self.guiding.parameter, self.guiding.off + 1, negative)
+        seen = watch(pipeline, self.folder.network, asked, until=1, substitute=substitute)
+        rows = self.halves(seen.steps[0])[not self.guiding.negative_first]
+        return {name: value[:1] for name, value in rows.items()}
+
+    def guided(
+        self,
+        pipeline: Any,  # noqa: ANN401
+        prompts: Sequence[str],
+        parameter: str,
+        scale: float,
+        negative: str | None = None,
+    ) -> dict[str, Any]:
+        """The arguments of a call that is guided, away from a negative prompt or from what it takes by default."""
+        takes = inspect.signature(type(pipeline).__call__).parameters
+        if negative is None and parameter == "true_cfg_scale":
+            negative = ""  # without one such a pipeline is not guided
+        more: dict[str, Any] = {parameter: scale}
+        if negative is not None and "negative_prompt" in takes:
+            more["negative_prompt"] = [negative] * len(prompts)
+        return self.asked(prompts, 2, **more)
+
+    def halves(self, step: Step) -> list[dict[str, Tensor]]:
+        """The rows of both conditions in a guided step, in the pipeline's order."""
+        rows = [self.call.rows(call.arguments) for call in step.calls]
+        if len(rows) == 2:
+            return rows
+        return [{name: value.chunk(2)[half] for name, value in rows[0].items()} for half in (0, 1)]
+
+
+def joined(parts: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    """Conditions of several batches as one, shorter ones filled up with zeros."""
+    return {name: padded([row for part in parts for row in part[name]]) for name in parts[0]}
+
+
+@dataclass(frozen=True)
+class PipelinePrompts(Prompts):
+    """What the network of a watched pipeline is told."""
+
+    watched: Pipeline = field(kw_only=True)
+
+    @property
+    def task(self) -> str:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """On the Hugging Face hub, by what the pipeline is asked for."""
+        taken = inspect.signature(self.watched.folder.pipeline.__call__).parameters
+        if "num_frames" in taken:
+            return "text-to-video"
+        return "text-to-audio" if any(name.startswith("audio") for name in taken) else "text-to-image"
+
+    @property
+    def kind(self) -> PipelineKind:
+        """What is known of the pipeline's class, by what was seen."""
+        network = self.watched.folder.parts[self.watched.folder.network][1]
+        default = self.watched.scale[1] if self.watched.scale else getattr(self.watched.guiding, "default", 1.0)
+        given = "".join(f", {name}={value!r}" for name, value in self.watched.arguments.items())
+        return PipelineKind(network, {}, {}, {}, default_guidance=default, call=given)
+
+    @property
+    def part(self) -> str:
+        """Where the network lies in the folder."""
+        return self.watched.folder.network
+
+    @property
+    def spacing(self) -> Spacing:
+        """How the pipeline spaces the times of N steps."""
+        return self.watched.spacing
+
+    @property
+    def takes_sizes(self) -> bool:
+        """False: sizes are among the rows."""
+        return False
+
+    def shape(self, network: nn.Module) -> Shape | None:
+        """Of the latents, as the scheduler has them."""
+        return self.watched.latents
+
+    def takes_guidance(self, network: nn.Module) -> bool:
+        """Whether the network takes the guidance scale."""
+        return self.watched.call.takes_guidance
+
+    def accepts_guidance(self, network: nn.Module) -> bool:
+        """Whether it does: no input for the scale can be added that the pipeline would fill."""
+        return self.watched.call.takes_guidance
+
+    def guided(self, predictions: Denoiser, scale: float | None, device: torch.device) -> DenoiserProtocol:
+        """The predictions guided as the pipeline does it, at its own scale."""
+        guiding = self.watched.guiding
+        if guiding is None:
+            raise UserError(f"a {self.pipeline} has no guidance to distil: remove guidance")
+        scale = scale if scale is None else scale + guiding.added
+        return Guided(predictions, self.unconditional(device), scale, normalized=guiding.normalized)
+
+    def default_scale(self, network: nn.Module) -> float | None:
+        """The pipeline's default, or the nearest of the range that was learned; None where the network takes none."""
+        if not self.watched.call.takes_guidance:
+            return None
+        return self.learned.nearest(self.default_guidance) if isinstance(self.learned, Input) else self.default_guidance
+
+    def conditions(
+        self, network: nn.Module, scale: float | None, prompts: Sequence[str] = (), image: Shape | None = None
+    ) -> PromptConditions:
+        """What the network is told of prompts; the shape of the images is known from the pipeline."""
+        return super().conditions(network, scale, prompts, None)
+
+    def of_rows(self, rows: RowsOf, scale: float | None, image: Shape | None) -> PromptConditions:
+        """What the network is told of prompts whose rows are looked up by their numbers."""
+        return PromptConditions(rows, {}).at(scale)
+
+    def encoder(self, device: torch.device | None = None) -> "PipelineEncoder":  # pyright: ignore[reportIncompatibleMethodOverride]
+        """The pipeline around a network without weights, opened again at every call."""
+        return PipelineEncoder(self.watched, self.watched.folder.open(device=device))
+
+    def fingerprint(self) -> str:
+        """What tells its encoders and its call from others."""
+        parts = sorted(part for part in self.index if part.startswith(("text", "tokenizer", "proj")))
+        files = (file for part in parts for file in sorted((self.folder / part).rglob("*")) if file.is_file())
+        asked = sorted((name, str(value)) for name, value in self.watched.arguments.items())
+        return digest(self.pipeline, asked, digest_of_files(self.folder, files))
+
+    def tokens(self, network: nn.Module) -> int | None:
+        """None: the shift of a flow's times was seen."""
+        return None
+
+    def describe(self) -> str:
+        """For people."""
+        return f"of prompts, as a {self.pipeline}"
+
+
+@dataclass(frozen=True)
+class PipelineEncoder:
+    """Prompts to what the network is told of them."""
+
+    watched: Pipeline
+    pipeline: Any  # opened
+
+    def __call__(self, prompts: Sequence[str]) -> dict[str, Tensor]:
+        """What N prompts are to the network, by name, each (N, ...) on the CPU."""
+        return self.watched.rows(self.pipeline, prompts)
+
+    def unconditional(self, negative: str | None) -> dict[str, Tensor]:
+        """What the stock pipeline guides away from, each (1, ...)."""
+        return self.watched.negative_rows(self.pipeline, negative)
+
+
+@dataclass(frozen=True)
+class PipelineDecoder:
+    """Latents (N, ...) of a pipeline to pictures (N, C, H, W) in [-1, 1], by the pipeline itself.
+
+    The picture of a video is its middle frame, that of a sound its spectrogram.
+    """
+
+    watched: Pipeline
+
+    @cached_property
+    def pipeline(self) -> Any:  # noqa: ANN401
+        """Opened."""
+        return self.watched.folder.open(device=torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+
+    @property
+    def network(self) -> nn.Module:
+        """Nothing that a caller would have to move."""
+        return nn.Identity()
+
+    def image(self, latent: Shape) -> Shape:
+        """(channels, height, width) of a picture."""
+        return tuple(self.decode(torch.zeros(1, *latent)).shape[1:])
+
+    part: ClassVar[str] = ""  # its folder has what decodes
+    shifts: ClassVar[tuple[str, ...]] = ()
+
+    @property
+    def channels(self) -> int:
+        """Of the latents, the first of their axes."""
+        return self.watched.latents[0]
+
+    def fingerprint(self) -> str:
+        """What tells it from others: that of its pipeline's files."""
+        return digest(self.watched.folder.name, str(self.watched.folder.path))
+
+    def encode(self, images: Tensor) -> Tensor:
+        """A UserError: how a pipeline encodes is not seen when it samples."""
+        raise UserError(
+            f"a {self.watched.folder.name} that is watched does not encode images: its samples are its data"
+        )
+
+    def images(self, latents: Tensor) -> Tensor:
+        """As `decode`."""
+        return self.decode(latents)
+
+    @torch.no_grad()
+    def decode(self, latents: Tensor) -> Tensor:
+        """Pictures on the CPU of latents (N, ...)."""
+        return torch.cat([pictures(self.outputs(part)) for part in latents.split(BATCH)])
+
+    def outputs(self, latents: Tensor) -> Any:  # noqa: ANN401
+        """What the pipeline returns of latents (N, ...)."""
+        substitute = Substitute(self.watched.call.stand_in, lambda sample: latents.to(sample))
+        asked = self.watched.asked([""] * len(latents), 2, output_type="pt")
+        return watch(self.pipeline, self.watched.folder.network, asked, substitute=substitute).result
+
+
+def pictures(result: Any) -> Tensor:  # noqa: ANN401
+    """Pictures (N, C, H, W) in [-1, 1] of what a pipeline returned: images, middle frames or spectrograms."""
+    for name in ("images", "frames", "audios"):
+        if (found := getattr(result, name, None)) is not None:
+            values = torch.as_tensor(found).float().cpu()
+            return (
+                spectrograms(values) if name == "audios" else 2 * (values if values.ndim == 4 else middle(values)) - 1
+            )
+    raise UserError(
+        f"a pipeline that returns a {type(result).__name__} cannot be shown: expected images, frames or audios"
+    )
+
+
+def middle(frames: Tensor) -> Tensor:
+    """The middle frames (N, C, H, W) of videos (N, F, C, H, W)."""
+    return frames[:, frames.shape[1] // 2]
+
+
+def spectrograms(waves: Tensor, bins: int = 64) -> Tensor:
+    """Spectrograms (N, 1, bins, time) of sounds (N, channels, samples): decibels over 80, in [-1, 1]."""
+    mono = waves.mean(1) if waves.ndim == 3 else waves
+    size = 2 * bins
+    mono = torch.nn.functional.pad(mono, (0, max(0, size - mono.shape[-1])))
+    spectrum = torch.stft(mono, size, size // 2, window=torch.hann_window(size), return_complex=True).abs()[:, :bins]
+    decibels = 20 * spectrum.clamp(min=1e-4 * float(spectrum.max() or 1)).log10()
+    return ((decibels - decibels.amax((1, 2), keepdim=True) + 80) / 40 - 1).unsqueeze(1)

@@ -1,0 +1,157 @@
+"""What was learned of a pipeline, in a model's folder.
+
+progdist.json       `pipeline`: the tree of its network's arguments, the shape of its latents, its own arguments
+call.safetensors    the tensors among them that are the same for all
+"""
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, cast
+
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from progdist._utils.files import read_tensors
+from progdist.models.calls import (
+    LAYOUTS,
+    OUTPUTS,
+    Call,
+    Constant,
+    Guidance,
+    Latents,
+    Pieces,
+    Repeated,
+    Rows,
+    Time,
+)
+from progdist.models.components import PipelineFolder
+from progdist.models.conditioning import Spacing
+from progdist.models.pipeline_prompts import Guiding, Pipeline
+
+FILE = "call.safetensors"
+MOST = 2**20  # the longest axis of a shape
+LEAVES = {each.__name__.lower(): each for each in (Latents, Time, Guidance, Rows, Pieces, Repeated, Constant)}
+
+
+def write_pipeline(pipeline: Pipeline, folder: Path) -> dict[str, Any]:
+    """Write the tensors to a folder; returns what progdist.json holds beside them."""
+    tensors: dict[str, Tensor] = {}
+    tree = _packed(pipeline.call.arguments, tensors)
+    if tensors:
+        safetensors.torch.save_file(tensors, folder / FILE)
+    return {
+        "arguments": tree,
+        "output": pipeline.call.output,
+        "rows": {name: list(shape) for name, shape in pipeline.call.shapes.items()},
+        "latents": list(pipeline.latents),
+        "call": dict(pipeline.arguments),
+        "unguided": dict(pipeline.off),
+        "guiding": asdict(pipeline.guiding) if pipeline.guiding else None,
+        "scale": list(pipeline.scale) if pipeline.scale else None,
+        "spacing": pipeline.spacing,
+    }
+
+
+def read_pipeline(record: Mapping[str, Any], folder: Path) -> Pipeline:
+    """What `write_pipeline` wrote; a damaged record raises KeyError, TypeError or ValueError, or as `read_tensors`."""
+    tensors = read_tensors(folder / FILE) if (folder / FILE).is_file() else {}
+    if record["output"] not in OUTPUTS:
+        raise ValueError(f"the output is {str(record['output'])[:50]}, expected one of {', '.join(OUTPUTS)}")
+    shapes = {str(name): _shape(sides) for name, sides in record["rows"].items()}
+    call, latents = Call(_unpacked(record["arguments"], tensors), record["output"], shapes), _shape(record["latents"])
+    return Pipeline(
+        PipelineFolder.read(folder),
+        call,
+        latents,
+        dict(record["call"]),
+        {str(name): float(value) for name, value in record["unguided"].items()},
+        Guiding(**record["guiding"]) if record["guiding"] else None,
+        (str(record["scale"][0]), float(record["scale"][1])) if record["scale"] else None,
+        _spacing(record["spacing"]),
+    )
+
+
+def _spacing(value: object) -> Spacing:
+    if isinstance(value, float) or value in ("stock", "given", "unknown"):
+        return cast(Spacing, value)
+    raise ValueError(f"the spacing is {str(value)[:50]}, expected stock, given or a number")
+
+
+def _shape(sides: Any) -> tuple[int, ...]:  # noqa: ANN401
+    if not isinstance(sides, list) or not all(isinstance(side, int) and 0 < side <= MOST for side in sides):
+        raise ValueError(f"a shape is {str(sides)[:50]}, expected whole numbers up to {MOST:,}")
+    return tuple(sides)
+
+
+def _packed(tree: Any, tensors: dict[str, Tensor]) -> Any:  # noqa: ANN401
+    """A tree of leaves as JSON holds it; tensors are put aside, by number."""
+    if isinstance(tree, Mapping):
+        return {"of": {name: _packed(part, tensors) for name, part in tree.items()}}
+    if isinstance(tree, list | tuple):
+        return {type(tree).__name__: [_packed(part, tensors) for part in tree]}
+    leaf: Any = tree
+    fields: dict[str, Any] = dict(leaf.__dict__)
+    if "value" in fields:
+        fields["value"] = _value(fields["value"], tensors)
+    if "dtype" in fields:
+        fields["dtype"] = str(fields["dtype"]).removeprefix("torch.")
+    if "axes" in fields:
+        fields["axes"] = list(fields["axes"])
+    return {type(leaf).__name__.lower(): fields}
+
+
+def _unpacked(tree: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Any:  # noqa: ANN401
+    ((kind, content),) = tree.items()
+    if kind == "of":
+        return {name: _unpacked(part, tensors) for name, part in content.items()}
+    if kind in ("list", "tuple"):
+        parts = [_unpacked(part, tensors) for part in content]
+        return tuple(parts) if kind == "tuple" else parts
+    fields = dict(content)
+    if "value" in fields:
+        fields["value"] = _read_value(fields["value"], tensors)
+    if "dtype" in fields:
+        fields["dtype"] = _dtype(fields["dtype"])
+    if "axes" in fields:
+        fields["axes"] = tuple(fields["axes"])
+    if kind == "latents" and fields["layout"] not in LAYOUTS:
+        raise ValueError(f"the latents' layout is {str(fields['layout'])[:50]}, expected one of {', '.join(LAYOUTS)}")
+    return LEAVES[kind](**fields)
+
+
+def _value(value: Any, tensors: dict[str, Tensor]) -> Any:  # noqa: ANN401
+    if isinstance(value, Tensor):
+        name = f"{len(tensors):03d}"
+        tensors[name] = value.detach().cpu().contiguous().clone()
+        return {"tensor": name}
+    if isinstance(value, Mapping):
+        return {"of": {str(name): _value(part, tensors) for name, part in value.items()}}
+    if isinstance(value, list | tuple):
+        return {type(value).__name__: [_value(part, tensors) for part in value]}
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    return {"dtype": str(value).removeprefix("torch.")}
+
+
+def _read_value(value: Any, tensors: Mapping[str, Tensor]) -> Any:  # noqa: ANN401
+    if not isinstance(value, Mapping):
+        return value
+    ((kind, content),) = value.items()
+    match kind:
+        case "tensor":
+            return tensors[content]
+        case "of":
+            return {name: _read_value(part, tensors) for name, part in content.items()}
+        case "dtype":
+            return _dtype(content)
+    parts = [_read_value(part, tensors) for part in content]
+    return tuple(parts) if kind == "tuple" else parts
+
+
+def _dtype(name: str) -> torch.dtype:
+    found = getattr(torch, str(name), None)
+    if not isinstance(found, torch.dtype):
+        raise ValueError(f"the type is {str(name)[:50]}, expected one of torch")
+    return found

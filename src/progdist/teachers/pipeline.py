@@ -1,0 +1,362 @@
+"""Any stock pipeline of prompts as a teacher: it is run for three steps; what is seen of it is learned and verified.
+
+    call          how it calls its network, without guidance, for two prompts and for three
+    scale         the argument that its network takes as the guidance scale, if it does
+    guiding       how it mixes the predictions with and without the prompt, if it does
+    schedule      of its scheduler, shifted as it really shifts
+    spacing       whether the times of N steps are its own or its scheduler's
+
+Verified before it is used: the network so called gives what the scheduler was given; a batch of different times gives
+what its examples give alone; `progdist.sample` makes the latents that the pipeline makes with a student's scheduler.
+"""
+
+import inspect
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, cast
+
+import diffusers
+import torch
+from diffusers.pipelines.pipeline_utils import DiffusionPipeline
+from torch import Tensor, nn
+
+from progdist._utils.errors import UserError
+from progdist.diffusion.denoiser import Denoiser
+from progdist.diffusion.sampler import sample
+from progdist.models.calls import OUTPUTS, Call, Constant, Guidance, Rows, returned
+from progdist.models.components import PipelineFolder
+from progdist.models.conditioning import Spacing
+from progdist.models.learning import difference, learn_call
+from progdist.models.model import Model
+from progdist.models.pipeline_prompts import OFF, Guiding, Pipeline, PipelinePrompts
+from progdist.models.safe_loading import quiet
+from progdist.models.watching import Step, Watched, other_networks, watch
+from progdist.teachers import SCHEDULERS
+from progdist.teachers.schedulers import Formulation, read_formulation
+
+PROMPTS = ("a cat", "a small red house beside a lake", "two dogs in the rain")
+"""What a pipeline is watched with: of different lengths."""
+
+STEPS = 3  # that a pipeline is watched for
+AGREES = 1e-4  # the largest relative difference of what is verified
+SCALE_NAMES = ("guidance_scale", "distilled_guidance_scale")  # arguments that are the scale of a network that takes it
+PROBED = (2.0, 4.0)  # guidance scales at which the network's arguments are compared
+
+
+@dataclass(frozen=True)
+class Findings:
+    """What was learned and verified of a pipeline."""
+
+    pipeline: Pipeline
+    denoiser: Denoiser
+    formulation: Formulation
+    verified: Mapping[str, float]  # relative differences, by what was compared
+    notes: tuple[str, ...] = ()
+
+
+def takes_prompts(name: str) -> bool:
+    """Whether diffusers has a pipeline of a name that makes something of prompts, in a number of steps."""
+    found = getattr(diffusers, name, None) if name.isidentifier() else None
+    if not (isinstance(found, type) and issubclass(found, DiffusionPipeline)):
+        return False
+    taken = inspect.signature(cast(Any, found).__call__).parameters
+    return "prompt" in taken and "num_inference_steps" in taken
+
+
+def study(path: Path, arguments: Mapping[str, Any], prompts: Sequence[str] = PROMPTS) -> Findings:
+    """Watch the pipeline of a folder, called with some arguments beside the prompts, and verify what was learned.
+
+    Raises:
+        UserError: it cannot be opened or run, or does something that is not known: what was found is said.
+    """
+    folder = PipelineFolder.read(path)
+    if not takes_prompts(folder.name):
+        raise UserError(
+            f"{path} is a {folder.name[:50]}: only a pipeline that takes a prompt and num_inference_steps can be "
+            "watched; remove --call"
+        )
+    _check_arguments(folder, arguments)
+    part, network = folder.network, folder.component(folder.network)
+    pipeline = folder.open(network)
+    if others := other_networks(pipeline, part):
+        raise UserError(f"{path} has {part} and {', '.join(others)}, which take turns: a teacher has one network")
+    try:
+        return _study(Pipeline(folder, Call({}), (), dict(arguments)), pipeline, network, prompts)
+    except UserError as error:
+        raise UserError(f"{path}: a {folder.name} cannot be distilled: {error}") from error
+
+
+def _study(pipeline: Pipeline, opened: Any, network: nn.Module, prompts: Sequence[str]) -> Findings:  # noqa: ANN401
+    part = pipeline.folder.network
+    pipeline = replace(pipeline, off=_unguided(pipeline, opened, prompts))
+    seen = watch(opened, part, pipeline.asked(prompts[:2], STEPS), until=STEPS)
+    if len(seen.steps) < STEPS:
+        raise UserError(f"it took {len(seen.steps)} steps of its scheduler where {STEPS} were asked for")
+    other = watch(opened, part, pipeline.asked(prompts[:3], STEPS), until="call").calls[0].arguments
+    call = learn_call(seen.steps, other, 2, 3)
+    latents = tuple(seen.steps[0].sample.shape[1:])
+    pipeline = replace(pipeline, call=call, latents=latents, spacing=_spacing(seen, opened.scheduler))
+    pipeline = _with_scale(pipeline, opened, prompts)
+    formulation = _formulation(pipeline.folder, seen)
+    condition = pipeline.call.rows(seen.steps[0].calls[0].arguments)
+    shapes = {name: tuple(rows.shape[1:]) for name, rows in condition.items()}
+    pipeline = replace(pipeline, call=replace(pipeline.call, shapes=shapes))
+    denoiser = Denoiser(
+        network,
+        formulation.schedule,
+        formulation.parameterization,
+        num_train_timesteps=formulation.num_train_timesteps or opened.scheduler.config.get("num_train_timesteps", 1000),
+        offset=formulation.offset,
+        call=pipeline.call,
+    )
+    if pipeline.scale:
+        condition["guidance"] = torch.full((2,), pipeline.off.get(pipeline.scale[0], pipeline.scale[1])).double()
+    verified = {
+        "the network's output": _outputs_differ(pipeline.call, network, seen.steps, condition),
+        "a batch of different times": _batches_differ(denoiser, seen.steps, condition),
+    }
+    pipeline, notes = _with_guiding(pipeline, opened, prompts[:2], condition)
+    verified["two steps"] = _samples_differ(pipeline, opened, denoiser, prompts[:2])
+    if wrong := [name for name, apart in verified.items() if not apart <= AGREES]:
+        raise UserError(
+            f"{wrong[0]} differs from the pipeline's own by {verified[wrong[0]]:.1g}, expected at most {AGREES:g}"
+        )
+    return Findings(pipeline, denoiser, formulation, verified, (*formulation.notes, *notes))
+
+
+def _check_arguments(folder: PipelineFolder, arguments: Mapping[str, Any]) -> None:
+    """Refuse arguments that the pipeline does not take, or that are chosen otherwise."""
+    taken = inspect.signature(folder.pipeline.__call__).parameters
+    own = {"prompt", "num_inference_steps", "generator", "negative_prompt", "latents", *SCALE_NAMES, "true_cfg_scale"}
+    for name in arguments:
+        if name in own:
+            raise UserError(
+                f"--call {name} has no effect: prompts, steps, noise and guidance have options of their own"
+            )
+        if name not in taken:
+            listed = ", ".join(each for each in taken if each not in own and each != "self")
+            raise UserError(f"--call {name}: a {folder.name} takes no such argument: it takes {listed[:400]}")
+
+
+def _unguided(pipeline: Pipeline, opened: Any, prompts: Sequence[str]) -> dict[str, float]:  # noqa: ANN401
+    """The arguments by which the network is called once a step, with a row for each prompt."""
+    taken = inspect.signature(type(opened).__call__).parameters
+    tried = [{name: value for name, value in each.items() if name in taken} for each in (*OFF, {})]
+    counts: list[int] = []
+    for off in [each for number, each in enumerate(tried) if each not in tried[:number]]:
+        asked = replace(pipeline, off=off).asked(prompts[:2], STEPS)
+        step = watch(opened, pipeline.folder.network, asked, until=1).steps
+        if step and len(step[0].calls) == 1 and _rows_of_latents(step[0]) == len(step[0].sample):
+            return off
+        counts.append(len(step[0].calls) if step else 0)
+    raise UserError(
+        f"without guidance its network is called {counts[0]} times a step, or for more than the prompts, expected once"
+    )
+
+
+def _rows_of_latents(step: Step) -> int:
+    """How many examples the network was called with: the rows of the argument that is as large as the latents."""
+    shape = step.sample.shape[1:]
+    for value in step.calls[0].arguments.values():
+        rows = value if isinstance(value, list | tuple) else [value]
+        if isinstance(value, Tensor) and value.ndim > 1 and value.numel() % shape.numel() == 0:
+            return value.numel() // shape.numel()
+        if rows and all(isinstance(each, Tensor) and each.numel() == shape.numel() for each in rows):
+            return len(rows)
+    return len(step.sample)
+
+
+def _spacing(seen: Watched, scheduler: Any) -> Spacing:  # noqa: ANN401
+    """Where the times of N steps come from."""
+    given = seen.timesteps[-1].get("sigmas") if seen.timesteps else None
+    if given is None:
+        return 0.0 if getattr(scheduler, "sigma_min", None) == 0 else "stock"
+    sigmas = [float(sigma) for sigma in given][:STEPS]
+    last = sigmas[-1]
+    even = [1 - (1 - last) * number / (STEPS - 1) for number in range(STEPS)]
+    if len(sigmas) < STEPS or any(abs(a - b) > 1e-3 for a, b in zip(sigmas, even, strict=True)):
+        return "unknown"
+    return "given" if abs(last - 1 / STEPS) < 1e-3 else round(last, 6)
+
+
+def _formulation(folder: PipelineFolder, seen: Watched) -> Formulation:
+    """What its scheduler's config says, with the shift by which it was seen to shift its times."""
+    config = dict(folder.scheduler().config)
+    config["_class_name"] = type(folder.scheduler()).__name__
+    if config.get("use_dynamic_shifting"):
+        mu = seen.timesteps[-1].get("mu") if seen.timesteps else None
+        if mu is None:
+            raise UserError("its scheduler shifts its times by the size of each image, and no size was seen")
+        linear = config.get("time_shift_type") == "linear"
+        config |= {"use_dynamic_shifting": False, "shift": float(mu) if linear else math.exp(mu)}
+    return read_formulation(SCHEDULERS, folder.path, config, None)
+
+
+def _with_scale(pipeline: Pipeline, opened: Any, prompts: Sequence[str]) -> Pipeline:  # noqa: ANN401
+    """With the argument of the network that follows the guidance scale, if one does."""
+    taken = inspect.signature(type(opened).__call__).parameters
+    rows = {path: leaf for path, leaf in pipeline.call.leaves() if isinstance(leaf, Rows | Constant)}
+    for parameter in (name for name in SCALE_NAMES if name in taken):
+        asked = [pipeline.guided(opened, prompts[:2], parameter, scale, negative="") for scale in PROBED]
+        seen = [watch(opened, pipeline.folder.network, each, until="call").calls[0].arguments for each in asked]
+        for path in rows:
+            first, second = (_single(each, path) for each in seen)
+            if first and second == 2 * first:
+                factor = Guidance(first / PROBED[0])
+                call = replace(pipeline.call, arguments=_put(pipeline.call.arguments, path, factor))
+                default = taken[parameter].default
+                return replace(pipeline, call=call, scale=(parameter, float(default or 1.0)))
+    return pipeline
+
+
+def _single(arguments: Mapping[str, Any], path: str) -> float | None:
+    """The one number of an argument that has one for each example; None for any other."""
+    value: Any = arguments
+    for name in path.split("."):
+        value = value.get(name) if isinstance(value, Mapping) else None
+    if not isinstance(value, Tensor) or not value.is_floating_point() or value.ndim != 1 or not len(value):
+        return None
+    return float(value[0]) if bool((value == value[0]).all()) else None
+
+
+def _put(tree: Mapping[str, Any], path: str, leaf: Any) -> dict[str, Any]:  # noqa: ANN401
+    name, _, rest = path.partition(".")
+    return {**tree, name: _put(tree[name], rest, leaf) if rest else leaf}
+
+
+def _outputs_differ(call: Call, network: nn.Module, steps: Sequence[Step], condition: Mapping[str, Tensor]) -> float:
+    """How far the network so called is from what the scheduler was given."""
+    worst = 0.0
+    for step in steps:
+        z, timestep = call.latents(step.calls[0].arguments), torch.full((len(step.sample),), step.timestep)
+        with torch.no_grad():
+            worst = max(worst, difference(call(network, z, timestep, **condition), step.model_output))
+    return worst
+
+
+def _batches_differ(denoiser: Denoiser, steps: Sequence[Step], condition: Mapping[str, Tensor]) -> float:
+    """How far a batch of different times is from its examples alone."""
+    z = denoiser.call.latents(steps[0].calls[0].arguments)  # pyright: ignore[reportFunctionMemberAccess]
+    t = torch.linspace(1, 0.25, len(z), dtype=torch.float64)
+    with torch.no_grad():
+        together = denoiser(z, t, **condition)
+        alone = [
+            denoiser(
+                z[row : row + 1], t[row : row + 1], **{name: each[row : row + 1] for name, each in condition.items()}
+            )
+            for row in range(len(z))
+        ]
+    return difference(torch.cat(alone), together)
+
+
+def _samples_differ(pipeline: Pipeline, opened: Any, denoiser: Denoiser, prompts: Sequence[str]) -> float:  # noqa: ANN401
+    """How far `progdist.sample` in two steps is from the stock pipeline with the scheduler of a student."""
+    scheduler = stock_scheduler_of(denoiser, pipeline, 2)
+    own = opened.scheduler
+    opened.scheduler = scheduler
+    try:
+        return samples_differ(pipeline, opened, denoiser, prompts, 2)
+    finally:
+        opened.scheduler = own
+
+
+def stock_scheduler_of(denoiser: Denoiser, pipeline: Pipeline, steps: int) -> Any:  # noqa: ANN401
+    """The scheduler that a student of so many steps is written with; a UserError where there is none."""
+    for kind in SCHEDULERS:
+        if (scheduler := kind.write(denoiser, steps, pipeline.spacing)) is not None:
+            return scheduler
+    raise UserError(f"no stock scheduler visits the times of a {type(denoiser.schedule).__name__}'s students")
+
+
+def samples_differ(
+    pipeline: Pipeline,
+    opened: Any,  # noqa: ANN401
+    denoiser: Denoiser,
+    prompts: Sequence[str],
+    steps: int,
+    scale: float | None = None,
+) -> float:
+    """How far `progdist.sample` is from an opened stock pipeline, from the same noise, unguided or at a scale."""
+    more: dict[str, Any] = {pipeline.scale[0]: scale} if pipeline.scale and scale is not None else {}
+    seen = watch(opened, pipeline.folder.network, pipeline.asked(prompts, steps, **more), until=steps)
+    condition = pipeline.call.rows(seen.steps[0].calls[0].arguments)
+    if pipeline.scale:
+        number = scale if scale is not None else pipeline.off.get(pipeline.scale[0], pipeline.scale[1])
+        condition["guidance"] = torch.full((len(prompts),), number, dtype=torch.float64)
+    with torch.no_grad():
+        noise = seen.steps[0].sample.float() / float(getattr(opened.scheduler, "init_noise_sigma", 1.0))
+        made = sample(denoiser, noise, steps, method="ddim", clip=False, generator=None, **condition)
+    return difference(made, seen.steps[-1].result.float())
+
+
+def student_differs(folder: Path, model: Model, prompts: Sequence[str] = PROMPTS[:2]) -> float:
+    """How far a student's folder, loaded by diffusers alone, is from `progdist.sample` of it, in its own steps."""
+    conditioning = model.conditioning
+    assert isinstance(conditioning, PipelinePrompts)
+    with quiet():
+        stock: Any = conditioning.watched.folder.pipeline.from_pretrained(folder, local_files_only=True)
+    stock.set_progress_bar_config(disable=True)
+    scale = model.scale(None)
+    return samples_differ(conditioning.watched, stock, model.denoiser, prompts, min(model.steps), scale)
+
+
+def _with_guiding(
+    pipeline: Pipeline,
+    opened: Any,  # noqa: ANN401
+    prompts: Sequence[str],
+    condition: Mapping[str, Tensor],
+) -> tuple[Pipeline, tuple[str, ...]]:
+    """With how it is guided, and what is to be said of it; the condition is that of the prompts."""
+    if pipeline.scale:
+        return pipeline, ()
+    taken = inspect.signature(type(opened).__call__).parameters
+    for parameter, off in pipeline.off.items():
+        step = _guided_step(pipeline, opened, prompts, parameter)
+        if len(step.calls) == 1 and _rows_of_latents(step) == len(prompts):
+            continue
+        if len(step.calls) > 2:
+            return pipeline, (f"its guidance calls the network {len(step.calls)} times a step: it is left out",)
+        guiding = _guiding(pipeline, step, condition, Guiding(parameter, float(taken[parameter].default or 1.0), off))
+        what = "its guidance does more than mix two predictions, which is left out: students learn the mixture alone"
+        return replace(pipeline, guiding=guiding), () if guiding.exact else (what,)
+    return pipeline, ()
+
+
+def _guided_step(pipeline: Pipeline, opened: Any, prompts: Sequence[str], parameter: str) -> Step:  # noqa: ANN401
+    """The first step of a run that is guided by PROBED[1]; some pipelines need a negative prompt to be named."""
+    part, scale = pipeline.folder.network, PROBED[1]
+    try:
+        return watch(opened, part, pipeline.guided(opened, prompts, parameter, scale), until=1).steps[0]
+    except UserError:
+        asked = pipeline.guided(opened, prompts, parameter, scale, negative="")
+        return watch(opened, part, asked, until=1).steps[0]
+
+
+def _guiding(pipeline: Pipeline, step: Step, condition: Mapping[str, Tensor], guiding: Guiding) -> Guiding:
+    """How a step that is guided by PROBED[1] mixed its predictions."""
+    read = OUTPUTS[pipeline.call.output].read
+    outputs = [read(returned(call.output)) for call in step.calls]
+    first, second = outputs if len(outputs) == 2 else outputs[0].chunk(2)
+    rows, other = (_apart(half, condition) for half in pipeline.halves(step))
+    negative_first = other < rows
+    u, c = (first, second) if negative_first else (second, first)
+    mixed, apart = (step.model_output - u).double().flatten(), (c - u).double().flatten()
+    factor = float(mixed @ apart) / (float(apart @ apart) or 1.0)
+    added = round(factor - PROBED[1], 3) + 0.0
+    if added in (0.0, 1.0) and difference((PROBED[1] + added) * apart, mixed) <= 1e-3:
+        return replace(guiding, negative_first=negative_first, added=added)
+    plain = u + PROBED[1] * (c - u)
+    with_norm = plain * c.norm(dim=-1, keepdim=True) / plain.norm(dim=-1, keepdim=True)
+    normalized = difference(with_norm, step.model_output) <= 1e-3
+    return replace(guiding, negative_first=negative_first, normalized=normalized, exact=normalized)
+
+
+def _apart(rows: Mapping[str, Tensor], others: Mapping[str, Tensor]) -> float:
+    """How far two conditions are from each other, as far as both reach."""
+    total = 0.0
+    for name, value in rows.items():
+        sides = [slice(min(pair)) for pair in zip(value.shape, others[name].shape, strict=True)]
+        total += float((value[tuple(sides)].double() - others[name][tuple(sides)].double()).abs().mean())
+    return total
