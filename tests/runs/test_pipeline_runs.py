@@ -187,11 +187,15 @@ def test_a_part_of_another_library_is_refused(wan: Path, tmp_path: Path) -> None
     shutil.copytree(wan, folder)
     index = json.loads((folder / "model_index.json").read_text())
     for part, expected in {
-        "text_encoder": "which neither diffusers nor transformers has: code of a folder is never run",
-        "transformer": "which neither diffusers nor transformers has",
+        "text_encoder": "of diffusers or transformers: code of a folder is never run",
+        "transformer": "which is no network, scheduler, tokenizer or processor",
     }.items():
         (folder / "model_index.json").write_text(json.dumps({**index, part: ["my_code", "Encoder"]}))
         with pytest.raises(UserError, match=expected):
+            study(folder, arguments_of("WanPipeline"))
+    for other in (["diffusers", "DiffusionPipeline"], ["transformers", "Trainer"], ["transformers", "AutoTokenizer"]):
+        (folder / "model_index.json").write_text(json.dumps({**index, "tokenizer": other}))
+        with pytest.raises(UserError, match="is no network, scheduler, tokenizer or processor"):
             study(folder, arguments_of("WanPipeline"))
     (folder / "model_index.json").write_text(json.dumps(index))
     (folder / "text_encoder" / "model.safetensors").rename(folder / "text_encoder" / "pytorch_model.bin")

@@ -90,10 +90,11 @@ class PipelineFolder:
         beside = getattr(diffusers.pipelines, library, None) if library.isidentifier() else None
         home = {"diffusers": diffusers, "transformers": transformers}.get(library, beside)
         found = getattr(home, name, None) if home is not None and name.isidentifier() else None
-        if not isinstance(found, type):
+        known = isinstance(found, type) and issubclass(found, _kinds(transformers))
+        if not known or issubclass(found, DiffusionPipeline) or (library == "transformers" and name.startswith("Auto")):
             raise UserError(
-                f"{self.path}: {part} is {library[:50]}.{name[:50]}, which neither diffusers nor transformers "
-                "has: code of a folder is never run"
+                f"{self.path}: {part} is {library[:50]}.{name[:50]}, which is no network, scheduler, tokenizer or "
+                "processor of diffusers or transformers: code of a folder is never run"
             )
         return found
 
@@ -159,6 +160,7 @@ class PipelineFolder:
         taken = inspect.signature(self.pipeline.__init__).parameters
         parts: dict[str, Any] = {}
         for name in self.parts:
+            self.component_class(name)  # of those that are absent, too: students have them
             absent = name in without or (name in OPTIONAL and name in taken)
             if name == self.network:
                 parts[name] = self.empty_network() if network is None else network
@@ -182,6 +184,8 @@ class PipelineFolder:
         return pipeline
 
 
-def is_configured(network: object) -> bool:
-    """Whether a network is one of diffusers, which knows its config."""
-    return isinstance(network, ConfigMixin)
+def _kinds(transformers: Any) -> tuple[type, ...]:  # noqa: ANN401  (a module)
+    """What a part of a pipeline may be: whatever has a config, and a tokenizer or a processor."""
+    names = ("PreTrainedTokenizerBase", "ProcessorMixin", "FeatureExtractionMixin", "ImageProcessingMixin")
+    of_transformers = [getattr(transformers, name, None) for name in names]
+    return (nn.Module, ConfigMixin, *(each for each in of_transformers if isinstance(each, type)))

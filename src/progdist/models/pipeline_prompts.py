@@ -223,7 +223,7 @@ class PipelinePrompts(Prompts):
 
     def describe(self) -> str:
         """For people."""
-        return f"of prompts, as a {self.pipeline}"
+        return f"text-conditional ({self.pipeline})"
 
 
 @dataclass(frozen=True)

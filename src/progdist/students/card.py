@@ -126,7 +126,7 @@ def card(model: Model, stock: str | None, records: "Sequence[EvaluationRecord]")
 def _what_it_makes(model: Model) -> str:
     """The size of its images, or of the latents of what a pipeline makes."""
     if isinstance(model.conditioning, PipelinePrompts):
-        return f"Latents of {'x'.join(map(str, model.shape))} {model.conditioning.describe()}"
+        return f"Latents of {'x'.join(map(str, model.shape))}, {model.conditioning.describe()}"
     channels, height, width = model.image
     classes = len(model.labels)
     kind = counted(classes, "class") if classes else model.conditioning.describe()

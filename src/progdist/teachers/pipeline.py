@@ -23,6 +23,7 @@ from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from torch import Tensor, nn
 
 from progdist._utils.errors import UserError
+from progdist.compute.placement import at_work
 from progdist.diffusion.denoiser import Denoiser
 from progdist.diffusion.sampler import sample
 from progdist.models.calls import OUTPUTS, Call, Constant, Guidance, Rows, returned
@@ -78,14 +79,17 @@ def study(path: Path, arguments: Mapping[str, Any], prompts: Sequence[str] = PRO
             "watched; remove --call"
         )
     _check_arguments(folder, arguments)
-    part, network = folder.network, folder.component(folder.network)
-    pipeline = folder.open(network)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    part, network = folder.network, folder.component(folder.network).to(device)
+    pipeline = folder.open(network, device)
     if others := other_networks(pipeline, part):
         raise UserError(f"{path} has {part} and {', '.join(others)}, which take turns: a teacher has one network")
     try:
         return _study(Pipeline(folder, Call({}), (), dict(arguments)), pipeline, network, prompts)
     except UserError as error:
         raise UserError(f"{path}: a {folder.name} cannot be distilled: {error}") from error
+    finally:
+        network.cpu()
 
 
 def _study(pipeline: Pipeline, opened: Any, network: nn.Module, prompts: Sequence[str]) -> Findings:  # noqa: ANN401
@@ -230,7 +234,8 @@ def _outputs_differ(call: Call, network: nn.Module, steps: Sequence[Step], condi
     """How far the network so called is from what the scheduler was given."""
     worst = 0.0
     for step in steps:
-        z, timestep = call.latents(step.calls[0].arguments), torch.full((len(step.sample),), step.timestep)
+        z = call.latents(step.calls[0].arguments)
+        timestep = torch.full((len(z),), step.timestep, device=z.device)
         with torch.no_grad():
             worst = max(worst, difference(call(network, z, timestep, **condition), step.model_output))
     return worst
@@ -296,10 +301,13 @@ def student_differs(folder: Path, model: Model, prompts: Sequence[str] = PROMPTS
     conditioning = model.conditioning
     assert isinstance(conditioning, PipelinePrompts)
     with quiet():
-        stock: Any = conditioning.watched.folder.pipeline.from_pretrained(folder, local_files_only=True)
-    stock.set_progress_bar_config(disable=True)
-    scale = model.scale(None)
-    return samples_differ(conditioning.watched, stock, model.denoiser, prompts, min(model.steps), scale)
+        stock: Any = conditioning.watched.folder.pipeline.from_pretrained(
+            folder, local_files_only=True, use_safetensors=True
+        )
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    stock.to(device).set_progress_bar_config(disable=True)
+    with at_work(model.denoiser, device):
+        return samples_differ(conditioning.watched, stock, model.denoiser, prompts, min(model.steps), model.scale(None))
 
 
 def _with_guiding(
