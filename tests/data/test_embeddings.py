@@ -37,6 +37,24 @@ def test_cached_embeddings_are_the_stock_pipelines(kind: str, tmp_path: Path, mo
         assert torch.equal(ours, whole.half()[numbers])
 
 
+def test_captions_of_different_lengths_are_filled_up_across_shards(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An encoder that fills each batch to its own longest, with a mask; whole numbers are kept as they are."""
+    monkeypatch.setattr(embeddings, "SHARD_BYTES", 1)  # one caption to a shard
+
+    def encode(captions: Sequence[str]) -> dict[str, Tensor]:
+        longest = max(1, *map(len, captions))
+        rows = torch.tensor([[0.5] * len(each) + [0.0] * (longest - len(each)) for each in captions])
+        return {"words": rows, "mask": (rows > 0).long(), "number": torch.tensor([70_001] * len(captions))}
+
+    cached = encode_captions(["abc", "a", "abcdef"], lambda: encode, tmp_path / "captions", lambda text: None)
+    found = cached(torch.tensor([1, 2, 0]))
+    assert found["mask"].sum(1).tolist() == [1, 6, 3]
+    assert found["words"].shape == (3, 6)
+    assert found["number"].tolist() == [70_001] * 3
+
+
 class Counting:
     """An encoder that tells what it was asked."""
 

@@ -151,6 +151,7 @@ def test_doctor_says_what_was_learned_and_verified(wan: Path) -> None:
     [
         (["--call", "frames=9"], "--call frames: a WanPipeline takes no such argument: it takes"),
         (["--call", "prompt=a"], "--call prompt has no effect"),
+        (["--call", "output_type=latent"], "--call output_type has no effect"),
         (["--call", "height"], "expected name=value, e.g. --call num_frames=25"),
         (["--call", "height=65"], "cannot be run with height=65"),
         (["--offset", "1"], "an offset has no effect"),
@@ -174,6 +175,46 @@ def test_data_are_refused(wan: Path, tmp_path: Path) -> None:
     content = recipe.data.model_copy(update={"source": "digits", "prompts": None, "steps": None})
     with pytest.raises(UserError, match="learns from its own samples: give --prompts FILE in place of --data"):
         open_run(recipe.model_copy(update={"data": content}), tmp_path / "run", SilentCallback())
+
+
+def test_prompts_that_depend_on_one_another_are_encoded_one_at_a_time_or_refused(tmp_path: Path) -> None:
+    """Kandinsky 5 tells its network the positions of the longest prompt's words; Latte fills up without a mask."""
+    kandinsky = build("Kandinsky5T2VPipeline", tmp_path / "kandinsky")
+    found = study(kandinsky, arguments_of("Kandinsky5T2VPipeline"))
+    assert found.verified["prompts one at a time"] <= 1e-4
+    latte = build("LattePipeline", tmp_path / "latte")
+    with pytest.raises(UserError, match="prompts one at a time differs from the pipeline's own by"):
+        study(latte, arguments_of("LattePipeline"))
+
+
+def test_guidance_that_changes_along_the_steps_is_said(tmp_path: Path) -> None:
+    folder = build("Lumina2Pipeline", tmp_path / "teacher")
+    plain = study(folder, arguments_of("Lumina2Pipeline"))
+    assert plain.pipeline.guiding is not None
+    assert plain.pipeline.guiding.exact
+    cut = study(folder, {**arguments_of("Lumina2Pipeline"), "cfg_trunc_ratio": 0.5})
+    assert cut.pipeline.guiding is not None
+    assert not cut.pipeline.guiding.exact
+    assert "its guidance does more than mix two predictions alike in each step" in cut.notes[-1]
+
+
+@pytest.mark.slow
+def test_a_record_that_was_changed_is_refused(wan: Path, tmp_path: Path) -> None:
+    tiny_run("WanPipeline", wan, tmp_path / "run").run()
+    folder = tmp_path / "run" / "student-0002"
+    content = json.loads((folder / "progdist.json").read_text())
+    record = content["pipeline"]
+    for damage in (
+        {"arguments": {"of": {}}},
+        {"rows": {"encoder_hidden_states": [2**20, 2**20]}},
+        {"spacing": float("nan")},
+        {"call": {"x=1); print() #": 1}},
+        {"guiding": {**record["guiding"], "parameter": "7"}},
+        {"guiding": {**record["guiding"], "added": "zzz"}},
+    ):
+        (folder / "progdist.json").write_text(json.dumps({**content, "pipeline": {**record, **damage}}))
+        with pytest.raises(UserError, match="is damaged"):
+            load(folder)
 
 
 def test_two_experts_are_refused(tmp_path: Path) -> None:

@@ -37,7 +37,7 @@ class Embeddings:
         """The embeddings of captions (B,) int64 by name, (B, ...) in half precision; a damaged shard is a UserError."""
         rows = [self._row(*divmod(number, self.size)) for number in numbers.tolist()]
         with torch.autocast("cpu", enabled=False):  # on the CPU, autocast cannot stack half precision
-            return {name: torch.stack([row[name] for row in rows]) for name in rows[0]}
+            return {name: _stacked([row[name] for row in rows]) for name in rows[0]}
 
     def _row(self, shard: int, row: int) -> dict[str, Tensor]:
         path = self.path(shard)
@@ -54,6 +54,15 @@ class Embeddings:
     def path(self, shard: int) -> Path:
         """The file of a shard."""
         return self.folder / f"{shard:05d}.safetensors"
+
+
+def _stacked(rows: Sequence[Tensor]) -> Tensor:
+    """Rows of one rank as one tensor, shorter ones filled up with zeros: shards are as long as their own longest."""
+    sides = [max(lengths) for lengths in zip(*(row.shape for row in rows), strict=True)]
+    stacked = rows[0].new_zeros(len(rows), *sides)
+    for place, row in zip(stacked, rows, strict=True):
+        place[tuple(slice(length) for length in row.shape)] = row
+    return stacked
 
 
 def row_bytes(encoder: TextEncoder) -> int:
@@ -93,7 +102,8 @@ def encode_captions(
         encode = encode or encoder()
         for shard in absent:
             first = shard * embeddings.size
-            rows = {name: row.half() for name, row in encode(captions[first : first + embeddings.size]).items()}
+            encoded = encode(captions[first : first + embeddings.size])
+            rows = {name: row.half() if row.is_floating_point() else row for name, row in encoded.items()}
             if not all(row.isfinite().all() for row in rows.values()):
                 raise UserError(f"{folder}: the text encoder's output is beyond half precision: use another one")
             atomic_write(embeddings.path(shard), safetensors.torch.save(rows))

@@ -19,7 +19,7 @@ from typing import Any, cast
 
 import diffusers
 import torch
-from diffusers.configuration_utils import ConfigMixin
+from diffusers.guiders.guider_utils import BaseGuidance
 from diffusers.models.modeling_utils import ModelMixin
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
@@ -28,6 +28,7 @@ from torch import nn
 from progdist._utils.errors import UserError
 from progdist._utils.extras import import_extra
 from progdist._utils.files import own_files, read_json
+from progdist.diffusion.denoiser import MAX_TIMESTEPS
 from progdist.models.safe_loading import load_component, quiet
 
 NETWORKS = ("transformer", "unet")  # where pipelines keep the network that they call at every step
@@ -90,8 +91,9 @@ class PipelineFolder:
         beside = getattr(diffusers.pipelines, library, None) if library.isidentifier() else None
         home = {"diffusers": diffusers, "transformers": transformers}.get(library, beside)
         found = getattr(home, name, None) if home is not None and name.isidentifier() else None
-        known = isinstance(found, type) and issubclass(found, _kinds(transformers))
-        if not known or issubclass(found, DiffusionPipeline) or (library == "transformers" and name.startswith("Auto")):
+        automatic = name.startswith("Auto") and not name.startswith("Autoencoder")  # takes whatever a config names
+        taken = part in inspect.signature(self.pipeline.__init__).parameters
+        if not (taken and isinstance(found, type) and issubclass(found, _kinds(transformers))) or automatic:
             raise UserError(
                 f"{self.path}: {part} is {library[:50]}.{name[:50]}, which is no network, scheduler, tokenizer or "
                 "processor of diffusers or transformers: code of a folder is never run"
@@ -112,7 +114,7 @@ class PipelineFolder:
             return self.scheduler()
         try:
             with quiet():
-                return found.from_pretrained(place, local_files_only=True)
+                return found.from_pretrained(place, local_files_only=True, trust_remote_code=False)
         except Exception as error:  # transformers raises many kinds: all mean that it cannot be read
             reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
             raise UserError(f"{place} is damaged ({reason}): restore it, or save the pipeline again") from error
@@ -132,7 +134,9 @@ class PipelineFolder:
         """Its scheduler, made of its config alone."""
         file = self.path / "scheduler" / "scheduler_config.json"
         config = read_json(file)
-        name = str(config.get("_class_name"))
+        name, count = str(config.get("_class_name")), config.get("num_train_timesteps", 1000)
+        if not isinstance(count, int) or not 1 <= count <= MAX_TIMESTEPS:
+            raise UserError(f"{file} is damaged (num_train_timesteps is {str(count)[:50]}): restore it")
         found = getattr(diffusers, name, None) if name.isidentifier() else None
         if not (isinstance(found, type) and issubclass(found, SchedulerMixin)):
             raise UserError(f"{file} is a {name[:50]}, which diffusers does not have: restore it")
@@ -185,7 +189,7 @@ class PipelineFolder:
 
 
 def _kinds(transformers: Any) -> tuple[type, ...]:  # noqa: ANN401  (a module)
-    """What a part of a pipeline may be: whatever has a config, and a tokenizer or a processor."""
+    """What a part of a pipeline may be."""
     names = ("PreTrainedTokenizerBase", "ProcessorMixin", "FeatureExtractionMixin", "ImageProcessingMixin")
     of_transformers = [getattr(transformers, name, None) for name in names]
-    return (nn.Module, ConfigMixin, *(each for each in of_transformers if isinstance(each, type)))
+    return (nn.Module, SchedulerMixin, BaseGuidance, *(each for each in of_transformers if isinstance(each, type)))

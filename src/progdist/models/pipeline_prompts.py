@@ -68,6 +68,7 @@ class Pipeline:
         guiding: how it is guided; None where its network takes the scale, or it never is.
         scale: the argument that is the guidance scale of a network that takes it, and its default; None for none.
         spacing: how it spaces the times of N steps (see `progdist.models.conditioning.Spacing`).
+        alone: whether prompts are encoded one at a time, since what they become depends on the others of a batch.
     """
 
     folder: PipelineFolder
@@ -78,6 +79,7 @@ class Pipeline:
     guiding: Guiding | None = None
     scale: tuple[str, float] | None = None
     spacing: Spacing = "stock"
+    alone: bool = False
 
     def asked(self, prompts: Sequence[str], steps: int, seed: int = 0, **more: Any) -> dict[str, Any]:  # noqa: ANN401
         """The arguments of an unguided call of the stock pipeline."""
@@ -87,9 +89,10 @@ class Pipeline:
 
     def rows(self, pipeline: Any, prompts: Sequence[str]) -> dict[str, Tensor]:  # noqa: ANN401
         """The condition of prompts by name, (N, ...), by an opened pipeline."""
+        size = 1 if self.alone else BATCH
         found = [
             self.call.rows(watch(pipeline, self.folder.network, self.asked(part, 2), until="call").calls[0].arguments)
-            for part in (prompts[first : first + BATCH] for first in range(0, len(prompts), BATCH))
+            for part in (prompts[first : first + size] for first in range(0, len(prompts), size))
         ]
         return joined(found)
 
@@ -110,6 +113,7 @@ class Pipeline:
         parameter: str,
         scale: float,
         negative: str | None = None,
+        steps: int = 2,
     ) -> dict[str, Any]:
         """The arguments of a call that is guided, away from a negative prompt or from what it takes by default."""
         takes = inspect.signature(type(pipeline).__call__).parameters
@@ -118,7 +122,7 @@ class Pipeline:
         more: dict[str, Any] = {parameter: scale}
         if negative is not None and "negative_prompt" in takes:
             more["negative_prompt"] = [negative] * len(prompts)
-        return self.asked(prompts, 2, **more)
+        return self.asked(prompts, steps, **more)
 
     def halves(self, step: Step) -> list[dict[str, Tensor]]:
         """The rows of both conditions in a guided step, in the pipeline's order."""
@@ -212,7 +216,8 @@ class PipelinePrompts(Prompts):
 
     def fingerprint(self) -> str:
         """What tells its encoders and its call from others."""
-        parts = sorted(part for part in self.index if part.startswith(("text", "tokenizer", "proj")))
+        other = (self.part, "scheduler", "vae")
+        parts = sorted(part for part in self.watched.folder.parts if part not in other)
         files = (file for part in parts for file in sorted((self.folder / part).rglob("*")) if file.is_file())
         asked = sorted((name, str(value)) for name, value in self.watched.arguments.items())
         return digest(self.pipeline, asked, digest_of_files(self.folder, files))
@@ -263,7 +268,11 @@ class PipelineDecoder:
 
     def image(self, latent: Shape) -> Shape:
         """(channels, height, width) of a picture."""
-        return tuple(self.decode(torch.zeros(1, *latent)).shape[1:])
+        return self._picture
+
+    @cached_property
+    def _picture(self) -> Shape:
+        return tuple(self.decode(torch.zeros(1, *self.watched.latents)).shape[1:])
 
     part: ClassVar[str] = ""  # its folder has what decodes
     shifts: ClassVar[tuple[str, ...]] = ()

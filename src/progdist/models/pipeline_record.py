@@ -4,6 +4,7 @@ progdist.json       `pipeline`: the tree of its network's arguments, the shape o
 call.safetensors    the tensors among them that are the same for all
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -13,7 +14,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from progdist._utils.files import read_tensors
+from progdist._utils.files import check_tensors_finite, read_tensors
 from progdist.models.calls import (
     LAYOUTS,
     OUTPUTS,
@@ -31,7 +32,7 @@ from progdist.models.conditioning import Spacing
 from progdist.models.pipeline_prompts import Guiding, Pipeline
 
 FILE = "call.safetensors"
-MOST = 2**20  # the longest axis of a shape
+MOST, MOST_NUMBERS = 2**20, 2**28  # the longest axis of a shape, and the numbers of a tensor
 LEAVES = {each.__name__.lower(): each for each in (Latents, Time, Guidance, Rows, Pieces, Repeated, Constant)}
 
 
@@ -51,6 +52,7 @@ def write_pipeline(pipeline: Pipeline, folder: Path) -> dict[str, Any]:
         "guiding": asdict(pipeline.guiding) if pipeline.guiding else None,
         "scale": list(pipeline.scale) if pipeline.scale else None,
         "spacing": pipeline.spacing,
+        "alone": pipeline.alone,
     }
 
 
@@ -59,22 +61,29 @@ def read_pipeline(record: Mapping[str, Any], folder: Path) -> Pipeline:
     tensors = read_tensors(folder / FILE) if (folder / FILE).is_file() else {}
     if record["output"] not in OUTPUTS:
         raise ValueError(f"the output is {str(record['output'])[:50]}, expected one of {', '.join(OUTPUTS)}")
+    check_tensors_finite(tensors, folder / FILE)
     shapes = {str(name): _shape(sides) for name, sides in record["rows"].items()}
     call, latents = Call(_unpacked(record["arguments"], tensors), record["output"], shapes), _shape(record["latents"])
+    kinds = [type(leaf) for _, leaf in call.leaves()]
+    if (kinds.count(Latents), kinds.count(Time)) != (1, 1):
+        raise ValueError("the arguments hold no single place of the latents and of the time")
+    if wrong := [name for name in (*record["call"], *record["unguided"]) if not str(name).isidentifier()]:
+        raise ValueError(f"{wrong[0][:50]!r} is no name of an argument")
     return Pipeline(
         PipelineFolder.read(folder),
         call,
         latents,
         dict(record["call"]),
         {str(name): float(value) for name, value in record["unguided"].items()},
-        Guiding(**record["guiding"]) if record["guiding"] else None,
+        _guiding(record["guiding"]) if record["guiding"] else None,
         (str(record["scale"][0]), float(record["scale"][1])) if record["scale"] else None,
         _spacing(record["spacing"]),
+        record["alone"] is True,
     )
 
 
 def _spacing(value: object) -> Spacing:
-    if isinstance(value, float) or value in ("stock", "given", "unknown"):
+    if (isinstance(value, float) and 0 <= value < 1) or value in ("stock", "given", "unknown"):
         return cast(Spacing, value)
     raise ValueError(f"the spacing is {str(value)[:50]}, expected stock, given or a number")
 
@@ -82,7 +91,17 @@ def _spacing(value: object) -> Spacing:
 def _shape(sides: Any) -> tuple[int, ...]:  # noqa: ANN401
     if not isinstance(sides, list) or not all(isinstance(side, int) and 0 < side <= MOST for side in sides):
         raise ValueError(f"a shape is {str(sides)[:50]}, expected whole numbers up to {MOST:,}")
+    if math.prod(sides) > MOST_NUMBERS:
+        raise ValueError(f"a shape is {str(sides)[:50]}, expected at most {MOST_NUMBERS:,} numbers")
     return tuple(sides)
+
+
+def _guiding(fields: Mapping[str, Any]) -> Guiding:
+    numbers = {name: float(fields[name]) for name in ("default", "off", "added")}
+    flags = {name: fields[name] is True for name in ("negative_first", "normalized", "exact")}
+    if not str(fields["parameter"]).isidentifier() or not all(map(math.isfinite, numbers.values())):
+        raise ValueError(f"the guidance is {str(dict(fields))[:80]}, expected an argument's name and numbers")
+    return Guiding(parameter=str(fields["parameter"]), **numbers, **flags)
 
 
 def _packed(tree: Any, tensors: dict[str, Tensor]) -> Any:  # noqa: ANN401
@@ -118,6 +137,9 @@ def _unpacked(tree: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Any:  #
         fields["axes"] = tuple(fields["axes"])
     if kind == "latents" and fields["layout"] not in LAYOUTS:
         raise ValueError(f"the latents' layout is {str(fields['layout'])[:50]}, expected one of {', '.join(LAYOUTS)}")
+    numbers = [fields[name] for name in ("slope", "offset", "factor") if name in fields]
+    if not all(isinstance(number, int | float) and math.isfinite(number) for number in numbers):
+        raise ValueError(f"{kind} is {str(fields)[:50]}, expected numbers")
     return LEAVES[kind](**fields)
 
 

@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from progdist._utils.errors import UserError
 from progdist._utils.words import counted
 from progdist.distillation import Hooks
 from progdist.models.model import Model
@@ -40,7 +41,12 @@ class RunHooks(Hooks):
 
     def _verify(self, path: Path, student: Model) -> None:
         """Say how far the stock pipeline of a student's folder is from its own samples."""
-        apart, steps = student_differs(path, student), counted(min(student.steps), "step")
+        steps = counted(min(student.steps), "step")
+        try:
+            apart = student_differs(path, student)
+        except UserError as error:  # the student is whole all the same
+            self.note(f"warning: {path.name}: its stock pipeline could not be compared with progdist sample: {error}")
+            return
         warning = "" if apart <= AGREES else "warning: "
         self.note(f"{warning}{path.name}: in {steps} the stock pipeline is within {apart:.1g} of progdist sample")
 

@@ -59,9 +59,10 @@ pipeline = {pipeline}.from_pretrained("{path}")
 images = pipeline("{caption}", num_inference_steps={steps}, guidance_scale={scale:g}{call}).images
 """
 
-WATCHED = """from diffusers import {pipeline}
+WATCHED = """import torch
+from diffusers import {pipeline}
 
-pipeline = {pipeline}.from_pretrained("{path}")
+pipeline = {pipeline}.from_pretrained("{path}", torch_dtype=torch.float32)
 result = pipeline("{caption}", num_inference_steps={steps}{call})
 """
 

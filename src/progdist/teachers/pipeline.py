@@ -31,16 +31,21 @@ from progdist.models.components import PipelineFolder
 from progdist.models.conditioning import Spacing
 from progdist.models.learning import difference, learn_call
 from progdist.models.model import Model
-from progdist.models.pipeline_prompts import OFF, Guiding, Pipeline, PipelinePrompts
+from progdist.models.pipeline_prompts import OFF, OTHERS, Guiding, Pipeline, PipelinePrompts
 from progdist.models.safe_loading import quiet
 from progdist.models.watching import Step, Watched, other_networks, watch
 from progdist.teachers import SCHEDULERS
 from progdist.teachers.schedulers import Formulation, read_formulation
 
-PROMPTS = ("a cat", "a small red house beside a lake", "two dogs in the rain")
-"""What a pipeline is watched with: of different lengths."""
+PROMPTS = (
+    "a cat",
+    "a small red house beside a lake",
+    "two dogs in the rain, one of them with a blue umbrella, run along a narrow street of an old town to the port",
+)
+"""What a pipeline is watched with: of different lengths, the third by far the longest."""
 
 STEPS = 3  # that a pipeline is watched for
+COMPARED = (2, 5)  # numbers of steps in which `progdist.sample` is compared with the pipeline
 AGREES = 1e-4  # the largest relative difference of what is verified
 SCALE_NAMES = ("guidance_scale", "distilled_guidance_scale")  # arguments that are the scale of a network that takes it
 PROBED = (2.0, 4.0)  # guidance scales at which the network's arguments are compared
@@ -116,13 +121,15 @@ def _study(pipeline: Pipeline, opened: Any, network: nn.Module, prompts: Sequenc
         call=pipeline.call,
     )
     if pipeline.scale:
-        condition["guidance"] = torch.full((2,), pipeline.off.get(pipeline.scale[0], pipeline.scale[1])).double()
+        condition["guidance"] = _unguided_scale(pipeline, 2)
     verified = {
         "the network's output": _outputs_differ(pipeline.call, network, seen.steps, condition),
         "a batch of different times": _batches_differ(denoiser, seen.steps, condition),
     }
     pipeline, notes = _with_guiding(pipeline, opened, prompts[:2], condition)
-    verified["two steps"] = _samples_differ(pipeline, opened, denoiser, prompts[:2])
+    pipeline, verified["prompts one at a time"] = _with_encoding(pipeline, opened, denoiser, prompts)
+    for steps in COMPARED:
+        verified[f"{steps} steps"] = _samples_differ(pipeline, opened, denoiser, prompts[:2], steps)
     if wrong := [name for name, apart in verified.items() if not apart <= AGREES]:
         raise UserError(
             f"{wrong[0]} differs from the pipeline's own by {verified[wrong[0]]:.1g}, expected at most {AGREES:g}"
@@ -133,9 +140,12 @@ def _study(pipeline: Pipeline, opened: Any, network: nn.Module, prompts: Sequenc
 def _check_arguments(folder: PipelineFolder, arguments: Mapping[str, Any]) -> None:
     """Refuse arguments that the pipeline does not take, or that are chosen otherwise."""
     taken = inspect.signature(folder.pipeline.__call__).parameters
-    own = {"prompt", "num_inference_steps", "generator", "negative_prompt", "latents", *SCALE_NAMES, "true_cfg_scale"}
+    own = {
+        *("prompt", "negative_prompt", "num_inference_steps", "timesteps", "sigmas", "generator", "latents"),
+        *("output_type", "return_dict", "num_images_per_prompt", "num_videos_per_prompt", *SCALE_NAMES, *OTHERS),
+    }
     for name in arguments:
-        if name in own:
+        if name in own or name.startswith("callback"):
             raise UserError(
                 f"--call {name} has no effect: prompts, steps, noise and guidance have options of their own"
             )
@@ -194,7 +204,8 @@ def _formulation(folder: PipelineFolder, seen: Watched) -> Formulation:
         if mu is None:
             raise UserError("its scheduler shifts its times by the size of each image, and no size was seen")
         linear = config.get("time_shift_type") == "linear"
-        config |= {"use_dynamic_shifting": False, "shift": float(mu) if linear else math.exp(mu)}
+        shift = float(mu) if linear else math.exp(mu)
+        config |= {"use_dynamic_shifting": False, "shift": shift, "flow_shift": shift}
     return read_formulation(SCHEDULERS, folder.path, config, None)
 
 
@@ -256,13 +267,70 @@ def _batches_differ(denoiser: Denoiser, steps: Sequence[Step], condition: Mappin
     return difference(torch.cat(alone), together)
 
 
-def _samples_differ(pipeline: Pipeline, opened: Any, denoiser: Denoiser, prompts: Sequence[str]) -> float:  # noqa: ANN401
-    """How far `progdist.sample` in two steps is from the stock pipeline with the scheduler of a student."""
-    scheduler = stock_scheduler_of(denoiser, pipeline, 2)
+def _with_encoding(
+    pipeline: Pipeline,
+    opened: Any,  # noqa: ANN401
+    denoiser: Denoiser,
+    prompts: Sequence[str],
+) -> tuple[Pipeline, float]:
+    """With prompts encoded together, or one at a time where only that gives what the pipeline makes of each alone.
+
+    And how far from that the network is.
+    """
+    apart = math.inf
+    for alone in (False, True):
+        pipeline = replace(pipeline, alone=alone)
+        try:
+            rows = pipeline.rows(opened, prompts)
+            apart = max(_alone_differs(pipeline, opened, denoiser, each, rows, k) for k, each in enumerate(prompts))
+        except (UserError, RuntimeError):  # a network that cannot be called with the rows of several prompts
+            continue
+        if apart <= AGREES:
+            break
+    return pipeline, apart
+
+
+def _alone_differs(
+    pipeline: Pipeline,
+    opened: Any,  # noqa: ANN401
+    denoiser: Denoiser,
+    prompt: str,
+    rows: Mapping[str, Tensor],
+    row: int,
+) -> float:
+    """How far the network, given a row of several prompts, is from the first step of the pipeline with one of them."""
+    step = watch(opened, pipeline.folder.network, pipeline.asked([prompt], STEPS), until=1).steps[0]
+    z, condition = (
+        pipeline.call.latents(step.calls[0].arguments),
+        {name: each[row : row + 1] for name, each in rows.items()},
+    )
+    if pipeline.scale:
+        condition["guidance"] = _unguided_scale(pipeline, 1)
+    timestep = torch.full((1,), step.timestep, device=z.device)
+    with torch.no_grad():
+        return difference(pipeline.call(denoiser.network, z, timestep, **condition), step.model_output)
+
+
+def _unguided_scale(pipeline: Pipeline, count: int) -> Tensor:
+    """The scale that the network is given where the pipeline is not guided, (count,)."""
+    assert pipeline.scale is not None
+    number = pipeline.off.get(pipeline.scale[0], pipeline.scale[1])
+    return torch.full((count,), number, dtype=torch.float64)
+
+
+def _samples_differ(
+    pipeline: Pipeline,
+    opened: Any,  # noqa: ANN401
+    denoiser: Denoiser,
+    prompts: Sequence[str],
+    steps: int,
+) -> float:
+    """How far `progdist.sample` in some steps is from the stock pipeline with the scheduler of a student."""
+    scheduler = stock_scheduler_of(denoiser, pipeline, steps)
     own = opened.scheduler
     opened.scheduler = scheduler
     try:
-        return samples_differ(pipeline, opened, denoiser, prompts, 2)
+        return samples_differ(pipeline, opened, denoiser, prompts, steps)
     finally:
         opened.scheduler = own
 
@@ -302,7 +370,7 @@ def student_differs(folder: Path, model: Model, prompts: Sequence[str] = PROMPTS
     assert isinstance(conditioning, PipelinePrompts)
     with quiet():
         stock: Any = conditioning.watched.folder.pipeline.from_pretrained(
-            folder, local_files_only=True, use_safetensors=True
+            folder, local_files_only=True, use_safetensors=True, torch_dtype=torch.float32
         )
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     stock.to(device).set_progress_bar_config(disable=True)
@@ -317,33 +385,47 @@ def _with_guiding(
     condition: Mapping[str, Tensor],
 ) -> tuple[Pipeline, tuple[str, ...]]:
     """With how it is guided, and what is to be said of it; the condition is that of the prompts."""
-    if pipeline.scale:
-        return pipeline, ()
     taken = inspect.signature(type(opened).__call__).parameters
+    notes = tuple(
+        f"its {name} of {taken[name].default:g} is left out"
+        for name, off in pipeline.off.items()
+        if name in OTHERS and name != "true_cfg_scale" and taken[name].default not in (None, off)
+    )
+    if pipeline.scale:
+        return pipeline, notes
     for parameter, off in pipeline.off.items():
-        step = _guided_step(pipeline, opened, prompts, parameter)
-        if len(step.calls) == 1 and _rows_of_latents(step) == len(prompts):
+        steps = _guided_steps(pipeline, opened, prompts, parameter)
+        if all(len(step.calls) == 1 and _rows_of_latents(step) == len(prompts) for step in steps):
             continue
-        if len(step.calls) > 2:
-            return pipeline, (f"its guidance calls the network {len(step.calls)} times a step: it is left out",)
-        guiding = _guiding(pipeline, step, condition, Guiding(parameter, float(taken[parameter].default or 1.0), off))
-        what = "its guidance does more than mix two predictions, which is left out: students learn the mixture alone"
-        return replace(pipeline, guiding=guiding), () if guiding.exact else (what,)
-    return pipeline, ()
+        if odd := [len(step.calls) for step in steps if len(step.calls) > 2]:
+            return pipeline, (*notes, f"its guidance calls the network {odd[0]} times a step: it is left out")
+        first = Guiding(parameter, float(taken[parameter].default or 1.0), off)
+        found = [_guiding(pipeline, step, condition, first) for step in steps]
+        guiding = replace(found[0], exact=all(each == found[0] and each.exact for each in found))
+        what = "its guidance does more than mix two predictions alike in each step: students learn the mixture alone"
+        return replace(pipeline, guiding=guiding), notes if guiding.exact else (*notes, what)
+    return pipeline, notes
 
 
-def _guided_step(pipeline: Pipeline, opened: Any, prompts: Sequence[str], parameter: str) -> Step:  # noqa: ANN401
-    """The first step of a run that is guided by PROBED[1]; some pipelines need a negative prompt to be named."""
-    part, scale = pipeline.folder.network, PROBED[1]
+def _guided_steps(
+    pipeline: Pipeline,
+    opened: Any,  # noqa: ANN401
+    prompts: Sequence[str],
+    parameter: str,
+) -> list[Step]:
+    """The steps of a run that is guided by PROBED[1]; some pipelines need a negative prompt to be named."""
+    part, scale, steps = pipeline.folder.network, PROBED[1], STEPS
     try:
-        return watch(opened, part, pipeline.guided(opened, prompts, parameter, scale), until=1).steps[0]
+        return watch(opened, part, pipeline.guided(opened, prompts, parameter, scale, steps=steps), until=steps).steps
     except UserError:
-        asked = pipeline.guided(opened, prompts, parameter, scale, negative="")
-        return watch(opened, part, asked, until=1).steps[0]
+        asked = pipeline.guided(opened, prompts, parameter, scale, negative="", steps=steps)
+        return watch(opened, part, asked, until=steps).steps
 
 
 def _guiding(pipeline: Pipeline, step: Step, condition: Mapping[str, Tensor], guiding: Guiding) -> Guiding:
     """How a step that is guided by PROBED[1] mixed its predictions."""
+    if len(step.calls) == 1 and _rows_of_latents(step) == len(step.sample):
+        return replace(guiding, exact=False)  # this step is not guided
     read = OUTPUTS[pipeline.call.output].read
     outputs = [read(returned(call.output)) for call in step.calls]
     first, second = outputs if len(outputs) == 2 else outputs[0].chunk(2)
