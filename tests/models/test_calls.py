@@ -178,8 +178,8 @@ def changed(**what: Any) -> Any:  # noqa: ANN401
     ("change", "message"),
     [
         (changed(x=lambda given: given["x"] ** 2), "are found nowhere in the call"),
-        (changed(when=lambda given: torch.ones(2)), "another nothing, expected one time alone"),
-        (changed(words=lambda given: given["words"] * given["when"][0]), "another when, words, expected one time"),
+        (changed(when=lambda given: torch.ones(2)), "given another nothing from step to step"),
+        (changed(words=lambda given: given["words"] * given["when"][0]), "given another when, words from step to step"),
         (changed(when=lambda given: given["when"] ** 2), "no affine function of the scheduler's timestep"),
         (changed(when=lambda given: given["when"] * torch.tensor([1.0, 2.0])), "differs within a batch"),
     ],

@@ -40,7 +40,7 @@ ConversionUpdates = Annotated[
 ImageColumn = Annotated[str | None, typer.Option(help="Column of the images in hub:, parquet: or wds: data.")]
 CaptionColumn = Annotated[str | None, typer.Option(help="Column of the captions in such data, e.g. text or json.text.")]
 PromptsFile = Annotated[
-    str | None, typer.Option(help="Text file of a prompt a line, for samples of a text-to-image teacher as data.")
+    str | None, typer.Option(help="Text file with one prompt per line: train on the teacher's samples of them.")
 ]
 Call = Annotated[
     list[str] | None,

@@ -138,7 +138,7 @@ def _find_time(steps: Sequence[Step], z_path: str) -> tuple[str, Time]:
     }
     if len(changing) != 1:
         names = ", ".join(changing) or "nothing"
-        raise UserError(f"from step to step its network is given another {names}, expected one time alone")
+        raise UserError(f"its network is given another {names} from step to step, expected only another time")
     ((path, value),) = changing.items()
     seen = [_numbers(_at(call, path)) for call in calls]
     if any(not bool((each == each[0]).all()) for each in seen):
