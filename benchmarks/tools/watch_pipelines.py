@@ -89,6 +89,7 @@ def guidance(found: Findings) -> str:
 def distilled(place: Path, call: Mapping[str, Any], out: Path) -> float:
     """How far the stock pipeline of a student of two steps is from `progdist sample`."""
     shutil.rmtree(out, ignore_errors=True)
+    out.parent.mkdir(parents=True, exist_ok=True)
     prompts = out.with_suffix(".txt")
     prompts.write_text("\n".join(PROMPTS))
     teacher = open_teacher(str(place), call=call)
