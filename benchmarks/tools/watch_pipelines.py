@@ -127,8 +127,8 @@ def main() -> None:
                 run = arguments.out / "students" / place.name
                 cells.append(f"{distilled(place, arguments_of(name), run):.0e}")
             print(f"| {' | '.join([name, *cells])} |", flush=True)
-        except UserError as error:
-            refused[name] = str(error).removeprefix(f"{place}: ")
+        except (UserError, RuntimeError) as error:  # the second of a network that does not take what was learned
+            refused[name] = " ".join(str(error).removeprefix(f"{place}: ").split())
     print(f"\n{len(names) - len(refused)} of {len(names)} pass. Refused:\n")
     print(*(f"- {name}: {reason}" for name, reason in sorted({**refused, **NOT_BUILT}.items())), sep="\n")
 

@@ -304,9 +304,10 @@ def _value(leaf: Leaf, z: Tensor, timestep: Tensor, condition: Mapping[str, Tens
             rows = _row(condition, name)
             if listed:
                 return rows.to(dtype).tolist()
-            return (rows.flatten(0, 1) if repeat > 1 else rows).to(
+            rows = (rows.flatten(0, 1) if repeat > 1 else rows).to(
                 z.device, z.dtype if dtype.is_floating_point else dtype
             )
+            return rows.contiguous()  # some networks take views of them
         case Pieces(name, dtype):
             lengths = _row(condition, name + LENGTHS).long().tolist()
             rows = _row(condition, name).to(z.device, z.dtype if dtype.is_floating_point else dtype)

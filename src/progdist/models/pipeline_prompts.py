@@ -101,8 +101,13 @@ class Pipeline:
         if self.guiding is None:
             return self.rows(pipeline, [negative or ""])
         substitute = Substitute(network=self.call.stand_in)
-        asked = self.guided(pipeline, [""], self.guiding.parameter, self.guiding.off + 1, negative)
-        seen = watch(pipeline, self.folder.network, asked, until=1, substitute=substitute)
+        parameter, scale = self.guiding.parameter, self.guiding.off + 1
+        try:
+            asked = self.guided(pipeline, [""], parameter, scale, negative)
+            seen = watch(pipeline, self.folder.network, asked, until=1, substitute=substitute)
+        except UserError:  # some pipelines need a negative prompt to be named
+            asked = self.guided(pipeline, [""], parameter, scale, negative or "")
+            seen = watch(pipeline, self.folder.network, asked, until=1, substitute=substitute)
         rows = self.halves(seen.steps[0])[not self.guiding.negative_first]
         return {name: value[:1] for name, value in rows.items()}
 

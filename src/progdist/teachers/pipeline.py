@@ -40,7 +40,7 @@ from progdist.teachers.schedulers import Formulation, read_formulation
 PROMPTS = (
     "a cat",
     "a small red house beside a lake",
-    "two dogs in the rain, one of them with a blue umbrella, run along a narrow street of an old town to the port",
+    "two dogs in the rain, one of them with a blue umbrella",
 )
 """What a pipeline is watched with: of different lengths, the third by far the longest."""
 
