@@ -37,7 +37,7 @@ class Embeddings:
         """The embeddings of captions (B,) int64 by name, (B, ...) in half precision; a damaged shard is a UserError."""
         rows = [self._row(*divmod(number, self.size)) for number in numbers.tolist()]
         with torch.autocast("cpu", enabled=False):  # on the CPU, autocast cannot stack half precision
-            return {name: _stacked([row[name] for row in rows]) for name in rows[0]}
+            return {name: padded([row[name] for row in rows]) for name in rows[0]}
 
     def _row(self, shard: int, row: int) -> dict[str, Tensor]:
         path = self.path(shard)
@@ -56,8 +56,8 @@ class Embeddings:
         return self.folder / f"{shard:05d}.safetensors"
 
 
-def _stacked(rows: Sequence[Tensor]) -> Tensor:
-    """Rows of one rank as one tensor, shorter ones filled up with zeros: shards are as long as their own longest."""
+def padded(rows: Sequence[Tensor]) -> Tensor:
+    """Tensors of one rank as one, (N, ...), shorter ones padded with zeros to the longest of each axis."""
     sides = [max(lengths) for lengths in zip(*(row.shape for row in rows), strict=True)]
     stacked = rows[0].new_zeros(len(rows), *sides)
     for place, row in zip(stacked, rows, strict=True):

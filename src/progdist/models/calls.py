@@ -10,8 +10,9 @@ A call is a tree of arguments, by name, whose leaves say where each comes from:
     Repeated    a list with the same for each example
     Constant    the same for all: rotary embeddings, image ids, None, flags
 
-Two calls of different batches, B and B', tell them apart: what has k B rows in one and k B' in the other is of the
-prompts, and what is equal in both is of all. The output is what the scheduler receives, by one of OUTPUTS.
+Two calls with different batch sizes, B and B', are compared: an argument with k B rows in one and k B' in the other
+belongs to the prompts; one that is equal in both is a constant. The output is what the scheduler receives, by one of
+OUTPUTS.
 """
 
 import warnings
@@ -23,6 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from progdist._utils.errors import UserError
+from progdist.data.embeddings import padded
 
 LENGTHS = ".lengths"  # how the lengths of pieces are named beside them
 
@@ -244,15 +246,6 @@ class _Sample:
 def returned(output: Any) -> Any:  # noqa: ANN401
     """What a network returned, out of its tuple or output class: a tensor, or a list of tensors."""
     return output[0] if isinstance(output, tuple) else getattr(output, "sample", output)
-
-
-def padded(pieces: Sequence[Tensor]) -> Tensor:
-    """Tensors of one rank as one (N, ...), filled up with zeros to the largest of each axis."""
-    sides = [max(lengths) for lengths in zip(*(each.shape for each in pieces), strict=True)]
-    rows = pieces[0].new_zeros(len(pieces), *sides)
-    for row, piece in zip(rows, pieces, strict=True):
-        row[tuple(slice(length) for length in piece.shape)] = piece
-    return rows
 
 
 def _map(tree: Any, change: Callable[[Leaf], Any]) -> Any:  # noqa: ANN401

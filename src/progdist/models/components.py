@@ -153,19 +153,17 @@ class PipelineFolder:
         with torch.device("meta"), quiet():
             return cast(Any, found).from_config(read_json(self.path / self.network / "config.json"))
 
-    def open(
-        self, network: nn.Module | None = None, device: torch.device | None = None, without: tuple[str, ...] = ()
-    ) -> Any:  # noqa: ANN401
+    def open(self, network: nn.Module | None = None, device: torch.device | None = None) -> Any:  # noqa: ANN401
         """The pipeline, around a network that is at hand, or one without weights, with its other parts on a device.
 
-        Parts that are `without` are None, as are safety checkers and what else makes no latents.
+        Safety checkers, and what else makes no latents, are None.
         """
         device = device or torch.device("cpu")
         taken = inspect.signature(self.pipeline.__init__).parameters
         parts: dict[str, Any] = {}
         for name in self.parts:
             self.component_class(name)  # of those that are absent, too: students have them
-            absent = name in without or (name in OPTIONAL and name in taken)
+            absent = name in OPTIONAL and name in taken
             if name == self.network:
                 parts[name] = self.empty_network() if network is None else network
             else:

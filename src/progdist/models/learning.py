@@ -1,4 +1,4 @@
-"""How a pipeline calls its network, learned by comparing calls: see `progdist.models.calls` for what is told apart."""
+"""Learn how a pipeline calls its network by comparing calls (the kinds of arguments: `progdist.models.calls`)."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace

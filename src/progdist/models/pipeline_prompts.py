@@ -16,9 +16,10 @@ from torch import Tensor, nn
 
 from progdist._utils.digest import digest, digest_of_files
 from progdist._utils.errors import UserError
+from progdist.data.embeddings import padded
 from progdist.diffusion.denoiser import Denoiser, DenoiserProtocol
 from progdist.methods.guidance import Guided, Input
-from progdist.models.calls import Call, padded
+from progdist.models.calls import Call
 from progdist.models.components import PipelineFolder
 from progdist.models.conditioning import Rows as RowsOf
 from progdist.models.conditioning import Shape, Spacing
@@ -144,7 +145,7 @@ def joined(parts: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
 
 @dataclass(frozen=True)
 class PipelinePrompts(Prompts):
-    """What the network of a watched pipeline is told."""
+    """The conditioning of a watched pipeline."""
 
     watched: Pipeline = field(kw_only=True)
 
@@ -195,7 +196,7 @@ class PipelinePrompts(Prompts):
         """The predictions guided as the pipeline does it, at its own scale."""
         guiding = self.watched.guiding
         if guiding is None:
-            raise UserError(f"a {self.pipeline} has no guidance to distil: remove guidance")
+            raise UserError(f"{self.pipeline} has no guidance to distil: remove guidance")
         scale = scale if scale is None else scale + guiding.added
         return Guided(predictions, self.unconditional(device), scale, normalized=guiding.normalized)
 
@@ -208,11 +209,11 @@ class PipelinePrompts(Prompts):
     def conditions(
         self, network: nn.Module, scale: float | None, prompts: Sequence[str] = (), image: Shape | None = None
     ) -> PromptConditions:
-        """What the network is told of prompts; the shape of the images is known from the pipeline."""
+        """The conditions of prompts; `image` is unused, since the pipeline passes its sizes itself."""
         return super().conditions(network, scale, prompts, None)
 
     def of_rows(self, rows: RowsOf, scale: float | None, image: Shape | None) -> PromptConditions:
-        """What the network is told of prompts whose rows are looked up by their numbers."""
+        """The conditions of prompts whose rows are looked up by their numbers."""
         return PromptConditions(rows, {}).at(scale)
 
     def encoder(self, device: torch.device | None = None) -> "PipelineEncoder":  # pyright: ignore[reportIncompatibleMethodOverride]
@@ -238,13 +239,13 @@ class PipelinePrompts(Prompts):
 
 @dataclass(frozen=True)
 class PipelineEncoder:
-    """Prompts to what the network is told of them."""
+    """Encodes prompts into the condition of the network."""
 
     watched: Pipeline
     pipeline: Any  # opened
 
     def __call__(self, prompts: Sequence[str]) -> dict[str, Tensor]:
-        """What N prompts are to the network, by name, each (N, ...) on the CPU."""
+        """The condition of N prompts by name, each (N, ...) on the CPU."""
         return self.watched.rows(self.pipeline, prompts)
 
     def unconditional(self, negative: str | None) -> dict[str, Tensor]:
@@ -288,14 +289,17 @@ class PipelineDecoder:
         return self.watched.latents[0]
 
     def fingerprint(self) -> str:
-        """What tells it from others: that of its pipeline's files."""
-        return digest(self.watched.folder.name, str(self.watched.folder.path))
+        """A UserError, as `encode`: it would tell caches of encoded images apart."""
+        raise self._no_encoder
 
     def encode(self, images: Tensor) -> Tensor:
         """A UserError: how a pipeline encodes is not seen when it samples."""
-        raise UserError(
-            f"a {self.watched.folder.name} that is watched does not encode images: its samples are its data"
-        )
+        raise self._no_encoder
+
+    @property
+    def _no_encoder(self) -> UserError:
+        name = self.watched.folder.name
+        return UserError(f"{name} is watched and cannot encode images: use --prompts FILE in place of --data")
 
     def images(self, latents: Tensor) -> Tensor:
         """As `decode`."""

@@ -122,7 +122,7 @@ def watch(
             reason = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
             if isinstance(error, NameError) and not isinstance(error, UnboundLocalError):  # of an optional import
                 reason = f"it needs the package {error.name}: pip install {error.name}"
-            raise UserError(f"a {type(pipeline).__name__} cannot be run with {_said(call)} ({reason})") from error
+            raise UserError(f"{type(pipeline).__name__} cannot be run with {_said(call)} ({reason})") from error
     return seen
 
 

@@ -59,7 +59,7 @@ def sampling_steps(recipe: Recipe, teacher: Model) -> int:
     if teacher.steps and steps not in teacher.steps:
         raise UserError(
             f"data.steps is {steps}, and the teacher was distilled for {any_of(teacher.steps, 'step')}: give that, or "
-            "leave it out"
+            "remove data.steps"
         )
     if (table := teacher.denoiser.num_train_timesteps) % steps and table != 1:
         raise UserError(
@@ -190,7 +190,7 @@ class TeacherSamples:
 
         Args:
             predictions: the teacher's, guided and limited as the students are taught.
-            conditions: what its network is told of the numbers of classes or prompts.
+            conditions: of its network, for the numbers of classes or prompts.
             precision: of the network.
             distributed: the processes; each makes its share of the shards.
             notify: called with a line before, and with one as every tenth is there.

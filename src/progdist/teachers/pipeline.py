@@ -92,7 +92,7 @@ def study(path: Path, arguments: Mapping[str, Any], prompts: Sequence[str] = PRO
     try:
         return _study(Pipeline(folder, Call({}), (), dict(arguments)), pipeline, network, prompts)
     except UserError as error:
-        raise UserError(f"{path}: a {folder.name} cannot be distilled: {error}") from error
+        raise UserError(f"{path}: {folder.name} cannot be distilled: {error}") from error
     finally:
         network.cpu()
 
