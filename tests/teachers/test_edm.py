@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 from diffusers import LDMPipeline  # pyright: ignore[reportPrivateImportUsage]
-from diffusers.models.autoencoders.vq_model import VQModel
+from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from diffusers.models.unets.unet_2d import UNet2DModel
 from diffusers.schedulers.scheduling_edm_euler import EDMEulerScheduler
 from diffusers.schedulers.scheduling_euler_discrete import EulerDiscreteScheduler
@@ -262,7 +262,7 @@ def test_a_latent_student_is_sampled_by_the_stock_pipeline(tmp_path: Path) -> No
     torch.manual_seed(0)
     network = UNet2DModel(4, 3, 3, block_out_channels=(8,), down_block_types=("DownBlock2D",),
         up_block_types=("UpBlock2D",), norm_num_groups=4, layers_per_block=1)  # fmt: skip
-    autoencoder = VQModel(latent_channels=3, **AUTOENCODER)
+    autoencoder = AutoencoderKL(latent_channels=3, **AUTOENCODER)  # whose decoding, unlike a codebook's, is continuous
     scheduler = EDMEulerScheduler(sigma_max=SIGMA_MAX, prediction_type="v_prediction")
     LDMPipeline(autoencoder, network, scheduler).save_pretrained(tmp_path / "teacher")
     progdist.save(progdist.load(tmp_path / "teacher"), tmp_path / "student", steps=[4])
