@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from progdist import UserError
-from progdist.models.calls import LENGTHS, Call, Guidance, Rows, padded
+from progdist.data.embeddings import padded
+from progdist.models.calls import LENGTHS, Call, Guidance, Rows
 from progdist.models.components import PipelineFolder
 from progdist.models.learning import learn_call
 from progdist.models.pipeline_prompts import Guiding, Pipeline
