@@ -174,7 +174,9 @@ class PipelineFolder:
         absent_parts = {name: None for name in self.index if name in taken and name not in {*parts, *settings}}
         if "requires_safety_checker" in taken:
             settings["requires_safety_checker"] = False
-        here = property(lambda pipeline: device)
+        others = [each for name, each in parts.items() if isinstance(each, nn.Module) and name != self.network]
+        first = next((weight for each in others for weight in each.parameters()), torch.empty(0, device=device))
+        here = property(lambda pipeline: first.device)  # where its parts lie now
         placed = type(self.name, (self.pipeline,), {"_execution_device": here, "device": here})
         try:
             with quiet():

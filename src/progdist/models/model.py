@@ -16,14 +16,14 @@ from progdist.methods.guidance import Guidance
 from progdist.models.autoencoder import Autoencoder
 from progdist.models.conditioning import UNCONDITIONAL, Classes, Conditioning, Conditions, Shape
 from progdist.models.networks import class_count
-from progdist.models.pipeline_prompts import PipelineDecoder
+from progdist.models.pipeline_autoencoder import PipelineAutoencoder
 
 
 class LatentDenoiser(Denoiser):
     """A denoiser of latents with the autoencoder that decodes them, and what the network is told of each example."""
 
     def __init__(
-        self, denoiser: Denoiser, autoencoder: Autoencoder | PipelineDecoder, conditioning: Conditioning
+        self, denoiser: Denoiser, autoencoder: Autoencoder | PipelineAutoencoder, conditioning: Conditioning
     ) -> None:
         super().__init__(**denoiser.parts())
         self.autoencoder, self.conditioning = autoencoder, conditioning
@@ -60,7 +60,9 @@ class Model:
     conditioning: Conditioning = UNCONDITIONAL  # what the network is told of each example
     data: str = ""  # the source of its training images
     training: Mapping[str, Any] = field(default_factory=dict)  # numbers of its training, for the record
-    autoencoder: Autoencoder | PipelineDecoder | None = None  # of a latent model; None where the network sees images
+    autoencoder: Autoencoder | PipelineAutoencoder | None = (
+        None  # of a latent model; None where the network sees images
+    )
     lora: LoraWeights | None = None  # what makes it of a stock pipeline, as LoRA adapters; None where it is none
     method: str = "progressive"  # what it learned as a student, by its name in METHODS; another of your own
 

@@ -1,15 +1,13 @@
 """Models of prompts of any stock pipeline, whose network is called as the pipeline was seen to call it.
 
-Prompts are encoded, and latents decoded, by the pipeline itself around a network without weights: a run of it is ended
-at the first call of the network, whose arguments hold what the prompts became, and in a run of one step the latents to
-decode take the place of the scheduler's result.
+Prompts are encoded by the pipeline itself around a network without weights: a run of it is ended at the first call of
+the network, whose arguments hold what the prompts became.
 """
 
 import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +21,7 @@ from progdist.models.calls import Call
 from progdist.models.components import PipelineFolder
 from progdist.models.conditioning import Rows as RowsOf
 from progdist.models.conditioning import Shape, Spacing
+from progdist.models.decoding import Decoding
 from progdist.models.pipelines import PipelineKind
 from progdist.models.prompts import PromptConditions, Prompts
 from progdist.models.watching import Step, Substitute, watch
@@ -70,6 +69,7 @@ class Pipeline:
         scale: the argument that is the guidance scale of a network that takes it, and its default; None for none.
         spacing: how it spaces the times of N steps (see `progdist.models.conditioning.Spacing`).
         alone: whether prompts are encoded one at a time, since what they become depends on the others of a batch.
+        decoding: what its autoencoder is given of latents; None where that is not a rearrangement, scaled and shifted.
     """
 
     folder: PipelineFolder
@@ -81,6 +81,7 @@ class Pipeline:
     scale: tuple[str, float] | None = None
     spacing: Spacing = "stock"
     alone: bool = False
+    decoding: Decoding | None = None
 
     def asked(self, prompts: Sequence[str], steps: int, seed: int = 0, **more: Any) -> dict[str, Any]:  # noqa: ANN401
         """The arguments of an unguided call of the stock pipeline."""
@@ -251,95 +252,3 @@ class PipelineEncoder:
     def unconditional(self, negative: str | None) -> dict[str, Tensor]:
         """What the stock pipeline guides away from, each (1, ...)."""
         return self.watched.negative_rows(self.pipeline, negative)
-
-
-@dataclass(frozen=True)
-class PipelineDecoder:
-    """Latents (N, ...) of a pipeline to pictures (N, C, H, W) in [-1, 1], by the pipeline itself.
-
-    The picture of a video is its middle frame, that of a sound its spectrogram.
-    """
-
-    watched: Pipeline
-
-    @cached_property
-    def pipeline(self) -> Any:  # noqa: ANN401
-        """Opened."""
-        return self.watched.folder.open(device=torch.device("cuda" if torch.cuda.is_available() else "cpu"))
-
-    @property
-    def network(self) -> nn.Module:
-        """Nothing that a caller would have to move."""
-        return nn.Identity()
-
-    def image(self, latent: Shape) -> Shape:
-        """(channels, height, width) of a picture."""
-        return self._picture
-
-    @cached_property
-    def _picture(self) -> Shape:
-        return tuple(self.decode(torch.zeros(1, *self.watched.latents)).shape[1:])
-
-    part: ClassVar[str] = ""  # its folder has what decodes
-    shifts: ClassVar[tuple[str, ...]] = ()
-
-    @property
-    def channels(self) -> int:
-        """Of the latents, the first of their axes."""
-        return self.watched.latents[0]
-
-    def fingerprint(self) -> str:
-        """A UserError, as `encode`: it would tell caches of encoded images apart."""
-        raise self._no_encoder
-
-    def encode(self, images: Tensor) -> Tensor:
-        """A UserError: how a pipeline encodes is not seen when it samples."""
-        raise self._no_encoder
-
-    @property
-    def _no_encoder(self) -> UserError:
-        name = self.watched.folder.name
-        return UserError(f"{name} is watched and cannot encode images: use --prompts FILE in place of --data")
-
-    def images(self, latents: Tensor) -> Tensor:
-        """As `decode`."""
-        return self.decode(latents)
-
-    @torch.no_grad()
-    def decode(self, latents: Tensor) -> Tensor:
-        """Pictures on the CPU of latents (N, ...)."""
-        return torch.cat([pictures(self.outputs(part)) for part in latents.split(BATCH)])
-
-    def outputs(self, latents: Tensor) -> Any:  # noqa: ANN401
-        """What the pipeline returns of latents (N, ...)."""
-        substitute = Substitute(self.watched.call.stand_in, lambda sample: latents.to(sample))
-        asked = self.watched.asked([""] * len(latents), 2, output_type="pt")
-        return watch(self.pipeline, self.watched.folder.network, asked, substitute=substitute).result
-
-
-def pictures(result: Any) -> Tensor:  # noqa: ANN401
-    """Pictures (N, C, H, W) in [-1, 1] of what a pipeline returned: images, middle frames or spectrograms."""
-    for name in ("images", "frames", "audios"):
-        if (found := getattr(result, name, None)) is not None:
-            values = torch.as_tensor(found).float().cpu()
-            return (
-                spectrograms(values) if name == "audios" else 2 * (values if values.ndim == 4 else middle(values)) - 1
-            )
-    raise UserError(
-        f"a pipeline that returns a {type(result).__name__} cannot be shown: expected images, frames or audios"
-    )
-
-
-def middle(frames: Tensor) -> Tensor:
-    """The middle frames (N, C, H, W) of videos (N, F, C, H, W)."""
-    return frames[:, frames.shape[1] // 2]
-
-
-def spectrograms(waves: Tensor, bins: int = 64) -> Tensor:
-    """Spectrograms (N, 1, bins, time) of sounds (N, channels, samples): decibels over 80, in [-1, 1]."""
-    mono = waves.mean(1) if waves.ndim == 3 else waves
-    size = 2 * bins
-    mono = torch.nn.functional.pad(mono, (0, max(0, size - mono.shape[-1])))
-    spectrum = torch.stft(mono, size, size // 2, window=torch.hann_window(size), return_complex=True).abs()[:, :bins]
-    decibels = 20 * spectrum.clamp(min=1e-4 * float(spectrum.max() or 1)).log10()
-    return ((decibels - decibels.amax((1, 2), keepdim=True) + 80) / 40 - 1).unsqueeze(1)

@@ -1,7 +1,7 @@
 """What was learned of a pipeline, in a model's folder.
 
 progdist.json       `pipeline`: the tree of its network's arguments, the shape of its latents, its own arguments
-call.safetensors    the tensors among them that are the same for all
+call.safetensors    the tensors among them that are the same for all, and those by which it decodes
 """
 
 import math
@@ -28,10 +28,12 @@ from progdist.models.calls import (
     Time,
 )
 from progdist.models.components import PipelineFolder
-from progdist.models.conditioning import Spacing
+from progdist.models.conditioning import Shape, Spacing
+from progdist.models.decoding import Decoding
 from progdist.models.pipeline_prompts import Guiding, Pipeline
 
 FILE = "call.safetensors"
+DECODING = "decoding."  # before the names of its tensors
 MOST, MOST_NUMBERS = 2**20, 2**28  # the longest axis of a shape, and the numbers of a tensor
 LEAVES = {each.__name__.lower(): each for each in (Latents, Time, Guidance, Rows, Pieces, Repeated, Constant)}
 
@@ -40,6 +42,10 @@ def write_pipeline(pipeline: Pipeline, folder: Path) -> dict[str, Any]:
     """Write the tensors to a folder; returns what progdist.json holds beside them."""
     tensors: dict[str, Tensor] = {}
     tree = _packed(pipeline.call.arguments, tensors)
+    decoding = pipeline.decoding
+    if decoding is not None:
+        parts = {"place": decoding.place, "scale": decoding.scale, "shift": decoding.shift}
+        tensors |= {DECODING + name: part for name, part in parts.items() if part is not None}
     if tensors:
         safetensors.torch.save_file(tensors, folder / FILE)
     return {
@@ -53,6 +59,7 @@ def write_pipeline(pipeline: Pipeline, folder: Path) -> dict[str, Any]:
         "scale": list(pipeline.scale) if pipeline.scale else None,
         "spacing": pipeline.spacing,
         "alone": pipeline.alone,
+        "decoded": list(decoding.shape) if decoding else None,
     }
 
 
@@ -79,7 +86,19 @@ def read_pipeline(record: Mapping[str, Any], folder: Path) -> Pipeline:
         (str(record["scale"][0]), float(record["scale"][1])) if record["scale"] else None,
         _spacing(record["spacing"]),
         record["alone"] is True,
+        _decoding(tensors, _shape(record["decoded"]), latents) if record["decoded"] else None,
     )
+
+
+def _decoding(tensors: Mapping[str, Tensor], shape: Shape, latents: Shape) -> Decoding:
+    place, scale, shift = (tensors.get(DECODING + name) for name in ("place", "scale", "shift"))
+    if scale is None or shift is None or math.prod(shape) != math.prod(latents):
+        raise ValueError(f"the decoding of {latents} to {shape} lacks numbers")
+    if any(torch.broadcast_shapes(each.shape, shape) != shape for each in (scale, shift)) or not (scale != 0).all():
+        raise ValueError(f"the decoding to {shape} has numbers of {tuple(scale.shape)} and {tuple(shift.shape)}")
+    if place is not None and not torch.equal(place.flatten().sort().values, torch.arange(math.prod(shape))):
+        raise ValueError("the decoding is no rearrangement of the latents")
+    return Decoding(place, scale, shift, shape)
 
 
 def _spacing(value: object) -> Spacing:

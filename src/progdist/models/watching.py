@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from progdist._utils.errors import UserError
 from progdist.models.safe_loading import quiet
 
-Until = Literal["call"] | int | None
-"""When a run ends: at the first call of the network, after a number of steps, or by itself."""
+Until = Literal["call", "decode"] | int | None
+"""When a run ends: at the first call of the network or of the autoencoder, after a number of steps, or by itself."""
 
 
 @dataclass(frozen=True)
@@ -48,6 +48,7 @@ class Watched:
     calls: list[NetworkCall] = field(default_factory=list)  # since the last step
     timesteps: list[Mapping[str, Any]] = field(default_factory=list)  # the arguments of each `set_timesteps`
     sigmas: Tensor | None = None  # of the scheduler, once a step was taken
+    decoded: Tensor | None = None  # what its autoencoder was given; None where it was not called with that alone
     result: Any = None  # what the pipeline returned; None where the run was ended before
 
 
@@ -110,7 +111,15 @@ def watch(
         seen.timesteps.append(dict(inspect.signature(set_timesteps).bind(*positional, **named).arguments))
         return set_timesteps(*positional, **named)
 
-    wrapped = [(network, "forward", seen_forward), (scheduler, "step", seen_step)]
+    def seen_decode(latents: Tensor, *rest: Any, **named: Any) -> Any:  # noqa: ANN401
+        alone = all(each is None or isinstance(each, bool) for each in (*rest, *named.values()))
+        seen.decoded = latents.clone() if alone else None
+        raise _SeenEnoughError
+
+    wrapped: list[tuple[Any, str, Callable[..., Any]]] = [(network, "forward", seen_forward)]
+    wrapped.append((scheduler, "step", seen_step))
+    if until == "decode" and hasattr(pipeline, "vae"):
+        wrapped.append((pipeline.vae, "decode", seen_decode))
     with _replaced([*wrapped, (scheduler, "set_timesteps", seen_timesteps)]), quiet(), torch.no_grad():
         try:
             seen.result = pipeline(**call)

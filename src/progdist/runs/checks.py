@@ -20,7 +20,7 @@ from progdist.diffusion.parameterization import PARAMETERIZATIONS
 from progdist.distillation import Plan
 from progdist.methods.guidance import Input
 from progdist.models.model import Model
-from progdist.models.pipeline_prompts import PipelinePrompts
+from progdist.models.pipeline_autoencoder import PipelineAutoencoder
 from progdist.recipes.files import read_recipe, write_recipe
 from progdist.recipes.recipe import Recipe
 from progdist.recipes.schema import Data
@@ -83,10 +83,11 @@ def _check_lora(teacher: Model) -> None:
 
 def check_encodes(teacher: Model) -> None:
     """Refuse data for a teacher of latents that cannot encode them."""
-    if isinstance(teacher.conditioning, PipelinePrompts):
+    autoencoder = teacher.autoencoder
+    if isinstance(autoencoder, PipelineAutoencoder) and not autoencoder.encodes:
         raise UserError(
-            f"a {teacher.conditioning.pipeline} that is watched learns from its own samples: give --prompts FILE in "
-            "place of --data"
+            f"a {teacher.conditioning.pipeline} cannot encode images here: give --prompts FILE in place of --data, and "
+            "it learns from its own samples"
         )
 
 

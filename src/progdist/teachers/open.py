@@ -34,7 +34,8 @@ from progdist.models.networks import (
     receives_levels,
     without_variance,
 )
-from progdist.models.pipeline_prompts import PipelineDecoder, PipelinePrompts
+from progdist.models.pipeline_autoencoder import PipelineAutoencoder
+from progdist.models.pipeline_prompts import PipelinePrompts
 from progdist.models.pipelines import PIPELINES
 from progdist.models.prompts import DEFAULT_SIDES, Prompts, read_prompts
 from progdist.models.safe_loading import load_component, network_class, read_autoencoder
@@ -116,7 +117,7 @@ def _watched(folder: Path, call: Mapping[str, Any]) -> Teacher:
     found = study(folder, call)
     pipeline, denoiser = found.pipeline, found.denoiser
     conditioning = PipelinePrompts(folder, pipeline.folder.index, watched=pipeline)
-    model = Model(denoiser, conditioning=conditioning, autoencoder=PipelineDecoder(pipeline))
+    model = Model(denoiser, conditioning=conditioning, autoencoder=PipelineAutoencoder(pipeline))
     worst = max(found.verified, key=lambda name: found.verified[name])
     verified = f"verified: {', '.join(found.verified)}, within {found.verified[worst]:.1g} of the pipeline's own"
     title = f"{folder}: {pipeline.folder.name}, watched for {STEPS} steps"

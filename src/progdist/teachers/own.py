@@ -21,7 +21,8 @@ from progdist.models.conditioning import Classes, Conditioning
 from progdist.models.guidance_input import load_class_guidance
 from progdist.models.model import LoraWeights, Model
 from progdist.models.networks import check_inputs, class_count, network_interface
-from progdist.models.pipeline_prompts import PipelineDecoder, PipelinePrompts
+from progdist.models.pipeline_autoencoder import PipelineAutoencoder
+from progdist.models.pipeline_prompts import PipelinePrompts
 from progdist.models.pipeline_record import read_pipeline
 from progdist.models.prompts import DEFAULT_SIDES, read_prompts
 from progdist.models.safe_loading import load_component, nearest_models, network_class, read_autoencoder
@@ -97,7 +98,8 @@ def _load_pipeline(folder: Path, metadata: Mapping[str, Any]) -> Model:
         conditioning = PipelinePrompts(
             folder, pipeline.folder.index, as_guidance(metadata["guidance"]), metadata["negative"], watched=pipeline
         )
-        return Model(denoiser, **_history(metadata), conditioning=conditioning, autoencoder=PipelineDecoder(pipeline))
+        autoencoder = PipelineAutoencoder(pipeline)
+        return Model(denoiser, **_history(metadata), conditioning=conditioning, autoencoder=autoencoder)
     except UserError as error:
         raise UserError(f"{folder} is damaged: {error}") from error
     except DAMAGE as error:

@@ -5,6 +5,7 @@
     guiding       how it mixes the predictions with and without the prompt, if it does
     schedule      of its scheduler, shifted as it really shifts
     spacing       whether the times of N steps are its own or its scheduler's
+    decoding      what its autoencoder is given of the latents
 
 Verified before it is used: the network so called gives what the scheduler was given; a batch of different times gives
 what its examples give alone; `progdist.sample` makes the latents that the pipeline makes with a student's scheduler.
@@ -29,11 +30,13 @@ from progdist.diffusion.sampler import sample
 from progdist.models.calls import OUTPUTS, Call, Constant, Guidance, Rows, returned
 from progdist.models.components import PipelineFolder
 from progdist.models.conditioning import Spacing
+from progdist.models.decoding import PICTURES, Decoding, decoded, learn_decoding
 from progdist.models.learning import difference, learn_call
 from progdist.models.model import Model
+from progdist.models.pipeline_autoencoder import pictures, whole
 from progdist.models.pipeline_prompts import OFF, OTHERS, Guiding, Pipeline, PipelinePrompts
 from progdist.models.safe_loading import quiet
-from progdist.models.watching import Step, Watched, other_networks, watch
+from progdist.models.watching import Step, Substitute, Watched, other_networks, watch
 from progdist.teachers import SCHEDULERS
 from progdist.teachers.schedulers import Formulation, read_formulation
 
@@ -128,6 +131,7 @@ def _study(pipeline: Pipeline, opened: Any, network: nn.Module, prompts: Sequenc
     }
     pipeline, notes = _with_guiding(pipeline, opened, prompts[:2], condition)
     pipeline, verified["prompts one at a time"] = _with_encoding(pipeline, opened, denoiser, prompts)
+    pipeline = replace(pipeline, decoding=_decoding(pipeline, opened))
     for steps in COMPARED:
         verified[f"{steps} steps"] = _samples_differ(pipeline, opened, denoiser, prompts[:2], steps)
     if wrong := [name for name, apart in verified.items() if not apart <= AGREES]:
@@ -288,6 +292,24 @@ def _with_encoding(
         if apart <= AGREES:
             break
     return pipeline, apart
+
+
+def _decoding(pipeline: Pipeline, opened: Any) -> Decoding | None:  # noqa: ANN401
+    """What its autoencoder is given of latents; None where an autoencoder so called gives other pictures than it."""
+
+    def given(z: Tensor) -> Tensor | None:
+        substitute = Substitute(pipeline.call.stand_in, lambda sample: z.to(sample))
+        asked = pipeline.asked([""] * len(z), 2, output_type="pt")
+        return watch(opened, pipeline.folder.network, asked, until="decode", substitute=substitute).decoded
+
+    found = learn_decoding(given, pipeline.latents)
+    if found is None or not hasattr(opened.vae, "encode"):
+        return None
+    z = torch.randn(1, *pipeline.latents, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        own = decoded(opened.vae, found(z.to(opened.device))).clamp(-1, 1).float().cpu()
+    made = pictures(whole(pipeline, opened, z))
+    return found if own.shape == made.shape and difference(own, made) <= PICTURES else None
 
 
 def _alone_differs(
