@@ -6,8 +6,9 @@
 
 The pipelines are the tiny ones of `tiny_pipelines.py`, built in OUT where they are not there. A row has how the network
 is called, how the pipeline is guided, and how far `progdist.sample` is from the pipeline in 2 and in 5 steps with a
-student's scheduler; or why it is refused. With --distil a student of two steps is distilled on four samples of each
-teacher, guided by 3 where it is guided, and its folder, loaded by diffusers alone, is compared with `progdist sample`.
+student's scheduler; or why it is refused. "images" is whether images can be encoded for it. With --distil a student of
+two steps is distilled on four samples of each teacher, guided by 3 where it is guided, and its folder, loaded by
+diffusers alone, is compared with `progdist sample`.
 """
 
 import argparse
@@ -21,7 +22,8 @@ import torch
 
 from progdist._utils.errors import UserError
 from progdist.models.calls import Latents, Time
-from progdist.models.pipeline_prompts import PipelinePrompts
+from progdist.models.pipeline_autoencoder import PipelineAutoencoder
+from progdist.models.pipeline_prompts import Pipeline, PipelinePrompts
 from progdist.recipes.files import override
 from progdist.recipes.from_teacher import Request, recipe_for_teacher
 from progdist.runs.run import open_run
@@ -32,7 +34,7 @@ from progdist.training.callbacks import Progress
 from tiny_pipelines import BUILDERS, CALLS, NOT_BUILT, PROMPTS, build, usable
 
 OTHERWISE = ("guidance_scale", "true_cfg_scale", "output_type")  # what a small call has, and a teacher chooses itself
-HEADINGS = ("pipeline", "latents", "time", "output", "guidance", "2 and 5 steps")
+HEADINGS = ("pipeline", "latents", "time", "output", "guidance", "images", "2 and 5 steps")
 
 
 class Silent:
@@ -71,8 +73,16 @@ def row(found: Findings) -> list[str]:
         f"{time.slope:.4g} t{f' + {time.offset:.4g}' if time.offset else ''}",
         pipeline.call.output,
         guidance(found),
+        encoding(found.pipeline),
         f"{max(found.verified[f'{steps} steps'] for steps in COMPARED):.0e}",
     ]
+
+
+def encoding(pipeline: Pipeline) -> str:
+    """Whether images are encoded for a pipeline, or how it decodes."""
+    if PipelineAutoencoder(pipeline).encodes:
+        return "yes"
+    return "videos" if pipeline.decoding else "no"
 
 
 def guidance(found: Findings) -> str:

@@ -47,6 +47,7 @@ def images(monkeypatch: pytest.MonkeyPatch) -> Images:
 
 def check(images: Images, folder: Path) -> None:
     found = LatentFolder(images, folder).open()
+    assert isinstance(found, Images)
     assert (len(found), found.shape, found.classes) == (1797, (1, 4, 4), images.classes)
     for index in (0, 199, 200, 1000, 1796):
         x, label = images[index]
@@ -171,6 +172,7 @@ def test_the_data_are_encoded_once(latent: Path, tmp_path: Path, monkeypatch: py
     distill_latent(latent, tmp_path / "out")
     images = load_images("digits")
     found = LatentFolder(images, folder).open()
+    assert isinstance(found, Images)
     assert (folder / "00000.safetensors").stat().st_mtime_ns == before
     assert found.shape == model.shape
     assert torch.equal(found.stratified_labels(9), images.stratified_labels(9))

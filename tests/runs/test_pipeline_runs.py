@@ -20,7 +20,8 @@ from progdist.cli.doctor import Opening, examine
 from progdist.data.tables import Columns
 from progdist.diffusion.sampler import sample
 from progdist.models.model import Model
-from progdist.models.pipeline_prompts import PipelinePrompts, pictures
+from progdist.models.pipeline_autoencoder import pictures
+from progdist.models.pipeline_prompts import PipelinePrompts
 from progdist.recipes.files import override, read_recipe
 from progdist.recipes.from_teacher import Request, recipe_for_teacher
 from progdist.runs.run import Run, open_run
@@ -170,11 +171,10 @@ def test_only_pipelines_of_prompts_are_watched() -> None:
         open_teacher(str(stock), call={"height": 64})
 
 
-def test_data_are_refused(wan: Path, tmp_path: Path) -> None:
-    """How a pipeline encodes is not seen while it samples."""
+def test_images_are_refused_where_an_example_is_a_video(wan: Path, tmp_path: Path) -> None:
     recipe = tiny_run("WanPipeline", wan, tmp_path / "run").recipe
     content = recipe.data.model_copy(update={"source": "digits", "prompts": None, "steps": None})
-    with pytest.raises(UserError, match="learns from its own samples: give --prompts FILE in place of --data"):
+    with pytest.raises(UserError, match="cannot encode images here: give --prompts FILE in place of --data"):
         open_run(recipe.model_copy(update={"data": content}), tmp_path / "run", SilentCallback())
 
 

@@ -31,7 +31,7 @@ from support.latent import SAVE, save_dit
 from support.processes import CPU_ENVIRONMENT, TORCHRUN, start_run, wait_for
 from support.stock import SaveStock, load_ddim, load_unet, stock_samples
 from support.text import PROMPTS, WRITERS, write_sd
-from support.text_transformers import TRANSFORMER_WRITERS
+from support.text_transformers import TRANSFORMER_WRITERS, call_words
 
 SHORT = {
     "conversion": {"updates": 2, "batch": 8, "precision": "float32"},
@@ -236,13 +236,14 @@ def test_the_whole_command(stock: SaveStock, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # diffusers tells of its deprecated arguments
 @pytest.mark.parametrize("kind", ["StableDiffusionPipeline", "FluxPipeline"])  # of both parts of a folder
 def test_the_whole_command_for_prompts(kind: str, tmp_path: Path) -> None:
     """To a student that the stock pipeline samples."""
     (tmp_path / "p.txt").write_text("\n".join(PROMPTS))
     folder = {**WRITERS, **TRANSFORMER_WRITERS}[kind](tmp_path / "teacher")
-    flux = kind == "FluxPipeline"
-    more = ("--guidance", "1:5" if flux or kind in WRITERS else "3", *(("--set", "data.size=8") if flux else ()))
+    ranged = kind == "FluxPipeline" or kind in WRITERS
+    more = ("--guidance", "1:5" if ranged else "3", *(() if kind in WRITERS else call_words(kind)))
     words = ("distill", folder, "--prompts", tmp_path / "p.txt", "--out", tmp_path / "out", *more)
     succeeds(*words, *WORDS)
     description = json.loads((tmp_path / "out" / "student-0004" / "progdist.json").read_text())
@@ -253,7 +254,8 @@ def test_the_whole_command_for_prompts(kind: str, tmp_path: Path) -> None:
     card, scope = (tmp_path / "out" / "student-0004" / "README.md").read_text(), dict[str, Any]()
     code = card.partition("```python\n")[2].partition("```")[0]
     exec(code.replace('"."', repr(str(tmp_path / "out" / "student-0004"))), scope)
-    assert scope["images"][0].size == (8, 8)
+    images = scope["images"] if kind in WRITERS else scope["result"].images
+    assert images[0].size == (8, 8)
 
 
 @pytest.mark.slow

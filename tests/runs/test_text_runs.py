@@ -31,7 +31,7 @@ from progdist.training import loop
 from support.commands import SilentCallback, call
 from support.text import PROMPTS, WRITERS, write_sd
 from support.text_runs import SMALL, distilled
-from support.text_transformers import TRANSFORMER_WRITERS
+from support.text_transformers import TRANSFORMER_WRITERS, call_words
 
 SLOW = pytest.mark.slow
 
@@ -75,6 +75,7 @@ def test_the_whole_command(kind: str, pairs: Path, monkeypatch: pytest.MonkeyPat
 
 
 @SLOW
+@pytest.mark.filterwarnings("ignore")  # diffusers tells of its deprecated arguments
 @pytest.mark.parametrize(
     ("kind", "words", "taken"),
     [
@@ -94,8 +95,7 @@ def test_the_whole_command_for_transformers(
         return forward(self, z, t, **condition)
 
     monkeypatch.setattr(Denoiser, "forward", spy)
-    size = ("--set", "data.size=8") if kind == "FluxPipeline" else ()
-    out = distilled(TRANSFORMER_WRITERS[kind](pairs.parent / "teacher"), pairs, *words, *size)
+    out = distilled(TRANSFORMER_WRITERS[kind](pairs.parent / "teacher"), pairs, *words, *call_words(kind))
     model = load(out / "student-0004")
     assert (model.guidance, model.lineage, model.image) == (taken, (8,), (3, 8, 8))
     for place in [place for place, (trained, _) in enumerate(seen) if trained]:
@@ -112,7 +112,7 @@ def test_the_whole_command_for_transformers(
     assert any(update["model"] == "converted" for update in updates) == (kind != "FluxPipeline" and bool(words))
     card, scope = (out / "student-0004" / "README.md").read_text(), dict[str, Any]()
     exec(card.partition("```python\n")[2].partition("```")[0].replace('"."', repr(str(out / "student-0004"))), scope)
-    assert scope["images"][0].size == (8, 8)
+    assert scope["result"].images[0].size == (8, 8)
     scale = (taken.low + taken.high) / 2 if isinstance(taken, Input) else 1
     assert f"guidance_scale={scale:g}" in card
     measured = call("evaluate", out / "student-0004", "--data", f"captions:{pairs}", "-n", 16, "--json")

@@ -48,7 +48,7 @@ def call_in(program: typer.Typer, *arguments: object) -> Result:
 def succeeds_in(program: typer.Typer, *arguments: object) -> Result:
     """A program with these arguments, which ends without a mistake."""
     result = call_in(program, *arguments)
-    assert result.exit_code == 0, result.output
+    assert result.exit_code == 0, f"{result.output}{result.exception!r}"
     return result
 
 

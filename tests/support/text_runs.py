@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from support.commands import call
+from support.commands import succeeds
 
 SMALL: list[str] = ["--start", "8", "--updates", "2", "--batch", "8"]
 for setting in ("evaluate.samples=16", "evaluate.resamples=2", "teacher.trust=true", "conversion.updates=3"):
@@ -13,6 +13,5 @@ for section in ("conversion", "distill", "evaluate"):
 
 def distilled(place: Path, pairs: Path, *words: object) -> Path:
     out = pairs.parent / "run"
-    result = call("distill", place, "--data", f"captions:{pairs}", "--steps", 4, *SMALL, *words, "--out", out)
-    assert result.exit_code == 0, result.output
+    succeeds("distill", place, "--data", f"captions:{pairs}", "--steps", 4, *SMALL, *words, "--out", out)
     return out

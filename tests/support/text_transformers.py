@@ -24,10 +24,10 @@ from transformers import (
     T5Tokenizer,
 )
 
+from progdist._utils.files import read_json
 from progdist.methods.conversion import student_form
 from progdist.methods.guidance import Input
 from progdist.models.model import Model
-from progdist.models.networks import takes_guidance
 from progdist.models.prompts import Prompts
 from progdist.teachers.open import open_teacher
 from support.text import PROMPTS, autoencoder, text_config, tokenizer
@@ -149,14 +149,28 @@ TRANSFORMER_WRITERS = {
 """Writers of pipelines of transformers."""
 
 
-SIZE = (8, 8)
-"""Height and width of the images."""
+CALLS: dict[str, dict[str, Any]] = {
+    "PixArtSigmaPipeline": {"use_resolution_binning": False},
+    "StableDiffusion3Pipeline": {},
+    "FluxPipeline": {"height": 8, "width": 8},
+}
+"""What each pipeline is called with beside prompts, to make images of 8x8."""
+
+
+def call_words(kind: str) -> list[str]:
+    """The same as options of a command."""
+    return [word for name, value in CALLS[kind].items() for word in ("--call", f"{name}={value}")]
+
+
+def open_transformer(place: Path) -> Model:
+    """The teacher in a folder of one of these pipelines."""
+    return open_teacher(str(place), call=CALLS[read_json(place / "model_index.json")["_class_name"]]).model
 
 
 def transformer_student(place: Path, steps: int) -> Model:
     """A student of the teacher in a folder, in the form that it would have."""
-    teacher = open_teacher(str(place), None, SIZE).model
+    teacher = open_transformer(place)
     assert isinstance(teacher.conditioning, Prompts)
-    guidance = Input(1.0, 5.0) if takes_guidance(teacher.denoiser.network) else None
+    guidance = Input(1.0, 5.0) if teacher.takes_guidance else None
     form = student_form(teacher.denoiser, guided=False, zero_terminal_snr=True)
     return replace(teacher, denoiser=form, steps=(steps,), conditioning=teacher.conditioning.after(guidance))

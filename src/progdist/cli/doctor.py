@@ -112,7 +112,7 @@ def _about_guidance(teacher: Teacher) -> Iterator[str]:
         yield f"guidance {learned} is distilled into it, and so into its students"
     if not isinstance(conditioning, Prompts) or learned is not None or teacher.model.steps:
         return
-    default = conditioning.kind.default_guidance
+    default = conditioning.default_guidance
     if teacher.model.takes_guidance:
         yield f"its network takes a guidance scale, and so do its students: {default:g} or --guidance, without stage 0"
     elif teacher.model.accepts_guidance:

@@ -19,6 +19,7 @@ from torch import Tensor
 from progdist._utils.digest import digest
 from progdist._utils.errors import UserError
 from progdist.data.images import CaptionedImages, Images, Reader, Subset
+from progdist.data.samples import Samples
 from progdist.data.shards import TensorShards
 from progdist.data.sources import Crops
 from progdist.data.streams import StreamedImages
@@ -108,10 +109,16 @@ class LatentFolder:
             raise UserError(f"{self.images.name} does not tell the sizes of its images: open the images themselves")
         return self.images.get.frame(index)
 
-    def open(self) -> Images:
-        """The latents with the images' labels, mapped from their shards; FramedLatents if their frames are kept."""
+    def open(self) -> Images | Samples:
+        """The latents with the images' labels, mapped from their shards; FramedLatents if their frames are kept.
+
+        Those of another rank than images, e.g. tokens, are Samples.
+        """
         images = self.images
         if absent := self.latents.absent():
             raise UserError(f"{self.folder} lacks {len(absent)} shards: run the same command again to encode them")
+        if len(shape := tuple(self.latents[0].shape)) != 3:
+            labels = torch.zeros(len(images), dtype=torch.int64) if images.labels is None else images.labels
+            return Samples(self.latents.__getitem__, shape, labels)
         latents = type(images)(images.name, len(images), self.latents.__getitem__, images.labels, images.classes)
         return FramedLatents(latents, self.frames.__getitem__) if self.framed else latents

@@ -112,6 +112,7 @@ class PipelineFolder:
             return self._text_encoder(part, found)
         if issubclass(found, SchedulerMixin):
             return self.scheduler()
+        _check_vocabulary(place, found)
         try:
             with quiet():
                 return found.from_pretrained(place, local_files_only=True, trust_remote_code=False)
@@ -186,6 +187,18 @@ class PipelineFolder:
             raise UserError(f"{self.path} cannot be opened as a {self.name} ({reason}): restore it") from error
         pipeline.set_progress_bar_config(disable=True)
         return pipeline
+
+
+def _check_vocabulary(place: Path, found: Any) -> None:  # noqa: ANN401  (a class of transformers)
+    """Refuse a tokenizer's folder without a vocabulary: it would know no words, and not say so."""
+    names = getattr(found, "vocab_files_names", None) or {}
+    vocabularies = [names[kind] for kind in ("tokenizer_file", "vocab_file") if kind in names]
+    held = [file.name for file in place.iterdir() if file.name in vocabularies or file.suffix == ".model"]
+    if vocabularies and not held:
+        raise UserError(f"{place} lacks {' or '.join(vocabularies)}: restore the file, or save the pipeline again")
+    if held and "tokenizer.json" not in held and held[0].endswith(".model"):
+        for module in ("sentencepiece", "google.protobuf"):
+            import_extra(module, "text", str(place / held[0]))
 
 
 def _kinds(transformers: Any) -> tuple[type, ...]:  # noqa: ANN401  (a module)

@@ -4,17 +4,13 @@ UNet2DModel                 z (B, C, H, W) and the timestep, or of a score-based
                             has classes
 DiTTransformer2DModel       z, the timestep and a class
 UNet2DConditionModel        z, the timestep, and embeddings of a prompt, for SDXL a pooled one and the image's size, too
-PixArtTransformer2DModel    z, the timestep, and of the prompt its embeddings and their mask
-SD3Transformer2DModel       z, the timestep, and of the prompt its embeddings and a pooled one
-FluxTransformer2DModel      the same, but z as a token for each of its 2x2 squares, (B, H W / 4, 4 C), and their places;
-                            a thousandth of the timestep; and the guidance scale, if it takes one
 
 A condition is a tensor by name with a row for each example: `class_labels`, `encoder_hidden_states` and the like, and
-`guidance`, the scales of a network that takes one.
+`guidance`, the scales of a network that takes one. The networks of other pipelines are called as these are seen to call
+them (see `progdist.models.calls`).
 """
 
 import inspect
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
@@ -25,9 +21,6 @@ from typing import Any, Literal, TypeVar, cast
 import torch
 from diffusers.models.modeling_utils import ModelMixin
 from diffusers.models.transformers.dit_transformer_2d import DiTTransformer2DModel
-from diffusers.models.transformers.pixart_transformer_2d import PixArtTransformer2DModel
-from diffusers.models.transformers.transformer_flux import FluxTransformer2DModel
-from diffusers.models.transformers.transformer_sd3 import SD3Transformer2DModel
 from diffusers.models.unets.unet_2d import UNet2DModel
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from torch import Tensor, nn
@@ -55,7 +48,6 @@ class NetworkKind:
     part: Literal["unet", "transformer"]  # where it lies in a pipeline's folder
     prompt: Callable[[Config], Shapes] | None = None  # the shapes of what it takes of one prompt; None for no prompts
     classes: Callable[[Config], int] = lambda config: 0  # how many, the one for none included
-    call: Callable[..., Any] = call_network  # (network, z, timestep, **condition) -> its output
     takes_guidance: Callable[[Config], bool] = lambda config: False  # (config) -> whether it takes a guidance scale
     accepts_guidance: bool = False  # whether an input for the scale can be added, which its stock pipeline then fills
     # (config) -> the fields by which it takes more than that, as they read in the config
@@ -97,18 +89,6 @@ def _unet_prompt(config: Config) -> Shapes:
     return {**words, "text_embeds": (channels,), "time_ids": (6,)}
 
 
-def _pixart_prompt(config: Config) -> Shapes:
-    channels = config["caption_channels"] or config["cross_attention_dim"]
-    return {"encoder_hidden_states": (300, channels), "encoder_attention_mask": (300,)}
-
-
-def _pooled_prompt(tokens: int, config: Config) -> Shapes:
-    return {
-        "encoder_hidden_states": (tokens, config["joint_attention_dim"]),
-        "pooled_projections": (config["pooled_projection_dim"],),
-    }
-
-
 def _call_score(network: nn.Module, z: Tensor, sigma: Tensor, **condition: Tensor) -> Tensor:
     """The eps of a score-based network, for noise of deviation sigma upon images in [-1, 1].
 
@@ -117,38 +97,6 @@ def _call_score(network: nn.Module, z: Tensor, sigma: Tensor, **condition: Tenso
     level = sigma / 2
     output: Any = network((z + 1) / 2, level, **condition)
     return -per_example(level, z) * getattr(output, "sample", output)
-
-
-def _call_pixart(network: nn.Module, z: Tensor, timestep: Tensor, **condition: Tensor) -> Any:  # noqa: ANN401
-    """As PixArt-Sigma's pipeline calls it, without a resolution or an aspect ratio."""
-    nothing = {"resolution": None, "aspect_ratio": None}
-    return network(z, timestep=timestep, added_cond_kwargs=nothing, **condition)
-
-
-def _call_sd3(network: nn.Module, z: Tensor, timestep: Tensor, **condition: Tensor) -> Any:  # noqa: ANN401
-    return network(z, timestep=timestep, **condition)
-
-
-def _call_flux(network: nn.Module, z: Tensor, timestep: Tensor, **condition: Tensor) -> Tensor:
-    rows, columns, tokens = z.shape[2] // 2, z.shape[3] // 2, condition["encoder_hidden_states"].shape[1]
-    grid = torch.cartesian_prod(*(torch.arange(count) for count in (1, rows, columns)))
-    places = {"img_ids": grid.to(z), "txt_ids": torch.zeros(tokens, 3).to(z)}
-    with warnings.catch_warnings():  # torch's, that it cannot fuse nn.RMSNorm of bf16 with weights in float32
-        warnings.filterwarnings("ignore", "Mismatch dtype between input and weight", UserWarning)
-        output: Any = network(packed(z), timestep=timestep / 1000, **places, **condition)
-    return unpacked(getattr(output, "sample", output), rows)
-
-
-def packed(z: Tensor) -> Tensor:
-    """Latents (B, C, H, W) as tokens (B, H W / 4, 4 C), row by row."""
-    squares = z.unflatten(3, (-1, 2)).unflatten(2, (-1, 2))  # (B, C, H / 2, 2, W / 2, 2)
-    return squares.permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2)
-
-
-def unpacked(tokens: Tensor, rows: int) -> Tensor:
-    """Latents (B, C, H, W) from tokens (B, H W / 4, 4 C) in H / 2 rows."""
-    squares = tokens.unflatten(2, (-1, 2, 2)).unflatten(1, (rows, -1))  # (B, H / 2, W / 2, C, 2, 2)
-    return squares.permute(0, 3, 1, 4, 2, 5).flatten(4).flatten(2, 3)
 
 
 NETWORKS: dict[str, NetworkKind] = {
@@ -175,17 +123,6 @@ NETWORKS: dict[str, NetworkKind] = {
             accepts_guidance=True,
             further=partial(_without, PROMPT_UNET_INPUTS),
         ),
-        NetworkKind(PixArtTransformer2DModel, "transformer", prompt=_pixart_prompt, call=_call_pixart),
-        NetworkKind(
-            SD3Transformer2DModel, "transformer", prompt=partial(_pooled_prompt, CLIP_TOKENS + 256), call=_call_sd3
-        ),
-        NetworkKind(
-            FluxTransformer2DModel,
-            "transformer",
-            prompt=partial(_pooled_prompt, 512),
-            call=_call_flux,
-            takes_guidance=lambda config: bool(config["guidance_embeds"]),
-        ),
     )
 }
 """Networks that can be distilled, by the name in model_index.json."""
@@ -203,7 +140,7 @@ def _config(network: nn.Module) -> Config:
 
 def image_shape(network: nn.Module) -> tuple[int, int, int] | None:
     """(channels, height, width) of the data of a diffusers network; None where its config does not say."""
-    if kind_of(network) is None or isinstance(network, FluxTransformer2DModel):
+    if kind_of(network) is None:
         return None
     config = _config(network)
     size = config["sample_size"]
@@ -293,10 +230,7 @@ def network_interface(network: nn.Module) -> dict[str, Any]:
     if kind is None or kind.prompt is None:
         call = _call_score if receives_levels(network) else call_network
         return {"arguments": class_arguments if class_guidance(network) else dict, "call": call}
-    config = _config(network)
-    if kind.network is UNet2DConditionModel:
-        return {"arguments": partial(_unet_arguments, config["time_cond_proj_dim"]), "call": kind.call}
-    return {"arguments": partial(_transformer_arguments, kind.takes_guidance(config)), "call": kind.call}
+    return {"arguments": partial(_unet_arguments, _config(network)["time_cond_proj_dim"]), "call": call_network}
 
 
 def example_condition(denoiser: Denoiser, count: int, device: torch.device) -> dict[str, Tensor]:
@@ -337,9 +271,3 @@ def _unet_arguments(
     if guidance is not None and dim is not None:
         arguments["timestep_cond"] = guidance_embedding(guidance, dim).to(encoder_hidden_states)
     return arguments
-
-
-def _transformer_arguments(takes_scale: bool, *, guidance: Tensor | None = None, **prompt: Tensor) -> dict[str, Tensor]:
-    """The keyword arguments of a transformer, whose guidance is a float32 number, if it takes one."""
-    _check_guidance(guidance, takes_scale)
-    return prompt if guidance is None else {**prompt, "guidance": guidance.to(prompt["encoder_hidden_states"])}

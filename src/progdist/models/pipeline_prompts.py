@@ -22,7 +22,6 @@ from progdist.models.components import PipelineFolder
 from progdist.models.conditioning import Rows as RowsOf
 from progdist.models.conditioning import Shape, Spacing
 from progdist.models.decoding import Decoding
-from progdist.models.pipelines import PipelineKind
 from progdist.models.prompts import PromptConditions, Prompts
 from progdist.models.watching import Step, Substitute, watch
 
@@ -159,12 +158,9 @@ class PipelinePrompts(Prompts):
         return "text-to-audio" if any(name.startswith("audio") for name in taken) else "text-to-image"
 
     @property
-    def kind(self) -> PipelineKind:
-        """What is known of the pipeline's class, by what was seen."""
-        network = self.watched.folder.parts[self.watched.folder.network][1]
-        default = self.watched.scale[1] if self.watched.scale else getattr(self.watched.guiding, "default", 1.0)
-        given = "".join(f", {name}={value!r}" for name, value in self.watched.arguments.items())
-        return PipelineKind(network, {}, {}, {}, default_guidance=default, call=given)
+    def default_guidance(self) -> float:
+        """The pipeline's default guidance scale; 1 where it is not guided."""
+        return self.watched.scale[1] if self.watched.scale else getattr(self.watched.guiding, "default", 1.0)
 
     @property
     def part(self) -> str:
@@ -172,7 +168,7 @@ class PipelinePrompts(Prompts):
         return self.watched.folder.network
 
     @property
-    def spacing(self) -> Spacing:
+    def spacing(self) -> Spacing:  # pyright: ignore[reportIncompatibleVariableOverride]
         """How the pipeline spaces the times of N steps."""
         return self.watched.spacing
 

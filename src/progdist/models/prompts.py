@@ -8,13 +8,10 @@ networks.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
-import diffusers
 import torch
-from diffusers.models.transformers.transformer_flux import FluxTransformer2DModel
 from torch import Tensor, nn
 
 from progdist._utils.digest import digest, digest_of_files
@@ -23,14 +20,13 @@ from progdist._utils.extras import import_extra
 from progdist._utils.files import own_files, read_json
 from progdist.data.images import CaptionedImages, Images
 from progdist.methods.guidance import Guidance, Input
-from progdist.models.conditioning import Conditioning, Rows, Shape, Spacing
+from progdist.models.components import PipelineFolder
+from progdist.models.conditioning import Conditioning, Rows, Shape
 from progdist.models.networks import image_shape, kind_of
-from progdist.models.pipelines import PIPELINES, TOKENIZERS, VOCABULARIES, PipelineKind
-from progdist.models.safe_loading import load_component, quiet
+from progdist.models.pipelines import PIPELINES, PipelineKind
+from progdist.models.safe_loading import quiet
 
 BATCH = 64  # prompts encoded at a time
-DEFAULT_SIDES = (128, 128)
-"""(height, width) of the latents of a network that makes any size, as FluxPipeline makes them by default."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +40,6 @@ class Prompts(Conditioning):
     index: Mapping[str, Any]  # its model_index.json
     learned: Guidance | None = None  # what a student has learned: a range that it takes, one scale, or None
     negative: str | None = None  # the negative prompt of that guidance; None for the empty one
-    sides: tuple[int, int] = DEFAULT_SIDES  # (height, width) of the latents, where the network makes any size
 
     @property
     def pipeline(self) -> str:  # pyright: ignore[reportIncompatibleVariableOverride]
@@ -74,12 +69,7 @@ class Prompts(Conditioning):
     @property
     def part(self) -> str:
         """Where the network lies in the folder."""
-        return self.kind.part
-
-    @property
-    def spacing(self) -> Spacing:  # pyright: ignore[reportIncompatibleVariableOverride]
-        """How the pipeline spaces the times of N steps."""
-        return "given" if self.kind.passes_sigmas else "stock"
+        return "unet"
 
     @property
     def default_guidance(self) -> float:
@@ -101,8 +91,6 @@ class Prompts(Conditioning):
 
     def shape(self, network: nn.Module) -> Shape | None:
         """(channels, height, width) of the latents; None where the config does not say."""
-        if isinstance(network, FluxTransformer2DModel):
-            return (network.config["in_channels"] // 4, *self.sides)
         return image_shape(network)
 
     def guidance(self, network: nn.Module) -> Guidance | None:
@@ -176,16 +164,7 @@ class Prompts(Conditioning):
 
     def to_json(self, network: nn.Module) -> dict[str, Any]:
         """The keys of progdist.json."""
-        sides = {} if image_shape(network) else {"latent_sides": list(self.sides)}
-        return {"guidance": self.learned and self.learned.to_json(), "negative": self.negative} | sides
-
-    def tokens(self, network: nn.Module) -> int | None:
-        """Of an image, by which the pipeline of a flow shifts its times; None for other networks."""
-        shape, config = self.shape(network), getattr(network, "config", {})
-        patch = 2 if isinstance(network, FluxTransformer2DModel) else config.get("patch_size")
-        if shape is None or self.pipeline not in ("FluxPipeline", "StableDiffusion3Pipeline") or patch is None:
-            return None
-        return (shape[1] // patch) * (shape[2] // patch)
+        return {"guidance": self.learned and self.learned.to_json(), "negative": self.negative}
 
     def fingerprint(self) -> str:
         """What tells its tokenizers and text encoders from others: the names, sizes and times of their files."""
@@ -199,17 +178,13 @@ class Prompts(Conditioning):
         Raises:
             UserError: a file is missing, damaged or a pickle, or the extra `text` is missing.
         """
-        transformers, kind = import_extra("transformers", "text", "a text-to-image model"), self.kind
-        device = device or torch.device("cpu")
-        parts: dict[str, Any] = {"vae": None, kind.part: None, "scheduler": None, **kind.parts}
+        import_extra("transformers", "text", "a text-to-image model")
+        kind, folder, device = self.kind, PipelineFolder(self.folder, self.index), device or torch.device("cpu")
+        parts: dict[str, Any] = {"vae": None, self.part: None, "scheduler": None, **kind.parts}
         parts |= {name: self.index.get(name, default) for name, default in kind.indexed.items()}
-        for part, class_name in kind.encoders.items():
-            tokenizer = part.replace("text_encoder", "tokenizer")
-            with quiet():
-                parts[part] = _text_encoder(self.folder, part, getattr(transformers, class_name)).to(device)
-            parts[tokenizer] = _tokenizer(self.folder / tokenizer, transformers, TOKENIZERS[class_name])
         with quiet():
-            pipeline = getattr(diffusers, self.pipeline)(**parts)
+            parts |= {part: folder.component(part) for part in kind.encoders}
+            pipeline = folder.pipeline(**parts).to(device)
         return PromptEncoder(pipeline, kind, device, self.folder)
 
 
@@ -244,10 +219,8 @@ class PromptConditions:
         return replace(self, constants={**self.constants, "guidance": torch.tensor([scale], dtype=torch.float64)})
 
 
-def read_prompts(folder: Path, network: nn.Module, sides: tuple[int, int] = DEFAULT_SIDES) -> Prompts | None:
+def read_prompts(folder: Path, network: nn.Module) -> Prompts | None:
     """The conditioning of a text-to-image pipeline's folder; None where its network takes no prompts.
-
-    `sides` are (height, width) of the latents, where the network makes any size.
 
     Raises:
         UserError: it is not one of PIPELINES, its index names parts elsewhere, or as of `Prompts.copied`.
@@ -264,7 +237,7 @@ def read_prompts(folder: Path, network: nn.Module, sides: tuple[int, int] = DEFA
         )
     if wrong := [part for part in index if not part.startswith("_") and Path(part).name != part]:
         raise UserError(f"{folder}/model_index.json names the part {wrong[0][:50]!r}: restore it")
-    prompts = Prompts(folder, index, sides=sides)
+    prompts = Prompts(folder, index)
     prompts.copied()
     return prompts
 
@@ -282,15 +255,13 @@ class PromptEncoder:
     def __call__(self, prompts: Sequence[str]) -> dict[str, Tensor]:
         """What N prompts are to the network, by name, each (N, ...) in float32 on the CPU."""
         parts = [list(prompts[first : first + BATCH]) for first in range(0, len(prompts), BATCH)]
-        unguided = {"do_classifier_free_guidance": False} if self.kind.negatives else {}
+        unguided = {"do_classifier_free_guidance": False}
         encoded = [self._encode(part, self.kind.prompts, unguided) for part in parts]
         return {name: torch.cat([each[name] for each in encoded]) for name in encoded[0]}
 
     @torch.no_grad()
     def unconditional(self, negative: str | None) -> dict[str, Tensor]:
         """What the stock pipeline guides away from: the negative prompt, or the empty one; each (1, ...)."""
-        if not self.kind.negatives:
-            return self([negative or ""])
         options = {} if negative is None else {"negative_prompt": [negative]}
         return self._encode([""], self.kind.negatives, {"do_classifier_free_guidance": True, **options})
 
@@ -306,30 +277,3 @@ class PromptEncoder:
                 f"{self.folder}: its tokenizers and text encoders cannot encode a prompt ({reason}): restore them"
             ) from error
         return {name: results[place].float().cpu() for name, place in places.items()}
-
-
-def _text_encoder(folder: Path, part: str, encoder_class: Any) -> Any:  # noqa: ANN401  (classes of transformers)
-    if (folder / part / "adapter_config.json").exists():
-        raise UserError(f"{folder / part} holds an adapter beside its weights: merge it, and save the pipeline again")
-
-    def describe(config: Mapping[str, Any]) -> torch.nn.Module:
-        return encoder_class(encoder_class.config_class.from_dict(dict(config)))
-
-    return load_component(folder, part, encoder_class, weights="model", describe=describe).requires_grad_(False)
-
-
-def _tokenizer(place: Path, transformers: Any, name: str) -> Any:  # noqa: ANN401  (a module, and a class of it)
-    if not place.is_dir():
-        raise UserError(f"{place.parent} lacks {place.name}/: restore the folder, or save the pipeline again")
-    held = [file for file in VOCABULARIES[name] if (place / file).is_file()]
-    if not held:
-        raise UserError(
-            f"{place} lacks {' or '.join(VOCABULARIES[name])}: restore the file, or save the pipeline again"
-        )
-    if held == ["spiece.model"] and not all(map(find_spec, ("sentencepiece", "google.protobuf"))):
-        raise UserError(f"{place / held[0]} needs sentencepiece and protobuf: pip install 'progdist[text]'")
-    try:
-        return getattr(transformers, name).from_pretrained(place, local_files_only=True)
-    except Exception as error:  # transformers raises many kinds: all mean that it cannot be read
-        reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
-        raise UserError(f"{place} is damaged ({reason}): restore it, or save the pipeline again") from error

@@ -22,7 +22,6 @@ from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from diffusers.models.autoencoders.vq_model import VQModel
 from diffusers.models.modeling_utils import ModelMixin
 from diffusers.models.transformers.dit_transformer_2d import DiTTransformer2DModel
-from diffusers.models.transformers.pixart_transformer_2d import PixArtTransformer2DModel
 from diffusers.utils import logging as progress
 from torch import Tensor, nn
 from torch.nn.modules.module import (
@@ -82,7 +81,7 @@ def network_class(part_folder: Path, name: str | None = None) -> type[ModelMixin
     default = "DiTTransformer2DModel" if part_folder.name == "transformer" else "UNet2DModel"
     name = name or str(config.get("_class_name", default))
     if name == "Transformer2DModel":  # as older folders name it
-        return PixArtTransformer2DModel if config.get("norm_type") == "ada_norm_single" else DiTTransformer2DModel
+        return DiTTransformer2DModel
     if name not in NETWORKS:
         raise UserError(f"{part_folder} is a {name[:50]}: expected one of {', '.join(NETWORKS)}")
     return NETWORKS[name].network

@@ -284,14 +284,13 @@ def open_run(
     """
     distributed, model, samples = Distributed(shards=shards), recipe.teacher.model, None
     if model and is_teacher(recipe.data.source):
-        size = None if recipe.data.size is None else (recipe.data.size, recipe.data.size)
-        teacher = open_teacher(model, recipe.teacher.offset, size, recipe.teacher.call)
+        teacher = open_teacher(model, recipe.teacher.offset, recipe.teacher.call)
         samples = open_samples(recipe, teacher, out, distributed.device)
         images, recipe = samples.images(), samples.recipe
         teacher = replace(teacher, model=samples.model)
     else:
         images = checks.stated_images(recipe, callback.note) if dry else checks.open_images(recipe.data, recipe.seed)
-        teacher = open_teacher(model, recipe.teacher.offset, images.shape[1:], recipe.teacher.call) if model else None
+        teacher = open_teacher(model, recipe.teacher.offset, recipe.teacher.call) if model else None
         if teacher:
             checks.check_encodes(teacher.model)
         images = teacher.model.conditioning.fitted(images, callback.note) if teacher else images

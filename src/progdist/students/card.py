@@ -56,7 +56,7 @@ images = pipeline(labels, guidance_scale=1.0, num_inference_steps={steps}).image
 TEXT = """from diffusers import {pipeline}
 
 pipeline = {pipeline}.from_pretrained("{path}")
-images = pipeline("{caption}", num_inference_steps={steps}, guidance_scale={scale:g}{call}).images
+images = pipeline("{caption}", num_inference_steps={steps}, guidance_scale={scale:g}).images
 """
 
 WATCHED = """import torch
@@ -146,7 +146,7 @@ def _watched_call(prompts: PipelinePrompts, steps: int) -> str:
 
 def _numbers(model: Model, stock: str | None, steps: int) -> dict[str, Any]:
     """What takes the places of a template's names."""
-    guidance, image = model.guidance, model.image
+    guidance = model.guidance
     ddim, edm, flow = (stock == f"{name}Scheduler" for name in ("DDIM", "EDMEuler", "FlowMatchEulerDiscrete"))
     classes = len(model.labels)
     turn = _sixteen_labels(model)
@@ -168,7 +168,6 @@ def _numbers(model: Model, stock: str | None, steps: int) -> dict[str, Any]:
         "pipeline": "DDIMPipeline" if ddim else stock,
         "caption": CAPTION,
         "scale": _scale(guidance),
-        "call": PIPELINES[stock].call.format(height=image[1], width=image[2]) if stock in PIPELINES else "",
     }
 
 

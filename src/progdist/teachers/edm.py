@@ -61,7 +61,7 @@ ATAN_DEFAULTS = {
 EULER = "EulerDiscreteScheduler"
 
 
-def read(folder: Path, config: Mapping[str, Any], tokens: int | None) -> Formulation:
+def read(folder: Path, config: Mapping[str, Any]) -> Formulation:
     """The noise of a scheduler's config, what the network predicts, and the scheduler's limits.
 
     Raises:

@@ -1,13 +1,10 @@
 r"""Rectified flows: teachers of flow-matching schedulers and of solvers that use flow sigmas, and their students'.
 
-A teacher's times may be shifted by the size of the image (dynamic shifting): of n image tokens, between n_0 and n_1,
-
-    mu = base_shift + (max_shift - base_shift) (n - n_0) / (n_1 - n_0),    s = e^mu, or mu itself
-
-A student's scheduler is so configured that `set_timesteps(N)` by itself visits our grid, sigma_i = f_s(1 - i / N) for
-i = 0, ..., N - 1, and then 0, with f_s(u) = s u / (1 + (s - 1) u) for a shift s. Of T timesteps, a stock scheduler with
-shift S spaces u evenly from 1 to f_S(1 / T), shifts that by S, and stretches what comes out until it ends at
-`shift_terminal`:
+A teacher's times may be shifted by the size of the image (dynamic shifting), s = e^mu, by a mu that its pipeline was
+seen to give (see `progdist.teachers.pipeline`). A student's scheduler is so configured that `set_timesteps(N)` by
+itself visits our grid, sigma_i = f_s(1 - i / N) for i = 0, ..., N - 1, and then 0, with f_s(u) = s u / (1 + (s - 1) u)
+for a shift s. Of T timesteps, a stock scheduler with shift S spaces u evenly from 1 to f_S(1 / T), shifts that by S,
+and stretches what comes out until it ends at `shift_terminal`:
 
     1 - sigma_i = k (1 - f_S(1 - i c)) = k i c / (S - (S - 1) i c),    c = (1 - f_S(1 / T)) / (N - 1)
 
@@ -27,7 +24,6 @@ Some pipelines space u evenly from 1 to a number u_N of their own, 0 or 1 / T. T
 
 import math
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -40,11 +36,11 @@ from progdist.diffusion.schedule import RectifiedFlow
 from progdist.models.conditioning import Spacing
 from progdist.teachers.schedulers import SOLVERS, Formulation, SchedulerKind
 
-DYNAMIC = {"base_shift": 0.5, "max_shift": 1.15, "base_image_seq_len": 256, "max_image_seq_len": 4096}
-"""By what a flow's stock scheduler shifts at the size of an image, with diffusers' defaults."""
+DYNAMIC = ("base_shift", "max_shift", "base_image_seq_len", "max_image_seq_len")
+"""The fields by which a pipeline shifts its times at the size of an image."""
 
 
-def read(folder: Path, config: Mapping[str, Any], tokens: int | None) -> Formulation:
+def read(folder: Path, config: Mapping[str, Any]) -> Formulation:
     """The rectified flow of a scheduler's config, whose times are shifted towards noise.
 
     Raises:
@@ -56,8 +52,7 @@ def read(folder: Path, config: Mapping[str, Any], tokens: int | None) -> Formula
             f"{folder}/scheduler has use_flow_sigmas and prediction_type {str(config.get('prediction_type'))[:50]!r}: "
             "expected flow_prediction"
         )
-    dynamic = config.get("use_dynamic_shifting", False)
-    if dynamic and (tokens is None or solver):
+    if config.get("use_dynamic_shifting", False):
         raise UserError(
             f"{folder}/scheduler shifts its times by the size of each image (use_dynamic_shifting), which only its "
             "pipeline knows: set it to false, and shift to the number that is used at your size"
@@ -67,29 +62,10 @@ def read(folder: Path, config: Mapping[str, Any], tokens: int | None) -> Formula
             f"{folder}/scheduler has invert_sigmas, so that its flow is data at 1: expected one that is noise there"
         )
     name = "flow_shift" if solver else "shift"
-    numbers = {name: config.get(name, default) for name, default in (DYNAMIC if dynamic else {name: 1.0}).items()}
-    shift = 0.0
-    if all(isinstance(number, int | float) and not isinstance(number, bool) for number in numbers.values()):
-        with suppress(ArithmeticError):
-            shift = _dynamic_shift(tokens, config, **numbers) if dynamic and tokens else float(numbers[name])
-    if not 0 < shift < 1000:
-        raise UserError(f"{folder}/scheduler is damaged ({str(numbers)[:150]}): restore it")
-    return Formulation(RectifiedFlow(shift), PARAMETERIZATIONS["velocity"], 0.0)
-
-
-def _dynamic_shift(
-    tokens: int,
-    config: Mapping[str, Any],
-    *,
-    base_shift: float,
-    max_shift: float,
-    base_image_seq_len: int,
-    max_image_seq_len: int,
-) -> float:
-    """The shift that stock pipelines use at a number of image tokens (diffusers' `calculate_shift`)."""
-    slope = (max_shift - base_shift) / (max_image_seq_len - base_image_seq_len)
-    mu = base_shift + slope * (tokens - base_image_seq_len)
-    return mu if config.get("time_shift_type") == "linear" else math.exp(mu)
+    shift = config.get(name, 1.0)
+    if isinstance(shift, bool) or not isinstance(shift, int | float) or not 0 < shift < 1000:
+        raise UserError(f"{folder}/scheduler is damaged ({name} is {str(shift)[:50]}): restore it")
+    return Formulation(RectifiedFlow(float(shift)), PARAMETERIZATIONS["velocity"], 0.0)
 
 
 def write(denoiser: Denoiser, steps: int | None, spacing: Spacing = "stock") -> FlowMatchEulerDiscreteScheduler | None:

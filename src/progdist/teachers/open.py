@@ -37,7 +37,7 @@ from progdist.models.networks import (
 from progdist.models.pipeline_autoencoder import PipelineAutoencoder
 from progdist.models.pipeline_prompts import PipelinePrompts
 from progdist.models.pipelines import PIPELINES
-from progdist.models.prompts import DEFAULT_SIDES, Prompts, read_prompts
+from progdist.models.prompts import Prompts, read_prompts
 from progdist.models.safe_loading import load_component, network_class, read_autoencoder
 from progdist.models.trial import try_shapes
 from progdist.teachers import SCHEDULERS
@@ -72,17 +72,11 @@ class Teacher:
         return replace(self, model=replace(self.model, conditioning=conditioning))
 
 
-def open_teacher(
-    source: str,
-    offset: float | None = None,
-    size: tuple[int, int] | None = None,
-    call: Mapping[str, Any] | None = None,
-) -> Teacher:
+def open_teacher(source: str, offset: float | None = None, call: Mapping[str, Any] | None = None) -> Teacher:
     """A teacher from its folder, or from the hub as `hub:owner/name[@revision]`.
 
-    The offset replaces that of the timestep, for networks that were trained with another convention; the size is
-    (height, width) of the images to make, where the network makes any size. A pipeline that is not known, or is called
-    with further arguments `call`, as its height, width or number of frames, is watched (see
+    The offset replaces that of the timestep, for networks that were trained with another convention. A pipeline that is
+    not known, or is called with further arguments `call`, as its height, width or number of frames, is watched (see
     `progdist.teachers.pipeline`).
 
     Raises:
@@ -103,7 +97,7 @@ def open_teacher(
         if offset is not None:
             raise UserError(f"an offset has no effect on {folder}: its timesteps are those that were seen")
         return _watched(folder, call or {})
-    return _open_pipeline(folder, offset, size)
+    return _open_pipeline(folder, offset)
 
 
 def is_watched(folder: Path) -> bool:
@@ -125,14 +119,14 @@ def _watched(folder: Path, call: Mapping[str, Any]) -> Teacher:
     return Teacher(model, lines)
 
 
-def _open_pipeline(folder: Path, offset: float | None, size: tuple[int, int] | None) -> Teacher:
+def _open_pipeline(folder: Path, offset: float | None) -> Teacher:
     index = read_json(folder / "model_index.json")
     part, class_name = _network(folder, index)
     network = without_variance(load_component(folder, part, network_class(folder / part, class_name)))
     check_inputs(network, folder / part)
     config, autoencoder = _scheduler_config(folder), read_autoencoder(folder)
-    prompts = read_prompts(folder, network, _latent_sides(autoencoder, size))
-    formulation = _formulation(folder, config, prompts.tokens(network) if prompts else None)
+    prompts = read_prompts(folder, network)
+    formulation = _formulation(folder, config)
     _check_time(folder, network, formulation.schedule, config["_class_name"])
     if prompts:
         _check_pipeline(folder, prompts, network, autoencoder)
@@ -155,12 +149,12 @@ def _open_pipeline(folder: Path, offset: float | None, size: tuple[int, int] | N
     return Teacher(model, summary, formulation.limited, formulation.limits)
 
 
-def _formulation(folder: Path, config: Mapping[str, Any], tokens: int | None) -> Formulation:
+def _formulation(folder: Path, config: Mapping[str, Any]) -> Formulation:
     """What a stock scheduler's config says; a UserError if it is damaged, or none of `progdist.teachers.SCHEDULERS`."""
     count = config.get("num_train_timesteps", 1000)
     if not isinstance(count, int) or isinstance(count, bool) or not 1 <= count <= MAX_TIMESTEPS:
         raise UserError(f"{folder}/scheduler is damaged (num_train_timesteps is {str(count)[:50]}): restore it")
-    return read_formulation(SCHEDULERS, folder, config, tokens)
+    return read_formulation(SCHEDULERS, folder, config)
 
 
 def _check_time(folder: Path, network: nn.Module, schedule: Schedule, scheduler: str) -> None:
@@ -203,14 +197,6 @@ def _check_pipeline(folder: Path, prompts: Prompts, network: nn.Module, autoenco
             f"{folder}/vae has {' and '.join(ignored)}, which a {prompts.pipeline} passes over: if its network was "
             "trained without, set them to null in vae/config.json"
         )
-
-
-def _latent_sides(autoencoder: Autoencoder | None, size: tuple[int, int] | None) -> tuple[int, int]:
-    """(height, width) of the latents of images of a size, which FluxPipeline takes in squares of two by two."""
-    if autoencoder is None or size is None:
-        return DEFAULT_SIDES
-    height, width = (2 * (side // (2 * autoencoder.factor)) for side in size)
-    return height, width
 
 
 def _resolve_folder(source: str) -> Path:

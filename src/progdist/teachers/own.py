@@ -24,7 +24,7 @@ from progdist.models.networks import check_inputs, class_count, network_interfac
 from progdist.models.pipeline_autoencoder import PipelineAutoencoder
 from progdist.models.pipeline_prompts import PipelinePrompts
 from progdist.models.pipeline_record import read_pipeline
-from progdist.models.prompts import DEFAULT_SIDES, read_prompts
+from progdist.models.prompts import read_prompts
 from progdist.models.safe_loading import load_component, nearest_models, network_class, read_autoencoder
 from progdist.models.trial import try_shapes
 from progdist.teachers.own_network import is_own, read_denoiser
@@ -194,21 +194,13 @@ def _numbers(name: str, value: object) -> Any:  # noqa: ANN401  (a number, or nu
 
 
 def _conditioning(folder: Path, metadata: Mapping[str, Any], network: nn.Module) -> Conditioning:
-    if prompts := read_prompts(folder, network, _sides(metadata.get("latent_sides"))):
+    if prompts := read_prompts(folder, network):
         return replace(prompts, learned=as_guidance(metadata["guidance"]), negative=metadata["negative"])
     names, count = metadata["classes"], class_count(network)
     if not isinstance(names, list) or len(names) != count:
         raise ValueError(f"classes are {str(names)[:50]}, expected the names of the network's {count}")
     shares = tuple(metadata.get("class_counts", ()))
     return Classes(tuple(map(str, names)), metadata.get("null_class"), shares=shares) if names else Conditioning()
-
-
-def _sides(metadata: object) -> tuple[int, int]:
-    if metadata is None:
-        return DEFAULT_SIDES
-    if not (isinstance(metadata, list) and len(metadata) == 2 and all(side in range(1, 4097) for side in metadata)):
-        raise ValueError(f"latent_sides is {str(metadata)[:50]}, expected a height and a width")
-    return metadata[0], metadata[1]
 
 
 def _lora(folder: Path, metadata: Any) -> LoraWeights | None:  # noqa: ANN401  (whatever JSON can hold)

@@ -210,7 +210,7 @@ def _formulation(folder: PipelineFolder, seen: Watched) -> Formulation:
         linear = config.get("time_shift_type") == "linear"
         shift = float(mu) if linear else math.exp(mu)
         config |= {"use_dynamic_shifting": False, "shift": shift, "flow_shift": shift}
-    return read_formulation(SCHEDULERS, folder.path, config, None)
+    return read_formulation(SCHEDULERS, folder.path, config)
 
 
 def _with_scale(pipeline: Pipeline, opened: Any, prompts: Sequence[str]) -> Pipeline:  # noqa: ANN401

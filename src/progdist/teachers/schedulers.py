@@ -91,9 +91,8 @@ class SchedulerKind:
     """A family of stock schedulers."""
 
     classes: tuple[str, ...]  # the names of the schedulers that are read
-    # (folder of the pipeline, config of its scheduler, image tokens) -> its formulation; the tokens are None where
-    # the pipeline does not shift its times by the size of the image. Raises UserError for a damaged config.
-    read: Callable[[Path, Mapping[str, Any], int | None], Formulation]
+    # (folder of the pipeline, config of its scheduler) -> its formulation; a UserError for a damaged config
+    read: Callable[[Path, Mapping[str, Any]], Formulation]
     # (denoiser, steps, spacing) -> the stock scheduler that visits our grid in so many steps (None: any number) in a
     # pipeline that spaces its times so (see `models.conditioning.Spacing`), or None for a denoiser of another kind
     write: Callable[[Denoiser, int | None, Spacing], SchedulerMixin | None]
@@ -103,9 +102,7 @@ class SchedulerKind:
     takes: Callable[[Mapping[str, Any]], bool] = lambda config: True  # whether a config of these classes is of the kind
 
 
-def read_formulation(
-    kinds: "list[SchedulerKind]", folder: Path, config: Mapping[str, Any], tokens: int | None
-) -> Formulation:
+def read_formulation(kinds: "list[SchedulerKind]", folder: Path, config: Mapping[str, Any]) -> Formulation:
     """What a stock scheduler's config says, read by its kind, with a note of the fields that nothing here knows.
 
     Raises:
@@ -115,7 +112,7 @@ def read_formulation(
     if kind := next((kind for kind in kinds if name in kind.classes and kind.takes(config)), None):
         known = STEPS.union(*(each.fields for each in kinds))
         unknown = [field for field in config if not field.startswith("_") and field not in known]
-        formulation = kind.read(folder, config, tokens)
+        formulation = kind.read(folder, config)
         note = (f"{name} has {_listed(unknown)}, which is passed over",) if unknown else ()
         return replace(formulation, notes=(*formulation.notes, *note))
     if name in FEW_STEPS:
@@ -149,7 +146,7 @@ def has_continuous_timesteps(config: Mapping[str, Any]) -> bool:
     return said == ("EulerDiscreteScheduler", "continuous", "v_prediction")
 
 
-def read(folder: Path, config: Mapping[str, Any], tokens: int | None) -> Formulation:
+def read(folder: Path, config: Mapping[str, Any]) -> Formulation:
     """The table of a scheduler's config, what the network predicts, and the scheduler's limits."""
     name, defaults = config["_class_name"], class_defaults(config["_class_name"])
     taken = {field: config.get(field, default) for field, default in defaults.items() if field in FIELDS}

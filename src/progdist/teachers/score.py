@@ -27,7 +27,7 @@ SCALES = {"ScoreSdeVeScheduler": 2.0, "KarrasVeScheduler": 1.0}
 """Of the levels in a scheduler's config, for images in [-1, 1]."""
 
 
-def read(folder: Path, config: Mapping[str, Any], tokens: int | None) -> Formulation:
+def read(folder: Path, config: Mapping[str, Any]) -> Formulation:
     """The noise of a scheduler's config, whose logarithm runs evenly; a UserError if it is damaged."""
     defaults, scale = class_defaults(config["_class_name"]), SCALES[config["_class_name"]]
     low, high = (config.get(end, defaults[end]) for end in ("sigma_min", "sigma_max"))
