@@ -40,7 +40,7 @@ class SampleFlowScheduler(SchedulerMixin, ConfigMixin):
         return SchedulerOutput(prev_sample=(1 - s) * x + s * (z - (1 - t) * x) / t)
 
 
-def read(folder: Path, config: Mapping[str, Any], tokens: int | None) -> Formulation:
+def read(folder: Path, config: Mapping[str, Any]) -> Formulation:
     """What the scheduler's config says."""
     if config.get("invert_sigmas"):
         raise UserError(f"{folder}/scheduler has invert_sigmas: expected noise at 1")

@@ -44,7 +44,7 @@ CONTINUOUS = {"timestep_type": "continuous", "prediction_type": "v_prediction"}
 
 
 def formulation(name: str, **fields: Any) -> Formulation:  # noqa: ANN401
-    return read_formulation(SCHEDULERS, Path("folder"), {"_class_name": name, **fields}, None)
+    return read_formulation(SCHEDULERS, Path("folder"), {"_class_name": name, **fields})
 
 
 class Fixed(torch.nn.Module):

@@ -23,7 +23,7 @@ STOCK = [name for name in TABLE.classes if name != "DPMSolverSDEScheduler"]  # w
 
 
 def formulation(name: str, **fields: Any) -> Formulation:  # noqa: ANN401
-    return read_formulation(SCHEDULERS, Path("folder"), {"_class_name": name, **fields}, None)
+    return read_formulation(SCHEDULERS, Path("folder"), {"_class_name": name, **fields})
 
 
 def scheduler_of(name: str, **fields: Any) -> Any:  # noqa: ANN401
