@@ -111,7 +111,7 @@ def distilled(place: Path, call: Mapping[str, Any], out: Path) -> float:
         guidance=3.0 if guided else None,
     )  # fmt: skip
     settings = ["evaluate.samples=2", "evaluate.resamples=2", "data.steps=2", *(["conversion.updates=2"] * guided)]
-    open_run(override(recipe_for_teacher(teacher, request), settings), out, Silent()).run()
+    open_run(override(recipe_for_teacher(teacher, request), settings), out, Silent(), teacher=teacher).run()
     return student_differs(out / "student-0002", load(out / "student-0002"))
 
 

@@ -60,7 +60,7 @@ def tiny_run(name: str, folder: Path, out: Path, callback: Any = None, *settings
     )  # fmt: skip
     short = ["evaluate.samples=2", "evaluate.resamples=2", "data.steps=2", *["conversion.updates=2"] * guided]
     recipe = override(recipe_for_teacher(teacher, request), [*short, *settings])
-    return open_run(recipe, out, callback or SilentCallback())
+    return open_run(recipe, out, callback or SilentCallback(), teacher=teacher)
 
 
 def stock_samples(folder: Path, prompts: tuple[str, ...], steps: int, **named: Any) -> tuple[Tensor, Tensor]:  # noqa: ANN401

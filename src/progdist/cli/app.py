@@ -19,6 +19,7 @@ from progdist.training.config import DEFAULTS
 if TYPE_CHECKING:
     from progdist.evaluation.record import EvaluationRecord
     from progdist.recipes.recipe import Recipe
+    from progdist.teachers.open import Teacher
 
 app = typer.Typer(
     name="progdist",
@@ -131,7 +132,8 @@ def distill(
     )  # fmt: skip
     recipe = override(recipe_for_teacher(teacher, request), set_ or [])
     console.print(f"chain: {' -> '.join(map(str, recipe.distill.counts()))}")
-    if way.carry_out(recipe, folder):
+    kept = (recipe.teacher.model, recipe.teacher.offset, recipe.teacher.call) == (model, None, arguments)
+    if way.carry_out(recipe, folder, teacher if kept else None):
         console.print(f"The student: {folder / student_name(recipe.distill.counts()[-1])}")
 
 
@@ -148,12 +150,16 @@ class Way:
         if self.device_memory is not None and not self.dry:
             raise UserError("--device-memory requires --dry-run")
 
-    def carry_out(self, recipe: "Recipe", folder: Path) -> bool:
-        """Whether the run is carried out, shown in the terminal and on its page, or only estimated."""
+    def carry_out(self, recipe: "Recipe", folder: Path, teacher: "Teacher | None" = None) -> bool:
+        """Whether the run is carried out, shown in the terminal and on its page, or only estimated.
+
+        The teacher is the recipe's, where it is open already.
+        """
         from progdist.cli.progress import Terminal, estimate_table
         from progdist.runs.run import open_run
 
-        run = open_run(recipe, folder, Terminal(console), shards=self.shard, fresh=self.fresh, dry=self.dry)
+        how = {"shards": self.shard, "fresh": self.fresh, "dry": self.dry}
+        run = open_run(recipe, folder, Terminal(console), teacher=teacher, **how)
         if not self.dry:
             _print(folder, run.live().run(), run.recipe.data.against)
             return True

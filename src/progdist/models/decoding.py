@@ -68,7 +68,7 @@ def learn_decoding(given: Callable[[Tensor], Tensor | None], shape: tuple[int, .
     if not bool((scale != 0).all()):
         return None
     digits = [((each[0] - shift) / scale).round().long() for each in (low, high)]
-    place = digits[0] + DIGITS * digits[1]
+    place = (digits[0] + DIGITS * digits[1]).contiguous()
     in_order = torch.arange(count)
     if not torch.equal(place.flatten().sort().values, in_order):
         return None

@@ -40,7 +40,7 @@ from progdist.runs.teacher_samples import open_samples
 from progdist.runs.tracking import tracked
 from progdist.runs.training_images import write_training_images
 from progdist.teachers.check import check_data, check_on_images
-from progdist.teachers.open import open_teacher
+from progdist.teachers.open import Teacher, open_teacher
 from progdist.training.batches import Examples
 from progdist.training.callbacks import Callback
 from progdist.training.distributed import Distributed
@@ -270,7 +270,14 @@ def untrained(recipe: Recipe, image: tuple[int, int, int], classes: tuple[str, .
 
 
 def open_run(
-    recipe: Recipe, out: Path, callback: Callback, *, shards: bool = False, fresh: bool = False, dry: bool = False
+    recipe: Recipe,
+    out: Path,
+    callback: Callback,
+    *,
+    teacher: Teacher | None = None,
+    shards: bool = False,
+    fresh: bool = False,
+    dry: bool = False,
 ) -> Run:
     """Open a recipe's data and teacher, and the folder of its run; nothing is written.
 
@@ -278,20 +285,21 @@ def open_run(
         recipe: what to do.
         out: the run's folder; made if missing.
         callback: called with everything that happens.
+        teacher: the recipe's own, where it is open already.
         shards: spread each network over the processes while it trains (see `progdist.training.distributed`).
         fresh: start over; an older run in the folder is renamed.
         dry: only `prepare` follows: where the data are not here, what the recipe states of them is taken.
     """
     distributed, model, samples = Distributed(shards=shards), recipe.teacher.model, None
     if model and is_teacher(recipe.data.source):
-        teacher = open_teacher(model, recipe.teacher.offset, recipe.teacher.call)
+        teacher = teacher or open_teacher(model, recipe.teacher.offset, recipe.teacher.call)
         samples = open_samples(recipe, teacher, out, distributed.device)
         images, recipe = samples.images(), samples.recipe
         teacher = replace(teacher, model=samples.model)
     else:
         images = checks.stated_images(recipe, callback.note) if dry else checks.open_images(recipe.data, recipe.seed)
-        teacher = open_teacher(model, recipe.teacher.offset, recipe.teacher.call) if model else None
-        if teacher:
+        if model:
+            teacher = teacher or open_teacher(model, recipe.teacher.offset, recipe.teacher.call)
             checks.check_encodes(teacher.model)
         images = teacher.model.conditioning.fitted(images, callback.note) if teacher else images
     teacher = teacher.for_data(images) if teacher else None

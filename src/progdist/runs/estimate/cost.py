@@ -211,19 +211,19 @@ def measure(denoiser: Denoiser, shape: tuple[int, ...], most: int, config: Train
             with autocast(device, config.precision):
                 denoiser(z, 1 - u, **condition_kwargs)
 
-        took = _seconds(passes, device)
-        if took > LONG_ENOUGH or batch == most:
+        if batch == most or _seconds(passes, device, 1) > LONG_ENOUGH:
             break
         batch = min(2 * batch, most)
-    return Rates(_seconds(evaluates, device) / batch, took / batch, _seconds(optimizer.step, device))
+    training, evaluation = _seconds(passes, device) / batch, _seconds(evaluates, device) / batch
+    return Rates(evaluation, training, _seconds(optimizer.step, device))
 
 
-def _seconds(work: Callable[[], object], device: torch.device) -> float:
-    """The least of several calls, after one that warms up; of two calls if they are long."""
+def _seconds(work: Callable[[], object], device: torch.device, calls: int = 20) -> float:
+    """The least of up to so many calls, after one that warms up; of fewer, two at least, if they are long."""
     wait = torch.cuda.synchronize if device.type == "cuda" else lambda: None
     work()
     took: list[float] = []
-    while len(took) < 2 or (len(took) < 20 and sum(took) < LONG_ENOUGH):
+    while len(took) < min(2, calls) or (len(took) < calls and sum(took) < LONG_ENOUGH):
         wait()
         started = time.perf_counter()
         work()
