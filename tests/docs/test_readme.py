@@ -31,13 +31,12 @@ BLOCKS = re.findall(r"```python\n(.*?)```", README, re.S)
 COMMANDS = [re.sub(r"\s+#.*", "", line) for line in re.findall(r"^    (\S.*)$", README, re.M)]
 
 
-FEW_STEPS = "evaluate.most_steps=8"
+BRIEF = "teacher.updates=2 evaluate.samples=16 evaluate.resamples=2 evaluate.most_steps=8"
 
 
 SHORT = {
-    "run digits": "network.width=8 network.groups=4 teacher.updates=2 evaluate.samples=16 evaluate.resamples=2 "
-    + FEW_STEPS,
-    "run digits --set": "teacher.updates=2 evaluate.samples=16 evaluate.resamples=2 " + FEW_STEPS,
+    "run digits": f"network.width=8 network.groups=4 {BRIEF}",
+    "run digits --set": BRIEF,
     "run my-recipe.yaml": "teacher.updates=2",
     "distill": "conversion.updates=2 evaluate.samples=16 evaluate.resamples=2 teacher.trust=true",
 }
