@@ -72,10 +72,10 @@ def test_a_name_on_the_hub(stock: SaveStock, monkeypatch: pytest.MonkeyPatch) ->
     assert open_teacher("hub:somebody/their-model@v2").model.denoiser.num_train_timesteps == 1000
     assert (requested["name"], requested["revision"]) == ("somebody/their-model", "v2")
     assert all(
-        pattern.endswith((".json", ".safetensors", ".txt", "/spiece.model")) for pattern in requested["allow_patterns"]
+        pattern.endswith((".json", ".safetensors", ".txt", ".model")) for pattern in requested["allow_patterns"]
     )  # no pickles
-    assert "image_encoder/*.safetensors" not in requested["allow_patterns"]
-    assert {"text_encoder_2/*.safetensors", "tokenizer/*.txt"} <= set(requested["allow_patterns"])  # merges.txt
+    assert "text_encoder/*.safetensors" not in requested["allow_patterns"]  # its index names none
+    assert {"unet/*.safetensors", "scheduler/*.json", "unet/*.txt"} <= set(requested["allow_patterns"])
 
     def refuse(name: str, **how: object) -> str:
         raise OSError("404 Client Error: not found")

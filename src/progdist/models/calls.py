@@ -17,7 +17,7 @@ OUTPUTS.
 
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, cast
 
 import torch
@@ -278,8 +278,16 @@ def _pairs(tree: Any, value: Any) -> Iterator[tuple[Any, Any]]:  # noqa: ANN401
 
 
 def _on(leaf: Leaf, device: torch.device) -> Leaf:
-    """The leaf with its tensor on a device."""
-    return Constant(leaf.value.to(device)) if isinstance(leaf, Constant) and isinstance(leaf.value, Tensor) else leaf
+    """The leaf with its tensors on a device."""
+    return replace(leaf, value=_moved(leaf.value, device)) if isinstance(leaf, Constant | Repeated) else leaf
+
+
+def _moved(value: Any, device: torch.device) -> Any:  # noqa: ANN401
+    if isinstance(value, Mapping):
+        return {name: _moved(part, device) for name, part in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(_moved(part, device) for part in value)
+    return value.to(device) if isinstance(value, Tensor) else value
 
 
 def _value(leaf: Leaf, z: Tensor, timestep: Tensor, condition: Mapping[str, Tensor]) -> Any:  # noqa: ANN401

@@ -217,13 +217,14 @@ def _prompt_guidance(prompts: Prompts) -> str:
     guidance, away = prompts.learned, f', away from "{prompts.negative}"' if prompts.negative else ""
     unguided = prompts.watched.off if isinstance(prompts, PipelinePrompts) else {"guidance_scale": 1.0}
     without = " and ".join(f"`{name}={value:g}`" for name, value in unguided.items()) or "its defaults"
+    scale = (prompts.watched.scale if isinstance(prompts, PipelinePrompts) else None) or ("guidance_scale", 1.0)
     match guidance:
         case Input(low, high) if low == high:
-            return f"Sample it with `guidance_scale={low:g}`, which is an input; `negative_prompt` has no effect."
+            return f"Sample it with `{scale[0]}={low:g}`, which is an input; `negative_prompt` has no effect."
         case Input():
             return (
-                f"`guidance_scale` is an input, from {guidance}, distilled in{away}: each step calls the network once, "
-                "and `negative_prompt` has no effect."
+                f"`{scale[0]}` is an input, from {guidance}, distilled in{away}: each step calls the network once, and "
+                "`negative_prompt` has no effect."
             )
         case Fixed(scale):
             distilled = f"a guidance scale of {scale:g} is distilled in{away}"

@@ -45,16 +45,9 @@ from progdist.teachers.own import load
 from progdist.teachers.pipeline import STEPS, study, takes_prompts
 from progdist.teachers.schedulers import Formulation, read_formulation
 
-FETCHED = (
-    "model_index.json",
-    "progdist.json",
-    *(f"{part}/*.json" for part in ("unet", "transformer", "vae", "vqvae", "scheduler")),
-    *(f"{part}/*.safetensors" for part in ("unet", "transformer", "vae", "vqvae", "safety_checker", "guidance")),
-    *(f"text_encoder{number}/{kind}" for number in ("", "_2", "_3") for kind in ("*.json", "*.safetensors")),
-    *(f"tokenizer{number}/{kind}" for number in ("", "_2", "_3") for kind in ("*.json", "*.txt", "spiece.model")),
-    *(f"{part}/*.json" for part in ("feature_extractor", "safety_checker")),
-)
-"""What is fetched of a model on the hub: no pickles, and no parts that are not used or copied."""
+INDEXES = ("model_index.json", "progdist.json", "call.safetensors")
+KINDS = ("*.json", "*.safetensors", "*.txt", "*.model")
+"""What is fetched of a model on the hub, and of each part that its index names: no pickles."""
 
 
 @dataclass(frozen=True)
@@ -200,7 +193,7 @@ def _check_pipeline(folder: Path, prompts: Prompts, network: nn.Module, autoenco
 
 
 def _resolve_folder(source: str) -> Path:
-    """The folder itself, or that of `hub:owner/name[@revision]`, of which only FETCHED is fetched."""
+    """The folder itself, or that of `hub:owner/name[@revision]`, of which only its parts are fetched."""
     if not source.startswith("hub:"):
         folder = local_path(source)
         if folder.is_dir():
@@ -211,7 +204,11 @@ def _resolve_folder(source: str) -> Path:
 
     name, _, revision = source.removeprefix("hub:").partition("@")
     try:
-        return Path(snapshot_download(name, revision=revision or None, allow_patterns=list(FETCHED)))
+        folder = Path(snapshot_download(name, revision=revision or None, allow_patterns=list(INDEXES)))
+        index = folder / "model_index.json"
+        parts = [each for each in (read_json(index) if index.is_file() else {}) if not each.startswith("_")]
+        patterns = [*INDEXES, *(f"{part}/{kind}" for part in (*parts, "guidance") for kind in KINDS)]
+        return Path(snapshot_download(name, revision=revision or None, allow_patterns=patterns))
     except Exception as error:  # the library raises many kinds: all mean that it cannot be had
         reason = " ".join(str(error).split())[:150]
         raise UserError(
