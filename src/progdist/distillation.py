@@ -43,7 +43,7 @@ from progdist.training.early_stopping import EarlyStopping
 from progdist.training.gradients import Loss as TrainingLoss
 from progdist.training.gradients import on_device
 from progdist.training.loop import TrainContext, train
-from progdist.training.lora import adapter_weights, add_lora, load_adapter, merge_lora
+from progdist.training.lora import adapter_weights, add_lora, load_adapter, merge_lora, with_adapter
 from progdist.training.records import NotFinite
 from progdist.training.state import copy_for_average
 
@@ -449,8 +449,14 @@ def convert(plan: Plan, teacher: Teacher, trainer: Trainer, predictions: Denoise
 
 
 def stage_training(plan: Plan, number: int, teacher: Model, own: Teacher | None = None) -> Training:
-    """The training of a stage, which counts from 1, on the model before it; `own` is a teacher not trained here."""
+    """The training of a stage, which counts from 1, on the model before it; `own` is a teacher not trained here.
+
+    With LoRA files the network is `own`'s throughout, held once: teacher and student differ by their adapters.
+    """
     stage = plan.links[number - 1]
+    if plan.lora is not None and own and teacher.lora and teacher.lora.weights:
+        network = with_adapter(own.model.denoiser.network, teacher.lora.weights)
+        teacher = replace(teacher, denoiser=teacher.denoiser.with_network(network))
     config, begin, method = plan.stages[stage.steps], teacher.denoiser, plan.method_of(stage.steps)
     if plan.initial is not None:
         begin = begin.with_network(copy.deepcopy(plan.initial.network))

@@ -287,9 +287,9 @@ def test_what_guidance_students_are_taught(
             "no effect on a teacher that takes the guidance scale itself",
         ),
         (
-            "StableDiffusion3Pipeline",
+            "PixArtSigmaPipeline",
             ("--lora", "2"),
-            "lora requires a StableDiffusionPipeline or StableDiffusionXLPipeline, and the teacher is StableDiffusion3",
+            "lora requires a pipeline that has load_lora_weights, and the teacher is PixArtSigmaPipeline",
         ),
         ("FluxPipeline", ("--set", "data.size=10"), "the teacher makes images of (3, 8, 8)"),
     ],

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
+from peft.tuners.lora import LoraLayer
 from torch import Tensor
 
 from progdist import UserError
@@ -47,7 +48,14 @@ def arguments_of(name: str) -> dict[str, Any]:
     return {key: value for key, value in CALLS[name].items() if key not in OWN}
 
 
-def tiny_run(name: str, folder: Path, out: Path, callback: Any = None, *settings: str) -> Run:  # noqa: ANN401
+def tiny_run(
+    name: str,
+    folder: Path,
+    out: Path,
+    callback: Any = None,  # noqa: ANN401
+    *settings: str,
+    lora: int | None = None,
+) -> Run:
     """The run that `progdist distill FOLDER --prompts FILE --guidance 3 --steps 2` makes, of a few updates."""
     arguments = arguments_of(name)
     prompts = folder.with_suffix(".txt")
@@ -56,16 +64,15 @@ def tiny_run(name: str, folder: Path, out: Path, callback: Any = None, *settings
     guided = not teacher.model.takes_guidance
     request = Request(
         str(folder), "teacher:4", "tiny", 2, call=arguments, prompts=str(prompts), start=4, updates=2, batch=2,
-        guidance=3.0 if guided else None,
+        guidance=3.0 if guided else None, lora=lora,
     )  # fmt: skip
     short = ["evaluate.samples=2", "evaluate.resamples=2", "data.steps=2", *["conversion.updates=2"] * guided]
     recipe = override(recipe_for_teacher(teacher, request), [*short, *settings])
     return open_run(recipe, out, callback or SilentCallback(), teacher=teacher)
 
 
-def stock_samples(folder: Path, prompts: tuple[str, ...], steps: int, **named: Any) -> tuple[Tensor, Tensor]:  # noqa: ANN401
-    """(noise, latents) of the folder's pipeline, as diffusers loads and runs it."""
-    pipeline: Any = DiffusionPipeline.from_pretrained(folder)
+def stock_samples(pipeline: Any, prompts: tuple[str, ...], steps: int, **named: Any) -> tuple[Tensor, Tensor]:  # noqa: ANN401
+    """(noise, latents) of a stock pipeline."""
     pipeline.set_progress_bar_config(disable=True)
     seen: list[Tensor] = []
     step = pipeline.scheduler.step
@@ -87,6 +94,17 @@ def own_samples(model: Model, noise: Tensor, prompts: tuple[str, ...], steps: in
         return sample(model.denoiser, noise, steps, method="ddim", clip=False, generator=None, **condition)
 
 
+def assert_samples_alike(name: str, student: Model, pipeline: Any) -> Tensor:  # noqa: ANN401
+    """A stock pipeline makes of the same noise and prompts in two steps what the student makes: these latents."""
+    assert isinstance(student.conditioning, PipelinePrompts)
+    watched, prompts = student.conditioning.watched, ("a cat in the rain", "a house")
+    scale = {watched.scale[0]: student.scale(None)} if watched.scale else {}
+    noise, latents = stock_samples(pipeline, prompts, 2, **arguments_of(name), **{**watched.off, **scale})
+    own = own_samples(student, noise, prompts, 2)
+    assert float((own - latents).abs().max()) <= 1e-4 * float(latents.abs().max())
+    return latents
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", FAMILIES)
 def test_a_pipeline_is_distilled_on_its_own_samples_and_sampled_by_stock_diffusers(name: str, tmp_path: Path) -> None:
@@ -96,15 +114,39 @@ def test_a_pipeline_is_distilled_on_its_own_samples_and_sampled_by_stock_diffuse
     student = load(place)
     assert isinstance(student.conditioning, PipelinePrompts)
     assert student.lineage == (4,)
-    watched, prompts = student.conditioning.watched, ("a cat in the rain", "a house")
-    scale = {watched.scale[0]: student.scale(None)} if watched.scale else {}
-    noise, latents = stock_samples(place, prompts, 2, **arguments_of(name), **{**watched.off, **scale})
-    own = own_samples(student, noise, prompts, 2)
-    assert float((own - latents).abs().max()) <= 1e-4 * float(latents.abs().max())
+    latents = assert_samples_alike(name, student, DiffusionPipeline.from_pretrained(place))
     assert student.autoencoder is not None
     made = student.autoencoder.decode(latents)
     assert made.ndim == 4
     assert made.isfinite().all()
+
+
+WITH_LORA = (
+    "StableDiffusion3Pipeline", "FluxPipeline", "WanPipeline", "LTXPipeline", "CogVideoXPipeline",
+    "HunyuanVideoPipeline", "SanaPipeline", "ZImagePipeline", "QwenImagePipeline", "Lumina2Pipeline",
+)  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", WITH_LORA)
+def test_a_lora_file_makes_the_student_of_the_teachers_own_pipeline(name: str, tmp_path: Path) -> None:
+    """By the scheduler of the student's folder; every layer that was trained is loaded."""
+    folder = build(name, tmp_path / "teacher")
+    tiny_run(name, folder, tmp_path / "run", None, "distill.learning_rate=0.01", lora=2).run()
+    place = tmp_path / "run" / "student-0002"
+    student, pipeline = load(place), DiffusionPipeline.from_pretrained(folder)
+    assert isinstance(student.conditioning, PipelinePrompts)
+    assert student.lora
+    part = student.conditioning.part
+    plain = getattr(pipeline, part).state_dict()
+    merged = student.denoiser.network.state_dict()
+    assert any(not torch.equal(value, merged[key]) for key, value in plain.items())
+    pipeline.load_lora_weights(place)
+    pipeline.scheduler = type(DiffusionPipeline.from_pretrained(place).scheduler).from_pretrained(place / "scheduler")
+    trained = {key.removesuffix(".lora_A.weight") for key in student.lora.weights if key.endswith("lora_A.weight")}
+    loaded = {key for key, layer in getattr(pipeline, part).named_modules() if isinstance(layer, LoraLayer)}
+    assert loaded == trained
+    assert_samples_alike(name, student, pipeline)
 
 
 @pytest.fixture(scope="module")

@@ -58,6 +58,36 @@ def test_a_lora_file_for_the_stock_pipeline(kind: str, pairs: Path) -> None:
     pipeline.load_lora_weights(out / "student-0004")
 
 
+def storages(*networks: torch.nn.Module) -> int:
+    """Bytes of all that the networks hold, shared ones once."""
+    tensors = [tensor for network in networks for tensor in (*network.parameters(), *network.buffers())]
+    return sum({each.untyped_storage().data_ptr(): each.untyped_storage().nbytes() for each in tensors}.values())
+
+
+@SLOW
+def test_teacher_and_student_of_a_later_stage_are_one_network_with_two_adapters(pairs: Path) -> None:
+    base = str(write_sd(pairs.parent / "teacher"))
+    request = Request(base, f"captions:{pairs}", "a", steps=2, start=8, updates=1, batch=4, guidance=3.0, lora=2)
+    short = ["teacher.trust=true", "conversion.updates=1", "distill.learning_rate=0.01", "distill.precision=float32"]
+    run = open_run(
+        override(recipe_for_teacher(open_teacher(base), request), short), pairs.parent / "a", SilentCallback()
+    )
+    plan, own, trainer = run.context.plan, run.context.teacher, run.trainer()
+    assert own is not None
+    first = trainer.fit(stage_training(plan, 1, run.train_teacher(trainer), own))
+    assert first.lora is not None
+    training = stage_training(plan, 2, first, own)
+    assert training.teacher is not None
+    student = add_lora(training.model.denoiser.network, 2, seed=0)
+    adapter = sum(rows.nbytes for rows in first.lora.weights.values())
+    held = storages(own.model.denoiser.network, training.teacher.network, student)
+    assert held == storages(own.model.denoiser.network) + 2 * adapter
+    z, t = torch.randn(2, *first.shape), torch.tensor([1.0, 0.5], dtype=torch.float64)
+    condition = first.conditions(None, ("a cat",))({"labels": torch.zeros(2, dtype=torch.int64)})
+    with torch.no_grad():
+        torch.testing.assert_close(training.teacher(z, t, **condition), first.denoiser(z, t, **condition))
+
+
 @SLOW
 def test_a_lora_run_goes_on_where_it_stopped(pairs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Bit for bit; without guidance there is no stage 0."""

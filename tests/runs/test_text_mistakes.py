@@ -44,7 +44,7 @@ def test_mistakes_are_one_line(words: tuple[str, ...], said: str, pairs: Path) -
         (("--guidance", "2", "--negative", "a smudge"), "conversion.negative is a prompt"),
         (
             ("--lora", "2"),
-            "lora requires a StableDiffusionPipeline or StableDiffusionXLPipeline, and the teacher is no text-to",
+            "lora requires a pipeline that has load_lora_weights, and the teacher is no model of prompts",
         ),
         ((), "holds captions, and the teacher takes none"),
     ],

@@ -6,12 +6,14 @@ transformers (extra `text`); tokenizers and text encoders are read as untrusted,
 networks.
 """
 
+import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
 import torch
+from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from torch import Tensor, nn
 
 from progdist._utils.digest import digest, digest_of_files
@@ -45,6 +47,18 @@ class Prompts(Conditioning):
     def pipeline(self) -> str:  # pyright: ignore[reportIncompatibleVariableOverride]
         """The class of the stock pipeline."""
         return self.index["_class_name"]
+
+    @property
+    def stock(self) -> type[DiffusionPipeline]:
+        """That class itself, of diffusers."""
+        return PipelineFolder(self.folder, self.index).pipeline
+
+    @property
+    def takes_lora(self) -> bool:
+        """Whether the stock pipeline loads LoRA weights for its network."""
+        saved = getattr(self.stock, "save_lora_weights", None)
+        loads = hasattr(self.stock, "load_lora_weights")
+        return loads and saved is not None and f"{self.part}_lora_layers" in inspect.signature(saved).parameters
 
     @property
     def kind(self) -> PipelineKind:

@@ -13,7 +13,6 @@ from progdist._utils.names import Precision
 from progdist.data.samples import is_teacher
 from progdist.diffusion.parameterization import PARAMETERIZATIONS
 from progdist.methods import METHODS
-from progdist.methods.guidance import Input
 from progdist.recipes.schema import Data, Evaluation, Network, Noise, Part, one_of
 from progdist.recipes.training import Conversion, Distillation, StageTraining, Training, with_defaults
 from progdist.training.config import TrainConfig
@@ -95,10 +94,6 @@ class Recipe(Part):
     def _check_lora(self) -> None:
         if self.trains_teacher:
             raise ValueError("lora requires teacher.model, whose pipeline loads the file")
-        if isinstance(self.conversion.guidance, Input):
-            raise ValueError(
-                "lora requires a single guidance scale: the teacher's own pipeline has no input for a range of it"
-            )
         if self.conversion.zero_terminal_snr is not None:
             raise ValueError("lora keeps the schedule of the teacher's pipeline: remove conversion.zero_terminal_snr")
         if self.distill.initial is not None:

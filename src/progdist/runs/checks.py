@@ -21,11 +21,11 @@ from progdist.distillation import Plan
 from progdist.methods.guidance import Input
 from progdist.models.model import Model
 from progdist.models.pipeline_autoencoder import PipelineAutoencoder
+from progdist.models.prompts import Prompts
 from progdist.recipes.files import read_recipe, write_recipe
 from progdist.recipes.recipe import Recipe
 from progdist.recipes.schema import Data
 from progdist.runs.context import RunContext
-from progdist.students.folder import LORA_LOADERS
 from progdist.training.loop import check_processes
 from progdist.training.lora import require_peft
 from progdist.training.state import bitsandbytes
@@ -56,7 +56,7 @@ def check_options(recipe: Recipe, plan: Plan, teacher: Model | None) -> None:
     if teacher.autoencoder and recipe.data.flip:
         raise UserError("data.flip applies only to images, and a latent model sees latents: set it to false")
     if recipe.lora is not None:
-        _check_lora(teacher)
+        _check_lora(plan, teacher)
 
 
 def _check_steps(plan: Plan, teacher: Model) -> None:
@@ -70,13 +70,17 @@ def _check_steps(plan: Plan, teacher: Model) -> None:
             )
 
 
-def _check_lora(teacher: Model) -> None:
-    """Refuse a LoRA file that no pipeline would load."""
-    pipeline = teacher.conditioning.pipeline
-    if pipeline not in LORA_LOADERS:
+def _check_lora(plan: Plan, teacher: Model) -> None:
+    """Refuse a LoRA file that the teacher's pipeline would not load, or could not use."""
+    conditioning = teacher.conditioning
+    if not (isinstance(conditioning, Prompts) and conditioning.takes_lora):
         raise UserError(
-            f"lora requires a {' or '.join(LORA_LOADERS)}, and the teacher is {pipeline or 'no text-to-image model'}: "
-            "set distill.lora_rank for students of low rank"
+            "lora requires a pipeline that has load_lora_weights, and the teacher is "
+            f"{conditioning.pipeline or 'no model of prompts'}: set distill.lora_rank for students of low rank"
+        )
+    if isinstance(plan.guidance, Input) and not teacher.takes_guidance:
+        raise UserError(
+            "lora requires a single guidance scale: the teacher's own pipeline has no input for a range of it"
         )
     require_peft()
 

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 from progdist._utils.words import any_of, counted
 from progdist.methods import METHODS
 from progdist.methods.guidance import Fixed, Guidance, Input
+from progdist.models.conditioning import Conditioning
 from progdist.models.guidance_input import class_guidance
 from progdist.models.model import LoraWeights, Model
 from progdist.models.pipeline_prompts import PipelinePrompts
@@ -75,6 +76,15 @@ pipeline.scheduler = DDIMScheduler.from_config(pipeline.scheduler.config, **grid
 images = pipeline("{caption}", num_inference_steps={steps}, guidance_scale={scale:g}).images
 """
 
+LORA_WATCHED = """import torch
+from diffusers import {scheduler}, {pipeline}
+
+pipeline = {pipeline}.from_pretrained({base}, torch_dtype=torch.float32)
+pipeline.load_lora_weights("{path}", weight_name="pytorch_lora_weights.safetensors")
+pipeline.scheduler = {scheduler}.from_pretrained("{path}", subfolder="scheduler")
+result = pipeline("{caption}", num_inference_steps={steps}{call})
+"""
+
 OURS = """import torch
 import progdist
 
@@ -100,13 +110,17 @@ def _template(stock: str | None, classes: int) -> str:
     return OURS
 
 
-def card(model: Model, stock: str | None, records: "Sequence[EvaluationRecord]") -> str:
-    """The text, for the class of the folder's stock pipeline or scheduler, if it has one, and with its evaluations."""
+def card(model: Model, stock: str | None, records: "Sequence[EvaluationRecord]", scheduler: str = "") -> str:
+    """The text, for the class of the folder's stock pipeline or scheduler, if it has one, and with its evaluations.
+
+    `scheduler` is the class of the folder's scheduler, which a LoRA file's base takes over.
+    """
     counts, guidance = list(model.steps), model.guidance
     steps, guided = min(counts, default=256), class_guidance(model.denoiser.network) is not None
     prompts, numbers = model.conditioning, dict[str, Any]()
     if isinstance(prompts, PipelinePrompts):
-        code = _watched_call(prompts, steps)
+        numbers = {"pipeline": prompts.pipeline, "caption": CAPTION, "call": _given(prompts), "scheduler": scheduler}
+        code = WATCHED.format(path=".", steps=steps, **numbers)
     else:
         numbers = _numbers(model, stock, steps)
         code = (OURS if guided else _template(stock, len(model.labels))).format(path=".", steps=steps, **numbers)
@@ -118,7 +132,7 @@ def card(model: Model, stock: str | None, records: "Sequence[EvaluationRecord]")
         _prompt_guidance(prompts) if isinstance(prompts, Prompts) else "",
         _class_guidance(model, guidance, stock) if guided else "",
         f"\n```python\n{code}```\n",
-        _lora(model.lora, steps, numbers) if model.lora else "",
+        _lora(prompts, model.lora, steps, numbers) if model.lora else "",
         _measured(records),
     ]
     return "\n".join(line for line in lines if line)
@@ -134,14 +148,13 @@ def _what_it_makes(model: Model) -> str:
     return f"Images of {height}x{width} with {counted(channels, 'channel')}, {kind}"
 
 
-def _watched_call(prompts: PipelinePrompts, steps: int) -> str:
-    """The code of a pipeline that was watched, with the arguments that it was watched with."""
+def _given(prompts: PipelinePrompts) -> str:
+    """The arguments that a pipeline was watched with, as they follow others in its call."""
     pipeline = prompts.watched
     arguments: dict[str, Any] = {**pipeline.off, **pipeline.arguments}
     if pipeline.scale:
         arguments[pipeline.scale[0]] = _scale(prompts.learned)
-    given = "".join(f", {name}={value!r}" for name, value in arguments.items())
-    return WATCHED.format(pipeline=prompts.pipeline, path=".", caption=CAPTION, steps=steps, call=given)
+    return "".join(f", {name}={value!r}" for name, value in arguments.items())
 
 
 def _numbers(model: Model, stock: str | None, steps: int) -> dict[str, Any]:
@@ -233,15 +246,18 @@ def _prompt_guidance(prompts: Prompts) -> str:
     return f"Sample it with {without}: {distilled}, and `negative_prompt` has no effect."
 
 
-def _lora(lora: LoraWeights, steps: int, numbers: Mapping[str, Any]) -> str:
+def _lora(prompts: Conditioning, lora: LoraWeights, steps: int, numbers: Mapping[str, Any]) -> str:
+    """How the base's own pipeline is sampled with the file."""
     name, revision = lora.base, ""
     if name.startswith("hub:"):
         name, _, revision = name.removeprefix("hub:").partition("@")
     base = f'"{name}"' + (f', revision="{revision}"' if revision else "")
-    code = LORA.format(path=".", base=base, steps=steps, **numbers)
+    watched = isinstance(prompts, PipelinePrompts)
+    code = (LORA_WATCHED if watched else LORA).format(path=".", base=base, steps=steps, **numbers)
+    euler = "" if watched else "; Euler's method with trailing timesteps takes the same steps"
     return (
-        f"The same as LoRA weights of rank {lora.rank} for {name}, which keeps its own weights; Euler's method with "
-        f"trailing timesteps takes the same steps:\n\n```python\n{code}```\n"
+        f"The same as LoRA weights of rank {lora.rank} for {name}, which keeps its own weights{euler}:\n\n"
+        f"```python\n{code}```\n"
     )
 
 

@@ -32,7 +32,6 @@ from typing import TYPE_CHECKING, Any, cast
 
 import safetensors
 from diffusers import LDMPipeline  # pyright: ignore[reportPrivateImportUsage]
-from diffusers.loaders.lora_pipeline import StableDiffusionLoraLoaderMixin, StableDiffusionXLLoraLoaderMixin
 from diffusers.models.modeling_utils import ModelMixin
 from diffusers.models.unets.unet_2d import UNet2DModel
 from diffusers.pipelines.ddim.pipeline_ddim import DDIMPipeline
@@ -64,13 +63,6 @@ from progdist.teachers.schedulers import SchedulerKind
 
 if TYPE_CHECKING:
     from progdist.evaluation.record import EvaluationRecord
-
-
-LORA_LOADERS: dict[str, Any] = {
-    "StableDiffusionPipeline": StableDiffusionLoraLoaderMixin,
-    "StableDiffusionXLPipeline": StableDiffusionXLLoraLoaderMixin,
-}
-"""What loads and saves the LoRA weights of each stock pipeline."""
 
 
 def save(model: Model, folder: Path) -> None:
@@ -130,8 +122,8 @@ def _write(model: Model, network: ModelMixin, target: Path) -> None:
         if isinstance(prompts, PipelinePrompts):
             description["pipeline"] = write_pipeline(prompts.watched, target)
         if model.lora:
-            loader = LORA_LOADERS[prompts.pipeline]
-            loader.save_lora_weights(target, unet_lora_layers=dict(model.lora.weights))
+            layers: dict[str, Any] = {f"{prompts.part}_lora_layers": dict(model.lora.weights)}
+            cast(Any, prompts.stock).save_lora_weights(target, **layers)
     elif kind is None or kind.prompt is not None:
         name = type(network).__name__
         raise UserError(f"a {name} is saved with the pipeline that it was loaded with: use its Model")
@@ -218,7 +210,9 @@ def off_grid(model: Model) -> str:
 def write_card(model: Model, target: Path, records: "Sequence[EvaluationRecord]") -> None:
     """Write the folder's README.md, with the model's evaluations."""
     stock = None if off_grid(model) and not model.conditioning.takes_prompts else _stock(model)
-    atomic_write(target / "README.md", card(model, stock, records).encode())
+    scheduler = stock_scheduler(model) if model.lora else None
+    text = card(model, stock, records, type(scheduler).__name__ if scheduler else "")
+    atomic_write(target / "README.md", text.encode())
 
 
 def _stock(model: Model) -> str | None:

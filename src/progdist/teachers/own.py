@@ -30,7 +30,6 @@ from progdist.models.trial import try_shapes
 from progdist.teachers.own_network import is_own, read_denoiser
 
 LORA_FILE = "pytorch_lora_weights.safetensors"  # how diffusers names a file of LoRA weights
-LORA_PREFIX = "unet."  # before the names of the network's layers in it
 
 
 def load(folder: Path, network: nn.Module | None = None, **parts: Any) -> Model:  # noqa: ANN401
@@ -73,7 +72,7 @@ def load(folder: Path, network: nn.Module | None = None, **parts: Any) -> Model:
             **_history(metadata),
             conditioning=_conditioning(folder, metadata, network),
             autoencoder=read_autoencoder(folder),
-            lora=_lora(folder, metadata.get("lora")),
+            lora=_lora(folder, metadata.get("lora"), part),
         )
         try_shapes(model, folder)
         return model
@@ -99,7 +98,8 @@ def _load_pipeline(folder: Path, metadata: Mapping[str, Any]) -> Model:
             folder, pipeline.folder.index, as_guidance(metadata["guidance"]), metadata["negative"], watched=pipeline
         )
         autoencoder = PipelineAutoencoder(pipeline)
-        return Model(denoiser, **_history(metadata), conditioning=conditioning, autoencoder=autoencoder)
+        lora = _lora(folder, metadata.get("lora"), pipeline.folder.network)
+        return Model(denoiser, **_history(metadata), conditioning=conditioning, autoencoder=autoencoder, lora=lora)
     except UserError as error:
         raise UserError(f"{folder} is damaged: {error}") from error
     except DAMAGE as error:
@@ -203,11 +203,11 @@ def _conditioning(folder: Path, metadata: Mapping[str, Any], network: nn.Module)
     return Classes(tuple(map(str, names)), metadata.get("null_class"), shares=shares) if names else Conditioning()
 
 
-def _lora(folder: Path, metadata: Any) -> LoraWeights | None:  # noqa: ANN401  (whatever JSON can hold)
+def _lora(folder: Path, metadata: Any, part: str) -> LoraWeights | None:  # noqa: ANN401  (whatever JSON can hold)
     if metadata is None:
         return None
     weights = read_tensors(folder / LORA_FILE)
     check_tensors_finite(weights, folder / LORA_FILE)
     return LoraWeights(
-        str(metadata["base"]), {name.removeprefix(LORA_PREFIX): tensor for name, tensor in weights.items()}
+        str(metadata["base"]), {name.removeprefix(f"{part}."): tensor for name, tensor in weights.items()}
     )

@@ -2,9 +2,10 @@ r"""LoRA students: the weights are frozen, and each linear or convolutional laye
 
     W' = W + B A,    A (rank, inputs), B (outputs, rank), B = 0 at first
 
-(Hu et al. 2021, arXiv 2106.09685), by the library peft. The frozen W are the teacher's own tensors, held once, and the
-optimiser holds the moments of A and B alone. When training ends the product is added to a copy of W: what is saved is a
-plain network. A and B can be kept, too, under peft's names, and training can go on from them.
+(Hu et al. 2021, arXiv 2106.09685), by the library peft; convolutions of groups, which are small, stay as they are. The
+frozen W are the teacher's own tensors, held once, and the optimiser holds the moments of A and B alone. When training
+ends the product is added to a copy of W: what is saved is a plain network. A and B can be kept, too, under peft's
+names, and training can go on from them: then the next teacher is the same W with the A and B of the stage before.
 """
 
 import copy
@@ -26,9 +27,18 @@ def add_lora(network: nn.Module, rank: int, seed: int) -> nn.Module:
     peft = require_peft()
     network.requires_grad_(False)
     student = copy.deepcopy(network, {id(shared): shared for shared in network.parameters()})
-    names = [name for name, module in student.named_modules() if isinstance(module, nn.Linear | nn.Conv2d)]
+    layers = {name: module for name, module in student.named_modules() if isinstance(module, nn.Linear | nn.Conv2d)}
+    names = [name for name, layer in layers.items() if getattr(layer, "groups", 1) == 1]
     with seeded(seed):
         return peft.inject_adapter_in_model(peft.LoraConfig(r=rank, lora_alpha=rank, target_modules=names), student)
+
+
+def with_adapter(network: nn.Module, weights: Mapping[str, Tensor]) -> nn.Module:
+    """A frozen network that shares the weights of another, and has the A and B of `adapter_weights`."""
+    rank = next(len(tensor) for name, tensor in weights.items() if "lora_A" in name)
+    adapted = add_lora(network, rank, 0)
+    load_adapter(adapted, weights)
+    return adapted.requires_grad_(False).eval()
 
 
 def adapter_weights(network: nn.Module) -> dict[str, Tensor]:

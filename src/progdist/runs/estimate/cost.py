@@ -137,7 +137,7 @@ def heaviest_stage(
         link = links.get(name)
         number, method = (plan.links.index(link) + 1, plan.method_of(link.steps)) if link else (0, None)
         resting = (frozen + min(number, 2)) * whole
-        teachers = int(frozen or number > 0) + int(recipe.lora is not None and number > 0)  # the pipeline's own weights
+        teachers = int(frozen or number > 0)
         key = (replace(config, updates=1, learning_rate=1.0, warmup=0), teachers, resting, method)
         if key in stages:
             continue

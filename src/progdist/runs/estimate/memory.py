@@ -57,8 +57,8 @@ def training_memory(
 ) -> Memory:
     """What a stage holds that trains a network like this one, which is left as it is.
 
-    `teachers` is how many frozen networks of the same size there are: the teacher, and of a student with `lora` what
-    its adapters are of; `bf16` whether all compute in it. `activations` and `resting` are in bytes.
+    `teachers` is how many frozen networks of the same size there are, whose weights a student of low rank shares;
+    `bf16` whether all compute in it. `activations` and `resting` are in bytes.
     """
     network = empty_copy(network, torch.device("meta"))
     teacher = teachers * bytes_at_work(network, bf16)
