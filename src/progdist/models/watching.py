@@ -112,7 +112,8 @@ def watch(
         return set_timesteps(*positional, **named)
 
     def seen_decode(latents: Tensor, *rest: Any, **named: Any) -> Any:  # noqa: ANN401
-        alone = all(each is None or isinstance(each, bool) for each in (*rest, *named.values()))
+        others = (*rest, *named.values())
+        alone = all(each is None or isinstance(each, bool | torch.Generator) for each in others)
         seen.decoded = latents.clone() if alone else None
         raise _SeenEnoughError
 
