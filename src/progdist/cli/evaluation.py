@@ -17,6 +17,8 @@ from progdist.cli.terminal import console, print_table, write_message
 
 if TYPE_CHECKING:  # slow imports
     from progdist.evaluation.compare import Comparison
+    from progdist.evaluation.faithful import Faithfulness
+    from progdist.evaluation.generate import SamplingOptions
     from progdist.evaluation.metrics import MetricConfig
     from progdist.evaluation.record import EvaluationRecord, Quality
 
@@ -146,7 +148,10 @@ def _measured(record: "EvaluationRecord", quality: "Quality") -> str:
 
 def compare(
     models: Annotated[list[str], typer.Argument(help="Folders of runs or of models; MODEL@STEPS to say the steps.")],
-    data: Annotated[str, typer.Option(help=options.DATA_SOURCES)],
+    data: Annotated[str | None, typer.Option(help=options.DATA_SOURCES)] = None,
+    prompts: options.PromptsToCompare = None,
+    repeat: Annotated[int, typer.Option(help="Images of each prompt or class, without --data.", min=2)] = 4,
+    guidance: Annotated[float | None, typer.Option(help="Guidance scale of both, without --data.")] = None,
     count: Annotated[int, typer.Option("--count", "-n", help="Samples of each model.", min=4, max=options.MOST)] = 2048,
     features: options.FeatureNames = ["pixels"],  # noqa: B006
     metric: options.MetricNames = None,
@@ -166,13 +171,26 @@ def compare(
 ) -> None:
     """Put runs and models side by side.
 
-    Which is better is told by paired resamples of the same noise.
+    With --data, which is nearer to them is told by paired resamples of the same noise. Without, TEACHER@STEPS STUDENT
+    tells how faithful a student is to its teacher: differences, diversity, and the pairs that differ most.
     """
+    from progdist.data.samples import read_prompts
     from progdist.data.sources import load_images
     from progdist.evaluation.compare import compare as compare_models
     from progdist.evaluation.generate import SamplingOptions
     from progdist.runs.pages.report import write_comparison
 
+    if data is None:
+        if image_column or caption_column or background or reference:
+            raise UserError("--image-column, --caption-column, --background and --reference require --data")
+        sampling = SamplingOptions(
+            count=count, seed=seed, method=method, clip=clip, batch=batch, precision=options.precision_of(precision),
+            prompts=read_prompts(prompts)[0] if prompts else (), guidance=guidance,
+        )  # fmt: skip
+        _compare_with_teacher(models, sampling, metric_config(features, metric, weights, None), repeat, out, json_)
+        return
+    if prompts or guidance:
+        raise UserError("--prompts and --guidance have no effect with --data: remove them, or --data")
     sampling = SamplingOptions(
         count=count, seed=seed, method=method, clip=clip, batch=batch, precision=options.precision_of(precision)
     )
@@ -191,6 +209,46 @@ def compare(
     for name in features:
         print_table(comparison_table([each for each in comparisons if each.quality.features == name]))
     console.print(f"Page: {out}")
+
+
+def _compare_with_teacher(
+    models: list[str], sampling: "SamplingOptions", metrics: "MetricConfig", repeat: int, out: Path, json_: bool
+) -> None:
+    """Print and write how faithful a student is."""
+    from progdist.evaluation.faithful import as_rows, compare_with_teacher
+    from progdist.runs.pages.pairs import write_pairs
+
+    found = compare_with_teacher(models, sampling, metrics, repeat=repeat, notify=write_message)
+    write_pairs(out, found, sampling.seed)
+    if json_:
+        typer.echo(json.dumps(found.to_json()))
+        return
+    console.print(pairs_title(found), highlight=False, markup=False, soft_wrap=True)
+    table = Table(box=None, padding=(0, 1, 0, 0))
+    for heading in ("", "student", "95 % interval"):
+        table.add_column(heading, justify="right" if heading else "left", no_wrap=True)
+    for space, rows in as_rows(found).items():
+        table.add_row(space)
+        for name, estimate in rows:
+            table.add_row(f"  {name}", f"{estimate.value:.3f}", f"{estimate.low:.3f} to {estimate.high:.3f}")
+    print_table(table)
+    for space in found.spaces:
+        if space.bias is not None and space.bias > space.frechet.value / 2:
+            console.print(
+                f"Warning: of the Fréchet distance in {space.features} features about {space.bias:.2g} is the bias of "
+                f"{len(found.labels):,} images: make more"
+            )
+    console.print(f"Page: {out}")
+
+
+def pairs_title(found: "Faithfulness") -> str:
+    """Which models, images and guidance."""
+    (student, teacher), (few, many) = found.models, found.steps
+    guided = "" if found.guidance is None else f", guidance {found.guidance:g}"
+    return (
+        f"{student} in {counted(few, 'step')} beside {teacher} in {counted(many, 'step')}, {len(found.labels):,} "
+        f"images from the same noise{guided}"
+    )
 
 
 def comparison_table(comparisons: "Sequence[Comparison]") -> Table:

@@ -42,6 +42,7 @@ CaptionColumn = Annotated[str | None, typer.Option(help="Column of the captions 
 PromptsFile = Annotated[
     str | None, typer.Option(help="Text file with one prompt per line: train on the teacher's samples of them.")
 ]
+PromptsToCompare = Annotated[str | None, typer.Option("--prompts", help="Text file with one prompt per line.")]
 Call = Annotated[
     list[str] | None,
     typer.Option("--call", help="Argument of a stock pipeline that is watched, name=value, e.g. num_frames=25."),

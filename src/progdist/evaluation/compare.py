@@ -103,7 +103,7 @@ def compare(
     for each, model in zip(listed, models, strict=True):
         if each.steps is None and not model.steps:
             raise UserError(f"{each.folder} knows any number of steps: say how many, e.g. {each.folder}@256")
-        if _noise_and_classes(model) != _noise_and_classes(first):
+        if noise_and_classes(model) != noise_and_classes(first):
             raise UserError(
                 f"{each.folder} and {listed[0].folder} do not sample from the same noise and classes: compare models "
                 "of one kind"
@@ -125,7 +125,8 @@ def compare(
     return compared
 
 
-def _noise_and_classes(model: Model) -> tuple[object, ...]:
+def noise_and_classes(model: Model) -> tuple[object, ...]:
+    """What two models have in common that make images of the same noise and conditions."""
     return model.shape, model.image, model.classes, model.labels
 
 

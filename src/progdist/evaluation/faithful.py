@@ -1,0 +1,219 @@
+"""A student beside its teacher, without data: the same noise, prompts or classes for both (`progdist compare`).
+
+The student may be any folder that opens, one that was distilled elsewhere too. The teacher is guided by the scale that
+the student has learned, or by one that is named.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from progdist._utils.errors import UserError
+from progdist.diffusion.denoiser import DenoiserProtocol
+from progdist.evaluation.compare import Candidate, candidates, noise_and_classes
+from progdist.evaluation.generate import (
+    Notify,
+    SamplingOptions,
+    check_images_finite,
+    sample_in_batches,
+    sampling_noise,
+)
+from progdist.evaluation.measures.estimate import Estimate
+from progdist.evaluation.measures.frechet import Frechet, frechet_bias, resampled_frechet
+from progdist.evaluation.measures.moments import moments
+from progdist.evaluation.measures.pairs import Pairs, compare_pairs
+from progdist.evaluation.measures.scores import clip_score
+from progdist.evaluation.metrics import MetricConfig, Metrics
+from progdist.methods.guidance import Fixed, Input
+from progdist.models.model import Model
+from progdist.teachers.open import Teacher, open_teacher
+
+RESAMPLES = 200  # of the Frechet distance
+
+
+@dataclass(frozen=True)
+class Space:
+    """What was found in one feature space."""
+
+    features: str
+    pairs: Pairs
+    frechet: Estimate  # the distance of the student's images to the teacher's
+    bias: float | None  # about how much of that is for want of images; None of fewer than four
+
+
+@dataclass(frozen=True)
+class Faithfulness:
+    """A student beside its teacher."""
+
+    models: tuple[str, str]  # the folders of student and teacher
+    steps: tuple[int, int]  # of both
+    guidance: float | None  # of both; None for none
+    conditions: Sequence[str]  # the prompts, or the names of the classes; empty where there are none
+    of_prompts: bool  # whether these are prompts
+    labels: Tensor  # the number of each image's condition, (N,)
+    rms: Estimate  # of pixels in [-1, 1]
+    spaces: Sequence[Space]
+    clip_scores: tuple[Estimate, Estimate] | None  # of student and teacher
+    apart: Tensor = field(repr=False)  # the RMS difference of each pair in pixels, (N,)
+    images: tuple[Tensor, Tensor] = field(repr=False)  # of both, uint8 (N, C, H, W)
+
+    def worst_first(self) -> list[int]:
+        """The numbers of the images, those that differ most first."""
+        return self.apart.argsort(descending=True, stable=True).tolist()
+
+    def to_json(self) -> dict[str, Any]:
+        """A JSON object, as `progdist compare --json` prints."""
+        student, teacher = self.models
+        clip = [asdict(each) for each in self.clip_scores] if self.clip_scores else None
+        return {
+            "student": student,
+            "teacher": teacher,
+            "steps": list(self.steps),
+            "guidance": self.guidance,
+            "images": len(self.labels),
+            "conditions": len(self.conditions),
+            "rms": asdict(self.rms),
+            "spaces": {each.features: asdict(each) for each in self.spaces},
+            "clip_scores": clip,
+        }
+
+
+def compare_with_teacher(
+    words: Sequence[str],
+    sampling: SamplingOptions,
+    metrics: MetricConfig,
+    *,
+    repeat: int,
+    notify: Notify,
+) -> Faithfulness:
+    """A teacher and its student, named in this order as of `candidates`, by images from the same noise.
+
+    Args:
+        words: TEACHER@STEPS and STUDENT, or STUDENT@STEPS.
+        sampling: its prompts, seed, batch, precision, method, and guidance: the scale of both.
+        metrics: the feature spaces, and whether there is a CLIP score.
+        repeat: images of each prompt or class; `sampling.count` where there are none.
+        notify: called with a line for each model.
+
+    Raises:
+        UserError: not two models, models of different noise, or options that have no effect on them.
+    """
+    listed = candidates(words)
+    if len(listed) != 2:
+        raise UserError(
+            f"without --data a teacher and its student are compared, and {len(listed)} models are named: give "
+            "TEACHER@STEPS STUDENT, or --data"
+        )
+    teacher, student = (open_teacher(str(one.folder)) for one in listed)
+    steps = _steps(listed[1], student.model), _steps(listed[0], teacher.model)
+    if teacher.model.conditioning.takes_prompts and not sampling.prompts:
+        raise UserError("the models make images of prompts: give a text file with one on each line, --prompts FILE")
+    if sampling.prompts and not teacher.model.conditioning.takes_prompts:
+        raise UserError("prompts have no effect on these models, which take none: remove --prompts")
+    if noise_and_classes(teacher.model) != noise_and_classes(student.model):
+        raise UserError(
+            f"{listed[1].folder} and {listed[0].folder} do not sample from the same noise and classes: compare a "
+            "student with its own teacher"
+        )
+    classes = teacher.model.labels
+    conditions = sampling.prompts or tuple(teacher.model.classes[label] for label in classes)
+    count = repeat * len(conditions) if conditions else sampling.count
+    sampling, scale = replace(sampling, count=count), _scale(student.model, sampling.guidance)
+    numbers = torch.arange(count) % max(1, len(conditions))
+    labels = torch.tensor(classes)[numbers] if classes else numbers
+    made: list[Tensor] = []
+    for name, one, opened in zip(("student", "teacher"), listed[::-1], (student, teacher), strict=True):
+        notify(f"{name}: {one.folder}, {count:,} images")
+        made.append(_images(one, opened, labels, scale, sampling))
+    opened_metrics = metrics.open(teacher.model.image, captions=bool(sampling.prompts))
+    spaces = []
+    for space in opened_metrics.spaces:
+        ours, theirs = (space(images) for images in made)
+        distance, seed = Frechet(moments(theirs)), sampling.seed
+        found = resampled_frechet(distance, ours, resamples=RESAMPLES, seed=seed)
+        bias = frechet_bias(distance, ours, seed=seed)
+        spaces.append(Space(space.name, compare_pairs(ours, theirs, numbers, seed=seed), found.estimate, bias))
+    ours, theirs = (images.clamp(-1, 1) for images in made)
+    return Faithfulness(
+        (str(listed[1].folder), str(listed[0].folder)),
+        steps,
+        scale,
+        conditions,
+        bool(sampling.prompts),
+        numbers,
+        compare_pairs(ours.flatten(1), theirs.flatten(1), numbers, seed=sampling.seed).rms,
+        spaces,
+        _clip_scores(opened_metrics, made, [conditions[number] for number in numbers] if conditions else []),
+        (ours - theirs).square().flatten(1).mean(1).sqrt(),
+        ((ours * 127.5 + 127.5).round().byte(), (theirs * 127.5 + 127.5).round().byte()),
+    )
+
+
+def _clip_scores(metrics: Metrics, made: Sequence[Tensor], captions: Sequence[str]) -> tuple[Estimate, Estimate] | None:
+    """Of student and teacher; None where none is asked for."""
+    if metrics.clip is None:
+        return None
+    texts = metrics.clip.embed(captions)
+    ours, theirs = (clip_score(metrics.clip.space(images), texts) for images in made)
+    return ours, theirs
+
+
+def _scale(student: Model, asked: float | None) -> float | None:
+    """The guidance scale of both: the one that is named, or what the student has learned; None for none."""
+    learned = student.guidance
+    if isinstance(learned, Fixed):
+        if asked is not None and asked != learned.scale:
+            raise UserError(f"guidance is {asked:g}, and the student was distilled for {learned.scale:g}: remove it")
+        return learned.scale
+    return student.scale(asked) if isinstance(learned, Input) or student.takes_guidance else asked
+
+
+def _steps(one: Candidate, model: Model) -> int:
+    steps = one.steps or min(model.steps, default=None)
+    if steps is None:
+        raise UserError(f"{one.folder} knows any number of steps: say how many, e.g. {one.folder}@50")
+    return steps
+
+
+def _images(one: Candidate, opened: Teacher, labels: Tensor, scale: float | None, sampling: SamplingOptions) -> Tensor:
+    """Images (N, C, H, W) of a model from the noise of the seed."""
+    model, denoiser = opened.model, None
+    options = replace(sampling, steps=_steps(one, opened.model), guidance=None)
+    takes = model.takes_guidance or isinstance(model.guidance, Input)
+    if scale is not None and not takes and model.guidance is None and not model.steps:
+        denoiser = opened.limited(_guided(model, scale))
+    elif not model.steps:
+        denoiser = opened.limited(model.denoiser)
+    conditions = model.conditions(scale if takes else None, sampling.prompts)
+    noise = sampling_noise(model, sampling.count, sampling.seed)
+    with model.at_work(_device(), sampling.precision):
+        images = sample_in_batches(model, noise, labels, options, conditions=conditions, denoiser=denoiser)
+    check_images_finite(images)
+    return images
+
+
+def _guided(model: Model, scale: float) -> DenoiserProtocol:
+    """The predictions of a model that is not distilled, guided."""
+    conditioning = model.conditioning.for_guidance(negative=None, null_class=None)
+    return conditioning.guided(model.denoiser, scale, _device())
+
+
+def _device() -> torch.device:
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def as_rows(found: Faithfulness) -> Mapping[str, Sequence[tuple[str, Estimate]]]:
+    """What was found, by feature space: the names of the numbers, and these."""
+    rows: dict[str, Sequence[tuple[str, Estimate]]] = {"pixels in [-1, 1]": [("RMS difference", found.rms)]}
+    for space in found.spaces:
+        rows[f"{space.features} features"] = [
+            ("difference / that of other noise", space.pairs.share),
+            ("diversity / the teacher's", space.pairs.diversity),
+            ("Fréchet distance to the teacher", space.frechet),
+        ]
+    if found.clip_scores:
+        rows["CLIP score"] = list(zip(("student", "teacher"), found.clip_scores, strict=True))
+    return rows

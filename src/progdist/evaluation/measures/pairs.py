@@ -1,0 +1,102 @@
+r"""A student beside its teacher: images s_i and t_i from the same noise and of the same condition, i = 1, ..., N.
+
+RMS difference      sqrt(mean |s_i - t_i|^2 / d), of d numbers each
+share               mean |s_i - t_i|^2 over mean |t_i - t_j|^2 for j of other noise and the same condition: 0 for the
+                    teacher's own images, 1 for others that the teacher could have made of the condition
+diversity           D_s / D_t with D = sum_i |f_i - m_c(i)|^2 / sum_c (n_c - 1), m_c the mean of the n_c images of a
+                    condition c: the variance of what noise changes. 1 for the teacher itself, 0 for a student that
+                    makes the same image of all noise
+
+Intervals are of resampled conditions, both models' alike, or of resampled images where there is one condition alone
+(Efron & Tibshirani 1993, An Introduction to the Bootstrap, chapter 6).
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from progdist._utils.errors import UserError
+from progdist.evaluation.measures.estimate import Estimate, centred_interval
+
+RESAMPLES = 500
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """What was found of two models' images in one feature space."""
+
+    rms: Estimate
+    share: Estimate
+    diversity: Estimate
+
+
+def compare_pairs(student: Tensor, teacher: Tensor, labels: Tensor, *, seed: int = 0) -> Pairs:
+    """Of features (N, D) of images from the same noise, whose conditions are numbers (N,); at least two of each.
+
+    Raises:
+        UserError: a condition has a single image.
+    """
+    s, t = student.double(), teacher.double()
+    _, conditions, counts = labels.unique(return_inverse=True, return_counts=True)
+    if int(counts.min()) < 2:
+        raise UserError("diversity is of several images of each prompt or class: make at least two of each")
+    apart = (s - t).square().sum(1)
+    within_s, within_t = (_spread(each, conditions, counts) for each in (s, t))
+    degrees = (counts - 1).double()
+
+    def of_images(values: Tensor, rows: Tensor) -> Tensor:
+        """The mean of values (N,) over conditions of some numbers."""
+        return _sums(values, conditions, len(counts))[rows].sum() / counts[rows].sum()
+
+    def rms(rows: Tensor) -> Tensor:
+        return (of_images(apart, rows) / s.shape[1]).sqrt()
+
+    def share(rows: Tensor) -> Tensor:  # two images of a condition are sqrt(2 D_t) apart
+        return of_images(apart, rows) / (2 * within_t[rows].sum() / degrees[rows].sum())
+
+    def diversity(rows: Tensor) -> Tensor:
+        return within_s[rows].sum() / within_t[rows].sum()
+
+    if len(counts) > 1:
+        return Pairs(*(_estimate(measure, len(counts), seed) for measure in (rms, share, diversity)))
+    one = torch.zeros(1, dtype=torch.int64)
+    found = [float(measure(one)) for measure in (rms, share, diversity)]
+
+    def resampled(rows: Tensor) -> list[float]:
+        s_rows, t_rows = s[rows], t[rows]
+        spread_s, spread_t = ((each - each.mean(0)).square().sum() for each in (s_rows, t_rows))
+        mean = apart[rows].mean()
+        pair = 2 * spread_t / (len(rows) - 1)
+        return [float((mean / s.shape[1]).sqrt()), float(mean / pair), float(spread_s / spread_t)]
+
+    draws = torch.tensor([resampled(rows) for rows in _draws(len(s), seed)], dtype=torch.float64)
+    return Pairs(*(_around(value, draw) for value, draw in zip(found, draws.T, strict=True)))
+
+
+def _sums(values: Tensor, conditions: Tensor, count: int) -> Tensor:
+    """The sums (C,) of values (N,) by condition."""
+    return torch.zeros(count, dtype=values.dtype).index_add(0, conditions, values)
+
+
+def _spread(features: Tensor, conditions: Tensor, counts: Tensor) -> Tensor:
+    """sum |f - m_c|^2 of every condition, (C,)."""
+    sums = torch.zeros(len(counts), features.shape[1], dtype=features.dtype).index_add(0, conditions, features)
+    means = sums / counts.unsqueeze(1)
+    return _sums((features - means[conditions]).square().sum(1), conditions, len(counts))
+
+
+def _draws(count: int, seed: int) -> list[Tensor]:
+    draw = torch.Generator().manual_seed(seed)
+    return [torch.randint(count, (count,), generator=draw) for _ in range(RESAMPLES)]
+
+
+def _estimate(measure: Callable[[Tensor], Tensor], count: int, seed: int) -> Estimate:
+    draws = torch.stack([measure(rows) for rows in _draws(count, seed)])
+    return _around(float(measure(torch.arange(count))), draws)
+
+
+def _around(value: float, draws: Tensor) -> Estimate:
+    low, high = centred_interval(value, draws)
+    return Estimate(value, max(0.0, low), high)
