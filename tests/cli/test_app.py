@@ -72,3 +72,18 @@ def test_the_commands_know_the_methods_without_torch() -> None:
     assert get_args(Distillation) == tuple(METHODS)
     code = "import sys, progdist.cli.app; assert 'torch' not in sys.modules and 'diffusers' not in sys.modules"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("words", "code"),
+    [("recipes", 0), ("recipes digits", 0), ("run digitz", 2), ("distill my-model", 2), ("run --help", 0)],
+)
+def test_lists_help_and_mistyped_names_need_no_torch(words: str, code: int) -> None:
+    """They are there in a third of a second of a processor; to import torch takes two."""
+    script = (
+        "import sys\nfrom progdist.cli.app import start\n"
+        f"try: start({words.split()})\nexcept SystemExit as end: assert (end.code or 0) == {code}, end.code\n"
+        "assert 'torch' not in sys.modules"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr

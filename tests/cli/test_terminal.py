@@ -57,7 +57,7 @@ from progdist.cli import app, terminal
 import progdist.recipes.files
 progdist.recipes.files.shipped = lambda: {"digits": "", "Fr\\u00e9chet": ""}
 progdist.recipes.files.read_recipe = lambda name: type("R", (), {"about": "\\u0416 " + "long " * 30})
-terminal._prepare_torch = lambda: None
+terminal.prepare_torch = lambda: None
 app.start(["recipes"])
 """
 

@@ -10,7 +10,8 @@ import pytest
 import typer
 
 from progdist.cli.app import app
-from progdist.recipes.files import read_recipe, shipped
+from progdist.recipes.files import read_recipe
+from progdist.recipes.shipped import shipped
 from support.paths import ROOT
 
 ROWS = [

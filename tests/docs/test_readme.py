@@ -18,7 +18,7 @@ import torch
 from PIL import Image
 
 from progdist.models.unet import unet
-from progdist.recipes.files import shipped
+from progdist.recipes.shipped import shipped
 from support.commands import TINY, call, call_in
 from support.paths import REFERENCE, ROOT
 

@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 
 from progdist import UserError
-from progdist.recipes.files import read_recipe, shipped, write_recipe
+from progdist.recipes.files import read_recipe, write_recipe
 from progdist.recipes.recipe import Recipe
+from progdist.recipes.shipped import shipped
 
 
 def test_chains_are_data(tiny: Callable[..., Recipe]) -> None:

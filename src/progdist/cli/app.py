@@ -4,6 +4,7 @@ import io
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -11,15 +12,17 @@ import typer
 
 from progdist import __version__
 from progdist._utils.errors import UserError
-from progdist._utils.files import local_path
 from progdist.cli import evaluation, models, options
-from progdist.cli.terminal import RANK, Commands, console, print_table, user_errors
+from progdist.cli.terminal import RANK, Commands, console, prepare_torch, print_table, user_errors
+from progdist.recipes.shipped import recipe_text, shipped
 from progdist.training.config import DEFAULTS
 
 if TYPE_CHECKING:
     from progdist.evaluation.record import EvaluationRecord
     from progdist.recipes.recipe import Recipe
     from progdist.teachers.open import Teacher
+
+instant = partial(user_errors, prepare=False)
 
 app = typer.Typer(
     name="progdist",
@@ -48,7 +51,7 @@ def main(
 
 
 @app.command()
-@user_errors
+@instant
 def run(
     recipe: Annotated[str, typer.Argument(help="A YAML file, or the name of a recipe that ships.")],
     set_: Annotated[list[str] | None, typer.Option("--set", help="key=value, e.g. evaluate.samples=500.")] = None,
@@ -59,6 +62,8 @@ def run(
     device_memory: options.DeviceMemory = None,
 ) -> None:
     """Train, distil, evaluate and report. Run the same command to resume."""
+    recipe_text(recipe)  # a name that is mistyped is told at once
+    prepare_torch()
     from progdist.recipes.files import read_recipe
 
     way, resolved = Way(fresh, shard, dry_run, device_memory), read_recipe(recipe, set_ or [])
@@ -66,7 +71,7 @@ def run(
 
 
 @app.command()
-@user_errors
+@instant
 def distill(
     model: Annotated[
         str | None, typer.Argument(help="A diffusers pipeline folder, a progdist folder, or hub:OWNER/NAME.")
@@ -99,6 +104,11 @@ def distill(
     device_memory: options.DeviceMemory = None,
 ) -> None:
     """Distil a trained model of your own. Run the same command to resume."""
+    if data is None and prompts is None:
+        raise UserError(
+            "expected data: --data SOURCE, or samples of the teacher, --data teacher:COUNT or --prompts FILE"
+        )
+    prepare_torch()
     from progdist.data.tables import Columns
     from progdist.recipes.files import call_arguments, override
     from progdist.recipes.from_teacher import Request, default_output, recipe_for_teacher
@@ -106,10 +116,6 @@ def distill(
     from progdist.teachers.open import open_teacher
     from progdist.teachers.own import last_stage
 
-    if data is None and prompts is None:
-        raise UserError(
-            "expected data: --data SOURCE, or samples of the teacher, --data teacher:COUNT or --prompts FILE"
-        )
     if initial is not None:
         if idle := [option for option, value in {"--start": start, "--steps": steps}.items() if value]:
             raise UserError(f"{idle[0]} has no effect with --from, whose student says its stage: remove it")
@@ -199,21 +205,26 @@ def report(folder: Annotated[Path, typer.Argument(help="The folder of a run.")])
 
 
 @app.command()
-@user_errors
+@instant
 def recipes(name: Annotated[str | None, typer.Argument(help="Recipe to print.")] = None) -> None:
     """List the recipes that ship, or print one."""
     from rich.table import Table
     from rich.text import Text
 
-    from progdist.recipes.files import read_recipe, shipped
+    from progdist.recipes.text import read_yaml
 
     if name is not None:
-        read_recipe(name)
-        typer.echo(shipped().get(name) or local_path(name).read_text(), nl=False)
+        text = recipe_text(name)
+        if name not in shipped():
+            prepare_torch()
+            from progdist.recipes.files import read_recipe
+
+            read_recipe(name)
+        typer.echo(text, nl=False)
         return
     listed = Table.grid(padding=(0, 2))
-    for shipped_name in shipped():
-        listed.add_row(Text(shipped_name, style="bold"), read_recipe(shipped_name).about)
+    for shipped_name, text in shipped().items():
+        listed.add_row(Text(shipped_name, style="bold"), read_yaml(text)["about"])
     print_table(listed)
 
 

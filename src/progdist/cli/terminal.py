@@ -58,10 +58,11 @@ def _expanded(option: Any) -> Any:  # noqa: ANN401
     return local_path(option) if isinstance(option, Path) else option
 
 
-def user_errors(command: Callable[P, None]) -> Callable[P, None]:
+def user_errors(command: Callable[P, None], *, prepare: bool = True) -> Callable[P, None]:
     """Print errors of the user and of the disk as one line and exit with code 2; after a signal, with 128 + number.
 
-    Where nobody reads the output any more, the command ends without a word.
+    Where nobody reads the output any more, the command ends without a word. One that can often answer without torch
+    calls `prepare_torch` itself, `prepare` false.
     """
 
     @wraps(command)
@@ -71,7 +72,8 @@ def user_errors(command: Callable[P, None]) -> Callable[P, None]:
                 _check_environment()
                 _check_numbers(kwargs)
                 kwargs.update({name: _expanded(option) for name, option in kwargs.items()})
-                _prepare_torch()
+                if prepare:
+                    prepare_torch()
                 command(*args, **kwargs)
         except Interrupted as stop:
             if RANK == 0:
@@ -104,8 +106,9 @@ def drop_output() -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-def _prepare_torch() -> None:
-    import torch  # here, so that --help need not wait for it
+def prepare_torch() -> None:
+    """Import torch, which takes seconds, with the settings of every command."""
+    import torch
 
     torch.set_flush_denormal(True)
     logging.getLogger("PIL").setLevel(logging.CRITICAL)  # an image that cannot be read is named here

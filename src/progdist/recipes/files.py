@@ -7,16 +7,14 @@ import difflib
 import reprlib
 from collections.abc import Iterable, Mapping
 from dataclasses import fields, is_dataclass
-from importlib.resources import files
-from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
 import yaml
 from pydantic import BaseModel, ValidationError
 
 from progdist._utils.errors import UserError
-from progdist._utils.files import local_path
 from progdist.recipes.recipe import Recipe, leaves
+from progdist.recipes.shipped import recipe_text
 from progdist.recipes.text import read_yaml, write_yaml
 from progdist.recipes.training import HALVING, StageTraining
 from progdist.training.config import EXACT
@@ -25,31 +23,13 @@ _SHORT = reprlib.Repr()
 _SHORT.maxlevel, _SHORT.maxstring, _SHORT.maxother = 2, 100, 100  # shows what was got in few words, whatever it is
 
 
-def shipped() -> dict[str, str]:
-    """The recipes that come with progdist: name -> YAML text."""
-    folder = files("progdist") / "recipes" / "presets"
-    texts = {entry.name.removesuffix(".yaml"): entry.read_text() for entry in folder.iterdir()}
-    return dict(sorted(texts.items()))
-
-
 def read_recipe(name_or_path: str, overrides: Iterable[str] = ()) -> Recipe:
     """A recipe from a file, or the name of one that ships, with `key.key=value` overrides.
 
     Raises:
         UserError: it cannot be found or read, or has a key or value that no recipe has.
     """
-    path = local_path(name_or_path)
-    presets = shipped()
-    if name_or_path in presets:
-        text = presets[name_or_path]
-    elif path.is_file():
-        text = _text(path)
-    else:
-        near = difflib.get_close_matches(name_or_path, presets, 1)
-        hint = f"did you mean {near[0]}? " if near else ""
-        raise UserError(
-            f"recipe {name_or_path!r} is neither a file nor one that ships: {hint}use {', '.join(presets)} or a path"
-        )
+    text = recipe_text(name_or_path)
     try:
         content = read_yaml(text)
     except (yaml.YAMLError, RecursionError, ValueError) as error:
@@ -113,13 +93,6 @@ def _check_effect(recipe: Recipe, setting: str) -> None:
             f"--set distill.{option} has no effect: distill.stages sets it for every student; set "
             f"distill.stages.{steps}.{option}, and so on"
         )
-
-
-def _text(path: Path) -> str:
-    try:
-        return path.read_text()
-    except UnicodeDecodeError as error:
-        raise UserError(f"recipe {path} is not text: give a YAML file") from error
 
 
 def write_recipe(recipe: Recipe) -> str:
