@@ -49,10 +49,20 @@ def bytes_at_work(network: nn.Module, bf16: bool) -> int:
 def empty_copy(network: Network, device: torch.device) -> Network:
     """A network with tensors of the same shapes and precisions on a device, filled with anything; on meta, nothing."""
     empty = partial(torch.empty, device=device)
-    tensors: dict[int, Tensor] = {id(each): empty(each.shape, dtype=each.dtype) for each in network.buffers()}
+    others = (*network.buffers(), *_unregistered(network))
+    tensors: dict[int, Tensor] = {id(each): empty(each.shape, dtype=each.dtype) for each in others}
     for each in network.parameters():
         tensors[id(each)] = nn.Parameter(empty(each.shape, dtype=each.dtype), each.requires_grad)
     return copy.deepcopy(network, tensors)
+
+
+def _unregistered(network: nn.Module) -> Iterator[Tensor]:
+    """Tensors that modules keep as plain attributes, e.g. tables of rotary embeddings."""
+    for module in network.modules():
+        for value in vars(module).values():
+            yield from (
+                each for each in (value if isinstance(value, list | tuple) else [value]) if isinstance(each, Tensor)
+            )
 
 
 def _rounded(network: nn.Module) -> set[int]:
