@@ -141,8 +141,9 @@ def leaves(part: Any, prefix: str = "") -> list[str]:  # noqa: ANN401
 
 def test_the_table_is_complete() -> None:
     """Except for stage 0, lora, `initial`, a given teacher and its samples, which have their own tests."""
-    of_a_teacher = ("teacher.model", "teacher.offset", "teacher.trust", "teacher.call", "data.prompts", "data.steps")
-    elsewhere = (*of_a_teacher, "conversion.", "lora", "distill.initial")
+    keys = ("model", "offset", "trust", "call", "loras", "config")
+    of_a_teacher = tuple(f"teacher.{key}" for key in keys)
+    elsewhere = (*of_a_teacher, "data.prompts", "data.steps", "conversion.", "lora", "distill.initial")
     taken = {
         name
         for name in leaves(Recipe)

@@ -73,9 +73,9 @@ def run(
 @app.command()
 @instant
 def distill(
-    model: Annotated[
-        str | None, typer.Argument(help="A diffusers pipeline folder, a progdist folder, or hub:OWNER/NAME.")
-    ] = None,
+    model: Annotated[str | None, typer.Argument(help=options.MODEL)] = None,
+    with_lora: options.WithLora = None,
+    config: options.Config = None,
     data: Annotated[str | None, typer.Option(help=options.DATA)] = None,
     prompts: options.PromptsFile = None,
     call: options.Call = None,
@@ -113,8 +113,10 @@ def distill(
     from progdist.recipes.files import call_arguments, override
     from progdist.recipes.from_teacher import Request, default_output, recipe_for_teacher
     from progdist.recipes.recipe import student_name
+    from progdist.runs.prepared_teacher import prepared_teacher
     from progdist.teachers.open import open_teacher
     from progdist.teachers.own import last_stage
+    from progdist.teachers.prepared import Source
 
     if initial is not None:
         if idle := [option for option, value in {"--start": start, "--steps": steps}.items() if value]:
@@ -125,20 +127,24 @@ def distill(
         raise UserError("expected a teacher, or a student to start from: --from FOLDER")
     steps = steps or 4
     arguments = call_arguments(call or [])
-    way, teacher = Way(fresh, shard, dry_run, device_memory), open_teacher(model, call=arguments)
+    way, folder = Way(fresh, shard, dry_run, device_memory), out or default_output(str(initial or model), steps)
+    source = Source(model, tuple(with_lora or ()), config)
+    place = prepared_teacher(source, folder, fresh=fresh, dry=dry_run, note=console.print)
+    teacher = open_teacher(place, call=arguments)
     for line in teacher.summary:
         console.print(line)
-    folder = out or default_output(str(initial or model), steps)
     request = Request(
         model, data or "teacher", folder.name, steps, prompts=prompts, call=arguments,
         columns=Columns(image_column, caption_column),
         start=start or 256, updates=updates, conversion_updates=conversion_updates, batch=batch,
         guidance=_guidance(guidance), negative=negative, lora=lora, background=background, method=method,
-        initial=str(initial) if initial else None,
+        loras=tuple(source.loras), config=config, initial=str(initial) if initial else None,
     )  # fmt: skip
     recipe = override(recipe_for_teacher(teacher, request), set_ or [])
     console.print(f"chain: {' -> '.join(map(str, recipe.distill.counts()))}")
-    kept = (recipe.teacher.model, recipe.teacher.offset, recipe.teacher.call) == (model, None, arguments)
+    how = recipe.teacher
+    asked = (how.model, how.offset, how.call, how.loras, how.config)
+    kept = asked == (model, None, arguments, source.loras, config)
     if way.carry_out(recipe, folder, teacher if kept else None):
         console.print(f"The student: {folder / student_name(recipe.distill.counts()[-1])}")
 

@@ -1,8 +1,10 @@
 """Check a teacher before it is distilled: what is inferred, and what would go wrong, with the remedy."""
 
 import math
-from collections.abc import Iterator, Mapping
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,8 +22,10 @@ from progdist.models.prompts import Prompts
 from progdist.recipes.from_teacher import chain_for, frame
 from progdist.runs.estimate.cost import Rates, measure
 from progdist.runs.estimate.memory import activation_bytes, training_memory
+from progdist.runs.prepared_teacher import prepared_teacher
 from progdist.teachers.check import TeacherCheck, check_data, check_on_images
 from progdist.teachers.open import Teacher, open_teacher
+from progdist.teachers.prepared import Source
 from progdist.training.config import TrainConfig
 
 TRIAL = TrainConfig(updates=1, batch=64, learning_rate=1e-4)
@@ -33,6 +37,8 @@ class Opening:
 
     offset: float | None = None  # of its timesteps, in place of the folder's
     call: Mapping[str, Any] | None = None  # arguments of a pipeline that is watched
+    loras: Sequence[str] = ()  # LoRA files, FILE[:weight], fused into it
+    config: str | None = None  # of a checkpoint of one file: the folder of its configs
 
 
 def examine(
@@ -49,7 +55,14 @@ def examine(
     the noise and the choice of images, and transparent ones are composed on the background. A UserError where the
     folder cannot be read as a teacher.
     """
-    teacher = open_teacher(source_model, how.offset, call=how.call)
+    with tempfile.TemporaryDirectory() as folder:
+        place = prepared_teacher(Source(source_model, how.loras, how.config), Path(folder))
+        yield from _examine(open_teacher(place, how.offset, call=how.call), source, columns, seed, background)
+
+
+def _examine(
+    teacher: Teacher, source: str | None, columns: Columns, seed: int, background: str | None
+) -> Iterator[str]:
     yield from teacher.summary
     yield from _about_the_form(teacher)
     yield from _about_guidance(teacher)

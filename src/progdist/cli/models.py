@@ -13,10 +13,12 @@ from progdist.cli.terminal import console, write_message
 
 
 def doctor(
-    model: Annotated[str, typer.Argument(help="A diffusers pipeline folder, a progdist folder, or hub:OWNER/NAME.")],
+    model: Annotated[str, typer.Argument(help=options.MODEL)],
     data: Annotated[str | None, typer.Option(help="Images to test it on, e.g. folder:PATH.")] = None,
     offset: Annotated[float | None, typer.Option(help="Timestep offset (default: the folder's).")] = None,
     call: options.Call = None,
+    with_lora: options.WithLora = None,
+    config: options.Config = None,
     image_column: options.ImageColumn = None,
     caption_column: options.CaptionColumn = None,
     background: options.Background = None,
@@ -32,7 +34,7 @@ def doctor(
     if data is None and (idle := [option for option, value in given.items() if value is not None]):
         raise UserError(f"{idle[0]} requires --data")
     amiss = False
-    how = Opening(offset, call_arguments(call or []))
+    how = Opening(offset, call_arguments(call or []), tuple(with_lora or ()), config)
     for line in examine(model, data, Columns(image_column, caption_column), how, seed or 0, background):
         amiss |= line.startswith("!")
         console.print(line, style="bold red" if line.startswith("!") else None)

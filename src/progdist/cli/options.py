@@ -33,6 +33,15 @@ Guidance = Annotated[
 Lora = Annotated[
     int | None, typer.Option(help="Rank of a LoRA file for the pipeline of a text-to-image teacher, e.g. 64.", min=1)
 ]
+WithLora = Annotated[
+    list[str] | None,
+    typer.Option("--with-lora", help="LoRA file to fuse into the teacher, FILE.safetensors[:weight]; several times."),
+]
+Config = Annotated[
+    str | None,
+    typer.Option(help="Diffusers folder with the configs and tokenizers of a teacher that is one .safetensors file."),
+]
+MODEL = "A diffusers pipeline folder, a progdist folder, hub:OWNER/NAME, or a .safetensors checkpoint (--config)."
 Updates = Annotated[int, typer.Option(help="Training steps of each stage; twice in the last two.", min=1)]
 ConversionUpdates = Annotated[
     int | None, typer.Option(help="Training steps of stage 0 (default: four times --updates).", min=1)

@@ -64,12 +64,13 @@ class Model:
         None  # of a latent model; None where the network sees images
     )
     lora: LoraWeights | None = None  # what makes it of a stock pipeline, as LoRA adapters; None where it is none
+    fused: Sequence[str] = ()  # LoRA files that were fused into its first teacher, FILE:weight
     method: str = "progressive"  # what it learned as a student, by its name in METHODS; another of your own
 
     @property
     def history(self) -> dict[str, Any]:
         """What is known of its making."""
-        return {name: getattr(self, name) for name in ("steps", "lineage", "data", "training", "method")}
+        return {name: getattr(self, name) for name in ("steps", "lineage", "data", "training", "method", "fused")}
 
     @property
     def classes(self) -> tuple[str, ...]:

@@ -133,6 +133,16 @@ def load_component(
     return network
 
 
+def check_described(component_class: type[nn.Module], part_folder: Path, file: Path, describe: Describe) -> None:
+    """Refuse a config that describes more than a file can hold; a class's own errors are raised as they are."""
+    if not (part_folder / "config.json").is_file():
+        raise UserError(f"{part_folder} lacks config.json, which says what a {component_class.__name__} is: restore it")
+    config = read_json(part_folder / "config.json")
+    _check_config_limits(config, part_folder)
+    with quiet():
+        _check_weight_size(describe, config, WeightFiles(part_folder, (file,)))
+
+
 def read_autoencoder(folder: Path) -> Autoencoder | None:
     """The autoencoder of a latent model's folder, None where there is none; a UserError if it is damaged or unknown."""
     for part in ("vae", "vqvae"):

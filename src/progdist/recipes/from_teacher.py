@@ -57,7 +57,7 @@ def divisor_chain(num_train_timesteps: int, target: int, start: int) -> list[int
 class Request:
     """What `progdist distill` was asked for."""
 
-    model: str  # the teacher's folder or hub name
+    model: str  # the teacher's folder, hub name or file
     data: str  # the source of images
     name: str  # of the run
     steps: int  # the last student's
@@ -73,6 +73,8 @@ class Request:
     lora: int | None = None  # the rank of a LoRA file for the teacher's own pipeline; None for none
     method: str = "progressive"  # what students learn
     call: Mapping[str, Any] = field(default_factory=dict)  # arguments of the teacher's pipeline, which is then watched
+    loras: tuple[str, ...] = ()  # LoRA files, FILE[:weight], fused into the teacher
+    config: str | None = None  # of a teacher in one file: the folder of its configs
     initial: str | None = None  # the folder of a finished student to start from, in one stage; None for the teacher
 
 
@@ -88,7 +90,7 @@ def recipe_for_teacher(teacher: Teacher, request: Request) -> Recipe:
         "name": re.sub(r"[^A-Za-z0-9._-]+", "-", request.name).strip("-._") or "run",
         "about": f"{request.model} distilled to {counted(request.steps, 'step')}",
         "data": _data(teacher, request),
-        "teacher": {"model": request.model, "call": dict(request.call)},
+        "teacher": {"model": request.model, "call": dict(request.call), **_prepared(request)},
         "conversion": conversion,
         "distill": {
             "chain": chain,
@@ -105,6 +107,11 @@ def recipe_for_teacher(teacher: Teacher, request: Request) -> Recipe:
     if request.conversion_updates is not None and not recipe.plan().converts(teacher.model):
         raise UserError("--conversion-updates applies only to a teacher that stage 0 converts, and this needs none")
     return recipe
+
+
+def _prepared(request: Request) -> dict[str, Any]:
+    """The keys of a teacher that is prepared first."""
+    return {"loras": request.loras, "config": request.config}
 
 
 def chain_for(teacher: Teacher, target: int, start: int) -> list[int]:
@@ -152,4 +159,5 @@ def frame(teacher: Teacher, source: str, columns: Columns, background: str | Non
 
 def default_output(source: str, steps: int) -> Path:
     """Where the run of a teacher goes if nothing is said."""
-    return Path("runs") / f"{Path(source).name}-{steps}"
+    path = Path(source)
+    return Path("runs") / f"{path.stem if path.suffix == '.safetensors' else path.name}-{steps}"

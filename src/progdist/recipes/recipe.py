@@ -24,7 +24,7 @@ Measured = Literal["teacher", "student", "teacher_dpmpp"]
 """What is sampled: the teacher by DDIM, the student distilled for the step count, the teacher by DPM-Solver++."""
 
 SOLVER_STEPS = 3  # the fewest steps at which DPM-Solver++ is not DDIM, whose first and last step it shares
-OF_AN_OPENED_TEACHER = {"model", "offset", "trust", "call"}  # the keys of `teacher` beside `model`
+OF_AN_OPENED_TEACHER = {"model", "offset", "trust", "call", "loras", "config"}  # the keys of `teacher` beside `model`
 
 
 class Recipe(Part):
@@ -71,6 +71,8 @@ class Recipe(Part):
             raise ValueError(f"data.source {self.data.source} requires teacher.model, whose samples they are")
         if self.teacher.offset is not None or self.teacher.trust or self.teacher.call:
             raise ValueError("teacher.offset, teacher.trust and teacher.call require teacher.model")
+        if self.teacher.loras or self.teacher.config is not None:
+            raise ValueError("teacher.loras and teacher.config require teacher.model, which they belong to")
         if self.distill.initial is not None:
             raise ValueError("distill.initial requires teacher.model, of which it is a student")
         if self.teacher.lora_rank:
@@ -116,6 +118,11 @@ class Recipe(Part):
     def trains_teacher(self) -> bool:
         """Whether the teacher is trained; otherwise `teacher.model` is one."""
         return self.teacher.model is None
+
+    @property
+    def prepares_teacher(self) -> bool:
+        """Whether a folder is made of the teacher before it is opened (see `progdist.teachers.prepared`)."""
+        return bool(self.teacher.loras) or self.teacher.config is not None
 
     def plan(self) -> "Plan":
         """What is distilled, and how."""

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 from pydantic import BeforeValidator, ConfigDict, Field, PlainSerializer, PositiveInt, create_model
 from pydantic.dataclasses import dataclass
 
+from progdist._utils.lora_files import lora_file
 from progdist.diffusion.loss import WEIGHTINGS
 from progdist.methods import METHODS
 from progdist.methods.chain import Stage, halvings, stages
@@ -30,7 +31,9 @@ class Training(TrainConfig):
     `weighting` is that of the loss. Of such a teacher `offset` replaces that of the timestep (see
     `progdist.diffusion.denoiser`), and `trust` takes it though its output contradicts its folder (see
     `progdist.teachers.check`). `call` are arguments of a pipeline that is watched, as its height, width or number of
-    frames (see `progdist.teachers.pipeline`).
+    frames (see `progdist.teachers.pipeline`). `loras` are LoRA files, FILE[:weight], that are fused into a stock
+    pipeline before it is opened, and `config` is the folder of a checkpoint of one file (see
+    `progdist.teachers.prepared`).
     """
 
     weighting: Annotated[str, one_of(WEIGHTINGS)] = "truncated_snr"
@@ -38,6 +41,14 @@ class Training(TrainConfig):
     offset: float | None = None
     trust: bool = False
     call: dict[str, Any] = field(default_factory=dict)
+    loras: tuple[str, ...] = ()
+    config: str | None = None
+
+    def __post_init__(self) -> None:
+        """Raises: UserError: as TrainConfig, and as `progdist._utils.lora_files.lora_file`."""
+        super().__post_init__()
+        for each in self.loras:
+            lora_file(each)
 
 
 @dataclass(frozen=True, config=STRICT)

@@ -43,6 +43,8 @@ class RunContext:
     def plan(self) -> Plan:
         """What is distilled, and how."""
         plan, initial = self.recipe.plan(), self.recipe.distill.initial
+        if plan.lora is not None and self.recipe.prepares_teacher:
+            plan = replace(plan, lora=str(self.folder.base()))  # the adapters are for the teacher as it was prepared
         return plan if initial is None else replace(plan, initial=load(Path(initial)).denoiser)
 
     @cached_property

@@ -1,6 +1,7 @@
 """A run on disk.
 
 recipe.yaml             the resolved recipe
+base/                   the teacher, if it was prepared: of a checkpoint of one file, or with LoRA files fused into it
 data.json               which data the run was begun with, by digests of their images and labels
 teacher/                a model folder; in its place converted/ where stage 0 made one of your own teacher
 student-0128/ ...       a model folder for every stage
@@ -33,6 +34,7 @@ from progdist.evaluation.record import EvaluationRecord
 from progdist.training.checkpoint import Checkpoints
 
 Record = dict[str, Any]
+BASE = "base"
 
 
 @dataclass(frozen=True)
@@ -46,20 +48,31 @@ class RunFolder:
         """Whether a run was begun here: beside its recipe there is its lock file, or data.json."""
         return self.recipe().is_file() and ((self.root / LOCK_FILE).is_file() or self.data().is_file())
 
+    def base(self) -> Path:
+        """Where the teacher is that was prepared for the run, if it was."""
+        return self.root / BASE
+
     def check_movable(self) -> None:
         """Refuse to start over in what is no run, e.g. somebody's home or data; nothing is moved."""
         if not self.holds_run():
             self._check_empty()
 
-    def move_aside(self) -> Path | None:
-        """Rename the folder, if it holds a run, so that a new one starts in its place; its new name, or None."""
+    def move_aside(self, *, but_base: bool = False) -> Path | None:
+        """Rename the folder, if it holds a run, so that a new one starts in its place; its new name, or None.
+
+        With `but_base` the prepared teacher stays, which is the new run's.
+        """
         self.check_movable()
         if not self.holds_run():
             return None
         names = (self.root.with_name(f"{self.root.name}.old-{number}") for number in itertools.count(1))
         free = next(name for name in names if not name.exists())
         with self.locked():
-            return self.root.rename(free)
+            self.root.rename(free)
+            if but_base and (free / BASE).is_dir():
+                self.root.mkdir()
+                (free / BASE).rename(self.base())
+            return free
 
     @contextmanager
     def locked(self, note: Callable[[str], None] = lambda text: None) -> Iterator[None]:
@@ -101,7 +114,7 @@ class RunFolder:
             self._check_empty()
 
     def _check_empty(self) -> None:
-        if self.root.exists() and (not self.root.is_dir() or any(p.name != LOCK_FILE for p in self.root.iterdir())):
+        if self.root.exists() and (not self.root.is_dir() or any(map(_is_foreign, self.root.iterdir()))):
             raise UserError(f"{self.root} exists and is not a run: choose another --out")
 
     def recipe(self) -> Path:
@@ -193,6 +206,12 @@ class RunFolder:
 
     def _records(self, name: str) -> Path:
         return self.root / f"{name}.jsonl"
+
+
+def _is_foreign(path: Path) -> bool:
+    """Whether something is no part of a run that has not begun: its lock, or the teacher that was prepared for it."""
+    ours = path.name == BASE and (path / "prepared.json").is_file()
+    return not (ours or path.name == LOCK_FILE or path.name.startswith(f".{BASE}."))
 
 
 def _line(record: Record) -> str:

@@ -36,11 +36,13 @@ from progdist.runs.folder import RunFolder
 from progdist.runs.hooks import RunHooks
 from progdist.runs.pages.live import live
 from progdist.runs.pages.report import write_report
+from progdist.runs.prepared_teacher import prepared_teacher
 from progdist.runs.teacher_samples import open_samples
 from progdist.runs.tracking import tracked
 from progdist.runs.training_images import write_training_images
 from progdist.teachers.check import check_data, check_on_images
 from progdist.teachers.open import Teacher, open_teacher
+from progdist.teachers.prepared import Source
 from progdist.training.batches import Examples
 from progdist.training.callbacks import Callback
 from progdist.training.distributed import Distributed
@@ -67,7 +69,9 @@ class Run:
     def _moved_aside(self) -> "Run":
         """The same, in the place of the run that was there."""
         context = self.context
-        if aside := context.distributed.on_main_process(context.folder.move_aside):
+        if aside := context.distributed.on_main_process(
+            partial(context.folder.move_aside, but_base=context.recipe.prepares_teacher)
+        ):
             context.callback.note(f"the older run is now {aside}")
         return Run(replace(context, fresh=False))
 
@@ -292,14 +296,14 @@ def open_run(
     """
     distributed, model, samples = Distributed(shards=shards), recipe.teacher.model, None
     if model and is_teacher(recipe.data.source):
-        teacher = teacher or open_teacher(model, recipe.teacher.offset, recipe.teacher.call)
+        teacher = teacher or _opened(recipe, out, callback, fresh=fresh, dry=dry)
         samples = open_samples(recipe, teacher, out, distributed.device)
         images, recipe = samples.images(), samples.recipe
         teacher = replace(teacher, model=samples.model)
     else:
         images = checks.stated_images(recipe, callback.note) if dry else checks.open_images(recipe.data, recipe.seed)
         if model:
-            teacher = teacher or open_teacher(model, recipe.teacher.offset, recipe.teacher.call)
+            teacher = teacher or _opened(recipe, out, callback, fresh=fresh, dry=dry)
             checks.check_encodes(teacher.model)
         images = teacher.model.conditioning.fitted(images, callback.note) if teacher else images
     teacher = teacher.for_data(images) if teacher else None
@@ -310,3 +314,11 @@ def open_run(
         callback.note(remark)
     tracking = tracked(resolved, folder, callback)
     return Run(RunContext(resolved, images, teacher, folder, tracking, distributed, samples, fresh=fresh))
+
+
+def _opened(recipe: Recipe, out: Path, callback: Callback, *, fresh: bool, dry: bool) -> Teacher:
+    """The recipe's own teacher, prepared first where it must be."""
+    how = recipe.teacher
+    source = Source(str(how.model), how.loras, how.config)
+    place = prepared_teacher(source, out, fresh=fresh, dry=dry, note=callback.note)
+    return open_teacher(place, how.offset, how.call)

@@ -129,6 +129,7 @@ def card(model: Model, stock: str | None, records: "Sequence[EvaluationRecord]",
         f"# A diffusion model that samples in {_listed(counts)}\n" if counts else "# A diffusion model\n",
         f"{_what_it_makes(model)}; trained on {model.data}.",
         _lineage(model),
+        _fused(model),
         _prompt_guidance(prompts) if isinstance(prompts, Prompts) else "",
         _class_guidance(model, guidance, stock) if guided else "",
         f"\n```python\n{code}```\n",
@@ -218,6 +219,13 @@ def _lineage(model: Model) -> str:
     )
     made = f"[{method.title}](https://arxiv.org/abs/{method.arxiv})" if method else "distillation"
     return f"Made by {made}, {chain} steps. It is good at {_listed(counts)} of DDIM{also} and poor at any other count."
+
+
+def _fused(model: Model) -> str:
+    """The LoRA files that were fused into the teacher, with their weights."""
+    files = [each.rpartition(":") for each in model.fused]
+    named = ", ".join(f"`{name.replace('`', '')}` with weight {weight}" for name, _, weight in files)
+    return f"LoRA files were fused into its teacher first: {' '.join(named.split())}." if files else ""
 
 
 def _scale(guidance: Guidance | None) -> float:

@@ -246,6 +246,8 @@ def _description(model: Model) -> dict[str, Any]:
     if model.lineage:
         description["method"] = model.method if model.method in METHODS else ""  # of your own: its name says nothing
     description |= model.conditioning.to_json(model.denoiser.network)
+    if model.fused:
+        description["fused"] = list(model.fused)
     if model.lora:
         description["lora"] = {"base": model.lora.base, "rank": model.lora.rank}
     return description

@@ -46,6 +46,7 @@ from progdist.teachers.pipeline import STEPS, study, takes_prompts
 from progdist.teachers.schedulers import Formulation, read_formulation
 
 INDEXES = ("model_index.json", "progdist.json", "call.safetensors")
+RECORD = "prepared.json"  # in the folder of a teacher that was prepared (see `progdist.teachers.prepared`)
 KINDS = ("*.json", "*.safetensors", "*.txt", "*.model")
 """What is fetched of a model on the hub, and of each part that its index names: no pickles."""
 
@@ -75,7 +76,7 @@ def open_teacher(source: str, offset: float | None = None, call: Mapping[str, An
     Raises:
         UserError: it is missing, damaged, or of a kind that cannot be distilled here.
     """
-    folder = _resolve_folder(source)
+    folder = resolve_folder(source)
     if (folder / "progdist.json").is_file():
         if call:
             raise UserError("--call applies only to a stock pipeline: that of a progdist model is known")
@@ -89,8 +90,22 @@ def open_teacher(source: str, offset: float | None = None, call: Mapping[str, An
     if call or is_watched(folder):
         if offset is not None:
             raise UserError(f"an offset has no effect on {folder}: its timesteps are those that were seen")
-        return _watched(folder, call or {})
-    return _open_pipeline(folder, offset)
+        return _prepared(folder, _watched(folder, call or {}))
+    return _prepared(folder, _open_pipeline(folder, offset))
+
+
+def _prepared(folder: Path, teacher: Teacher) -> Teacher:
+    """The teacher with the LoRA files that were fused into it, if it is of a folder that was prepared."""
+    if not (folder / RECORD).is_file():
+        return teacher
+    try:
+        fused = tuple(f"{name}:{float(weight):g}" for name, weight in read_json(folder / RECORD)["loras"])
+    except (LookupError, TypeError, ValueError) as error:
+        raise UserError(f"{folder / RECORD} is damaged ({error!r}): remove {folder}") from error
+    if not fused:
+        return teacher
+    lines = (*teacher.summary, f"fused into it: {', '.join(fused)}")
+    return replace(teacher, model=replace(teacher.model, fused=fused), summary=lines)
 
 
 def is_watched(folder: Path) -> bool:
@@ -192,7 +207,7 @@ def _check_pipeline(folder: Path, prompts: Prompts, network: nn.Module, autoenco
         )
 
 
-def _resolve_folder(source: str) -> Path:
+def resolve_folder(source: str) -> Path:
     """The folder itself, or that of `hub:owner/name[@revision]`, of which only its parts are fetched."""
     if not source.startswith("hub:"):
         folder = local_path(source)

@@ -150,6 +150,7 @@ def _history(metadata: Mapping[str, Any]) -> dict[str, Any]:
         "data": str(metadata["data"]),
         "training": dict(metadata["training"]),
         "method": method,
+        "fused": tuple(str(each) for each in metadata.get("fused", ())),
     }
 
 

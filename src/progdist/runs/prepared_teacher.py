@@ -1,0 +1,89 @@
+"""The teacher of a run that is prepared first, in `base/` of the run's folder (see `progdist.teachers.prepared`).
+
+It is made once, by one of the run's processes, and stays with the run, so that it goes on with the same teacher.
+"""
+
+import atexit
+import fcntl
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import replace
+from pathlib import Path
+
+from progdist._utils.errors import UserError
+from progdist.recipes.files import read_recipe
+from progdist.runs.folder import BASE, RunFolder
+from progdist.teachers.prepared import Source, differs, prepare
+
+
+def prepared_teacher(
+    source: Source,
+    out: Path,
+    *,
+    fresh: bool = False,
+    dry: bool = False,
+    note: Callable[[str], None] = lambda text: None,
+) -> str:
+    """What is to be opened as a run's teacher: as it was named, or the folder that was made of it.
+
+    Args:
+        source: the teacher.
+        out: the run's folder.
+        fresh: the run starts over: a folder made of other files is made again.
+        dry: nothing is written to `out`; what must be made lies in a temporary folder until the process ends.
+        note: called with what was made.
+
+    Raises:
+        UserError: as of `prepare`; `out` is no run's; or its run was begun with a teacher of other files.
+    """
+    source.check()
+    if not source.needs_preparing:
+        return source.model
+    folder = RunFolder(out)
+    folder.check_movable()
+    begun = folder.holds_run() and not fresh
+    if begun:
+        _check_begun(source, folder)
+    base = folder.base()
+    if dry and (not base.is_dir() or differs(source, base)):
+        place = tempfile.mkdtemp()
+        atexit.register(shutil.rmtree, place, ignore_errors=True)
+        return str(prepare(source, Path(place) / BASE))
+    if dry:
+        return str(base)
+    with _one_at_a_time(out):
+        if base.is_dir() and (changed := differs(source, base)):
+            if begun:
+                raise UserError(
+                    f"{base}, with which this run was begun, was made of other files ({changed} differs): restore "
+                    "them, or start over with --fresh or another --out"
+                )
+            shutil.rmtree(base)
+        if not base.is_dir():
+            note(f"the teacher is prepared once: {prepare(source, base)}")
+    return str(base)
+
+
+def _check_begun(source: Source, folder: RunFolder) -> None:
+    """Refuse the folder of a run that was begun with a teacher of another name; nothing is written to it."""
+    how = read_recipe(str(folder.recipe())).teacher
+    before, now = Source(str(how.model), how.loras, how.config), replace(source, loras=tuple(source.loras))
+    if before != now:
+        raise UserError(
+            f"{folder.root} holds a run of another teacher ({before.in_words()}; here {now.in_words()}): choose "
+            "another --out, or start over with --fresh"
+        )
+
+
+@contextmanager
+def _one_at_a_time(out: Path) -> Iterator[None]:
+    """One of several processes at a time, without what a killed one left; whoever comes where there are no locks."""
+    out.mkdir(parents=True, exist_ok=True)
+    with (out / f".{BASE}.lock").open("a") as file:
+        with suppress(OSError):
+            fcntl.flock(file, fcntl.LOCK_EX)
+            for partial in out.glob(f".{BASE}.*.partial"):
+                shutil.rmtree(partial)
+        yield

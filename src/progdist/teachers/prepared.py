@@ -1,0 +1,202 @@
+"""A teacher that is prepared first: a checkpoint of one file, or a pipeline with LoRA files fused into it.
+
+Both become an ordinary folder, which is then opened as any teacher. It is written by stock code, whole or not at all;
+parts of a pipeline that no LoRA file changes are copied byte for byte. `prepared.json` beside the parts says of which
+files it was made, by size, time of change and SHA-256, so that it is made again only if they differ.
+"""
+
+import errno
+import os
+import secrets
+import shutil
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import safetensors
+
+from progdist._utils.errors import UserError
+from progdist._utils.files import FORMAT_VERSION, check_format, checksum, local_path, own_files, read_json, write_json
+from progdist._utils.lora_files import lora_file
+from progdist.models.components import PipelineFolder
+from progdist.models.safe_loading import PICKLES
+from progdist.teachers.lora_files import fuse
+from progdist.teachers.open import RECORD, resolve_folder
+from progdist.teachers.single_file import check_checkpoint, open_single_file
+
+SINGLE_FILES = (".safetensors", *(pattern.removeprefix("*") for pattern in PICKLES))
+"""How the names of checkpoints end: pickles among them, which are refused with a reason."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """A teacher as it is named: a folder, `hub:OWNER/NAME` or a checkpoint of one file, with what belongs to it."""
+
+    model: str
+    loras: Sequence[str] = ()  # LoRA files, FILE[:weight], fused in this order
+    config: str | None = None  # of a checkpoint: the folder of its configs
+
+    @property
+    def single_file(self) -> bool:
+        """Whether it is a checkpoint of one file."""
+        return Path(self.model).suffix in SINGLE_FILES and not local_path(self.model).is_dir()
+
+    @property
+    def needs_preparing(self) -> bool:
+        """Whether a folder is made of it before it is opened."""
+        return bool(self.loras) or self.single_file
+
+    def in_words(self) -> str:
+        """As it is named in messages."""
+        return f"{self.model} with {', '.join(self.loras) or self.config or 'no LoRA files'}"
+
+    def check(self) -> None:
+        """Refuse options without effect, files that are not there, and pickles; nothing is opened.
+
+        Raises:
+            UserError: what was given, and what to give.
+        """
+        if self.config is not None and not self.single_file:
+            raise UserError(f"--config applies only to a checkpoint of one file, and {self.model} is none: remove it")
+        if self.single_file:
+            check_checkpoint(local_path(self.model))
+            if self.config is None:
+                raise UserError(
+                    f"{self.model} is a checkpoint of one file: add --config FOLDER, a diffusers folder of the same "
+                    "family, with configs, tokenizers and scheduler"
+                )
+        for path in map(local_path, (lora_file(text).path for text in self.loras)):
+            if not path.is_file():
+                raise UserError(f"{path} is no file: expected LoRA weights, FILE.safetensors[:weight]")
+
+
+def prepare(source: Source, place: Path) -> Path:
+    """Make the folder of a teacher at `place`, where nothing is; returns it.
+
+    Raises:
+        UserError: as `Source.check`; or the teacher, a LoRA file or the configs are damaged, or do not fit.
+        OSError: it cannot be written.
+    """
+    source.check()
+    inputs = _inputs(source)
+    pipeline, origin = _open(source)
+    changed = fuse(pipeline, [lora_file(text) for text in source.loras]) if source.loras else []
+    partial = place.with_name(f".{place.name}.{os.getpid()}-{secrets.token_hex(4)}.partial")
+    try:
+        partial.mkdir(parents=True)
+        if origin is None:
+            pipeline.save_pretrained(partial, safe_serialization=True)
+        else:
+            _copy(origin, partial, without=changed)
+            for part in changed:
+                getattr(pipeline, part).save_pretrained(partial / part, safe_serialization=True)
+        loras = [[Path(each.path).name, each.weight] for each in map(lora_file, source.loras)]
+        content = {"model": Path(source.model).name, "loras": loras, "files": _recorded(inputs)}
+        write_json(partial / RECORD, {"format_version": FORMAT_VERSION, **content})
+        _appear(partial, place)
+    except safetensors.SafetensorError as error:  # how its writer reports a full disk
+        raise OSError(errno.EIO, " ".join(str(error).split()), str(place)) from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return place
+
+
+def _appear(partial: Path, place: Path) -> None:
+    """Rename the finished folder; one of another process, which was there before, is left."""
+    try:
+        partial.replace(place)
+    except OSError:
+        if not (place / RECORD).is_file():
+            raise
+
+
+def differs(source: Source, place: Path) -> str:
+    """In what a teacher differs from the one that a folder was made of; "" for nothing.
+
+    A file that was only copied or touched does not differ. Raises: UserError: as `Source.check`, or the folder is none
+    that `prepare` made.
+    """
+    source.check()
+    if not (place / RECORD).is_file():
+        raise UserError(f"{place} is no teacher that progdist made: choose another --out")
+    record = read_json(place / RECORD)
+    check_format(record, place / RECORD)
+    loras = [[Path(each.path).name, each.weight] for each in map(lora_file, source.loras)]
+    if record.get("loras") != loras:
+        return f"its LoRA files, {_listed(record.get('loras'))} there and {_listed(loras)} here"
+    files, inputs = record.get("files"), _inputs(source)
+    if not isinstance(files, Mapping):
+        raise UserError(f"{place / RECORD} is damaged (files is {str(files)[:50]}): remove {place}")
+    if odd := sorted(files.keys() ^ inputs.keys()):
+        return str(odd[0])
+    return next((name for name, path in inputs.items() if not _same(files[name], path)), "")
+
+
+def _open(source: Source) -> tuple[Any, PipelineFolder | None]:
+    """The stock pipeline with all of its weights, and the folder that it is of; None of a single file."""
+    if source.single_file:
+        return open_single_file(local_path(source.model), local_path(str(source.config))), None
+    folder = PipelineFolder.read(_folder(source))
+    return folder.open(folder.component(folder.network)), folder
+
+
+def _folder(source: Source) -> Path:
+    """The folder of a stock pipeline; a UserError for any other."""
+    folder = resolve_folder(source.model)
+    if (folder / "progdist.json").is_file():
+        raise UserError(f"--with-lora applies only to a stock pipeline, and {folder} is a progdist model: remove it")
+    if not (folder / "model_index.json").is_file():
+        raise UserError(
+            f"{folder} has no model_index.json: give a folder that a diffusers pipeline's save_pretrained made"
+        )
+    return folder
+
+
+def _copy(folder: PipelineFolder, target: Path, without: Iterable[str]) -> None:
+    """Copy the index and the parts of a folder, but for some, and for pickles."""
+    write_json(target / "model_index.json", dict(folder.index))
+    for part in set(folder.parts) - set(without):
+        for file in own_files(folder.path, part) if (folder.path / part).exists() else ():
+            if not any(file.match(pattern) for pattern in PICKLES):
+                copy = target / file.relative_to(folder.path)
+                copy.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(file, copy)
+
+
+def _inputs(source: Source) -> dict[str, Path]:
+    """The files that a teacher is made of, by names that do not depend on where they lie."""
+    named: dict[str, Path] = {}
+    if source.single_file:
+        named["checkpoint"] = local_path(source.model)
+        roots = {"config": local_path(str(source.config))}
+    else:
+        roots = {"model": _folder(source)}
+    for kind, root in roots.items():
+        if not (root / "model_index.json").is_file():
+            raise UserError(f"--{kind} {root} has no model_index.json: give a diffusers folder of the same family")
+        folder = PipelineFolder.read(root)
+        files = [root / "model_index.json"]
+        files += [file for part in folder.parts if (root / part).exists() for file in own_files(root, part)]
+        kept = [file for file in files if not any(file.match(pattern) for pattern in PICKLES)]
+        named |= {f"{kind}/{file.relative_to(root)}": file for file in kept}
+    for number, text in enumerate(source.loras):
+        named[f"lora {number}"] = local_path(lora_file(text).path)
+    return named
+
+
+def _recorded(inputs: Mapping[str, Path]) -> dict[str, list[Any]]:
+    """Size, time of change and SHA-256 of each file."""
+    return {name: [path.stat().st_size, path.stat().st_mtime_ns, checksum(path)] for name, path in inputs.items()}
+
+
+def _same(recorded: Any, path: Path) -> bool:  # noqa: ANN401  (whatever JSON can hold)
+    """Whether a file is the one that was recorded: as it was, or of the same contents."""
+    if not isinstance(recorded, list) or len(recorded) != 3:
+        return False
+    state = path.stat()
+    return state.st_size == recorded[0] and (state.st_mtime_ns == recorded[1] or checksum(path) == recorded[2])
+
+
+def _listed(loras: Any) -> str:  # noqa: ANN401  (whatever JSON can hold)
+    return ", ".join(f"{each[0]}:{each[1]:g}" for each in loras or ()) or "none"
