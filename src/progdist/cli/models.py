@@ -74,15 +74,53 @@ def sample(
 
 def export(
     model: Annotated[Path, typer.Argument(help="A model folder.")],
-    onnx: Annotated[Path, typer.Option("--onnx", help="The file to write.")],
-    steps: Annotated[int | None, typer.Option(help="Sampling steps (default: the model's own).", min=1)] = None,
+    onnx: Annotated[Path | None, typer.Option("--onnx", help="Write the sampling loop to this file.")] = None,
+    steps: Annotated[
+        int | None, typer.Option(help="Sampling steps of --onnx (default: the model's own).", min=1)
+    ] = None,
+    lora_format: Annotated[
+        str | None, typer.Option(help="Write a LoRA student's file in a format: diffusers, kohya or comfyui.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="The .safetensors file of --lora-format.")] = None,
+    workflow: Annotated[
+        Path | None, typer.Option(help="A ComfyUI workflow (.json) that samples the file of --lora-format comfyui.")
+    ] = None,
 ) -> None:
-    """Export a model's sampling loop as one ONNX file."""
-    from progdist.students.onnx import export_onnx
+    """Export a model as ONNX, or its LoRA in other formats.
+
+    `--onnx` writes the whole sampling loop as one file. `--lora-format` writes a LoRA student for other programs.
+    """
     from progdist.teachers.own import load
 
-    made = export_onnx(load(model), steps, onnx)
-    console.print(f"{onnx}: noise to images in {counted(made, 'step')}")
+    if (onnx is None) == (lora_format is None):
+        raise UserError("expected either --onnx FILE or --lora-format FORMAT --out FILE")
+    if onnx is not None:
+        given = {"--out": out, "--workflow": workflow}
+        if idle := [option for option, value in given.items() if value is not None]:
+            raise UserError(f"{idle[0]} requires --lora-format")
+        from progdist.students.onnx import export_onnx
+
+        made = export_onnx(load(model), steps, onnx)
+        console.print(f"{onnx}: noise to images in {counted(made, 'step')}")
+        return
+    if steps is not None:
+        raise UserError("--steps applies only to --onnx: a LoRA student has its own number of steps")
+    from progdist.students.lora_export import export_lora
+    from progdist.students.lora_formats import FORMATS
+
+    if lora_format not in FORMATS:
+        raise UserError(f"--lora-format is {str(lora_format)[:50]!r}, expected one of {', '.join(FORMATS)}")
+    if out is None:
+        raise UserError("--lora-format requires --out FILE")
+    if workflow is not None and lora_format != "comfyui":
+        raise UserError("--workflow requires --lora-format comfyui")
+    written = export_lora(load(model), lora_format, out, workflow)
+    count = counted(len(written.times.timesteps), "step")
+    console.print(
+        f"{out}: {counted(written.layers, 'layer')}, {counted(written.tensors, 'tensor')}; Euler in {count}, CFG 1"
+    )
+    if workflow is not None:
+        console.print(f"{workflow}: choose the files of the base model in its loaders")
 
 
 def import_official(
