@@ -12,7 +12,7 @@ import typer
 
 from progdist import __version__
 from progdist._utils.errors import UserError
-from progdist.cli import evaluation, models, options
+from progdist.cli import evaluation, fit, models, options
 from progdist.cli.terminal import RANK, Commands, console, prepare_torch, print_table, user_errors
 from progdist.recipes.shipped import recipe_text, shipped
 from progdist.training.config import DEFAULTS
@@ -248,7 +248,7 @@ def _guidance(text: str | None) -> float | tuple[float, float] | None:
 
 
 OTHERS: list[Callable[..., None]] = [
-    models.doctor, models.sample, evaluation.evaluate, models.play, models.export, models.import_official,
+    models.doctor, fit.fit, models.sample, evaluation.evaluate, models.play, models.export, models.import_official,
     evaluation.statistics, evaluation.compare,
 ]  # fmt: skip
 for command in OTHERS:

@@ -148,6 +148,8 @@ def _example_chain(teacher: Teacher) -> list[int]:
 def _cost(rates: Rates, teacher: Teacher) -> Iterator[str]:
     denoiser, bf16 = teacher.model.denoiser, resolve(TRIAL.precision, torch.device("cpu")) == "bf16"
     kept = activation_bytes(denoiser, teacher.model.shape, TRIAL.batch, TRIAL, bf16=bf16)
+    if not kept:
+        yield "what autograd keeps cannot be counted: the network's call depends on values; memory is without it"
     held = training_memory(denoiser.network, TRIAL, teachers=1, bf16=bf16, activations=kept)
     update = TRIAL.batch * (2 * rates.evaluation + rates.training) + rates.optimizer
     threads = torch.get_num_threads()

@@ -29,7 +29,7 @@ from progdist._utils.errors import UserError
 from progdist._utils.extras import import_extra
 from progdist._utils.files import own_files, read_json
 from progdist.diffusion.denoiser import MAX_TIMESTEPS
-from progdist.models.safe_loading import load_component, quiet
+from progdist.models.safe_loading import check_config_limits, load_component, quiet
 
 NETWORKS = ("transformer", "unet")  # where pipelines keep the network that they call at every step
 OPTIONAL = ("safety_checker", "feature_extractor", "image_encoder", "watermark")  # none of them makes latents
@@ -149,10 +149,16 @@ class PipelineFolder:
             raise UserError(f"{file} is damaged ({reason}): restore it") from error
 
     def empty_network(self) -> nn.Module:
-        """The network without weights or memory, which knows its config."""
-        found = self.component_class(self.network)
-        with torch.device("meta"), quiet():
-            return cast(Any, found).from_config(read_json(self.path / self.network / "config.json"))
+        """The network without weights or memory, which knows its config; a UserError where that is damaged."""
+        found, place = self.component_class(self.network), self.path / self.network
+        config = read_json(place / "config.json")
+        check_config_limits(config, place)
+        try:
+            with torch.device("meta"), quiet():
+                return cast(Any, found).from_config(config)
+        except Exception as error:  # diffusers checks few of a config's values
+            reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+            raise UserError(f"{place} is damaged ({reason}): restore it, or save the pipeline again") from error
 
     def open(self, network: nn.Module | None = None, device: torch.device | None = None) -> Any:  # noqa: ANN401
         """The pipeline, around a network that is at hand, or one without weights, with its other parts on a device.

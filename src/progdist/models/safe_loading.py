@@ -103,7 +103,7 @@ def load_component(
         raise UserError(f"{folder} lacks {part}/config.json: restore the file, or save the pipeline again")
     config = read_json(part_folder / "config.json")
     held = _weight_files(folder, part, weights)
-    _check_config_limits(config, part_folder)
+    check_config_limits(config, part_folder)
     fixed = bool(getattr(component_class, "_keep_in_fp32_modules", None))  # with these diffusers fills an empty network
     eager = {} if describe or fixed else {"low_cpu_mem_usage": False}
     try:
@@ -138,7 +138,7 @@ def check_described(component_class: type[nn.Module], part_folder: Path, file: P
     if not (part_folder / "config.json").is_file():
         raise UserError(f"{part_folder} lacks config.json, which says what a {component_class.__name__} is: restore it")
     config = read_json(part_folder / "config.json")
-    _check_config_limits(config, part_folder)
+    check_config_limits(config, part_folder)
     with quiet():
         _check_weight_size(describe, config, WeightFiles(part_folder, (file,)))
 
@@ -320,7 +320,7 @@ def _indexed(index: Path) -> tuple[Path, ...]:
     return tuple(index.parent / name for name in names)
 
 
-def _check_config_limits(config: Mapping[str, Any], part_folder: Path) -> None:
+def check_config_limits(config: Mapping[str, Any], part_folder: Path) -> None:
     """Refuse numbers that no network has, before memory is spent on them."""
     for name, value in config.items():
         _check_value(value, _limit(name), f"{part_folder}/config.json: {name[:50]}")

@@ -79,9 +79,13 @@ def _moments(count: int, config: TrainConfig) -> int:
 def activation_bytes(denoiser: Denoiser, shape: Shape, batch: int, config: TrainConfig, *, bf16: bool) -> int:
     """Bytes that autograd keeps of a batch (B, C, H, W) = (batch, *shape) for the way back, without the weights.
 
-    Of a linear model of the batch, a + b B, through batches of 1 and 2.
+    Of a linear model of the batch, a + b B, through batches of 1 and 2. 0 where it cannot be counted, as the network's
+    call depends on values (e.g. of a mask), which nothing has here.
     """
-    one, two = (_kept_by_a_batch(denoiser, shape, count, config, bf16=bf16) for count in (1, 2))
+    try:
+        one, two = (_kept_by_a_batch(denoiser, shape, count, config, bf16=bf16) for count in (1, 2))
+    except RuntimeError:  # of tensors without values
+        return 0
     return one + (batch - 1) * (two - one)
 
 
@@ -105,14 +109,22 @@ def _kept_by_a_batch(denoiser: Denoiser, shape: Shape, batch: int, config: Train
         return kept_bytes(passes, network)
 
 
-def kept_bytes(work: Callable[[], object], network: nn.Module) -> int:
-    """Bytes that autograd keeps of work for the way back, without the weights."""
+def kept_bytes(
+    work: Callable[[], object],
+    network: nn.Module,
+    heard: Callable[[torch.UntypedStorage, bool], None] = lambda storage, new: None,
+) -> int:
+    """Bytes that autograd keeps of work for the way back, without the weights.
+
+    `heard` is told of each storage when it is kept, and whether for the first time.
+    """
     weights = {parameter.untyped_storage()._cdata for parameter in network.parameters()}
     kept: dict[int, torch.UntypedStorage] = {}
 
     def pack(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
         if storage._cdata not in weights:
+            heard(storage, storage._cdata not in kept)
             kept[storage._cdata] = storage
         return tensor
 

@@ -1,0 +1,147 @@
+"""Which settings of a distillation fit a card: memory and floating-point operations, from a pipeline's configs alone.
+
+Neither weights nor a card need be there. Counted is a stage whose teacher is frozen in bf16 and whose student computes
+in bf16, one batch at a time, as `progdist.runs.estimate.memory` has it. With gradient checkpointing activations are
+what is kept between the blocks, and the larger of two things that are held beside it at different moments: what one
+block keeps, and the copies of the weights in bf16 that autocast keeps until the end of the way forward.
+
+An update takes two evaluations of the teacher, and one training pass of the student.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal, cast
+
+import torch
+from torch import nn
+
+from progdist.compute.placement import at_work, bytes_at_work, empty_copy
+from progdist.models.components import PipelineFolder
+from progdist.runs.estimate.inputs import example_inputs
+from progdist.runs.estimate.memory import Memory, training_memory
+from progdist.runs.estimate.passes import TrainingPass, training_pass
+from progdist.training.config import DEFAULTS, TrainConfig
+from progdist.training.lora import add_lora
+
+RANK = 64  # of the adapters
+BATCHES = (1, 4)
+LEFT = 0.1  # of a card's memory, for what is not counted: the CUDA context, moments of a pass, fragments
+META = torch.device("meta")
+Training = Literal["AdamW", "adamw8bit", "LoRA"]
+Arguments = Callable[[int], dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Setting:
+    """How a student trains."""
+
+    training: Training
+    checkpointing: bool
+    batch: int  # of a pass
+
+    @property
+    def config(self) -> TrainConfig:
+        """As options of the training."""
+        config = TrainConfig(1, self.batch, DEFAULTS["distill"]["learning_rate"], precision="bf16")
+        config = replace(config, gradient_checkpointing=self.checkpointing)
+        if self.training == "LoRA":
+            return replace(config, lora_rank=RANK)
+        return replace(config, optimizer="adamw8bit" if self.training == "adamw8bit" else "adamw")
+
+    def options(self, batch: int = DEFAULTS["distill"]["batch"]) -> list[str]:
+        """The options of a stage, `distill.KEY=VALUE`, with which updates of a batch train so."""
+        chosen = {
+            "optimizer": "adamw8bit" if self.training == "adamw8bit" else None,
+            "lora_rank": RANK if self.training == "LoRA" else None,
+            "gradient_checkpointing": "true" if self.checkpointing else None,
+            "gradient_accumulation_steps": batch // self.batch,
+        }
+        return [f"distill.{name}={value}" for name, value in chosen.items() if value is not None]
+
+
+@dataclass(frozen=True)
+class Fit:
+    """A setting, what it holds and what an update of one batch takes."""
+
+    setting: Setting
+    memory: Memory
+    operations: int  # floating-point
+
+    def fits(self, capacity: float) -> Literal["yes", "tight", "no"]:
+        """Whether it fits a card of so many bytes; "tight" where less than `LEFT` of it would be left."""
+        total = self.memory.total
+        return "no" if total > capacity else "tight" if total > (1 - LEFT) * capacity else "yes"
+
+
+@dataclass(frozen=True)
+class Fits:
+    """A pipeline's settings."""
+
+    network: str  # the class
+    parameters: int
+    size: str  # of what is made, in words
+    evaluation: int  # floating-point operations of one evaluation of one example
+    rows: tuple[Fit, ...]
+
+    def best(self, capacity: float) -> Fit | None:
+        """The first that fits with something left, of the order below; else None.
+
+        Whole networks before LoRA, and moments in full before those of 8 bits; then without gradient checkpointing
+        before with it, since that computes the way forward twice; then the larger batch.
+        """
+        order = sorted(self.rows, key=lambda row: (row.setting.checkpointing, -row.setting.batch))
+        kinds: Sequence[Training] = ("AdamW", "adamw8bit", "LoRA")
+        found = (row for kind in kinds for row in order if row.setting.training == kind)
+        return next((row for row in found if row.fits(capacity) == "yes"), None)
+
+
+def fits(
+    folder: PipelineFolder, *, height: int | None = None, width: int | None = None, frames: int | None = None
+) -> Fits:
+    """The settings of a pipeline in a folder of configs, for a size in pixels and frames, by default its call's.
+
+    Raises:
+        UserError: the folder is damaged, the network's inputs are not known, or it does not take the size.
+    """
+    network = folder.empty_network()
+    inputs = example_inputs(folder, cast(Any, network).config, height=height, width=width, frames=frames)
+    return network_fits(network, inputs.arguments, inputs.size)
+
+
+def network_fits(network: nn.Module, arguments: Arguments, size: str) -> Fits:
+    """The settings of a network, which may lie on the meta device; `arguments` makes those of a batch."""
+    network = empty_copy(network, META)
+    whole = _passes(network, arguments)
+    low_rank = _low_rank_passes(empty_copy(network, META), arguments)
+    rows = list[Fit]()
+    ways: dict[Training, dict[int, TrainingPass]] = {"AdamW": whole, "adamw8bit": whole, "LoRA": low_rank}
+    for training, passes in ways.items():
+        for checkpointing, batch in ((checkpointing, batch) for checkpointing in (False, True) for batch in BATCHES):
+            setting, counted, one = Setting(training, checkpointing, batch), passes[batch], passes[1]
+            activations, operations = counted.kept, 2 * whole[1].forward + one.operations
+            if checkpointing:
+                activations = counted.between + max(counted.block, _copied(network, setting))
+                operations += one.again
+            memory = training_memory(network, setting.config, 1, bf16=True, activations=activations)
+            rows.append(Fit(setting, memory, batch * operations))
+    parameters = sum(each.numel() for each in network.parameters())
+    return Fits(type(network).__name__, parameters, size, whole[1].forward, tuple(rows))
+
+
+def _passes(network: nn.Module, arguments: Arguments) -> dict[int, TrainingPass]:
+    """Those of all batches; operations are counted of one example."""
+    return {batch: training_pass(network, arguments, batch, operations=batch == 1) for batch in BATCHES}
+
+
+def _low_rank_passes(network: nn.Module, arguments: Arguments) -> dict[int, TrainingPass]:
+    """Those of a student of adapters, which shares the weights of a network that is at work in bf16."""
+    student = add_lora(network, RANK, 0)
+    with at_work(network, META, "bf16"):
+        return _passes(student, arguments)
+
+
+def _copied(network: nn.Module, setting: Setting) -> int:
+    """Bytes of the copies in bf16 of the weights that are trained."""
+    if setting.training != "LoRA":
+        return sum(each.nbytes for each in network.parameters()) - bytes_at_work(network, bf16=True)
+    return training_memory(network, setting.config, 0, bf16=True).weights // 2
