@@ -3,6 +3,7 @@
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -47,7 +48,7 @@ def test_the_difference_of_two_step_counts_is_that_of_the_stock_pipelines_images
     options = ("--prompts", prompts, "--repeat", 2, "--guidance", 3, "--precision", "float32", "--out", page)
     words = ("compare", f"{stable}@8", f"{stable}@2", *options)
     found = json.loads(succeeds(*words, "--json").stdout.splitlines()[-1])
-    pipeline = StableDiffusionPipeline.from_pretrained(stable)
+    pipeline: Any = StableDiffusionPipeline.from_pretrained(stable)
     pipeline.set_progress_bar_config(disable=True)
     pipeline.scheduler = DDIMScheduler.from_config(
         pipeline.scheduler.config, timestep_spacing="trailing", set_alpha_to_one=True, clip_sample=False
