@@ -233,7 +233,7 @@ def test_what_is_refused(student_of: Callable[[str], Model], tmp_path: Path) -> 
 def test_a_workflow_of_no_node_is_refused(student_of: Callable[[str], Model]) -> None:
     model = student_of("StableDiffusionPipeline")
     index = {**model.conditioning.index, "_class_name": "SanaPipeline"}  # pyright: ignore
-    other = replace(model, conditioning=replace(model.conditioning, index=index))  # pyright: ignore
+    other = replace(model, conditioning=replace(model.conditioning, index=index))
     with pytest.raises(UserError, match="--workflow is not written for SanaPipeline"):
         workflow(other, visited_times(model), "a.safetensors")
 
