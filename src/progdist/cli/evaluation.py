@@ -18,7 +18,6 @@ from progdist.cli.terminal import console, print_table, write_message
 if TYPE_CHECKING:  # slow imports
     from progdist.evaluation.compare import Comparison
     from progdist.evaluation.faithful import Faithfulness
-    from progdist.evaluation.generate import SamplingOptions
     from progdist.evaluation.metrics import MetricConfig
     from progdist.evaluation.record import EvaluationRecord, Quality
 
@@ -150,16 +149,23 @@ def compare(
     models: Annotated[list[str], typer.Argument(help="Folders of runs or of models; MODEL@STEPS to say the steps.")],
     data: Annotated[str | None, typer.Option(help=options.DATA_SOURCES)] = None,
     prompts: options.PromptsToCompare = None,
-    repeat: Annotated[int, typer.Option(help="Images of each prompt or class, without --data.", min=2)] = 4,
+    repeat: Annotated[
+        int | None, typer.Option(help="Images of each prompt or class, without --data (default: 4).", min=2)
+    ] = None,
     guidance: Annotated[float | None, typer.Option(help="Guidance scale of both, without --data.")] = None,
-    count: Annotated[int, typer.Option("--count", "-n", help="Samples of each model.", min=4, max=options.MOST)] = 2048,
+    count: Annotated[
+        int | None,
+        typer.Option("--count", "-n", help="Samples of each model (default: 2048).", min=4, max=options.MOST),
+    ] = None,
     features: options.FeatureNames = ["pixels"],  # noqa: B006
     metric: options.MetricNames = None,
     method: Annotated[str, typer.Option(help=f"One of {', '.join(get_args(Method))}.")] = "ddim",
     clip: Annotated[bool, typer.Option("--clip", help="Keep every denoised image within [-1, 1].")] = False,
     batch: Annotated[int, typer.Option(help="Images made at a time.", min=1)] = 256,
     precision: Annotated[str, typer.Option(help="auto, float32 or bf16.")] = "auto",
-    resamples: Annotated[int, typer.Option(help="Paired resamples of each distance.", min=20)] = 200,
+    resamples: Annotated[
+        int | None, typer.Option(help="Paired resamples of each distance to --data (default: 200).", min=20)
+    ] = None,
     out: Annotated[Path, typer.Option(help="The page to write.")] = Path("comparison.html"),
     reference: options.References = None,
     weights: options.WeightFiles = None,
@@ -177,28 +183,39 @@ def compare(
     from progdist.data.samples import read_prompts
     from progdist.data.sources import load_images
     from progdist.evaluation.compare import compare as compare_models
+    from progdist.evaluation.faithful import compare_with_teacher
     from progdist.evaluation.generate import SamplingOptions
+    from progdist.runs.pages.pairs import write_pairs
     from progdist.runs.pages.report import write_comparison
 
     if data is None:
-        if image_column or caption_column or background or reference:
-            raise UserError("--image-column, --caption-column, --background and --reference require --data")
+        if image_column or caption_column or background or reference or resamples:
+            raise UserError(
+                "--image-column, --caption-column, --background, --reference and --resamples require --data"
+            )
+        if other := [name for name in metric or [] if name != "clip_score"]:
+            raise UserError(f"--metric {other[0]} requires --data")
         sampling = SamplingOptions(
-            count=count, seed=seed, method=method, clip=clip, batch=batch, precision=options.precision_of(precision),
+            seed=seed, method=method, clip=clip, batch=batch, precision=options.precision_of(precision),
             prompts=read_prompts(prompts)[0] if prompts else (), guidance=guidance,
         )  # fmt: skip
-        _compare_with_teacher(models, sampling, metric_config(features, metric, weights, None), repeat, out, json_)
+        found = compare_with_teacher(
+            models, sampling, metric_config(features, metric, weights, None),
+            repeat=repeat, count=count, notify=write_message,
+        )  # fmt: skip
+        write_pairs(out, found, seed)
+        _print_pairs(found, out, json_)
         return
-    if prompts or guidance:
-        raise UserError("--prompts and --guidance have no effect with --data: remove them, or --data")
+    if prompts or guidance or repeat:
+        raise UserError("--prompts, --guidance and --repeat have no effect with --data: remove them, or --data")
     sampling = SamplingOptions(
-        count=count, seed=seed, method=method, clip=clip, batch=batch, precision=options.precision_of(precision)
+        count=count or 2048, seed=seed, method=method, clip=clip, batch=batch, precision=options.precision_of(precision)
     )
     images = load_images(
         data, image_column=image_column, caption_column=caption_column, background=background, notify=write_message
     )
     metrics = metric_config(features, metric, weights, reference)
-    comparisons = compare_models(models, images, sampling, metrics, resamples=resamples, notify=write_message)
+    comparisons = compare_models(models, images, sampling, metrics, resamples=resamples or 200, notify=write_message)
     write_comparison(out, comparisons, sampling)
     if json_:
         for each in comparisons:
@@ -211,15 +228,10 @@ def compare(
     console.print(f"Page: {out}")
 
 
-def _compare_with_teacher(
-    models: list[str], sampling: "SamplingOptions", metrics: "MetricConfig", repeat: int, out: Path, json_: bool
-) -> None:
-    """Print and write how faithful a student is."""
-    from progdist.evaluation.faithful import as_rows, compare_with_teacher
-    from progdist.runs.pages.pairs import write_pairs
+def _print_pairs(found: "Faithfulness", page: Path, json_: bool) -> None:
+    """Print how faithful a student is."""
+    from progdist.evaluation.faithful import as_rows
 
-    found = compare_with_teacher(models, sampling, metrics, repeat=repeat, notify=write_message)
-    write_pairs(out, found, sampling.seed)
     if json_:
         typer.echo(json.dumps(found.to_json()))
         return
@@ -238,7 +250,7 @@ def _compare_with_teacher(
                 f"Warning: of the Fréchet distance in {space.features} features about {space.bias:.2g} is the bias of "
                 f"{len(found.labels):,} images: make more"
             )
-    console.print(f"Page: {out}")
+    console.print(f"Page: {page}")
 
 
 def pairs_title(found: "Faithfulness") -> str:

@@ -86,16 +86,18 @@ def compare_with_teacher(
     sampling: SamplingOptions,
     metrics: MetricConfig,
     *,
-    repeat: int,
+    repeat: int | None = None,
+    count: int | None = None,
     notify: Notify,
 ) -> Faithfulness:
     """A teacher and its student, named in this order as of `candidates`, by images from the same noise.
 
     Args:
         words: TEACHER@STEPS and STUDENT, or STUDENT@STEPS.
-        sampling: its prompts, seed, batch, precision, method, and guidance: the scale of both.
+        sampling: its prompts, seed, batch, precision, method and clipping, and guidance: the scale of both.
         metrics: the feature spaces, and whether there is a CLIP score.
-        repeat: images of each prompt or class; `sampling.count` where there are none.
+        repeat: images of each prompt or class, 4 by default.
+        count: images of models without either, 2,048 by default.
         notify: called with a line for each model.
 
     Raises:
@@ -120,8 +122,14 @@ def compare_with_teacher(
         )
     classes = teacher.model.labels
     conditions = sampling.prompts or tuple(teacher.model.classes[label] for label in classes)
-    count = repeat * len(conditions) if conditions else sampling.count
+    if conditions and count is not None:
+        raise UserError("--count applies to models without prompts or classes: use --repeat")
+    if not conditions and repeat is not None:
+        raise UserError("--repeat applies to models of prompts or classes: use --count")
+    count = (repeat or 4) * len(conditions) if conditions else count or 2048
     sampling, scale = replace(sampling, count=count), _scale(student.model, sampling.guidance)
+    for opened, number in zip((teacher, student), steps[::-1], strict=True):
+        replace(sampling, steps=number, guidance=None).check(opened.model, notify)
     numbers = torch.arange(count) % max(1, len(conditions))
     labels = torch.tensor(classes)[numbers] if classes else numbers
     made: list[Tensor] = []
