@@ -14,9 +14,10 @@ from pydantic.fields import FieldInfo
 from progdist.diffusion.loss import WEIGHTINGS
 from progdist.diffusion.parameterization import PARAMETERIZATIONS
 from progdist.methods import METHODS, Method
-from progdist.recipes.files import read_recipe, shipped
+from progdist.recipes.files import read_recipe
 from progdist.recipes.recipe import Recipe
 from progdist.recipes.schema import NOISES
+from progdist.recipes.shipped import shipped
 from progdist.recipes.training import HALVING
 from progdist.training.config import CONVERSION_UPDATES, DEFAULTS
 

@@ -54,9 +54,7 @@ def test_a_table_is_not_cut_where_there_is_no_terminal(
 SCRIPT = """
 import sys
 from progdist.cli import app, terminal
-import progdist.recipes.files
-progdist.recipes.files.shipped = lambda: {"digits": "", "Fr\\u00e9chet": ""}
-progdist.recipes.files.read_recipe = lambda name: type("R", (), {"about": "\\u0416 " + "long " * 30})
+app.shipped = lambda: dict.fromkeys(("digits", "Fr\\u00e9chet"), "about: \\u0416 " + "long " * 30)
 terminal.prepare_torch = lambda: None
 app.start(["recipes"])
 """
