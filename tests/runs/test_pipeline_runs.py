@@ -26,6 +26,7 @@ from progdist.models.pipeline_prompts import PipelinePrompts
 from progdist.recipes.files import override, read_recipe
 from progdist.recipes.from_teacher import Request, recipe_for_teacher
 from progdist.runs.run import Run, open_run
+from progdist.students.lora_export import export_lora
 from progdist.teachers.open import open_teacher
 from progdist.teachers.own import load
 from progdist.teachers.pipeline import study
@@ -127,6 +128,10 @@ WITH_LORA = (
 )  # fmt: skip
 
 
+READ_BACK = ("FluxPipeline", "WanPipeline", "ZImagePipeline", "QwenImagePipeline")
+"""Those whose stock pipelines read all layers of ComfyUI's form (docs/lora-formats.md)."""
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", WITH_LORA)
 def test_a_lora_file_makes_the_student_of_the_teachers_own_pipeline(name: str, tmp_path: Path) -> None:
@@ -147,6 +152,11 @@ def test_a_lora_file_makes_the_student_of_the_teachers_own_pipeline(name: str, t
     loaded = {key for key, layer in getattr(pipeline, part).named_modules() if isinstance(layer, LoraLayer)}
     assert loaded == trained
     assert_samples_alike(name, student, pipeline)
+    if name in READ_BACK:
+        export_lora(student, "comfyui", tmp_path / "comfyui.safetensors")
+        pipeline.unload_lora_weights()
+        pipeline.load_lora_weights(tmp_path / "comfyui.safetensors")
+        assert_samples_alike(name, student, pipeline)
 
 
 @pytest.fixture(scope="module")
