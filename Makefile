@@ -10,7 +10,7 @@ export PYTHONDONTWRITEBYTECODE :=
 demo: $(READY)          ## teach, distil, measure and report on real digits, in a few minutes on two cores
 	$(BIN)/progdist run digits --out runs/demo
 
-check: lint             ## lint, types, contracts and the quick tests, in about four minutes
+check: lint             ## lint, types, contracts and the quick tests, in about six minutes
 	$(BIN)/pytest -n 2 --dist worksteal -m "not slow"
 
 test: lint browser      ## everything that is checked

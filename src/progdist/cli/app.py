@@ -62,7 +62,7 @@ def run(
     device_memory: options.DeviceMemory = None,
 ) -> None:
     """Train, distil, evaluate and report. Run the same command to resume."""
-    recipe_text(recipe)  # a name that is mistyped is told at once
+    recipe_text(recipe)  # raises for a mistyped name before torch is imported
     prepare_torch()
     from progdist.recipes.files import read_recipe
 

@@ -177,8 +177,8 @@ def compare(
 ) -> None:
     """Put runs and models side by side.
 
-    With --data, which is nearer to them is told by paired resamples of the same noise. Without, TEACHER@STEPS STUDENT
-    tells how faithful a student is to its teacher: differences, diversity, and the pairs that differ most.
+    With --data, paired resamples of the same noise say which model is closer to the data. Without it, TEACHER@STEPS
+    STUDENT measures how faithful a student is to its teacher: differences, diversity, and the pairs that differ most.
     """
     from progdist.data.samples import read_prompts
     from progdist.data.sources import load_images
@@ -245,7 +245,7 @@ def _print_pairs(found: "Faithfulness", page: Path, json_: bool) -> None:
             table.add_row(f"  {name}", f"{estimate.value:.3f}", f"{estimate.low:.3f} to {estimate.high:.3f}")
     print_table(table)
     for space in found.spaces:
-        if space.bias is not None and space.bias > space.frechet.value / 2:
+        if space.too_few:
             console.print(
                 f"Warning: of the Fréchet distance in {space.features} features about {space.bias:.2g} is the bias of "
                 f"{len(found.labels):,} images: make more"

@@ -26,7 +26,7 @@ from progdist.evaluation.measures.frechet import Frechet, frechet_bias, resample
 from progdist.evaluation.measures.moments import moments
 from progdist.evaluation.measures.pairs import Pairs, compare_pairs
 from progdist.evaluation.measures.scores import clip_score
-from progdist.evaluation.metrics import MetricConfig, Metrics
+from progdist.evaluation.metrics import MOSTLY, MetricConfig, Metrics
 from progdist.methods.guidance import Fixed, Input
 from progdist.models.model import Model
 from progdist.teachers.open import Teacher, open_teacher
@@ -42,6 +42,11 @@ class Space:
     pairs: Pairs
     frechet: Estimate  # the distance of the student's images to the teacher's
     bias: float | None  # about how much of that is for want of images; None of fewer than four
+
+    @property
+    def too_few(self) -> bool:
+        """Whether most of the Frechet distance is bias."""
+        return self.bias is not None and self.bias > MOSTLY * self.frechet.value
 
 
 @dataclass(frozen=True)

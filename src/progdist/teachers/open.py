@@ -95,7 +95,7 @@ def open_teacher(source: str, offset: float | None = None, call: Mapping[str, An
 
 
 def _prepared(folder: Path, teacher: Teacher) -> Teacher:
-    """The teacher with the LoRA files that were fused into it, if it is of a folder that was prepared."""
+    """The teacher with the names of the LoRA files that were fused into it, if its folder records any."""
     if not (folder / RECORD).is_file():
         return teacher
     try:

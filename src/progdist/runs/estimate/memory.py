@@ -116,7 +116,7 @@ def kept_bytes(
 ) -> int:
     """Bytes that autograd keeps of work for the way back, without the weights.
 
-    `heard` is told of each storage when it is kept, and whether for the first time.
+    `heard` is called with each storage when it is saved, and with whether that is the first time.
     """
     weights = {parameter.untyped_storage()._cdata for parameter in network.parameters()}
     kept: dict[int, torch.UntypedStorage] = {}

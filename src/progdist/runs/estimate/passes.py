@@ -4,8 +4,8 @@ It is counted as CUDA would compute it in bf16: matrix products and convolutions
 `CudaAutocast`), attention by a fused kernel that keeps no scores. Counted are
 
     kept        bytes that autograd keeps for the way back, copies of the weights in bf16 among them
-    between     those that are left under gradient checkpointing: of what is outside of the blocks that it computes
-                anew, and of what goes into these
+    between     those that are left under gradient checkpointing: of what is outside of the blocks that it recomputes,
+                and of their inputs
     block       the most that one of these blocks keeps
     forward     floating-point operations of one evaluation, two to a multiplication with addition
     operations  those of the whole pass, forward and back
@@ -42,7 +42,7 @@ def _attention(query: Sizes, key: Sizes, value: Sizes, *rest: object, **more: ob
 
 
 def _attention_back(gradient: Sizes, query: Sizes, key: Sizes, value: Sizes, *rest: object, **more: object) -> int:
-    """Those of its way back, the scores computed anew among them."""
+    """Those of the backward pass, including the recomputed scores."""
     return sdpa_backward_flop_count(gradient, query, key, value)
 
 
@@ -142,7 +142,7 @@ def _counted(network: nn.Module, arguments: dict[str, Any], operations: bool, pr
 
 
 class _Blocks:
-    """The blocks that gradient checkpointing computes anew, as they run: what they keep, and what goes into them."""
+    """The blocks that gradient checkpointing recomputes, as they run: what they save, and their inputs."""
 
     def __init__(self, counter: FlopCounterMode) -> None:
         self.counter = counter
