@@ -15,6 +15,7 @@ from progdist.models.networks import example_condition
 from progdist.models.safe_loading import quiet
 
 META = torch.device("meta")  # tensors of shapes alone
+_SHAPES: dict[tuple[str, ...], tuple[int, ...]] = {}  # of models that were tried: those of a chain are alike
 
 
 def try_shapes(model: Model, folder: Path) -> None:
@@ -29,7 +30,8 @@ def try_shapes(model: Model, folder: Path) -> None:
     channels, *sides = shape = model.shape
     if isinstance(model.autoencoder, Autoencoder):
         _try_autoencoder(model.autoencoder, shape, folder)
-    output = _called(part, lambda: _output(model, shape))
+    condition = example_condition(model.denoiser, 1, META)
+    output = _called(part, (model.denoiser.network, shape, condition), lambda: _output(model, shape))
     heads = model.denoiser.parameterization.heads
     if output not in ((1, heads * channels, *sides), (1, 2 * channels, *sides)):
         got, expected = ("x".join(map(str, each)) for each in (output[1:], (heads * channels, *sides)))
@@ -67,15 +69,20 @@ def _try_autoencoder(autoencoder: Autoencoder, shape: Shape, folder: Path) -> No
         network.decode(code)
         return tuple(code.shape)
 
-    if (found := _called(part, latents)) != (1, *shape):
+    if (found := _called(part, (autoencoder.network, shape), latents)) != (1, *shape):
         raise UserError(f"{part} makes latents of {found[1:]}, and the network takes {shape}: restore the folder")
 
 
-def _called(part: Path, work: Callable[[], tuple[int, ...]]) -> tuple[int, ...]:
-    """The shape that a call gives; a UserError where it raises anything."""
+def _called(part: Path, inputs: tuple[Any, ...], work: Callable[[], tuple[int, ...]]) -> tuple[int, ...]:
+    """The shape that a call gives, of a network and what else it depends on; a UserError where it raises anything."""
+    network, *others = inputs
+    config = {name: value for name, value in network.config.items() if not name.startswith("_")}  # "_": where it lies
+    key = (repr(network), repr(config), repr(others))
+    if key in _SHAPES:
+        return _SHAPES[key]
     try:
         with torch.no_grad(), quiet():
-            return work()
+            return _SHAPES.setdefault(key, work())
     except Exception as error:  # diffusers checks few of a config's values: whatever comes of others is its damage
         reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
         raise UserError(f"{part} cannot be called ({reason}): restore it, or save the pipeline again") from error

@@ -25,6 +25,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from progdist._utils.memoize import once_per_tensor
+
 SUBSET, SUBSETS = 1000, 100  # vectors of each set in a subset, and subsets, at most
 SPREAD = 2000  # vectors of each set, at most, whose kernel the variance is computed from
 
@@ -49,12 +51,40 @@ def kernel_distance(data: Tensor, samples: Tensor, *, seed: int) -> tuple[float,
     fewer, more = sorted((len(data), len(samples)))
     size = min(fewer, SUBSET)
     subsets = min(SUBSETS, 2 * -(-more // size)) if more > size else 1
-    draw = torch.Generator().manual_seed(seed)
-    chosen = (x[torch.randperm(len(x), generator=draw)[:SPREAD]].double() for x in (data, samples))
-    spread = Spread.of(*chosen)
+    orders = _orders(len(data), len(samples), seed)
+    spread = Spread.of(_data_pairs(data, seed), Pairs.of(samples[orders[1]].double()))
     whole = spread.variance(len(data), len(samples))
     variance = whole + (spread.variance(size, size) - whole) / subsets
     return _mean_of_subsets(data, samples, size, subsets, seed), 1000 * variance**0.5
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """What the kernel of the pairs within one set gives."""
+
+    vectors: Tensor  # (N, D), float64
+    means: Tensor  # (N,), of k(a, a') over the other a'
+    variance: float  # Var k_c(a, a')
+
+    @classmethod
+    def of(cls, vectors: Tensor) -> "Pairs":
+        """From vectors (N, D) in float64."""
+        own, count = _kernel(vectors, vectors).fill_diagonal_(0), len(vectors)
+        means = own.sum(1) / (count - 1)
+        centred = (own - means[:, None] - means + means.mean()).fill_diagonal_(0)
+        return cls(vectors, means, float(centred.square().sum()) / (count * (count - 1)))
+
+
+@once_per_tensor
+def _data_pairs(data: Tensor, seed: int) -> Pairs:
+    """The pairs within the data, the same for every model that is compared with them."""
+    return Pairs.of(data[_orders(len(data), 0, seed)[0]].double())
+
+
+def _orders(data: int, samples: int, seed: int) -> tuple[Tensor, Tensor]:
+    """Which vectors of either set the variance is computed from, drawn in this order."""
+    draw = torch.Generator().manual_seed(seed)
+    return torch.randperm(data, generator=draw)[:SPREAD], torch.randperm(samples, generator=draw)[:SPREAD]
 
 
 @dataclass(frozen=True)
@@ -66,21 +96,17 @@ class Spread:
     between: float  # Var k_c(a, b)
 
     @classmethod
-    def of(cls, a: Tensor, b: Tensor) -> "Spread":
-        """From vectors (N, D) and (M, D) in float64."""
-        across = _kernel(a, b)
-        between = _double_centred(across).square().mean()
-        means, within = [], []
-        for x, other in ((a, across.mean(1)), (b, across.mean(0))):
-            own, count = _kernel(x, x).fill_diagonal_(0), len(x)
-            rows = own.sum(1) / (count - 1)
-            pairs = (own - rows[:, None] - rows + rows.mean()).fill_diagonal_(0)
-            within.append(pairs.square().sum() / (count * (count - 1)))
-            apart = len(b) if x is a else len(a)
-            noise = within[-1] / (count - 1) + between / apart  # of the means in place of the expectations
-            means.append((rows - other).var() - noise)
-        first, second = (max(0.0, float(each)) for each in means)
-        return cls((first, second), (float(within[0]), float(within[1])), float(between))
+    def of(cls, a: Pairs, b: Pairs) -> "Spread":
+        """From the pairs within the data and within the samples."""
+        across = _kernel(a.vectors, b.vectors)
+        between = float(_double_centred(across).square().mean())
+
+        def mean(x: Pairs, other: Tensor, others: int) -> float:
+            noise = x.variance / (len(x.means) - 1) + between / others  # of the means in place of the expectations
+            return max(0.0, float((x.means - other).var()) - noise)
+
+        means = mean(a, across.mean(1), len(b.means)), mean(b, across.mean(0), len(a.means))
+        return cls(means, (a.variance, b.variance), between)
 
     def variance(self, n: int, m: int) -> float:
         """V(n, m)."""

@@ -24,6 +24,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from progdist._utils.memoize import once_per_tensor
 from progdist.evaluation.measures.estimate import STUDENT_10, Estimate, half_deviation
 
 MOST = 10_000  # vectors of a set that are looked at
@@ -45,10 +46,16 @@ def radii(x: Tensor, k: int) -> Tensor:
     return neighbors(x, x, k + 1)[0]  # itself is the first
 
 
+@once_per_tensor
+def data_radii(data: Tensor, k: int) -> Tensor:
+    """`radii` of the first MOST of the data (N, D): the same for every model that is compared with them."""
+    return radii(data[:MOST].double(), k)
+
+
 def precision_recall(data: Tensor, samples: Tensor, *, seed: int) -> dict[str, Estimate]:
     """Improved precision and recall of features (N, D) and (M, D), which hold more than 2 k vectors each."""
     real, made = data[:MOST].double(), samples[:MOST].double()
-    reach = radii(real, PRECISION_K)
+    reach = data_radii(data, PRECISION_K)
 
     def measure(rows: Tensor) -> Tensor:
         chosen = made[rows]
@@ -66,7 +73,7 @@ def precision_recall(data: Tensor, samples: Tensor, *, seed: int) -> dict[str, E
 def density_coverage(data: Tensor, samples: Tensor, *, seed: int) -> dict[str, Estimate]:
     """Density and coverage of features (N, D) and (M, D); the data hold more than k vectors."""
     real, made = data[:MOST].double(), samples[:MOST].double()
-    reach = radii(real, COVERAGE_K)
+    reach = data_radii(data, COVERAGE_K)
 
     def measure(rows: Tensor) -> Tensor:
         chosen = made[rows]
