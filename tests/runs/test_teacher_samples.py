@@ -1,10 +1,7 @@
 """Runs without a data set: the teacher's own samples, made once."""
 
 import json
-import os
 import signal
-import subprocess
-import sys
 from collections.abc import Mapping
 from copy import deepcopy
 from pathlib import Path
@@ -28,7 +25,7 @@ from progdist.teachers.open import open_teacher
 from progdist.teachers.own import load
 from support.commands import SHORT_EVALUATION, SilentCallback, call, refused, succeeds
 from support.latent import SAVE, save_dit
-from support.processes import CPU_ENVIRONMENT, TORCHRUN, start_run, wait_for
+from support.processes import start_run, wait_for
 from support.stock import SaveStock, load_ddim, load_unet, stock_samples
 from support.text import PROMPTS, WRITERS, write_sd
 from support.text_transformers import TRANSFORMER_WRITERS, call_words
@@ -299,10 +296,10 @@ def test_a_run_killed_while_it_samples_ends_the_same(recipe: Path, tmp_path: Pat
 def test_two_processes_make_the_samples_of_one(recipe: Path, tmp_path: Path) -> None:
     """Each its own shards, which are one batch wherever they are made."""
     assert start_run(recipe, tmp_path / "one").finish()[0] == 0
-    words = [sys.executable, *TORCHRUN, "2", "-m", "progdist", "run", str(recipe), "--out", str(tmp_path / "two")]
-    done = subprocess.run(words, env=os.environ | CPU_ENVIRONMENT, capture_output=True, text=True, timeout=1800)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.count("Report:") == 1
+    two = start_run(recipe, tmp_path / "two", ranks=2)
+    code, errors = two.finish()
+    assert code == 0, errors
+    assert two.output.count("Report:") == 1
     assert len(shards_of(tmp_path / "one")) == 24
     assert shards_of(tmp_path / "two") == shards_of(tmp_path / "one")
 
