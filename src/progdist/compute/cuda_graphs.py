@@ -2,7 +2,8 @@
 
 A kernel takes the processor some microseconds to launch, whatever it computes, and a small network's kernels are done
 sooner than that: the GPU waits (`docs/results/performance.md` has figures).
-torch.cuda.make_graphed_callables captures a call, forward and backward, and replays it with new numbers at the same addresses.
+torch.cuda.make_graphed_callables captures a call, forward and backward, and replays it with new numbers at the same
+addresses.
 """
 
 import gc
