@@ -11,8 +11,7 @@ from progdist.cli.app import app
 HEAD = """# All commands
 
 `progdist COMMAND --help` says the same in a terminal, `progdist --install-completion` completes commands and options in
-your shell, and `python -m progdist` is `progdist` where the program is not on the path. A mistake is told in one line,
-with exit code 2.
+your shell, and `python -m progdist` works if the program is not on the path. Errors are one line, with exit code 2.
 
 """
 GROUPS = {

@@ -11,7 +11,7 @@ sampling    the stock DDIMPipeline over our sampler: the same network, noise, 8 
 growth      of C's update with the batch, the width, the pixels and the substeps; and of the time in which each of
             1, 2 and 4 processes draws its rows of 2,048 examples of 3x64x64
 
-Writes OUT.json and prints the tables of docs/performance.md.
+Writes OUT.json and prints the tables of docs/results/performance.md.
 """
 
 import argparse

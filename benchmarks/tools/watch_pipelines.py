@@ -1,4 +1,4 @@
-"""What is learned of every stock pipeline of prompts that diffusers has, as a table: docs/pipelines.md.
+"""What is learned of every stock pipeline of prompts that diffusers has, as a table: docs/results/pipelines.md.
 
     python benchmarks/tools/watch_pipelines.py OUT                      # every one
     python benchmarks/tools/watch_pipelines.py OUT WanPipeline          # or some

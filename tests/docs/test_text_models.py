@@ -1,4 +1,4 @@
-"""The commands of the toy in docs/text-models.md, in their order and in one folder; training is made shorter."""
+"""The commands of the toy in docs/results/text-models.md, in order and in one folder; training is made shorter."""
 
 import re
 import runpy
@@ -25,7 +25,7 @@ SHORTER = {
 def test_from_captioned_digits_to_a_table(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    section = (ROOT / "docs" / "text-models.md").read_text().split("## The toy", 1)[1].split("\n## ", 1)[0]
+    section = (ROOT / "docs" / "results" / "text-models.md").read_text().split("## The toy", 1)[1].split("\n## ", 1)[0]
     section = section.replace("\\\n", " ")
     lines = re.findall(r"^    ((?:python|progdist) .*)$", section, re.MULTILINE)
     commands = [shlex.split(line) for line in lines if " ... " not in line]  # such a line repeats one above

@@ -1,8 +1,9 @@
 """CUDA graph capture: the kernels of a network's call, captured once and then launched together.
 
 A kernel takes the processor some microseconds to launch, whatever it computes, and a small network's kernels are done
-sooner than that: the GPU waits (`docs/performance.md` has figures). torch.cuda.make_graphed_callables captures a call,
-forward and backward, and replays it with new numbers at the same addresses.
+sooner than that: the GPU waits (`docs/results/performance.md` has figures).
+torch.cuda.make_graphed_callables captures a call, forward and backward, and replays it with new numbers at the same
+addresses.
 """
 
 import gc

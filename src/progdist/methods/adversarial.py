@@ -9,7 +9,8 @@ the student ends, too. With z_s = DDIM(z_t, xh, t, s) of the student, z_s' of th
 
 the non-saturating loss (Goodfellow et al. 2014) with the gradient penalty R1 on what is real (Mescheder et al. 2018,
 arXiv 1801.04406). Both networks take one step at each update, from the same forward pass, by Adam with beta_1 = 0: with
-0.9 the two swing about each other (docs/methods.md). What is judged, beside what is real, is a choice (`judged`):
+0.9 the two swing about each other (docs/results/methods.md). What is judged, beside what is real, is a choice
+(`judged`):
 
     trajectory   z_s beside the teacher's of the same z_t, which D sees, too: the student keeps to the teacher's
                  trajectory (their section 3.2, the conditional form)

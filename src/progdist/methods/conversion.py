@@ -15,7 +15,8 @@ the teacher's own    t' = t. Sampling begins in pure noise though z_1 has some s
 
 Without guidance the first is nearer to the data, and is the default of teachers that predict eps. With guidance it is
 farther: the difference of two predictions of x is that of eps over rho, so guidance is strongest where there is least
-signal, and the first asks the teacher beyond any level at which it was trained (docs/text-models.md has figures).
+signal, and the first asks the teacher beyond any level at which it was trained
+(docs/results/text-models.md has figures).
 
 The loss is a norm and not its square. Both are 0 at the same student, but the gradient of a square is as long as the
 error, and a guided teacher is g - 1 times the difference of its two predictions from the student that begins: the

@@ -1,7 +1,7 @@
 """The training configuration of one network: each option is declared and validated here, and nowhere else.
 
 `DEFAULTS` are those of recipes, commands and the Python call alike. Teachers are trained as in the paper's appendix E;
-the learning rate of distillation was chosen by measurement (docs/own-model.md).
+the learning rate of distillation was chosen by measurement (docs/results/own-model.md).
 """
 
 import math
