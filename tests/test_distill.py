@@ -241,7 +241,7 @@ def ragged() -> Iterator[Tensor]:
         (torch.zeros(4, 2), {"stages": {2: {"checkpoint_every": 2}}}, "checkpoint_every has no effect without"),
         (torch.zeros(4, 2), {"conversion": {"checkpoint_every": 2}}, "checkpoint_every has no effect without"),
         (torch.zeros(4, 2), {"conversion": {"updates": 2}}, "conversion has no effect: this teacher needs no stage 0"),
-        (torch.zeros(4, 2), {"guidance": (2.0, 2.0), "label": "shift", "null_class": 0}, "is no range"),
+        (torch.zeros(4, 2), {"guidance": (2.0, 2.0), "label": "shift", "null_class": 0}, "is not a range"),
         ([(torch.zeros(2), {"steps": 1})], {}, "steps"),
         (torch.zeros(4, 2), {"clips": 1.0}, "training option 'clips' is unknown: use one of updates, "),
         (torch.zeros(4, 2), {"conversion": {"guidance": 1.0}}, "training option 'guidance' is unknown"),
@@ -295,7 +295,7 @@ def test_a_weighting_that_is_nothing_at_one_step_is_refused() -> None:
         (torch.zeros_like, "the weighting is 0 at t = 1, .*: use truncated_snr"),
         (lambda snr: 0 * snr, "the weighting is 0 at t = 1"),
         (lambda snr: (snr > 1e9).double(), "the weighting is 0 at t = 1"),
-        (lambda snr: torch.full_like(snr, torch.nan), "the weighting is nan at t = 0.016, expected numbers from 0"),
+        (lambda snr: torch.full_like(snr, torch.nan), "the weighting is nan at t = 0.016, expected 0 or more"),
         (lambda snr: snr.log(), r"the weighting is -0.0\d+ at t = 0.5"),
         (lambda snr: torch.where(snr < 0.1, torch.nan, snr), "the weighting is nan at t = 0.8"),
     ],
@@ -662,7 +662,7 @@ def test_a_network_whose_time_is_a_table_is_asked_for_its_entries_alone(predicti
     assert student.schedule == teacher.schedule
     assert progdist.sample(student, torch.randn(3, 2), 20).isfinite().all()
     seen: list[int] = []
-    with pytest.raises(UserError, match=r"table of 1000, and is asked at 14.625, between two entries"):
+    with pytest.raises(UserError, match=r"table of 1000, but was called at 14.625, between two entries"):
         progdist.distill(teacher, torch.randn(16, 2), [64, 16], observe=lambda steps, _: seen.append(steps), **how)
     assert not seen
 

@@ -16,7 +16,7 @@ SLOW = pytest.mark.slow
     ("words", "said"),
     [
         (("--guidance", "8:1"), "guidance is 8 to 1, expected a positive scale, or a range with low < high"),
-        (("--guidance", "3:3"), "is no range"),
+        (("--guidance", "3:3"), "is not a range"),
         (("--guidance", "1:2:3"), "--guidance 1:2:3: expected a number"),
         (("--guidance", "much"), "--guidance much: expected a number"),
         (("--negative", "a smudge"), "negative requires conversion.guidance"),
