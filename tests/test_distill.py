@@ -128,7 +128,7 @@ def test_labels_of_ones_own_are_a_condition_like_others() -> None:
 
     teacher, pairs = Denoiser(Labelled(), Cosine(), "v"), [(torch.randn(2), {"labels": index}) for index in range(8)]
     progdist.distill(teacher, pairs, [4, 2], updates=1, batch=4)  # a label that is not handed on is a TypeError
-    with pytest.raises(UserError, match="label='shift' requires a label of every example, and example 0 has none"):
+    with pytest.raises(UserError, match="label='shift' requires a label for every example, and example 0 has none"):
         progdist.distill(exact_teacher(), [(x, {"place": 1.0}) for x, _ in pairs], [4, 2], label="shift")
 
 
@@ -558,7 +558,7 @@ def test_labels_are_taken_refused_or_passed_over_with_a_word(caplog: pytest.LogC
     data = torch.utils.data.TensorDataset(x, labels)
     with pytest.raises(UserError, match=r"label= does not say under which keyword Labelled takes them: give label='y'"):
         progdist.distill(teacher, data, [4, 2], **how)
-    with pytest.raises(UserError, match="label='y' requires a label of every example"):
+    with pytest.raises(UserError, match="label='y' requires a label for every example"):
         progdist.distill(teacher, x, [4, 2], label="y", **how)
     student = progdist.distill(teacher, data, [4, 2], label="y", **how)
     assert torch.isin(torch.cat(student.network.seen), labels).all()

@@ -482,7 +482,8 @@ def test_a_tuple_of_columns_is_columns() -> None:
     "form", [dict, lambda data: [dict(zip(data, row, strict=True)) for row in zip(X, PRICES, strict=True)]]
 )
 def test_a_condition_of_a_name_that_training_uses_is_refused(name: str, form: Callable[..., Any]) -> None:
-    with pytest.raises(UserError, match=f"condition '{name}' of an example has a name reserved for training: rename it"):
+    message = f"condition '{name}' of an example has a name reserved for training: rename it"
+    with pytest.raises(UserError, match=message):
         distill(teacher(seeded(Told)), form({"x": X, name: PRICES}), [4, 2], **options())
 
 

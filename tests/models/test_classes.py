@@ -226,7 +226,7 @@ def test_texts_beside_examples_are_matched_by_name(tiny_model: Callable[..., Den
     with pytest.raises(UserError, match="data has the classes dog, and the model's are fly, emu, cat, bee"):
         evaluate((denoiser, 2), [*images, (images[0][0], "dog")], options)
     evaluate((denoiser, 2), [(image, [0.5, 1]) for image, _ in images], options, notify=notes.append)
-    assert "example 0 has a list of 2 for a label, which is no class: read without labels" in notes
+    assert "example 0 has a list of 2 for a label, which is not a class: read without labels" in notes
 
 
 def test_what_load_gives_keeps_null_class_names_and_shares(tiny_model: Callable[..., Denoiser], tmp_path: Path) -> None:
