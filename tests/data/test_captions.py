@@ -182,10 +182,10 @@ def not_text(root: Path) -> None:
         (not_text, "a.txt cannot be read as text"),
         (
             broken('{"file_name": "a.png", "caption": "x"}'),
-            "line 1 has file_name, caption: expected file_name and text",
+            "line 1 has file_name, caption, expected file_name and text",
         ),
         (broken('{"file_name": "a.png", "text": 3}'), "line 1 has file_name, text: expected .* as text"),
-        (broken("file_name,caption\na.png,x", "metadata.csv"), "line 2 has file_name, caption: expected"),
+        (broken("file_name,caption\na.png,x", "metadata.csv"), "line 2 has file_name, caption, expected"),
         (broken("{"), "line 1 is not JSON"),
         (broken("[1]"), "line 1 holds a list"),
         (broken('{"file_name": "a.png", "text": "x"}\n' * 2), "line 2 names a.png again"),
@@ -201,7 +201,7 @@ def test_mistakes_are_one_line(damage: Callable[[Path], None], said: str, tmp_pa
 
 
 def test_a_folder_that_is_none() -> None:
-    with pytest.raises(UserError, match="is no folder"):
+    with pytest.raises(UserError, match="is not a folder"):
         load_images("captions:nowhere")
 
 

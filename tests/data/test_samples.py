@@ -40,7 +40,7 @@ def test_prompts_are_lines(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("content", "message"),
-    [(None, "No such file"), (b"", "holds none"), (b"\n \n", "holds none"), (b"caf\xe9", "it is not UTF-8")],
+    [(None, "No such file"), (b"", "is empty"), (b"\n \n", "is empty"), (b"caf\xe9", "it is not UTF-8")],
 )
 def test_prompts_that_cannot_be_read_are_named(tmp_path: Path, content: bytes | None, message: str) -> None:
     if content is not None:

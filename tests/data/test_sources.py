@@ -113,7 +113,7 @@ def test_floats_beyond_an_overshoot_and_of_an_overshot_0_to_1_are_refused(
     [
         ("digit", "digits, folder:PATH"),
         ("folder:", "unknown"),
-        ("folder:/no/such/place", "no folder"),
+        ("folder:/no/such/place", "not a folder"),
         ("folder:{tmp}/empty", "no images"),
         ("folder:{tmp}/mixed", "next to class folders"),
         ("folder:{tmp}/text", "cannot be read as an image"),

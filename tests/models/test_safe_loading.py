@@ -300,5 +300,5 @@ def test_an_autoencoder_of_other_latents(tmp_path: Path) -> None:
         down_block_types=("DownEncoderBlock2D",) * 2,
         up_block_types=("UpDecoderBlock2D",) * 2,
     ).save_pretrained(folder / "vae")
-    with pytest.raises(UserError, match="takes 4 channels, and the latents of its vae/ have 3"):
+    with pytest.raises(UserError, match="takes 4 channels, but the latents of its vae/ have 3"):
         open_teacher(str(folder))

@@ -79,7 +79,7 @@ class Checkpoints:
         try:
             content = path.read_bytes()
             if (len(content), hashlib.sha256(content).hexdigest()) != (metadata["bytes"], metadata["sha256"]):
-                raise UserError(f"checkpoint {path} differs from what was written")
+                raise UserError(f"checkpoint {path} is not what was written")
             return Checkpoint(update, safetensors.torch.load(content), dict(metadata["numbers"]))
         except (OSError, KeyError, TypeError, ValueError, safetensors.SafetensorError) as error:
             raise UserError(f"checkpoint {path} cannot be read ({error})") from error
