@@ -29,7 +29,7 @@ def test_mistakes_are_one_line_and_exit_code_2(
     out, student = finished[0], finished[0] / "student-0004"
     before = sorted((path, path.stat().st_mtime_ns) for path in out.rglob("*"))
     refused(call("run", tiny_recipe, "--set", "distill.upd=5"), "did you mean updates?")
-    refused(call("run", tiny_recipe, "--set", "distill.chain=[8,3]"), "no multiple of 3")
+    refused(call("run", tiny_recipe, "--set", "distill.chain=[8,3]"), "not a multiple of 3")
     refused(call("run", "digit"), "did you mean digits?")
     refused(call("run", tiny_recipe, "--out", out), "another recipe", "--out")
     refused(call("run", tiny_recipe, "--out", tiny_recipe), "is not a run")
@@ -39,7 +39,7 @@ def test_mistakes_are_one_line_and_exit_code_2(
     refused(call("run", tiny_recipe, "--out", tmp_path / "b", "--set", "network.multipliers=[1,1,1,1,1]"), "halve")
     refused(
         call("run", tiny_recipe, "--out", tmp_path / "c", "--set", "teacher.gradient_accumulation_steps=3"),
-        "not divide",
+        "is not divisible by",
     )
     refused(call("sample", tmp_path / "nowhere"), "no model folder")
     refused(call("sample", student, "--steps", 0), "takes 1 to")

@@ -73,7 +73,7 @@ def test_a_shard_that_is_named_and_missing_is_refused(tmp_path: Path) -> None:
     """Half of a data set that was not fetched to its end is not all of it."""
     source = tars(tmp_path)
     (tmp_path / "train-000003.tar").unlink()
-    with pytest.raises(UserError, match=r"train-000003.tar is missing, 1 of 6 files that wds:.* names: fetch it"):
+    with pytest.raises(UserError, match=r"train-000003.tar is missing \(1 of 6 files named by wds:.*\): fetch it"):
         load_images(source)
     assert len(load_images(f"wds:{tmp_path}/train-*.tar")) == (SHARDS - 1) * EACH
 

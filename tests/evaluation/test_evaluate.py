@@ -53,7 +53,7 @@ def test_what_cannot_be_evaluated_is_one_line(tiny_model: Callable[..., Denoiser
     model, options = (tiny_model(), 2), SamplingOptions(count=40)
     for data, message in (
         (torch.zeros(9, 8, 8), r"an image is .8, 8., expected .channels, height, width."),
-        (torch.zeros(9, 1, 9, 9), "cannot be framed anew"),
+        (torch.zeros(9, 1, 9, 9), "cannot be reframed"),
         (torch.zeros(9, 1, 8, 8, dtype=torch.uint8), "image 0 is torch.uint8: give numbers from -1 to 1"),
         (None, "give the data, or a reference"),
         (

@@ -79,7 +79,7 @@ def test_weights_that_are_not_finite_are_named(tmp_path: Path, number: float) ->
     for command in ("doctor", "distill"):
         result = call(command, folder, "--data", "digits")
         assert result.exit_code == 2
-        assert "1 of the 72 numbers of conv_in.weight are not finite" in result.stderr
+        assert "1 of the 72 values of conv_in.weight are not finite" in result.stderr
 
 
 def test_an_autoencoder_and_an_own_folder_of_not_finite_weights(
@@ -300,5 +300,5 @@ def test_an_autoencoder_of_other_latents(tmp_path: Path) -> None:
         down_block_types=("DownEncoderBlock2D",) * 2,
         up_block_types=("UpDecoderBlock2D",) * 2,
     ).save_pretrained(folder / "vae")
-    with pytest.raises(UserError, match="takes 4 channels, and the latents of its vae/ have 3"):
+    with pytest.raises(UserError, match="takes 4 channels, but the latents of its vae/ have 3"):
         open_teacher(str(folder))

@@ -97,7 +97,7 @@ def test_guided_samples_of_classes(stock: SaveStock, tmp_path: Path) -> None:
     assert run.context.recipe.data.steps == 8  # the chain's first count, which is below 64
     assert run.context.teacher
     assert run.context.teacher.model.conditioning.shares == (2, 2, *[1] * 8, 0)
-    with pytest.raises(UserError, match="guidance requires the null class"):
+    with pytest.raises(UserError, match="guidance requires a null class"):
         opened(folder, tmp_path / "unclear", {"source": "teacher:12"}, "conversion.guidance=3")
 
 

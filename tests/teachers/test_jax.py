@@ -184,5 +184,5 @@ def test_not_finite_parameters_are_named(tmp_path: Path) -> None:
     parameters = known()
     parameters["conv_in/kernel"].view(-1)[3] = float("inf")
     (tmp_path / "checkpoint").write_bytes(pack({"ema_params": nested(parameters), "step": 1}))
-    with pytest.raises(UserError, match=r"1 of the .* numbers of conv_in/kernel are not finite"):
+    with pytest.raises(UserError, match=r"1 of the .* values of conv_in/kernel are not finite"):
         import_checkpoint(tmp_path / "checkpoint", size=8, parameterization="x")

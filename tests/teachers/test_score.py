@@ -91,7 +91,11 @@ def test_a_student_predicts_x_and_is_kept(tmp_path: Path) -> None:
     [
         (DDPMScheduler(), "fourier", "fourier, for levels of noise, and DDPMScheduler expects the other"),
         (ScoreSdeVeScheduler(), "positional", "not fourier, and ScoreSdeVeScheduler expects the other"),
-        (ScoreSdeVeScheduler(sigma_min=0.5, sigma_max=0.4), "fourier", "damaged .*sigma runs from"),
+        (
+            ScoreSdeVeScheduler(sigma_min=0.5, sigma_max=0.4),
+            "fourier",
+            "damaged .*expected positive numbers sigma_min < sigma_max",
+        ),
     ],
 )
 def test_what_does_not_fit_is_refused(tmp_path: Path, scheduler: Any, embedding: str, message: str) -> None:  # noqa: ANN401

@@ -1,4 +1,4 @@
-"""Numbers and names in sentences."""
+"""Numbers and names in messages."""
 
 from collections.abc import Sequence
 
@@ -6,27 +6,27 @@ SHOWN = 5  # names listed in a message
 
 
 def plural(noun: str) -> str:
-    """Several of a thing: steps, classes, batches."""
+    """The plural of a noun: steps, classes, batches."""
     return noun + ("es" if noun.endswith(("s", "x", "ch", "sh")) else "s")
 
 
 def counted(count: int, noun: str) -> str:
-    """A count and what is counted: 1 step, 2 steps, 0 classes."""
+    """A count and its noun: 1 step, 2 steps, 0 classes."""
     return f"{count} {noun if count == 1 else plural(noun)}"
 
 
 def any_of(counts: Sequence[int], noun: str) -> str:
-    """Any of at least one count: 1 step, 8 or 4 steps."""
+    """One or more counts as alternatives: 1 step, 8 or 4 steps."""
     return counted(counts[0], noun) if len(counts) == 1 else f"{' or '.join(map(str, counts))} {plural(noun)}"
 
 
 def listed(names: Sequence[object]) -> str:
-    """Names for a message: all, or the first few and how many."""
+    """Names for a message: all of them, or the first few and the total."""
     shown = ", ".join(shortened(str(name)) for name in names[:SHOWN])
     return f"{shown}, ... ({len(names):,} in all)" if len(names) > SHOWN else shown
 
 
 def shortened(text: str) -> str:
-    """A text in at most 40 characters of one line."""
+    """A text in one line of at most 40 characters."""
     line = " ".join(text.split())
     return line if len(line) <= 40 else f"{line[:37]}..."

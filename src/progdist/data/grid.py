@@ -9,12 +9,12 @@ from torch import Tensor
 from progdist._utils.files import atomic_write
 from progdist.data.images import to_uint8
 
-GRID = 64  # images in a run's sample grid, eight to a row
+GRID = 64  # images in a run's sample grid, eight per row
 GAP = 1  # grey pixels between the images of a grid
 
 
 def grid_image(images: Tensor, columns: int) -> Image.Image:
-    """Images (B, C, H, W) in [-1, 1] as one, row by row with a gap of one pixel."""
+    """Arrange images (B, C, H, W) in [-1, 1] in one image, row by row with a gap of one pixel."""
     pixels = to_uint8(images)
     count, height, width, channels = pixels.shape
     rows = -(-count // columns)
@@ -27,7 +27,7 @@ def grid_image(images: Tensor, columns: int) -> Image.Image:
 
 
 def write_grid(images: Tensor, path: Path, columns: int = 8) -> None:
-    """Images (B, C, H, W) in [-1, 1] as one PNG."""
+    """Write images (B, C, H, W) in [-1, 1] as one PNG."""
     buffer = io.BytesIO()
     grid_image(images, columns).save(buffer, format="png")
     atomic_write(path, buffer.getvalue())

@@ -88,7 +88,7 @@ GOOD = {"model": 1, "seed": 0, "steps": 4}
         ({"steps": True}, "steps is True"),
         ({"steps": 4096}, "takes 1 to 1024 steps, not 4096"),
         ({"label": 10}, "label 10 is out of range"),
-        ({"label": "seven"}, "label seven is no class of the model"),
+        ({"label": "seven"}, "label seven is not a class of the model"),
         ({"label": "7" * 2000}, "shorten it"),
         ({"label": [7]}, "expected a whole number"),
         ({"method": "dpmpp"}, "is not sampled by 'dpmpp'"),
