@@ -13,10 +13,10 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from progdist._utils.errors import UserError
-from progdist.recipes.recipe import Recipe, leaves
-from progdist.recipes.shipped import recipe_text
-from progdist.recipes.text import read_yaml, write_yaml
-from progdist.recipes.training import HALVING, StageTraining
+from progdist.recipes.recipe import Recipe
+from progdist.recipes.stated import set_key, stated
+from progdist.recipes.text import leaves, read_yaml, write_yaml
+from progdist.recipes.training import StageTraining
 from progdist.training.config import EXACT
 
 _SHORT = reprlib.Repr()
@@ -29,14 +29,7 @@ def read_recipe(name_or_path: str, overrides: Iterable[str] = ()) -> Recipe:
     Raises:
         UserError: it cannot be found or read, or has a key or value that no recipe has.
     """
-    text = recipe_text(name_or_path)
-    try:
-        content = read_yaml(text)
-    except (yaml.YAMLError, RecursionError, ValueError) as error:
-        raise UserError(f"recipe {name_or_path} is not YAML: {' '.join(str(error).split())}") from error
-    if not isinstance(content, dict):
-        raise UserError(f"recipe {name_or_path} is not a map of keys to values: see `progdist recipes`")
-    return validated(content, overrides, f"recipe {name_or_path}")
+    return validated(stated(name_or_path), overrides, f"recipe {name_or_path}")
 
 
 def override(recipe: Recipe, overrides: Iterable[str]) -> Recipe:
@@ -62,7 +55,7 @@ def validated(content: dict[Any, Any], overrides: Iterable[str], what: str) -> R
     """The recipe that a map of keys describes, with overrides; `what` names it in the UserError about what is wrong."""
     overrides = list(overrides)
     for setting in overrides:
-        _override(content, setting)
+        set_key(content, setting)
     try:
         for where, value in leaves(content, lists=True):
             if isinstance(value, int) and abs(value) >= EXACT:
@@ -98,31 +91,6 @@ def _check_effect(recipe: Recipe, setting: str) -> None:
 def write_recipe(recipe: Recipe) -> str:
     """The whole recipe as YAML, defaults and all."""
     return write_yaml(recipe.model_dump(mode="json"))
-
-
-def _override(content: dict[Any, Any], override: str) -> None:
-    """Set one dotted key; the value is read as YAML."""
-    name, equals, value = override.partition("=")
-    if not equals:
-        raise UserError(f"--set {override!r} has no value: write key=value, e.g. evaluate.samples=500")
-    *parents, last = name.split(".")
-    for parent in parents:
-        if content.get(_key(parent)) is None:
-            content[_key(parent)] = {}
-        content = content[_key(parent)]
-        if not isinstance(content, dict):
-            raise UserError(f"--set {override!r}: {parent} is a value, not a section")
-    try:
-        content[_key(last)] = read_yaml(value)
-    except (yaml.YAMLError, RecursionError, ValueError) as error:
-        raise UserError(f"--set {override[:100]!r} is not YAML: {' '.join(str(error).split())}") from error
-    if name == "distill.chain":  # as a list it takes the place of what it would be made from
-        for replaced in HALVING:
-            content.pop(replaced, None)
-
-
-def _key(word: str) -> str | int:
-    return int(word) if word.isdecimal() and len(word) < len(str(EXACT)) else word
 
 
 def _first_problem(error: ValidationError) -> str:

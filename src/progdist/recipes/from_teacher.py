@@ -9,17 +9,17 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from progdist._utils.errors import UserError
-from progdist._utils.words import any_of, counted
+from progdist._utils.words import any_of
 from progdist.data.samples import is_teacher
 from progdist.data.sources import open_source
 from progdist.data.tables import Columns
 from progdist.recipes.files import validated
 from progdist.recipes.recipe import Recipe
 from progdist.recipes.schema import Data
+from progdist.recipes.stated import about_teacher
 from progdist.teachers.open import Teacher
 from progdist.training.config import DEFAULTS
 
@@ -88,7 +88,7 @@ def recipe_for_teacher(teacher: Teacher, request: Request) -> Recipe:
         conversion["updates"] = request.conversion_updates
     content = {
         "name": re.sub(r"[^A-Za-z0-9._-]+", "-", request.name).strip("-._") or "run",
-        "about": f"{request.model} distilled to {counted(request.steps, 'step')}",
+        "about": about_teacher(request.model, request.steps),
         "data": _data(teacher, request),
         "teacher": {"model": request.model, "call": dict(request.call), **_prepared(request)},
         "conversion": conversion,
@@ -155,9 +155,3 @@ def frame(teacher: Teacher, source: str, columns: Columns, background: str | Non
     if images.reframed(data.transform()).shape != shape:
         raise UserError(f"{source} cannot be brought to the teacher's {shape} (channels, height, width)")
     return data
-
-
-def default_output(source: str, steps: int) -> Path:
-    """Where the run of a teacher goes if nothing is said."""
-    path = Path(source)
-    return Path("runs") / f"{path.stem if path.suffix == '.safetensors' else path.name}-{steps}"

@@ -7,6 +7,7 @@ read; what they unfold to is measured first.
 
 import math
 import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import yaml
@@ -61,6 +62,19 @@ def read_yaml(text: str) -> Any:  # noqa: ANN401  (whatever a file holds)
 def write_yaml(content: Any) -> str:  # noqa: ANN401
     """YAML that `read_yaml` reads back."""
     return yaml.dump(content, Dumper=_Dumper, sort_keys=False)
+
+
+def leaves(content: Any, where: str = "", *, lists: bool) -> Iterator[tuple[str, Any]]:  # noqa: ANN401
+    """Every value that is no section, and no list if these are `lists` of values, with its dotted name."""
+    if isinstance(content, Mapping):
+        parts: Iterable[tuple[Any, Any]] = content.items()
+    elif lists and isinstance(content, Sequence) and not isinstance(content, str | bytes):
+        parts = enumerate(content)
+    else:
+        yield where, content
+        return
+    for key, part in parts:
+        yield from leaves(part, f"{where}.{key}" if where else str(key), lists=lists)
 
 
 def _check(node: Node, loader: _Loader, sizes: dict[int, int], within: set[int]) -> int:

@@ -31,6 +31,7 @@ from progdist._utils.errors import UserError
 from progdist._utils.files import FORMAT_VERSION, atomic_write, check_format
 from progdist._utils.locks import LOCK_FILE, locked
 from progdist.evaluation.record import EvaluationRecord
+from progdist.recipes.begun import other_recipe
 from progdist.training.checkpoint import Checkpoints
 
 Record = dict[str, Any]
@@ -106,10 +107,7 @@ class RunFolder:
         path = self.recipe()
         if self.holds_run():
             if path.read_text() != recipe and (differs := difference(path)):
-                raise UserError(
-                    f"{self.root} holds a run of another recipe, which differs in {differs}: choose another --out, or "
-                    f"set what {path} says to continue it (how models yet to be finished train may change)"
-                )
+                raise other_recipe(self.root, differs)
         else:
             self._check_empty()
 
