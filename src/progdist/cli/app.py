@@ -11,6 +11,7 @@ import typer
 from progdist import __version__
 from progdist._utils.errors import UserError
 from progdist.cli import evaluation, fit, models, options
+from progdist.cli.init import init
 from progdist.cli.terminal import Commands, begin, console, print_table, suggest, user_errors, write_message
 from progdist.cli.way import Way
 from progdist.recipes.shipped import recipe_text, shipped
@@ -207,8 +208,8 @@ def _guidance(text: str | None) -> float | tuple[float, float] | None:
 
 
 OTHERS: list[Callable[..., None]] = [
-    models.doctor, fit.fit, models.sample, evaluation.evaluate, models.play, models.export, models.import_official,
-    evaluation.statistics, evaluation.compare,
+    init, models.doctor, fit.fit, models.sample, evaluation.evaluate, models.play, models.export,
+    models.import_official, evaluation.statistics, evaluation.compare,
 ]  # fmt: skip
 for command in OTHERS:
     app.command(command.__name__.replace("_", "-"))(user_errors(command))

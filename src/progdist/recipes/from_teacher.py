@@ -6,7 +6,6 @@ largest ratios come first, where a step changes least: 200 -> 40 -> 8 -> 4 for T
 """
 
 import math
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -19,7 +18,7 @@ from progdist.data.tables import Columns
 from progdist.recipes.files import validated
 from progdist.recipes.recipe import Recipe
 from progdist.recipes.schema import Data
-from progdist.recipes.stated import about_teacher
+from progdist.recipes.stated import about_teacher, run_name
 from progdist.teachers.open import Teacher
 from progdist.training.config import DEFAULTS
 
@@ -80,14 +79,22 @@ class Request:
 
 def recipe_for_teacher(teacher: Teacher, request: Request) -> Recipe:
     """The recipe that `progdist distill` runs; errors as of `chain_for` and `frame`."""
+    recipe = validated(content_for_teacher(teacher, request), (), f"distilling {request.model}")
+    if request.conversion_updates is not None and not recipe.plan().converts(teacher.model):
+        raise UserError("--conversion-updates applies only to a teacher that stage 0 converts, and this needs none")
+    return recipe
+
+
+def content_for_teacher(teacher: Teacher, request: Request) -> dict[str, Any]:
+    """The keys and values of that recipe."""
     single = [request.start, request.steps]
     chain = single if request.initial else chain_for(teacher, request.steps, request.start)
     batch = {} if request.batch is None else {"batch": request.batch}
     conversion = {"guidance": request.guidance, "negative": request.negative, **batch}
     if request.conversion_updates is not None:
         conversion["updates"] = request.conversion_updates
-    content = {
-        "name": re.sub(r"[^A-Za-z0-9._-]+", "-", request.name).strip("-._") or "run",
+    return {
+        "name": run_name(request.name),
         "about": about_teacher(request.model, request.steps),
         "data": _data(teacher, request),
         "teacher": {"model": request.model, "call": dict(request.call), **_prepared(request)},
@@ -103,10 +110,6 @@ def recipe_for_teacher(teacher: Teacher, request: Request) -> Recipe:
         "lora": request.lora,
         "evaluate": {"samples": 1024},
     }
-    recipe = validated(content, (), f"distilling {request.model}")
-    if request.conversion_updates is not None and not recipe.plan().converts(teacher.model):
-        raise UserError("--conversion-updates applies only to a teacher that stage 0 converts, and this needs none")
-    return recipe
 
 
 def _prepared(request: Request) -> dict[str, Any]:
@@ -133,7 +136,7 @@ def _data(teacher: Teacher, request: Request) -> dict[str, Any]:
     """The keys of the data: images in the shape that the teacher makes, or its own samples."""
     source, columns = request.data, request.columns
     if not is_teacher(source) and request.prompts is None:
-        return frame(teacher, source, columns, request.background).model_dump()
+        return frame(teacher, source, columns, request.background).model_dump(exclude_defaults=True)
     named = {"image_column": columns.image, "caption_column": columns.caption, "background": request.background}
     return {"source": source, "prompts": request.prompts, **named}
 

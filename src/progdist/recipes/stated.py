@@ -1,5 +1,6 @@
 """What a recipe's file and `--set` state, before anything is checked; nothing here imports torch."""
 
+import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -64,6 +65,17 @@ def stated_of_teacher(model: str, steps: int, data: str | None, overrides: Itera
     for setting in overrides:
         set_key(content, setting)
     return content
+
+
+def run_name(text: str) -> str:
+    """A text as the name of a run, which is that of its folder, too."""
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", text).strip("-._") or "run"
+
+
+def name_of_data(source: str) -> str:
+    """The name of a run on a source: digits; my-images of folder:~/my-images; cifar10 of hub:uoft-cs/cifar10."""
+    scheme, _, path = source.partition(":")
+    return run_name(re.split(r"[{*?\[]", Path(path).name)[0] if path else scheme)
 
 
 def about_teacher(model: str, steps: int) -> str:
