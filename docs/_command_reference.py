@@ -17,7 +17,7 @@ with exit code 2.
 """
 GROUPS = {
     "Make a few-step model": ("init", "run", "distill", "doctor", "fit"),
-    "Use and judge it": ("sample", "play", "evaluate", "statistics", "compare", "report", "export"),
+    "Use and judge it": ("sample", "play", "evaluate", "statistics", "compare", "runs", "report", "export"),
     "What ships": ("recipes", "import-official"),
 }
 

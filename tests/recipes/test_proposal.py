@@ -17,7 +17,6 @@ from progdist.recipes.recipe import Recipe
 from progdist.recipes.shipped import shipped
 from progdist.recipes.stated import name_of_data
 from progdist.recipes.text import read_yaml
-from progdist.runs.estimate import cost
 from progdist.runs.run import open_run
 from progdist.teachers.open import open_teacher
 from support.commands import SilentCallback, call, refused, succeeds
@@ -116,9 +115,9 @@ def test_what_cannot_be_trained_is_refused(tmp_path: Path) -> None:
         recipe_for_data(open_source(f"captions:{tmp_path}/images"), "a")
 
 
+@pytest.mark.usefixtures("known_rates")
 def test_a_broken_file_is_named_and_an_empty_folder_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(cost, "LONG_ENOUGH", 0.0)
     write(tmp_path / "images", "L", [(8, 8)] * 24)
     (tmp_path / "images" / "7.png").write_bytes(b"no image")
     output = succeeds("init", "folder:images", "--out", "a.yaml").output

@@ -14,6 +14,16 @@ LOCK_FILE = ".owner"  # names the process at work in the folder
 HELD = (errno.EWOULDBLOCK, errno.EAGAIN, errno.EACCES)  # where another process holds a lock; else there are no locks
 
 
+def is_locked(folder: Path) -> bool:
+    """Whether a process holds a folder; nothing is written."""
+    try:
+        with (folder / LOCK_FILE).open() as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except OSError as error:  # also where there is no such file
+        return error.errno in HELD and (folder / LOCK_FILE).is_file()
+    return False
+
+
 @contextmanager
 def locked(folder: Path, note: Callable[[str], None] = lambda text: None) -> Iterator[None]:
     """Hold a folder, made if missing, against a second process; a UserError where one has it.

@@ -12,6 +12,7 @@ from progdist import __version__
 from progdist._utils.errors import UserError
 from progdist.cli import evaluation, fit, models, options
 from progdist.cli.init import init
+from progdist.cli.runs import runs
 from progdist.cli.terminal import Commands, begin, console, print_table, suggest, user_errors, write_message
 from progdist.cli.way import Way
 from progdist.recipes.shipped import recipe_text, shipped
@@ -208,7 +209,7 @@ def _guidance(text: str | None) -> float | tuple[float, float] | None:
 
 
 OTHERS: list[Callable[..., None]] = [
-    init, models.doctor, fit.fit, models.sample, evaluation.evaluate, models.play, models.export,
+    init, runs, models.doctor, fit.fit, models.sample, evaluation.evaluate, models.play, models.export,
     models.import_official, evaluation.statistics, evaluation.compare,
 ]  # fmt: skip
 for command in OTHERS:

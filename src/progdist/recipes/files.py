@@ -3,7 +3,6 @@
 An unknown key is refused, with the nearest one named. `progdist recipes` lists those that ship.
 """
 
-import difflib
 import reprlib
 from collections.abc import Iterable, Mapping
 from dataclasses import fields, is_dataclass
@@ -13,6 +12,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from progdist._utils.errors import UserError
+from progdist._utils.other_names import OTHER_NAMES, meant
 from progdist.recipes.recipe import Recipe
 from progdist.recipes.stated import set_key, stated
 from progdist.recipes.text import leaves, read_yaml, write_yaml
@@ -101,10 +101,7 @@ def _first_problem(error: ValidationError) -> str:
     problem = max(error.errors(), key=lambda problem: len(problem["loc"]))
     where = ".".join(str(part) for part in problem["loc"] if str(part).isidentifier() or isinstance(part, int))
     if problem["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
-        keys = _fields(problem["loc"][:-1])
-        near = difflib.get_close_matches(str(problem["loc"][-1]), keys, 1)
-        hint = f"did you mean {near[0]}? (known here: {', '.join(keys)})" if near else f"use {', '.join(keys)}"
-        return f"key {where} is unknown: {hint}"
+        return f"key {where} is unknown: {_hint(problem['loc'])}"
     if problem["type"] == "missing":
         return f"key {where} is missing: {problem['msg'].lower()}"
     got = _SHORT.repr(problem["input"])
@@ -113,6 +110,24 @@ def _first_problem(error: ValidationError) -> str:
     message = problem["msg"].removeprefix("Value error, ")
     told = isinstance(problem["input"], Mapping | BaseModel) or got in message
     return f"{where}{': ' if where else ''}{message}{'' if told else f', got {got}'}"
+
+
+def _hint(location: tuple[int | str, ...]) -> str:
+    """Which key is meant by an unknown one: one of its section, or of another."""
+    name, keys = str(location[-1]), _fields(location[:-1])
+    here = meant(name, keys)
+    synonyms = OTHER_NAMES.get(name.lower(), (name,))
+    elsewhere = [key for key in known_keys() if key.rpartition(".")[2] in synonyms]
+    if elsewhere and not set(here) & set(synonyms):
+        return f"did you mean {' or '.join(elsewhere)}?"
+    known = ", ".join(keys)
+    return f"did you mean {' or '.join(here)}? (known here: {known})" if here else f"use {known}"
+
+
+def known_keys() -> list[str]:
+    """The dotted names of all keys of a recipe and of its sections."""
+    top = _fields(())
+    return [*top, *(f"{name}.{key}" for name in top if _fields((name,)) != top for key in _fields((name,)))]
 
 
 _EXPECTED = {
