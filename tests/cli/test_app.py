@@ -18,7 +18,7 @@ from support.commands import call, refused
 
 def test_recipes_and_version() -> None:
     assert "digits" in call("recipes").stdout
-    assert call("recipes", "digits").stdout.startswith("name: digits")
+    assert "\nname: digits\n" in call("recipes", "digits").stdout
     assert call("--version").stdout.strip() == "0.1.0"
 
 

@@ -86,7 +86,7 @@ def test_transparent_data_are_composed_on_the_background_and_said_to_be(tmp_path
         how = ("--images", 3, "--background", background)
         result = succeeds("statistics", source, "--out", out, *how)
         line = f"3 of 3 images have transparency: they are composed on {background} (data.background)"
-        assert result.stderr.count("\n") == 1 and line in result.stderr
+        assert f"{source}: {line}" in result.stderr.splitlines()
         kept.append(np.load(out)["arr_0"][-1, 0, 0].astype(int))
     colours = np.array([[255, 255, 255], [0, 0, 0], [0, 0, 255]])
     assert np.abs(kept - (127 * np.array([200, 100, 0]) + 128 * colours) / 255).max() <= 1

@@ -14,6 +14,16 @@ LOCK_FILE = ".owner"  # names the process that uses the folder
 HELD = (errno.EWOULDBLOCK, errno.EAGAIN, errno.EACCES)  # another process holds the lock; other errors: no locks here
 
 
+def is_locked(folder: Path) -> bool:
+    """Whether a process holds a folder; nothing is written."""
+    try:
+        with (folder / LOCK_FILE).open() as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except OSError as error:  # also where there is no such file
+        return error.errno in HELD and (folder / LOCK_FILE).is_file()
+    return False
+
+
 @contextmanager
 def locked(folder: Path, note: Callable[[str], None] = lambda text: None) -> Iterator[None]:
     """Lock a folder, creating it if missing. Raise a UserError where another process holds it.

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, cast, get_args
 
@@ -13,7 +14,7 @@ from progdist._utils.files import local_path
 from progdist._utils.names import Features, Method, Metric
 from progdist._utils.words import counted
 from progdist.cli import options
-from progdist.cli.terminal import console, print_table, write_message
+from progdist.cli.terminal import begin, console, print_table, suggest, write_message
 
 if TYPE_CHECKING:  # slow imports
     from progdist.evaluation.compare import Comparison
@@ -63,13 +64,16 @@ def statistics(
 
     In the layouts that other evaluators read.
     """
+    begin(f"reading {data}", write_message)
     from progdist.data.sources import load_images
     from progdist.evaluation.measures.statistics import make_statistics
 
     images = load_images(data, size=size, image_column=image_column, background=background, notify=write_message)
     metrics = metric_config(features, None, weights, None).open(images.shape, captions=False)
+    write_message(f"computing {', '.join(features)} of {counted(len(images), 'image')}")
     make_statistics(metrics.spaces, images, out, keep_images)
     console.print(f"{out}: {', '.join(features)} of {counted(len(images), 'image')}")
+    suggest(f"progdist evaluate MODEL --features {features[0]} --reference {features[0]}={out}")
 
 
 def evaluate(
@@ -96,16 +100,17 @@ def evaluate(
     guidance: Annotated[float | None, typer.Option(help="Guidance scale, of models distilled for a range.")] = None,
 ) -> None:
     """Measure models against data."""
-    from progdist.data.sources import load_images
-    from progdist.evaluation.evaluate import evaluations
-    from progdist.evaluation.generate import SamplingOptions
-
     if teacher_steps is not None and teacher is None:
         raise UserError("--teacher-steps requires --teacher")
     if data is None and not reference:
         raise UserError("models are measured against data: give --data, or --reference FILE of their statistics")
     if data is None and (image_column or caption_column or background):
         raise UserError("--image-column, --caption-column and --background require --data")
+    begin(f"reading {data}" if data else f"opening {models[0]}", write_message)
+    from progdist.data.sources import load_images
+    from progdist.evaluation.evaluate import evaluations
+    from progdist.evaluation.generate import SamplingOptions
+
     sampling = SamplingOptions(
         steps, count, None, seed, method, clip, variance, batch, options.precision_of(precision), guidance=guidance
     )
@@ -116,12 +121,22 @@ def evaluate(
         )
     metrics = metric_config(features, metric, weights, reference)
     reference_model = (teacher, teacher_steps or 256) if teacher else None
-    for record in evaluations(models, images, sampling, metrics, teacher=reference_model, notify=write_message):
-        for quality in record.quality:
-            if json_:
-                typer.echo(json.dumps(record.row(quality)))
-            else:
-                console.print(_measured(record, quality))
+    measured = evaluations(models, images, sampling, metrics, teacher=reference_model, notify=write_message)
+    if reference_model:
+        write_message(f"sampling {teacher}, {counted(count, 'image')} in {counted(reference_model[1], 'step')}")
+    with closing(measured):
+        for model in models:
+            write_message(f"measuring {model}, {counted(count, 'image')}")
+            record = next(measured)
+            for quality in record.quality:
+                if json_:
+                    typer.echo(json.dumps(record.row(quality)))
+                else:
+                    console.print(_measured(record, quality))
+    if data and not json_:
+        others = "" if models[1:] else " OTHER"
+        named = "".join(f" --features {name}" for name in features)
+        suggest(f"progdist compare {' '.join(map(str, models))}{others} --data {data}{named}")
 
 
 def _measured(record: "EvaluationRecord", quality: "Quality") -> str:
@@ -180,6 +195,7 @@ def compare(
     With --data, paired resamples of the same noise say which model is closer to the data. Without it, TEACHER@STEPS
     STUDENT measures how faithful a student is to its teacher: differences, diversity, and the pairs that differ most.
     """
+    begin(f"reading {data}" if data else f"opening {', '.join(models)}", write_message)
     from progdist.data.samples import read_prompts
     from progdist.data.sources import load_images
     from progdist.evaluation.compare import compare as compare_models

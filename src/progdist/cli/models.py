@@ -1,5 +1,6 @@
 """The commands that work on model folders."""
 
+import shlex
 from pathlib import Path
 from typing import Annotated, get_args
 
@@ -9,7 +10,7 @@ from progdist._utils.errors import UserError
 from progdist._utils.names import Method
 from progdist._utils.words import any_of, counted
 from progdist.cli import options
-from progdist.cli.terminal import console, write_message
+from progdist.cli.terminal import begin, console, suggest, write_message
 
 
 def doctor(
@@ -25,21 +26,28 @@ def doctor(
     seed: Annotated[int | None, typer.Option(help="Seed of the noise (default: 0).", min=0)] = None,
 ) -> None:
     """Print what is inferred from a model. Exits with code 2 if it could not be distilled as it is."""
-    from progdist.cli.doctor import Opening, examine
-    from progdist.data.tables import Columns
-    from progdist.recipes.files import call_arguments
-
     given = {"--seed": seed, "--image-column": image_column, "--caption-column": caption_column}
     given["--background"] = background
     if data is None and (idle := [option for option, value in given.items() if value is not None]):
         raise UserError(f"{idle[0]} requires --data")
-    amiss = False
+    begin(f"opening {model}")
+    from progdist.cli.doctor import Opening, examine
+    from progdist.data.tables import Columns
+    from progdist.recipes.files import call_arguments
+
+    amiss, steps = False, "4"
     how = Opening(offset, call_arguments(call or []), tuple(with_lora or ()), config)
     for line in examine(model, data, Columns(image_column, caption_column), how, seed or 0, background):
         amiss |= line.startswith("!")
+        steps = line.split()[-1] if line.startswith("possible chain: ") else steps
         console.print(line, style="bold red" if line.startswith("!") else None)
     if amiss:
         raise typer.Exit(2)
+    given_to_it = {"--with-lora": with_lora or [], "--config": [config] if config else [], "--call": call or []}
+    given_to_it["--set"] = [] if offset is None else [f"teacher.offset={offset:g}"]
+    words = [word for option, values in given_to_it.items() for value in values for word in (option, value)]
+    words = [model, *words, "--data", data or "DATA", "--steps", steps, "--dry-run"]
+    suggest(f"progdist distill {shlex.join(words)}")
 
 
 def sample(
@@ -63,6 +71,7 @@ def sample(
     guidance: Annotated[float | None, typer.Option(help="Guidance scale, of a model distilled for a range.")] = None,
 ) -> None:
     """Make images with a model. Under torchrun several processes share them."""
+    begin(f"opening {model}", write_message)
     from progdist.evaluation.generate import SamplingOptions
     from progdist.evaluation.sample_files import write_samples
     from progdist.training.distributed import Distributed
@@ -70,6 +79,7 @@ def sample(
     computed, texts = options.precision_of(precision), tuple(prompt or ())
     sampling = SamplingOptions(steps, count, label, seed, method, clip, variance, batch, computed, texts, guidance)
     write_samples(model, sampling, out, columns, write_message, Distributed())
+    suggest(f"progdist evaluate {model} --data DATA, or progdist play {model}")
 
 
 def export(
@@ -90,23 +100,28 @@ def export(
 
     `--onnx` writes the whole sampling loop as one file. `--lora-format` writes a LoRA student for other programs.
     """
-    from progdist.teachers.own import load
-
     if (onnx is None) == (lora_format is None):
         raise UserError("expected either --onnx FILE or --lora-format FORMAT --out FILE")
     if onnx is not None:
         given = {"--out": out, "--workflow": workflow}
         if idle := [option for option, value in given.items() if value is not None]:
             raise UserError(f"{idle[0]} requires --lora-format")
+        begin(f"opening {model}")
         from progdist.students.onnx import export_onnx
+        from progdist.teachers.own import load
 
-        made = export_onnx(load(model), steps, onnx)
+        opened = load(model)
+        console.print("tracing its sampling steps")
+        made = export_onnx(opened, steps, onnx)
         console.print(f"{onnx}: noise to images in {counted(made, 'step')}")
+        suggest(f'in Python, onnxruntime.InferenceSession("{onnx}")')
         return
     if steps is not None:
         raise UserError("--steps applies only to --onnx: a LoRA student has its own number of steps")
+    begin(f"opening {model}")
     from progdist.students.lora_export import export_lora
     from progdist.students.lora_formats import FORMATS
+    from progdist.teachers.own import load
 
     if lora_format not in FORMATS:
         raise UserError(f"--lora-format is {str(lora_format)[:50]!r}, expected one of {', '.join(FORMATS)}")
@@ -121,6 +136,15 @@ def export(
     )
     if workflow is not None:
         console.print(f"{workflow}: choose the files of the base model in its loaders")
+    suggest(LOADED[lora_format].format(out))
+
+
+LOADED = {
+    "diffusers": 'in Python, pipeline.load_lora_weights("{}")',
+    "kohya": "load {} as a LoRA in Forge or InvokeAI",
+    "comfyui": "load {} in ComfyUI's LoraLoaderModelOnly",
+}
+"""How a LoRA file of each format is loaded."""
 
 
 def import_official(
@@ -131,6 +155,7 @@ def import_official(
     parameterization: Annotated[str | None, typer.Option(help="x, eps, v or x_eps.")] = None,
 ) -> None:
     """Convert a released JAX checkpoint to a model folder."""
+    begin(f"reading {checkpoint}")
     from progdist.recipes.files import read_recipe
     from progdist.students.folder import save
     from progdist.teachers.jax import import_checkpoint
@@ -144,6 +169,7 @@ def import_official(
     )
     save(model, out)
     console.print(f"{out}: distilled for {any_of(model.steps, 'step') if model.steps else 'any number of steps'}")
+    suggest(f"progdist sample {out}{'' if model.steps else ' --steps 256'}")
 
 
 def play(
@@ -162,6 +188,7 @@ def play(
     import webbrowser
     from urllib.parse import urlsplit
 
+    begin(f"opening {', '.join(map(str, models))}")
     from progdist.runs.pages.play import open_playables
     from progdist.runs.pages.server import has_browser
     from progdist.runs.pages.server import play as serve

@@ -1,8 +1,8 @@
 """CUDA graph capture: the kernels of a network's call, captured once and launched together.
 
 Launching a kernel takes the CPU some microseconds whatever it computes, and a small network's kernels finish sooner:
-the GPU waits (`docs/results/performance.md` has figures). torch.cuda.make_graphed_callables captures a call, forward and
-backward, and replays it with new numbers at the same addresses.
+the GPU waits (`docs/results/performance.md` has figures). torch.cuda.make_graphed_callables captures a call, forward
+and backward, and replays it with new numbers at the same addresses.
 """
 
 import gc

@@ -1,6 +1,7 @@
 """A set of images as tensors in [-1, 1] with labels: how an image is read, framed and converted."""
 
 import copy
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
@@ -301,6 +302,15 @@ class Images(Dataset[tuple[Tensor, int]]):
     def may_differ(self) -> bool:
         """Whether images may differ in size or channels, and can be brought to one shape."""
         return isinstance(self.get, Reader) and not isinstance(self.get, ArrayReader)
+
+    @property
+    def surveyed(self) -> Survey:
+        """What kinds of images there are, as those looked at say; all alike where they are in arrays."""
+        found = self.get.found if isinstance(self.get, Reader) else None
+        if found:
+            return found[0]
+        size = self.get.size(0) if isinstance(self.get, Reader) else (self.shape[2], self.shape[1])
+        return Survey(looked=len(self), grey=len(self) * (self.shape[0] == 1), sizes=Counter({size: len(self)}))
 
     def resized(self, size: int, channels: Literal[1, 3]) -> Self:
         """The same source, resized to size x size pixels with this many channels."""

@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -102,7 +102,7 @@ def evaluations(
     *,
     teacher: SourceAtSteps | None,
     notify: Notify,
-) -> Iterator[EvaluationRecord]:
+) -> Generator[EvaluationRecord]:
     """The records of `evaluate`, each as soon as its model is measured; arguments and errors as there."""
     data = ExampleData(data, None, notify) if isinstance(data, Mapping | tuple) else data
     images, references = _images(data, notify), dict[tuple[int, ...], list[Reference]]()

@@ -76,9 +76,7 @@ def _try_autoencoder(autoencoder: Autoencoder, shape: Shape, folder: Path) -> No
 def _called(part: Path, inputs: tuple[Any, ...], work: Callable[[], tuple[int, ...]]) -> tuple[int, ...]:
     """The shape that a call returns, for a network and its other inputs. Raise a UserError for any error."""
     network, *others = inputs
-    config = {
-        name: value for name, value in network.config.items() if not name.startswith("_")
-    }  # _name_or_path is not part of it
+    config = {name: value for name, value in network.config.items() if name != "_name_or_path"}
     key = (repr(network), repr(config), repr(others))
     if key in _SHAPES:
         return _SHAPES[key]

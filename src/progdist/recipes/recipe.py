@@ -3,7 +3,7 @@
 Every key has a default but `name`, `data` and `network`. `recipes.files` reads and writes recipes as YAML.
 """
 
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
@@ -13,7 +13,9 @@ from progdist._utils.names import Precision
 from progdist.data.samples import is_teacher
 from progdist.diffusion.parameterization import PARAMETERIZATIONS
 from progdist.methods import METHODS
+from progdist.recipes.begun import differences
 from progdist.recipes.schema import Data, Evaluation, Network, Noise, Part, one_of
+from progdist.recipes.text import leaves
 from progdist.recipes.training import Conversion, Distillation, StageTraining, Training, with_defaults
 from progdist.training.config import TrainConfig
 
@@ -206,9 +208,7 @@ class Recipe(Part):
     def difference(self, old: "Recipe") -> str:
         """The keys in which this recipe differs from an old one, at most three, with what the old one says."""
         new, before = (dict(leaves(each.model_dump(), lists=False)) for each in (self, old))
-        keys = [key for key in {**before, **new} if new.get(key) != before.get(key)]
-        named = ", ".join(f"{key} (there {before.get(key)!r}, here {new.get(key)!r})" for key in keys[:3])
-        return named + (f" and {len(keys) - 3} more" if len(keys) > 3 else "")
+        return differences(before, new, [key for key in {**before, **new} if new.get(key) != before.get(key)])
 
     def continues(self, old: "Recipe", finished: Collection[str]) -> bool:
         """Whether a run of `old`, with these models finished, can go on: only how the others train has changed."""
@@ -231,19 +231,6 @@ class Recipe(Part):
             for key in ("method", "initial", "weighting", "stop")
         )
         return same_configs and (not students or same_kind)
-
-
-def leaves(content: Any, where: str = "", *, lists: bool) -> Iterator[tuple[str, Any]]:  # noqa: ANN401
-    """Every value that is no section, and no list if these are `lists` of values, with its dotted name."""
-    if isinstance(content, Mapping):
-        parts: Iterable[tuple[Any, Any]] = content.items()
-    elif lists and isinstance(content, Sequence) and not isinstance(content, str | bytes):
-        parts = enumerate(content)
-    else:
-        yield where, content
-        return
-    for key, part in parts:
-        yield from leaves(part, f"{where}.{key}" if where else str(key), lists=lists)
 
 
 def student_name(steps: int) -> str:

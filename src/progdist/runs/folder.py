@@ -16,6 +16,7 @@ samples/                what the models make from one noise, as grids; a few abo
                         at each of some guidance scales; and some images of the data
 tracking/               what TensorBoard or MLflow reads, or the identity of the run at Weights & Biases
 report.html
+ended.json              how the run ended: finished, stopped or failed, and why; absent while it goes on
 """
 
 import itertools
@@ -28,9 +29,11 @@ from pathlib import Path
 from typing import Any
 
 from progdist._utils.errors import UserError
-from progdist._utils.files import FORMAT_VERSION, atomic_write, check_format
+from progdist._utils.files import FORMAT_VERSION, atomic_write, check_format, read_json, write_json
 from progdist._utils.locks import LOCK_FILE, locked
 from progdist.evaluation.record import EvaluationRecord
+from progdist.recipes.begun import other_recipe
+from progdist.runs.listing import ENDED, FINISHED
 from progdist.training.checkpoint import Checkpoints
 
 Record = dict[str, Any]
@@ -92,6 +95,19 @@ class RunFolder:
         with self.locked():
             self.write_recipe(recipe)
 
+    def begin(self) -> None:
+        """Drop how an earlier session of a run that is not finished ended."""
+        path = self.root / ENDED
+        if self.writes and path.is_file() and read_json(path).get("state") != FINISHED:
+            path.unlink()
+
+    def end(self, state: str, reason: str = "") -> None:
+        """Keep how the run ended: FINISHED, STOPPED or FAILED, and why."""
+        content = {"format_version": FORMAT_VERSION, "state": state, "reason": reason}
+        path = self.root / ENDED
+        if self.writes and not (path.is_file() and read_json(path) == content):
+            write_json(path, content)
+
     def write_recipe(self, recipe: str) -> None:
         """Write the resolved recipe, unless it is what is there."""
         path = self.recipe()
@@ -106,10 +122,7 @@ class RunFolder:
         path = self.recipe()
         if self.holds_run():
             if path.read_text() != recipe and (differs := difference(path)):
-                raise UserError(
-                    f"{self.root} holds a run of another recipe, which differs in {differs}: choose another --out, or "
-                    f"set what {path} says to continue it (how models yet to be finished train may change)"
-                )
+                raise other_recipe(self.root, differs)
         else:
             self._check_empty()
 

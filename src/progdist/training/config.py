@@ -12,6 +12,7 @@ from typing import Any, Literal, get_args, get_type_hints
 
 from progdist._utils.errors import UserError
 from progdist._utils.names import Optimizer, Precision
+from progdist._utils.other_names import meant
 from progdist._utils.words import counted
 
 
@@ -124,7 +125,9 @@ class TrainConfig:
         """The configuration, without a subclass's fields, with some options replaced; a UserError for unknown ones."""
         names = OPTIONS
         if unknown := sorted(options.keys() - set(names)):
-            raise UserError(f"training option {unknown[0]!r} is unknown: use one of {', '.join(names)}")
+            near = meant(unknown[0], names)
+            hint = f"did you mean {near[0]}? " if near else ""
+            raise UserError(f"training option {unknown[0]!r} is unknown: {hint}use one of {', '.join(names)}")
         return TrainConfig(**{name: options.get(name, getattr(self, name)) for name in names})
 
 
