@@ -25,8 +25,9 @@ from progdist.methods.guidance import Fixed
 from progdist.models.model import LoraWeights, Model
 from progdist.models.pipelines import PIPELINES
 from progdist.students.comfyui import GRAPHS, workflow
+from progdist.students.file_header import architecture
 from progdist.students.folder import save
-from progdist.students.lora_export import architecture, export_lora, header, licence
+from progdist.students.lora_export import export_lora, header
 from progdist.students.lora_formats import FORMATS, converted
 from progdist.students.visited_times import flow_times, plain, visited_times
 from progdist.teachers.flow import flow_scheduler
@@ -236,27 +237,6 @@ def test_a_workflow_of_no_node_is_refused(student_of: Callable[[str], Model]) ->
     other = replace(model, conditioning=replace(model.conditioning, index=index))
     with pytest.raises(UserError, match="--workflow is not written for SanaPipeline"):
         workflow(other, visited_times(model), "a.safetensors")
-
-
-@pytest.mark.parametrize(
-    ("card", "expected"),
-    [
-        (CARD, "creativeml-openrail-m"),
-        (
-            "---\nlicense: other\nlicense_name: flux-1-dev-non-commercial-license\n---\n",
-            "flux-1-dev-non-commercial-license",
-        ),
-        ("---\nlicense: other\n---\n", "other"),
-        ("# license: mit\n", None),
-        ("---\ntags: []\n---\nlicense: mit\n", None),
-        ("---\nlicense: mit\n", None),
-        ("\x00\x01", None),
-    ],
-)
-def test_the_licence_of_a_base(card: str, expected: str | None, tmp_path: Path) -> None:
-    (tmp_path / "README.md").write_text(card)
-    assert licence(str(tmp_path)) == expected
-    assert licence("hub:owner/name") is None
 
 
 @pytest.mark.parametrize("name", ["FluxPipeline", "StableDiffusionXLPipeline", "WanPipeline"])

@@ -51,6 +51,19 @@ class LoraWeights:
 
 
 @dataclass(frozen=True)
+class Base:
+    """The stock pipeline that a model was distilled from, as its card names it."""
+
+    name: str  # hub:OWNER/NAME, or the name of its folder or file
+    licence: Mapping[str, str] = field(default_factory=dict)  # license, license_name, license_link of its model card
+
+    @property
+    def repository(self) -> str | None:
+        """OWNER/NAME on the Hugging Face hub; None where that is not known."""
+        return self.name.removeprefix("hub:") if self.name.startswith("hub:") else None
+
+
+@dataclass(frozen=True)
 class Model:
     """A denoiser with what its folder says of it."""
 
@@ -66,11 +79,13 @@ class Model:
     lora: LoraWeights | None = None  # what makes it of a stock pipeline, as LoRA adapters; None where it is none
     fused: Sequence[str] = ()  # LoRA files that were fused into its first teacher, FILE:weight
     method: str = "progressive"  # what it learned as a student, by its name in METHODS; another of your own
+    base: Base | None = None  # the stock pipeline that its first teacher is; None where that was trained here
 
     @property
     def history(self) -> dict[str, Any]:
         """What is known of its making."""
-        return {name: getattr(self, name) for name in ("steps", "lineage", "data", "training", "method", "fused")}
+        names = ("steps", "lineage", "data", "training", "method", "fused", "base")
+        return {name: getattr(self, name) for name in names}
 
     @property
     def classes(self) -> tuple[str, ...]:
