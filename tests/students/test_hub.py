@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -64,8 +65,10 @@ def student(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Model]:
     """A student of a tiny Stable Diffusion, of a base on the hub."""
     place = write_sd(tmp_path_factory.mktemp("base") / "sd")
 
+    made = cache(lambda guidance: text_student(place, guidance))
+
     def of(guidance: Guidance = THREE, *, lora: bool = False, **licence: str) -> Model:
-        model = text_student(place, guidance)
+        model = made(guidance)
         weights = LoraWeights("hub:owner/name", adapters(model.denoiser.network)) if lora else None
         return replace(model, base=Base("hub:owner/name", licence), lora=weights)
 
