@@ -17,6 +17,7 @@ import safetensors
 import torch
 from torch import Tensor
 
+from lora_formats import student_rows
 from progdist import UserError
 from progdist._utils.files import read_json, read_tensors
 from progdist.diffusion.sampler import time_grid
@@ -197,13 +198,31 @@ def test_the_command(form: str, student_of: Callable[[str], Model], tmp_path: Pa
     assert not list(tmp_path.rglob("*.partial"))
 
 
+@pytest.mark.parametrize("name", ["StableDiffusionPipeline", "StableDiffusionXLPipeline"])
+def test_every_format_makes_the_students_latents(name: str, student_of: Callable[[str], Model], tmp_path: Path) -> None:
+    """The stock pipeline of the base with each file, and that of the student's folder, in four steps."""
+    model = student_of(name)
+    assert model.lora is not None
+    save(model, tmp_path / "student")
+    found = [row.split(" | ") for row in student_rows(tmp_path / "student", tmp_path, PROMPTS[:2])]
+    layers = len(model.lora.weights) // 2
+    assert [(row[1], row[4]) for row in found] == [(form, f"{layers} of {layers}") for form in FORMATS]
+    assert all(float(row[5]) <= 1e-4 for row in found)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ((), "expected either --onnx FILE or --lora-format FORMAT --out FILE"),
-        (("--onnx", "a.onnx", "--lora-format", "kohya"), "expected either --onnx FILE or --lora-format"),
-        (("--onnx", "a.onnx", "--out", "a.safetensors"), "--out requires --lora-format"),
-        (("--onnx", "a.onnx", "--workflow", "a.json"), "--workflow requires --lora-format"),
+        (
+            (),
+            "expected one of --onnx FILE, --single-file FILE, or --lora-format FORMAT --out FILE, or --push OWNER/NAME",
+        ),
+        (
+            ("--onnx", "a.onnx", "--lora-format", "kohya"),
+            "expected one of --onnx FILE, --single-file FILE, or --lora-format",
+        ),
+        (("--onnx", "a.onnx", "--out", "a.safetensors"), "--out applies only to --lora-format"),
+        (("--onnx", "a.onnx", "--workflow", "a.json"), "--workflow applies only to --lora-format"),
         (("--lora-format", "kohya", "--steps", "4", "--out", "a.safetensors"), "--steps applies only to --onnx"),
         (("--lora-format", "a1111", "--out", "a.safetensors"), "expected one of diffusers, kohya, comfyui"),
         (("--lora-format", "kohya"), "--lora-format requires --out FILE"),
