@@ -30,3 +30,9 @@ def shortened(text: str) -> str:
     """A text in one line of at most 40 characters."""
     line = " ".join(text.split())
     return line if len(line) <= 40 else f"{line[:37]}..."
+
+
+def size_in_words(count: int) -> str:
+    """A number of bytes: 512 B, 1.2 kB, 3.4 MB, 5.6 GB."""
+    found = next(((unit, size) for unit, size in (("GB", 10**9), ("MB", 10**6), ("kB", 10**3)) if count >= size), None)
+    return f"{count / found[1]:.1f} {found[0]}" if found else f"{count} B"

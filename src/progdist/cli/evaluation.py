@@ -168,6 +168,13 @@ def compare(
         int | None, typer.Option(help="Images of each prompt or class, without --data (default: 4).", min=2)
     ] = None,
     guidance: Annotated[float | None, typer.Option(help="Guidance scale of both, without --data.")] = None,
+    student_lora: Annotated[
+        list[str] | None,
+        typer.Option(help="LoRA file fused into the student, FILE.safetensors[:weight]; several times."),
+    ] = None,
+    student_guidance: Annotated[
+        float | None, typer.Option(help="Guidance scale of a student from elsewhere, e.g. 1 (default: --guidance).")
+    ] = None,
     count: Annotated[
         int | None,
         typer.Option("--count", "-n", help="Samples of each model (default: 2048).", min=4, max=options.MOST),
@@ -194,6 +201,7 @@ def compare(
 
     With --data, paired resamples of the same noise say which model is closer to the data. Without it, TEACHER@STEPS
     STUDENT measures how faithful a student is to its teacher: differences, diversity, and the pairs that differ most.
+    TEACHER@40 TEACHER@4 --student-lora FILE compares a pipeline with a few-step LoRA file for it.
     """
     begin(f"reading {data}" if data else f"opening {', '.join(models)}", write_message)
     from progdist.data.samples import read_prompts
@@ -217,13 +225,16 @@ def compare(
         )  # fmt: skip
         found = compare_with_teacher(
             models, sampling, metric_config(features, metric, weights, None),
-            repeat=repeat, count=count, notify=write_message,
+            repeat=repeat, count=count, loras=student_lora or (), student_guidance=student_guidance,
+            notify=write_message,
         )  # fmt: skip
         write_pairs(out, found, seed)
         _print_pairs(found, out, json_)
         return
     if prompts or guidance or repeat:
         raise UserError("--prompts, --guidance and --repeat have no effect with --data: remove them, or --data")
+    if student_lora or student_guidance is not None:
+        raise UserError("--student-lora and --student-guidance have no effect with --data: remove them, or --data")
     sampling = SamplingOptions(
         count=count or 2048, seed=seed, method=method, clip=clip, batch=batch, precision=options.precision_of(precision)
     )
@@ -273,6 +284,8 @@ def pairs_title(found: "Faithfulness") -> str:
     """Which models, images and guidance."""
     (student, teacher), (few, many) = found.models, found.steps
     guided = "" if found.guidance is None else f", guidance {found.guidance:g}"
+    if found.student_guidance not in (None, found.guidance):
+        guided += f" and {found.student_guidance:g}"
     return (
         f"{student} in {counted(few, 'step')} beside {teacher} in {counted(many, 'step')}, {len(found.labels):,} "
         f"images from the same noise{guided}"

@@ -1,6 +1,7 @@
 """The commands that work on model folders."""
 
 import shlex
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, get_args
 
@@ -8,7 +9,7 @@ import typer
 
 from progdist._utils.errors import UserError
 from progdist._utils.names import Method
-from progdist._utils.words import any_of, counted
+from progdist._utils.words import any_of, counted, size_in_words
 from progdist.cli import options
 from progdist.cli.terminal import begin, console, suggest, write_message
 
@@ -88,6 +89,16 @@ def export(
     steps: Annotated[
         int | None, typer.Option(help="Sampling steps of --onnx (default: the model's own).", min=1)
     ] = None,
+    single_file: Annotated[
+        Path | None,
+        typer.Option(help="Write a whole student of SD or SDXL to this .safetensors file, in the original layout."),
+    ] = None,
+    dtype: Annotated[
+        str | None, typer.Option(help="Of the weights in --single-file: float32 (default), bf16 or fp16.")
+    ] = None,
+    shard_size: Annotated[
+        str | None, typer.Option(help="Largest size of a shard of --single-file, e.g. 2GB (default: one file).")
+    ] = None,
     lora_format: Annotated[
         str | None, typer.Option(help="Write a LoRA student's file in a format: diffusers, kohya or comfyui.")
     ] = None,
@@ -95,48 +106,99 @@ def export(
     workflow: Annotated[
         Path | None, typer.Option(help="A ComfyUI workflow (.json) that samples the file of --lora-format comfyui.")
     ] = None,
+    push: Annotated[
+        str | None,
+        typer.Option(help="Upload it to OWNER/NAME on the Hugging Face hub: the folder, or the file with a card."),
+    ] = None,
+    private: Annotated[bool, typer.Option("--private", help="With --push: make a new repository private.")] = False,
 ) -> None:
-    """Export a model as ONNX, or its LoRA in other formats.
+    """Export a model for other programs, or upload it.
 
-    `--onnx` writes the whole sampling loop as one file. `--lora-format` writes a LoRA student for other programs.
+    `--onnx` writes the whole sampling loop as one file, `--single-file` a whole student, `--lora-format` a LoRA
+    student. `--push` uploads what is written, or the folder, if you are logged in; else it lists the files.
     """
-    if (onnx is None) == (lora_format is None):
-        raise UserError("expected either --onnx FILE or --lora-format FORMAT --out FILE")
-    if onnx is not None:
-        given = {"--out": out, "--workflow": workflow}
-        if idle := [option for option, value in given.items() if value is not None]:
-            raise UserError(f"{idle[0]} requires --lora-format")
-        begin(f"opening {model}")
-        from progdist.students.onnx import export_onnx
-        from progdist.teachers.own import load
+    targets = {"--onnx": onnx, "--single-file": single_file, "--lora-format": lora_format}
+    belongs = {
+        "--steps": (steps, "--onnx"),
+        "--dtype": (dtype, "--single-file"),
+        "--shard-size": (shard_size, "--single-file"),
+        "--out": (out, "--lora-format"),
+        "--workflow": (workflow, "--lora-format"),
+    }
+    count = sum(each is not None for each in targets.values())
+    if count > 1 or (count == 0 and push is None):
+        raise UserError(
+            "expected one of --onnx FILE, --single-file FILE, or --lora-format FORMAT --out FILE, or --push OWNER/NAME"
+        )
+    if push is None and private:
+        raise UserError("--private requires --push OWNER/NAME")
+    if push is not None:
+        from progdist.students.hub import check_repository
 
-        opened = load(model)
-        console.print("tracing its sampling steps")
-        made = export_onnx(opened, steps, onnx)
-        console.print(f"{onnx}: noise to images in {counted(made, 'step')}")
-        suggest(f'in Python, onnxruntime.InferenceSession("{onnx}")')
-        return
-    if steps is not None:
-        raise UserError("--steps applies only to --onnx: a LoRA student has its own number of steps")
+        if onnx is not None:
+            raise UserError("--push has no effect on --onnx: remove it")
+        check_repository(push)
+    for option, (value, target) in belongs.items():
+        if value is not None and targets[target] is None:
+            raise UserError(f"{option} applies only to {target}: remove it")
     begin(f"opening {model}")
+    files: list[Path] = []
+    if onnx is not None:
+        _export_onnx(model, steps, onnx)
+    elif single_file is not None:
+        files = _export_single_file(model, single_file, dtype or "float32", shard_size)
+    elif lora_format is not None:
+        files = _export_lora(model, lora_format, out, workflow)
+    if push is not None:
+        _push(model, files, push, private=private)
+
+
+def _export_onnx(model: Path, steps: int | None, out: Path) -> None:
+    from progdist.students.onnx import export_onnx
+    from progdist.teachers.own import load
+
+    opened = load(model)
+    console.print("tracing its sampling steps")
+    made = export_onnx(opened, steps, out)
+    console.print(f"{out}: noise to images in {counted(made, 'step')}")
+    suggest(f'in Python, onnxruntime.InferenceSession("{out}")')
+
+
+def _export_single_file(model: Path, out: Path, dtype: str, shard_size: str | None) -> list[Path]:
+    from progdist.students.single_file import DTYPES, export_single_file
+    from progdist.teachers.own import load
+
+    if dtype not in DTYPES:
+        raise UserError(f"--dtype is {dtype[:50]!r}, expected one of {', '.join(DTYPES)}")
+    written = export_single_file(load(model), out, dtype, shard_size)
+    count, named = counted(len(written.times.timesteps), "step"), ", ".join(map(str, written.files))
+    console.print(
+        f"{named}: {counted(written.tensors, 'tensor')} in {dtype}, {size_in_words(written.bytes)}; Euler in {count}, "
+        "CFG 1"
+    )
+    return list(written.files)
+
+
+def _export_lora(model: Path, form: str, out: Path | None, workflow: Path | None) -> list[Path]:
     from progdist.students.lora_export import export_lora
     from progdist.students.lora_formats import FORMATS
     from progdist.teachers.own import load
 
-    if lora_format not in FORMATS:
-        raise UserError(f"--lora-format is {str(lora_format)[:50]!r}, expected one of {', '.join(FORMATS)}")
+    if form not in FORMATS:
+        raise UserError(f"--lora-format is {form[:50]!r}, expected one of {', '.join(FORMATS)}")
     if out is None:
         raise UserError("--lora-format requires --out FILE")
-    if workflow is not None and lora_format != "comfyui":
+    if workflow is not None and form != "comfyui":
         raise UserError("--workflow requires --lora-format comfyui")
-    written = export_lora(load(model), lora_format, out, workflow)
+    written = export_lora(load(model), form, out, workflow)
     count = counted(len(written.times.timesteps), "step")
     console.print(
         f"{out}: {counted(written.layers, 'layer')}, {counted(written.tensors, 'tensor')}; Euler in {count}, CFG 1"
     )
     if workflow is not None:
         console.print(f"{workflow}: choose the files of the base model in its loaders")
-    suggest(LOADED[lora_format].format(out))
+    suggest(LOADED[form].format(out))
+    return [out, *([workflow] if workflow is not None else [])]
 
 
 LOADED = {
@@ -145,6 +207,25 @@ LOADED = {
     "comfyui": "load {} in ComfyUI's LoraLoaderModelOnly",
 }
 """How a LoRA file of each format is loaded."""
+
+
+def _push(folder: Path, files: Sequence[Path], repository: str, *, private: bool) -> None:
+    """Upload a folder, or what was exported of it; or list it and say what is missing."""
+    from progdist.students import hub
+    from progdist.teachers.own import load
+
+    model = load(folder)
+    upload = hub.of_files(model, files) if files else hub.of_folder(folder)
+    notes, sizes = hub.lacking(upload.card), upload.sizes()
+    for name, size in sizes.items():
+        console.print(f"  {name}  {size_in_words(size)}", highlight=False, markup=False, soft_wrap=True)
+    for note in notes:
+        write_message(f"warning: {note}")
+    total = f"{counted(len(sizes), 'file')}, {size_in_words(sum(sizes.values()))}"
+    if why := hub.why_dry():
+        console.print(f"Nothing was uploaded to {repository} ({total}): {why}", markup=False)
+        return
+    console.print(f"{repository}: {total}, {hub.push(upload, repository, private=private)}", markup=False)
 
 
 def import_official(

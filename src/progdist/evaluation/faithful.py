@@ -1,17 +1,22 @@
 """A student beside its teacher, without data: the same noise, prompts or classes for both (`progdist compare`).
 
-The student may be any folder that opens, one that was distilled elsewhere too. The teacher is guided by the scale that
-the student has learned, or by one that is named.
+The student may be any folder that opens, one that was distilled elsewhere too, or a pipeline with LoRA files fused into
+it, as the few-step LoRA files that others publish. The teacher is guided by the scale that the student has learned, or
+by one that is named; so is a student that does not say what it has learned, unless another scale is named for it.
 """
 
+import tempfile
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from progdist._utils.errors import UserError
+from progdist._utils.lora_files import lora_file
 from progdist.diffusion.denoiser import DenoiserProtocol
 from progdist.evaluation.compare import Candidate, candidates, noise_and_classes
 from progdist.evaluation.generate import (
@@ -30,6 +35,7 @@ from progdist.evaluation.metrics import MOSTLY, MetricConfig, Metrics
 from progdist.methods.guidance import Fixed, Input
 from progdist.models.model import Model
 from progdist.teachers.open import Teacher, open_teacher
+from progdist.teachers.prepared import Source, prepare
 
 RESAMPLES = 200  # of the Frechet distance
 
@@ -55,7 +61,8 @@ class Faithfulness:
 
     models: tuple[str, str]  # the folders of student and teacher
     steps: tuple[int, int]  # of both
-    guidance: float | None  # of both; None for none
+    guidance: float | None  # of the teacher; None for none
+    student_guidance: float | None  # of the student
     conditions: Sequence[str]  # the prompts, or the names of the classes; empty where there are none
     of_prompts: bool  # whether these are prompts
     labels: Tensor  # the number of each image's condition, (N,)
@@ -78,6 +85,7 @@ class Faithfulness:
             "teacher": teacher,
             "steps": list(self.steps),
             "guidance": self.guidance,
+            "student_guidance": self.student_guidance,
             "images": len(self.labels),
             "conditions": len(self.conditions),
             "rms": asdict(self.rms),
@@ -93,6 +101,8 @@ def compare_with_teacher(
     *,
     repeat: int | None = None,
     count: int | None = None,
+    loras: Sequence[str] = (),
+    student_guidance: float | None = None,
     notify: Notify,
 ) -> Faithfulness:
     """A teacher and its student, named in this order as of `candidates`, by images from the same noise.
@@ -103,6 +113,8 @@ def compare_with_teacher(
         metrics: the feature spaces, and whether there is a CLIP score.
         repeat: images of each prompt or class, 4 by default.
         count: images of models without either, 2,048 by default.
+        loras: LoRA files that are fused into the student's pipeline, FILE[:weight].
+        student_guidance: the scale of a student that is guided by two evaluations, in place of the teacher's.
         notify: called with a line for each model.
 
     Raises:
@@ -114,7 +126,33 @@ def compare_with_teacher(
             f"without --data a teacher and its student are compared, and {len(listed)} models are named: give "
             "TEACHER@STEPS STUDENT, or --data"
         )
-    teacher, student = (open_teacher(str(one.folder)) for one in listed)
+    with ExitStack() as stack:
+        teacher, student = open_teacher(str(listed[0].folder)), _student(listed[1], loras, stack)
+        return _compared(
+            listed, (teacher, student), sampling, metrics, repeat, count, (loras, student_guidance), notify
+        )
+
+
+def _student(one: Candidate, loras: Sequence[str], stack: ExitStack) -> Teacher:
+    """The student, with LoRA files fused into it in a folder that lasts as long as the stack."""
+    if not loras:
+        return open_teacher(str(one.folder))
+    place = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+    return open_teacher(str(prepare(Source(str(one.folder), tuple(loras)), place / one.folder.resolve().name)))
+
+
+def _compared(
+    listed: Sequence[Candidate],
+    opened: tuple[Teacher, Teacher],
+    sampling: SamplingOptions,
+    metrics: MetricConfig,
+    repeat: int | None,
+    count: int | None,
+    changed: tuple[Sequence[str], float | None],
+    notify: Notify,
+) -> Faithfulness:
+    """As `compare_with_teacher`, of a teacher and a student that are open; `changed` is what else the student has."""
+    (teacher, student), (loras, student_guidance) = opened, changed
     steps = _steps(listed[1], student.model), _steps(listed[0], teacher.model)
     if teacher.model.conditioning.takes_prompts and not sampling.prompts:
         raise UserError("the models make images of prompts: give a text file with one on each line, --prompts FILE")
@@ -133,14 +171,17 @@ def compare_with_teacher(
         raise UserError("--repeat applies to models of prompts or classes: use --count")
     count = (repeat or 4) * len(conditions) if conditions else count or 2048
     sampling, scale = replace(sampling, count=count), _scale(student.model, sampling.guidance)
+    own_scale = _own_scale(student.model, student_guidance, scale)
     for opened, number in zip((teacher, student), steps[::-1], strict=True):
         replace(sampling, steps=number, guidance=None).check(opened.model, notify)
     numbers = torch.arange(count) % max(1, len(conditions))
     labels = torch.tensor(classes)[numbers] if classes else numbers
     made: list[Tensor] = []
-    for name, one, opened in zip(("student", "teacher"), listed[::-1], (student, teacher), strict=True):
-        notify(f"{name}: {one.folder}, {count:,} images")
-        made.append(_images(one, opened, labels, scale, sampling))
+    named = _named(listed[1], loras), str(listed[0].folder)
+    scales = own_scale, scale
+    for number, (one, each) in enumerate(zip(listed[::-1], (student, teacher), strict=True)):
+        notify(f"{('student', 'teacher')[number]}: {named[number]}, {count:,} images")
+        made.append(_images(one, each, labels, scales[number], sampling))
     opened_metrics = metrics.open(teacher.model.image, captions=bool(sampling.prompts))
     spaces = []
     for space in opened_metrics.spaces:
@@ -151,9 +192,10 @@ def compare_with_teacher(
         spaces.append(Space(space.name, compare_pairs(ours, theirs, numbers, seed=seed), found.estimate, bias))
     ours, theirs = (images.clamp(-1, 1) for images in made)
     return Faithfulness(
-        (str(listed[1].folder), str(listed[0].folder)),
+        named,
         steps,
         scale,
+        own_scale,
         conditions,
         bool(sampling.prompts),
         numbers,
@@ -182,6 +224,23 @@ def _scale(student: Model, asked: float | None) -> float | None:
             raise UserError(f"guidance is {asked:g}, and the student was distilled for {learned.scale:g}: remove it")
         return learned.scale
     return student.scale(asked) if isinstance(learned, Input) or student.takes_guidance else asked
+
+
+def _own_scale(student: Model, asked: float | None, scale: float | None) -> float | None:
+    """The guidance scale of the student: the teacher's, or another for one that has learned none of its own."""
+    if asked is None:
+        return scale
+    if student.guidance is not None or student.steps or not student.conditioning.takes_prompts:
+        raise UserError(
+            f"--student-guidance {asked:g} applies only to a pipeline that is guided by two evaluations, and this "
+            "student is none: remove it"
+        )
+    return asked
+
+
+def _named(one: Candidate, loras: Sequence[str]) -> str:
+    files = [f"{Path(each.path).name}:{each.weight:g}" for each in map(lora_file, loras)]
+    return " with ".join([str(one.folder), *([", ".join(files)] if files else [])])
 
 
 def _steps(one: Candidate, model: Model) -> int:
@@ -220,13 +279,15 @@ def _device() -> torch.device:
 
 def as_rows(found: Faithfulness) -> Mapping[str, Sequence[tuple[str, Estimate]]]:
     """What was found, by feature space: the names of the numbers, and these."""
-    rows: dict[str, Sequence[tuple[str, Estimate]]] = {"pixels in [-1, 1]": [("RMS difference", found.rms)]}
+    rows: dict[str, list[tuple[str, Estimate]]] = {"pixels in [-1, 1]": [("RMS difference", found.rms)]}
     for space in found.spaces:
         rows[f"{space.features} features"] = [
             ("difference / that of other noise", space.pairs.share),
             ("diversity / the teacher's", space.pairs.diversity),
             ("Fréchet distance to the teacher", space.frechet),
         ]
+        if space.features != "pixels":
+            rows[f"{space.features} features"].append(("distance of unit features", space.pairs.unit))
     if found.clip_scores:
         rows["CLIP score"] = list(zip(("student", "teacher"), found.clip_scores, strict=True))
     return rows

@@ -51,6 +51,19 @@ class LoraWeights:
 
 
 @dataclass(frozen=True)
+class Base:
+    """The stock pipeline that a model was distilled from, as its card names it."""
+
+    name: str  # hub:OWNER/NAME, or the name of its folder or file
+    licence: Mapping[str, str] = field(default_factory=dict)  # license, license_name, license_link of its model card
+
+    @property
+    def repository(self) -> str | None:
+        """OWNER/NAME on the Hugging Face hub; None if that is not known."""
+        return self.name.removeprefix("hub:") if self.name.startswith("hub:") else None
+
+
+@dataclass(frozen=True)
 class Model:
     """A denoiser with the content of its folder's record."""
 
@@ -64,11 +77,13 @@ class Model:
     lora: LoraWeights | None = None  # LoRA adapters that make it from a stock pipeline; None if it has none
     fused: Sequence[str] = ()  # LoRA files fused into its first teacher, FILE:weight
     method: str = "progressive"  # how it was distilled, by name in METHODS, or your own
+    base: Base | None = None  # the stock pipeline of its first teacher; None if that was trained here
 
     @property
     def history(self) -> dict[str, Any]:
         """What is known about its making."""
-        return {name: getattr(self, name) for name in ("steps", "lineage", "data", "training", "method", "fused")}
+        names = ("steps", "lineage", "data", "training", "method", "fused", "base")
+        return {name: getattr(self, name) for name in names}
 
     @property
     def classes(self) -> tuple[str, ...]:

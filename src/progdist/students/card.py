@@ -12,19 +12,10 @@ from progdist.models.model import LoraWeights, Model
 from progdist.models.pipeline_prompts import PipelinePrompts
 from progdist.models.pipelines import PIPELINES
 from progdist.models.prompts import Prompts
+from progdist.students.card_header import card_header, without_licence
 
 if TYPE_CHECKING:
     from progdist.evaluation.record import EvaluationRecord
-
-HEADER = """---
-library_name: diffusers
-pipeline_tag: {task}
-tags:
-- diffusion
-- progressive-distillation
-- few-step
----
-"""
 
 PLAIN = """from diffusers import {pipeline}
 
@@ -125,7 +116,7 @@ def card(model: Model, stock: str | None, records: "Sequence[EvaluationRecord]",
         numbers = _numbers(model, stock, steps)
         code = (OURS if guided else _template(stock, len(model.labels))).format(path=".", steps=steps, **numbers)
     lines = [
-        HEADER.format(task=model.conditioning.task),
+        card_header(model),
         f"# A diffusion model that samples in {_listed(counts)}\n" if counts else "# A diffusion model\n",
         f"{_what_it_makes(model)}; trained on {model.data}.",
         _lineage(model),
@@ -135,6 +126,7 @@ def card(model: Model, stock: str | None, records: "Sequence[EvaluationRecord]",
         f"\n```python\n{code}```\n",
         _lora(prompts, model.lora, steps, numbers) if model.lora else "",
         _measured(records),
+        without_licence(model.base),
     ]
     return "\n".join(line for line in lines if line)
 

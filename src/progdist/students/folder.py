@@ -248,6 +248,8 @@ def _description(model: Model) -> dict[str, Any]:
     description |= model.conditioning.to_json(model.denoiser.network)
     if model.fused:
         description["fused"] = list(model.fused)
+    if model.base:
+        description["base"] = {"name": model.base.name, "license": dict(model.base.licence)}
     if model.lora:
         description["lora"] = {"base": model.lora.base, "rank": model.lora.rank}
     return description

@@ -41,11 +41,12 @@ from progdist.models.prompts import Prompts, read_prompts
 from progdist.models.safe_loading import load_component, network_class, read_autoencoder
 from progdist.models.trial import try_shapes
 from progdist.teachers import SCHEDULERS
+from progdist.teachers.base import CARD, base_of, prepared_from
 from progdist.teachers.own import load
 from progdist.teachers.pipeline import STEPS, study, takes_prompts
 from progdist.teachers.schedulers import Formulation, read_formulation
 
-INDEXES = ("model_index.json", "progdist.json", "call.safetensors")
+INDEXES = ("model_index.json", "progdist.json", "call.safetensors", CARD)
 RECORD = "prepared.json"  # in the folder of a teacher that was prepared (see `progdist.teachers.prepared`)
 KINDS = ("*.json", "*.safetensors", "*.txt", "*.model")
 """What is fetched of a model on the hub, and of each part that its index names: no pickles."""
@@ -90,8 +91,14 @@ def open_teacher(source: str, offset: float | None = None, call: Mapping[str, An
     if call or is_watched(folder):
         if offset is not None:
             raise UserError(f"an offset has no effect on {folder}: its timesteps are those that were seen")
-        return _prepared(folder, _watched(folder, call or {}))
-    return _prepared(folder, _open_pipeline(folder, offset))
+        return _of_base(source, folder, _prepared(folder, _watched(folder, call or {})))
+    return _of_base(source, folder, _prepared(folder, _open_pipeline(folder, offset)))
+
+
+def _of_base(source: str, folder: Path, teacher: Teacher) -> Teacher:
+    """The teacher with its name and licence, for the cards of its students."""
+    base = base_of(source, folder, prepared_from(folder / RECORD))
+    return replace(teacher, model=replace(teacher.model, base=base))
 
 
 def _prepared(folder: Path, teacher: Teacher) -> Teacher:

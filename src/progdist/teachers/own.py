@@ -27,6 +27,7 @@ from progdist.models.pipeline_record import read_pipeline
 from progdist.models.prompts import read_prompts
 from progdist.models.safe_loading import load_component, nearest_models, network_class, read_autoencoder
 from progdist.models.trial import try_shapes
+from progdist.teachers.base import read_base
 from progdist.teachers.own_network import is_own, read_denoiser
 
 LORA_FILE = "pytorch_lora_weights.safetensors"  # how diffusers names a file of LoRA weights
@@ -151,6 +152,7 @@ def _history(metadata: Mapping[str, Any]) -> dict[str, Any]:
         "training": dict(metadata["training"]),
         "method": method,
         "fused": tuple(str(each) for each in metadata.get("fused", ())),
+        "base": read_base(metadata.get("base"), Path("progdist.json")),
     }
 
 

@@ -21,6 +21,7 @@ from progdist._utils.files import FORMAT_VERSION, check_format, checksum, local_
 from progdist._utils.lora_files import lora_file
 from progdist.models.components import PipelineFolder
 from progdist.models.safe_loading import PICKLES
+from progdist.teachers.base import CARD, hub_name
 from progdist.teachers.lora_files import fuse
 from progdist.teachers.open import RECORD, resolve_folder
 from progdist.teachers.single_file import check_checkpoint, open_single_file
@@ -92,7 +93,8 @@ def prepare(source: Source, place: Path) -> Path:
             for part in changed:
                 getattr(pipeline, part).save_pretrained(partial / part, safe_serialization=True)
         loras = [[Path(each.path).name, each.weight] for each in map(lora_file, source.loras)]
-        content = {"model": Path(source.model).name, "loras": loras, "files": _recorded(inputs)}
+        name = hub_name(source.model, origin.path) if origin else None
+        content = {"model": name or Path(source.model).name, "loras": loras, "files": _recorded(inputs)}
         write_json(partial / RECORD, {"format_version": FORMAT_VERSION, **content})
         _appear(partial, place)
     except safetensors.SafetensorError as error:  # how its writer reports a full disk
@@ -156,6 +158,8 @@ def _folder(source: Source) -> Path:
 def _copy(folder: PipelineFolder, target: Path, without: Iterable[str]) -> None:
     """Copy the index and the parts of a folder, but for some, and for pickles."""
     write_json(target / "model_index.json", dict(folder.index))
+    if (folder.path / CARD).is_file():  # which names its licence
+        shutil.copyfile(own_files(folder.path, CARD)[0], target / CARD)
     for part in set(folder.parts) - set(without):
         for file in own_files(folder.path, part) if (folder.path / part).exists() else ():
             if not any(file.match(pattern) for pattern in PICKLES):
