@@ -36,3 +36,15 @@ def locked(folder: Path, note: Callable[[str], None] = lambda text: None) -> Ite
         file.write(f"process {os.getpid()} on {socket.gethostname()}")
         file.flush()
         yield
+
+
+def is_held(folder: Path) -> bool:
+    """Whether a process, this one or another, holds a folder; so it is said where the file system has no locks."""
+    try:
+        with (folder / LOCK_FILE).open() as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return False
+    except OSError:
+        return True
+    return False

@@ -58,7 +58,9 @@ def sample(
     batch: Annotated[int, typer.Option(help="Images made at a time.", min=1)] = 256,
     precision: Annotated[str, typer.Option(help="auto, float32 or bf16.")] = "float32",
     seed: options.Seed = 0,
-    columns: Annotated[int | None, typer.Option(help="Columns of the grid; 8 if not given.", min=1, max=1024)] = None,
+    columns: Annotated[
+        int | None, typer.Option(help="Columns (default: a grid near 4:3).", min=1, max=1024)
+    ] = None,
     prompt: Annotated[list[str] | None, typer.Option(help="What to make; several times for all in turn.")] = None,
     guidance: Annotated[float | None, typer.Option(help="Guidance scale, of a model distilled for a range.")] = None,
 ) -> None:

@@ -29,7 +29,7 @@ from typing import Any
 
 from progdist._utils.errors import UserError
 from progdist._utils.files import FORMAT_VERSION, atomic_write, check_format
-from progdist._utils.locks import LOCK_FILE, locked
+from progdist._utils.locks import LOCK_FILE, is_held, locked
 from progdist.evaluation.record import EvaluationRecord
 from progdist.training.checkpoint import Checkpoints
 
@@ -85,6 +85,10 @@ class RunFolder:
             return
         with locked(self.root, note):
             yield
+
+    def in_use(self) -> bool:
+        """Whether a process, this one or another, is at work here."""
+        return is_held(self.root)
 
     def claim(self, recipe: str, difference: Callable[[Path], str]) -> None:
         """Write the resolved recipe; arguments and errors as of `check_free`."""

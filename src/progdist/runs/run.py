@@ -221,10 +221,10 @@ class Run:
         """Whatever ends the run before its end, its page says so; what ended it is told, and not what that page met."""
         try:
             yield
-        except BaseException:
+        except BaseException as end:
             if self.folder.writes:
                 with suppress(OSError, UserError):
-                    write_report(self.folder, stopped=True)
+                    write_report(self.folder, ended=end)
             raise
 
     def _check_predictions(self, model: Model) -> None:
