@@ -28,7 +28,9 @@ def test_from_captioned_digits_to_a_table(
     section = (ROOT / "docs" / "text-models.md").read_text().split("## The toy", 1)[1].split("\n## ", 1)[0]
     section = section.replace("\\\n", " ")
     lines = re.findall(r"^    ((?:python|progdist) .*)$", section, re.MULTILINE)
-    commands = [shlex.split(line) for line in lines if " ... " not in line]  # what is cut short repeats the command above
+    commands = [
+        shlex.split(line) for line in lines if " ... " not in line
+    ]  # what is cut short repeats the command above
     programs = [command[1] for command in commands]
     judged_twice = ["distill", TABLE] * 2  # one of a guidance range, then one of LoRA
     assert programs == ["examples/train_text_teacher.py", *judged_twice]

@@ -25,8 +25,10 @@ def _places(low: float | None, high: float | None) -> int:
 
 
 def significant(value: float, digits: int = 2) -> str:
-    """A number that has no interval in as many digits: 0.0123 as 0.012, 123.4 as 120."""
-    return f"{float(f'{value:.{digits}g}'):g}"
+    """A number that has no interval in as many digits: 0.0996 as 0.10, 123.4 as 120."""
+    rounded = float(f"{value:.{digits}g}")
+    places = max(0, digits - 1 - floor(log10(abs(rounded)))) if rounded and isfinite(rounded) else 0
+    return f"{rounded:.{places}f}"
 
 
 def plural(noun: str) -> str:
@@ -39,9 +41,9 @@ def counted(count: int, noun: str) -> str:
     return f"{count} {noun if count == 1 else plural(noun)}"
 
 
-def any_of(counts: Sequence[int], noun: str) -> str:
+def any_of(counts: Sequence[int], noun: str, word: str = "or") -> str:
     """Any of at least one count: 1 step, 8 or 4 steps."""
-    return counted(counts[0], noun) if len(counts) == 1 else f"{' or '.join(map(str, counts))} {plural(noun)}"
+    return counted(counts[0], noun) if len(counts) == 1 else f"{f' {word} '.join(map(str, counts))} {plural(noun)}"
 
 
 def listed(names: Sequence[object]) -> str:

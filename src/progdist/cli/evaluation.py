@@ -248,12 +248,13 @@ def compare(
     sampling = SamplingOptions(
         count=count or 2048, seed=seed, method=method, clip=clip, batch=batch, precision=options.precision_of(precision)
     )
+    notify = _each_once()
     images = load_images(
-        data, image_column=image_column, caption_column=caption_column, background=background, notify=write_message
+        data, image_column=image_column, caption_column=caption_column, background=background, notify=notify
     )
     metrics = metric_config(features, metric, weights, reference)
-    comparisons = compare_models(models, images, sampling, metrics, resamples=resamples or 200, notify=write_message)
-    write_comparison(out, comparisons, sampling)
+    comparisons = compare_models(models, images, sampling, metrics, resamples=resamples or 200, notify=notify)
+    write_comparison(out, comparisons, sampling, images)
     if json_:
         for each in comparisons:
             typer.echo(json.dumps(each.to_json()))

@@ -22,14 +22,16 @@ from torch import Tensor
 from progdist._utils.errors import UserError
 from progdist._utils.files import atomic_write, read_json
 from progdist._utils.signals import Interrupted
-from progdist._utils.words import counted, interval, significant, supported
+from progdist._utils.words import any_of, counted, interval, significant, supported
 from progdist.data.grid import grid_image
+from progdist.data.images import Images
 from progdist.evaluation.compare import Comparison
 from progdist.evaluation.generate import SamplingOptions
 from progdist.evaluation.record import EvaluationRecord
 from progdist.methods import METHODS
 from progdist.recipes.files import read_recipe
 from progdist.recipes.recipe import Recipe
+from progdist.runs.evaluator import SHOWN
 from progdist.runs.folder import RunFolder
 from progdist.runs.pages.figures import loss_svg, parts_svg, quality_svg
 from progdist.runs.pages.progress import UnderWay, duration, measurements, run_seconds
@@ -128,7 +130,7 @@ def _state(
     """Whether a run is Running, Stopped, Failed or Finished, and the rest of that line."""
     if not upcoming:
         students = recipe.distill.counts()[1:]
-        return "Finished", f": teacher and {counted(len(students), 'student')} are trained and measured."
+        return "Finished", f": {counted(len(students), 'student')}, of {any_of(students, 'step', 'and')}."
     if now or (ended is None and folder.in_use()):
         return "Running", "" if now else f": {upcoming} is next."
     if ended is None or isinstance(ended, Interrupted | KeyboardInterrupt):
@@ -199,8 +201,10 @@ def _machine() -> str:
     return f"{platform.machine()}, {device}, {counted(threads, 'thread')}, Python {platform.python_version()}"
 
 
-def write_comparison(out: Path, comparisons: Sequence[Comparison], sampling: SamplingOptions) -> None:
-    """Write the page of some comparisons, whose samples were made under these options."""
+def write_comparison(
+    out: Path, comparisons: Sequence[Comparison], sampling: SamplingOptions, data: Images | None = None
+) -> None:
+    """Write the page of some comparisons, whose samples were made under these options; some of the data above them."""
     spaces = dict[str, list[dict[str, Any]]]()
     for each in comparisons:
         spaces.setdefault(each.quality.features, []).append(each.to_json())
@@ -210,9 +214,17 @@ def write_comparison(out: Path, comparisons: Sequence[Comparison], sampling: Sam
         models=[each.to_json() | grid(each.images) for each in first],
         warnings=list(dict.fromkeys(each.quality.warning for each in comparisons if each.quality.warning)),
         options=sampling,
+        real=grid(_like(data, first[0].images).sample(SHOWN, sampling.seed)[0]) if data else None,
         sampler={"ddim": "DDIM", "dpmpp": "DPM-Solver++"}.get(str(sampling.method), sampling.method),
     )
     atomic_write(out, page.encode())
+
+
+def _like(data: Images, samples: Tensor) -> Images:
+    """The data in the size and channels of samples (B, C, H, W), as they were compared."""
+    channels, height, width = samples.shape[1:]
+    differs = data.shape != (channels, height, width) or data.may_differ
+    return data.resized(height, 3 if channels == 3 else 1) if differs and height == width else data
 
 
 def grid(images: Tensor) -> dict[str, Any]:
