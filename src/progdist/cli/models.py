@@ -8,6 +8,7 @@ from typing import Annotated, get_args
 import typer
 
 from progdist._utils.errors import UserError
+from progdist._utils.files import local_path
 from progdist._utils.names import Method
 from progdist._utils.words import any_of, counted, size_in_words
 from progdist.cli import options
@@ -67,7 +68,7 @@ def sample(
     batch: Annotated[int, typer.Option(help="Images made at a time.", min=1)] = 256,
     precision: Annotated[str, typer.Option(help="auto, float32 or bf16.")] = "float32",
     seed: options.Seed = 0,
-    columns: Annotated[int | None, typer.Option(help="Columns of the grid; 8 if not given.", min=1, max=1024)] = None,
+    columns: Annotated[int | None, typer.Option(help="Columns (default: a grid near 4:3).", min=1, max=1024)] = None,
     prompt: Annotated[list[str] | None, typer.Option(help="What to make; several times for all in turn.")] = None,
     guidance: Annotated[float | None, typer.Option(help="Guidance scale, of a model distilled for a range.")] = None,
 ) -> None:
@@ -254,21 +255,38 @@ def import_official(
 
 
 def play(
-    models: Annotated[list[Path], typer.Argument(help="Folders of runs or of models.")],
-    port: Annotated[int, typer.Option(help="Port of the page (0: any free port).", min=0, max=65535)] = 8700,
+    models: Annotated[list[str], typer.Argument(help="Folders of runs or of models.")],
+    port: Annotated[
+        int | None, typer.Option(help="Port of the page (default: 8700; 0: any free port).", min=0, max=65535)
+    ] = None,
     browser: Annotated[
         bool | None, typer.Option("--browser/--no-browser", help="Open a browser (default: where there is a display).")
+    ] = None,
+    space: Annotated[
+        Path | None, typer.Option(help="Write a Hugging Face Space of one model to this folder instead.")
     ] = None,
 ) -> None:
     """Sample models on a local page.
 
-    Choose noise, steps, class and guidance; teacher and students side by side.
+    Choose noise, steps, class and guidance; teacher and students side by side. `--space` writes a page for the
+    Hugging Face hub.
     """
     import os
     import sys
     import webbrowser
     from urllib.parse import urlsplit
 
+    if space is not None:
+        if idle := [option for option, value in {"--port": port, "--browser": browser}.items() if value is not None]:
+            raise UserError(f"{idle[0]} has no effect with --space: remove it")
+        if len(models) > 1:
+            raise UserError(f"--space requires one model, got {len(models)}: name one student")
+        from progdist.students.space import write_space
+        from progdist.teachers.open import resolve_folder
+
+        write_space(models[0], resolve_folder(models[0]), space)
+        console.print(f"{space}: a Space of {models[0]}; publish: hf upload OWNER/NAME {space} --repo-type space")
+        return
     begin(f"opening {', '.join(map(str, models))}")
     from progdist.runs.pages.play import open_playables
     from progdist.runs.pages.server import has_browser
@@ -285,4 +303,4 @@ def play(
             hint = f"no display: run ssh -L {way} THIS-MACHINE on your own machine and open the address there"
             console.print(hint)
 
-    serve(open_playables(models), port, ready)
+    serve(open_playables([local_path(model) for model in models]), 8700 if port is None else port, ready)

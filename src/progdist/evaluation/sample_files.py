@@ -1,6 +1,6 @@
 """Samples in files, for people and for other people's evaluators: what `progdist sample` writes.
 
-    samples.png             a grid
+    samples.png             a grid near 4:3, its images enlarged by a whole factor where they are smaller than 64 pixels
     samples/                000000.png, 000001.png, ...: what torch-fidelity, clean-fid and pytorch-fid read
     samples.tar             the same files in one
     samples.npz             `arr_0`, bytes (N, H, W, C), and `arr_1`, labels (N,): what guided-diffusion reads
@@ -30,7 +30,7 @@ from progdist._utils.files import atomic_write
 from progdist._utils.locks import LOCK_FILE, locked
 from progdist._utils.signals import RESUME, Interrupted
 from progdist._utils.words import counted
-from progdist.data.grid import write_grid
+from progdist.data.grid import columns_for, enlargement, write_grid
 from progdist.data.images import to_uint8
 from progdist.data.shards import TensorShards
 from progdist.evaluation.generate import Notify, SamplingOptions, check_images_finite, generate_batches
@@ -38,7 +38,7 @@ from progdist.models.model import Model
 from progdist.teachers.own import load
 from progdist.training.distributed import Distributed
 
-MAX_GRID, COLUMNS = 4096, 8  # images of a grid at most, and its columns by default
+MAX_GRID = 4096  # images of a grid at most
 
 
 def write_samples(
@@ -46,7 +46,8 @@ def write_samples(
 ) -> None:
     """Make images with the model of a folder, in batches that the processes share, and write them.
 
-    The layout is that of the suffix of `out`, without one a folder. `columns` are those of a grid, by default COLUMNS.
+    The layout is that of the suffix of `out`, without one a folder. `columns` are those of a grid, by default as
+    many as bring it near 4:3.
 
     Raises:
         UserError: an unknown suffix, a grid of too many images, columns where there is no grid, a folder that is there,
@@ -68,10 +69,10 @@ def write_samples(
     with ExitStack() as stack:
         distributed.on_main_process(lambda: stack.enter_context(locked(shards.path, notify)))
         _make(model, options, shards, notify, distributed)
-        distributed.on_main_process(lambda: WRITERS[out.suffix](shards, labels, out, columns or COLUMNS))
+        said = distributed.on_main_process(lambda: WRITERS[out.suffix](shards, labels, out, columns))
         distributed.on_main_process(lambda: shutil.rmtree(shards.path))
     if distributed.is_main_process:
-        notify(f"{counted(options.count, 'image')} in {counted(steps, 'step')}: {out}")
+        notify(f"{counted(options.count, 'image')} in {counted(steps, 'step')}: {out}{said}")
 
 
 def _make(
@@ -114,8 +115,11 @@ def _bytes(shards: TensorShards) -> Iterator[NDArray[np.uint8]]:
     return (to_uint8(shards.shard(number)) for number in range(len(shards.spans())))
 
 
-def _grid(shards: TensorShards, labels: Tensor, out: Path, columns: int) -> None:
-    write_grid(shards.read(range(len(shards))), out, columns)
+def _grid(shards: TensorShards, labels: Tensor, out: Path, columns: int | None) -> str:
+    images = shards.read(range(len(shards)))
+    factor = enlargement(*images.shape[2:])
+    write_grid(images, out, columns or columns_for(len(images), *images.shape[2:]), factor)
+    return f", each pixel enlarged to {factor}x{factor}" if factor > 1 else ""
 
 
 def _pngs(shards: TensorShards) -> Iterator[tuple[str, bytes]]:
@@ -125,16 +129,17 @@ def _pngs(shards: TensorShards) -> Iterator[tuple[str, bytes]]:
         yield f"{number:06d}.png", buffer.getvalue()
 
 
-def _folder(shards: TensorShards, labels: Tensor, out: Path, columns: int) -> None:
+def _folder(shards: TensorShards, labels: Tensor, out: Path, columns: int | None) -> str:
     partial = shards.path / "images"
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir()
     for name, content in _pngs(shards):
         (partial / name).write_bytes(content)
     partial.replace(out)
+    return ""
 
 
-def _tar(shards: TensorShards, labels: Tensor, out: Path, columns: int) -> None:
+def _tar(shards: TensorShards, labels: Tensor, out: Path, columns: int | None) -> str:
     partial = shards.path / out.name
     with tarfile.open(partial, "w") as file:
         for name, content in _pngs(shards):
@@ -142,9 +147,10 @@ def _tar(shards: TensorShards, labels: Tensor, out: Path, columns: int) -> None:
             member.size = len(content)
             file.addfile(member, io.BytesIO(content))
     partial.replace(out)
+    return ""
 
 
-def _npz(shards: TensorShards, labels: Tensor, out: Path, columns: int) -> None:
+def _npz(shards: TensorShards, labels: Tensor, out: Path, columns: int | None) -> str:
     """A batch at a time: `np.savez` would want all images at once."""
     partial = shards.path / out.name
     _, channels, height, width = shards.shard(0).shape
@@ -157,12 +163,15 @@ def _npz(shards: TensorShards, labels: Tensor, out: Path, columns: int) -> None:
         with file.open("arr_1.npy", "w") as array:
             np.lib.format.write_array(array, labels.numpy())
     partial.replace(out)
+    return ""
 
 
-def _tensors(shards: TensorShards, labels: Tensor, out: Path, columns: int) -> None:
+def _tensors(shards: TensorShards, labels: Tensor, out: Path, columns: int | None) -> str:
     atomic_write(out, safetensors.torch.save({"images": shards.read(range(len(shards))), "labels": labels}))
+    return ""
 
 
-WRITERS: dict[str, Callable[[TensorShards, Tensor, Path, int], None]] = {
+# each returns what there is to say of the file
+WRITERS: dict[str, Callable[[TensorShards, Tensor, Path, int | None], str]] = {
     ".png": _grid, ".npz": _npz, ".tar": _tar, ".safetensors": _tensors, "": _folder,
 }  # fmt: skip

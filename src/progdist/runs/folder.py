@@ -30,7 +30,7 @@ from typing import Any
 
 from progdist._utils.errors import UserError
 from progdist._utils.files import FORMAT_VERSION, atomic_write, check_format, read_json, write_json
-from progdist._utils.locks import LOCK_FILE, locked
+from progdist._utils.locks import LOCK_FILE, is_locked, locked
 from progdist.evaluation.record import EvaluationRecord
 from progdist.recipes.begun import other_recipe
 from progdist.runs.listing import ENDED, FINISHED
@@ -88,6 +88,10 @@ class RunFolder:
             return
         with locked(self.root, note):
             yield
+
+    def in_use(self) -> bool:
+        """Whether a process, this one or another, is at work here."""
+        return is_locked(self.root)
 
     def claim(self, recipe: str, difference: Callable[[Path], str]) -> None:
         """Write the resolved recipe; arguments and errors as of `check_free`."""

@@ -229,7 +229,7 @@ class Run:
         except BaseException as error:
             if self.folder.writes:
                 with suppress(OSError, UserError):
-                    write_report(self.folder, stopped=True)
+                    write_report(self.folder, ended=error)
                 with suppress(OSError, UserError):
                     stopped = isinstance(error, Interrupted | KeyboardInterrupt)
                     self.folder.end(STOPPED if stopped else FAILED, " ".join(str(error).split())[:MOST_TOLD])

@@ -113,7 +113,7 @@ def card(model: Model, stock: str | None, records: "Sequence[EvaluationRecord]",
         numbers = {"pipeline": prompts.pipeline, "caption": CAPTION, "call": _given(prompts), "scheduler": scheduler}
         code = WATCHED.format(path=".", steps=steps, **numbers)
     else:
-        numbers = _numbers(model, stock, steps)
+        numbers = numbers_of(model, stock, steps)
         code = (OURS if guided else _template(stock, len(model.labels))).format(path=".", steps=steps, **numbers)
     lines = [
         card_header(model),
@@ -150,7 +150,7 @@ def _given(prompts: PipelinePrompts) -> str:
     return "".join(f", {name}={value!r}" for name, value in arguments.items())
 
 
-def _numbers(model: Model, stock: str | None, steps: int) -> dict[str, Any]:
+def numbers_of(model: Model, stock: str | None, steps: int) -> dict[str, Any]:
     """What takes the places of a template's names."""
     guidance = model.guidance
     ddim, edm, flow = (stock == f"{name}Scheduler" for name in ("DDIM", "EDMEuler", "FlowMatchEulerDiscrete"))
