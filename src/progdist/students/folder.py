@@ -250,4 +250,6 @@ def _description(model: Model) -> dict[str, Any]:
         description["fused"] = list(model.fused)
     if model.lora:
         description["lora"] = {"base": model.lora.base, "rank": model.lora.rank}
+        if model.lora.base_bits is not None:
+            description["lora"]["base_bits"] = model.lora.base_bits
     return description
