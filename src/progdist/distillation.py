@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from progdist._utils.errors import UserError
+from progdist._utils.names import Bits
 from progdist._utils.random import HELD_OUT_NOISE, position_seed, seeded
 from progdist._utils.signals import SHUTDOWN
 from progdist._utils.words import any_of, counted
@@ -33,6 +34,7 @@ from progdist.methods.method import Auxiliary, Loss
 from progdist.models.conditioning import Conditions
 from progdist.models.model import LoraWeights, Model
 from progdist.models.networks import kind_of, network_interface, with_guidance_input
+from progdist.models.quantized_base import quantized_base
 from progdist.teachers.open import Teacher
 from progdist.training.batches import Batch, Batches, Examples
 from progdist.training.callbacks import Progress
@@ -69,6 +71,7 @@ class Plan:
     # the pipeline that the students are LoRA adapters for, as it was named; None for whole networks. They keep its
     # schedule and prediction type.
     lora: str | None = None
+    base_bits: Bits | None = None  # those of the frozen network that the adapters train on; None for all
     stop: EarlyStopping | None = None  # when a stage ends before its updates; None for never
     seed: int = 0  # of all randomness
 
@@ -200,6 +203,7 @@ class Training:
     dropout: bool = False  # whether the network's dropout is at work
     method: Method | None = None  # of a student; None of a teacher or stage 0
     teacher: Denoiser | None = None  # whose frozen network the loss asks; None where there is none
+    full: nn.Module | None = None  # the network in full that adapters are for; None where they train on it
 
 
 @dataclass(frozen=True)
@@ -269,7 +273,7 @@ class Trainer:
             "precision": resolve(config.precision, self.distributed.device),
             **({"options": asdict(method.options)} if method and method.options else {}),
         }
-        denoiser = model.denoiser.with_network((merge_lora(network) if adapted else network).eval())
+        denoiser = model.denoiser.with_network(_whole(network, training).eval())
         kept = hooks.keep(name, replace(model, denoiser=denoiser, training=numbers, lora=lora))
         if checkpoints:
             checkpoints.clear()
@@ -355,6 +359,15 @@ class Trainer:
         return fmean(means)
 
 
+def _whole(network: nn.Module, training: Training) -> nn.Module:
+    """A trained network without adapters, which are merged into the weights in full."""
+    if not training.config.lora_rank:
+        return network
+    if training.full is not None:
+        network = with_adapter(training.full, adapter_weights(network))
+    return merge_lora(network)
+
+
 def config_of(auxiliary: Auxiliary, student: TrainConfig) -> TrainConfig:
     """How an auxiliary network is trained beside a student: at a constant rate of its own, without an average."""
     beta1, beta2 = auxiliary.betas
@@ -431,12 +444,16 @@ def chain_predictions(teacher: Teacher | None, converted: Model) -> DenoiserProt
 def convert(plan: Plan, teacher: Teacher, trainer: Trainer, predictions: DenoiserProtocol) -> Model:
     """The teacher in the form that its students have: stage 0's student of its predictions, or itself."""
     model = replace(teacher.model, lora=None)
+    full = model.denoiser.network if plan.base_bits else None
     conditioning = model.conditioning.after(plan.learned(model))
     if not plan.converts(model):
         if finished := trainer.hooks.find("teacher"):
             return finished
         untrained = {"updates": 0, "batch": 0, "seconds": 0.0}
         return trainer.hooks.keep("teacher", replace(model, conditioning=conditioning, training=untrained))
+    if plan.base_bits:
+        teacher = replace(teacher, model=replace(model, denoiser=_base(plan, teacher)))
+        model, predictions = teacher.model, taught_predictions(plan, teacher, trainer.distributed.device)
     denoiser = _first_weights(plan.form(model), plan.conversion)
     if isinstance(plan.guidance, Input):
         network = with_guidance_input(denoiser.network, plan.guidance)
@@ -445,23 +462,23 @@ def convert(plan: Plan, teacher: Teacher, trainer: Trainer, predictions: Denoise
     student = replace(model, denoiser=denoiser, conditioning=conditioning, lora=_no_adapters(plan), training={})
     entries = int(denoiser.num_train_timesteps) if denoiser.whole_timesteps else None
     loss = partial(conversion_loss, teacher=predictions, weighting=plan.weightings[0], entries=entries)
-    return trainer.fit(Training("converted", 0, student, loss, plan.conversion, teacher=model.denoiser))
+    return trainer.fit(Training("converted", 0, student, loss, plan.conversion, teacher=model.denoiser, full=full))
 
 
 def stage_training(plan: Plan, number: int, teacher: Model, own: Teacher | None = None) -> Training:
     """The training of a stage, which counts from 1, on the model before it; `own` is a teacher not trained here.
 
-    With LoRA files the network is `own`'s throughout, held once: teacher and student differ by their adapters.
+    With LoRA files the network is `own`'s throughout, or its one copy in fewer bits, held once: teacher and student
+    differ by their adapters.
     """
     stage = plan.links[number - 1]
-    if plan.lora is not None and own and teacher.lora and teacher.lora.weights:
-        network = with_adapter(own.model.denoiser.network, teacher.lora.weights)
-        teacher = replace(teacher, denoiser=teacher.denoiser.with_network(network))
+    if plan.lora is not None and own:
+        teacher = _on_base(plan, teacher, own)
     config, begin, method = plan.stages[stage.steps], teacher.denoiser, plan.method_of(stage.steps)
     if plan.initial is not None:
         begin = begin.with_network(copy.deepcopy(plan.initial.network))
     elif plan.lora is not None and own:
-        begin = begin.with_network(own.model.denoiser.network)  # the adapters of the last stage go on from there
+        begin = begin.with_network(_base(plan, own).network)  # the adapters of the last stage go on from there
     else:
         begin = _first_weights(begin, config)
     student = replace(
@@ -478,8 +495,9 @@ def stage_training(plan: Plan, number: int, teacher: Model, own: Teacher | None 
         network = accelerated(predictions.network, config.compile, config.cuda_graphs)
         predictions = predictions.with_network(network)
     loss = method.stage_loss(predictions, stage, plan.weightings[1])
+    full = own.model.denoiser.network if own and plan.base_bits else None
     return Training(
-        f"student-{stage.steps:04d}", number, student, loss, config, method=method, teacher=teacher.denoiser
+        f"student-{stage.steps:04d}", number, student, loss, config, method=method, teacher=teacher.denoiser, full=full
     )
 
 
@@ -495,7 +513,23 @@ def train_students(
 
 def _no_adapters(plan: Plan) -> LoraWeights | None:
     """The LoRA weights of a student before the first training; None where its folder shall hold none."""
-    return None if plan.lora is None else LoraWeights(plan.lora)
+    return None if plan.lora is None else LoraWeights(plan.lora, base_bits=plan.base_bits)
+
+
+def _on_base(plan: Plan, teacher: Model, own: Teacher) -> Model:
+    """The model before a stage as adapters on `own`'s network, which is held once; without any, that network."""
+    network = _base(plan, own).network
+    if teacher.lora and teacher.lora.weights:
+        network = with_adapter(network, teacher.lora.weights)
+    elif not plan.base_bits:
+        return teacher
+    return replace(teacher, denoiser=teacher.denoiser.with_network(network))
+
+
+def _base(plan: Plan, own: Teacher) -> Denoiser:
+    """The teacher whose network LoRA adapters share, in so many bits."""
+    denoiser = own.model.denoiser
+    return denoiser.with_network(quantized_base(denoiser.network, plan.base_bits)) if plan.base_bits else denoiser
 
 
 def _first_weights(teacher: Denoiser, config: TrainConfig) -> Denoiser:

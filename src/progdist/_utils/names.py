@@ -3,6 +3,7 @@
 from typing import Literal
 
 Precision = Literal["auto", "float32", "bf16"]  # see `progdist.compute.precision`
+Bits = Literal[8, 4]  # see `progdist.compute.quantized`
 Optimizer = Literal["adamw", "adamw8bit"]  # see `progdist.training.state`
 
 # what a student learns (see `progdist.methods`)

@@ -94,6 +94,7 @@ def distill(
     guidance: options.Guidance = None,
     negative: Annotated[str | None, typer.Option(help="Negative prompt to distil into the student.")] = None,
     lora: options.Lora = None,
+    base_bits: options.BaseBits = None,
     image_column: options.ImageColumn = None,
     caption_column: options.CaptionColumn = None,
     background: options.Background = None,
@@ -140,8 +141,8 @@ def distill(
         model, data or "teacher", folder.name, steps, prompts=prompts, call=arguments,
         columns=Columns(image_column, caption_column),
         start=start or 256, updates=updates, conversion_updates=conversion_updates, batch=batch,
-        guidance=_guidance(guidance), negative=negative, lora=lora, background=background, method=method,
-        loras=tuple(source.loras), config=config, initial=str(initial) if initial else None,
+        guidance=_guidance(guidance), negative=negative, lora=lora, base_bits=base_bits, background=background,
+        method=method, loras=tuple(source.loras), config=config, initial=str(initial) if initial else None,
     )  # fmt: skip
     recipe = override(recipe_for_teacher(teacher, request), settings)
     console.print(f"chain: {' -> '.join(map(str, recipe.distill.counts()))}")

@@ -36,6 +36,9 @@ Guidance = Annotated[
 Lora = Annotated[
     int | None, typer.Option(help="Rank of a LoRA file for the pipeline of a text-to-image teacher, e.g. 64.", min=1)
 ]
+BaseBits = Annotated[
+    int | None, typer.Option(help="With --lora: bits of the frozen base that the adapters train on, 8 or 4.")
+]
 WithLora = Annotated[
     list[str] | None,
     typer.Option("--with-lora", help="LoRA file to fuse into the teacher, FILE.safetensors[:weight]; several times."),

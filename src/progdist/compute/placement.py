@@ -3,7 +3,8 @@ r"""Where weights live: on the CPU in float32 at rest, and on the device only wh
 A frozen network that computes in bf16 is held in bf16 on the device, at half the bytes. Autocast rounds the weights of
 linear and convolutional layers to bf16 at every call, so rounding them once gives the same predictions bit for bit.
 Other weights, e.g. of norms and embeddings, stay in float32, as autocast leaves them. So does the very first weight,
-from which diffusers' networks read the precision of their sums.
+from which diffusers' networks read the precision of their sums. Layers of 8 or 4 bits (`progdist.compute.quantized`)
+stay as they are.
 """
 
 import copy
@@ -18,6 +19,7 @@ from torch import Tensor, nn
 
 from progdist._utils.names import Precision
 from progdist.compute.precision import resolve
+from progdist.compute.quantized import QuantizedLinear
 
 Network = TypeVar("Network", bound=nn.Module)
 ROUNDED = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)  # layers whose weights autocast rounds
@@ -43,7 +45,7 @@ def at_work(network: nn.Module, device: torch.device, precision: Precision = "fl
 def bytes_at_work(network: nn.Module, bf16: bool) -> int:
     """Bytes of a frozen network's weights on a device, computing in bf16 or float32."""
     halved = _rounded(network) if bf16 else set[int]()
-    return sum((2 if id(weight) in halved else 4) * weight.numel() for weight in network.parameters())
+    return sum(2 * weight.numel() if id(weight) in halved else weight.nbytes for weight in network.parameters())
 
 
 def empty_copy(network: Network, device: torch.device) -> Network:
@@ -67,7 +69,8 @@ def _unregistered(network: nn.Module) -> Iterator[Tensor]:
 
 def _rounded(network: nn.Module) -> set[int]:
     """The ids of the weights that are held in bf16."""
-    layers = (module for module in network.modules() if isinstance(module, ROUNDED))
+    modules = (module for module in network.modules() if not isinstance(module, QuantizedLinear))
+    layers = (module for module in modules if isinstance(module, ROUNDED))
     weights = (weight for layer in layers for weight in layer.parameters(recurse=False))
     rounded = {id(weight) for weight in weights if weight.dtype == torch.float32}  # autocast does not change float64
     return rounded - {id(weight) for weight in islice(network.parameters(), 1)}

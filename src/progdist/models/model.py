@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from progdist._utils.errors import UserError
-from progdist._utils.names import Precision
+from progdist._utils.names import Bits, Precision
 from progdist.compute.placement import at_work
 from progdist.diffusion.denoiser import Denoiser
 from progdist.methods.guidance import Guidance
@@ -43,6 +43,7 @@ class LoraWeights:
 
     base: str  # the pipeline that they are for, as given: a folder, or hub:OWNER/NAME
     weights: Mapping[str, Tensor] = field(default_factory=dict)  # A and B by their names in peft; empty before training
+    base_bits: Bits | None = None  # bits of the base they were trained on; None for the full base
 
     @property
     def rank(self) -> int:

@@ -70,6 +70,7 @@ class Request:
     guidance: float | tuple[float, float] | None = None  # a scale, or a range that students take as an input
     negative: str | None = None  # the prompt that guidance leads away from; None for the empty one
     lora: int | None = None  # the rank of a LoRA file for the teacher's own pipeline; None for none
+    base_bits: int | None = None  # 8 or 4 of the base that its adapters train on; None for all
     method: str = "progressive"  # what students learn
     call: Mapping[str, Any] = field(default_factory=dict)  # arguments of the teacher's pipeline, which is then watched
     loras: tuple[str, ...] = ()  # LoRA files, FILE[:weight], fused into the teacher
@@ -108,6 +109,7 @@ def content_for_teacher(teacher: Teacher, request: Request) -> dict[str, Any]:
             **batch,
         },
         "lora": request.lora,
+        "base_bits": request.base_bits,
         "evaluate": {"samples": 1024},
     }
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 from pydantic import Field, PositiveInt, SerializerFunctionWrapHandler, model_serializer, model_validator
 
-from progdist._utils.names import Precision
+from progdist._utils.names import Bits, Precision
 from progdist.data.samples import is_teacher
 from progdist.diffusion.parameterization import PARAMETERIZATIONS
 from progdist.methods import METHODS
@@ -33,7 +33,8 @@ class Recipe(Part):
     """A run: data, schedule, network, the teacher's training, distillation, evaluation.
 
     With `lora`, a rank, every student is the text-to-image teacher with LoRA adapters of that rank, and its
-    folder holds these as a file for the teacher's own pipeline, too (see `progdist.students.folder`).
+    folder holds these as a file for the teacher's own pipeline, too (see `progdist.students.folder`). With
+    `base_bits`, 8 or 4, they train on a copy of the teacher in so many bits (see `progdist.models.quantized_base`).
     """
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
@@ -47,6 +48,7 @@ class Recipe(Part):
     conversion: Conversion
     distill: Distillation
     lora: PositiveInt | None = None
+    base_bits: Bits | None = None
     evaluate: Evaluation = Evaluation()
     tracking: Literal["tensorboard", "wandb", "mlflow"] | None = None
 
@@ -64,6 +66,8 @@ class Recipe(Part):
         self._check_trained_teacher() if self.trains_teacher else self._check_opened_teacher()
         if self.lora is not None:
             self._check_lora()
+        elif self.base_bits is not None:
+            raise ValueError("base_bits requires lora, whose adapters train on that base: give --lora RANK, e.g. 64")
         if self.evaluate.most_steps is not None and self.evaluate.most_steps < self.distill.counts()[-1]:
             raise ValueError(f"evaluate.most_steps {self.evaluate.most_steps} leaves no model of the chain to measure")
         return self
@@ -144,6 +148,7 @@ class Recipe(Part):
             negative=conversion.negative,
             zero_terminal_snr=conversion.zero_terminal_snr,
             lora=self.teacher.model if self.lora is not None else None,
+            base_bits=self.base_bits,
             stop=distill.stop,
             seed=self.seed,
         )

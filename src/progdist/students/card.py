@@ -257,7 +257,19 @@ def _lora(prompts: Conditioning, lora: LoraWeights, steps: int, numbers: Mapping
     euler = "" if watched else "; Euler's method with trailing timesteps takes the same steps"
     return (
         f"The same as LoRA weights of rank {lora.rank} for {name}, which keeps its own weights{euler}:\n\n"
-        f"```python\n{code}```\n"
+        f"```python\n{code}```\n{_base_bits(lora)}"
+    )
+
+
+def _base_bits(lora: LoraWeights) -> str:
+    """On which copy of the base the weights were trained, and what that means where they are used."""
+    if lora.base_bits is None:
+        return ""
+    loaded = {8: "load_in_8bit=True", 4: 'load_in_4bit=True, bnb_4bit_quant_type="nf4"'}[lora.base_bits]
+    return (
+        f"\nThey were trained on a copy of that pipeline's network in {lora.base_bits} bits. This folder and the code "
+        "above have that network in full: their outputs differ from those that were trained by the rounding of its "
+        f"weights, which is that of diffusers' `BitsAndBytesConfig({loaded})` in its blocks.\n"
     )
 
 

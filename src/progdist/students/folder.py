@@ -254,4 +254,6 @@ def _description(model: Model) -> dict[str, Any]:
         description["base"] = {"name": model.base.name, "license": dict(model.base.licence)}
     if model.lora:
         description["lora"] = {"base": model.lora.base, "rank": model.lora.rank}
+        if model.lora.base_bits is not None:
+            description["lora"]["base_bits"] = model.lora.base_bits
     return description

@@ -6,12 +6,13 @@ Weights are those whose checksums progdist.json holds, configs have sizes that n
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from torch import nn
 
 from progdist._utils.errors import UserError
 from progdist._utils.files import check_format, check_tensors_finite, checksum, read_json, read_tensors
+from progdist._utils.names import Bits
 from progdist.diffusion.denoiser import MAX_TIMESTEPS, Denoiser
 from progdist.diffusion.parameterization import PARAMETERIZATIONS
 from progdist.diffusion.schedule import SCHEDULES, Schedule
@@ -211,6 +212,7 @@ def _lora(folder: Path, metadata: Any, part: str) -> LoraWeights | None:  # noqa
         return None
     weights = read_tensors(folder / LORA_FILE)
     check_tensors_finite(weights, folder / LORA_FILE)
-    return LoraWeights(
-        str(metadata["base"]), {name.removeprefix(f"{part}."): tensor for name, tensor in weights.items()}
-    )
+    if (bits := metadata.get("base_bits")) not in (None, *get_args(Bits)):
+        raise ValueError(f"base_bits is {str(bits)[:50]}, expected 8 or 4")
+    by_name = {name.removeprefix(f"{part}."): tensor for name, tensor in weights.items()}
+    return LoraWeights(str(metadata["base"]), by_name, bits)
