@@ -15,7 +15,7 @@ def once_per_tensor(compute: Callable[..., Result]) -> Callable[..., Result]:
 
     The results are freed with x. They are shared, so do not change them.
     """
-    results: WeakIdKeyDictionary = WeakIdKeyDictionary()
+    results: Any = WeakIdKeyDictionary()
 
     @wraps(compute)
     def once(x: Tensor, *arguments: Any) -> Result:  # noqa: ANN401

@@ -100,13 +100,20 @@ class RunFolder:
             self.write_recipe(recipe)
 
     def begin(self) -> None:
-        """Drop how an earlier session of a run that is not finished ended."""
+        """Delete the record of how an earlier, unfinished session of the run ended."""
+        if self.writes and (self.ended() or (FINISHED,))[0] != FINISHED:
+            (self.root / ENDED).unlink()
+
+    def ended(self) -> tuple[str, str] | None:
+        """How the run ended (FINISHED, STOPPED or FAILED) and why; None while it runs, or if it was killed."""
         path = self.root / ENDED
-        if self.writes and path.is_file() and read_json(path).get("state") != FINISHED:
-            path.unlink()
+        if not path.is_file():
+            return None
+        record = read_json(path)
+        return str(record.get("state", "")), str(record.get("reason", ""))
 
     def end(self, state: str, reason: str = "") -> None:
-        """Keep how the run ended: FINISHED, STOPPED or FAILED, and why."""
+        """Record how the run ended: FINISHED, STOPPED or FAILED, and why."""
         content = {"format_version": FORMAT_VERSION, "state": state, "reason": reason}
         path = self.root / ENDED
         if self.writes and not (path.is_file() and read_json(path) == content):

@@ -223,16 +223,17 @@ class Run:
 
     @contextmanager
     def _page_of_a_stop(self) -> Iterator[None]:
-        """Whatever ends the run before its end, its page says so; what ended it is told, and not what that page met."""
+        """Record what ends the run early and show it on its page. An error in doing so never hides the first one."""
         try:
             yield
         except BaseException as error:
             if self.folder.writes:
+                stopped = isinstance(error, Interrupted | KeyboardInterrupt)
+                kind = "" if stopped or isinstance(error, UserError) else f"{type(error).__name__}: "
+                reason = kind + " ".join(str(error).split())[:MOST_TOLD]
                 with suppress(OSError, UserError):
-                    write_report(self.folder, ended=error)
-                with suppress(OSError, UserError):
-                    stopped = isinstance(error, Interrupted | KeyboardInterrupt)
-                    self.folder.end(STOPPED if stopped else FAILED, " ".join(str(error).split())[:MOST_TOLD])
+                    self.folder.end(STOPPED if stopped else FAILED, reason)
+                    write_report(self.folder)
             raise
 
     def _check_predictions(self, model: Model) -> None:

@@ -21,7 +21,6 @@ from torch import Tensor
 
 from progdist._utils.errors import UserError
 from progdist._utils.files import atomic_write, read_json
-from progdist._utils.signals import Interrupted
 from progdist._utils.words import any_of, counted, interval, significant, supported
 from progdist.data.grid import grid_image
 from progdist.data.images import Images
@@ -33,19 +32,20 @@ from progdist.recipes.files import read_recipe
 from progdist.recipes.recipe import Recipe
 from progdist.runs.evaluator import SHOWN
 from progdist.runs.folder import RunFolder
+from progdist.runs.listing import FAILED
 from progdist.runs.pages.figures import loss_svg, parts_svg, quality_svg
 from progdist.runs.pages.progress import UnderWay, duration, measurements, run_seconds
 from progdist.runs.pages.slides import TITLES, Rows, captions, embed, shown_scales, slides, training_images
 
 
-def write_report(folder: RunFolder, under_way: UnderWay | None = None, *, ended: BaseException | None = None) -> Path:
-    """Write report.html into a run's folder, as far as the run and the training under way have come.
+def write_report(folder: RunFolder, under_way: UnderWay | None = None) -> Path:
+    """Write report.html into a run's folder, from its records and the training in progress.
 
-    `ended` is what ended the run before its end: its page tells so, and the latest checkpoint. A UserError where the
-    folder holds no run, or damaged records.
+    Raises:
+        UserError: the folder holds no run, or its records are damaged.
     """
     try:
-        page = _page(folder, under_way, ended)
+        page = _page(folder, under_way)
     except UserError:
         raise
     except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, jinja2.TemplateError) as error:
@@ -55,14 +55,14 @@ def write_report(folder: RunFolder, under_way: UnderWay | None = None, *, ended:
     return folder.report()
 
 
-def _page(folder: RunFolder, under_way: UnderWay | None, ended: BaseException | None) -> str:
+def _page(folder: RunFolder, under_way: UnderWay | None) -> str:
     in_order = folder.evaluations()
     if not folder.recipe().is_file():
         raise UserError(f"{folder.root} holds no run: give the --out folder of `progdist run`")
     recipe, records = read_recipe(str(folder.recipe())), sorted(in_order, key=lambda record: -record.steps)
     rows, upcoming = quality_rows(records), _next(recipe, folder, in_order)
     first = records[0].quality if rows else ()
-    state, said = _state(recipe, folder, upcoming, under_way, ended)
+    state, said = _state(recipe, folder, upcoming, under_way)
     return template("report.html").render(
         recipe=folder.recipe().read_text(),
         name=folder.root.resolve().name,
@@ -124,19 +124,17 @@ def _progress(recipe: Recipe, folder: RunFolder, records: Sequence[EvaluationRec
     return {"model": now.model, "made": now.update, "updates": now.updates, **times}
 
 
-def _state(
-    recipe: Recipe, folder: RunFolder, upcoming: str, now: UnderWay | None, ended: BaseException | None
-) -> tuple[str, str]:
+def _state(recipe: Recipe, folder: RunFolder, upcoming: str, now: UnderWay | None) -> tuple[str, str]:
     """Whether a run is Running, Stopped, Failed or Finished, and the rest of that line."""
     if not upcoming:
         students = recipe.distill.counts()[1:]
         return "Finished", f": {counted(len(students), 'student')}, of {any_of(students, 'step', 'and')}."
-    if now or (ended is None and folder.in_use()):
+    ended, reason = folder.ended() or ("", "")
+    if now or (not ended and folder.in_use()):
         return "Running", "" if now else f": {upcoming} is next."
-    if ended is None or isinstance(ended, Interrupted | KeyboardInterrupt):
-        return "Stopped", f"{_checkpoint(recipe, folder) or f': {upcoming} is next'}. Run the same command to resume."
-    kind = "" if isinstance(ended, UserError) else f"{type(ended).__name__}: "
-    return "Failed", f"{_checkpoint(recipe, folder)}: {kind}{' '.join(str(ended).split())}"
+    if ended == FAILED:
+        return "Failed", f"{_checkpoint(recipe, folder)}: {reason}"
+    return "Stopped", f"{_checkpoint(recipe, folder) or f': {upcoming} is next'}. Run the same command to resume."
 
 
 def _checkpoint(recipe: Recipe, folder: RunFolder) -> str:
