@@ -166,7 +166,7 @@ def test_arrays_of_no_width_are_refused(tmp_path: Path, name: str, shape: tuple[
         node = node[parent]
     node[leaf] = array
     (tmp_path / "checkpoint").write_bytes(msgpack.packb(content))  # pyright: ignore
-    with pytest.raises(UserError, match="no released checkpoint"):
+    with pytest.raises(UserError, match="not a released checkpoint"):
         import_checkpoint(tmp_path / "checkpoint", size=8, parameterization="x")
 
 
