@@ -122,7 +122,9 @@ def evaluations(
             if model.image not in references:
                 references[model.image] = opened.references(fitted, options.count, options.seed)
             if shards is not None and shards[0].shape != model.image:
-                raise UserError(f"the teacher makes images of {tuple(shards[0].shape)}, but {name} of {model.image}")
+                raise UserError(
+                    f"the teacher makes images of {tuple(shards[0].shape)}, but {name} of {model.image}: use another"
+                )
             options = drawn_from(model, options, fitted)
             if shards is not None and model.labels and not torch.equal(labels, options.labels_of(model)):
                 raise UserError(

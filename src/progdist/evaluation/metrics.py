@@ -195,7 +195,9 @@ def quality(
     data = reference if isinstance(reference, Tensor) else reference.features
     _require("the distance", 2, samples=len(samples), data=data)
     if not samples.finite:
-        raise UserError("the samples have values that are not finite: the model is damaged, or was trained too fast")
+        raise UserError(
+            "the samples have values that are not finite: restore the model, or train it with a lower learning rate"
+        )
     features = samples.features[space.name]
     frechet = Frechet(moments(reference)) if isinstance(reference, Tensor) else reference.frechet
     resampled = resampled_frechet(frechet, features, resamples=resamples, seed=seed)

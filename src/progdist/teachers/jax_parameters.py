@@ -47,11 +47,11 @@ def infer_network(parameters: Mapping[str, Tensor], size: int) -> UNet2DModel:
         heads, rest = divmod(parameters["conv_out/kernel"].shape[-1], channels)
         embedding = parameters["dense0/kernel"].shape[1]
     except (KeyError, ValueError, IndexError) as error:
-        raise UserError(f"the parameters are of another network: {error} is missing or has another shape") from error
+        raise UserError(f"the parameters belong to another network: {error} is missing or has another shape") from error
     if any(count % width for count in widths) or rest or heads not in (1, 2) or (len(sizes) > 1 and counts != {1}):
         raise UserError(
-            f"the parameters are of another network: level widths {widths} on {width}, {heads} outputs of {channels} "
-            f"channels, attention heads of sizes {sorted(sizes)}"
+            f"the parameters belong to another network: level widths {widths} on {width}, {heads} outputs of "
+            f"{channels} channels, attention heads of sizes {sorted(sizes)}"
         )
     attends = [f"down_{level}.attn_0/q/kernel" in parameters for level in range(levels)]
     build = partial(
@@ -77,9 +77,9 @@ def _check_size(build: Callable[[], UNet2DModel], held: int) -> None:
             count = sum(parameter.numel() for parameter in build().parameters())
     except (ValueError, TypeError, RuntimeError, ArithmeticError, IndexError) as error:
         reason = " ".join(str(error).split())[:200]
-        raise UserError(f"the parameters are of another network ({reason}): fetch the checkpoint again") from error
+        raise UserError(f"the parameters belong to another network ({reason}): fetch the checkpoint again") from error
     if not held / 2 <= count <= 2 * held:  # a bias of classes is added to their embeddings
-        raise UserError(f"the parameters are of another network: it would have {count:,}, but the file has {held:,}")
+        raise UserError(f"the parameters belong to another network: it would have {count:,}, but the file has {held:,}")
 
 
 def translate(parameters: Mapping[str, Tensor], network: UNet2DModel) -> dict[str, Tensor]:
@@ -95,11 +95,11 @@ def translate(parameters: Mapping[str, Tensor], network: UNet2DModel) -> dict[st
     expected = network.state_dict()
     if expected.keys() != state.keys():
         odd = sorted(expected.keys() ^ state.keys())
-        raise UserError(f"the parameters are of another network: {len(odd)} differ, the first is {odd[0]}")
+        raise UserError(f"the parameters belong to another network: {len(odd)} differ, the first is {odd[0]}")
     for name, value in state.items():
         if value.numel() != expected[name].numel():
             raise UserError(
-                f"the parameters are of another network: {name} is {tuple(value.shape)}, expected "
+                f"the parameters belong to another network: {name} is {tuple(value.shape)}, expected "
                 f"{tuple(expected[name].shape)}"
             )
     return {name: value.reshape(expected[name].shape).float() for name, value in state.items()}
@@ -139,7 +139,7 @@ def _rename(path: str, levels: int) -> str:
         return f"{TOP[parts[0]]}.{leaf_name}"
     match = PLACE.fullmatch(parts[0])
     if match is None or len(parts) != 2:
-        raise UserError(f"the parameters are of another network: {path} is not one of its names")
+        raise UserError(f"the parameters belong to another network: {path} is not one of its names")
     modules = {"block": "resnets", "attn": "attentions"}
     if match["mid_part"]:
         module_path = f"mid_block.{modules[match['mid_part']]}.{int(match['mid_index']) - 1}"

@@ -266,8 +266,8 @@ def _describe(model: Model) -> tuple[str, ...]:
     last = schedule.alphas_cumprod[-1] if isinstance(schedule, Discrete) else 0.0
     lines = [f"{count:,} parameters, images of {image}, {model.conditioning.describe()}"]
     if latent:
-        who = f"{type(latent.network).__name__} makes" if latent.part else "its pipeline decodes"
-        lines.append(f"a latent model: {who} latents of {latents}")
+        maker = f"{type(latent.network).__name__} makes" if latent.part else "its pipeline decodes"
+        lines.append(f"a latent model: {maker} latents of {latents}")
     lines.append(_noise(denoiser))
     if model.steps:
         lines.append(f"distilled for {any_of(model.steps, 'step')}")

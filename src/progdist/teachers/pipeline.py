@@ -91,7 +91,9 @@ def study(path: Path, arguments: Mapping[str, Any], prompts: Sequence[str] = PRO
     part, network = folder.network, folder.component(folder.network).to(device)
     pipeline = folder.open(network, device)
     if others := other_networks(pipeline, part):
-        raise UserError(f"{path} has {part} and {', '.join(others)}, which take turns: a teacher has one network")
+        raise UserError(
+            f"{path} has {part} and {', '.join(others)}, which take turns, expected one network: use another"
+        )
     try:
         return _study(Pipeline(folder, Call({}), (), dict(arguments)), pipeline, network, prompts)
     except UserError as error:

@@ -78,7 +78,9 @@ def read_statistics(path: Path, space: str) -> Statistics:
 def _check(path: Path, mean: Tensor, covariance: Tensor) -> None:
     """Refuse invalid moments."""
     if mean.ndim != 1 or covariance.shape != (len(mean), len(mean)):
-        raise UserError(f"{path}: mu is {tuple(mean.shape)} and sigma {tuple(covariance.shape)}, expected (D,), (D, D)")
+        raise UserError(
+            f"{path}: mu is {tuple(mean.shape)} and sigma {tuple(covariance.shape)}, expected (D,) and (D, D)"
+        )
     if not (mean.isfinite().all() and covariance.isfinite().all()):
         raise UserError(f"{path} has values that are not finite: make it again")
     if not torch.allclose(covariance, covariance.T, rtol=1e-4, atol=1e-6 * float(covariance.abs().max())):
