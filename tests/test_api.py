@@ -119,7 +119,7 @@ def test_a_teacher_of_ones_own_is_checked_on_examples() -> None:
     assert wrong.problem.endswith("give prediction_type='v'")
     with pytest.raises(UserError, match=r"does not take data \(1, 8, 8\)"):
         progdist.check(Denoiser(Returning(), Cosine(), "v"), "digits")
-    with pytest.raises(UserError, match="is no folder"):
+    with pytest.raises(UserError, match="is not a folder"):
         progdist.check(Path("nowhere"), "digits")
 
 

@@ -330,7 +330,7 @@ def test_a_distilled_teacher_is_distilled_on_from_where_it_is() -> None:
     how: dict[str, Any] = {"updates": 1, "batch": 4}
     student = progdist.distill(exact_teacher(), torch.randn(8, 2), [16, 8], **how)
     for chain in ([16, 8], [4, 2], [64, 32]):
-        with pytest.raises(UserError, match=f"distilled for 8 steps and the chain starts at {chain[0]}: start the"):
+        with pytest.raises(UserError, match=f"distilled for 8 steps, but the chain starts at {chain[0]}: start the"):
             progdist.distill(student, torch.randn(8, 2), chain, **how)
     further = progdist.distill(student, torch.randn(8, 2), [8, 4], **how)
     assert (further.history["steps"], further.history["lineage"]) == ((4,), (16, 8))
@@ -635,10 +635,10 @@ def test_clipped_predictions_are_what_students_learn(clip: float, level: float) 
 
 def test_times_that_a_network_does_not_know_are_refused_at_once() -> None:
     teacher, x = Denoiser(Labelled(), Discrete.linear(), "v"), torch.randn(16, 2)
-    with pytest.raises(UserError, match=r"begins with 2048 steps, .* at timestep -0.51, .* 0 to 999: begin with 1000"):
+    with pytest.raises(UserError, match=r"starts with 2048 steps, .* at timestep -0.51, .* 0 to 999: start with 1000"):
         progdist.distill(teacher, x, [2048, 1024], updates=1)
     short = Denoiser(Labelled(), Discrete.linear(num_train_timesteps=100), "v")
-    with pytest.raises(UserError, match="begins with 512 steps"):
+    with pytest.raises(UserError, match="starts with 512 steps"):
         progdist.distill(short, x, updates=1)
 
 

@@ -41,12 +41,15 @@ def test_mistakes_are_one_line_and_exit_code_2(
         call("run", tiny_recipe, "--out", tmp_path / "c", "--set", "teacher.gradient_accumulation_steps=3"),
         "is not divisible by",
     )
-    refused(call("sample", tmp_path / "nowhere"), "no model folder")
+    refused(call("sample", tmp_path / "nowhere"), "not a model folder")
     refused(call("sample", student, "--steps", 0), "takes 1 to")
     monkeypatch.chdir(tmp_path)
     refused(call("sample", student, "--label", 10), "label 10 is out of range", "0 to 9")
     refused(call("sample", out / "teacher"), "give steps")
-    refused(call("sample", student, "--out", tmp_path / "x.jpg"), "ends in .jpg: give a name that ends in .png, .npz")
+    refused(
+        call("sample", student, "--out", tmp_path / "x.jpg"),
+        "ends in .jpg, expected a folder, or a name that ends in .png, .npz",
+    )
     refused(call("evaluate", student, "--data", "digits", "--features", "fashion-mnist"), "pixels")
     refused(call("report", tmp_path), "holds no run")
     np.savez(tmp_path / "wide.npz", images=np.zeros((4, 8, 12, 3), np.uint8))

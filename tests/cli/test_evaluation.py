@@ -148,8 +148,8 @@ def test_what_cannot_be_compared_is_refused(finished: tuple[Path, Result], tmp_p
     run = finished[0]
     for words, message in (
         ((run / "teacher",), "compare requires at least two models"),
-        ((run / "nowhere", run), "is no folder: name runs or models"),
-        ((f"{run}/teacher@many", run), "'many' is no number of steps"),
-        ((run / "teacher", run), "knows any number of steps: say how many, e.g."),
+        ((run / "nowhere", run), "is not a folder: name runs or models"),
+        ((f"{run}/teacher@many", run), "'many' is not a number of steps"),
+        ((run / "teacher", run), "supports any number of steps: choose one, e.g."),
     ):
         refused(call("compare", *words, "--data", "digits", "-n", 32, "--out", tmp_path / "a.html"), message)

@@ -116,7 +116,7 @@ def test_every_table_gives_the_same_pairs(table: str, tmp_path: Path) -> None:
 def test_tables_without_pairs_are_one_line(tmp_path: Path) -> None:
     as_parquet(images(tmp_path))
     for columns, message in (
-        (Columns(None, "text"), "none of them image"),
+        (Columns(None, "text"), "none of image"),
         (Columns("photo", "text"), "no photo: name the images' with --image-column"),
         (Columns("picture", "caption"), "no caption: name the captions' with --caption-column"),
         (Columns("picture", "number"), "4 of 4 rows have no text in number, the first is row 0"),
@@ -184,7 +184,7 @@ def not_text(root: Path) -> None:
             broken('{"file_name": "a.png", "caption": "x"}'),
             "line 1 has file_name, caption, expected file_name and text",
         ),
-        (broken('{"file_name": "a.png", "text": 3}'), "line 1 has file_name, text: expected .* as text"),
+        (broken('{"file_name": "a.png", "text": 3}'), "line 1 has file_name, text, expected .* as text"),
         (broken("file_name,caption\na.png,x", "metadata.csv"), "line 2 has file_name, caption, expected"),
         (broken("{"), "line 1 is not JSON"),
         (broken("[1]"), "line 1 holds a list"),

@@ -35,7 +35,7 @@ def test_prompts_are_lines(tmp_path: Path) -> None:
     (tmp_path / "p.txt").write_bytes("\ufeff a cat \r\n\r\nein Kätzchen\n\t\na\u2028cat\n".encode())
     prompts, notes = read_prompts(str(tmp_path / "p.txt"))
     assert prompts == ("a cat", "ein Kätzchen", "a\u2028cat")
-    assert notes == (f"{tmp_path}/p.txt: 2 blank lines passed over",)
+    assert notes == (f"{tmp_path}/p.txt: skipped 2 blank lines",)
 
 
 @pytest.mark.parametrize(

@@ -133,7 +133,7 @@ def test_mistakes_are_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     for scheme, name, says in (
         ("wds", "none-*.tar", "matches no files"), ("parquet", "none-*", "matches no files"),
         ("wds", "bad.tar", "cannot be read"), ("parquet", "bad.parquet", "cannot be read"),
-        ("parquet", "text.parquet", "none of them image"), ("parquet", "picture.parquet", "cannot be read"),
+        ("parquet", "text.parquet", "none of image"), ("parquet", "picture.parquet", "cannot be read"),
         ("parquet", "numbers.parquet", "row 0: image holds int, expected images or their bytes"),
         ("parquet", "lists.parquet", "row 0: image holds list, expected images or their bytes"),
         ("parquet", "paths.parquet", "row 0 cannot be read as an image"),

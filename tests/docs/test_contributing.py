@@ -264,7 +264,7 @@ def test_what_a_new_kind_of_teacher_refuses(flow_teacher: Path) -> None:
         open_teacher(str(flow_teacher))
     SCHEDULERS.remove(SAMPLE_FLOW)
     try:
-        with pytest.raises(UserError, match="has scheduler SampleFlowScheduler: expected one of DDPMScheduler"):
+        with pytest.raises(UserError, match="has scheduler SampleFlowScheduler, expected one of DDPMScheduler"):
             open_teacher(str(flow_teacher))
     finally:
         SCHEDULERS.append(SAMPLE_FLOW)

@@ -127,17 +127,20 @@ def test_the_table_fits_a_terminal(stock: SaveStock, tmp_path: Path) -> None:
 
 def test_mistakes(stable: Path, stock: SaveStock, prompts: Path, tmp_path: Path) -> None:
     other, out = stock(), ("--out", tmp_path / "p.html")
-    refused(call("compare", other, f"{other}@4", *out), "knows any number of steps: say how many")
-    refused(call("compare", f"{other}@4", *out), "a teacher and its student are compared, and 1 models are named")
+    refused(call("compare", other, f"{other}@4", *out), "supports any number of steps: choose one")
+    refused(call("compare", f"{other}@4", *out), "expected a teacher and its student, got 1 models")
     refused(call("compare", f"{other}@4", f"{stable}@4", *out), "do not sample from the same noise and classes")
-    refused(call("compare", f"{stable}@4", f"{stable}@2", *out), "the models make images of prompts: give a text file")
-    refused(call("compare", f"{other}@4", f"{other}@2", "--prompts", prompts, *out), "prompts have no effect on these")
+    refused(call("compare", f"{stable}@4", f"{stable}@2", *out), "the models require prompts: give a text file")
+    refused(
+        call("compare", f"{other}@4", f"{other}@2", "--prompts", prompts, *out),
+        "prompts apply only to text-to-image models",
+    )
     refused(call("compare", f"{other}@4", f"{other}@2", "--background", "white", *out), "require --data")
     pair = ("compare", f"{other}@4", f"{other}@2", *out)
-    refused(call(*pair, "--repeat", 3), "--repeat applies to models of prompts or classes")
+    refused(call(*pair, "--repeat", 3), "--repeat applies only to models with prompts or classes")
     refused(call(*pair, "--metric", "inception_score"), "--metric inception_score requires --data")
     texts = ("compare", f"{stable}@4", f"{stable}@2", "--prompts", prompts, *out)
-    refused(call(*texts, "-n", 8), "--count applies to models without prompts or classes")
+    refused(call(*texts, "-n", 8), "--count applies only to models without prompts or classes")
     refused(call(*texts, "--clip"), "clip applies only to images")
     refused(call(*pair, "--data", "digits", "--repeat", 3), "--repeat have no effect with --data")
     refused(call(*pair, "--data", "digits", "--student-guidance", 1), "--student-guidance have no effect with --data")

@@ -191,7 +191,7 @@ SIZES = {
                 "addition_time_embed_dim": 8,
                 "projection_class_embeddings_input_dim": 64,
             },
-            "takes encoder_hidden_states, text_embeds, time_ids, and a StableDiffusionPipeline gives it encoder_hidden",
+            "takes encoder_hidden_states, text_embeds, time_ids, but a StableDiffusionPipeline passes encoder_hidden",
         ),
         (
             "StableDiffusionPipeline",
@@ -274,7 +274,7 @@ def test_a_pipeline_that_passes_latents_mean_over(tmp_path: Path) -> None:
     numbers = {"latents_mean": [0.0] * 4, "latents_std": [2.0] * 4}
     folder = WRITERS["StableDiffusionPipeline"](tmp_path / "sd")
     change(folder / "vae" / "config.json", **numbers)
-    with pytest.raises(UserError, match="latents_mean and latents_std, which a StableDiffusionPipeline passes over"):
+    with pytest.raises(UserError, match="latents_mean and latents_std, which a StableDiffusionPipeline ignores"):
         open_teacher(str(folder))
     dit = save_dit(tmp_path / "dit")
     change(dit / "vae" / "config.json", **numbers)

@@ -58,6 +58,7 @@ def test_weights_that_cannot_be_written_are_reported(tiny_recipe: Path, tmp_path
     assert sorted(path.name for path in (tmp_path / "run").glob("[!.]*")) == [
         "data.json",
         "data_features",
+        "ended.json",
         "metrics.jsonl",
         "recipe.yaml",
         "report.html",

@@ -139,8 +139,8 @@ def test_a_distilled_teacher_starts_at_its_own_steps(tiny_model: Callable[..., A
     assert description["lineage"] == [16, 8]
     for more, message in (
         (("--steps", 3), "distilled for 8 steps"),
-        (("--set", "distill.chain=[16, 8, 4]"), "distilled for 8 steps and the chain starts at 16"),
-        (("--guidance", 2), "a distilled teacher knows only its own"),
+        (("--set", "distill.chain=[16, 8, 4]"), "distilled for 8 steps, but the chain starts at 16"),
+        (("--guidance", 2), "guidance requires a teacher for all times"),
     ):
         result = call("distill", tmp_path / "student", "--data", "digits", "--out", tmp_path / "no", *SHORT, *more)
         assert result.exit_code == 2, result.output

@@ -203,7 +203,7 @@ def test_doctor_says_what_was_learned_and_verified(wan: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--call", "frames=9"], "--call frames: a WanPipeline takes no such argument: it takes"),
+        (["--call", "frames=9"], "--call frames: a WanPipeline has no such argument: use one of"),
         (["--call", "prompt=a"], "--call prompt has no effect"),
         (["--call", "output_type=latent"], "--call output_type has no effect"),
         (["--call", "height"], "expected name=value, e.g. --call num_frames=25"),

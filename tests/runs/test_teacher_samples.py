@@ -139,7 +139,7 @@ def test_prompts_take_the_place_of_pairs(tmp_path: Path) -> None:
     run, samples = made(folder, tmp_path / "run", data, "conversion.guidance=3")
     assert labels_of(run).tolist() == [0, 1, 0, 0, 1]
     assert run.context.images.classes == tuple(PROMPTS[:2])
-    assert run.context.images.remarks() == [f"{tmp_path}/p.txt: 2 blank lines passed over"]
+    assert run.context.images.remarks() == [f"{tmp_path}/p.txt: skipped 2 blank lines"]
     model = open_teacher(str(folder)).model
     assert isinstance(model.conditioning, Prompts)
     encode = model.conditioning.encoder()

@@ -149,8 +149,12 @@ def test_thresholds_are_kept() -> None:
 @pytest.mark.parametrize(
     ("name", "fields", "message"),
     [
-        ("EDMEulerScheduler", {"prediction_type": "sample"}, "prediction_type 'sample': expected one of epsilon, v_p"),
-        ("EDMEulerScheduler", {"sigma_schedule": "beta"}, "sigma_schedule 'beta': expected one of karras, exp"),
+        (
+            "EDMEulerScheduler",
+            {"prediction_type": "sample"},
+            "prediction_type is 'sample', expected one of epsilon, v_p",
+        ),
+        ("EDMEulerScheduler", {"sigma_schedule": "beta"}, "sigma_schedule is 'beta', expected one of karras, exp"),
         ("EDMEulerScheduler", {"sigma_schedule": ["karras"]}, "sigma_schedule"),
         ("EDMEulerScheduler", {"sigma_data": 0}, "damaged .*sigma_data is 0"),
         ("EDMEulerScheduler", {"sigma_min": 100}, "damaged .*expected positive numbers sigma_min < sigma_max"),

@@ -76,7 +76,7 @@ class ExampleData(Dataset[tuple[Tensor, dict[str, Tensor]]]):
         self.label, self.items = label, _items(_columns(data, label), notify)
         self.indices: Tensor | None = None  # the items in this part; None for all
         if not len(self.items):
-            raise UserError("the data are empty: give at least one example")
+            raise UserError("there are no data: give at least one example")
         first = self._parts(0)
         self.labelled = first.label is not None
         x, conditions = self._pair(0)

@@ -229,15 +229,17 @@ class Images(Dataset[tuple[Tensor, int]]):
             held = f"{counted(count, 'image')} but {counted(len(labels), 'label')}"
             raise UserError(f"{name} has {held}, expected as many labels as images")
         if labelled and int(labels.min()) < 0:
-            raise UserError(f"{name}: label {int(labels.min())} is negative; labels count from 0")
+            raise UserError(f"{name}: label {int(labels.min())} is negative, but labels count from 0: renumber them")
         top = int(labels.max()) + 1 if labelled else 0
         if top > MAX_CLASSES and not classes:
-            raise UserError(f"{name}: label {top - 1} is beyond {MAX_CLASSES:,} classes; labels count from 0")
+            raise UserError(f"{name}: label {top - 1} is beyond {MAX_CLASSES:,} classes: number the labels from 0")
         get = get.surveyed(count) if isinstance(get, Reader) else get
         self.name, self.count, self.get, self.labels, self.notes = name, count, get, labels, tuple(notes)
         self.classes = classes or tuple(str(label) for label in range(top))
         if len(self.classes) < top:
-            raise UserError(f"{name}: label {top - 1} is out of range for {counted(len(self.classes), 'class')}")
+            raise UserError(
+                f"{name}: label {top - 1} is out of range for {counted(len(self.classes), 'class')}: name all"
+            )
         if labelled and not classes and (empty := (labels.bincount() == 0).nonzero().flatten().tolist()):
             self.notes += (f"{name}: labels are the numbers 0 to {top - 1}, without images of {listed(empty)}",)
         channels, height, width = get(0).shape if shape is None else shape

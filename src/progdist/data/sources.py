@@ -102,7 +102,7 @@ def load_images(
         if not isinstance(value, Integral) or isinstance(value, bool) or value < least:
             raise UserError(f"{name} is {value!r}, expected a whole number, at least {least}")
     if crops > 1 and size is None:
-        raise UserError("crops requires size")
+        raise UserError("crops requires size: set both, or remove crops")
     transform = ImageTransform(size, channels, resample, background)
     images = open_source(source, transform, Columns(image_column, caption_column))
     for line in images.remarks():

@@ -1,8 +1,8 @@
-"""A student beside its teacher, without data: the same noise, prompts or classes for both (`progdist compare`).
+"""Compare a student with its teacher, without data: the same noise, prompts or classes (`progdist compare`).
 
-The student may be any folder that opens, one that was distilled elsewhere too, or a pipeline with LoRA files fused into
-it, as the few-step LoRA files that others publish. The teacher is guided by the scale that the student has learned, or
-by one that is named; so is a student that does not say what it has learned, unless another scale is named for it.
+The student may be any folder that opens, including one distilled elsewhere, or a pipeline with LoRA files fused into it,
+such as published few-step LoRA files. The teacher is guided at the scale that the student has learned, or at a given
+one. A student that does not record its scale is guided at the teacher's, unless another one is given for it.
 """
 
 import tempfile
@@ -42,12 +42,12 @@ RESAMPLES = 200  # of the Frechet distance
 
 @dataclass(frozen=True)
 class Space:
-    """What was found in one feature space."""
+    """The results in one feature space."""
 
     features: str
     pairs: Pairs
     frechet: Estimate  # the distance of the student's images to the teacher's
-    bias: float | None  # about how much of that is for want of images; None of fewer than four
+    bias: float | None  # its approximate bias from too few images; None below four
 
     @property
     def too_few(self) -> bool:
@@ -57,15 +57,15 @@ class Space:
 
 @dataclass(frozen=True)
 class Faithfulness:
-    """A student beside its teacher."""
+    """A student compared with its teacher."""
 
     models: tuple[str, str]  # the folders of student and teacher
     steps: tuple[int, int]  # of both
     guidance: float | None  # of the teacher; None for none
     student_guidance: float | None  # of the student
-    conditions: Sequence[str]  # the prompts, or the names of the classes; empty where there are none
+    conditions: Sequence[str]  # the prompts, or the names of the classes; empty without either
     of_prompts: bool  # whether these are prompts
-    labels: Tensor  # the number of each image's condition, (N,)
+    labels: Tensor  # the index of each image's condition, (N,)
     rms: Estimate  # of pixels in [-1, 1]
     spaces: Sequence[Space]
     clip_scores: tuple[Estimate, Estimate] | None  # of student and teacher
@@ -73,11 +73,11 @@ class Faithfulness:
     images: tuple[Tensor, Tensor] = field(repr=False)  # of both, uint8 (N, C, H, W)
 
     def worst_first(self) -> list[int]:
-        """The numbers of the images, those that differ most first."""
+        """The indices of the images, the largest difference first."""
         return self.apart.argsort(descending=True, stable=True).tolist()
 
     def to_json(self) -> dict[str, Any]:
-        """A JSON object, as `progdist compare --json` prints."""
+        """A JSON object, as printed by `progdist compare --json`."""
         student, teacher = self.models
         clip = [asdict(each) for each in self.clip_scores] if self.clip_scores else None
         return {
@@ -105,26 +105,26 @@ def compare_with_teacher(
     student_guidance: float | None = None,
     notify: Notify,
 ) -> Faithfulness:
-    """A teacher and its student, named in this order as of `candidates`, by images from the same noise.
+    """Compare a teacher and its student, named in this order as in `candidates`, by images from the same noise.
 
     Args:
         words: TEACHER@STEPS and STUDENT, or STUDENT@STEPS.
         sampling: its prompts, seed, batch, precision, method and clipping, and guidance: the scale of both.
-        metrics: the feature spaces, and whether there is a CLIP score.
-        repeat: images of each prompt or class, 4 by default.
+        metrics: the feature spaces, and whether to compute a CLIP score.
+        repeat: images per prompt or class, 4 by default.
         count: images of models without either, 2,048 by default.
-        loras: LoRA files that are fused into the student's pipeline, FILE[:weight].
-        student_guidance: the scale of a student that is guided by two evaluations, in place of the teacher's.
-        notify: called with a line for each model.
+        loras: LoRA files to fuse into the student's pipeline, FILE[:weight].
+        student_guidance: the scale of a student that is guided by two evaluations; the teacher's by default.
+        notify: called with a line per model.
 
     Raises:
-        UserError: not two models, models of different noise, or options that have no effect on them.
+        UserError: there are not two models, they use different noise, or options have no effect on them.
     """
     listed = candidates(words)
     if len(listed) != 2:
         raise UserError(
-            f"without --data a teacher and its student are compared, and {len(listed)} models are named: give "
-            "TEACHER@STEPS STUDENT, or --data"
+            f"without --data expected a teacher and its student, got {len(listed)} models: give TEACHER@STEPS "
+            "STUDENT, or --data"
         )
     with ExitStack() as stack:
         teacher, student = open_teacher(str(listed[0].folder)), _student(listed[1], loras, stack)
@@ -155,9 +155,9 @@ def _compared(
     (teacher, student), (loras, student_guidance) = opened, changed
     steps = _steps(listed[1], student.model), _steps(listed[0], teacher.model)
     if teacher.model.conditioning.takes_prompts and not sampling.prompts:
-        raise UserError("the models make images of prompts: give a text file with one on each line, --prompts FILE")
+        raise UserError("the models require prompts: give a text file with one per line, --prompts FILE")
     if sampling.prompts and not teacher.model.conditioning.takes_prompts:
-        raise UserError("prompts have no effect on these models, which take none: remove --prompts")
+        raise UserError("prompts apply only to text-to-image models: remove --prompts")
     if noise_and_classes(teacher.model) != noise_and_classes(student.model):
         raise UserError(
             f"{listed[1].folder} and {listed[0].folder} do not sample from the same noise and classes: compare a "
@@ -166,9 +166,9 @@ def _compared(
     classes = teacher.model.labels
     conditions = sampling.prompts or tuple(teacher.model.classes[label] for label in classes)
     if conditions and count is not None:
-        raise UserError("--count applies to models without prompts or classes: use --repeat")
+        raise UserError("--count applies only to models without prompts or classes: use --repeat")
     if not conditions and repeat is not None:
-        raise UserError("--repeat applies to models of prompts or classes: use --count")
+        raise UserError("--repeat applies only to models with prompts or classes: use --count")
     count = (repeat or 4) * len(conditions) if conditions else count or 2048
     sampling, scale = replace(sampling, count=count), _scale(student.model, sampling.guidance)
     own_scale = _own_scale(student.model, student_guidance, scale)
@@ -208,7 +208,7 @@ def _compared(
 
 
 def _clip_scores(metrics: Metrics, made: Sequence[Tensor], captions: Sequence[str]) -> tuple[Estimate, Estimate] | None:
-    """Of student and teacher; None where none is asked for."""
+    """The scores of student and teacher; None if they are not requested."""
     if metrics.clip is None:
         return None
     texts = metrics.clip.embed(captions)
@@ -217,11 +217,11 @@ def _clip_scores(metrics: Metrics, made: Sequence[Tensor], captions: Sequence[st
 
 
 def _scale(student: Model, asked: float | None) -> float | None:
-    """The guidance scale of both: the one that is named, or what the student has learned; None for none."""
+    """The guidance scale of both: the given one, or what the student has learned; None for none."""
     learned = student.guidance
     if isinstance(learned, Fixed):
         if asked is not None and asked != learned.scale:
-            raise UserError(f"guidance is {asked:g}, and the student was distilled for {learned.scale:g}: remove it")
+            raise UserError(f"guidance is {asked:g}, but the student was distilled for {learned.scale:g}: remove it")
         return learned.scale
     return student.scale(asked) if isinstance(learned, Input) or student.takes_guidance else asked
 
@@ -246,7 +246,7 @@ def _named(one: Candidate, loras: Sequence[str]) -> str:
 def _steps(one: Candidate, model: Model) -> int:
     steps = one.steps or min(model.steps, default=None)
     if steps is None:
-        raise UserError(f"{one.folder} knows any number of steps: say how many, e.g. {one.folder}@50")
+        raise UserError(f"{one.folder} supports any number of steps: choose one, e.g. {one.folder}@50")
     return steps
 
 
@@ -268,7 +268,7 @@ def _images(one: Candidate, opened: Teacher, labels: Tensor, scale: float | None
 
 
 def _guided(model: Model, scale: float) -> DenoiserProtocol:
-    """The predictions of a model that is not distilled, guided."""
+    """The guided predictions of a model that is not distilled."""
     conditioning = model.conditioning.for_guidance(negative=None, null_class=None)
     return conditioning.guided(model.denoiser, scale, _device())
 
@@ -278,7 +278,7 @@ def _device() -> torch.device:
 
 
 def as_rows(found: Faithfulness) -> Mapping[str, Sequence[tuple[str, Estimate]]]:
-    """What was found, by feature space: the names of the numbers, and these."""
+    """The results by feature space: names and numbers."""
     rows: dict[str, list[tuple[str, Estimate]]] = {"pixels in [-1, 1]": [("RMS difference", found.rms)]}
     for space in found.spaces:
         rows[f"{space.features} features"] = [

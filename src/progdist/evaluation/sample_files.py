@@ -1,4 +1,4 @@
-"""Samples in files, for people and for other people's evaluators: what `progdist sample` writes.
+"""Samples in files, for people and other evaluators: what `progdist sample` writes.
 
     samples.png             a grid near 4:3, its images enlarged by a whole factor where they are smaller than 64 pixels
     samples/                000000.png, 000001.png, ...: what torch-fidelity, clean-fid and pytorch-fid read
@@ -6,8 +6,8 @@
     samples.npz             `arr_0`, bytes (N, H, W, C), and `arr_1`, labels (N,): what guided-diffusion reads
     samples.safetensors     `images`, float32 (N, C, H, W) in about [-1, 1], not rounded to bytes, and `labels` (N,)
 
-Images are made in batches, which several processes share, and kept as shards beside the file until all are there: what
-was interrupted goes on, and no process holds them all.
+Images are made in batches, shared by several processes, and kept as shards next to the file until all are there: work
+that is interrupted resumes, and no process holds them all.
 """
 
 import hashlib
@@ -38,28 +38,28 @@ from progdist.models.model import Model
 from progdist.teachers.own import load
 from progdist.training.distributed import Distributed
 
-MAX_GRID = 4096  # images of a grid at most
+MAX_GRID = 4096  # most images in a grid
 
 
 def write_samples(
     folder: Path, options: SamplingOptions, out: Path, columns: int | None, notify: Notify, distributed: Distributed
 ) -> None:
-    """Make images with the model of a folder, in batches that the processes share, and write them.
+    """Make images with the model of a folder, in batches shared by the processes, and write them.
 
-    The layout is that of the suffix of `out`, without one a folder. `columns` are those of a grid, by default as
-    many as bring it near 4:3.
+    The suffix of `out` selects the layout; without one it is a folder. `columns` applies to a grid; the default brings
+    it near 4:3.
 
     Raises:
-        UserError: an unknown suffix, a grid of too many images, columns where there is no grid, a folder that is there,
-            another command that writes the same, samples that are not finite, or as in `generate_images`.
+        UserError: an unknown suffix, a grid that is too large, columns without a grid, an existing folder, another
+            command that writes the same, samples that are not finite, or as in `generate_images`.
     """
     if out.suffix not in WRITERS:
         suffixes = ", ".join(suffix for suffix in WRITERS if suffix)
-        raise UserError(f"--out {out} ends in {out.suffix}: give a name that ends in {suffixes}, or a folder's")
+        raise UserError(f"--out {out} ends in {out.suffix}, expected a folder, or a name that ends in {suffixes}")
     if out.suffix != ".png" and columns is not None:
         raise UserError(f"--columns applies only to a grid, and --out {out} is not one: remove it, or give a .png")
     if out.suffix == ".png" and options.count > MAX_GRID:
-        raise UserError(f"a grid of {options.count} images is too large: give --out a folder, or at most -n {MAX_GRID}")
+        raise UserError(f"a grid has at most {MAX_GRID} images, got {options.count}: give --out a folder, or lower -n")
     if not out.suffix and out.exists():
         raise UserError(f"{out} exists: choose another folder, or remove it")
     model = load(folder)
@@ -78,10 +78,10 @@ def write_samples(
 def _make(
     model: Model, options: SamplingOptions, shards: TensorShards, notify: Notify, distributed: Distributed
 ) -> None:
-    """Make the missing shards: refused samples leave none, a signal leaves those made so far, and says so."""
+    """Make the missing shards: refused samples leave none, a signal keeps those made so far, with a note."""
 
     def begin() -> None:
-        """An empty folder of shards, unless it is there and holds the same samples as far as they are made."""
+        """Create an empty folder of shards, unless it exists and holds the same samples."""
         if not shards.agrees():
             for path in shards.path.iterdir():
                 if path.name != LOCK_FILE:
@@ -89,7 +89,7 @@ def _make(
             shards.write_index()
 
     def work(process: int, processes: int) -> None:
-        """By a batch's number, so that all are made though one process may see what another has written already."""
+        """Make batches by number, so that all are made even if a process already sees another's."""
         absent = {number for number in shards.absent() if number % processes == process}
         batches, _ = generate_batches(model, options, notify, absent.__contains__)
         for number, images, _ in batches:
@@ -103,7 +103,7 @@ def _make(
         shutil.rmtree(shards.path, ignore_errors=True)
         raise
     except (Interrupted, OSError) as error:
-        if len(shards.absent()) == len(shards.spans()):  # nothing was made that is worth keeping
+        if len(shards.absent()) == len(shards.spans()):  # nothing was made
             shutil.rmtree(shards.path, ignore_errors=True)
         else:
             error.add_note(RESUME)
@@ -151,7 +151,7 @@ def _tar(shards: TensorShards, labels: Tensor, out: Path, columns: int | None) -
 
 
 def _npz(shards: TensorShards, labels: Tensor, out: Path, columns: int | None) -> str:
-    """A batch at a time: `np.savez` would want all images at once."""
+    """Write batch by batch: `np.savez` would need all images at once."""
     partial = shards.path / out.name
     _, channels, height, width = shards.shard(0).shape
     header = {"descr": "|u1", "fortran_order": False, "shape": (len(shards), height, width, channels)}

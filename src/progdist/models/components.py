@@ -140,7 +140,7 @@ class PipelineFolder:
             raise UserError(f"{file} is damaged (num_train_timesteps is {str(count)[:50]}): restore it")
         found = getattr(diffusers, name, None) if name.isidentifier() else None
         if not (isinstance(found, type) and issubclass(found, SchedulerMixin)):
-            raise UserError(f"{file} is a {name[:50]}, which diffusers does not have: restore it")
+            raise UserError(f"{file} is a {name[:50]}, expected a scheduler of diffusers: restore it")
         try:
             with quiet():
                 return cast(Any, found).from_config(config)

@@ -87,7 +87,7 @@ class Conditioning:
 
     def label_of(self, label: int | str) -> int:
         """The label itself, or the label of a class name. Raise a UserError if there is none."""
-        raise UserError(f"label {shortened(str(label))} has no effect: this model has no classes")
+        raise UserError(f"label {shortened(str(label))} has no effect: this model has no classes; remove it")
 
     def fitted(self, images: Images, notify: Callable[[str], None]) -> Images:
         """The data with labels of the model's classes; `notify` is called with a line for every change.
@@ -319,7 +319,9 @@ class Classes(Conditioning):
         """Refuse data with captions, without labels, or with more classes."""
         super().check_data(images)
         if not images.classes:
-            raise UserError(f"the teacher has {counted(len(self.names), 'class')}, but {images.name} has no labels")
+            raise UserError(
+                f"the teacher has {counted(len(self.names), 'class')}, but {images.name} has no labels: add them"
+            )
         self._check_count(images)
 
     def for_guidance(

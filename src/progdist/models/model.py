@@ -134,7 +134,7 @@ class Model:
             return default if requested is None else requested
         if requested is not None:
             what = "has no guidance input" if self.guidance is None else f"was distilled for {self.guidance} only"
-            raise UserError(f"guidance {requested:g} has no effect: this model {what}")
+            raise UserError(f"guidance {requested:g} has no effect: this model {what}; remove it")
         return None
 
     def conditions(self, guidance: float | None = None, prompts: Sequence[str] = ()) -> Conditions:

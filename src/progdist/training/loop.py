@@ -149,7 +149,7 @@ def check_processes(config: TrainConfig, processes: int, *, sharded: bool) -> No
     parts = processes * config.gradient_accumulation_steps
     if config.batch % parts:
         raise UserError(
-            f"batch {config.batch} is not divisible by {parts} (processes times gradient_accumulation_steps)"
+            f"batch {config.batch} is not divisible by {parts} (processes times gradient_accumulation_steps): change it"
         )
     if config.cuda_graphs:
         check_available()

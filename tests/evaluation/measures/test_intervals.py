@@ -207,7 +207,7 @@ def test_class_diversity_of_known_sets() -> None:
     kept = classes != 1  # a class that is not made adds nothing
     assert diversity(data[kept], classes[kept]) == pytest.approx(2 / 3, rel=0.06)
     assert diversity(data[:3].repeat(30, 1), classes[:3].repeat(30)) == pytest.approx(0, abs=1e-9)
-    with pytest.raises(UserError, match="two images that differ"):
+    with pytest.raises(UserError, match="two different images"):
         class_diversity(data[:3], data, classes[:3], classes, seed=0)
 
 

@@ -1,20 +1,20 @@
-r"""The kernel distance of features (Binkowski et al. 2018, arXiv 1801.01401; KID where they are Inception's).
+r"""The kernel distance of features (Binkowski et al. 2018, arXiv 1801.01401; KID if they are Inception's).
 
     mean k(a, a') + mean k(b, b') - 2 mean k(a, b) over distinct pairs,     k(f, g) = (f.g / D + 1)^3,     times 1000
 
-the unbiased estimate of the squared maximum mean discrepancy, by torchmetrics: as in the paper the mean over random
-subsets of 1,000 vectors of each set, or of as many as the smaller one has; 100 of 50,000 samples, fewer of fewer, one
-of two sets of one such size. Unlike the Frechet distance it has no bias, and can be negative.
+the unbiased estimate of the squared maximum mean discrepancy, by torchmetrics. As in the paper it is the mean over
+random subsets of 1,000 vectors of each set, or as many as the smaller one has: 100 for 50,000 samples, fewer for fewer,
+one for two sets of that size. Unlike the Frechet distance it has no bias, and can be negative.
 
-It is a U-statistic of two sets of n and m vectors, whose variance is that of its Hoeffding decomposition: with
-u(a) = E k(a, a') - E k(a, b), v likewise, and k less its means over either argument, k_c,
+It is a U-statistic of two sets of n and m vectors, with the variance of its Hoeffding decomposition: with
+u(a) = E k(a, a') - E k(a, b), v likewise, and k_c, k minus its means over either argument,
 
     V(n, m) = 4 Var u / n + 4 Var v / m + 2 Var k_c(a, a') / (n (n - 1)) + 2 Var k_c(b, b') / (m (m - 1))
               + 4 Var k_c(a, b) / (n m)
 
 (Serfling 1980, Approximation Theorems of Mathematical Statistics, chapter 5; Sutherland & Deka 2019, arXiv 1906.02104).
-Means in place of the expectations in u and v hold the second line's terms once more, which is taken off. Given the
-sets, the values of subsets of s vectors are independent with the mean V(n, m) is of: the mean of K of them varies by
+Means in place of the expectations in u and v add the second line's terms once more, which is subtracted. Given the
+sets, the values of subsets of s vectors are independent, with the mean that has V(n, m): the mean of K varies by
 
     V(n, m) + (V(s, s) - V(n, m)) / K
 """
@@ -27,12 +27,12 @@ from torch import Tensor, nn
 
 from progdist._utils.memoize import once_per_tensor
 
-SUBSET, SUBSETS = 1000, 100  # vectors of each set in a subset, and subsets, at most
-SPREAD = 2000  # vectors of each set, at most, whose kernel the variance is computed from
+SUBSET, SUBSETS = 1000, 100  # most vectors of each set in a subset, and most subsets
+SPREAD = 2000  # most vectors of each set in the kernel that the variance is computed from
 
 
 class PrecomputedFeatures(nn.Module):
-    """Features handed over as they are, where torchmetrics asks for a network."""
+    """Passes features through where torchmetrics requires a network."""
 
     def __init__(self, size: int) -> None:
         super().__init__()
@@ -46,7 +46,7 @@ class PrecomputedFeatures(nn.Module):
 def kernel_distance(data: Tensor, samples: Tensor, *, seed: int) -> tuple[float, float]:
     """1000 times the kernel distance of features (N, D) and (M, D), at least 2 of each, and its standard error.
 
-    The error is that of the distance between the distributions: both sets are taken for draws.
+    The error is that of the distance between the distributions: both sets count as draws.
     """
     fewer, more = sorted((len(data), len(samples)))
     size = min(fewer, SUBSET)
@@ -89,7 +89,7 @@ def _orders(data: int, samples: int, seed: int) -> tuple[Tensor, Tensor]:
 
 @dataclass(frozen=True)
 class Spread:
-    """The variances in V(n, m), each of the data and of the samples."""
+    """The variances in V(n, m), of the data and of the samples."""
 
     means: tuple[float, float]  # Var u, Var v
     within: tuple[float, float]  # Var k_c(a, a'), Var k_c(b, b')
@@ -122,13 +122,13 @@ def _kernel(x: Tensor, y: Tensor) -> Tensor:
 
 
 def _double_centred(table: Tensor) -> Tensor:
-    """A table less the means of its rows and columns."""
+    """A table minus the means of its rows and columns."""
     return table - table.mean(0) - table.mean(1)[:, None] + table.mean()
 
 
 def _mean_of_subsets(data: Tensor, samples: Tensor, size: int, subsets: int, seed: int) -> float:
     """1000 times the mean over subsets of one size."""
-    from torchmetrics.image.kid import KernelInceptionDistance  # takes a second, and only who measures waits for it
+    from torchmetrics.image.kid import KernelInceptionDistance  # takes a second to import
 
     with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
         warnings.filterwarnings("ignore", message="Metric `Kernel Inception Distance` will save all")
