@@ -1,8 +1,8 @@
 """Compare a student with its teacher, without data: the same noise, prompts or classes (`progdist compare`).
 
-The student may be any folder that opens, including one distilled elsewhere, or a pipeline with LoRA files fused into it,
-such as published few-step LoRA files. The teacher is guided at the scale that the student has learned, or at a given
-one. A student that does not record its scale is guided at the teacher's, unless another one is given for it.
+The student may be any folder that opens, including one distilled elsewhere, or a pipeline with LoRA files fused into
+it, such as published few-step LoRA files. The teacher is guided at the scale that the student has learned, or at a
+given one. A student that does not record its scale is guided at the teacher's, unless another one is given for it.
 """
 
 import tempfile
