@@ -162,8 +162,24 @@ def _check_numbers(options: Mapping[str, object]) -> None:
 UsageError = cast(Any, typer.BadParameter.__base__)  # what typer raises for wrong options and arguments
 
 
+VALUES = {"str": "TEXT", "int": "INTEGER", "float": "FLOAT", "path": "PATH"}  # types of options, as help shows them
+
+
 class Commands(TyperGroup):
-    """Commands whose usage errors are printed as one line, as other errors are."""
+    """Commands whose usage errors are one line, like all errors, and whose help shows MODEL, TEXT, INTEGER, FLOAT."""
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:  # noqa: ANN401
+        """A command, its arguments and the types of its options in capitals."""
+        command = super().get_command(ctx, cmd_name)
+        for parameter in cast(Any, command).params if command else ():
+            if parameter.param_type_name == "argument":
+                parameter.metavar = parameter.name.upper()
+            elif not parameter.is_flag:
+                kind = parameter.display_type(ctx).strip("<>").removesuffix(" range")
+                several = kind.startswith("list[")
+                name = VALUES.get(kind.removeprefix("list[").rstrip("]"))
+                parameter.metavar = f"{name} ..." if name and several else name
+        return command
 
     def make_context(self, *args: Any, **extra: Any) -> Any:  # noqa: ANN401
         """The options before the command."""
