@@ -457,16 +457,16 @@ def stage_training(plan: Plan, number: int, teacher: Model, own: Teacher | None 
     if plan.lora is not None and own and teacher.lora and teacher.lora.weights:
         network = with_adapter(own.model.denoiser.network, teacher.lora.weights)
         teacher = replace(teacher, denoiser=teacher.denoiser.with_network(network))
-    config, begin, method = plan.stages[stage.steps], teacher.denoiser, plan.method_of(stage.steps)
+    config, start, method = plan.stages[stage.steps], teacher.denoiser, plan.method_of(stage.steps)
     if plan.initial is not None:
-        begin = begin.with_network(copy.deepcopy(plan.initial.network))
+        start = start.with_network(copy.deepcopy(plan.initial.network))
     elif plan.lora is not None and own:
-        begin = begin.with_network(own.model.denoiser.network)  # the last stage's adapters resume there
+        start = start.with_network(own.model.denoiser.network)  # the last stage's adapters resume there
     else:
-        begin = _first_weights(begin, config)
+        start = _first_weights(start, config)
     student = replace(
         teacher,
-        denoiser=begin,
+        denoiser=start,
         steps=(stage.steps,),
         lineage=(*teacher.lineage, stage.steps * stage.substeps),
         training={},
