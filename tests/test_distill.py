@@ -266,7 +266,7 @@ def ragged() -> Iterator[Tensor]:
         (
             [(torch.zeros(2), 0)],
             {"guidance": (1.0, 2.0), "label": "shift", "null_class": 0},
-            "not Linear: give a single",
+            "got a Linear: give a single",
         ),
     ],
 )

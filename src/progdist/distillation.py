@@ -474,16 +474,16 @@ def stage_training(plan: Plan, number: int, teacher: Model, own: Teacher | None 
     stage = plan.links[number - 1]
     if plan.lora is not None and own:
         teacher = _on_base(plan, teacher, own)
-    config, begin, method = plan.stages[stage.steps], teacher.denoiser, plan.method_of(stage.steps)
+    config, start, method = plan.stages[stage.steps], teacher.denoiser, plan.method_of(stage.steps)
     if plan.initial is not None:
-        begin = begin.with_network(copy.deepcopy(plan.initial.network))
+        start = start.with_network(copy.deepcopy(plan.initial.network))
     elif plan.lora is not None and own:
-        begin = begin.with_network(_base(plan, own).network)  # the last stage's adapters resume there
+        start = start.with_network(_base(plan, own).network)  # the last stage's adapters resume there
     else:
-        begin = _first_weights(begin, config)
+        start = _first_weights(start, config)
     student = replace(
         teacher,
-        denoiser=begin,
+        denoiser=start,
         steps=(stage.steps,),
         lineage=(*teacher.lineage, stage.steps * stage.substeps),
         training={},

@@ -117,8 +117,8 @@ def test_tables_without_pairs_are_one_line(tmp_path: Path) -> None:
     as_parquet(images(tmp_path))
     for columns, message in (
         (Columns(None, "text"), "none of image"),
-        (Columns("photo", "text"), "no photo: name the images' with --image-column"),
-        (Columns("picture", "caption"), "no caption: name the captions' with --caption-column"),
+        (Columns("photo", "text"), "not photo: name the images' with --image-column"),
+        (Columns("picture", "caption"), "not caption: name the captions' with --caption-column"),
         (Columns("picture", "number"), "4 of 4 rows have no text in number, the first is row 0"),
         (Columns("text", "text"), "text of row 0 cannot be read as an image"),
     ):

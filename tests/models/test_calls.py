@@ -179,8 +179,8 @@ def changed(**what: Any) -> Any:  # noqa: ANN401
     ("change", "message"),
     [
         (changed(x=lambda given: given["x"] ** 2), "occur nowhere in the call"),
-        (changed(when=lambda given: torch.ones(2)), "given another nothing from step to step"),
-        (changed(words=lambda given: given["words"] * given["when"][0]), "given another when, words from step to step"),
+        (changed(when=lambda given: torch.ones(2)), "changes in nothing from step to step, expected only in the time"),
+        (changed(words=lambda given: given["words"] * given["when"][0]), "changes in when, words from step to step"),
         (changed(when=lambda given: given["when"] ** 2), "not an affine function of the scheduler's timestep"),
         (changed(when=lambda given: given["when"] * torch.tensor([1.0, 2.0])), "differs within a batch"),
     ],

@@ -201,7 +201,7 @@ SIZES = {
         (
             "StableDiffusionXLPipeline",
             {"addition_embed_type": None},
-            "takes encoder_hidden_states, and a StableDiffusionXL",
+            "takes encoder_hidden_states, but a StableDiffusionXL",
         ),
     ],
 )

@@ -90,7 +90,7 @@ def test_a_student_predicts_x_and_is_kept(tmp_path: Path) -> None:
     ("scheduler", "embedding", "message"),
     [
         (DDPMScheduler(), "fourier", "fourier, for noise levels, but DDPMScheduler expects the other"),
-        (ScoreSdeVeScheduler(), "positional", "not fourier, and ScoreSdeVeScheduler expects the other"),
+        (ScoreSdeVeScheduler(), "positional", "not fourier, but ScoreSdeVeScheduler expects the other"),
         (
             ScoreSdeVeScheduler(sigma_min=0.5, sigma_max=0.4),
             "fourier",

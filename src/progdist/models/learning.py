@@ -138,7 +138,7 @@ def _find_time(steps: Sequence[Step], z_path: str) -> tuple[str, Time]:
     }
     if len(changing) != 1:
         names = ", ".join(changing) or "nothing"
-        raise UserError(f"its network's arguments {names} change from step to step, expected only the time to change")
+        raise UserError(f"its network's call changes in {names} from step to step, expected only in the time")
     ((path, value),) = changing.items()
     seen = [_numbers(_at(call, path)) for call in calls]
     if any(not bool((each == each[0]).all()) for each in seen):

@@ -101,9 +101,9 @@ def _load(pipeline: Any, file: LoraFile, adapter: str, parts: Sequence[str]) -> 
 def _unread(convert: Convert, weights: Mapping[str, Tensor]) -> list[str]:
     """The tensors of a file on which nothing converted depends, except alphas."""
     tensors = [name for name in weights if not _is_alpha(name, weights[name])]
-    begins = _traced({name: weights[name] for name in tensors})
-    found = _floats(convert({**weights, **{name: each * 1 for name, each in begins.items()}})[0])
-    gradients = _gradients(sum((each.sum() for each in found.values()), torch.zeros(())), begins)
+    leaves = _traced({name: weights[name] for name in tensors})
+    found = _floats(convert({**weights, **{name: each * 1 for name, each in leaves.items()}})[0])
+    gradients = _gradients(sum((each.sum() for each in found.values()), torch.zeros(())), leaves)
     return [name for name in tensors if gradients.get(name) is None]
 
 
@@ -132,12 +132,12 @@ def _not_arrived(
             missing.append(name)
     if not missing:
         return []
-    begins = _traced(weights)
-    found = convert({name: each * 1 for name, each in begins.items()})[0]
+    leaves = _traced(weights)
+    found = convert({name: each * 1 for name, each in leaves.items()})[0]
     origins: dict[str, None] = {}
     for name in missing:
-        of = _gradients(found[name].sum(), begins) if isinstance(found.get(name), Tensor) else {}
-        origins |= dict.fromkeys([each for each, gradient in of.items() if gradient is not None] or [name])
+        gradients = _gradients(found[name].sum(), leaves) if isinstance(found.get(name), Tensor) else {}
+        origins |= dict.fromkeys([each for each, gradient in gradients.items() if gradient is not None] or [name])
     return list(origins)
 
 
@@ -175,11 +175,11 @@ def _floats(tree: Mapping[str, Any]) -> dict[str, Tensor]:
     return {name: each for name, each in tree.items() if isinstance(each, Tensor) and each.is_floating_point()}
 
 
-def _gradients(total: Tensor, begins: Mapping[str, Tensor]) -> dict[str, Tensor | None]:
-    if not total.requires_grad or not begins:
+def _gradients(total: Tensor, leaves: Mapping[str, Tensor]) -> dict[str, Tensor | None]:
+    if not total.requires_grad or not leaves:
         return {}
-    found = torch.autograd.grad(total, list(begins.values()), allow_unused=True, retain_graph=True)
-    return dict(zip(begins, found, strict=True))
+    found = torch.autograd.grad(total, list(leaves.values()), allow_unused=True, retain_graph=True)
+    return dict(zip(leaves, found, strict=True))
 
 
 def _numbers(result: Sequence[Any]) -> dict[str, Tensor]:

@@ -121,7 +121,7 @@ def test_mistakes_are_one_line(tmp_path: Path) -> None:
         ("a.txt", [space], 0, "ends in .txt, expected a name that ends in .npz or .pt"),
         ("a.npz", [space, space], 0, "one feature space"),
         ("a.pt", [space], 3, "only mu and sigma"),
-        ("a.npz", [space], 2000, "holds 1797"),
+        ("a.npz", [space], 2000, "--images is 2000, but digits has 1797"),
     ):
         with pytest.raises(UserError, match=message):
             make_statistics(spaces, images, tmp_path / out, kept)
