@@ -52,7 +52,14 @@ wheel:                  ## the wheel, in an empty environment of $(PYTHON) and w
 	    --set evaluate.samples=16 --set evaluate.resamples=2 \
 	  && empty/bin/progdist sample run/student-0004 -n 4 --out four.png && test -s four.png && test -s run/report.html
 
-.PHONY: browser docs notebooks wheel
+dist:                   ## what a release uploads, in build/dist: wheel and sdist, with their metadata checked
+	rm -rf build/dist
+	$(PYTHON) -m venv build/tools
+	build/tools/bin/pip install --quiet --disable-pip-version-check -c constraints.txt build twine
+	build/tools/bin/python -m build --outdir build/dist .
+	build/tools/bin/twine check --strict build/dist/*
+
+.PHONY: browser docs notebooks wheel dist
 browser: $(READY)       ## headless Chromium, for the test of the report; the test is skipped where it cannot be had
 	@if command -v chromium >/dev/null && command -v chromedriver >/dev/null; then :; \
 	elif [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \

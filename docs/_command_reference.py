@@ -15,8 +15,8 @@ your shell, and `python -m progdist` works if the program is not on the path. Er
 
 """
 GROUPS = {
-    "Make a few-step model": ("run", "distill", "doctor", "fit"),
-    "Use and judge it": ("sample", "play", "evaluate", "statistics", "compare", "report", "export"),
+    "Make a few-step model": ("init", "run", "distill", "doctor", "fit"),
+    "Use and judge it": ("sample", "play", "evaluate", "statistics", "compare", "runs", "report", "export"),
     "What ships": ("recipes", "import-official"),
 }
 

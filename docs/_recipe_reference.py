@@ -49,6 +49,7 @@ MEANINGS = {
     "conversion": "stage 0, which converts the teacher",
     "distill": "the chain of students",
     "lora": "rank of the LoRA adapters that are trained, for the teacher's own pipeline",
+    "base_bits": "bits of the frozen base that the adapters train on, 8 or 4 (default: full precision)",
     "evaluate": "how models are measured",
     "tracking": "tracker: `tensorboard`, `wandb` or `mlflow`",
     "data.source": "e.g. `digits`, `folder:PATH`; `teacher:COUNT` for the teacher's own samples",

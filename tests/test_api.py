@@ -102,7 +102,7 @@ def test_what_sample_cannot_use_is_named(noise: Any, how: dict[str, Any], messag
     lambda given: progdist.distillation_loss(given, given, *[torch.zeros(2, 3)] * 3, steps=2, weighting="snr"),
 ])  # fmt: skip
 def test_a_network_is_to_be_wrapped_everywhere(call: Any) -> None:  # noqa: ANN401
-    with pytest.raises(UserError, match=r"got the network Linear: wrap it: progdist.Denoiser\(network, schedule"):
+    with pytest.raises(UserError, match=r"got the network Linear: wrap it in progdist.Denoiser\(network, schedule"):
         call(nn.Linear(3, 3))
 
 
@@ -119,7 +119,7 @@ def test_a_teacher_of_ones_own_is_checked_on_examples() -> None:
     assert wrong.problem.endswith("give prediction_type='v'")
     with pytest.raises(UserError, match=r"does not take data \(1, 8, 8\)"):
         progdist.check(Denoiser(Returning(), Cosine(), "v"), "digits")
-    with pytest.raises(UserError, match="is no folder"):
+    with pytest.raises(UserError, match="is not a folder"):
         progdist.check(Path("nowhere"), "digits")
 
 
@@ -136,7 +136,7 @@ def test_samples_of_eps_that_explode_are_said(caplog: pytest.LogCaptureFixture) 
     with caplog.at_level(logging.WARNING, "progdist"):
         progdist.sample(denoiser, noise, 1)
         assert "predicts eps on a schedule that ends at a signal-to-noise ratio of" in caplog.text
-        assert "give clip=True" in caplog.text
+        assert "pass clip=True" in caplog.text
         caplog.clear()
         progdist.sample(denoiser, noise, 1, clip=True)
         progdist.sample(Denoiser(Nearly(), Discrete.linear(), "epsilon"), noise, 1)
@@ -147,7 +147,9 @@ def test_a_student_of_another_schedule_than_its_teacher_is_refused() -> None:
     teacher, x = exact_teacher(), torch.randn(2, 8, 2)
     u, how = torch.rand(8, dtype=torch.float64), {"steps": 4, "weighting": "constant"}
     other = teacher.with_parts(schedule=RectifiedFlow(), prediction_type="x")
-    with pytest.raises(UserError, match=r"student's schedule is Cosine.* a teacher's RectifiedFlow"):
+    with pytest.raises(
+        UserError, match=r"expected one schedule for student and teachers, got Cosine.* and RectifiedFlow"
+    ):
         progdist.distillation_loss(teacher, other, *x, u, **how)
     same = Denoiser(teacher.network, Cosine(), "v")
     single = progdist.distillation_loss(teacher, same, *x, u.float(), **how)
@@ -174,7 +176,9 @@ def test_a_network_whose_time_is_a_table_can_be_checked(schedule: Discrete) -> N
     assert checked.problem is None
     assert checked.errors["x"] == pytest.approx(0, abs=1e-9)
     assert checked.shifts.keys() == {-2, -1, 0, 1, 2}
-    with pytest.raises(UserError, match=r"between two entries: .* and a method that asks at whole steps, as ddim"):
+    with pytest.raises(
+        UserError, match=r"between two entries: .* and a method that calls it at whole steps, e.g. ddim"
+    ):
         progdist.sample(teacher, torch.randn(2, 2), 500, method="rk4")
 
 

@@ -128,7 +128,7 @@ def test_labels_of_ones_own_are_a_condition_like_others() -> None:
 
     teacher, pairs = Denoiser(Labelled(), Cosine(), "v"), [(torch.randn(2), {"labels": index}) for index in range(8)]
     progdist.distill(teacher, pairs, [4, 2], updates=1, batch=4)  # a label that is not handed on is a TypeError
-    with pytest.raises(UserError, match="label='shift' requires a label of every example, and example 0 has none"):
+    with pytest.raises(UserError, match="label='shift' requires a label for every example, and example 0 has none"):
         progdist.distill(exact_teacher(), [(x, {"place": 1.0}) for x, _ in pairs], [4, 2], label="shift")
 
 
@@ -241,7 +241,7 @@ def ragged() -> Iterator[Tensor]:
         (torch.zeros(4, 2), {"stages": {2: {"checkpoint_every": 2}}}, "checkpoint_every has no effect without"),
         (torch.zeros(4, 2), {"conversion": {"checkpoint_every": 2}}, "checkpoint_every has no effect without"),
         (torch.zeros(4, 2), {"conversion": {"updates": 2}}, "conversion has no effect: this teacher needs no stage 0"),
-        (torch.zeros(4, 2), {"guidance": (2.0, 2.0), "label": "shift", "null_class": 0}, "is no range"),
+        (torch.zeros(4, 2), {"guidance": (2.0, 2.0), "label": "shift", "null_class": 0}, "is not a range"),
         ([(torch.zeros(2), {"steps": 1})], {}, "steps"),
         (torch.zeros(4, 2), {"clips": 1.0}, "training option 'clips' is unknown: use one of updates, "),
         (torch.zeros(4, 2), {"conversion": {"guidance": 1.0}}, "training option 'guidance' is unknown"),
@@ -295,7 +295,7 @@ def test_a_weighting_that_is_nothing_at_one_step_is_refused() -> None:
         (torch.zeros_like, "the weighting is 0 at t = 1, .*: use truncated_snr"),
         (lambda snr: 0 * snr, "the weighting is 0 at t = 1"),
         (lambda snr: (snr > 1e9).double(), "the weighting is 0 at t = 1"),
-        (lambda snr: torch.full_like(snr, torch.nan), "the weighting is nan at t = 0.016, expected numbers from 0"),
+        (lambda snr: torch.full_like(snr, torch.nan), "the weighting is nan at t = 0.016, expected 0 or more"),
         (lambda snr: snr.log(), r"the weighting is -0.0\d+ at t = 0.5"),
         (lambda snr: torch.where(snr < 0.1, torch.nan, snr), "the weighting is nan at t = 0.8"),
     ],
@@ -330,7 +330,7 @@ def test_a_distilled_teacher_is_distilled_on_from_where_it_is() -> None:
     how: dict[str, Any] = {"updates": 1, "batch": 4}
     student = progdist.distill(exact_teacher(), torch.randn(8, 2), [16, 8], **how)
     for chain in ([16, 8], [4, 2], [64, 32]):
-        with pytest.raises(UserError, match=f"distilled for 8 steps and the chain starts at {chain[0]}: start the"):
+        with pytest.raises(UserError, match=f"distilled for 8 steps, but the chain starts at {chain[0]}: start the"):
             progdist.distill(student, torch.randn(8, 2), chain, **how)
     further = progdist.distill(student, torch.randn(8, 2), [8, 4], **how)
     assert (further.history["steps"], further.history["lineage"]) == ((4,), (16, 8))
@@ -558,7 +558,7 @@ def test_labels_are_taken_refused_or_passed_over_with_a_word(caplog: pytest.LogC
     data = torch.utils.data.TensorDataset(x, labels)
     with pytest.raises(UserError, match=r"label= does not say under which keyword Labelled takes them: give label='y'"):
         progdist.distill(teacher, data, [4, 2], **how)
-    with pytest.raises(UserError, match="label='y' requires a label of every example"):
+    with pytest.raises(UserError, match="label='y' requires a label for every example"):
         progdist.distill(teacher, x, [4, 2], label="y", **how)
     student = progdist.distill(teacher, data, [4, 2], label="y", **how)
     assert torch.isin(torch.cat(student.network.seen), labels).all()
@@ -635,10 +635,10 @@ def test_clipped_predictions_are_what_students_learn(clip: float, level: float) 
 
 def test_times_that_a_network_does_not_know_are_refused_at_once() -> None:
     teacher, x = Denoiser(Labelled(), Discrete.linear(), "v"), torch.randn(16, 2)
-    with pytest.raises(UserError, match=r"begins with 2048 steps, .* at timestep -0.51, .* 0 to 999: begin with 1000"):
+    with pytest.raises(UserError, match=r"starts with 2048 steps, .* at timestep -0.51, .* 0 to 999: start with 1000"):
         progdist.distill(teacher, x, [2048, 1024], updates=1)
     short = Denoiser(Labelled(), Discrete.linear(num_train_timesteps=100), "v")
-    with pytest.raises(UserError, match="begins with 512 steps"):
+    with pytest.raises(UserError, match="starts with 512 steps"):
         progdist.distill(short, x, updates=1)
 
 
@@ -662,7 +662,7 @@ def test_a_network_whose_time_is_a_table_is_asked_for_its_entries_alone(predicti
     assert student.schedule == teacher.schedule
     assert progdist.sample(student, torch.randn(3, 2), 20).isfinite().all()
     seen: list[int] = []
-    with pytest.raises(UserError, match=r"table of 1000, and is asked at 14.625, between two entries"):
+    with pytest.raises(UserError, match=r"table of 1000, but was called at 14.625, between two entries"):
         progdist.distill(teacher, torch.randn(16, 2), [64, 16], observe=lambda steps, _: seen.append(steps), **how)
     assert not seen
 

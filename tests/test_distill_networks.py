@@ -197,11 +197,11 @@ class Overflowing(Net):
     ("make", "message"),
     [
         (nn.Identity, "Identity has no parameters"),
-        (ComplexParameter, "parameter phase is complex64, and real numbers are trained"),
+        (ComplexParameter, "parameter phase is complex64, expected a floating-point type"),
         (lambda: nn.Sequential(nn.LazyLinear(2)), "parameter 0.weight has no shape yet"),
         (OldWeightNorm, "the network cannot be copied"),
-        (Constant, "the loss depends on none of the parameters in training"),
-        (with_nan, "the teacher: 1 of the 64 numbers of b.weight are not finite"),
+        (Constant, "the loss depends on no parameter in training"),
+        (with_nan, "the teacher: 1 of the 64 values of b.weight are not finite"),
         (Overflowing, "the teacher's prediction is not finite at t = 1"),
     ],
 )
@@ -482,7 +482,8 @@ def test_a_tuple_of_columns_is_columns() -> None:
     "form", [dict, lambda data: [dict(zip(data, row, strict=True)) for row in zip(X, PRICES, strict=True)]]
 )
 def test_a_condition_of_a_name_that_training_uses_is_refused(name: str, form: Callable[..., Any]) -> None:
-    with pytest.raises(UserError, match=f"has the condition '{name}', a name that training uses itself: rename it"):
+    message = f"condition '{name}' of an example has a name reserved for training: rename it"
+    with pytest.raises(UserError, match=message):
         distill(teacher(seeded(Told)), form({"x": X, name: PRICES}), [4, 2], **options())
 
 

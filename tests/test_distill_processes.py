@@ -1,19 +1,17 @@
 """`progdist.distill` in two processes: it trains what one trains, and processes that were given other things say so."""
 
-import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
-from support.processes import CPU_ENVIRONMENT, TORCHRUN
+from support.processes import RunProcess, start_process
 
 pytestmark = pytest.mark.slow
 
 SCRIPT = """
 import os
+import sys
 import torch
 from torch import nn
 from progdist import Cosine, Denoiser, UserError, distill
@@ -46,9 +44,9 @@ def attempt(case, make=Net, seed=0, chain=(4, 2), **options):
     except UserError as error:
         print(f"<{case} {RANK} refused: {error}>", flush=True)
 
-if "SPAWNED" in os.environ:  # a program that starts its processes itself
-    RANK = int(os.environ["SPAWNED"])
-    meeting = "file://" + os.environ["MEETING"]
+if sys.argv[1:2] == ["spawned"]:  # a program that starts its processes itself
+    RANK = int(sys.argv[2])
+    meeting = "file://" + sys.argv[3]
     torch.distributed.init_process_group("gloo", init_method=meeting, world_size=2, rank=RANK)
     attempt("plain")
     attempt("teachers", seed=RANK)
@@ -78,16 +76,10 @@ REFUSED = {
 }
 
 
-def started(command: list[str], **environment: str) -> "subprocess.Popen[str]":
-    environment = os.environ | CPU_ENVIRONMENT | environment
-    pipe = subprocess.PIPE
-    return subprocess.Popen([sys.executable, *command], stdout=pipe, stderr=pipe, text=True, env=environment)
-
-
-def finished(process: "subprocess.Popen[str]") -> dict[tuple[str, int], str]:
-    output, errors = process.communicate(timeout=1200)
-    assert process.returncode == 0, errors
-    return told(output)
+def finished(process: RunProcess) -> dict[tuple[str, int], str]:
+    code, errors = process.finish()
+    assert code == 0, errors
+    return told(process.output)
 
 
 def told(output: str) -> dict[tuple[str, int], str]:
@@ -101,9 +93,12 @@ def test_two_processes_train_what_one_trains_and_agree_on_what_it_is(
     script = tmp_path / "script.py"
     script.write_text(SCRIPT)
     exec(SCRIPT, {})
-    alone, together = told(capsys.readouterr().out), finished(started([*TORCHRUN, "2", str(script)]))
-    meeting = {"MEETING": str(tmp_path / "meeting")}
-    spawned = [started([str(script)], SPAWNED=str(rank), **meeting) for rank in (0, 1)]
+    alone = told(capsys.readouterr().out)
+    together = finished(start_process(str(script), errors=tmp_path / "together", ranks=2))
+    spawned = [
+        start_process(str(script), "spawned", str(rank), str(tmp_path / "meeting"), errors=tmp_path / f"rank-{rank}")
+        for rank in (0, 1)
+    ]
     both = finished(spawned[0]) | finished(spawned[1])
     for rank in (0, 1):
         assert both["plain", rank] == together["plain", rank]

@@ -8,6 +8,8 @@ which the shipped classifier of the data set sees what the caption names, and th
 images' grey pixels, averaged down to 8x8, and of the classifier's features. The first row is of the data themselves.
 With `--reference FOLDER@STEPS` both distances are to that model's images at the same scale and from the same noise, in
 place of the data: how far a student, or its teacher in few steps, is from what the teacher makes in many.
+With `--turned` every image, of models and data, is turned clockwise by 90 degrees before it is judged, for models of
+images that lie on their backs (`examples/fine_tune_lora.py`).
 """
 
 # pyright: reportPrivateImportUsage=false
@@ -75,24 +77,32 @@ class Measure:
     Attributes:
         data: the name of the classifier.
         distances: from the data, in each space.
+        turned: whether images lie on their backs, and are turned before they are judged.
     """
 
     data: str
     distances: dict[str, Frechet]
+    turned: bool = False
 
     @classmethod
-    def of(cls, data: str, images: Tensor) -> Self:
+    def of(cls, data: str, images: Tensor, *, turned: bool = False) -> Self:
         """The measure of a data set's images (N, 3, H, W)."""
-        return cls(data, {name: Frechet(moments(each)) for name, each in features(data, images).items()})
+        found = features(data, upright(images, turned=turned))
+        return cls(data, {name: Frechet(moments(each)) for name, each in found.items()}, turned)
 
     def row(self, images: Tensor, labels: Tensor) -> str:
         """Accuracy and both distances of images (N, 3, H, W) that should be of some classes (N,)."""
-        made = features(self.data, images)
+        made = features(self.data, upright(images, turned=self.turned))
         seen = feature_space(self.data, CLASSIFIERS[self.data].image).labels(made[self.data])
         assert seen is not None
         found = [resampled_frechet(each, made[name], resamples=50, seed=0) for name, each in self.distances.items()]
         said = [f"{each.value:.3f} ({each.low:.3f} to {each.high:.3f})" for each in (one.estimate for one in found)]
         return " | ".join([f"{float((seen == labels).float().mean()):.3f}", *said])
+
+
+def upright(images: Tensor, *, turned: bool) -> Tensor:
+    """Images (N, C, H, W), turned clockwise by 90 degrees where they are turned."""
+    return images.rot90(-1, (2, 3)) if turned else images
 
 
 def features(data: str, images: Tensor) -> dict[str, Tensor]:
@@ -130,10 +140,14 @@ def main() -> None:
     """Print a table."""
     parser = argument_parser(__doc__)
     parser.add_argument("models", nargs="+", help="FOLDER@STEPS")
+    parser.add_argument("--turned", action="store_true", help="Turn images clockwise before they are judged.")
     parser.add_argument("--reference", help="FOLDER@STEPS, of models that take the scale")
     arguments = parser.parse_args()
     images, real, places, named_by = open_data(arguments.data, arguments.classifier)
-    wanted, measure = images.stratified_labels(arguments.n), Measure.of(arguments.classifier, real)
+    wanted, measure = (
+        images.stratified_labels(arguments.n),
+        Measure.of(arguments.classifier, real, turned=arguments.turned),
+    )
     captions = [images.classes[place] for place in wanted.tolist()]
     print("| model | steps | guidance | accuracy | pixels (95 %) | features (95 %) | rows an image | s an image |")
     print("|---|---:|---:|---:|---|---|---:|---:|")
@@ -141,7 +155,8 @@ def main() -> None:
         print(f"| data | | | {measure.row(real, named_by[places])} | | |", flush=True)
     for guidance in arguments.guidance:
         if arguments.reference:
-            measure = Measure.of(arguments.classifier, stock_samples(arguments.reference, captions, guidance)[0])
+            made = stock_samples(arguments.reference, captions, guidance)[0]
+            measure = Measure.of(arguments.classifier, made, turned=arguments.turned)
         for model in arguments.models:
             print(measured(model, captions, named_by[wanted], guidance, measure), flush=True)
 

@@ -18,7 +18,7 @@ from typer.core import TyperCommand
 
 from progdist._utils.errors import UserError
 from progdist._utils.files import atomic_write
-from progdist.cli.terminal import UsageError, console, refuse_usage, user_errors
+from progdist.cli.terminal import UsageError, console, prepare_torch, refuse_usage, user_errors
 from progdist.diffusion.integrators import Step
 from progdist.models.model import Model
 from progdist.recipes.recipe import Recipe
@@ -47,6 +47,7 @@ class Command(TyperCommand):
 def script(command: Callable[..., None]) -> typer.Typer:
     """A script of one command; a mistake is one line and exit code 2, as in `progdist`."""
     app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
+    prepare_torch()
     app.command(cls=Command)(user_errors(command))
     return app
 

@@ -1,7 +1,7 @@
-"""The engine: a teacher is converted where it must be (stage 0), then a chain of students trained, each on the last.
+"""The engine: convert a teacher if necessary (stage 0), then train a chain of students, each on the one before.
 
-A run (`progdist.runs.run`) is this engine with a folder, `progdist.distill` (`progdist.api.distill`) is it without one.
-What is distilled and how is a `Plan`; `Hooks` find what is finished, keep what is made, and hear of the training.
+A run (`progdist.runs.run`) is this engine with a folder, and `progdist.distill` (`progdist.api.distill`) without one.
+A `Plan` says what is distilled and how; `Hooks` find finished models, keep new ones, and observe the training.
 """
 
 import copy
@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from progdist._utils.errors import UserError
+from progdist._utils.names import Bits
 from progdist._utils.random import HELD_OUT_NOISE, position_seed, seeded
 from progdist._utils.signals import SHUTDOWN
 from progdist._utils.words import any_of, counted
@@ -33,6 +34,7 @@ from progdist.methods.method import Auxiliary, Loss
 from progdist.models.conditioning import Conditions
 from progdist.models.model import LoraWeights, Model
 from progdist.models.networks import kind_of, network_interface, with_guidance_input
+from progdist.models.quantized_base import quantized_base
 from progdist.teachers.open import Teacher
 from progdist.training.batches import Batch, Batches, Examples
 from progdist.training.callbacks import Progress
@@ -55,25 +57,26 @@ DEFAULT_WEIGHTING = "truncated_snr"
 class Plan:
     """What is distilled, and how."""
 
-    chain: tuple[int, ...]  # the teacher's step count, then each student's; each divides the one before
-    stages: Mapping[int, TrainConfig]  # how the student of each count is trained, in order
-    conversion: TrainConfig  # how stage 0 is trained, where there is one
+    chain: tuple[int, ...]  # the teacher's step count, then each student's; each divides the previous one
+    stages: Mapping[int, TrainConfig]  # how to train the student of each count, in order
+    conversion: TrainConfig  # how to train stage 0, if there is one
     method: Method  # what a student learns
     options: Mapping[int, Mapping[str, Any]] = field(default_factory=dict)  # of the method, by the student's step count
-    initial: Denoiser | None = None  # where the student of a chain of one stage begins; None for at its teacher
-    weightings: Weightings = (DEFAULT_WEIGHTING, DEFAULT_WEIGHTING)  # of stage 0 and of the chain, by name or function
+    initial: Denoiser | None = None  # where the student of a one-stage chain starts; None for its teacher
+    weightings: Weightings = (DEFAULT_WEIGHTING, DEFAULT_WEIGHTING)  # for stage 0 and the chain, by name or function
     guidance: Guidance | None = None  # one scale to distil, or a range that students take as an input
-    null_class: int | None = None  # the label that stands for no class; None for the one that clearly does
-    negative: str | None = None  # the prompt that guidance leads away from; None for the empty one
+    null_class: int | None = None  # the label for no class; None to detect it
+    negative: str | None = None  # the negative prompt of guidance; None for the empty one
     zero_terminal_snr: bool | None = None  # whether students' schedules end in pure noise; None as in `student_form`
-    # the pipeline that the students are LoRA adapters for, as it was named; None for whole networks. They keep its
-    # schedule and prediction type.
+    # the pipeline that the students are LoRA adapters for, as given; None for whole networks. They keep its schedule
+    # and prediction type.
     lora: str | None = None
+    base_bits: Bits | None = None  # bits of the frozen network that the adapters train on; None for full precision
     stop: EarlyStopping | None = None  # when a stage ends before its updates; None for never
     seed: int = 0  # of all randomness
 
     def __post_init__(self) -> None:
-        """Raises: UserError: a weighting that the method does not look at."""
+        """Raises: UserError: a weighting is given that the method does not use."""
         if not self.method.weighted and self.weightings[1] != DEFAULT_WEIGHTING:
             raise UserError(f"weighting has no effect on students of method {self.method.name}: remove it")
 
@@ -83,22 +86,22 @@ class Plan:
         return stages(self.chain)
 
     def method_of(self, steps: int) -> Method:
-        """What the student of so many steps learns, with the method's options for it."""
+        """The method of the student of this many steps, with its options."""
         return self.method.configured(self.options.get(steps, {}))
 
     def guides(self, teacher: Model) -> bool:
-        """Whether the teacher is guided by two evaluations; one that takes a scale itself needs one."""
+        """Whether the teacher is guided by two evaluations; one with a guidance input needs only one."""
         return self.guidance is not None and not teacher.takes_guidance
 
     def learned(self, teacher: Model) -> Guidance | None:
-        """What students learn of guidance; where the network takes a scale itself, the requested one or its default."""
+        """The guidance that students learn; for a network with a guidance input, the requested one or its default."""
         if not teacher.takes_guidance:
             return teacher.guidance if self.guidance is None else self.guidance
         guidance = self.guidance or teacher.guidance
         if isinstance(guidance, Input):
             return guidance
         scale = guidance.scale if guidance else teacher.scale(None)
-        assert scale is not None  # a network that takes a scale has a default
+        assert scale is not None  # a network with a guidance input has a default
         return Input(scale, scale)
 
     def form(self, teacher: Model) -> Denoiser:
@@ -114,26 +117,26 @@ class Plan:
         return self.guides(teacher) or needs_conversion(teacher.denoiser, self.form(teacher))
 
     def check(self, teacher: Model) -> None:
-        """Refuse a plan that does not suit a teacher, or has no effect on it: a UserError says what is expected."""
+        """Refuse a plan that does not suit a teacher, or has no effect on it, with a UserError."""
         network = teacher.denoiser.network
         if teacher.steps and self.chain[0] not in teacher.steps:
             raise UserError(
-                f"the teacher was distilled for {any_of(teacher.steps, 'step')} and the chain starts at "
+                f"the teacher was distilled for {any_of(teacher.steps, 'step')}, but the chain starts at "
                 f"{self.chain[0]}: start the chain there"
             )
         if self.guidance is not None:
             if isinstance(teacher.guidance, Input):
                 raise UserError("the teacher takes a guidance scale, and so will its students: remove guidance")
             if teacher.steps:
-                raise UserError("guidance is distilled in at all times, and a distilled teacher knows only its own")
+                raise UserError("guidance requires a teacher for all times, not one distilled to a few: remove it")
             foldered = kind_of(network) or teacher.conditioning.takes_prompts
             if isinstance(self.guidance, Input) and foldered and not teacher.accepts_guidance:
                 raise UserError(
-                    f"a {type(network).__name__} takes no guidance scale in its stock pipeline, so its students have "
-                    "no range: give a single scale"
+                    f"a range of guidance requires a pipeline with a guidance input, and that of a "
+                    f"{type(network).__name__} has none: give a single scale"
                 )
         if self.negative is not None and teacher.takes_guidance:
-            raise UserError("conversion.negative has no effect on a teacher that takes the guidance scale itself")
+            raise UserError("conversion.negative has no effect on a teacher with a guidance input: remove it")
         if self.zero_terminal_snr is not None:
             if teacher.steps:
                 raise UserError("zero_terminal_snr has no effect on a distilled teacher: remove it")
@@ -150,41 +153,41 @@ class Plan:
 
 
 class Hooks:
-    """What a run adds to the engine; by itself nothing is found, kept or shown."""
+    """What a run adds to the engine; the default finds, keeps and shows nothing."""
 
     def find(self, name: str) -> Model | None:
-        """A model that is finished."""
+        """A finished model, or None."""
         return None
 
     def keep(self, name: str, model: Model) -> Model:
-        """Keep a finished model; it goes on as the one that is returned."""
+        """Keep a finished model, and return the one to continue with."""
         return model
 
     def checkpoints(self, name: str) -> Checkpoints | None:
-        """Those of a model's training."""
+        """The checkpoints of a model's training."""
         return None
 
     def begin(self, name: str, config: TrainConfig) -> None:
-        """The training of a model begins, or goes on from its latest checkpoint."""
+        """Called when the training of a model starts, or resumes from its latest checkpoint."""
 
     def progress(self, name: str, progress: Progress) -> None:
-        """About a thousand times in a training."""
+        """Called about a thousand times during training."""
 
     def end(self, name: str, *, finished: bool) -> None:
-        """The training of a model ended, or was stopped by a signal or an error."""
+        """Called when the training of a model ended, or was stopped by a signal or an error."""
 
     def record(self, name: str, update: int, **numbers: Any) -> None:  # noqa: ANN401
-        """Keep numbers of a model's training."""
+        """Record numbers of a model's training."""
 
     def held_out_losses(self, name: str) -> list[float]:
-        """Those that were kept before the training went on."""
+        """The losses recorded before the training resumed."""
         return []
 
     def note(self, text: str) -> None:
         """A message for the user."""
 
     def remedy(self, name: str) -> str:
-        """What to do where a model's training does not stay finite."""
+        """What to do if a model's training does not stay finite."""
         return ""
 
 
@@ -193,13 +196,14 @@ class Training:
     """The training of one model."""
 
     name: str  # of the model
-    number: int  # its place, 0 for the teacher or stage 0; all randomness is a function of it
-    model: Model  # the one to train, as it begins
-    loss: Loss  # what it is trained on
-    config: TrainConfig  # how
-    dropout: bool = False  # whether the network's dropout is at work
-    method: Method | None = None  # of a student; None of a teacher or stage 0
-    teacher: Denoiser | None = None  # whose frozen network the loss asks; None where there is none
+    number: int  # its position, 0 for the teacher or stage 0; all randomness depends on it
+    model: Model  # the model to train, as it starts
+    loss: Loss  # its training loss
+    config: TrainConfig  # how to train it
+    dropout: bool = False  # whether the network's dropout is on
+    method: Method | None = None  # a student's; None for a teacher or stage 0
+    teacher: Denoiser | None = None  # the frozen network that the loss calls, if any
+    full: nn.Module | None = None  # the full-precision network of the adapters; None if they train on it
 
 
 @dataclass(frozen=True)
@@ -207,16 +211,16 @@ class Trainer:
     """Trains models on one set of examples."""
 
     examples: Examples  # what the networks see
-    conditions: Callable[[Model], Conditions]  # the conditioning inputs of a model's network for a batch of them
-    hooks: Hooks  # find, keep and hear
+    conditions: Callable[[Model], Conditions]  # a model -> the conditions of its network for a batch of them
+    hooks: Hooks  # find, keep and observe
     distributed: Distributed  # the processes
     seed: int = 0  # of all randomness
-    guidance: Input | None = None  # the range of scales that is drawn for each example; None for none
+    guidance: Input | None = None  # the range of scales to draw from for each example; None for none
     stop: EarlyStopping | None = None  # when students end early
-    options: Mapping[str, Any] = field(default_factory=dict)  # further ones of `Batches`: flip, workers
+    options: Mapping[str, Any] = field(default_factory=dict)  # further options of `Batches`: flip, workers
 
     def fit(self, training: Training) -> Model:
-        """The trained model, or the one that is finished already; NotFinite names the model and its last checkpoint."""
+        """The trained model, or one that was already finished; NotFinite names the model and its last checkpoint."""
         name, config, model, hooks = training.name, training.config, training.model, self.hooks
         if finished := hooks.find(name):
             return finished
@@ -269,17 +273,17 @@ class Trainer:
             "precision": resolve(config.precision, self.distributed.device),
             **({"options": asdict(method.options)} if method and method.options else {}),
         }
-        denoiser = model.denoiser.with_network((merge_lora(network) if adapted else network).eval())
+        denoiser = model.denoiser.with_network(_whole(network, training).eval())
         kept = hooks.keep(name, replace(model, denoiser=denoiser, training=numbers, lora=lora))
         if checkpoints:
             checkpoints.clear()
-        SHUTDOWN.stop_if_requested()  # one that came within the last update
+        SHUTDOWN.stop_if_requested()  # a signal during the last update
         return kept
 
     def _at_work(self, training: Training) -> ExitStack:
-        """What is frozen on the device meanwhile, in the precision in which the model trains.
+        """Move frozen networks to the device for the training, in the precision of the model.
 
-        It is the network that the loss asks, and the one that a low-rank student shares its weights with.
+        These are the network that the loss calls, and the one that a low-rank student shares its weights with.
         """
         shared = training.model.denoiser.network if training.config.lora_rank else None
         stack = ExitStack()
@@ -290,7 +294,7 @@ class Trainer:
         return stack
 
     def _auxiliaries(self, training: Training, batches: Batches) -> dict[str, Auxiliary]:
-        """The networks that the method trains beside the student, on the device, as they begin."""
+        """The networks that the method trains beside the student, on the device, as they start."""
         device, method = self.distributed.device, training.method
         if method is None or method.auxiliaries is None or training.teacher is None:
             return {}
@@ -304,7 +308,7 @@ class Trainer:
         return dict(made)
 
     def batch(self, examples: Examples, size: int, number: int, noises: int = 0) -> Batches:
-        """The batches of one place among the trainings."""
+        """The batches for a training's position."""
         draws = {"guidance": self.guidance.draw} if self.guidance else {}
         return Batches(examples, size, self.seed, number, draws=draws, noises=noises, **self.options)
 
@@ -314,7 +318,7 @@ class Trainer:
         return self.examples.split(self.stop.held_out, self.seed) if self.stop else (self.examples, None)  # pyright: ignore
 
     def _stop(self, training: Training, loss: TrainingLoss) -> Callable[[nn.Module, int], bool]:
-        """Whether to end after an update; every measurement and the decision are recorded."""
+        """Whether to stop after an update; every measurement and the decision are recorded."""
         name, number, config, rule, held = training.name, training.number, training.config, self.stop, self.held_out[1]
         if number == 0 or rule is None or held is None:
             return lambda network, update: False
@@ -355,15 +359,24 @@ class Trainer:
         return fmean(means)
 
 
+def _whole(network: nn.Module, training: Training) -> nn.Module:
+    """A trained network without adapters, which are merged into the weights in full."""
+    if not training.config.lora_rank:
+        return network
+    if training.full is not None:
+        network = with_adapter(training.full, adapter_weights(network))
+    return merge_lora(network)
+
+
 def config_of(auxiliary: Auxiliary, student: TrainConfig) -> TrainConfig:
-    """How an auxiliary network is trained beside a student: at a constant rate of its own, without an average."""
+    """How to train an auxiliary network beside a student: at its own constant rate, without an average."""
     beta1, beta2 = auxiliary.betas
     own = {"learning_rate": auxiliary.learning_rate, "adam_beta1": beta1, "adam_beta2": beta2}
     plain = {"ema": 0.0, "lora_rank": 0, "warmup": 0, "weight_decay": 0.0, "lr_scheduler": "constant"}
     return student.overridden(**own, **plain, optimizer="adamw")
 
 
-AUXILIARIES = 1  # the place of the randomness of auxiliary networks within that of a training
+AUXILIARIES = 1  # position of the auxiliary networks' randomness within a training's
 
 
 def _loss_of_batch(
@@ -389,19 +402,19 @@ def _loss_of_batch(
 
 
 def latent_parts(batch: Batch, double: bool) -> tuple[Tensor, Tensor]:
-    """The data and the noise of a batch, of a network of float64 in float64."""
+    """The data and the noise of a batch, in float64 for a float64 network."""
     return (batch["x"].double(), batch["eps"].double()) if double else (batch["x"], batch["eps"])
 
 
 def condition_parts(condition: Mapping[str, Tensor], double: bool) -> dict[str, Tensor]:
-    """A condition by name, of a network of float64 with its floats in float64."""
+    """A condition by name, with its floats in float64 for a float64 network."""
     return {name: each.double() if double and each.is_floating_point() else each for name, each in condition.items()}
 
 
 def with_guidance(
     plan: Plan, teacher: Teacher, data_classes: int = 0, notify: Callable[[str], None] = lambda text: None
 ) -> Teacher:
-    """The teacher with what guidance leads away from, itself without; the rest as of `Conditioning.for_guidance`."""
+    """The teacher with what guidance leads away from, unchanged without guidance; see `Conditioning.for_guidance`."""
     if plan.guidance is None:
         return teacher
     model = teacher.model
@@ -412,7 +425,7 @@ def with_guidance(
 
 
 def taught_predictions(plan: Plan, teacher: Teacher, device: torch.device) -> DenoiserProtocol:
-    """A teacher's predictions as its student shall learn them: guided, and clipped if its sampler clips."""
+    """The teacher's predictions for its student to learn: guided, and clipped if its sampler clips."""
     model = teacher.model
     network = accelerated(model.denoiser.network, compiled=False, graphs=plan.conversion.cuda_graphs)
     predictions = model.denoiser.with_network(network)
@@ -423,45 +436,49 @@ def taught_predictions(plan: Plan, teacher: Teacher, device: torch.device) -> De
 
 
 def chain_predictions(teacher: Teacher | None, converted: Model) -> DenoiserProtocol:
-    """The predictions of the chain's first teacher, limited as by its sampler where no stage 0 learned it."""
+    """The predictions of the chain's first teacher, with its sampler's limits unless a stage 0 learned them."""
     untouched = teacher is not None and converted.training.get("updates") == 0
     return teacher.limited(converted.denoiser) if teacher and untouched else converted.denoiser
 
 
 def convert(plan: Plan, teacher: Teacher, trainer: Trainer, predictions: DenoiserProtocol) -> Model:
-    """The teacher in the form that its students have: stage 0's student of its predictions, or itself."""
+    """The teacher in the form of its students: stage 0's student of its predictions, or itself."""
     model = replace(teacher.model, lora=None)
+    full = model.denoiser.network if plan.base_bits else None
     conditioning = model.conditioning.after(plan.learned(model))
     if not plan.converts(model):
         if finished := trainer.hooks.find("teacher"):
             return finished
         untrained = {"updates": 0, "batch": 0, "seconds": 0.0}
         return trainer.hooks.keep("teacher", replace(model, conditioning=conditioning, training=untrained))
+    if plan.base_bits:
+        teacher = replace(teacher, model=replace(model, denoiser=_base(plan, teacher)))
+        model, predictions = teacher.model, taught_predictions(plan, teacher, trainer.distributed.device)
     denoiser = _first_weights(plan.form(model), plan.conversion)
     if isinstance(plan.guidance, Input):
         network = with_guidance_input(denoiser.network, plan.guidance)
-        interface = {} if network is denoiser.network else network_interface(network)  # your own is called as before
+        interface = {} if network is denoiser.network else network_interface(network)  # your own network keeps its call
         denoiser = denoiser.with_parts(network=network, **interface)
     student = replace(model, denoiser=denoiser, conditioning=conditioning, lora=_no_adapters(plan), training={})
     entries = int(denoiser.num_train_timesteps) if denoiser.whole_timesteps else None
     loss = partial(conversion_loss, teacher=predictions, weighting=plan.weightings[0], entries=entries)
-    return trainer.fit(Training("converted", 0, student, loss, plan.conversion, teacher=model.denoiser))
+    return trainer.fit(Training("converted", 0, student, loss, plan.conversion, teacher=model.denoiser, full=full))
 
 
 def stage_training(plan: Plan, number: int, teacher: Model, own: Teacher | None = None) -> Training:
-    """The training of a stage, which counts from 1, on the model before it; `own` is a teacher not trained here.
+    """The training of a stage, counted from 1, on the model before it; `own` is a teacher not trained here.
 
-    With LoRA files the network is `own`'s throughout, held once: teacher and student differ by their adapters.
+    With LoRA files the network is `own`'s throughout, or its one copy in fewer bits, held once: teacher and student
+    differ only in their adapters.
     """
     stage = plan.links[number - 1]
-    if plan.lora is not None and own and teacher.lora and teacher.lora.weights:
-        network = with_adapter(own.model.denoiser.network, teacher.lora.weights)
-        teacher = replace(teacher, denoiser=teacher.denoiser.with_network(network))
+    if plan.lora is not None and own:
+        teacher = _on_base(plan, teacher, own)
     config, begin, method = plan.stages[stage.steps], teacher.denoiser, plan.method_of(stage.steps)
     if plan.initial is not None:
         begin = begin.with_network(copy.deepcopy(plan.initial.network))
     elif plan.lora is not None and own:
-        begin = begin.with_network(own.model.denoiser.network)  # the adapters of the last stage go on from there
+        begin = begin.with_network(_base(plan, own).network)  # the last stage's adapters resume there
     else:
         begin = _first_weights(begin, config)
     student = replace(
@@ -478,15 +495,16 @@ def stage_training(plan: Plan, number: int, teacher: Model, own: Teacher | None 
         network = accelerated(predictions.network, config.compile, config.cuda_graphs)
         predictions = predictions.with_network(network)
     loss = method.stage_loss(predictions, stage, plan.weightings[1])
+    full = own.model.denoiser.network if own and plan.base_bits else None
     return Training(
-        f"student-{stage.steps:04d}", number, student, loss, config, method=method, teacher=teacher.denoiser
+        f"student-{stage.steps:04d}", number, student, loss, config, method=method, teacher=teacher.denoiser, full=full
     )
 
 
 def train_students(
     plan: Plan, first: Model, trainer: Trainer, own: Teacher | None = None
 ) -> Iterator[tuple[Stage, Model]]:
-    """Every stage with its student, in order; arguments as of `stage_training`."""
+    """Every stage with its student, in order; arguments as in `stage_training`."""
     model = first
     for number, stage in enumerate(plan.links, 1):
         model = trainer.fit(stage_training(plan, number, model, own))
@@ -494,38 +512,52 @@ def train_students(
 
 
 def _no_adapters(plan: Plan) -> LoraWeights | None:
-    """The LoRA weights of a student before the first training; None where its folder shall hold none."""
-    return None if plan.lora is None else LoraWeights(plan.lora)
+    """A student's LoRA weights before the first training; None if its folder is to have none."""
+    return None if plan.lora is None else LoraWeights(plan.lora, base_bits=plan.base_bits)
+
+
+def _on_base(plan: Plan, teacher: Model, own: Teacher) -> Model:
+    """The model before a stage as adapters on `own`'s network, which is held once; without any, that network."""
+    network = _base(plan, own).network
+    if teacher.lora and teacher.lora.weights:
+        network = with_adapter(network, teacher.lora.weights)
+    elif not plan.base_bits:
+        return teacher
+    return replace(teacher, denoiser=teacher.denoiser.with_network(network))
+
+
+def _base(plan: Plan, own: Teacher) -> Denoiser:
+    """The teacher whose network the LoRA adapters share, in `base_bits`."""
+    denoiser = own.model.denoiser
+    return denoiser.with_network(quantized_base(denoiser.network, plan.base_bits)) if plan.base_bits else denoiser
 
 
 def _first_weights(teacher: Denoiser, config: TrainConfig) -> Denoiser:
-    """Where a student begins: a copy of its teacher, or the teacher itself, whose weights a low-rank student shares."""
+    """Where a student starts: a copy of its teacher, or the teacher itself, sharing weights with a low-rank student."""
     return teacher if config.lora_rank else teacher.with_network(copy.deepcopy(teacher.network))
 
 
 def _check_initial(initial: Denoiser, form: Denoiser, links: Sequence[Stage]) -> None:
-    """Refuse a student to start from that is of another network or form than the teacher's students."""
+    """Refuse an initial student with another network or form than the teacher's students."""
     if len(links) > 1:
-        raise UserError(f"a student to start from applies to a single stage, and the chain has {len(links)}")
+        raise UserError(f"an initial student applies only to a single stage, and the chain has {len(links)}: remove it")
     check_same_schedule(initial, form)
     if initial.parameterization.name != form.parameterization.name:
         raise UserError(
-            f"the student to start from predicts {initial.parameterization.name}, and the teacher's students "
+            f"the initial student predicts {initial.parameterization.name}, but the teacher's students predict "
             f"{form.parameterization.name}: give a student of this teacher"
         )
     shapes, others = ({name: each.shape for name, each in d.network.state_dict().items()} for d in (initial, form))
     if shapes != others:
-        raise UserError(
-            "the student to start from has another network than the teacher: give a student of this teacher"
-        )
+        raise UserError("the initial student has another network than the teacher: give a student of this teacher")
 
 
 def _check_first_time(teacher: Denoiser, chain: Sequence[int]) -> None:
-    """Refuse a chain whose first teacher is asked before the network's first timestep, which is 0."""
+    """Refuse a chain whose first teacher is called before the network's first timestep, 0."""
     first = float(teacher.timestep(torch.tensor(1 / chain[0], dtype=torch.float64)))
     if teacher.offset > 0 and first < -1e-6:
         count = int(teacher.num_train_timesteps)
         raise UserError(
-            f"chain begins with {counted(chain[0], 'step')}, which ask the network at timestep {first:.2g}, and its "
-            f"own are 0 to {count - 1}: begin with {count} or fewer"
+            f"chain starts with {counted(chain[0], 'step')}, which call the network at timestep {first:.2g}, but its "
+            f"own are 0 to {count - 1}: start with {count} or fewer"
         )

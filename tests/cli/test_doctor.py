@@ -45,7 +45,7 @@ def test_the_doctor_and_distill_refuse_what_the_data_contradict(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     folder = stock()
-    problem = "the network is said to predict eps, but read as v it denoises the data better"
+    problem = "prediction type is eps, but read as v it denoises the data better"
     monkeypatch.setattr("progdist.teachers.check._wrong_parameterization", lambda errors, own, remedy: problem)
     result = call("doctor", folder, "--data", "digits")
     assert result.exit_code == 2

@@ -86,7 +86,7 @@ def test_transparent_data_are_composed_on_the_background_and_said_to_be(tmp_path
         how = ("--images", 3, "--background", background)
         result = succeeds("statistics", source, "--out", out, *how)
         line = f"3 of 3 images have transparency: they are composed on {background} (data.background)"
-        assert result.stderr.count("\n") == 1 and line in result.stderr
+        assert f"{source}: {line}" in result.stderr.splitlines()
         kept.append(np.load(out)["arr_0"][-1, 0, 0].astype(int))
     colours = np.array([[255, 255, 255], [0, 0, 0], [0, 0, 255]])
     assert np.abs(kept - (127 * np.array([200, 100, 0]) + 128 * colours) / 255).max() <= 1
@@ -148,8 +148,8 @@ def test_what_cannot_be_compared_is_refused(finished: tuple[Path, Result], tmp_p
     run = finished[0]
     for words, message in (
         ((run / "teacher",), "compare requires at least two models"),
-        ((run / "nowhere", run), "is no folder: name runs or models"),
-        ((f"{run}/teacher@many", run), "'many' is no number of steps"),
-        ((run / "teacher", run), "knows any number of steps: say how many, e.g."),
+        ((run / "nowhere", run), "is not a folder: name runs or models"),
+        ((f"{run}/teacher@many", run), "'many' is not a number of steps"),
+        ((run / "teacher", run), "supports any number of steps: choose one, e.g."),
     ):
         refused(call("compare", *words, "--data", "digits", "-n", 32, "--out", tmp_path / "a.html"), message)

@@ -60,7 +60,7 @@ def test_mistakes_are_one_line(run: Path, tmp_path: Path) -> None:
         refused(
             call("distill", "--from", student, "--data", "digits", option, "2"), f"{option} has no effect with --from"
         )
-    refused(call("distill", "--from", run / "teacher", "--data", "digits"), "is no student of one step count")
+    refused(call("distill", "--from", run / "teacher", "--data", "digits"), "is not a student of one step count")
     alone = tmp_path / "student-0001"
     shutil.copytree(student, alone)
     refused(call("distill", "--from", alone, "--data", "digits", "--out", tmp_path / "o", *SHORT), "student-0002")
@@ -99,7 +99,7 @@ def test_a_student_of_another_network_is_refused() -> None:
     data = torch.randn(16, 2)
     with pytest.raises(UserError, match="another network than the teacher"):
         distill(model(4), data, [2, 1], initial=model(5), updates=1, batch=4)
-    with pytest.raises(UserError, match="applies to a single stage, and the chain has 2"):
+    with pytest.raises(UserError, match="applies only to a single stage, and the chain has 2"):
         distill(model(4), data, [4, 2, 1], initial=model(4), updates=1, batch=4)
     student = model(4)
     made = distill(

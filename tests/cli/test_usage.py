@@ -11,7 +11,7 @@ from support.commands import call, refused
         (["distill", "model", "--stepz", "3"], "No such option: --stepz"),
         (["distll"], "No such command 'distll'. Did you mean 'distill'?"),
         (["distill", "model", "--data", "digits", "--steps", "0"], "Invalid value for '--steps'"),
-        (["run"], "Missing argument 'recipe': see"),
+        (["run"], "Missing argument 'RECIPE': see"),
         (["--verson"], "No such option: --verson"),
     ],
 )

@@ -216,7 +216,7 @@ def test_who_asks_for_graphs_gets_them() -> None:
     graphs = accelerated(network, compiled=False, graphs=True)
     assert isinstance(graphs, CudaGraphs)
     assert accelerated(graphs, compiled=False, graphs=True) is graphs
-    with pytest.raises(UserError, match="needs a CUDA device"):
+    with pytest.raises(UserError, match="requires a CUDA device"):
         check_available()
 
 
@@ -238,7 +238,7 @@ def test_graphs_are_refused_before_anything_is_trained(tiny_recipe: Path, tmp_pa
     for section in ("distill", "evaluate"):
         out = tmp_path / section
         result = call("run", tiny_recipe, "--out", out, "--set", f"{section}.cuda_graphs=true")
-        refused(result, "cuda_graphs needs a CUDA device")
+        refused(result, "cuda_graphs requires a CUDA device")
         assert not (out / "teacher").exists()
 
 

@@ -62,7 +62,7 @@ def test_a_processor_that_emulates_bf16_is_found_out() -> None:
     without = {"ONEDNN_MAX_CPU_ISA": "AVX2", "ATEN_CPU_CAPABILITY": "avx2", "OMP_NUM_THREADS": "1"}
     result = subprocess.run([sys.executable, "-c", code], env=os.environ | without, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
-    assert result.stdout.startswith("float32 bf16 was asked for, and this processor computes ")
+    assert result.stdout.startswith("float32 precision is bf16, but this processor is ")
 
 
 def test_no_warning_where_it_pays(bf16_is_fast: None) -> None:

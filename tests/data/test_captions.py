@@ -116,7 +116,7 @@ def test_every_table_gives_the_same_pairs(table: str, tmp_path: Path) -> None:
 def test_tables_without_pairs_are_one_line(tmp_path: Path) -> None:
     as_parquet(images(tmp_path))
     for columns, message in (
-        (Columns(None, "text"), "none of them image"),
+        (Columns(None, "text"), "none of image"),
         (Columns("photo", "text"), "no photo: name the images' with --image-column"),
         (Columns("picture", "caption"), "no caption: name the captions' with --caption-column"),
         (Columns("picture", "number"), "4 of 4 rows have no text in number, the first is row 0"),
@@ -177,19 +177,19 @@ def not_text(root: Path) -> None:
         (images, r"4 of 4 images in .* have no caption, the first is a.png"),
         (without_a_caption, r"1 of 4 images in .* have no caption, the first is b.jpg"),
         (with_an_empty_caption, r"1 of 4 images in .* have no caption, the first is a.png"),
-        (without_an_image, r"names .*c.png, which is no image there \(1 of 4 are not\)"),
-        (with_both, "holds both metadata.jsonl and metadata.csv"),
+        (without_an_image, r"names .*c.png, which is not an image there \(1 of 4 are not\)"),
+        (with_both, "has both metadata.jsonl and metadata.csv"),
         (not_text, "a.txt cannot be read as text"),
         (
             broken('{"file_name": "a.png", "caption": "x"}'),
-            "line 1 has file_name, caption: expected file_name and text",
+            "line 1 has file_name, caption, expected file_name and text",
         ),
-        (broken('{"file_name": "a.png", "text": 3}'), "line 1 has file_name, text: expected .* as text"),
-        (broken("file_name,caption\na.png,x", "metadata.csv"), "line 2 has file_name, caption: expected"),
+        (broken('{"file_name": "a.png", "text": 3}'), "line 1 has file_name, text, expected .* as text"),
+        (broken("file_name,caption\na.png,x", "metadata.csv"), "line 2 has file_name, caption, expected"),
         (broken("{"), "line 1 is not JSON"),
         (broken("[1]"), "line 1 holds a list"),
         (broken('{"file_name": "a.png", "text": "x"}\n' * 2), "line 2 names a.png again"),
-        (broken('{"file_name": "../a.png", "text": "x"}'), "which is no image there"),
+        (broken('{"file_name": "../a.png", "text": "x"}'), "which is not an image there"),
         (lambda root: None, "holds no images"),
     ],
 )
@@ -201,7 +201,7 @@ def test_mistakes_are_one_line(damage: Callable[[Path], None], said: str, tmp_pa
 
 
 def test_a_folder_that_is_none() -> None:
-    with pytest.raises(UserError, match="is no folder"):
+    with pytest.raises(UserError, match="is not a folder"):
         load_images("captions:nowhere")
 
 

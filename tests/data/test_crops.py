@@ -98,12 +98,12 @@ def test_a_frame_is_the_size_and_the_crops_beginning(
 
 
 def test_mistakes_are_one_line(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="square images, of which there is one crop"):
+    with pytest.raises(UserError, match="square images, which have one crop"):
         cropped(load_images("digits"), 2, seed=0)
     Image.fromarray(ramp(WIDE)).save(tmp_path / "a.png")
     content = {"bytes": (tmp_path / "a.png").read_bytes(), "path": None}
     parquet.write_table(Table.from_pydict({"image": [content]}), tmp_path / "a.parquet")
-    with pytest.raises(UserError, match="is read as it comes, one crop of each image"):
+    with pytest.raises(UserError, match="is a stream, which gives one crop per image"):
         cropped(load_images(f"parquet:{tmp_path}", size=8), 2, seed=0)
 
 

@@ -101,5 +101,5 @@ def test_embeddings_of_other_captions_or_encoders_are_made_again(tmp_path: Path)
     (folder / "00000.safetensors").write_bytes(b"nothing")
     with pytest.raises(UserError, match="cannot be read"):
         lengths(["a", "cc"], "another encoder")
-    with pytest.raises(UserError, match="beyond half precision"):
+    with pytest.raises(UserError, match="overflows half precision"):
         encode_captions(["x" * 70_000], Counting, tmp_path / "long", print)

@@ -145,7 +145,7 @@ def test_a_loader_that_makes_its_batches_its_own_way_is_read_as_it_makes_them() 
     loader = DataLoader(TensorDataset(X, F), batch_size=8, sampler=WeightedRandomSampler(only.tolist(), 40))
     data = ExampleData(loader, "c", notes.append)
     assert all(torch.equal(data[index][0], X[3]) for index in range(40))
-    assert "a sampler or collate_fn of its own: one pass over it is kept in memory" in notes[0]
+    assert "its own sampler or collate_fn: one pass over it is kept in memory" in notes[0]
 
 
 class OwnBatches(BatchSampler):
@@ -176,7 +176,7 @@ def test_a_batch_sampler_of_all_in_order_is_none() -> None:
     notes: list[str] = []
     data = ExampleData(DataLoader(TensorDataset(X), batch_size=7, shuffle=True, drop_last=True), None, notes.append)
     assert (len(data), data.at_once) == (40, True)
-    assert "its data set is read" in notes[0]
+    assert "its data set is used" in notes[0]
 
 
 @pytest.mark.parametrize("form", [lambda x: x, lambda x: {"x": x}, lambda x: (x,)])
@@ -237,7 +237,7 @@ def test_labels_that_nothing_takes_are_known_of() -> None:
 @pytest.mark.parametrize(
     ("data", "label", "message"),
     [
-        (X, "c", "label='c' requires a label of every example, and example 0 has none"),
+        (X, "c", "label='c' requires a label for every example, and example 0 has none"),
         ([(X[0], 1), (X[1],)], "c", "example 1 has none"),
         ([(X[0], None)], "c", "a tensor and None"),
         ([(X[0], "cat")], "c", "condition 'c' of example 0 is a str, expected a number, array or tensor"),
@@ -245,7 +245,7 @@ def test_labels_that_nothing_takes_are_known_of() -> None:
         ([(X[0], {"a": 1.0}), (X[1], {})], None, "some examples have the condition 'a' and others do not"),
         (TensorDataset(X, F, F), "c", r"example 0 is a tuple of 3, expected \(x, label\) or \(x, {\"name\": value}\)"),
         ([{"image": X[0], "label": 1}], None, "a dictionary of image, label: name the data 'x'"),
-        ({"x": X, "c": F[:3]}, None, "c has 3 rows, and there are 40 examples"),
+        ({"x": X, "c": F[:3]}, None, "c has 3 rows for 40 examples"),
         ({"x": X, "c": ["a"] * 40}, None, "c holds <U1, expected a tensor or array of numbers"),
         ({"x": X, "c": 1.0}, None, "c is a single number"),
         (X[:0], None, "no data"),
@@ -274,7 +274,7 @@ def test_what_cannot_be_used_is_named(data: Any, label: str | None, message: str
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        (X.sigmoid(), r"values from 0 to 1: if they are pixels, expected from -1 to 1, give 2 \* x - 1"),
+        (X.sigmoid(), r"values from 0 to 1: if they are pixels, expected -1 to 1, give 2 \* x - 1"),
         (list(X.sigmoid()), "values from 0 to 1"),
         (255 * X.sigmoid(), "x / 127.5 - 1"),
         (1000 * X, "on the scale of the teacher's data"),

@@ -60,6 +60,6 @@ def test_images_of_two_sizes_need_a_size(tmp_path: Path, pixels: NDArray[np.uint
     Image.fromarray(pixels[0]).save(tmp_path / "1.png")
     Image.fromarray(pixels[0][:8]).save(tmp_path / "2.png")
     images = load_images(f"folder:{tmp_path}")
-    with pytest.raises(UserError, match="give a size"):
+    with pytest.raises(UserError, match="set a size"):
         images[1]
     assert load_images(f"folder:{tmp_path}", size=8)[1][0].shape == (1, 8, 8)

@@ -143,7 +143,7 @@ def test_what_is_no_class_is_passed_over_and_told(
         ([0, None, 1, None], "2 of 4 images have no label, the first is .*row 1"),
         ([0.0, float("nan"), 1.0], "1 of 3 images have no label, the first is .*row 1"),
         (["cat", "", "dog"], "1 of 3 images have no label, the first is .*row 1"),
-        ([0, -1, 1], "row 1 has label -1, which is negative"),
+        ([0, -1, 1], "row 1 has label -1, expected labels from 0"),
         ([0, 2**40], "row 1 has label 1099511627776, beyond"),
     ],
 )
@@ -176,7 +176,7 @@ def test_labels_of_arrays(tmp_path: Path, labels: NDArray[Any], expected: Sequen
 
 
 def test_labels_beyond_their_names_and_of_two_kinds() -> None:
-    with pytest.raises(UserError, match="image 1 has label 2, and there are names of 2 classes"):
+    with pytest.raises(UserError, match="image 1 has label 2, but there are names for 2 classes"):
         read_labels([0, 2], "image {}".format, ["a", "b"])
     with pytest.raises(UserError, match=r"numbers and names .3 of image 0, 'cat' of image 1"):
         read_labels([3, "cat"], "image {}".format)
@@ -190,7 +190,7 @@ def test_what_a_cls_file_says(tmp_path: Path) -> None:
     _, seen = next(islice(stream, 1))
     assert sorted(label for _, label in seen) == [0, 1, 1]
     assert load_images(tar(tmp_path, [None, None])).labels is None
-    with pytest.raises(UserError, match=r"a\.tar: 1\.cls is .*expected the number or the name"):
+    with pytest.raises(UserError, match=r"a\.tar: 1\.cls is .*expected a class number or name"):
         load_images(tar(tmp_path, [b"1", b"\x80\x01"]))
     with pytest.raises(UserError, match=r"1 of 2 images have no label, the first is .*a\.tar: 1\b"):
         load_images(tar(tmp_path, [b"1", None]))
@@ -216,11 +216,11 @@ def test_of_a_root_with_parts_the_training_part_is_read(tmp_path: Path, training
 def test_parts_are_told_from_classes(tmp_path: Path) -> None:
     vehicles = load_images(class_folders(tmp_path / "vehicles", "train", "bus"))
     assert vehicles.classes == ("bus", "train")
-    assert "train is read as a class: if it is a part, name its folder" in vehicles.notes[0]
+    assert "train is read as a class: if it is a split, give its folder" in vehicles.notes[0]
     assert not load_images(class_folders(tmp_path / "plain", "bus", "trains")).notes
     flat = load_images(class_folders(tmp_path / "flat", "train", "val"))
     assert (len(flat), flat.classes) == (1, ())
-    with pytest.raises(UserError, match="holds the parts test, val: name the one to train on"):
+    with pytest.raises(UserError, match="has the splits test, val: name the one to train on"):
         load_images(class_folders(tmp_path / "none", "test/cat", "val/cat"))
 
 

@@ -114,7 +114,7 @@ def test_latents_of_other_images_are_made_again(tmp_path: Path) -> None:
     notes, levels = encoded(pictures(tmp_path / "a", [90, 80, 70]), cache)  # the same names, sizes and number
     assert levels == [90, 80, 70]
     assert len(notes) == 1
-    assert "made again" in notes[0]
+    assert "encoding" in notes[0]
     (tmp_path / "a" / "0.png").rename(tmp_path / "a" / "9.png")
     assert encoded(load_images(f"folder:{tmp_path}/a"), cache)[1] == [80, 70, 90]
     for other in (

@@ -259,7 +259,7 @@ def test_other_colours_are_right_or_refused(tmp_path: Path) -> None:
     assert read(tmp_path / "c", encoded(Image.new("1", (2, 1), 1), "png")).tolist() == [[[255], [255]]]
     wide = png(16, 2, struct.pack(">3H", 0, 257 * 100, 65535), 1)
     assert read(tmp_path / "d", wide).tolist() == [[[0, 100, 255]]]
-    with pytest.raises(UserError, match=r"lab\.tiff .*its mode is LAB; expected grey, RGB"):
+    with pytest.raises(UserError, match=r"lab\.tiff .*its mode is LAB, expected grey, RGB"):
         read(tmp_path / "e", encoded(Image.new("LAB", (2, 1), (200, 5, 5)), "tiff"), "lab.tiff")
 
 

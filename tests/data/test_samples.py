@@ -26,7 +26,7 @@ def test_what_is_no_count_is_refused(source: str) -> None:
 
 def test_no_other_command_reads_a_teacher_as_images() -> None:
     assert not is_teacher("folder:teacher")
-    with pytest.raises(UserError, match="is data of `progdist distill` and of recipes alone"):
+    with pytest.raises(UserError, match="applies only to `progdist distill` and recipes"):
         load_images("teacher:100")
 
 
@@ -35,19 +35,19 @@ def test_prompts_are_lines(tmp_path: Path) -> None:
     (tmp_path / "p.txt").write_bytes("\ufeff a cat \r\n\r\nein Kätzchen\n\t\na\u2028cat\n".encode())
     prompts, notes = read_prompts(str(tmp_path / "p.txt"))
     assert prompts == ("a cat", "ein Kätzchen", "a\u2028cat")
-    assert notes == (f"{tmp_path}/p.txt: 2 blank lines passed over",)
+    assert notes == (f"{tmp_path}/p.txt: skipped 2 blank lines",)
 
 
 @pytest.mark.parametrize(
     ("content", "message"),
-    [(None, "No such file"), (b"", "holds none"), (b"\n \n", "holds none"), (b"caf\xe9", "it is not UTF-8")],
+    [(None, "No such file"), (b"", "is empty"), (b"\n \n", "is empty"), (b"caf\xe9", "it is not UTF-8")],
 )
 def test_prompts_that_cannot_be_read_are_named(tmp_path: Path, content: bytes | None, message: str) -> None:
     if content is not None:
         (tmp_path / "p.txt").write_bytes(content)
     with pytest.raises(UserError, match=message) as caught:
         read_prompts(str(tmp_path / "p.txt"))
-    assert "a prompt on each line" in str(caught.value)
+    assert "one prompt per line" in str(caught.value)
 
 
 @pytest.mark.parametrize("shape", [(3,), (2, 4, 4), (2, 3, 4, 4)])

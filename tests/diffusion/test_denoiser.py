@@ -101,11 +101,14 @@ def test_a_flow_from_noise_to_data_is_called_with_its_own_time() -> None:
     [
         ({"network": None}, "network is a NoneType, expected a torch.nn.Module"),
         ({"network": lambda z, t: z}, "network is a function"),
-        ({"schedule": Cosine}, r"schedule is the class Cosine: give an instance, Cosine\(\)"),
+        ({"schedule": Cosine}, r"schedule is the class Cosine: pass an instance, Cosine\(\)"),
         ({"schedule": "cosine"}, "schedule is a str, expected a progdist.Schedule"),
-        ({"schedule": DDPMScheduler()}, r"schedule is a DDPMScheduler: give Discrete\(scheduler.alphas_cumprod\)"),
+        (
+            {"schedule": DDPMScheduler()},
+            r"schedule is a DDPMScheduler, expected a progdist.Schedule: pass Discrete\(scheduler.alphas_cumprod\)",
+        ),
         ({"prediction_type": None}, "prediction_type is None, expected a name"),
-        ({"prediction_type": V}, r"prediction_type is .*V'>: give an instance, V\(\)"),
+        ({"prediction_type": V}, r"prediction_type is .*V'>, expected an instance: pass V\(\)"),
         ({"prediction_type": "noise"}, "'noise' is unknown"),
         ({"num_train_timesteps": "1000"}, "num_train_timesteps is '1000', expected a number"),
         ({"num_train_timesteps": 0}, "num_train_timesteps is 0, expected a number from 1"),
@@ -153,8 +156,8 @@ def test_a_subclass_stays_what_it_is() -> None:
 @pytest.mark.parametrize(
     ("got", "message"),
     [
-        (Identity(), "expected a denoiser, got the network Identity: wrap it: progdist.Denoiser"),
-        ("student-0004", "got a str: load its folder first, progdist.load"),
+        (Identity(), "expected a denoiser, got the network Identity: wrap it in progdist.Denoiser"),
+        ("student-0004", "got a str: load its folder with progdist.load"),
         (None, "expected a progdist.Denoiser, got a NoneType"),
     ],
 )

@@ -54,7 +54,7 @@ TABLE_WITHOUT = Discrete.scaled_linear().rescaled()
 @pytest.mark.parametrize("schedule", [*NO_SIGNAL, TABLE_WITHOUT], ids=label)
 def test_a_weighting_that_vanishes_where_sampling_begins_is_refused(schedule: Schedule, output: str) -> None:
     form = schedule, PARAMETERIZATIONS[output]
-    with pytest.raises(UserError, match=r"is .* at t = 1, where sampling begins, and .* at t = 0.5"):
+    with pytest.raises(UserError, match=r"is .* at t = 1, where sampling starts, and .* at t = 0.5"):
         check_weighting("snr", *form)
     with pytest.raises(UserError, match="at t = 1"):
         check_weighting(lambda snr: 1e-6 * snr.clamp(max=5), *form)

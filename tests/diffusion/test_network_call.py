@@ -77,7 +77,7 @@ def test_a_network_that_takes_its_time_first_is_called_so() -> None:
             return x
 
     network = TimeFirst()
-    with pytest.raises(UserError, match="takes its time first"):
+    with pytest.raises(UserError, match="if it takes time first, pass call="):
         Denoiser(network, RectifiedFlow(), "velocity")(torch.randn(4, 12), torch.tensor(0.5))
     denoiser = Denoiser(network, RectifiedFlow(), "velocity", num_train_timesteps=1, call=lambda net, z, t: net(t, z))
     denoiser(torch.randn(4, 12), torch.tensor(0.25))
@@ -121,10 +121,10 @@ def test_a_table_of_timesteps_is_asked_for_its_entries_alone(cast: Callable[[Ten
     torch.testing.assert_close(denoiser(z, t), alpha * z - sigma * v)
     assert denoiser.whole_timesteps
     assert sample(denoiser, z, 100).isfinite().all()
-    with pytest.raises(UserError, match=r"table of 1000, and is asked at 983.375, between two entries"):
+    with pytest.raises(UserError, match=r"table of 1000, but was called at 983.375, between two entries"):
         sample(denoiser, z, 64)
     other = Denoiser(network, Cosine(), "v")  # 1,024 timesteps
-    with pytest.raises(UserError, match="table of 1000, and is asked at 1023: give its num_train_timesteps"):
+    with pytest.raises(UserError, match="table of 1000, but was called at 1023: set its num_train_timesteps"):
         sample(other, z, 4)
 
 

@@ -101,12 +101,12 @@ def test_betas_are_taken_in_any_form(form: Callable[[Any], Any]) -> None:
     ("table", "message"),
     [
         (TABLE[::-1].copy(), "has 0.019899 at 1 after 0.01, expected numbers that fall .* Discrete.from_betas"),
-        ((1.0, 0.5), "begins with 1, .* leave the first one out"),
+        ((1.0, 0.5), "starts with 1, .* drop the first one"),
         ((0.9, 0.5, 1e-8, 1e-8), "has 1e-08 at 3 after 1e-08"),
         ((0.9, math.nan), "has nan at 1"),
         ((), "is empty"),
         ("linear", "is a str, expected numbers"),
-        (np.ones((2, 2)), r"is \(2, 2\), expected one number for each timestep"),
+        (np.ones((2, 2)), r"is \(2, 2\), expected one number per timestep"),
     ],
 )
 def test_what_is_wrong_with_a_table_is_said(table: Any, message: str) -> None:  # noqa: ANN401
@@ -116,7 +116,7 @@ def test_what_is_wrong_with_a_table_is_said(table: Any, message: str) -> None:  
 
 @pytest.mark.parametrize(("most", "least"), [(-20.0, 20.0), (20.0, 20.0), (math.nan, 1.0), ("20", -20.0)])
 def test_bounds_that_are_swapped_or_equal_are_refused(most: Any, least: float) -> None:  # noqa: ANN401
-    with pytest.raises(UserError, match=f"log_snr_max={most} to log_snr_min={least}"):
+    with pytest.raises(UserError, match=f"log_snr_max={most} and log_snr_min={least}"):
         Cosine(most, least)
 
 
@@ -151,7 +151,7 @@ def test_variance_explodes_as_in_edm() -> None:
     assert torch.equal(schedule.network_time(t), schedule.sigma(t))
     assert schedule.noise_scale() == pytest.approx(80, rel=1e-14)
     for bounds in ((80, 0.002), (0, 80), (1, 1), (0.002, math.inf), ("0.002", 80)):
-        with pytest.raises(UserError, match="sigma runs from"):
+        with pytest.raises(UserError, match="expected positive numbers sigma_min < sigma_max, and power > 0"):
             VarianceExploding(*bounds)
 
 
@@ -209,9 +209,9 @@ def test_what_a_network_of_edm_receives() -> None:
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"sigma_min": 0}, "sigma runs from"),
-        ({"power": 0}, "sigma runs from"),
-        ({"sigma_max": math.inf}, "sigma runs from"),
+        ({"sigma_min": 0}, "expected positive numbers sigma_min < sigma_max, and power > 0"),
+        ({"power": 0}, "expected positive numbers sigma_min < sigma_max, and power > 0"),
+        ({"sigma_max": math.inf}, "expected positive numbers sigma_min < sigma_max, and power > 0"),
         ({"sigma_data": 0}, "sigma_data is 0, expected the standard deviation"),
         ({"sigma_data": "1"}, "sigma_data is 1"),
         ({"spacing": "cosine"}, "spacing is 'cosine', expected one of power, angle"),

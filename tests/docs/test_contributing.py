@@ -2,6 +2,8 @@
 
 import json
 import math
+import re
+import tomllib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -58,8 +60,36 @@ def perform_run(recipe: Recipe, out: Path) -> Denoiser:
     "recipe", ["method", "kind of teacher", "schedule", "parameterization", "data source", "sampler", "network"]
 )
 def test_the_guide_names_the_file_of_each_recipe(recipe: str) -> None:
-    heading = next(line for line in GUIDE.splitlines() if line.startswith(f"## A new {recipe} (`"))
+    heading = next(line for line in GUIDE.splitlines() if line.startswith(f"## Add a {recipe} (`"))
     assert (ROOT / "src" / "progdist" / heading.split("`")[1]).is_file()
+
+
+def test_the_layout_names_every_room_and_no_other() -> None:
+    layout = GUIDE.split("## The layout", 1)[1].split("\n\n    tests/", 1)[0]
+    named = set(re.findall(r"^      (\w+)/? ", layout, re.MULTILINE))
+    paths = (ROOT / "src" / "progdist").iterdir()
+    rooms = {path.stem for path in paths if path.suffix == ".py" or (path / "__init__.py").is_file()}
+    assert named == rooms - {"__main__"}
+    for folder in re.findall(r"(\w+)/[ ,;.]", layout.split("_utils/", 1)[1]):
+        assert list((ROOT / "src" / "progdist").glob(f"**/{folder}")), folder
+
+
+def test_the_guide_states_the_layers_that_are_checked() -> None:
+    order = GUIDE.split("Imports go in one direction", 1)[1].split("`")[3]
+    contracts = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]["contracts"]
+    checked = next(contract["layers"] for contract in contracts if contract["type"] == "layers")
+    stated = [set(re.findall(r"\w+", layer)) - {"and"} for layer in order.split("<")]
+    assert stated == [set(re.findall(r"\w+", layer)) for layer in reversed(checked[1:])]
+
+
+def test_every_file_and_function_that_the_guide_names_exists() -> None:
+    named = re.findall(r"`([\w/]+\.py)`(?:: `([\w.]+)`)?", GUIDE)
+    assert len(named) > 20
+    for path, name in named:
+        homes = [ROOT / folder / path for folder in ("src/progdist", "tests/support", ".")]
+        home = next(home for home in homes if home.is_file())
+        for part in name.split("."):
+            assert re.search(rf"\b(def|class) {part}\b", home.read_text()) or not part, (path, name)
 
 
 @dataclass(frozen=True)
@@ -234,7 +264,7 @@ def test_what_a_new_kind_of_teacher_refuses(flow_teacher: Path) -> None:
         open_teacher(str(flow_teacher))
     SCHEDULERS.remove(SAMPLE_FLOW)
     try:
-        with pytest.raises(UserError, match="has scheduler SampleFlowScheduler: expected one of DDPMScheduler"):
+        with pytest.raises(UserError, match="has scheduler SampleFlowScheduler, expected one of DDPMScheduler"):
             open_teacher(str(flow_teacher))
     finally:
         SCHEDULERS.append(SAMPLE_FLOW)

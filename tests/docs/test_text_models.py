@@ -28,7 +28,7 @@ def test_from_captioned_digits_to_a_table(
     section = (ROOT / "docs" / "results" / "text-models.md").read_text().split("## The toy", 1)[1].split("\n## ", 1)[0]
     section = section.replace("\\\n", " ")
     lines = re.findall(r"^    ((?:python|progdist) .*)$", section, re.MULTILINE)
-    commands = [shlex.split(line) for line in lines if " ... " not in line]  # a cut-short line repeats one above
+    commands = [shlex.split(line) for line in lines if " ... " not in line]  # such a line repeats one above
     programs = [command[1] for command in commands]
     judged_twice = ["distill", TABLE] * 2  # one of a guidance range, then one of LoRA
     assert programs == ["examples/train_text_teacher.py", *judged_twice]

@@ -53,9 +53,9 @@ def test_what_cannot_be_evaluated_is_one_line(tiny_model: Callable[..., Denoiser
     model, options = (tiny_model(), 2), SamplingOptions(count=40)
     for data, message in (
         (torch.zeros(9, 8, 8), r"an image is .8, 8., expected .channels, height, width."),
-        (torch.zeros(9, 1, 9, 9), "cannot be framed anew"),
+        (torch.zeros(9, 1, 9, 9), "cannot be reframed"),
         (torch.zeros(9, 1, 8, 8, dtype=torch.uint8), "image 0 is torch.uint8: give numbers from -1 to 1"),
-        (None, "give the data, or a reference"),
+        (None, "require the data, or a reference"),
         (
             torch.linspace(0, 1, 576).reshape(9, 1, 8, 8),
             r"from 0 to 1, expected .*: give 2 . images - 1",
@@ -96,7 +96,7 @@ def test_a_network_of_ones_own_is_sampled_under_the_conditions_of_the_examples()
     other: Any = {"x": images, "brightness": brightness / 2}
     (wrong,) = evaluate(denoiser, other, sampling)
     assert wrong.quality[0].frechet > 0.5
-    with pytest.raises(UserError, match="label applies only to networks of your own"):
+    with pytest.raises(UserError, match="label applies only to your own networks"):
         evaluate("student-0004", images, sampling, label="brightness")
     with pytest.raises(UserError, match="missing a required argument: 'brightness'"):
         evaluate(denoiser, images, sampling)
@@ -115,7 +115,7 @@ def test_options_of_a_call_are_checked_and_named_as_the_call_has_them(tiny_model
     assert SamplingOptions().count == 2048  # as without any
     data = torch.zeros(9, 1, 8, 8)
     for options, message in (
-        (SamplingOptions(count=4), "was trained for any number of steps: give steps, e.g. 256"),
+        (SamplingOptions(count=4), "was trained for any number of steps: set steps, e.g. 256"),
         (SamplingOptions(2, 4, variance=0.5), "variance applies only to method ancestral, not to ddim"),
         (SamplingOptions(2, 4, guidance=-1.0), "model 1: "),
     ):

@@ -110,7 +110,7 @@ def test_published_counts_are_named() -> None:
     found = quality(space, space(data), summarize([space], images), resamples=2)
     assert found.warning is not None
     assert found.frechet_bias is not None
-    assert found.warning.startswith("other weights; published FIDs are of 50,000 samples, and that of 900 is about")
+    assert found.warning.startswith("other weights; published FIDs use 50,000 samples, and that of 900 is about")
     assert found.frechet == pytest.approx(2 * found.frechet_bias, rel=0.4)  # nothing but bias, of the data, too
 
 
@@ -135,7 +135,7 @@ def test_a_distance_that_is_mostly_bias_is_said_to_be() -> None:
     same, far = (quality(space, data, summarize([space], each), resamples=2) for each in (images, images + 0.6))
     assert same.warning is not None
     assert "in pixels features" in same.warning
-    assert "is the bias of 700 samples, which its interval holds, too: use more" in same.warning
+    assert "is the bias of 700 samples, which its interval contains, too: use more" in same.warning
     assert (same.too_few, far.too_few, far.warning) == (True, False, None)
 
 

@@ -150,9 +150,13 @@ def test_mistakes_are_one_line(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "there").mkdir()
     many = SamplingOptions(2, 5000, None, seed=3)
     for out, options, message in (
-        (tmp_path / "a.jpg", OPTIONS, "ends in .jpg: give a name that ends in .png, .npz, .tar, .safetensors"),
+        (
+            tmp_path / "a.jpg",
+            OPTIONS,
+            "ends in .jpg, expected a folder, or a name that ends in .png, .npz, .tar, .safetensors",
+        ),
         (tmp_path / "there", OPTIONS, "choose another folder"),
-        (tmp_path / "a.png", many, "a grid of 5000 images is too large"),
+        (tmp_path / "a.png", many, "a grid has at most 4096 images, got 5000"),
         (tmp_path / "a.npz", SamplingOptions(2, 4, 7, seed=3), "label 7 is out of range"),
     ):
         with pytest.raises(UserError, match=message):

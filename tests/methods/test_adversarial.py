@@ -233,7 +233,7 @@ def test_the_teachers_network_judges(make, trained: bool) -> None:  # noqa: ANN0
 
 
 def test_a_network_without_a_known_middle_is_refused() -> None:
-    with pytest.raises(UserError, match="the middle of a Affine is not known"):
+    with pytest.raises(UserError, match="discriminator teacher requires a network whose middle is known, got a Affine"):
         TeacherFeatures(denoiser(Affine(1, 0)), torch.zeros(2, 1), {}, conditional=False, trained=False)
 
 

@@ -178,10 +178,10 @@ def changed(**what: Any) -> Any:  # noqa: ANN401
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (changed(x=lambda given: given["x"] ** 2), "are found nowhere in the call"),
+        (changed(x=lambda given: given["x"] ** 2), "occur nowhere in the call"),
         (changed(when=lambda given: torch.ones(2)), "given another nothing from step to step"),
         (changed(words=lambda given: given["words"] * given["when"][0]), "given another when, words from step to step"),
-        (changed(when=lambda given: given["when"] ** 2), "no affine function of the scheduler's timestep"),
+        (changed(when=lambda given: given["when"] ** 2), "not an affine function of the scheduler's timestep"),
         (changed(when=lambda given: given["when"] * torch.tensor([1.0, 2.0])), "differs within a batch"),
     ],
 )  # fmt: skip
@@ -194,10 +194,10 @@ def test_what_is_not_understood_is_refused_with_what_was_found(network: Network,
 def test_other_calls_and_outputs_are_refused(network: Network) -> None:
     other, steps = arguments(torch.zeros(3, *SHAPE), 900.0, (2, 5, 3)), steps_of(network, (2, 4))
     twice = [Step(step.calls * 2, step.model_output, step.timestep, step.sample, step.result) for step in steps]
-    with pytest.raises(UserError, match="calls its network 2 times in a step without guidance, expected once"):
+    with pytest.raises(UserError, match="calls its network 2 times per step without guidance, expected once"):
         learn_call(twice, other, 2, 3)
     squared = [Step(step.calls, step.model_output**2, step.timestep, step.sample, step.result) for step in steps]
-    with pytest.raises(UserError, match="in a way that is not known"):
+    with pytest.raises(UserError, match="in an unknown way"):
         learn_call(squared, other, 2, 3)
     odd = {**other, "more": {**other["more"], "places": torch.zeros(7)}}
     with pytest.raises(UserError, match=r"more\.places is \(5,\) for 2 prompts and \(7,\) for 3"):

@@ -86,7 +86,7 @@ def test_classes_without_names_are_numbers(tmp_path: Path) -> None:
 def test_names_that_match_nothing_or_several_are_refused(tmp_path: Path) -> None:
     images = data(tmp_path, cat=1, crane=1)
     for names in (["cat", "dog", "horse"], ["cat", "crane, bird", "crane, machine"]):
-        with pytest.raises(UserError, match="has the classes crane, and the model's are cat, ") as error:
+        with pytest.raises(UserError, match="has the classes crane, but the model's are cat, ") as error:
             fitted(names, images)
         assert len(str(error.value)) < 400
     with pytest.raises(UserError, match=r"the model's are c0, c1, c2, c3, c4, ... \(1,000 in all\)"):
@@ -172,7 +172,7 @@ def test_the_shares_are_kept_with_the_model(tmp_path: Path, model: Model) -> Non
 def test_counts_of_classes_that_no_data_have_are_refused() -> None:
     wrong: list[Any] = [10**400, 10**5000, 2**62, 10**12, -1, -(10**5000), True, 1.5, "3", None]
     for count in wrong:
-        with pytest.raises(UserError, match=r"class_counts of 3 classes are .* for each, up to") as error:
+        with pytest.raises(UserError, match=r"class_counts of 3 classes are .* per class, up to") as error:
             Classes(("a", "b", "c"), shares=(count, 1, 0))
         assert len(str(error.value)) < 200
 
@@ -195,7 +195,7 @@ def test_a_label_is_a_number_or_a_name(model: Model, word: int | str, label: int
         ("7", "0 to 2"),
         (-1, "0 to 2"),
         ("none", "is the null class"),
-        ("", "is no class"),
+        ("", "is not a class"),
     ],
 )
 def test_a_label_that_is_no_class(model: Model, word: int | str, message: str) -> None:
@@ -223,10 +223,10 @@ def test_texts_beside_examples_are_matched_by_name(tiny_model: Callable[..., Den
     (record,) = evaluate((denoiser, 2), images, options, notify=notes.append)
     assert record.quality[0].frechet == pytest.approx(0, abs=1e-4)
     assert [note for note in notes if "matched by name, Fly is 0, bee is 3" in note]
-    with pytest.raises(UserError, match="data has the classes dog, and the model's are fly, emu, cat, bee"):
+    with pytest.raises(UserError, match="data has the classes dog, but the model's are fly, emu, cat, bee"):
         evaluate((denoiser, 2), [*images, (images[0][0], "dog")], options)
     evaluate((denoiser, 2), [(image, [0.5, 1]) for image, _ in images], options, notify=notes.append)
-    assert "example 0 has a list of 2 for a label, which is no class: read without labels" in notes
+    assert "example 0 has a list of 2 for a label, which is not a class: read without labels" in notes
 
 
 def test_what_load_gives_keeps_null_class_names_and_shares(tiny_model: Callable[..., Denoiser], tmp_path: Path) -> None:
@@ -297,7 +297,7 @@ def test_the_null_class_is_taken_where_it_is_clear_and_told(
     classes, notes = Classes(tuple(names.split()), shares=shares), list[str]()
     how: dict[str, Any] = {"negative": None, "data_classes": data_classes, "notify": notes.append}
     if null is None:
-        with pytest.raises(UserError, match=r"guidance requires the null class.*--set conversion.null_class=N"):
+        with pytest.raises(UserError, match=r"guidance requires a null class.*--set conversion.null_class=N"):
             classes.for_guidance(null_class=None, **how)
         assert not notes
     else:
@@ -314,5 +314,5 @@ def test_a_class_of_the_data_is_no_null_class_after_they_are_matched() -> None:
     images = Images("data", 2, lambda index: torch.zeros(1, 2, 2), torch.tensor([0, 1]), ("cat", "emu"))
     classes = Classes(("cat", "dog", "emu", "fox"))
     data = classes.fitted(images, lambda text: None)
-    with pytest.raises(UserError, match="requires the null class"):
+    with pytest.raises(UserError, match="requires a null class"):
         classes.of_data(data).for_guidance(negative=None, null_class=None, data_classes=len(data.classes))

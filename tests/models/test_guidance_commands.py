@@ -71,7 +71,8 @@ def test_the_class_that_stands_for_none_is_not_sampled(
     assert converted.conditioning.shares == (*shares, 0)
     drawn = SamplingOptions(2, 1797).labels_of(converted)
     assert np.bincount(drawn, minlength=11).tolist() == [*shares, 0]
-    with pytest.raises(UserError, match="the teacher has no classes, so there is nothing to guide: remove guidance"):
+    message = "guidance requires a teacher with classes or prompts, and it has neither: remove guidance"
+    with pytest.raises(UserError, match=message):
         with_guidance(run.context.plan, replace(opened, model=replace(opened.model, conditioning=Conditioning())))
     for null, labels in ((10, [*range(10), *range(6)]), (1, [0, *range(2, 11), 0, *range(2, 7)])):
         model, folder = with_null_class(converted, null), tmp_path / f"null{null}"

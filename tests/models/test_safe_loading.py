@@ -79,7 +79,7 @@ def test_weights_that_are_not_finite_are_named(tmp_path: Path, number: float) ->
     for command in ("doctor", "distill"):
         result = call(command, folder, "--data", "digits")
         assert result.exit_code == 2
-        assert "1 of the 72 numbers of conv_in.weight are not finite" in result.stderr
+        assert "1 of the 72 values of conv_in.weight are not finite" in result.stderr
 
 
 def test_an_autoencoder_and_an_own_folder_of_not_finite_weights(
@@ -191,7 +191,7 @@ SIZES = {
                 "addition_time_embed_dim": 8,
                 "projection_class_embeddings_input_dim": 64,
             },
-            "takes encoder_hidden_states, text_embeds, time_ids, and a StableDiffusionPipeline gives it encoder_hidden",
+            "takes encoder_hidden_states, text_embeds, time_ids, but a StableDiffusionPipeline passes encoder_hidden",
         ),
         (
             "StableDiffusionPipeline",
@@ -274,7 +274,7 @@ def test_a_pipeline_that_passes_latents_mean_over(tmp_path: Path) -> None:
     numbers = {"latents_mean": [0.0] * 4, "latents_std": [2.0] * 4}
     folder = WRITERS["StableDiffusionPipeline"](tmp_path / "sd")
     change(folder / "vae" / "config.json", **numbers)
-    with pytest.raises(UserError, match="latents_mean and latents_std, which a StableDiffusionPipeline passes over"):
+    with pytest.raises(UserError, match="latents_mean and latents_std, which a StableDiffusionPipeline ignores"):
         open_teacher(str(folder))
     dit = save_dit(tmp_path / "dit")
     change(dit / "vae" / "config.json", **numbers)
@@ -300,5 +300,5 @@ def test_an_autoencoder_of_other_latents(tmp_path: Path) -> None:
         down_block_types=("DownEncoderBlock2D",) * 2,
         up_block_types=("UpDecoderBlock2D",) * 2,
     ).save_pretrained(folder / "vae")
-    with pytest.raises(UserError, match="takes 4 channels, and the latents of its vae/ have 3"):
+    with pytest.raises(UserError, match="takes 4 channels, but the latents of its vae/ have 3"):
         open_teacher(str(folder))

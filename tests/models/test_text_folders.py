@@ -197,7 +197,7 @@ def test_links_within_a_folder_and_the_cache_of_the_hub_work(tmp_path: Path) -> 
     for place in (tmp_path, cache, cache / "snapshots" / "4567cdef"):
         place.mkdir(exist_ok=True)
         (snapshot / "tokenizer" / "other.json").symlink_to(secret(place))
-        with pytest.raises(UserError, match="outside of"):
+        with pytest.raises(UserError, match=r"is a link to .*, outside "):
             open_teacher(str(snapshot))
         (snapshot / "tokenizer" / "other.json").unlink()
 
@@ -209,7 +209,7 @@ def test_a_folder_that_is_named_as_the_cache_is_gets_nothing_more(parent: str, t
     for place in (tmp_path, folder.parent, folder.parent.parent / "blobs"):
         place.mkdir(exist_ok=True)
         (folder / "tokenizer" / "other.json").symlink_to(secret(place))
-        with pytest.raises(UserError, match="outside of"):
+        with pytest.raises(UserError, match=r"is a link to .*, outside "):
             open_teacher(str(folder))
         (folder / "tokenizer" / "other.json").unlink()
 

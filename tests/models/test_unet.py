@@ -62,8 +62,8 @@ def test_a_network_describes_its_data() -> None:
     [
         ({"image": (1, 9, 9)}, "divisible by 2"),
         ({"width": 10}, "groups"),
-        ({"width": 2, "groups": 1}, "too small"),
-        ({"attention": (5,)}, "resolutions are"),
+        ({"width": 2, "groups": 1}, "width is 2, expected an even number of at least 4"),
+        ({"attention": (5,)}, "expected some of the network's resolutions"),
     ],
 )
 def test_sizes_that_do_not_fit(change: dict[str, object], message: str) -> None:

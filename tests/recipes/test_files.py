@@ -42,7 +42,7 @@ def test_shipped_recipes_are_valid(name: str) -> None:
         ("distill.updates=many", "distill.updates"),
         ("distill.updates=0", "distill: updates is 0, expected at least 1"),
         ("distill.start=12", "does not reach 1"),
-        ("distill.chain=[8, 3]", "no multiple of 3"),
+        ("distill.chain=[8, 3]", "not a multiple of 3"),
         ("noise.kind=cosin", "use one of cosine"),
         ("evaluate.features=[]", "at least one"),
         ("distill.chain=[]", "at least 2"),

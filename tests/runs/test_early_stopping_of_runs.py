@@ -68,4 +68,4 @@ def test_too_few_images_to_hold_any_out(tmp_path: Path, tiny_recipe: Path) -> No
     arguments = ["run", str(tiny_recipe), "--out", str(tmp_path / "r"), "--set", "distill.stop.held_out=1797"]
     result = CliRunner().invoke(app, arguments)
     assert result.exit_code == 2
-    assert "1797 cannot be held out" in result.stderr
+    assert "cannot hold out 1797" in result.stderr

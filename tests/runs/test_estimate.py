@@ -56,7 +56,7 @@ def test_a_dry_run_needs_no_data_where_the_recipe_says_enough(tmp_path: Path, ti
     assert "3x16x16, 7 classes" in result.output
     result = call("run", tiny_recipe, "--dry-run", "--set", "data.source=folder:/not/there")
     assert result.exit_code == 2
-    assert "is no folder" in result.stderr
+    assert "is not a folder" in result.stderr
 
 
 @pytest.mark.parametrize(
@@ -65,10 +65,10 @@ def test_a_dry_run_needs_no_data_where_the_recipe_says_enough(tmp_path: Path, ti
         (["evaluate.metrics=[clip_score]"], "clip_score requires captions"),
         (["distill.weighting=snr"], "the weighting is 2.1e-09 at t = 1"),
         (["evaluate.reference={inception: a.npz}"], "reference inception=a.npz is not used by any metric"),
-        (["data.size=16", "data.channels=3"], "features 'digits' are of images (1, 8, 8)"),
+        (["data.size=16", "data.channels=3"], "features 'digits' require images of (1, 8, 8)"),
         (["data.source=npz:plain.npz", "network.class_conditional=true"], "plain.npz has no labels"),
         (["data.source=npz:plain.npz", "data.classes=3"], "data.classes is 3, but"),
-        (["data.source=folder:/not/there"], "is no folder"),
+        (["data.source=folder:/not/there"], "is not a folder"),
         (["distill.stop={held_out: 5000}"], "5000"),
         (["evaluate.guidance=3"], "evaluate.guidance 3 has no effect"),
         (["evaluate.cuda_graphs=true"], "cuda_graphs"),

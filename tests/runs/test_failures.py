@@ -24,7 +24,7 @@ def test_images_of_another_size_are_reported(tiny_recipe: Path, tmp_path: Path) 
     for index, size in enumerate([(8, 8), (8, 8), (9, 9)]):
         Image.new("L", size, index).save(tmp_path / f"{index}.png")
     result = call("run", tiny_recipe, "--out", tmp_path / "run", "--set", f"data.source=folder:{tmp_path}")
-    refused(result, "2.png" if "2.png" in result.stderr else "image 2", "give a size")
+    refused(result, "2.png" if "2.png" in result.stderr else "image 2", "set a size")
 
 
 def test_a_full_disk_loses_nothing(tiny_recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -58,6 +58,7 @@ def test_weights_that_cannot_be_written_are_reported(tiny_recipe: Path, tmp_path
     assert sorted(path.name for path in (tmp_path / "run").glob("[!.]*")) == [
         "data.json",
         "data_features",
+        "ended.json",
         "metrics.jsonl",
         "recipe.yaml",
         "report.html",

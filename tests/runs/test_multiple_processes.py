@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 
 from progdist.data.shards import TensorShards
 from support.commands import call, read_records, refused, succeeds
-from support.processes import CPU_ENVIRONMENT, TORCHRUN, count_updates, wait_for
+from support.processes import CPU_ENVIRONMENT, count_updates, start_run, wait_for
 
 pytestmark = pytest.mark.slow
 
@@ -94,10 +94,10 @@ def test_more_processes_make_the_same_run(recipe: Path, alone: Path, tmp_path: P
 def test_a_crash_ends_all_and_another_number_continues(recipe: Path, alone: Path, tmp_path: Path) -> None:
     """Two processes of which one is killed, then one to the end."""
     out = tmp_path / "run"
-    process = launch((*TORCHRUN, "2"), recipe, out)
+    process = start_run(recipe, out, ranks=2)
     wait_for(process, lambda: count_updates(out) > 12)
     psutil.Process(process.pid).children()[-1].kill()
-    code, _, errors = finish(process)
+    code, errors = process.finish()
     assert code != 0
     assert "Signal 9 (SIGKILL)" in errors
     latest = max(int(path.stem) for path in (out / "checkpoints" / "teacher").glob("*.json"))
@@ -112,21 +112,20 @@ def test_a_crash_ends_all_and_another_number_continues(recipe: Path, alone: Path
 
 def test_a_signal_to_the_launcher_keeps_the_update(recipe: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
-    process = launch((*TORCHRUN, "2"), recipe, out)
+    process = start_run(recipe, out, ranks=2)
     wait_for(process, lambda: count_updates(out) > 7)
     process.send_signal(signal.SIGTERM)
-    _, _, errors = finish(process)
+    _, errors = process.finish()
     assert errors.count("progdist: stopped by SIGTERM") == 1
     latest = max(int(path.stem) for path in (out / "checkpoints" / "teacher").glob("*.json"))
     assert latest == count_updates(out)
 
 
 def test_a_mistake_is_reported_once(recipe: Path, tmp_path: Path) -> None:
-    arguments = [sys.executable, *TORCHRUN, "2", "-m", "progdist", "run", str(recipe), "--set", "data.source=nothing"]
-    result = subprocess.run([*arguments, "--out", str(tmp_path / "run")], capture_output=True, text=True, timeout=1200)
-    assert result.returncode != 0
-    assert result.stderr.count("progdist: data source 'nothing' is unknown") == 1
-    assert "process 1: " not in result.stderr
+    code, errors = start_run(recipe, tmp_path / "run", "--set", "data.source=nothing", ranks=2).finish()
+    assert code != 0
+    assert errors.count("progdist: data source 'nothing' is unknown") == 1
+    assert "process 1: " not in errors
 
 
 def test_sharded_training_is_the_same_and_what_it_writes_is_whole(recipe: Path, tmp_path: Path) -> None:
@@ -134,10 +133,10 @@ def test_sharded_training_is_the_same_and_what_it_writes_is_whole(recipe: Path, 
     settings = ("--set", "teacher.ema=0", "--set", "teacher.checkpoint_every=5")
     succeeds("run", recipe, "--out", tmp_path / "alone", *settings)
     out = tmp_path / "run"
-    process = launch((*TORCHRUN, "2"), recipe, out, *settings, "--shard")
+    process = start_run(recipe, out, *settings, "--shard", ranks=2)
     wait_for(process, lambda: count_updates(out) > 24)
     process.send_signal(signal.SIGTERM)
-    _, _, errors = finish(process)
+    _, errors = process.finish()
     assert "stopped by SIGTERM" in errors
     assert difference(weights(tmp_path / "alone", "teacher"), weights(out, "teacher")) < 3e-5
     assert list((out / "checkpoints" / "student-0004").glob("*.json"))

@@ -78,7 +78,10 @@ def test_the_whole_command(stock: SaveStock, tmp_path: Path, teacher: str) -> No
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("--data", "digits", "--guidance", 2), "the teacher has no classes, so there is nothing to guide"),
+        (
+            ("--data", "digits", "--guidance", 2),
+            "guidance requires a teacher with classes or prompts, and it has neither",
+        ),
         (("--data", "digits", "--steps", 3), "does not divide"),
         (
             ("--data", "digits", "--set", "distill.chain=[6, 3]", "--set", "distill.stages={}"),
@@ -136,8 +139,8 @@ def test_a_distilled_teacher_starts_at_its_own_steps(tiny_model: Callable[..., A
     assert description["lineage"] == [16, 8]
     for more, message in (
         (("--steps", 3), "distilled for 8 steps"),
-        (("--set", "distill.chain=[16, 8, 4]"), "distilled for 8 steps and the chain starts at 16"),
-        (("--guidance", 2), "a distilled teacher knows only its own"),
+        (("--set", "distill.chain=[16, 8, 4]"), "distilled for 8 steps, but the chain starts at 16"),
+        (("--guidance", 2), "guidance requires a teacher for all times"),
     ):
         result = call("distill", tmp_path / "student", "--data", "digits", "--out", tmp_path / "no", *SHORT, *more)
         assert result.exit_code == 2, result.output
@@ -168,7 +171,7 @@ def test_guidance_never_takes_a_real_class_for_none(stock: SaveStock, tmp_path: 
     folder, arguments = stock(classes=10), ("--data", "digits", "--out", tmp_path / "out", *SHORT, *UNTRAINED)
     result = call("distill", folder, *arguments, "--guidance", 2)
     assert result.exit_code == 2, result.output
-    assert "give it with --set conversion.null_class=N" in result.stderr
+    assert "set it with --set conversion.null_class=N" in result.stderr
     assert not (tmp_path / "out").exists()
     assert call("distill", folder, *arguments, "--guidance", 2, "--set", "conversion.null_class=9").exit_code == 0
 

@@ -203,7 +203,7 @@ def test_doctor_says_what_was_learned_and_verified(wan: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--call", "frames=9"], "--call frames: a WanPipeline takes no such argument: it takes"),
+        (["--call", "frames=9"], "--call frames: a WanPipeline has no such argument: use one of"),
         (["--call", "prompt=a"], "--call prompt has no effect"),
         (["--call", "output_type=latent"], "--call output_type has no effect"),
         (["--call", "height"], "expected name=value, e.g. --call num_frames=25"),
@@ -281,15 +281,15 @@ def test_a_part_of_another_library_is_refused(wan: Path, tmp_path: Path) -> None
     shutil.copytree(wan, folder)
     index = json.loads((folder / "model_index.json").read_text())
     for part, expected in {
-        "text_encoder": "of diffusers or transformers: code of a folder is never run",
-        "transformer": "which is no network, scheduler, tokenizer or processor",
+        "text_encoder": "of diffusers or transformers: code in a folder is never run",
+        "transformer": "expected a network, scheduler, tokenizer or processor",
     }.items():
         (folder / "model_index.json").write_text(json.dumps({**index, part: ["my_code", "Encoder"]}))
         with pytest.raises(UserError, match=expected):
             study(folder, arguments_of("WanPipeline"))
     for other in (["diffusers", "DiffusionPipeline"], ["transformers", "Trainer"], ["transformers", "AutoTokenizer"]):
         (folder / "model_index.json").write_text(json.dumps({**index, "tokenizer": other}))
-        with pytest.raises(UserError, match="is no network, scheduler, tokenizer or processor"):
+        with pytest.raises(UserError, match="expected a network, scheduler, tokenizer or processor"):
             study(folder, arguments_of("WanPipeline"))
     (folder / "model_index.json").write_text(json.dumps(index))
     (folder / "text_encoder" / "model.safetensors").rename(folder / "text_encoder" / "pytorch_model.bin")
@@ -343,7 +343,7 @@ def test_pictures_of_images_videos_and_sounds() -> None:
         picture = pictures(made)
         assert picture.shape == shape
         assert picture.abs().max() <= 1
-    with pytest.raises(UserError, match="cannot be shown"):
+    with pytest.raises(UserError, match="cannot show the result of a pipeline"):
         pictures(Made())
 
 

@@ -11,6 +11,7 @@ from progdist._utils.errors import UserError
 from progdist._utils.signals import RESUME
 from progdist.cli.progress import Terminal
 from progdist.runs.folder import RunFolder
+from progdist.runs.listing import FAILED, FINISHED, STOPPED, runs_in
 from progdist.training.callbacks import Progress
 from support.commands import SHORT_EVALUATION, call, succeeds
 
@@ -57,6 +58,9 @@ def test_what_is_said_of_a_training_that_stopped(
         patch.setattr(Terminal, "progress", progress)
         result = call(*words)
     assert (result.exit_code, result.stderr) == (code, f"progdist: {said}\n")
+    (listed,) = runs_in(out)
+    assert (listed.state, listed.place) == (STOPPED if "SIG" in said else FAILED, f"teacher at {kept}")
+    assert bool(listed.reason) == (listed.state == FAILED)
     assert f"teacher: stopped at update {kept} of 12\n" in result.stdout
     assert "trained in" not in result.stdout
     assert RunFolder(out).checkpoints("teacher").latest_update() == kept
@@ -65,3 +69,4 @@ def test_what_is_said_of_a_training_that_stopped(
     if code == 130:
         assert "teacher: trained in" in succeeds(*words).stdout
         assert "stopped at" not in (out / "report.html").read_text()
+        assert [listed.state for listed in runs_in(out)] == [FINISHED]

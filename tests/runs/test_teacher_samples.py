@@ -1,10 +1,7 @@
 """Runs without a data set: the teacher's own samples, made once."""
 
 import json
-import os
 import signal
-import subprocess
-import sys
 from collections.abc import Mapping
 from copy import deepcopy
 from pathlib import Path
@@ -28,7 +25,7 @@ from progdist.teachers.open import open_teacher
 from progdist.teachers.own import load
 from support.commands import SHORT_EVALUATION, SilentCallback, call, refused, succeeds
 from support.latent import SAVE, save_dit
-from support.processes import CPU_ENVIRONMENT, TORCHRUN, start_run, wait_for
+from support.processes import start_run, wait_for
 from support.stock import SaveStock, load_ddim, load_unet, stock_samples
 from support.text import PROMPTS, WRITERS, write_sd
 from support.text_transformers import TRANSFORMER_WRITERS, call_words
@@ -100,7 +97,7 @@ def test_guided_samples_of_classes(stock: SaveStock, tmp_path: Path) -> None:
     assert run.context.recipe.data.steps == 8  # the chain's first count, which is below 64
     assert run.context.teacher
     assert run.context.teacher.model.conditioning.shares == (2, 2, *[1] * 8, 0)
-    with pytest.raises(UserError, match="guidance requires the null class"):
+    with pytest.raises(UserError, match="guidance requires a null class"):
         opened(folder, tmp_path / "unclear", {"source": "teacher:12"}, "conversion.guidance=3")
 
 
@@ -142,7 +139,7 @@ def test_prompts_take_the_place_of_pairs(tmp_path: Path) -> None:
     run, samples = made(folder, tmp_path / "run", data, "conversion.guidance=3")
     assert labels_of(run).tolist() == [0, 1, 0, 0, 1]
     assert run.context.images.classes == tuple(PROMPTS[:2])
-    assert run.context.images.remarks() == [f"{tmp_path}/p.txt: 2 blank lines passed over"]
+    assert run.context.images.remarks() == [f"{tmp_path}/p.txt: skipped 2 blank lines"]
     model = open_teacher(str(folder)).model
     assert isinstance(model.conditioning, Prompts)
     encode = model.conditioning.encoder()
@@ -299,10 +296,10 @@ def test_a_run_killed_while_it_samples_ends_the_same(recipe: Path, tmp_path: Pat
 def test_two_processes_make_the_samples_of_one(recipe: Path, tmp_path: Path) -> None:
     """Each its own shards, which are one batch wherever they are made."""
     assert start_run(recipe, tmp_path / "one").finish()[0] == 0
-    words = [sys.executable, *TORCHRUN, "2", "-m", "progdist", "run", str(recipe), "--out", str(tmp_path / "two")]
-    done = subprocess.run(words, env=os.environ | CPU_ENVIRONMENT, capture_output=True, text=True, timeout=1800)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.count("Report:") == 1
+    two = start_run(recipe, tmp_path / "two", ranks=2)
+    code, errors = two.finish()
+    assert code == 0, errors
+    assert two.output.count("Report:") == 1
     assert len(shards_of(tmp_path / "one")) == 24
     assert shards_of(tmp_path / "two") == shards_of(tmp_path / "one")
 

@@ -20,7 +20,7 @@ from progdist.training.state import State
 from support.commands import SilentCallback
 from support.text import WRITERS, write_sd
 from support.text_runs import distilled
-from support.training import flat_weights
+from support.training import flat_weights, storages
 
 SLOW = pytest.mark.slow
 
@@ -56,12 +56,6 @@ def test_a_lora_file_for_the_stock_pipeline(kind: str, pairs: Path) -> None:
     assert not torch.equal(flat_weights(base.denoiser.network), flat_weights(student.denoiser.network))
     pipeline = getattr(diffusers, kind).from_pretrained(place)
     pipeline.load_lora_weights(out / "student-0004")
-
-
-def storages(*networks: torch.nn.Module) -> int:
-    """Bytes of all that the networks hold, shared ones once."""
-    tensors = [tensor for network in networks for tensor in (*network.parameters(), *network.buffers())]
-    return sum({each.untyped_storage().data_ptr(): each.untyped_storage().nbytes() for each in tensors}.values())
 
 
 @SLOW

@@ -16,7 +16,7 @@ SLOW = pytest.mark.slow
     ("words", "said"),
     [
         (("--guidance", "8:1"), "guidance is 8 to 1, expected a positive scale, or a range with low < high"),
-        (("--guidance", "3:3"), "is no range"),
+        (("--guidance", "3:3"), "is not a range"),
         (("--guidance", "1:2:3"), "--guidance 1:2:3: expected a number"),
         (("--guidance", "much"), "--guidance much: expected a number"),
         (("--negative", "a smudge"), "negative requires conversion.guidance"),
@@ -24,7 +24,7 @@ SLOW = pytest.mark.slow
             ("--guidance", "1:8", "--set", "conversion.null_class=1"),
             "conversion.null_class applies only to class-conditional",
         ),
-        (("--data", "digits"), "the model makes images of prompts, and digits has no captions"),
+        (("--data", "digits"), "the model requires prompts, and digits has no captions"),
         (("--guidance", "1:8", "--lora", "2"), "lora requires a single guidance scale"),
         (("--lora", "2", "--set", "distill.lora_rank=2"), "lora is the rank of every stage: remove distill.lora_rank"),
     ],
@@ -40,13 +40,13 @@ def test_mistakes_are_one_line(words: tuple[str, ...], said: str, pairs: Path) -
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (("--guidance", "1:8"), "the teacher has no classes, so there is nothing to guide"),
-        (("--guidance", "2", "--negative", "a smudge"), "conversion.negative is a prompt"),
+        (("--guidance", "1:8"), "guidance requires a teacher with classes or prompts, and it has neither"),
+        (("--guidance", "2", "--negative", "a smudge"), "conversion.negative applies only to text-to-image teachers"),
         (
             ("--lora", "2"),
             "lora requires a pipeline that has load_lora_weights, and the teacher is no model of prompts",
         ),
-        ((), "holds captions, and the teacher takes none"),
+        ((), "holds captions, but the teacher takes none"),
     ],
 )
 def test_captions_are_refused_where_they_have_no_effect(

@@ -152,5 +152,5 @@ def test_a_later_format_is_told_as_such(tiny_model: Build, tmp_path: Path, found
 def test_a_run_in_place_of_a_model_is_told_which_it_has(finished: tuple[Path, Result]) -> None:
     run, _ = finished
     for wrong in (run, run / "student-0064"):
-        with pytest.raises(UserError, match=rf"no model folder .* give one of {run / 'student-0001'}, "):
+        with pytest.raises(UserError, match=rf"not a model folder .* give one of {run / 'student-0001'}, "):
             load(wrong)

@@ -17,6 +17,7 @@ import safetensors
 import torch
 from torch import Tensor
 
+from lora_formats import student_rows
 from progdist import UserError
 from progdist._utils.files import read_json, read_tensors
 from progdist.diffusion.sampler import time_grid
@@ -25,8 +26,9 @@ from progdist.methods.guidance import Fixed
 from progdist.models.model import LoraWeights, Model
 from progdist.models.pipelines import PIPELINES
 from progdist.students.comfyui import GRAPHS, workflow
+from progdist.students.file_header import architecture
 from progdist.students.folder import save
-from progdist.students.lora_export import architecture, export_lora, header, licence
+from progdist.students.lora_export import export_lora, header
 from progdist.students.lora_formats import FORMATS, converted
 from progdist.students.visited_times import flow_times, plain, visited_times
 from progdist.teachers.flow import flow_scheduler
@@ -196,13 +198,31 @@ def test_the_command(form: str, student_of: Callable[[str], Model], tmp_path: Pa
     assert not list(tmp_path.rglob("*.partial"))
 
 
+@pytest.mark.parametrize("name", ["StableDiffusionPipeline", "StableDiffusionXLPipeline"])
+def test_every_format_makes_the_students_latents(name: str, student_of: Callable[[str], Model], tmp_path: Path) -> None:
+    """The stock pipeline of the base with each file, and that of the student's folder, in four steps."""
+    model = student_of(name)
+    assert model.lora is not None
+    save(model, tmp_path / "student")
+    found = [row.split(" | ") for row in student_rows(tmp_path / "student", tmp_path, PROMPTS[:2])]
+    layers = len(model.lora.weights) // 2
+    assert [(row[1], row[4]) for row in found] == [(form, f"{layers} of {layers}") for form in FORMATS]
+    assert all(float(row[5]) <= 1e-4 for row in found)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ((), "expected either --onnx FILE or --lora-format FORMAT --out FILE"),
-        (("--onnx", "a.onnx", "--lora-format", "kohya"), "expected either --onnx FILE or --lora-format"),
-        (("--onnx", "a.onnx", "--out", "a.safetensors"), "--out requires --lora-format"),
-        (("--onnx", "a.onnx", "--workflow", "a.json"), "--workflow requires --lora-format"),
+        (
+            (),
+            "expected one of --onnx FILE, --single-file FILE, or --lora-format FORMAT --out FILE, or --push OWNER/NAME",
+        ),
+        (
+            ("--onnx", "a.onnx", "--lora-format", "kohya"),
+            "expected one of --onnx FILE, --single-file FILE, or --lora-format",
+        ),
+        (("--onnx", "a.onnx", "--out", "a.safetensors"), "--out applies only to --lora-format"),
+        (("--onnx", "a.onnx", "--workflow", "a.json"), "--workflow applies only to --lora-format"),
         (("--lora-format", "kohya", "--steps", "4", "--out", "a.safetensors"), "--steps applies only to --onnx"),
         (("--lora-format", "a1111", "--out", "a.safetensors"), "expected one of diffusers, kohya, comfyui"),
         (("--lora-format", "kohya"), "--lora-format requires --out FILE"),
@@ -236,27 +256,6 @@ def test_a_workflow_of_no_node_is_refused(student_of: Callable[[str], Model]) ->
     other = replace(model, conditioning=replace(model.conditioning, index=index))
     with pytest.raises(UserError, match="--workflow is not written for SanaPipeline"):
         workflow(other, visited_times(model), "a.safetensors")
-
-
-@pytest.mark.parametrize(
-    ("card", "expected"),
-    [
-        (CARD, "creativeml-openrail-m"),
-        (
-            "---\nlicense: other\nlicense_name: flux-1-dev-non-commercial-license\n---\n",
-            "flux-1-dev-non-commercial-license",
-        ),
-        ("---\nlicense: other\n---\n", "other"),
-        ("# license: mit\n", None),
-        ("---\ntags: []\n---\nlicense: mit\n", None),
-        ("---\nlicense: mit\n", None),
-        ("\x00\x01", None),
-    ],
-)
-def test_the_licence_of_a_base(card: str, expected: str | None, tmp_path: Path) -> None:
-    (tmp_path / "README.md").write_text(card)
-    assert licence(str(tmp_path)) == expected
-    assert licence("hub:owner/name") is None
 
 
 @pytest.mark.parametrize("name", ["FluxPipeline", "StableDiffusionXLPipeline", "WanPipeline"])

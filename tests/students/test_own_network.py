@@ -140,7 +140,7 @@ def test_code_of_ones_own_is_given_again(parts: dict[str, Any], what: str, tmp_p
     ours = Denoiser(perturbed(Net()), **{"schedule": Cosine(), "prediction_type": "v"} | parts)
     save(ours, tmp_path / "model")
     (part,) = parts
-    with pytest.raises(UserError, match=rf"was saved with a {part} of your own, .*{what}.*: give it, {part}="):
+    with pytest.raises(UserError, match=rf"was saved with your own {part}, .*{what}.*: pass it as {part}="):
         load(tmp_path / "model", Net())
     assert same_samples(ours, load(tmp_path / "model", Net(), **parts))
     save(Denoiser(Net(), Cosine(), "v"), tmp_path / "plain")
@@ -158,11 +158,11 @@ def test_what_cannot_be_kept_or_read_is_one_line(tmp_path: Path, tiny_model: Cal
         save(Scaled(Net(), Cosine(), "v"), tmp_path / "scaled")
     folder = tmp_path / "model"
     save(Denoiser(Net(), Cosine(), "v"), folder)
-    with pytest.raises(UserError, match=r"network of your own, .*\.Net: load it from Python with one"):
+    with pytest.raises(UserError, match=r"your own network, .*\.Net: load it from Python with an instance"):
         load(folder)
-    with pytest.raises(UserError, match=r"the Net given does not fit .*: a.bias is of \(16,\) in the folder and of"):
+    with pytest.raises(UserError, match=r"the given Net does not fit .*: a.bias is of \(16,\) in the folder and of"):
         load(folder, Net(8))
-    with pytest.raises(UserError, match="the Odd given does not fit"):
+    with pytest.raises(UserError, match="the given Odd does not fit"):
         load(folder, Odd())
     with pytest.raises(UserError, match=r"a.bias is of \(16,\) in the folder and missing in the network"):
         load(folder, nn.Sequential(nn.Linear(1, 1)))
@@ -171,7 +171,7 @@ def test_what_cannot_be_kept_or_read_is_one_line(tmp_path: Path, tiny_model: Cal
         UserError, match=r"network has no effect: .* holds a diffusers network, which needs no network="
     ):
         load(tmp_path / "stock", Net())
-    refused(call("sample", folder, "--out", tmp_path / "a.png"), "network of your own")
+    refused(call("sample", folder, "--out", tmp_path / "a.png"), "your own network")
 
 
 @pytest.mark.parametrize(
@@ -227,11 +227,11 @@ def test_a_diffusers_folder_is_loaded_as_the_teacher_it_is(tmp_path: Path) -> No
     torch.testing.assert_close(teacher.output(x, torch.full((2,), 499.0)), expected)
     with pytest.raises(UserError, match=r"network has no effect: .* is a diffusers pipeline"):
         load(tmp_path / "teacher", Net())
-    with pytest.raises(UserError, match="no model folder"):
+    with pytest.raises(UserError, match="not a model folder"):
         progdist.load(tmp_path)
 
 
 def test_a_class_in_place_of_a_network_is_told(tmp_path: Path) -> None:
     save(Denoiser(Net(), Cosine(), "v"), tmp_path / "own")
-    with pytest.raises(UserError, match=r"network is the class Net: give an instance, Net\(\.\.\.\)"):
+    with pytest.raises(UserError, match=r"network is the class Net: pass an instance, Net\(\.\.\.\)"):
         load(tmp_path / "own", Net)  # pyright: ignore[reportArgumentType]

@@ -53,13 +53,14 @@ def succeeds_in(program: typer.Typer, *arguments: object) -> Result:
 
 
 def refused(result: Result, *fragments: str) -> None:
-    """Exit code 2 and one line on standard error that holds the fragments; no traceback."""
+    """Exit code 2, and one line at the end of standard error that holds the fragments; no traceback."""
     assert result.exit_code == 2, result.output
     assert isinstance(result.exception, SystemExit)
-    assert result.stderr.count("\n") == 1
-    assert result.stderr.startswith("progdist: ")
+    *phases, line = result.stderr.splitlines()
+    assert line.startswith("progdist: ")
+    assert not [each for each in phases if each.startswith(("progdist: ", "Traceback"))]
     for fragment in fragments:
-        assert fragment in result.stderr, result.stderr
+        assert fragment in f"{line}\n", result.stderr
 
 
 def read_records(run: Path, file: str) -> list[dict[str, Any]]:

@@ -100,15 +100,15 @@ def autoencoder(**more: Any) -> AutoencoderKL:  # noqa: ANN401
     ).eval()
 
 
-def write_sd(place: Path, prompts: Sequence[str] = PROMPTS, **scheduler: Any) -> Path:  # noqa: ANN401
-    """A StableDiffusionPipeline of 8x8 images in latents of 4x4."""
+def write_sd(place: Path, prompts: Sequence[str] = PROMPTS, width: int = 16, **scheduler: Any) -> Path:  # noqa: ANN401
+    """A StableDiffusionPipeline of 8x8 images in latents of 4x4, with a text encoder of some width."""
     torch.manual_seed(0)
     words = tokenizer(prompts)
     StableDiffusionPipeline(
         vae=autoencoder(),
-        text_encoder=CLIPTextModel(text_config(words, 16)).eval(),
+        text_encoder=CLIPTextModel(text_config(words, width)).eval(),
         tokenizer=words,
-        unet=network(16),
+        unet=network(width),
         scheduler=DDIMScheduler(**BETAS, clip_sample=False, steps_offset=1, **scheduler),
         safety_checker=None,
         feature_extractor=None,
@@ -117,20 +117,28 @@ def write_sd(place: Path, prompts: Sequence[str] = PROMPTS, **scheduler: Any) ->
     return place
 
 
-def write_sdxl(place: Path, prompts: Sequence[str] = PROMPTS, scheduler: SchedulerMixin | None = None) -> Path:
-    """A StableDiffusionXLPipeline of 8x8 images in latents of 4x4, with Euler's scheduler if none is given."""
+def write_sdxl(
+    place: Path,
+    prompts: Sequence[str] = PROMPTS,
+    scheduler: SchedulerMixin | None = None,
+    widths: tuple[int, int] = (16, 16),
+) -> Path:
+    """A StableDiffusionXLPipeline of 8x8 images in latents of 4x4, with Euler's scheduler if none is given.
+
+    `widths` are those of its text encoders.
+    """
     torch.manual_seed(0)
     words = tokenizer(prompts)
     unet = network(
-        32,
+        sum(widths),
         addition_embed_type="text_time",
         addition_time_embed_dim=8,
-        projection_class_embeddings_input_dim=16 + 6 * 8,
+        projection_class_embeddings_input_dim=widths[1] + 6 * 8,
     )
     StableDiffusionXLPipeline(
         vae=autoencoder(),
-        text_encoder=CLIPTextModel(text_config(words, 16)).eval(),
-        text_encoder_2=CLIPTextModelWithProjection(text_config(words, 16)).eval(),
+        text_encoder=CLIPTextModel(text_config(words, widths[0])).eval(),
+        text_encoder_2=CLIPTextModelWithProjection(text_config(words, widths[1])).eval(),
         tokenizer=words,
         tokenizer_2=tokenizer(prompts),
         unet=unet,

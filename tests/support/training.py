@@ -1,4 +1,4 @@
-"""Three updates of a small network."""
+"""Three updates of a small network, and what networks hold."""
 
 import torch
 from torch import Tensor, nn
@@ -26,3 +26,9 @@ def train_briefly(network: nn.Module, config: TrainConfig = CONFIG) -> nn.Module
 
 def flat_weights(network: nn.Module) -> Tensor:
     return torch.cat([parameter.detach().flatten() for parameter in network.parameters()])
+
+
+def storages(*networks: nn.Module) -> int:
+    """Bytes of all that the networks hold, shared ones once."""
+    tensors = [tensor for network in networks for tensor in (*network.parameters(), *network.buffers())]
+    return sum({each.untyped_storage().data_ptr(): each.untyped_storage().nbytes() for each in tensors}.values())

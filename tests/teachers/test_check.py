@@ -91,7 +91,7 @@ def test_a_wrong_kind_of_output_is_found(actual: str, declared: str) -> None:
     problem = problem_found(Discrete.linear(), actual, declared)
     assert (problem is None) == (actual == declared)
     if problem:
-        assert f"said to predict {declared}, but read as {actual}" in problem
+        assert f"prediction type is {declared}, but read as {actual}" in problem
 
 
 @pytest.mark.parametrize("declared", [0.0, 1.0, 2.0])

@@ -149,11 +149,15 @@ def test_thresholds_are_kept() -> None:
 @pytest.mark.parametrize(
     ("name", "fields", "message"),
     [
-        ("EDMEulerScheduler", {"prediction_type": "sample"}, "prediction_type 'sample': expected one of epsilon, v_p"),
-        ("EDMEulerScheduler", {"sigma_schedule": "beta"}, "sigma_schedule 'beta': expected one of karras, exp"),
+        (
+            "EDMEulerScheduler",
+            {"prediction_type": "sample"},
+            "prediction_type is 'sample', expected one of epsilon, v_p",
+        ),
+        ("EDMEulerScheduler", {"sigma_schedule": "beta"}, "sigma_schedule is 'beta', expected one of karras, exp"),
         ("EDMEulerScheduler", {"sigma_schedule": ["karras"]}, "sigma_schedule"),
         ("EDMEulerScheduler", {"sigma_data": 0}, "damaged .*sigma_data is 0"),
-        ("EDMEulerScheduler", {"sigma_min": 100}, "damaged .*sigma runs from"),
+        ("EDMEulerScheduler", {"sigma_min": 100}, "damaged .*expected positive numbers sigma_min < sigma_max"),
         ("EDMEulerScheduler", {"sigma_max": "80"}, "damaged .*sigma_max: 80"),
         ("EDMEulerScheduler", {"rho": True}, "damaged .*rho: True"),
         ("EDMEulerScheduler", {"rho": 10**400}, "damaged"),

@@ -46,7 +46,7 @@ def test_a_stock_teacher_is_sampled_as_stock_samples_it(stock: SaveStock, name: 
         for timestep in theirs.timesteps:  # pyright: ignore
             output = network(z, timestep).sample
             z = theirs.step(output, timestep, z, use_clipped_model_output=True).prev_sample  # pyright: ignore
-    assert teacher.limits == "keeps denoised images within [-1, 1]"
+    assert teacher.limits == "clips denoised images to [-1, 1]"
     torch.testing.assert_close(ours, z, rtol=0, atol=2e-4)
 
 
@@ -120,7 +120,7 @@ def test_a_stock_samplers_limits_are_kept(stock: SaveStock, settings: dict[str, 
     [
         ({"use_dynamic_shifting": True}, "shifts its times by the size"),
         ({"shift": 0.0}, "damaged"),
-        ({"invert_sigmas": True}, "expected one that is noise there"),
+        ({"invert_sigmas": True}, "expected a flow with noise there"),
     ],
 )
 def test_a_flow_that_cannot_be_taken(stock: SaveStock, settings: dict[str, Any], message: str) -> None:
@@ -148,7 +148,7 @@ def test_a_shifted_flow_is_sampled_as_stock_samples_it(stock: SaveStock) -> None
 def test_a_folder_that_is_not_there(tmp_path: Path) -> None:
     result = call("distill", tmp_path / "nothing", "--data", "digits")
     assert result.exit_code == 2
-    assert "is no folder" in result.stderr
+    assert "is not a folder" in result.stderr
 
 
 def save_as_pickle(folder: Path) -> None:

@@ -257,7 +257,7 @@ def test_what_takes_no_lora_is_refused(tmp_path: Path, base: Path) -> None:
         scheduler=diffusers.DDPMScheduler(),
     ).save_pretrained(place)  # fmt: skip
     file = write(weights(base), tmp_path / "a.safetensors")
-    with pytest.raises(UserError, match="loads no LoRA"):
+    with pytest.raises(UserError, match="does not support LoRA"):
         prepare(Source(str(place), [str(file)]), tmp_path / "out")
     with pytest.raises(UserError, match="--config applies only"):
         prepare(Source(str(base), [str(file)], config=str(base)), tmp_path / "out")

@@ -102,7 +102,7 @@ def test_flow_sigmas_are_a_rectified_flow(name: str, shift: float) -> None:
         (
             "DPMSolverMultistepScheduler",
             {"use_flow_sigmas": True},
-            "use_flow_sigmas and prediction_type .*expected flow",
+            "prediction_type is .*expected flow",
         ),
         ("UniPCMultistepScheduler", {"use_flow_sigmas": "yes"}, "use_flow_sigmas is 'yes', expected true or false"),
         ("UniPCMultistepScheduler", {"prediction_type": "flow_prediction"}, "flow_prediction with use_flow_sigmas"),
@@ -111,7 +111,11 @@ def test_flow_sigmas_are_a_rectified_flow(name: str, shift: float) -> None:
             {"use_flow_sigmas": True, "prediction_type": "flow_prediction", "use_dynamic_shifting": True},
             "shifts its times by the size",
         ),
-        ("DDIMScheduler", {"trained_betas": [0.1, 0.2]}, "2 trained_betas, and its num_train_timesteps is 1000"),
+        (
+            "DDIMScheduler",
+            {"trained_betas": [0.1, 0.2]},
+            "2 trained_betas, expected as many as its num_train_timesteps, 1000",
+        ),
         ("DDIMScheduler", {"trained_betas": []}, "0 trained_betas"),
         ("DDIMScheduler", {"trained_betas": "0.1"}, "damaged"),
         ("DDIMScheduler", {"trained_betas": [[0.1]], "num_train_timesteps": 1}, "damaged"),
@@ -122,9 +126,9 @@ def test_flow_sigmas_are_a_rectified_flow(name: str, shift: float) -> None:
         ("DDPMScheduler", {"beta_end": float("nan")}, "damaged"),
         ("DDPMScheduler", {"prediction_type": ["epsilon"]}, "prediction_type"),
         ("DDPMScheduler", {"predict_epsilon": False}, '"prediction_type": "sample"'),
-        ("LCMScheduler", {}, "distilled to few steps already: give the teacher"),
-        ("TCDScheduler", {}, "distilled to few steps already"),
-        ("CMStochasticIterativeScheduler", {}, "distilled to few steps already"),
+        ("LCMScheduler", {}, "already distilled to a few steps: give the teacher"),
+        ("TCDScheduler", {}, "already distilled to a few steps"),
+        ("CMStochasticIterativeScheduler", {}, "already distilled to a few steps"),
         ("IPNDMScheduler", {}, "expected one of DDPMScheduler"),
     ],
 )
@@ -138,15 +142,15 @@ def test_what_cannot_be_honoured_is_refused_by_name(name: str, fields: dict[str,
 def test_fields_that_nothing_knows_are_said(stock: SaveStock) -> None:
     """And those that the class does not take, which stock diffusers passes over, too; others are of its own steps."""
     assert formulation("DDPMScheduler", tensor_format="pt", beta_star=1).notes == (
-        "DDPMScheduler has tensor_format, beta_star, which is passed over",
+        "DDPMScheduler has tensor_format, beta_star, which is ignored",
     )
     assert formulation("PNDMScheduler", set_alpha_to_one=False, skip_prk_steps=True, clip_sample=False).notes == ()
     mixed = formulation("HeunDiscreteScheduler", rescale_betas_zero_snr=True, clip_sample_range=2.0)
-    assert mixed.notes == ("HeunDiscreteScheduler does not take rescale_betas_zero_snr, which is passed over",)
+    assert mixed.notes == ("HeunDiscreteScheduler does not take rescale_betas_zero_snr, which is ignored",)
     folder = stock(DDPMScheduler())
     config = folder / "scheduler" / "scheduler_config.json"
     config.write_text(json.dumps({**json.loads(config.read_text()), "tensor_format": "pt"}))
-    assert open_teacher(str(folder)).summary[-1] == "DDPMScheduler has tensor_format, which is passed over"
+    assert open_teacher(str(folder)).summary[-1] == "DDPMScheduler has tensor_format, which is ignored"
 
 
 def test_every_field_of_every_scheduler_is_known() -> None:
@@ -165,7 +169,7 @@ def test_limits_are_those_that_the_class_keeps() -> None:
     config = dict(euler.config)
     found = formulation(**{"name": "EulerDiscreteScheduler", **{k: v for k, v in config.items() if k[0] != "_"}})
     assert found.limits == ""
-    assert found.notes == ("EulerDiscreteScheduler does not take clip_sample, which is passed over",)
+    assert found.notes == ("EulerDiscreteScheduler does not take clip_sample, which is ignored",)
     assert formulation("EulerDiscreteScheduler", thresholding=True).limits == ""
     assert formulation("UniPCMultistepScheduler", thresholding=True).limits.startswith("thresholds")
-    assert formulation("HeunDiscreteScheduler", clip_sample=True).limits == "keeps denoised images within [-1, 1]"
+    assert formulation("HeunDiscreteScheduler", clip_sample=True).limits == "clips denoised images to [-1, 1]"

@@ -48,7 +48,7 @@ def test_a_teacher_is_sampled_as_its_stock_pipeline_steps(tmp_path: Path, name: 
     opened = open_teacher(str(folder))
     denoiser = opened.model.denoiser
     assert denoiser.schedule == schedule
-    assert "noise from 0.02 to 20 on data as they are, output eps" in opened.summary
+    assert "noise from 0.02 to 20 on unscaled data, output eps" in opened.summary
     noise, network = torch.randn(3, 1, 8, 8), UNet2DModel.from_pretrained(folder, subfolder="unet")
     x, levels = 20 * noise, [float(schedule.sigma(times(t))) for t in (1, 0.75, 0.5, 0.25)]
     for sigma, lower in zip(levels, (*levels[1:], 0.0), strict=True):
@@ -89,9 +89,13 @@ def test_a_student_predicts_x_and_is_kept(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("scheduler", "embedding", "message"),
     [
-        (DDPMScheduler(), "fourier", "fourier, for levels of noise, and DDPMScheduler expects the other"),
+        (DDPMScheduler(), "fourier", "fourier, for noise levels, but DDPMScheduler expects the other"),
         (ScoreSdeVeScheduler(), "positional", "not fourier, and ScoreSdeVeScheduler expects the other"),
-        (ScoreSdeVeScheduler(sigma_min=0.5, sigma_max=0.4), "fourier", "damaged .*sigma runs from"),
+        (
+            ScoreSdeVeScheduler(sigma_min=0.5, sigma_max=0.4),
+            "fourier",
+            "damaged .*expected positive numbers sigma_min < sigma_max",
+        ),
     ],
 )
 def test_what_does_not_fit_is_refused(tmp_path: Path, scheduler: Any, embedding: str, message: str) -> None:  # noqa: ANN401

@@ -146,5 +146,5 @@ def test_what_to_give_is_said(written: Path) -> None:
         prepare(source(written, config="out"), written / "out")
     with pytest.raises(UserError, match="--config applies only"):
         prepare(source(written, "base"), written / "out")
-    with pytest.raises(UserError, match="is no file"):
+    with pytest.raises(UserError, match="is not a file"):
         prepare(source(written, "absent.safetensors"), written / "out")

@@ -120,11 +120,11 @@ def test_conditions_change_nothing_else() -> None:
 @pytest.mark.parametrize(
     ("conditions", "message"),
     [
-        ([{"eps": 1.0}] * 2, "condition 'eps', a name that training uses"),
-        ([{"guidance": 1.0}] * 2, "condition 'guidance', a name that training uses"),
-        ([{"a": 1.0}, {"a": 1.0, "b": 2}], "some examples of a batch have the condition 'b' and others do not"),
-        ([{"a": torch.zeros(2)}, {"a": torch.zeros(3)}], r"condition 'a' is \(2,\) and \(3,\)"),
-        ([3, {"labels": 3, "a": 1}], "the condition 'a' and others do not"),
+        ([{"eps": 1.0}] * 2, "condition 'eps' of an example has a name reserved for training"),
+        ([{"guidance": 1.0}] * 2, "condition 'guidance' of an example has a name reserved for training"),
+        ([{"a": 1.0}, {"a": 1.0, "b": 2}], "some examples of a batch have the condition 'b', others do not"),
+        ([{"a": torch.zeros(2)}, {"a": torch.zeros(3)}], r"condition 'a' has shapes \(2,\) and \(3,\)"),
+        ([3, {"labels": 3, "a": 1}], "the condition 'a', others do not"),
     ],
 )
 def test_conditions_that_no_batch_can_have_are_one_line(conditions: list[Condition], message: str) -> None:

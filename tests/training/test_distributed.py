@@ -1,13 +1,10 @@
 """Two processes agree on the checkpoint that they continue from."""
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
-from support.processes import CPU_ENVIRONMENT, TORCHRUN
+from support.processes import start_process
 
 pytestmark = pytest.mark.slow
 
@@ -37,9 +34,10 @@ torch.distributed.destroy_process_group()
 def test_the_first_process_chooses_the_checkpoint(tmp_path: Path) -> None:
     """A newer one of another process is passed over; one that another process lacks stops them all."""
     (tmp_path / "script.py").write_text(SCRIPT)
-    command = [sys.executable, *TORCHRUN, "2", str(tmp_path / "script.py"), str(tmp_path)]
-    result = subprocess.run(command, capture_output=True, text=True, env=os.environ | CPU_ENVIRONMENT, timeout=1200)
-    assert result.returncode == 0, result.stderr
+    script = str(tmp_path / "script.py")
+    processes = start_process(script, str(tmp_path), errors=tmp_path / "errors", ranks=2)
+    code, errors = processes.finish()
+    assert code == 0, errors
     for rank in (0, 1):
-        assert f"newer: process {rank} continues from 8" in result.stdout
-        assert f"lacking: process {rank} stops: process 1: " in result.stdout
+        assert f"newer: process {rank} continues from 8" in processes.output
+        assert f"lacking: process {rank} stops: process 1: " in processes.output

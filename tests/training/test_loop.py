@@ -97,7 +97,7 @@ def test_microbatches_change_nothing() -> None:
     parts, _ = trained(replace(CONFIG, gradient_accumulation_steps=4))
     for key, value in uninterrupted.items():
         torch.testing.assert_close(parts[key], value, rtol=1e-4, atol=1e-6)
-    with pytest.raises(UserError, match="does not divide"):
+    with pytest.raises(UserError, match="is not divisible by 3 gradient_accumulation_steps"):
         trained(replace(CONFIG, gradient_accumulation_steps=3))
 
 

@@ -1,20 +1,20 @@
-"""Per-example numbers: where they are computed, and how they are broadcast over a batch."""
+"""Per-example numbers: the device they are computed on, and how they broadcast over a batch."""
 
 import torch
 from torch import Tensor
 
 
 def time_device(device: torch.device) -> torch.device:
-    """Where times are computed for batches on a device: there, or on the CPU if the device has no float64."""
+    """The device on which to compute times for a batch: the batch's own, or the CPU if it has no float64."""
     return torch.device("cpu") if device.type == "mps" else device
 
 
 def scaled(values: Tensor, factor: float) -> Tensor:
-    """Values times a number; themselves for 1."""
+    """Multiply values by a number; return them unchanged for 1."""
     return values if factor == 1 else values * factor
 
 
 def per_example(values: Tensor, batch: Tensor) -> Tensor:
-    """Values (B,) or () -> (B, 1, ..., 1) or (), to multiply a batch (B, ...), on its device and in its precision."""
+    """Reshape values (B,) or () to (B, 1, ..., 1) or (), on the device and in the precision of a batch (B, ...)."""
     values = values.to(batch)
     return values.reshape(values.shape + (1,) * (batch.ndim - 1)) if values.ndim else values

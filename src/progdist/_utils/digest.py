@@ -1,4 +1,4 @@
-"""Short digests of values, arrays and files, by which a cache knows what it was made of."""
+"""Short digests of values, arrays and files, the keys of caches."""
 
 import hashlib
 import os
@@ -12,7 +12,7 @@ from torch import Tensor
 
 
 def digest(*parts: object) -> str:
-    """32 hexadecimal digits: of arrays and tensors by their contents, of other values by their `repr`."""
+    """Return 32 hexadecimal digits, from the contents of arrays and tensors and the `repr` of other values."""
     found = hashlib.sha256()
     for part in parts:
         array = part.detach().cpu().contiguous().numpy() if isinstance(part, Tensor) else part
@@ -24,7 +24,7 @@ def digest(*parts: object) -> str:
 
 
 def digest_of_files(root: Path, files: Iterable[Path]) -> str:
-    """The digest of files by their names in a folder, sizes and times of change, which reads none of them."""
+    """Digest files by their relative paths, sizes and modification times, without reading them."""
     found = hashlib.sha256()
     for file in files:
         state = file.stat()
@@ -34,11 +34,11 @@ def digest_of_files(root: Path, files: Iterable[Path]) -> str:
 
 
 def digest_of_state(state: Mapping[str, Tensor]) -> str:
-    """The digest of a network's weights by their names and contents."""
+    """Digest a network's weights by name and content."""
     return digest(*(each for name in sorted(state) for each in (name, state[name].float())))
 
 
 def _add_array(found: Any, array: NDArray[Any]) -> None:  # noqa: ANN401  (hashlib's own type has no name)
     found.update(f"{array.shape} {array.dtype}\n".encode())
-    for row in array if array.ndim > 1 else array[None]:  # a row at a time: no copy of all of it
+    for row in array if array.ndim > 1 else array[None]:  # row by row, to avoid a copy of the whole array
         found.update(np.ascontiguousarray(row))

@@ -1,11 +1,11 @@
-"""The one exception for mistakes that the person at the keyboard can fix."""
+"""The one exception for mistakes that the user can fix."""
 
 
 class UserError(ValueError):
     """What was got, what was expected and what to do, in one line.
 
-    The command line prints it and exits with 2; a library user catches it as a `ValueError`. What a message quotes, as
-    a library's error or a name, may have several lines: they become one.
+    The command line prints it and exits with 2; library code can catch it as a `ValueError`. Line breaks in quoted
+    text, such as another library's error, are removed.
     """
 
     def __init__(self, message: str) -> None:

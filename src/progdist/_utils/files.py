@@ -1,7 +1,7 @@
-"""Files written atomically, and JSON and safetensors read with their damage explained; never a pickle.
+"""Atomic file writes, and reads of JSON and safetensors that explain damage; never a pickle.
 
-A file is written under a temporary name, flushed to the disk, and renamed; a reader sees the old one or the new one.
-Every writer has a temporary name of its own, so that of two at once the last to rename wins.
+A file is written under a temporary name, flushed to disk and renamed; readers see either the old file or the new one.
+Each writer uses its own temporary name, so the last of two concurrent writers wins.
 """
 
 import hashlib
@@ -14,18 +14,18 @@ from typing import TYPE_CHECKING, Any
 
 from progdist._utils.errors import UserError
 
-if TYPE_CHECKING:  # torch takes seconds to import, and paths and JSON need none of it
+if TYPE_CHECKING:  # torch takes seconds to import, and paths and JSON do not need it
     from torch import Tensor
 
 FORMAT_VERSION = 1  # of progdist.json, of checkpoints and of records
 
 
 class LaterFormat(UserError):
-    """A file that a later progdist wrote."""
+    """A file written by a later version of progdist."""
 
 
 def check_format(content: Mapping[str, Any], path: Path) -> None:
-    """Refuse a file whose `format_version` is missing, no positive whole number, or later (`LaterFormat`)."""
+    """Refuse a file whose `format_version` is missing, not a positive integer, or newer (`LaterFormat`)."""
     version = content.get("format_version")
     if not isinstance(version, int) or version < 1:
         raise UserError(f"{path}: format_version is {str(version)[:50]!r}, expected a whole number: restore the file")
@@ -36,7 +36,7 @@ def check_format(content: Mapping[str, Any], path: Path) -> None:
 
 
 def local_path(text: str | Path) -> Path:
-    """The path itself where something is there, else with `~` expanded, which a shell leaves in `folder:~/data`."""
+    """Return the path if it exists, else expand `~`, which a shell does not do in `folder:~/data`."""
     path = Path(text)
     try:
         return path if os.path.lexists(path) else path.expanduser()
@@ -45,7 +45,7 @@ def local_path(text: str | Path) -> Path:
 
 
 def atomic_write(path: Path, content: bytes) -> None:
-    """Write a file so that it is never seen half written."""
+    """Write a file atomically: no reader sees it half written."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.partial")
     try:
@@ -58,13 +58,13 @@ def atomic_write(path: Path, content: bytes) -> None:
         partial.unlink(missing_ok=True)
 
 
-def write_json(path: Path, content: Any) -> None:  # noqa: ANN401  (whatever JSON can hold)
-    """Write JSON, readable by people."""
+def write_json(path: Path, content: Any) -> None:  # noqa: ANN401  (any JSON value)
+    """Write indented JSON."""
     atomic_write(path, (json.dumps(content, indent=2) + "\n").encode())
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The JSON object of a file; a UserError where it is missing or damaged."""
+    """Read a JSON object from a file. Raise a UserError where it is missing or damaged."""
     try:
         content = json.loads(path.read_text())
     except (OSError, ValueError, RecursionError) as error:
@@ -81,7 +81,7 @@ def checksum(path: Path) -> str:
 
 
 def read_tensors(path: Path) -> dict[str, "Tensor"]:
-    """The tensors of a safetensors file; a UserError where it is missing or damaged."""
+    """Read the tensors of a safetensors file. Raise a UserError where it is missing or damaged."""
     import safetensors.torch
 
     try:
@@ -91,20 +91,20 @@ def read_tensors(path: Path) -> dict[str, "Tensor"]:
 
 
 def check_tensors_finite(weights: Mapping[str, "Tensor"], where: Path) -> None:
-    """Refuse weights with a NaN or an infinity among them."""
+    """Refuse weights that contain a NaN or an infinity."""
     for name, tensor in weights.items():
         if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
             wrong = int((~tensor.isfinite()).sum())
             raise UserError(
-                f"{where}: {wrong:,} of the {tensor.numel():,} numbers of {name[:100]} are not finite: restore the "
+                f"{where}: {wrong:,} of the {tensor.numel():,} values of {name[:100]} are not finite: restore the "
                 "weights, or save them again in float32"
             )
 
 
 def own_files(folder: Path, part: str) -> list[Path]:
-    """The files in a part of a folder, whose copies may be given to others.
+    """List the files in one part of a folder, which may be copied and shared.
 
-    A link that leads out of the folder is refused, but for those of the Hugging Face cache, from
+    Links that lead out of the folder are refused, except those of the Hugging Face cache, from
     `models--OWNER--NAME/snapshots/REVISION/` into `models--OWNER--NAME/blobs/`.
     """
     root = folder.resolve()
@@ -116,11 +116,11 @@ def own_files(folder: Path, part: str) -> list[Path]:
         target = path.resolve()
         if not any(target.is_relative_to(allowed) for allowed in within):
             raise UserError(
-                f"{path} is a link to {target}, outside of {folder}, and would be copied into every student: put the "
-                "files themselves in its place"
+                f"{path} is a link to {target}, outside {folder}, and would be copied into every student: replace it "
+                "with the files themselves"
             )
         if path.is_file():
             files.append(path)
         elif not path.is_dir():
-            raise UserError(f"{path} is neither a file nor a folder: remove it, or restore it")
+            raise UserError(f"{path} is neither a file nor a folder: remove it or restore it")
     return files

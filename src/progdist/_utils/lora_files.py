@@ -1,4 +1,4 @@
-"""How LoRA files are named beside a teacher: `FILE` or `FILE:weight`, as `style.safetensors:0.8`."""
+"""How LoRA files are given with a teacher: `FILE` or `FILE:weight`, e.g. `style.safetensors:0.8`."""
 
 import math
 from dataclasses import dataclass
@@ -8,17 +8,17 @@ from progdist._utils.errors import UserError
 
 @dataclass(frozen=True)
 class LoraFile:
-    """A LoRA file and the weight with which it is fused."""
+    """A LoRA file and the weight to fuse it with."""
 
     path: str
     weight: float = 1.0
 
 
 def lora_file(text: str) -> LoraFile:
-    """The file and the weight of `FILE[:weight]`; what follows the last colon is a weight if it is a number.
+    """Parse `FILE[:weight]`; the text after the last colon is a weight if it is a number.
 
     Raises:
-        UserError: the file is no `.safetensors`, or the weight is 0 or not finite.
+        UserError: the file is not `.safetensors`, or the weight is 0 or not finite.
     """
     path, colon, last = text.rpartition(":")
     try:
@@ -28,7 +28,7 @@ def lora_file(text: str) -> LoraFile:
         colon = ""
     path = path if colon else text
     if not path.endswith(".safetensors"):
-        raise UserError(f"the LoRA file {text[:100]!r} is no FILE.safetensors[:weight]: save it as safetensors")
+        raise UserError(f"expected a LoRA file FILE.safetensors[:weight], got {text[:100]!r}: save it as safetensors")
     if weight == 0 or not math.isfinite(weight):
-        raise UserError(f"the LoRA file {text[:100]!r} has a weight of {weight:g}, expected a number other than 0")
+        raise UserError(f"LoRA file {text[:100]!r}: expected a finite weight other than 0, got {weight:g}")
     return LoraFile(path, weight)

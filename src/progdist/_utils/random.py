@@ -1,10 +1,10 @@
-"""Random numbers as a function of position: (seed, stage, update) and the like, the same on every machine.
+"""Random numbers as a function of position, e.g. (seed, stage, update), the same on every machine.
 
-Stages count from 0, the teacher. What is drawn apart from all training has a stage number of its own.
+Stages count from 0, the teacher. Draws outside training have stage numbers of their own.
 
-Dropout, and code of the user's own, draw from torch's own generators, which belong to the whole program. They are
-seeded only around what is seen to draw from them, by one thread at a time, and restored: the program's other numbers,
-those of its threads included, are as without us.
+Dropout and user code draw from torch's global generators. These are seeded only around code that is seen to draw from
+them, by one thread at a time, and restored afterwards: the program's other random numbers, including those of its
+threads, do not change.
 """
 
 import threading
@@ -22,20 +22,20 @@ Result = TypeVar("Result")
 EVALUATION_NOISE = 1_000_000  # stage number of the noise of a run's evaluations
 SAMPLING_NOISE = 2_000_000  # stage number of the noise of `progdist sample`
 HELD_OUT_NOISE = 3_000_000  # stage number of the noise of held-out losses; the number of the stage is added
-CROPS = 4_000_000  # stage number of the places at which images are cropped
+CROPS = 4_000_000  # stage number of the positions of image crops
 TEACHER_SAMPLES = 5_000_000  # stage number of the noise of a teacher's own samples, where these are the data
 
 
 def position_seed(*position: int) -> int:
-    """A seed of 64 bits for one position, e.g. (seed, stage, update): nonnegative integers."""
+    """A 64-bit seed for a position of nonnegative integers, e.g. (seed, stage, update)."""
     return int(np.random.SeedSequence(position).generate_state(1, np.uint64)[0])
 
 
 def seeds(rows: Sequence[int], *position: int) -> list[int]:
-    """A seed for each of some rows of a batch at one position, e.g. (seed, stage, update): whatever the other rows are.
+    """A seed for each of some rows of a batch at a position, e.g. (seed, stage, update), independent of other rows.
 
-    Row n has mix(word + n) in 32 bits, which are all that torch's CPU generator takes of a seed. The mixing is that of
-    MurmurHash3 (Appleby 2011), which is one to one, so that no two rows of a batch share a generator.
+    Row n gets mix(word + n) in 32 bits, all that torch's CPU generator uses of a seed. The mixing is that of
+    MurmurHash3 (Appleby 2011). It is one-to-one, so no two rows of a batch share a generator.
     """
     word = np.random.SeedSequence(position).generate_state(1, np.uint32)
     z = word + np.asarray(rows, dtype=np.uint32)
@@ -45,19 +45,19 @@ def seeds(rows: Sequence[int], *position: int) -> list[int]:
 
 
 def generator(*position: int) -> torch.Generator:
-    """A CPU generator for one position, e.g. (seed, stage, update): nonnegative integers."""
+    """A CPU generator for a position of nonnegative integers, e.g. (seed, stage, update)."""
     return torch.Generator().manual_seed(position_seed(*position))
 
 
 class RowGenerator(torch.Generator):
     """A CPU generator for some rows of many, whose normal numbers are a function of position, row and draw.
 
-    So row n gets the numbers that it gets in any batch and any process. `normal` draws them; whatever else
-    draws from it, as a sampling step of the user's own, gets those of the position and the first row.
+    Row n gets the same numbers in any batch and any process. `normal` draws them; other code that draws from it, e.g. a
+    user's sampling step, gets the numbers of the position and the first row.
     """
 
     def __new__(cls, position: Sequence[int], rows: range) -> "RowGenerator":
-        """A torch.Generator."""
+        """Create the underlying torch.Generator."""
         return super().__new__(cls)
 
     def __init__(self, position: Sequence[int], rows: range) -> None:
@@ -65,11 +65,11 @@ class RowGenerator(torch.Generator):
         self.manual_seed(position_seed(*position, rows.start))
 
     def part(self, first: int, count: int) -> "RowGenerator":
-        """That of `count` of the rows."""
+        """Return the generator of `count` of the rows, from row `first` on."""
         return RowGenerator(self.position, self.rows[first : first + count])
 
     def normal(self, like: Tensor) -> Tensor:
-        """Standard normal numbers of the shape (rows, ...) and type of a tensor: the next draw of every row."""
+        """Draw standard normal numbers of the shape (rows, ...) and type of a tensor: the next draw of every row."""
         values, row_generator = torch.empty(like.shape, dtype=like.dtype), torch.Generator()
         for value, seed in zip(values, seeds(self.rows, *self.position, self.draws), strict=True):
             value.normal_(generator=row_generator.manual_seed(seed))
@@ -77,15 +77,15 @@ class RowGenerator(torch.Generator):
         return values
 
 
-_SEEDED = threading.RLock()  # held by the thread whose seed torch's generators have
+_SEEDED = threading.RLock()  # held by the thread that has seeded torch's generators
 CPU = torch.device("cpu")
 
 
 @contextmanager
 def seeded(seed: int, device: torch.device = CPU) -> Iterator[None]:
-    """torch's own generators seeded meanwhile, those of the CPU and of a device, and afterwards as they were.
+    """Seed torch's CPU generator and that of a device inside the context, and restore them afterwards.
 
-    Only these two are looked for; torch.manual_seed looks for every kind of device, and takes a millisecond.
+    Only these two are touched; torch.manual_seed seeds every kind of device, which takes a millisecond.
     """
     with _SEEDED:
         states = _states(device)
@@ -100,7 +100,7 @@ def seeded(seed: int, device: torch.device = CPU) -> Iterator[None]:
 
 @contextmanager
 def restored(device: torch.device = CPU) -> "Iterator[_Draws]":
-    """torch's own generators as before afterwards, if something drew from them in here."""
+    """Restore torch's global generators afterwards if anything drew from them inside the context."""
     with _SEEDED:
         states, seen = _states(device), _Draws()
         try:
@@ -112,26 +112,26 @@ def restored(device: torch.device = CPU) -> "Iterator[_Draws]":
 
 
 class SeededWhereDrawn:
-    """Calls work with torch's own generators seeded if it draws from them; the first call that does shows that.
+    """Runs work with torch's global generators seeded if it draws from them, as the first drawing call shows.
 
-    That call is made once more, seeded. Until then every call is looked at, and work that draws nothing leaves the
-    generators alone.
+    That call is repeated with a seed. Until then every call is watched; work that draws nothing leaves the generators
+    alone.
     """
 
     def __init__(self, draws: bool | None = None) -> None:
-        self.draws = draws  # None before the first call, unless it is known
+        self.draws = draws  # None: not yet known
 
     def __call__(self, work: Callable[[], Result], seed: Callable[[], int], device: torch.device = CPU) -> Result:
-        """What the work returns."""
+        """Run the work and return its result."""
         if not self.draws:
-            with _SEEDED:  # not the states of another thread's seeded work
+            with _SEEDED:  # keeps out the states of another thread's seeded work
                 before = _states(device)
             if self.draws is False:
                 result = work()
                 if all(map(torch.equal, before, _states(device))):
                     return result
             with _SEEDED:
-                with restored(device) as seen:  # it drew, or another thread did
+                with restored(device) as seen:  # this thread drew, or another did
                     result = work()
                 self.draws = seen.any
                 if not self.draws:
@@ -142,7 +142,7 @@ class SeededWhereDrawn:
 
 
 class _Draws(TorchDispatchMode):
-    """Whether any operation of this thread draws from torch's own generators."""
+    """Records whether any operation of this thread draws from torch's global generators."""
 
     any = False
 
@@ -156,7 +156,7 @@ class _Draws(TorchDispatchMode):
 
 
 def _dropout(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> float | None:  # noqa: ANN401
-    """The share that attention drops, which draws nothing if it is 0; None of any other operation."""
+    """The dropout rate of an attention operation, which draws nothing at 0; None for other operations."""
     for place, argument in enumerate(func._schema.arguments):
         if argument.name == "dropout_p":
             return args[place] if place < len(args) else kwargs.get("dropout_p", argument.default_value)
@@ -164,7 +164,7 @@ def _dropout(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> float 
 
 
 def _states(device: torch.device) -> list[Tensor]:
-    """Of the CPU's generator, and of the device's."""
+    """The states of the CPU's generator and of the device's."""
     states = [torch.default_generator.get_state()]
     return states if device.type == "cpu" else [*states, torch.get_device_module(device).get_rng_state(*_index(device))]
 

@@ -1,6 +1,6 @@
-"""SIGINT, SIGTERM and SIGHUP: finish the update under way, keep a checkpoint, stop. A second one stops at once.
+"""SIGINT, SIGTERM and SIGHUP: finish the current update, save a checkpoint, stop. A second signal stops at once.
 
-Signals come to a process, not to an object, so there is one SHUTDOWN for all of it.
+Signals reach a process, not an object, so one SHUTDOWN serves the whole process.
 """
 
 import os
@@ -16,9 +16,9 @@ RESUME = "Progress is saved; run the same command to resume."
 
 
 class Interrupted(BaseException):
-    """The process was asked to end by the signal of this number; what is worth keeping is kept.
+    """The process was asked to end by the signal of this number, and its progress is saved.
 
-    As KeyboardInterrupt it is no Exception: code that explains or survives what goes wrong lets it pass.
+    Like KeyboardInterrupt, it is not an Exception, so code that handles exceptions lets it pass.
     """
 
     def __init__(self, number: int) -> None:
@@ -28,14 +28,14 @@ class Interrupted(BaseException):
 
 @dataclass
 class ShutdownRequest:
-    """The signal that waits, and whether an update is under way that is worth finishing."""
+    """The pending signal, and whether an update is in progress that should be finished first."""
 
     requested: int | None = None
     deferring: bool = False
-    process: int = field(default_factory=os.getpid)  # whose signals they are: its workers end with it, not before
+    process: int = field(default_factory=os.getpid)  # the process that handles signals; its workers end with it
 
     def handle(self, number: int, frame: FrameType | None) -> None:
-        """The first signal among updates waits for the end of one; any other stops at once."""
+        """Defer the first signal during an update to its end; stop at once on any other."""
         if os.getpid() != self.process:
             return
         if self.deferring and self.requested is None:
@@ -46,17 +46,17 @@ class ShutdownRequest:
             raise Interrupted(number)
 
     def stop(self) -> None:
-        """Raise `Interrupted` by the waiting signal, or as for one that another process of the run got."""
+        """Raise `Interrupted` with the pending signal, or with SIGTERM if another process of the run received one."""
         raise Interrupted(self.requested if self.requested is not None else signal.SIGTERM)
 
     def stop_if_requested(self) -> None:
-        """Raise `Interrupted` where a signal waits."""
+        """Raise `Interrupted` if a signal is pending."""
         if self.requested is not None:
             self.stop()
 
     @contextmanager
     def deferred_signals(self) -> Iterator[None]:
-        """While updates are made, a first signal waits for the end of one."""
+        """Defer a first signal to the end of the current update."""
         self.deferring = True
         try:
             yield
@@ -65,7 +65,7 @@ class ShutdownRequest:
 
 
 def _imports(frame: FrameType | None) -> bool:
-    """Whether a module is being imported: numpy or torch may swallow what is raised there, and go on in pieces."""
+    """Whether a module is being imported: numpy or torch may swallow the exception and stay half imported."""
     while frame is not None:
         if frame.f_code.co_filename.startswith("<frozen importlib"):
             return True
@@ -74,7 +74,7 @@ def _imports(frame: FrameType | None) -> bool:
 
 
 def _exit(number: int) -> NoReturn:
-    """End the process at once, in one line."""
+    """End the process at once with a one-line message."""
     os.write(2, f"progdist: stopped by {signal.Signals(number).name}.\n".encode())
     os._exit(128 + number)
 
@@ -84,12 +84,12 @@ SHUTDOWN = ShutdownRequest()
 
 @contextmanager
 def interruptible() -> Iterator[None]:
-    """Handle SIGINT, SIGTERM and SIGHUP in here, and as before afterwards.
+    """Handle SIGINT, SIGTERM and SIGHUP inside the context, and restore the previous handlers afterwards.
 
-    A SIGHUP that is ignored, as under nohup, stays so.
+    An ignored SIGHUP, as under nohup, stays ignored.
     """
     if threading.current_thread() is not threading.main_thread():
-        yield  # signals come to the main thread alone
+        yield  # only the main thread receives signals
         return
     SHUTDOWN.requested, SHUTDOWN.process = None, os.getpid()
     numbers = [signal.SIGINT, signal.SIGTERM]
@@ -105,7 +105,7 @@ def interruptible() -> Iterator[None]:
 
 @contextmanager
 def resumable() -> Iterator[None]:
-    """Append RESUME to the message of a signal or a disk error raised in here: the same command goes on."""
+    """Append RESUME to the message of a signal or disk error raised inside the context."""
     try:
         yield
     except (Interrupted, OSError) as error:

@@ -2,27 +2,22 @@
 
 import io
 import sys
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from functools import partial
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
 from progdist import __version__
 from progdist._utils.errors import UserError
 from progdist.cli import evaluation, fit, models, options
-from progdist.cli.terminal import RANK, Commands, console, prepare_torch, print_table, user_errors
+from progdist.cli.init import init
+from progdist.cli.runs import runs
+from progdist.cli.terminal import Commands, begin, console, print_table, suggest, user_errors, write_message
+from progdist.cli.way import Way
 from progdist.recipes.shipped import recipe_text, shipped
+from progdist.recipes.stated import default_output, stated, stated_of_teacher
 from progdist.training.config import DEFAULTS
-
-if TYPE_CHECKING:
-    from progdist.evaluation.record import EvaluationRecord
-    from progdist.recipes.recipe import Recipe
-    from progdist.teachers.open import Teacher
-
-instant = partial(user_errors, prepare=False)
 
 app = typer.Typer(
     name="progdist",
@@ -51,27 +46,32 @@ def main(
 
 
 @app.command()
-@instant
+@user_errors
 def run(
     recipe: Annotated[str, typer.Argument(help="A YAML file, or the name of a recipe that ships.")],
     set_: Annotated[list[str] | None, typer.Option("--set", help="key=value, e.g. evaluate.samples=500.")] = None,
     out: Annotated[Path | None, typer.Option(help="Output folder (default: runs/NAME).")] = None,
+    seed: options.RunSeed = None,
     fresh: options.Fresh = False,
     shard: options.Shard = False,
     dry_run: options.DryRun = False,
     device_memory: options.DeviceMemory = None,
 ) -> None:
     """Train, distil, evaluate and report. Run the same command to resume."""
-    recipe_text(recipe)  # raises for a mistyped name before torch is imported
-    prepare_torch()
+    way, settings = Way(fresh, shard, dry_run, device_memory), options.settings(set_, seed)
+    content = stated(recipe, settings)  # mistakes that show in the files alone are told before torch is imported
+    folder = out or Path("runs") / str(content.get("name"))
+    way.check_begun(content, folder)
+    begin(f"estimating {recipe}" if dry_run else f"running {recipe} in {folder}")
     from progdist.recipes.files import read_recipe
 
-    way, resolved = Way(fresh, shard, dry_run, device_memory), read_recipe(recipe, set_ or [])
-    way.carry_out(resolved, out or Path("runs") / resolved.name)
+    resolved = read_recipe(recipe, settings)
+    way.carry_out(resolved, folder)
+    way.suggest(resolved, folder)
 
 
 @app.command()
-@instant
+@user_errors
 def distill(
     model: Annotated[str | None, typer.Argument(help=options.MODEL)] = None,
     with_lora: options.WithLora = None,
@@ -94,10 +94,12 @@ def distill(
     guidance: options.Guidance = None,
     negative: Annotated[str | None, typer.Option(help="Negative prompt to distil into the student.")] = None,
     lora: options.Lora = None,
+    base_bits: options.BaseBits = None,
     image_column: options.ImageColumn = None,
     caption_column: options.CaptionColumn = None,
     background: options.Background = None,
     set_: Annotated[list[str] | None, typer.Option("--set", help="key=value, any key of the recipe.")] = None,
+    seed: options.RunSeed = None,
     fresh: options.Fresh = False,
     shard: options.Shard = False,
     dry_run: options.DryRun = False,
@@ -108,11 +110,13 @@ def distill(
         raise UserError(
             "expected data: --data SOURCE, or samples of the teacher, --data teacher:COUNT or --prompts FILE"
         )
-    prepare_torch()
+    way, settings = Way(fresh, shard, dry_run, device_memory), options.settings(set_, seed)
+    if model is not None and initial is None:
+        way.check_begun(stated_of_teacher(model, steps or 4, data, settings), out or default_output(model, steps or 4))
+    begin(f"opening {initial or model or 'the teacher'}")
     from progdist.data.tables import Columns
     from progdist.recipes.files import call_arguments, override
-    from progdist.recipes.from_teacher import Request, default_output, recipe_for_teacher
-    from progdist.recipes.recipe import student_name
+    from progdist.recipes.from_teacher import Request, recipe_for_teacher
     from progdist.runs.prepared_teacher import prepared_teacher
     from progdist.teachers.open import open_teacher
     from progdist.teachers.own import last_stage
@@ -127,7 +131,7 @@ def distill(
         raise UserError("expected a teacher, or a student to start from: --from FOLDER")
     steps = steps or 4
     arguments = call_arguments(call or [])
-    way, folder = Way(fresh, shard, dry_run, device_memory), out or default_output(str(initial or model), steps)
+    folder = out or default_output(str(initial or model), steps)
     source = Source(model, tuple(with_lora or ()), config)
     place = prepared_teacher(source, folder, fresh=fresh, dry=dry_run, note=console.print)
     teacher = open_teacher(place, call=arguments)
@@ -137,81 +141,38 @@ def distill(
         model, data or "teacher", folder.name, steps, prompts=prompts, call=arguments,
         columns=Columns(image_column, caption_column),
         start=start or 256, updates=updates, conversion_updates=conversion_updates, batch=batch,
-        guidance=_guidance(guidance), negative=negative, lora=lora, background=background, method=method,
-        loras=tuple(source.loras), config=config, initial=str(initial) if initial else None,
+        guidance=_guidance(guidance), negative=negative, lora=lora, base_bits=base_bits, background=background,
+        method=method, loras=tuple(source.loras), config=config, initial=str(initial) if initial else None,
     )  # fmt: skip
-    recipe = override(recipe_for_teacher(teacher, request), set_ or [])
+    recipe = override(recipe_for_teacher(teacher, request), settings)
     console.print(f"chain: {' -> '.join(map(str, recipe.distill.counts()))}")
     how = recipe.teacher
     asked = (how.model, how.offset, how.call, how.loras, how.config)
     kept = asked == (model, None, arguments, source.loras, config)
-    if way.carry_out(recipe, folder, teacher if kept else None):
-        console.print(f"The student: {folder / student_name(recipe.distill.counts()[-1])}")
-
-
-@dataclass(frozen=True)
-class Way:
-    """How a run is carried out."""
-
-    fresh: bool  # start over
-    shard: bool  # the network in training is spread over the processes
-    dry: bool  # prepare and estimate it alone
-    device_memory: float | None  # GiB of the device that it is estimated for; None for the one here
-
-    def __post_init__(self) -> None:
-        if self.device_memory is not None and not self.dry:
-            raise UserError("--device-memory requires --dry-run")
-
-    def carry_out(self, recipe: "Recipe", folder: Path, teacher: "Teacher | None" = None) -> bool:
-        """Whether the run is carried out, shown in the terminal and on its page, or only estimated.
-
-        The teacher is the recipe's, where it is open already.
-        """
-        from progdist.cli.progress import Terminal, estimate_table
-        from progdist.runs.run import open_run
-
-        how = {"shards": self.shard, "fresh": self.fresh, "dry": self.dry}
-        run = open_run(recipe, folder, Terminal(console), teacher=teacher, **how)
-        if not self.dry:
-            _print(folder, run.live().run(), run.recipe.data.against)
-            return True
-        from progdist.runs.estimate.cost import estimate
-
-        run.prepare()
-        capacity = None if self.device_memory is None else int(self.device_memory * 2**30)
-        text, table = estimate_table(recipe.name, estimate(run, capacity))
-        console.print(text)
-        print_table(table)
-        return False
-
-
-def _print(folder: Path, records: "Sequence[EvaluationRecord]", against: str) -> None:
-    """The first process prints the table of a run and the path of its report."""
-    from progdist.cli.progress import quality_table
-    from progdist.runs.folder import RunFolder
-
-    if RANK > 0:
-        return
-    warning = records[0].quality[0].warning
-    console.print()
-    print_table(quality_table(records, against))
-    if warning:
-        console.print(f"Warning: {warning}")
-    console.print(f"Report: {RunFolder(folder).report()}")
+    way.carry_out(recipe, folder, teacher if kept else None)
+    way.suggest(recipe, folder)
 
 
 @app.command()
 @user_errors
 def report(folder: Annotated[Path, typer.Argument(help="The folder of a run.")]) -> None:
     """Rebuild a run's report.html."""
+    begin(f"reading {folder}")
     from progdist.runs.folder import RunFolder
     from progdist.runs.pages.report import write_report
 
     console.print(f"Report: {write_report(RunFolder(folder))}")
 
 
+OF_A_COPY = """\
+# For data of your own let `progdist init folder:my-images` write the recipe, which
+# fits them. A copy of this one would need another name, which is the folder of its
+# run, another data.source, and evaluate.features for your data (pixels).
+"""
+
+
 @app.command()
-@instant
+@user_errors
 def recipes(name: Annotated[str | None, typer.Argument(help="Recipe to print.")] = None) -> None:
     """List the recipes that ship, or print one."""
     from rich.table import Table
@@ -222,16 +183,17 @@ def recipes(name: Annotated[str | None, typer.Argument(help="Recipe to print.")]
     if name is not None:
         text = recipe_text(name)
         if name not in shipped():
-            prepare_torch()
+            begin(f"reading {name}", write_message)
             from progdist.recipes.files import read_recipe
 
             read_recipe(name)
-        typer.echo(text, nl=False)
+        typer.echo(f"{OF_A_COPY if name in shipped() else ''}{text}", nl=False)
         return
     listed = Table.grid(padding=(0, 2))
     for shipped_name, text in shipped().items():
         listed.add_row(Text(shipped_name, style="bold"), read_yaml(text)["about"])
     print_table(listed)
+    suggest("progdist run digits, or progdist init folder:my-images for your own images")
 
 
 def _guidance(text: str | None) -> float | tuple[float, float] | None:
@@ -248,8 +210,8 @@ def _guidance(text: str | None) -> float | tuple[float, float] | None:
 
 
 OTHERS: list[Callable[..., None]] = [
-    models.doctor, fit.fit, models.sample, evaluation.evaluate, models.play, models.export, models.import_official,
-    evaluation.statistics, evaluation.compare,
+    init, runs, models.doctor, fit.fit, models.sample, evaluation.evaluate, models.play, models.export,
+    models.import_official, evaluation.statistics, evaluation.compare,
 ]  # fmt: skip
 for command in OTHERS:
     app.command(command.__name__.replace("_", "-"))(user_errors(command))

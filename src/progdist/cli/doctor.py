@@ -69,10 +69,12 @@ def _examine(
     denoiser = teacher.model.denoiser
     if chain := _example_chain(teacher):
         yield f"possible chain: {' -> '.join(map(str, chain))}"
+    yield "timing a training update"
     yield from _cost(measure(denoiser, teacher.model.shape, TRIAL.batch, TRIAL), teacher)
     if source is None:
         yield "use --data to test its output and timesteps"
         return
+    yield f"reading {source}"
     images = open_source(source, frame(teacher, source, columns, background).transform(), columns)
     yield from images.remarks()
     notes = list[str]()
@@ -87,6 +89,7 @@ def _examine(
     if teacher.model.steps:
         yield "it is distilled and was trained only at the times of its own steps: its output is not tested on data"
         return
+    yield "checking its output on data"
     yield from _trial(check_on_images(teacher.model, images, seed))
     if len(teacher.model.classes) > len(images.classes) > 0:
         spare = len(teacher.model.classes) - 1

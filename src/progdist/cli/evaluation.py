@@ -1,7 +1,8 @@
 """The commands that measure models, compare them, and make the statistics they are compared with."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, cast, get_args
 
@@ -11,9 +12,9 @@ from rich.table import Table
 from progdist._utils.errors import UserError
 from progdist._utils.files import local_path
 from progdist._utils.names import Features, Method, Metric
-from progdist._utils.words import counted
+from progdist._utils.words import counted, interval, significant, supported
 from progdist.cli import options
-from progdist.cli.terminal import console, print_table, write_message
+from progdist.cli.terminal import begin, console, print_table, suggest, write_message
 
 if TYPE_CHECKING:  # slow imports
     from progdist.evaluation.compare import Comparison
@@ -63,13 +64,16 @@ def statistics(
 
     In the layouts that other evaluators read.
     """
+    begin(f"reading {data}", write_message)
     from progdist.data.sources import load_images
     from progdist.evaluation.measures.statistics import make_statistics
 
     images = load_images(data, size=size, image_column=image_column, background=background, notify=write_message)
     metrics = metric_config(features, None, weights, None).open(images.shape, captions=False)
+    write_message(f"computing {', '.join(features)} of {counted(len(images), 'image')}")
     make_statistics(metrics.spaces, images, out, keep_images)
     console.print(f"{out}: {', '.join(features)} of {counted(len(images), 'image')}")
+    suggest(f"progdist evaluate MODEL --features {features[0]} --reference {features[0]}={out}")
 
 
 def evaluate(
@@ -96,53 +100,100 @@ def evaluate(
     guidance: Annotated[float | None, typer.Option(help="Guidance scale, of models distilled for a range.")] = None,
 ) -> None:
     """Measure models against data."""
-    from progdist.data.sources import load_images
-    from progdist.evaluation.evaluate import evaluations
-    from progdist.evaluation.generate import SamplingOptions
-
     if teacher_steps is not None and teacher is None:
         raise UserError("--teacher-steps requires --teacher")
     if data is None and not reference:
         raise UserError("models are measured against data: give --data, or --reference FILE of their statistics")
     if data is None and (image_column or caption_column or background):
         raise UserError("--image-column, --caption-column and --background require --data")
+    begin(f"reading {data}" if data else f"opening {models[0]}", write_message)
+    from progdist.data.sources import load_images
+    from progdist.evaluation.evaluate import evaluations
+    from progdist.evaluation.generate import SamplingOptions
+
     sampling = SamplingOptions(
         steps, count, None, seed, method, clip, variance, batch, options.precision_of(precision), guidance=guidance
     )
-    images = None
+    images, notify = None, _each_once()
     if data:
         images = load_images(
-            data, image_column=image_column, caption_column=caption_column, background=background, notify=write_message
+            data, image_column=image_column, caption_column=caption_column, background=background, notify=notify
         )
     metrics = metric_config(features, metric, weights, reference)
-    reference_model = (teacher, teacher_steps or 256) if teacher else None
-    for record in evaluations(models, images, sampling, metrics, teacher=reference_model, notify=write_message):
-        for quality in record.quality:
-            if json_:
-                typer.echo(json.dumps(record.row(quality)))
-            else:
-                console.print(_measured(record, quality))
+    reference_model, records = (teacher, teacher_steps or 256) if teacher else None, []
+    measured = evaluations(models, images, sampling, metrics, teacher=reference_model, notify=notify)
+    if reference_model:
+        write_message(f"sampling {teacher}, {counted(count, 'image')} in {counted(reference_model[1], 'step')}")
+    with closing(measured):
+        for model in models:
+            write_message(f"measuring {model}, {counted(count, 'image')}")
+            records.append(next(measured))
+            for quality in records[-1].quality if json_ else ():
+                typer.echo(json.dumps(records[-1].row(quality)))
+    for number in range(0 if json_ else len(features)):
+        for table in evaluation_tables(records, number):
+            print_table(table)
+    if data and not json_:
+        others = "" if models[1:] else " OTHER"
+        named = "".join(f" --features {name}" for name in features)
+        suggest(f"progdist compare {' '.join(map(str, models))}{others} --data {data}{named}")
 
 
-def _measured(record: "EvaluationRecord", quality: "Quality") -> str:
-    """One model in one feature space, in words."""
-    guided = "" if record.guidance is None else f", guidance {record.guidance:g}"
-    words = [
-        f"{record.model} at {counted(record.steps, 'step')}{guided}: Fréchet {quality.frechet:.3f} "
-        f"({quality.frechet_low:.3f} to {quality.frechet_high:.3f})"
+def evaluation_tables(records: "Sequence[EvaluationRecord]", number: int) -> list[Table]:
+    """What was measured in one feature space, in 80 columns: the distances, and further metrics where there are any."""
+    qualities = [record.quality[number] for record in records]
+    title = f"Fréchet distance of {qualities[0].samples} samples to the data, {qualities[0].features} features"
+    distances = _table(title)
+    columns = {"model": [record.model for record in records], "steps": [str(record.steps) for record in records]}
+    columns["guidance"] = ["" if record.guidance is None else f"{record.guidance:g}" for record in records]
+    columns["evalu-\nations"] = [
+        "" if record.network_evaluations == record.steps else str(record.network_evaluations) for record in records
     ]
-    if quality.frechet_bias is not None:
-        words.append(f"of which bias {quality.frechet_bias:.2g}")
-    if quality.kernel is not None:
-        words.append(f"kernel×1000 {quality.kernel:.3f} ± {quality.kernel_spread:.3f}")
-    for name, each in (quality.metrics | ({"clip_score": record.clip_score} if record.clip_score else {})).items():
-        words.append(f"{name.replace('_', ' ')} {each.value:.3f} ({each.low:.3f} to {each.high:.3f})")
-    if quality.agreement is not None:
-        words.append(f"class right {100 * quality.agreement:.1f} %")
-    if record.rmse is not None:
-        words.append(f"RMSE to the teacher {record.rmse:.3f}")
-    words.append(f"{counted(record.network_evaluations, 'network evaluation')}")
-    return ", ".join([*words, f"{1000 * record.seconds_per_image:.2f} ms per image ({quality.features} features)"])
+    columns["Fréchet\ndistance"] = [supported(q.frechet, q.frechet_low, q.frechet_high) for q in qualities]
+    columns["95 %\ninterval"] = [interval(q.frechet_low, q.frechet_high) for q in qualities]
+    columns["of which\nbias"] = ["" if q.frechet_bias is None else significant(q.frechet_bias) for q in qualities]
+    columns["kernel\n×1000"] = [_kernel(q) for q in qualities]
+    columns["class\nright"] = ["" if q.agreement is None else f"{100 * q.agreement:.0f} %" for q in qualities]
+    columns["RMSE"] = ["" if record.rmse is None else significant(record.rmse) for record in records]
+    columns["ms per\nimage"] = [significant(1000 * record.seconds_per_image) for record in records]
+    shown = {heading: cells for heading, cells in columns.items() if any(cells)}
+    for heading in shown:
+        first = heading == "model"
+        distances.add_column(heading, justify="left" if first else "right", no_wrap=not first, overflow="fold")
+    for row in zip(*shown.values(), strict=True):
+        distances.add_row(*row)
+    further = _table()
+    for heading in ("model", "steps", "metric", "value", "95 % interval"):
+        text = heading in ("model", "metric")
+        further.add_column(heading, justify="left" if text else "right", no_wrap=heading != "model", overflow="fold")
+    for record, quality in zip(records, qualities, strict=True):
+        score = {"clip_score": record.clip_score} if record.clip_score and not number else {}
+        for name, each in (quality.metrics | score).items():
+            named, ends = name.replace("_", " "), (each.low, each.high)
+            further.add_row(record.model, str(record.steps), named, supported(each.value, *ends), interval(*ends))
+    return [distances, further] if further.rows else [distances]
+
+
+def _table(title: str | None = None) -> Table:
+    return Table(title=title, title_justify="left", caption_justify="left", box=None, padding=(0, 1, 0, 0))
+
+
+def _kernel(quality: "Quality") -> str:
+    if quality.kernel is None or quality.kernel_spread is None:
+        return ""
+    return supported(quality.kernel, quality.kernel - quality.kernel_spread, quality.kernel + quality.kernel_spread)
+
+
+def _each_once() -> Callable[[str], None]:
+    """Prints a message to standard error, each once however many models it is of."""
+    said = set[str]()
+
+    def notify(text: str) -> None:
+        if text not in said:
+            said.add(text)
+            write_message(text)
+
+    return notify
 
 
 def compare(
@@ -153,6 +204,13 @@ def compare(
         int | None, typer.Option(help="Images of each prompt or class, without --data (default: 4).", min=2)
     ] = None,
     guidance: Annotated[float | None, typer.Option(help="Guidance scale of both, without --data.")] = None,
+    student_lora: Annotated[
+        list[str] | None,
+        typer.Option(help="LoRA file fused into the student, FILE.safetensors[:weight]; several times."),
+    ] = None,
+    student_guidance: Annotated[
+        float | None, typer.Option(help="Guidance scale of a student from elsewhere, e.g. 1 (default: --guidance).")
+    ] = None,
     count: Annotated[
         int | None,
         typer.Option("--count", "-n", help="Samples of each model (default: 2048).", min=4, max=options.MOST),
@@ -179,7 +237,9 @@ def compare(
 
     With --data, paired resamples of the same noise say which model is closer to the data. Without it, TEACHER@STEPS
     STUDENT measures how faithful a student is to its teacher: differences, diversity, and the pairs that differ most.
+    TEACHER@40 TEACHER@4 --student-lora FILE compares a pipeline with a few-step LoRA file for it.
     """
+    begin(f"reading {data}" if data else f"opening {', '.join(models)}", write_message)
     from progdist.data.samples import read_prompts
     from progdist.data.sources import load_images
     from progdist.evaluation.compare import compare as compare_models
@@ -201,22 +261,26 @@ def compare(
         )  # fmt: skip
         found = compare_with_teacher(
             models, sampling, metric_config(features, metric, weights, None),
-            repeat=repeat, count=count, notify=write_message,
+            repeat=repeat, count=count, loras=student_lora or (), student_guidance=student_guidance,
+            notify=write_message,
         )  # fmt: skip
         write_pairs(out, found, seed)
         _print_pairs(found, out, json_)
         return
     if prompts or guidance or repeat:
         raise UserError("--prompts, --guidance and --repeat have no effect with --data: remove them, or --data")
+    if student_lora or student_guidance is not None:
+        raise UserError("--student-lora and --student-guidance have no effect with --data: remove them, or --data")
     sampling = SamplingOptions(
         count=count or 2048, seed=seed, method=method, clip=clip, batch=batch, precision=options.precision_of(precision)
     )
+    notify = _each_once()
     images = load_images(
-        data, image_column=image_column, caption_column=caption_column, background=background, notify=write_message
+        data, image_column=image_column, caption_column=caption_column, background=background, notify=notify
     )
     metrics = metric_config(features, metric, weights, reference)
-    comparisons = compare_models(models, images, sampling, metrics, resamples=resamples or 200, notify=write_message)
-    write_comparison(out, comparisons, sampling)
+    comparisons = compare_models(models, images, sampling, metrics, resamples=resamples or 200, notify=notify)
+    write_comparison(out, comparisons, sampling, images)
     if json_:
         for each in comparisons:
             typer.echo(json.dumps(each.to_json()))
@@ -236,13 +300,14 @@ def _print_pairs(found: "Faithfulness", page: Path, json_: bool) -> None:
         typer.echo(json.dumps(found.to_json()))
         return
     console.print(pairs_title(found), highlight=False, markup=False, soft_wrap=True)
-    table = Table(box=None, padding=(0, 1, 0, 0))
+    table = _table()
     for heading in ("", "student", "95 % interval"):
         table.add_column(heading, justify="right" if heading else "left", no_wrap=True)
     for space, rows in as_rows(found).items():
         table.add_row(space)
         for name, estimate in rows:
-            table.add_row(f"  {name}", f"{estimate.value:.3f}", f"{estimate.low:.3f} to {estimate.high:.3f}")
+            ends = (estimate.low, estimate.high)
+            table.add_row(f"  {name}", supported(estimate.value, *ends), interval(*ends, " to "))
     print_table(table)
     for space in found.spaces:
         if space.too_few:
@@ -257,6 +322,8 @@ def pairs_title(found: "Faithfulness") -> str:
     """Which models, images and guidance."""
     (student, teacher), (few, many) = found.models, found.steps
     guided = "" if found.guidance is None else f", guidance {found.guidance:g}"
+    if found.student_guidance not in (None, found.guidance):
+        guided += f" and {found.student_guidance:g}"
     return (
         f"{student} in {counted(few, 'step')} beside {teacher} in {counted(many, 'step')}, {len(found.labels):,} "
         f"images from the same noise{guided}"
@@ -266,12 +333,11 @@ def pairs_title(found: "Faithfulness") -> str:
 def comparison_table(comparisons: "Sequence[Comparison]") -> Table:
     """Models side by side in one feature space, by their labels, in 80 columns."""
     features, samples = comparisons[0].quality.features, comparisons[0].quality.samples
-    table = Table(
-        title=f"Fréchet distance of {samples} samples to the data, {features} features",
-        caption="ratio: of the distance to that of the model compared with, over paired resamples. "
-        "better, worse: the whole 95 % interval of the ratio is below, above 1",
-        title_justify="left", caption_justify="left", box=None, padding=(0, 1, 0, 0),
-    )  # fmt: skip
+    table = _table(f"Fréchet distance of {samples} samples to the data, {features} features")
+    table.caption = (
+        "ratio: of the distance to that of the model compared with, over paired resamples. "
+        "better, worse: the whole 95 % interval of the ratio is below, above 1"
+    )
     table.add_column("model", no_wrap=True)
     for heading in ("steps", "Fréchet\ndistance", "95 %\ninterval", "compared\nwith", "ratio", "95 %\ninterval"):
         table.add_column(heading, justify="right", no_wrap=True)
@@ -281,11 +347,11 @@ def comparison_table(comparisons: "Sequence[Comparison]") -> Table:
         table.add_row(
             each.label,
             str(each.record.steps),
-            f"{quality.frechet:.3f}",
-            f"{quality.frechet_low:.3f}–{quality.frechet_high:.3f}",
+            supported(quality.frechet, quality.frechet_low, quality.frechet_high),
+            interval(quality.frechet_low, quality.frechet_high),
             each.against or "",
-            f"{ratio.value:.3f}" if ratio else "",
-            f"{ratio.low:.3f}–{ratio.high:.3f}" if ratio else "",
+            supported(ratio.value, ratio.low, ratio.high) if ratio else "",
+            interval(ratio.low, ratio.high) if ratio else "",
             each.verdict or "",
         )
     return table

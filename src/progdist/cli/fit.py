@@ -8,7 +8,7 @@ import typer
 from rich.table import Table
 
 from progdist._utils.errors import UserError
-from progdist.cli.terminal import console, print_table
+from progdist.cli.terminal import begin, console, print_table
 from progdist.training.config import DEFAULTS
 
 if TYPE_CHECKING:  # slow imports
@@ -37,6 +37,7 @@ def fit(
     cards = card_sizes(memory or [])
     if tflops is not None and not 0 < tflops <= LARGEST_RATE:
         raise UserError(f"--tflops is {tflops:g}, expected a positive number of at most {LARGEST_RATE:g}")
+    begin(f"reading {folder}")
     from progdist.models.components import PipelineFolder
     from progdist.runs.estimate.fit import fits
 

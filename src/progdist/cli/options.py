@@ -16,6 +16,9 @@ Size = Annotated[
     int | None, typer.Option(help="Frame the images to a square of so many pixels.", min=1, max=LARGEST_SIDE)
 ]
 Seed = Annotated[int, typer.Option(help="Seed of the noise.", min=0)]
+RunSeed = Annotated[
+    int | None, typer.Option("--seed", help="Seed of all randomness (default: the recipe's).", min=0, max=2**32 - 1)
+]
 Fresh = Annotated[bool, typer.Option("--fresh", help="Start over; the existing run is renamed, not deleted.")]
 Shard = Annotated[bool, typer.Option("--shard", help="Shard the trained network over the processes (FSDP2).")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the estimated hours and memory, and exit.")]
@@ -32,6 +35,9 @@ Guidance = Annotated[
 ]
 Lora = Annotated[
     int | None, typer.Option(help="Rank of a LoRA file for the pipeline of a text-to-image teacher, e.g. 64.", min=1)
+]
+BaseBits = Annotated[
+    int | None, typer.Option(help="With --lora: bits of the frozen base that the adapters train on, 8 or 4.")
 ]
 WithLora = Annotated[
     list[str] | None,
@@ -78,3 +84,11 @@ def precision_of(name: str) -> Precision:
     if name not in get_args(Precision):
         raise UserError(f"--precision {name} is unknown: use one of {', '.join(get_args(Precision))}")
     return cast(Precision, name)
+
+
+def settings(set_: list[str] | None, seed: int | None) -> list[str]:
+    """The settings of `--set`, and that of `--seed`; a UserError where both say the seed."""
+    given = list(set_ or [])
+    if seed is not None and any(setting.startswith("seed=") for setting in given):
+        raise UserError("--seed and --set seed=... say the same: remove one of them")
+    return given if seed is None else [*given, f"seed={seed}"]

@@ -11,11 +11,11 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
-from progdist._utils.words import counted
+from progdist._utils.words import counted, interval, significant, supported
 from progdist.training import callbacks
 
 if TYPE_CHECKING:  # slow imports
-    from progdist.evaluation.record import EvaluationRecord
+    from progdist.evaluation.record import EvaluationRecord, Quality
     from progdist.runs.estimate.cost import Estimate
 
 PLAIN_EVERY = 15.0  # seconds between lines without a terminal
@@ -76,9 +76,10 @@ class Terminal:
     def evaluated(self, record: "EvaluationRecord") -> None:
         """One line for each measurement."""
         quality, steps = record.quality[0], counted(record.steps, "step")
-        line = Text(f"  {record.model.replace('_', ' by ')} at {steps}: Fréchet {quality.frechet:.3f} ")
-        line.append(f"({quality.frechet_low:.3f} to {quality.frechet_high:.3f})", style="dim")
-        self.console.print(line.append(f", RMSE {record.rmse:.3f}"))
+        ends = (quality.frechet_low, quality.frechet_high)
+        line = Text(f"  {record.model.replace('_', ' by ')} at {steps}: Fréchet {supported(quality.frechet, *ends)} ")
+        line.append(f"({interval(*ends, ' to ')})", style="dim")
+        self.console.print(line.append(f", RMSE {significant(record.rmse)}" if record.rmse else ""))
 
     def note(self, text: str) -> None:
         """One line."""
@@ -87,25 +88,29 @@ class Terminal:
 
 def quality_table(records: "Sequence[EvaluationRecord]", against: str = "the data") -> Table:
     """A run's numbers in the first feature space, in 80 columns; `against` is what samples are compared with."""
-    from progdist.runs.pages.report import quality_rows
+    from progdist.runs.pages.report import quality_rows, ratios
 
     rows, first = quality_rows(records), records[0].quality[0]
+    by_teacher = ratios(rows)
     title = f"Fréchet distance to {against} ({first.samples} samples, {first.features} features)"
     table = Table(title=title, title_justify="left")
     for heading in ("steps", "teacher,\nDDIM", "student", "95 %", "ratio", "RMSE", "ms/image"):
         table.add_column(heading, justify="right", no_wrap=True)
-    best = next((row["teacher"].quality[0].frechet for row in rows.values() if "teacher" in row), 0.0)
+
+    def distance(quality: "Quality") -> str:
+        return supported(quality.frechet, quality.frechet_low, quality.frechet_high)
+
     for steps, row in rows.items():
         teacher, student = row.get("teacher"), row.get("student")
         shown, quality = student or row["teacher"], student.quality[0] if student else None
         table.add_row(
             str(steps),
-            f"{teacher.quality[0].frechet:.3f}" if teacher else "",
-            f"{quality.frechet:.3f}" if quality else "",
-            f"{quality.frechet_low:.3f}–{quality.frechet_high:.3f}" if quality else "",
-            f"{quality.frechet / best:.2f}" if quality else "",
-            f"{shown.rmse:.3f}",
-            f"{1000 * shown.seconds_per_image:.2f}",
+            distance(teacher.quality[0]) if teacher else "",
+            distance(quality) if quality else "",
+            interval(quality.frechet_low, quality.frechet_high) if quality else "",
+            by_teacher.get(steps, "") if quality else "",
+            significant(shown.rmse) if shown.rmse else "",
+            significant(1000 * shown.seconds_per_image),
         )
     return table
 

@@ -58,11 +58,10 @@ def _expanded(option: Any) -> Any:  # noqa: ANN401
     return local_path(option) if isinstance(option, Path) else option
 
 
-def user_errors(command: Callable[P, None], *, prepare: bool = True) -> Callable[P, None]:
+def user_errors(command: Callable[P, None]) -> Callable[P, None]:
     """Print errors of the user and of the disk as one line and exit with code 2; after a signal, with 128 + number.
 
-    Where nobody reads the output any more, the command ends without a word. One that can often answer without torch
-    calls `prepare_torch` itself, `prepare` false.
+    Where nobody reads the output any more, the command ends without a word.
     """
 
     @wraps(command)
@@ -72,8 +71,6 @@ def user_errors(command: Callable[P, None], *, prepare: bool = True) -> Callable
                 _check_environment()
                 _check_numbers(kwargs)
                 kwargs.update({name: _expanded(option) for name, option in kwargs.items()})
-                if prepare:
-                    prepare_torch()
                 command(*args, **kwargs)
         except Interrupted as stop:
             if RANK == 0:
@@ -104,6 +101,26 @@ def drop_output() -> None:
     """Send what is still printed nowhere: the one who read it has gone."""
     with suppress(OSError, ValueError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def write_line(text: str) -> None:
+    """Print a line to standard output, whatever its length."""
+    console.print(text, highlight=False, markup=False, emoji=False, soft_wrap=True)
+
+
+def begin(phase: str, say: Callable[[str], None] = write_line) -> None:
+    """Say what a command begins with, within a second, and then import torch.
+
+    A command whose standard output may be data says it on standard error, by `write_message`.
+    """
+    if RANK == 0:
+        say(phase)
+    prepare_torch()
+
+
+def suggest(command: str) -> None:
+    """Say what makes sense next, in one line."""
+    write_line(f"Next: {command}")
 
 
 def prepare_torch() -> None:
@@ -145,8 +162,24 @@ def _check_numbers(options: Mapping[str, object]) -> None:
 UsageError = cast(Any, typer.BadParameter.__base__)  # what typer raises for wrong options and arguments
 
 
+VALUES = {"str": "TEXT", "int": "INTEGER", "float": "FLOAT", "path": "PATH"}  # types of options, as help shows them
+
+
 class Commands(TyperGroup):
-    """Commands whose usage errors are printed as one line, as other errors are."""
+    """Commands whose usage errors are one line, like all errors, and whose help shows MODEL, TEXT, INTEGER, FLOAT."""
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:  # noqa: ANN401
+        """A command, its arguments and the types of its options in capitals."""
+        command = super().get_command(ctx, cmd_name)
+        for parameter in cast(Any, command).params if command else ():
+            if parameter.param_type_name == "argument":
+                parameter.metavar = parameter.name.upper()
+            elif not parameter.is_flag:
+                kind = parameter.display_type(ctx).strip("<>").removesuffix(" range")
+                several = kind.startswith("list[")
+                name = VALUES.get(kind.removeprefix("list[").rstrip("]"))
+                parameter.metavar = f"{name} ..." if name and several else name
+        return command
 
     def make_context(self, *args: Any, **extra: Any) -> Any:  # noqa: ANN401
         """The options before the command."""

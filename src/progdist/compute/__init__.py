@@ -1,1 +1,1 @@
-"""How networks are computed on the machine at hand: precision, placement, CUDA graphs."""
+"""How networks are computed on a machine: precision, placement, CUDA graphs."""

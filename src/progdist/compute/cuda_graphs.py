@@ -1,9 +1,8 @@
-"""CUDA graph capture: the kernels of a network's call, captured once and then launched together.
+"""CUDA graph capture: the kernels of a network's call, captured once and launched together.
 
-A kernel takes the processor some microseconds to launch, whatever it computes, and a small network's kernels are done
-sooner than that: the GPU waits (`docs/results/performance.md` has figures).
-torch.cuda.make_graphed_callables captures a call, forward and backward, and replays it with new numbers at the same
-addresses.
+Launching a kernel takes the CPU some microseconds whatever it computes, and a small network's kernels finish sooner:
+the GPU waits (`docs/results/performance.md` has figures). torch.cuda.make_graphed_callables captures a call, forward
+and backward, and replays it with new numbers at the same addresses.
 """
 
 import gc
@@ -19,31 +18,31 @@ from torch.utils import _pytree as pytree
 
 from progdist._utils.errors import UserError
 
-CALLS_BEFORE = 8  # calls of one kind before it is captured, which takes as long as a few of them
-MOST_DIFFERENCE = 0.05  # of a replay from a plain call, over the latter's norm: rounding to bf16 makes one hundredth
-Kind = tuple[Any, ...]  # of a call: shapes and types of its arguments, precision, whether a gradient is needed
+CALLS_BEFORE = 8  # calls of one kind before it is captured, since a capture costs as much as a few calls
+MOST_DIFFERENCE = 0.05  # between replay and plain call, relative to the call's norm: rounding to bf16 makes 0.01
+Kind = tuple[Any, ...]  # of a call: shapes and types of its arguments, precision, whether it needs a gradient
 
 
 def accelerated(network: nn.Module, compiled: bool, graphs: bool) -> nn.Module:
-    """The network in the form in which it is computed: compiled by torch.compile, as CUDA graphs, or as it is."""
+    """The network compiled by torch.compile, as CUDA graphs, or unchanged."""
     if compiled:
         return cast(nn.Module, torch.compile(network))
     return network if not graphs or isinstance(network, CudaGraphs) else CudaGraphs(network)
 
 
 def check_available() -> None:
-    """Raise a UserError where there is no CUDA."""
+    """Raise a UserError where CUDA is not available."""
     if not torch.cuda.is_available():
-        raise UserError("cuda_graphs needs a CUDA device, and there is none here: set it to false")
+        raise UserError("cuda_graphs requires a CUDA device, and none was found: set it to false")
 
 
 class CudaGraphs(nn.Module):
     """A network whose calls are captured as CUDA graphs.
 
-    Replayed are calls whose tensors are on a GPU and need no gradient, with no dropout at work and no running mean to
-    keep; with a gradient one call before each backward pass, since a second one would overwrite the activations of
-    the first. Others call the network. Weights may be changed in place; where they move, all is captured again. Before
-    a graph is used it is compared with a call of the network.
+    A call is replayed if its tensors are on a GPU and need no gradient, without dropout or running means to update.
+    With a gradient, one call before each backward pass is replayed, since a second would overwrite the activations of
+    the first. Other calls run the network. Weights may change in place; if they move, everything is captured again.
+    Each graph is compared with a call of the network before it is used.
     """
 
     def __init__(self, network: nn.Module) -> None:
@@ -55,7 +54,7 @@ class CudaGraphs(nn.Module):
         self._awaiting: Callable[[], Tensor | None] = lambda: None
 
     def forward(self, *arguments: Any, **named: Any) -> Any:  # noqa: ANN401
-        """The network's output; a UserError where the call cannot be captured, or a replay differs from it."""
+        """The network's output; raises a UserError if the call cannot be captured or its replay differs."""
         call = _Call(self.network, arguments, named)
         with_gradient = torch.is_grad_enabled() and any(each.requires_grad for each in self.network.parameters())
         if not self._can_be_replayed(call.tensors) or (with_gradient and self._awaiting() is not None):
@@ -77,12 +76,12 @@ class CudaGraphs(nn.Module):
         return output
 
     def _can_be_replayed(self, tensors: list[Tensor]) -> bool:
-        """Whether a call does nothing that a graph would not."""
+        """Whether a graph can do everything that the call does."""
         placed = all(each.is_cuda and not each.requires_grad for each in tensors)
         return placed and not (self.network.training and any(map(_changes_with_calls, self.network.modules())))
 
     def _forget_moved_weights(self) -> None:
-        """Drop what was captured of weights or buffers that lay elsewhere."""
+        """Drop graphs whose weights or buffers have moved."""
         addresses = [each.data_ptr() for each in (*self.network.parameters(), *self.network.buffers())]
         if addresses != self._addresses:
             self._addresses = addresses
@@ -93,13 +92,13 @@ class CudaGraphs(nn.Module):
         self._calls.clear()
         if self._graphs:
             self._graphs.clear()
-            gc.collect()  # what make_graphed_callables returns refers to itself
+            gc.collect()  # the callables of make_graphed_callables refer to themselves
 
     def _capture(self, call: "_Call", with_gradient: bool) -> Callable[..., Any]:
-        """A graph of the call."""
+        """Capture the call as a graph."""
         weights = [each for each in self.network.parameters() if each.requires_grad and with_gradient]
         enabled, dtype = _precision()
-        torch.clear_autocast_cache()  # which holds nodes of autograd that belong to the stream of earlier calls
+        torch.clear_autocast_cache()  # it holds autograd nodes that belong to the stream of earlier calls
         try:
             with torch.autocast("cuda", dtype, enabled=enabled, cache_enabled=False):
                 expected = _results(call, call.tensors, weights)
@@ -108,7 +107,7 @@ class CudaGraphs(nn.Module):
                 agree = all(map(_agree, _results(graph, call.tensors, weights), expected))
         except torch.OutOfMemoryError:
             raise
-        except Exception as error:  # whatever code of the network's own raises while it is captured
+        except Exception as error:  # anything that the network's own code raises during capture
             reason = f"{type(error).__name__}: {' '.join(str(error).split())[:150]}"
             raise UserError(self._refusal(reason)) from error
         if not agree:
@@ -116,7 +115,7 @@ class CudaGraphs(nn.Module):
         return graph
 
     def _refusal(self, reason: str) -> str:
-        """After a capture that failed nothing can be computed in the process: torch may still be in it."""
+        """The error message. After a failed capture the process can compute no more: torch may still be in it."""
         return f"{type(self.network).__name__} cannot be captured as a CUDA graph ({reason}): set cuda_graphs to false"
 
     def _backward_has_begun(self, gradient: Tensor) -> None:
@@ -124,7 +123,7 @@ class CudaGraphs(nn.Module):
 
 
 class _Call(nn.Module):
-    """A call of a network as a function of the tensors among its arguments, wherever they are in them."""
+    """A network's call as a function of the tensors anywhere among its arguments."""
 
     def __init__(self, network: nn.Module, arguments: tuple[Any, ...], named: dict[str, Any]) -> None:
         super().__init__()
@@ -138,12 +137,12 @@ class _Call(nn.Module):
         return [self.leaves[place] for place in self.places]
 
     def form(self) -> Kind:
-        """What another call must have in common with this one to differ in numbers alone."""
+        """What two calls must share to differ only in their numbers."""
         shapes = [(each.shape, each.dtype) if isinstance(each, Tensor) else repr(each) for each in self.leaves]
         return (*shapes, str(self.structure))
 
     def forward(self, *tensors: Tensor) -> Any:  # noqa: ANN401
-        """The network's output with other tensors in the places of these."""
+        """The network's output with other tensors in place of these."""
         leaves = list(self.leaves)
         for place, tensor in zip(self.places, tensors, strict=True):
             leaves[place] = tensor
@@ -152,7 +151,7 @@ class _Call(nn.Module):
 
 
 def _precision() -> tuple[bool, torch.dtype]:
-    """Whether and to what the GPU's operations are autocast."""
+    """Whether GPU operations are autocast, and to which type."""
     return torch.is_autocast_enabled("cuda"), torch.get_autocast_dtype("cuda")
 
 
@@ -164,7 +163,7 @@ def _changes_with_calls(module: nn.Module) -> bool:
 
 
 def _results(call: Callable[..., Any], tensors: list[Tensor], weights: list[nn.Parameter]) -> tuple[Tensor, Tensor]:
-    """A call's output, and the gradient of its sum by the weights, each as one long vector."""
+    """A call's output, and the gradient of its sum with respect to the weights, each as one long vector."""
     outputs = [output.float() for output in pytree.tree_leaves(call(*tensors))]
     output = torch.cat([each.detach().flatten() for each in outputs])
     if not weights:
@@ -175,6 +174,6 @@ def _results(call: Callable[..., Any], tensors: list[Tensor], weights: list[nn.P
 
 
 def _agree(replayed: Tensor, expected: Tensor) -> bool:
-    """Whether both differ by no more than rounding makes."""
+    """Whether the two differ by no more than rounding."""
     same = replayed.shape == expected.shape
     return same and bool((replayed - expected).norm() <= MOST_DIFFERENCE * expected.norm())

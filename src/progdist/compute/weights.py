@@ -1,7 +1,7 @@
-r"""A network's weights, made ready to be trained and given back: which wrapper they are in, of what type, how sound.
+r"""A network's weights: unwrapping, copying, precision for training, checks.
 
-Weights of 16 bits are trained as float32, their master weights: an update of 1e-4 is rounded away from a weight of 0.1
-in bf16, whose numbers are 5e-4 apart there. A network of float64 stays what it is, and sees its data in float64.
+16-bit weights are trained in float32 (master weights): an update of 1e-4 is lost on a bf16 weight of 0.1, where numbers
+are 5e-4 apart. A float64 network stays float64 and gets float64 data.
 """
 
 import copy
@@ -18,9 +18,9 @@ Module = TypeVar("Module", bound=nn.Module)
 
 
 def unwrapped(network: nn.Module) -> nn.Module:
-    """The network within torch's DataParallel, DistributedDataParallel and torch.compile."""
+    """The network inside DataParallel, DistributedDataParallel and torch.compile."""
     while True:
-        inner = getattr(network, "_orig_mod", None)  # of torch.compile
+        inner = getattr(network, "_orig_mod", None)  # torch.compile
         if isinstance(network, DataParallel | DistributedDataParallel):
             inner = network.module
         if not isinstance(inner, nn.Module):
@@ -29,26 +29,26 @@ def unwrapped(network: nn.Module) -> nn.Module:
 
 
 def copied(module: Module) -> Module:
-    """A copy of a module; a UserError where torch cannot copy it."""
+    """Copy a module. Raise a UserError where torch cannot copy it."""
     try:
         return copy.deepcopy(module)
     except (RuntimeError, TypeError) as error:
         reason = " ".join(str(error).split())[:150]
         raise UserError(
-            f"the network cannot be copied ({reason}): a student begins as a copy of its teacher, so make "
-            "copy.deepcopy(network) work (e.g. torch.nn.utils.parametrizations.weight_norm in place of weight_norm)"
+            f"the network cannot be copied ({reason}): a student starts as a copy of its teacher, so make "
+            "copy.deepcopy(network) work (e.g. torch.nn.utils.parametrizations.weight_norm instead of weight_norm)"
         ) from error
 
 
 def widen(module: nn.Module) -> None:
-    """Hold what a module has of fewer than 32 bits as float32, its master weights."""
+    """Convert tensors of fewer than 32 bits to float32, the master weights."""
     for tensor in _floats(module):
         if tensor.element_size() < 4:
             tensor.data = tensor.data.float()
 
 
 def narrow(module: nn.Module, like: nn.Module) -> None:
-    """Give a module's tensors the types that those of the same name have in another; new ones that of its first."""
+    """Convert a module's tensors to the types of their namesakes in another; new ones to the type of its first."""
     types = {name: tensor.dtype for name, tensor in _named(like) if tensor.is_floating_point()}
     first = next(iter(types.values()), torch.float32)
     for name, tensor in _named(module):
@@ -64,13 +64,13 @@ def is_double(network: nn.Module) -> bool:
 
 @torch.no_grad()
 def check_finite(network: nn.Module, whose: str) -> None:
-    """Raise a UserError for weights that are not finite; what is not trained may be infinite, as masks are, not NaN."""
+    """Raise a UserError for weights that are not finite; frozen ones may be infinite, like masks, but not NaN."""
     for name, tensor in _named(network):
         if tensor.is_floating_point() or tensor.is_complex():
             wrong = ~tensor.isfinite() if tensor.requires_grad else tensor.isnan()
             if count := int(wrong.sum()):
                 raise UserError(
-                    f"{whose}: {count:,} of the {tensor.numel():,} numbers of {name[:100]} are not finite: restore the "
+                    f"{whose}: {count:,} of the {tensor.numel():,} values of {name[:100]} are not finite: restore the "
                     "weights, or save them again in float32"
                 )
 

@@ -1,10 +1,10 @@
-"""The embeddings of captions: computed once, kept in half precision, mapped into memory.
+"""Embeddings of captions: computed once, kept in half precision, mapped into memory.
 
-    index.json              how many captions to a shard, and a digest of the captions and of what encoded them
+    index.json              the captions per shard, and a digest of the captions and of their encoder
     00000.safetensors       the embeddings of the first shard, each (captions, ...)
     00001.safetensors ...
 
-A shard is written whole or not at all, and those that are there are not computed again.
+A shard is written as a whole or not at all, and existing shards are not computed again.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -21,20 +21,20 @@ from progdist._utils.digest import digest
 from progdist._utils.errors import UserError
 from progdist._utils.files import atomic_write, read_json, write_json
 
-SHARD_BYTES = 2**28  # about as much as a shard holds
+SHARD_BYTES = 2**28  # approximate size of a shard
 TextEncoder = Callable[[Sequence[str]], dict[str, Tensor]]  # N prompts -> their embeddings by name, (N, ...) on the CPU
 
 
 @dataclass(frozen=True)
 class Embeddings:
-    """Embeddings in a folder of shards of `size` captions, by the numbers of their captions."""
+    """Embeddings in a folder of shards of `size` captions, looked up by caption number."""
 
     folder: Path
     size: int
     _opened: dict[int, Any] = field(default_factory=dict, repr=False, compare=False)
 
     def __call__(self, numbers: Tensor) -> dict[str, Tensor]:
-        """The embeddings of captions (B,) int64 by name, (B, ...) in half precision; a damaged shard is a UserError."""
+        """The embeddings of captions (B,) int64 by name, (B, ...) in half precision. A damaged shard is a UserError."""
         rows = [self._row(*divmod(number, self.size)) for number in numbers.tolist()]
         with torch.autocast("cpu", enabled=False):  # on the CPU, autocast cannot stack half precision
             return {name: padded([row[name] for row in rows]) for name in rows[0]}
@@ -57,7 +57,7 @@ class Embeddings:
 
 
 def padded(rows: Sequence[Tensor]) -> Tensor:
-    """Tensors of one rank as one, (N, ...), shorter ones padded with zeros to the longest of each axis."""
+    """Stack tensors of the same rank, (N, ...), padding each axis with zeros to the longest."""
     sides = [max(lengths) for lengths in zip(*(row.shape for row in rows), strict=True)]
     stacked = rows[0].new_zeros(len(rows), *sides)
     for place, row in zip(stacked, rows, strict=True):
@@ -66,7 +66,7 @@ def padded(rows: Sequence[Tensor]) -> Tensor:
 
 
 def row_bytes(encoder: TextEncoder) -> int:
-    """What the embeddings of one caption take in half precision."""
+    """The bytes of one caption's embeddings in half precision."""
     return sum(2 * rows.numel() for rows in encoder([""]).values())
 
 
@@ -77,20 +77,20 @@ def encode_captions(
     notify: Callable[[str], None],
     made_by: str = "",
 ) -> Embeddings:
-    """The embeddings of distinct captions, numbered by their places: from a folder, or made and put there.
+    """Load the embeddings of distinct captions, numbered in order, from a folder, or compute and save them there.
 
-    `encoder` opens the text encoders, and is not called where every shard is there; `notify` gets a line before.
-    `made_by` identifies the encoders: embeddings of others, or of other captions, are made again.
+    `encoder` opens the text encoders, and is not called if every shard exists; `notify` gets a line before.
+    `made_by` identifies the encoders: embeddings by others, or of other captions, are computed again.
 
     Raises:
-        UserError: the folder is damaged, or an embedding is beyond half precision.
+        UserError: the folder is damaged, or an embedding overflows half precision.
     """
     source, index, encode = digest(list(captions), made_by), folder / "index.json", None
     written: Mapping[str, Any] = read_json(index) if index.is_file() else {}
     if written.get("captions") != source or not isinstance(written.get("shard"), int) or written["shard"] < 1:
         encode = encoder()
         if others := list(folder.glob("[0-9]*.safetensors")):
-            notify(f"{folder} was of other captions or other text encoders: made again")
+            notify(f"{folder} held other captions or was made by other text encoders: encoding again")
         for file in (index, *others):
             file.unlink(missing_ok=True)
         written = {"captions": source, "shard": max(1, SHARD_BYTES // row_bytes(encode))}
@@ -105,6 +105,6 @@ def encode_captions(
             encoded = encode(captions[first : first + embeddings.size])
             rows = {name: row.half() if row.is_floating_point() else row for name, row in encoded.items()}
             if not all(row.isfinite().all() for row in rows.values()):
-                raise UserError(f"{folder}: the text encoder's output is beyond half precision: use another one")
+                raise UserError(f"{folder}: the text encoder's output overflows half precision: use another one")
             atomic_write(embeddings.path(shard), safetensors.torch.save(rows))
     return embeddings

@@ -1,12 +1,12 @@
-"""Examples in the forms that PyTorch people have, as (tensor, {name: condition}) pairs of one shape.
+"""Examples in PyTorch's usual forms, as (tensor, {name: condition}) pairs of one shape.
 
     x                        rows of a tensor or array (N, ...), items of a data set or list
-    (x,)  (x, label)         a tuple, as TensorDataset gives; the label is a number or a tensor, of any type and shape
+    (x,)  (x, label)         a tuple, as from TensorDataset; the label is a number or a tensor, of any type and shape
     (x, {"name": value})     conditions by the names under which the network takes them
     {"x": x, "name": value}  the same as one dictionary
 
-of a map-style data set, an iterable, which is kept in memory, or a DataLoader; and as columns (N, ...) in the last two
-forms, or a TensorDataset. What cannot be used is a UserError that names it.
+from a map-style data set, an iterable, which is kept in memory, or a DataLoader; and as columns (N, ...) in the last
+two forms, or a TensorDataset. Other data raise a UserError that names them.
 """
 
 import itertools
@@ -44,39 +44,39 @@ from progdist.training.batches import (
 )
 
 Notify = Callable[[str], None]
-LOOKED_AT = 16  # examples of a data set whose values are looked at; of columns all are
-MOST, MOST_NUMBERS = 1_000_000, 2**31  # examples of an iterable that are kept, and numbers of them: 8 GiB
-CHUNK = 2**20  # numbers of a column that are looked at together
-UNSCALED = 16.0  # beyond it values are taken for pixels that nobody scaled
+LOOKED_AT = 16  # examples of a data set whose values are checked; columns are checked whole
+MOST, MOST_NUMBERS = 1_000_000, 2**31  # most examples kept of an iterable, and most numbers in them: 8 GiB
+CHUNK = 2**20  # numbers of a column that are checked together
+UNSCALED = 16.0  # larger values are taken for unscaled pixels
 
 
 class Parts(NamedTuple):
-    """What one example, or all as columns, is made of."""
+    """The parts of one example, or of all as columns."""
 
     x: Any  # the data
-    label: Any = None  # a condition without a name; None for none
+    label: Any = None  # a condition without a name; None if there is none
     conditions: Mapping[str, Any] = {}
 
 
 class ExampleData(Dataset[tuple[Tensor, dict[str, Tensor]]]):
     """Examples of any form (see the module), each float32 of one shape, with its conditions by name.
 
-    `names` are those of the conditions, and `labelled` says whether examples bring a label that has no name.
+    `names` are the names of the conditions, and `labelled` says whether examples have a label without a name.
 
     Args:
-        data: in any form.
-        label: the name of the condition that examples bring as a label; None where the network takes none.
-        notify: called with what is passed over, and with warnings.
+        data: examples in any form.
+        label: the condition's name for the examples' label; None if the network takes none.
+        notify: called with what is ignored, and with warnings.
 
     Raises:
-        UserError: no examples, one of another form, type or shape, or without a label where one is to be.
+        UserError: there are no examples, or one has another form, type or shape, or lacks a required label.
     """
 
     def __init__(self, data: Any, label: str | None = None, notify: Notify = lambda text: None) -> None:  # noqa: ANN401
         self.label, self.items = label, _items(_columns(data, label), notify)
-        self.indices: Tensor | None = None  # of the items that these are; None for all
+        self.indices: Tensor | None = None  # the items in this part; None for all
         if not len(self.items):
-            raise UserError("there is no data: give at least one example")
+            raise UserError("there are no data: give at least one example")
         first = self._parts(0)
         self.labelled = first.label is not None
         x, conditions = self._pair(0)
@@ -86,7 +86,7 @@ class ExampleData(Dataset[tuple[Tensor, dict[str, Tensor]]]):
             raise UserError("an example is a single number, expected a tensor: give the data as (N, 1)")
         if isinstance(self.items, _Columns):
             self.items.check_finite()
-        elif isinstance(self.items, list):  # in memory: a data set is looked at as its batches are read
+        elif isinstance(self.items, list):  # in memory; a data set is checked as its batches are read
             self._check_finite()
         if not isinstance(data, Images):
             _note_range(self._values(), notify)
@@ -106,11 +106,11 @@ class ExampleData(Dataset[tuple[Tensor, dict[str, Tensor]]]):
 
     @property
     def at_once(self) -> bool:
-        """Whether several are read as one is."""
+        """Whether several examples can be read at the cost of one."""
         return isinstance(self.items, _Columns)
 
     def rows(self, indices: Sequence[int]) -> Batch:
-        """The examples of some indices as one batch, as `collate` makes it."""
+        """The examples at these indices as one batch, as `collate` makes it."""
         if not self.at_once:
             return collate([self[index] for index in indices])
         places = torch.as_tensor(indices)
@@ -141,20 +141,20 @@ class ExampleData(Dataset[tuple[Tensor, dict[str, Tensor]]]):
         named = self._named(parts)
         if self.label and self.label not in named:
             raise UserError(
-                f"label={self.label!r} requires a label of every example, and example {index} has none: give "
+                f"label={self.label!r} requires a label for every example, and example {index} has none: give "
                 "(tensor, label) pairs, or remove label"
             )
         where = f" of example {index}"
         return _tensor(parts.x, index), {name: as_condition(name, value, where) for name, value in named.items()}
 
     def _named(self, parts: Parts) -> dict[str, Any]:
-        """The conditions under the network's names; a label without a name has that of `label`, or is left out."""
+        """The conditions under the network's names; an unnamed label gets the name `label`, or is dropped."""
         name = self.label
         named = {name if name and each == "labels" else each: value for each, value in parts.conditions.items()}
         return {**named, name: parts.label} if name and parts.label is not None else named
 
     def _values(self) -> Tensor:
-        """Values of the examples, to look at: of columns the least and the largest."""
+        """Values of the examples to check: of columns the smallest and the largest."""
         if isinstance(self.items, _Columns):
             return torch.stack([value for _, rows in self.items.chunks() for value in rows.aminmax()])
         return torch.cat([self._pair(index)[0].flatten() for index in range(min(LOOKED_AT, len(self.items)))])
@@ -169,7 +169,7 @@ class _Columns:
         self.parts = Parts(x, label, {name: _column(name, values) for name, values in parts.conditions.items()})
         for name, values in {"the label": label, **self.parts.conditions}.items():
             if values is not None and len(values) != len(x):
-                raise UserError(f"{name} has {len(values)} rows, and there are {len(x)} examples: give one for each")
+                raise UserError(f"{name} has {len(values)} rows for {len(x)} examples: give one for each")
 
     def check_finite(self) -> None:
         """Raise a UserError for the first example that is not finite."""
@@ -178,7 +178,7 @@ class _Columns:
                 raise UserError(f"example {start + row} of the data is not finite: remove or replace it")
 
     def chunks(self) -> Iterator[tuple[int, Tensor]]:
-        """(the first's number, some rows of the data), so that a file that is mapped is never in memory whole."""
+        """(index of the first, some rows of the data), so that a mapped file is never in memory as a whole."""
         count = max(1, len(self) * CHUNK // max(1, math.prod(self.parts.x.shape)))
         for start in range(0, len(self), count):
             yield start, _tensor(self.parts.x[start : start + count], start)
@@ -193,22 +193,22 @@ class _Columns:
 
 
 def _rows_of(column: Any, index: Any) -> Any:  # noqa: ANN401
-    """A row, or rows by a tensor of their numbers, which NumPy would take for a single one where it holds one."""
+    """A row, or rows by a tensor of indices; NumPy would take a tensor with one element for a single index."""
     return column[index.numpy() if isinstance(index, Tensor) and not isinstance(column, Tensor) else index]
 
 
 def _column(name: str, values: Any) -> Any:  # noqa: ANN401
-    """A column as a tensor or array of numbers (N, ...); a UserError for anything else."""
+    """Convert a column to a tensor or array of numbers (N, ...). Raise a UserError for anything else."""
     column = values if isinstance(values, Tensor) else np.asarray(values)
     if not isinstance(column, Tensor) and column.dtype.kind not in "biufc":
         raise UserError(f"{name} holds {column.dtype}, expected a tensor or array of numbers, (N, ...)")
     if not column.ndim:
-        raise UserError(f"{name} is a single number, expected one row for each example, (N, ...)")
+        raise UserError(f"{name} is a single number, expected one row per example, (N, ...)")
     return column.detach() if isinstance(column, Tensor) else column
 
 
 def _columns(data: Any, label: str | None) -> Any:  # noqa: ANN401
-    """(x,) and, where a label is named, (x, label) of as many rows as columns; any other data as they are."""
+    """(x,) and, if a label is named, (x, label) with equally many rows become columns; other data are unchanged."""
     if type(data) is not tuple or not all(isinstance(each, Tensor | np.ndarray) for each in data):
         return data
     rows = {len(each) for each in data if each.ndim}
@@ -218,14 +218,15 @@ def _columns(data: Any, label: str | None) -> Any:  # noqa: ANN401
 
 
 def _items(data: Any, notify: Notify) -> Any:  # noqa: ANN401  (whatever has a length and items)
-    """What has a length and items: columns, a data set, or what an iterable gave."""
+    """An object with a length and items: columns, a data set, or a list of an iterable's items."""
     if isinstance(data, _Columns):
         return data
     if isinstance(data, DataLoader):
         return _of_loader(data, notify)
     if isinstance(data, str | bytes | PathLike):
         raise UserError(
-            f"data is a {type(data).__name__}, expected tensors or a data set: of images progdist.load_images({data!r})"
+            f"data is a {type(data).__name__}, expected tensors or a data set: load images with "
+            f"progdist.load_images({data!r})"
         )
     if isinstance(data, Mapping):
         return _Columns(_parted(data, None))
@@ -237,7 +238,7 @@ def _items(data: Any, notify: Notify) -> Any:  # noqa: ANN401  (whatever has a l
         x, label = (*data.tensors, None)[:2]
         return _Columns(Parts(x, label))
     if isinstance(data, Streamed):
-        notify(f"warning: data is a stream: its first {len(data)} examples are used")  # pyright: ignore
+        notify(f"warning: data is a stream: only its first {len(data)} examples are used")  # pyright: ignore
     if not isinstance(data, IterableDataset) and hasattr(data, "__getitem__") and hasattr(data, "__len__"):
         return data
     if not hasattr(data, "__iter__"):
@@ -246,7 +247,7 @@ def _items(data: Any, notify: Notify) -> Any:  # noqa: ANN401  (whatever has a l
 
 
 def _kept(examples: Iterable[Any], notify: Notify) -> list[Any]:
-    """What an iterable gives, in memory; of one that may not end the first MOST, or as many as memory may hold."""
+    """An iterable's items, in memory; of one that may not end the first MOST, or as many as memory may hold."""
     rest = iter(examples)
     kept = list(itertools.islice(rest, 1))
     first = _parted(kept[0], 0).x if kept else ()
@@ -259,7 +260,7 @@ def _kept(examples: Iterable[Any], notify: Notify) -> list[Any]:
 
 
 def _of_loader(loader: DataLoader[Any], notify: Notify) -> Any:  # noqa: ANN401
-    """The data set of a loader, or what its batches held where it makes them in a way of its own."""
+    """The data set of a loader, or the contents of its batches if it makes them in its own way."""
     sampler, whole = loader.sampler, len(loader.dataset) if hasattr(loader.dataset, "__len__") else None  # pyright: ignore
     ordered = isinstance(sampler, SequentialSampler) or (
         isinstance(sampler, RandomSampler) and not sampler.replacement and sampler.num_samples == whole
@@ -268,9 +269,9 @@ def _of_loader(loader: DataLoader[Any], notify: Notify) -> Any:  # noqa: ANN401
     plain = batches is None or (type(batches) is BatchSampler and batches.sampler is sampler)
     ordered = plain and (ordered or isinstance(loader.dataset, IterableDataset))
     if loader.collate_fn is default_collate and ordered:
-        notify("data is a DataLoader: its data set is read, in batches of batch= and an order of seed=")
+        notify("data is a DataLoader: its data set is used, with the batch size batch= and the order of seed=")
         return _items(loader.dataset, notify)
-    notify("warning: data is a DataLoader with a sampler or collate_fn of its own: one pass over it is kept in memory")
+    notify("warning: data is a DataLoader with its own sampler or collate_fn: one pass over it is kept in memory")
     batched = loader.batch_sampler is not None
     return _kept((example for batch in loader for example in (_rows(batch) if batched else [batch])), notify)
 
@@ -286,7 +287,7 @@ def _rows(batch: Any) -> Iterator[Any]:  # noqa: ANN401
 
 
 def _parted(item: Any, index: int | None) -> Parts:  # noqa: ANN401
-    """The parts of an item, of columns where the index is None; a UserError for one that cannot be told apart."""
+    """The parts of an item, or of columns if the index is None. Raise a UserError for an unknown form."""
     what = "the data are" if index is None else f"example {index} is"
     if isinstance(item, Parts):
         return item
@@ -306,7 +307,7 @@ def _parted(item: Any, index: int | None) -> Parts:  # noqa: ANN401
 
 
 def _tensor(x: Any, index: int) -> Tensor:  # noqa: ANN401
-    """The data of an example, or of rows, in float32 on the CPU; a UserError for what is no array of floats."""
+    """An example's data, or rows, in float32 on the CPU. Raise a UserError for anything but an array of floats."""
     try:
         tensor = x.detach() if isinstance(x, Tensor) else torch.as_tensor(np.array(x))
     except (TypeError, ValueError, RuntimeError) as error:
@@ -321,12 +322,10 @@ def _tensor(x: Any, index: int) -> Tensor:  # noqa: ANN401
 
 
 def _note_range(values: Tensor, notify: Notify) -> None:
-    """Warn of values that look like pixels in [0, 1] or [0, 255], or like data that nobody scaled."""
+    """Warn of values that look like pixels in [0, 1] or [0, 255], or like unscaled data."""
     low, high = (float(each) for each in values.aminmax())
     if seems_unit(low, high):
-        notify(
-            "warning: the examples hold values from 0 to 1: if they are pixels, expected from -1 to 1, give 2 * x - 1"
-        )
+        notify("warning: the examples hold values from 0 to 1: if they are pixels, expected -1 to 1, give 2 * x - 1")
     elif max(-low, high) > UNSCALED:
         remedy = (
             "if they are pixels, give x / 127.5 - 1" if low >= 0 else "give them on the scale of the teacher's data"

@@ -1,15 +1,15 @@
-"""A folder of image files, with captions or without, indexed in one pass and kept in a few bytes a file.
+"""A folder of image files, with or without captions, indexed in one pass at a few bytes per file.
 
-The names of all files are one string of bytes, with where each ends and the folder that it is in: about 20 bytes a file
-beside its name, so that 1.2 million files take 50 MB, shared by all workers.
+All file names are one string of bytes, with the end and the folder of each: about 20 bytes per file in addition to its
+name, so 1.2 million files take 50 MB, shared by all workers.
 
-Captions are in one of
+Captions are given in one of
 
     metadata.jsonl      a line {"file_name": "a.png", "text": "a handwritten seven"} for each image
     metadata.csv        columns file_name and text
     a.txt               beside a.png, where there is no metadata file
 
-Every image must then have a caption, and every name in the metadata an image.
+Every image then needs a caption, and every name in the metadata an image.
 """
 
 import csv
@@ -43,9 +43,9 @@ METADATA, COLUMNS = ("metadata.jsonl", "metadata.csv"), ("file_name", "text")
 
 @dataclass(frozen=True)
 class PathTable:
-    """The paths of many files, in the order of their parts: folders, each file's, all names, and where each ends.
+    """The paths of many files, sorted by their parts: folders, each file's folder, all names, and where each ends.
 
-    `passed` counts what was passed over beside them, by suffix or kind.
+    `passed` counts the entries that were skipped, by suffix or kind.
     """
 
     root: str
@@ -71,7 +71,7 @@ def index_folder(root: Path) -> PathTable:
     folders: list[str] = []
     folder_of, ends, names, passed = array("i"), array("q"), bytearray(), Counter[str]()
     for folder, name in _image_files(str(root), frozenset(), passed):
-        if not folders or folders[-1] != folder:  # also where files follow those of a folder within: it comes again
+        if not folders or folders[-1] != folder:  # a folder comes again if files follow those of a folder within
             folders.append(folder)
         names += os.fsencode(name)
         folder_of.append(len(folders) - 1)
@@ -81,9 +81,9 @@ def index_folder(root: Path) -> PathTable:
 
 
 def _image_files(folder: str, above: frozenset[str], passed: Counter[str]) -> Iterator[tuple[str, str]]:
-    """(folder, name) of every image file, sorted by the parts of its path; all else is counted in `passed`."""
+    """(folder, name) of every image file, sorted by the parts of its path; other entries are counted in `passed`."""
     real = os.path.realpath(folder)
-    if real in above:  # a link to a folder that holds it
+    if real in above:  # a link to a folder that contains it
         return
     within: set[str] = set()
     names: list[str] = []
@@ -103,16 +103,16 @@ def _image_files(folder: str, above: frozenset[str], passed: Counter[str]) -> It
 
 
 def _entries(folder: str) -> list[os.DirEntry[str]]:
-    """What is in a folder and not hidden."""
+    """The entries of a folder that are not hidden."""
     try:
         with os.scandir(folder) as entries:
             return [entry for entry in entries if not entry.name.startswith(".")]
     except OSError as error:
-        raise UserError(f"{folder} cannot be listed ({error.strerror}): make it readable, or remove it") from error
+        raise UserError(f"cannot list {folder} ({error.strerror}): make it readable, or remove it") from error
 
 
 def _kind(entry: os.DirEntry[str], suffix: str) -> str:
-    """What is passed over, in a word or two."""
+    """The kind of a skipped entry, in a word or two."""
     if leads_to(entry.is_file):
         return suffix or "without suffix"
     if leads_to(entry.is_dir):
@@ -122,7 +122,7 @@ def _kind(entry: os.DirEntry[str], suffix: str) -> str:
 
 @dataclass(frozen=True)
 class ImageFiles(Reader):
-    """Image files, opened when they are read."""
+    """Image files, opened when read."""
 
     paths: PathTable
 
@@ -141,18 +141,18 @@ def open_folder(path_text: str, transform: ImageTransform) -> Images:
     paths, within, notes = _training_paths(name, _existing("folder", path_text))
     classes = set(within) - {os.curdir}
     if seeming := seeming_parts(sorted(classes)):
-        notes += (f"warning: {name}: {listed(seeming)} is read as a class: if it is a part, name its folder",)
+        notes += (f"warning: {name}: {listed(seeming)} is read as a class: if it is a split, give its folder",)
     numbers = number_classes(classes)
     labels = np.array([numbers.get(class_name, -1) for class_name in within], np.int64)[paths.folder_of]
     if classes and (flat := int((labels < 0).sum())):
-        raise UserError(f"{name} holds {counted(flat, 'image')} beside class folders: move them into class folders")
+        raise UserError(f"{name} has {counted(flat, 'image')} next to class folders: move them into class folders")
     values = torch.from_numpy(labels) if classes else None
     notes += passed_over(name, paths)
     return Images(name, len(paths), ImageFiles(transform, paths), values, class_names(numbers), notes=notes)
 
 
 def passed_over(name: str, paths: PathTable, beside: Collection[str] = ()) -> tuple[str, ...]:
-    """A line that says what was passed over, but for files that belong to the images; none where that is nothing."""
+    """A line about skipped files, except those that belong to the images; empty if there are none."""
     passed = {kind: number for kind, number in paths.passed.items() if kind not in beside}
     most = ", ".join(
         f"{number} {kind}" for kind, number in sorted(passed.items(), key=lambda item: (-item[1], item[0]))[:9]
@@ -177,7 +177,7 @@ def open_captions(path_text: str, transform: ImageTransform) -> CaptionedImages:
 
 
 def _training_paths(name: str, root: Path) -> tuple[PathTable, list[str], tuple[str, ...]]:
-    """The paths of a folder's images, or of those in its `train/`; the first folder of each folder; and a note."""
+    """The paths of a folder's images, or of those in its `train/`; the class folder of each folder; and a note."""
     paths = index_folder(root)
     below = [Path(os.path.relpath(folder, root)).parts or (os.curdir,) for folder in paths.folders]
     parts = sorted({folder[0] for folder in below})
@@ -195,31 +195,31 @@ def _existing(scheme: str, path_text: str) -> Path:
     root = local_path(path_text)
     if not root.is_dir():
         kind = "images with captions" if scheme == "captions" else "images"
-        raise UserError(f"{scheme}:{path_text} is no folder: give the path of a folder of {kind}")
+        raise UserError(f"{scheme}:{path_text} is not a folder: give the path of a folder of {kind}")
     return root
 
 
 def read_captions(folder: Path, images: Sequence[Path]) -> list[str]:
-    """The caption of each of a folder's images, from one of METADATA or a text file beside each image.
+    """The caption of each image in a folder, from one of METADATA or a text file next to each image.
 
     Raises:
-        UserError: an image without a caption, a caption without an image, or a file that cannot be read.
+        UserError: an image has no caption, a caption has no image, or a file cannot be read.
     """
     metadata = [folder / name for name in METADATA if (folder / name).is_file()]
     if len(metadata) > 1:
-        raise UserError(f"{folder} holds both {' and '.join(METADATA)}: leave one of them")
+        raise UserError(f"{folder} has both {' and '.join(METADATA)}: remove one of them")
     if metadata:
         texts = {folder / name: text for name, text in _listed(metadata[0])}
     else:
         texts = {image: _content(text) for image in images if (text := image.with_suffix(".txt")).is_file()}
     if lost := sorted(texts.keys() - set(images)):
         raise UserError(
-            f"{metadata[0]} names {lost[0]}, which is no image there ({len(lost)} of {len(texts)} are not): restore "
-            "the files, or remove their lines"
+            f"{metadata[0]} names {lost[0]}, which is not an image there ({len(lost)} of {len(texts)} are not): "
+            "restore the files, or remove their lines"
         )
     captions = [texts.get(image, "").strip() for image in images]
     if missing := [image for image, caption in zip(images, captions, strict=True) if not caption]:
-        source = metadata[0] if metadata else f"{' or '.join(METADATA)}, or a .txt beside each image"
+        source = metadata[0] if metadata else f"{' or '.join(METADATA)}, or a .txt next to each image"
         raise UserError(
             f"{len(missing)} of {len(images)} images in {folder} have no caption, the first is {missing[0].name}: add "
             f"them ({source}), or remove the images"
@@ -234,12 +234,11 @@ def _listed(metadata: Path) -> Iterator[tuple[str, str]]:
         if missing := [column for column in COLUMNS if not isinstance(row.get(column), str)]:
             columns = ", ".join(map(str, row)) or "nothing"
             raise UserError(
-                f"{metadata}, line {number} has {columns}: expected {' and '.join(COLUMNS)}, as text, and "
-                f"{missing[0]} is missing"
+                f"{metadata}, line {number} has {columns}, expected {' and '.join(COLUMNS)} as text: add {missing[0]}"
             )
         name, text = (row[column] for column in COLUMNS)
         if name in seen:
-            raise UserError(f"{metadata}, line {number} names {name} again: leave one of its captions")
+            raise UserError(f"{metadata}, line {number} names {name} again: remove one of its captions")
         seen.add(name)
         yield name, text
 
@@ -261,7 +260,7 @@ def _table(metadata: Path) -> Iterator[tuple[int, Mapping[str, str]]]:
     try:
         yield from enumerate(csv.DictReader(io.StringIO(_content(metadata), newline="")), 2)
     except csv.Error as error:
-        raise UserError(f"{metadata} is no CSV file ({error}): fix it") from error
+        raise UserError(f"{metadata} is not a CSV file ({error}): fix it") from error
 
 
 def _content(path: Path) -> str:

@@ -1,6 +1,6 @@
-"""Binary files of images, as their publishers lay them out, read as arrays of bytes.
+"""Binary image files in their publishers' formats, read as arrays of bytes.
 
-Every length is checked against the file itself before anything is made of it; a damaged file is a UserError.
+Every length is checked against the file itself before memory is allocated; a damaged file is a UserError.
 """
 
 import gzip
@@ -18,27 +18,27 @@ from numpy.typing import NDArray
 
 from progdist._utils.errors import UserError
 
-OVERSHOT = 0.05  # beyond the range of pixels, as bicubic resampling goes at edges
-FREE, RATIO = 2**28, 100  # bytes that any file may unpack to, and by how many times a larger one may grow
+OVERSHOT = 0.05  # how far values may exceed the range of pixels, as bicubic resampling does at edges
+FREE, RATIO = 2**28, 100  # bytes that any file may unpack to, and the largest ratio for larger ones
 
 
 def read_idx(path: Path) -> NDArray[np.uint8]:
-    """The array of one MNIST-format file (bytes only), gzipped or not."""
+    """Read the array of one MNIST-format file (bytes only), gzipped or not."""
     try:
         content = _unpacked(path) if path.suffix == ".gz" else path.read_bytes()
     except (OSError, EOFError, zlib.error) as error:
         raise UserError(f"{path} cannot be read ({error}): fetch the file again") from error
     if len(content) < 4 or content[:3] != b"\0\0\x08" or len(content) < 4 + 4 * content[3]:
-        raise UserError(f"{path} is no idx file of bytes: expected the MNIST format")
+        raise UserError(f"{path} is not an idx file of bytes, expected the MNIST format: fetch the file again")
     shape = struct.unpack(f">{content[3]}I", content[4 : 4 + 4 * content[3]])
     data = np.frombuffer(content, np.uint8, offset=4 + 4 * content[3])
     if data.size != int(np.prod(shape, dtype=object)):
-        raise UserError(f"{path} holds {data.size} bytes where its header says {shape}: fetch the file again")
+        raise UserError(f"{path} holds {data.size} bytes, but its header says {shape}: fetch the file again")
     return data.reshape(shape)
 
 
 def _unpacked(path: Path) -> bytes:
-    """What a gzipped file unpacks to; a UserError if that is more than images pack together."""
+    """Unpack a gzipped file. Raise a UserError if it is larger than images can be."""
     most = most_unpacked(path.stat().st_size)
     with gzip.open(path) as file:
         content = file.read(most + 1)
@@ -48,14 +48,14 @@ def _unpacked(path: Path) -> bytes:
 
 
 def most_unpacked(packed: int) -> int:
-    """The most bytes that so many are believed to unpack to: deflate makes up to 1,032 of one, and images few."""
+    """The most bytes accepted from unpacking this many: deflate can make 1,032 of one, images compress far less."""
     return max(FREE, RATIO * packed)
 
 
 def read_npz(path: Path) -> tuple[NDArray[Any], NDArray[Any] | None]:
-    """The arrays `images` and `labels`, or `arr_0` and `arr_1`, of an npz file; the second need not be there.
+    """The arrays `images` and `labels`, or `arr_0` and `arr_1`, of an npz file; labels are optional.
 
-    Whatever numpy and zipfile raise of damaged files is raised; no array is larger than what the file holds of it.
+    Errors of numpy and zipfile for damaged files are raised as they are. No array may exceed the bytes in the file.
     """
     with zipfile.ZipFile(path) as file:
         names = file.namelist()
@@ -64,7 +64,7 @@ def read_npz(path: Path) -> tuple[NDArray[Any], NDArray[Any] | None]:
 
 
 def _array(file: zipfile.ZipFile, name: str) -> NDArray[Any]:
-    """One array, whose header is believed only if as many bytes follow it."""
+    """One array, whose header is accepted only if as many bytes follow it."""
     packed, unpacked = file.getinfo(name).compress_size, file.getinfo(name).file_size
     if unpacked > (most := most_unpacked(packed)):
         raise ValueError(f"{name} unpacks to {unpacked:,} bytes, expected at most {most:,}")
@@ -75,15 +75,15 @@ def _array(file: zipfile.ZipFile, name: str) -> NDArray[Any]:
     shape, fortran, dtype = reader(stream)
     count = math.prod(shape)
     if dtype.hasobject or count < 0 or count * dtype.itemsize != len(content) - stream.tell():
-        raise ValueError(f"{name} says that it is {shape} of {dtype}, but holds {len(content)} bytes")
+        raise ValueError(f"the header of {name} says {shape} of {dtype}, but it holds {len(content)} bytes")
     flat = np.frombuffer(content, dtype, count, stream.tell())
     return flat.reshape(shape, order="F" if fortran else "C")
 
 
 def in_range(name: str, images: NDArray[Any]) -> tuple[NDArray[Any], tuple[str, ...]]:
-    """Images (N, ...) of uint8, or floats clipped to [-1, 1] where a resampling overshot it, and a line that says so.
+    """Images (N, ...) of uint8, or floats, clipped to [-1, 1] if a resampling overshot, and a line about that.
 
-    A UserError for those of another range, and by the first for those that are not finite.
+    Raise a UserError for another range, and for values that are not finite, naming the first such image.
     """
     if not images.size:
         return images, ()
@@ -94,7 +94,7 @@ def in_range(name: str, images: NDArray[Any]) -> tuple[NDArray[Any], tuple[str, 
     if images.dtype != np.uint8:
         check_scale(f"{name}: images are {images.dtype}", low, high)
     elif (low, high) == (0, 1):
-        raise UserError(f"{name}: images hold 0 and 1, expected uint8 from 0 to 255: multiply them by 255")
+        raise UserError(f"{name}: images hold only 0 and 1, expected uint8 from 0 to 255: multiply them by 255")
     if images.dtype == np.uint8 or (low >= -1 and high <= 1):
         return images, ()
     beyond = int((np.abs(images) > 1).sum())
@@ -103,14 +103,14 @@ def in_range(name: str, images: NDArray[Any]) -> tuple[NDArray[Any], tuple[str, 
 
 
 def seems_unit(low: float, high: float) -> bool:
-    """Whether values from `low` to `high` look like pixels of 0 to 1, as they are or where a resampling overshot."""
+    """Whether values from `low` to `high` look like pixels from 0 to 1, possibly overshot by a resampling."""
     return 0 <= low < high <= 1 or (low >= -OVERSHOT and 0.5 < high <= 1 + OVERSHOT and low < high)
 
 
 def check_scale(images: str, low: float, high: float) -> None:
-    """Refuse floats from `low` to `high` that are not of about -1 to 1: where none is negative, black is not -1."""
+    """Refuse floats whose range `low` to `high` is not about -1 to 1; with no negative value, black is not -1."""
     held = f"{images} from {low:g} to {high:g}, expected floats in [-1, 1]"
-    if low == high and abs(low) <= 1:  # all alike: no range to tell
+    if low == high and abs(low) <= 1:  # constant images have no range to check
         return
     if seems_unit(low, high):
         raise UserError(f"{held}: give 2 * images - 1")
@@ -128,7 +128,7 @@ def read_cifar(folder: Path) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
     paths = sorted(folder.glob("data_batch_*"))
     if not paths:
         raise UserError(
-            f"{folder} holds no data_batch_1 (or data_batch_1.bin) of CIFAR-10: fetch it from "
+            f"{folder} has no data_batch_1 (or data_batch_1.bin) of CIFAR-10: fetch it from "
             "www.cs.toronto.edu/~kriz/cifar.html, or use hub:uoft-cs/cifar10"
         )
     parts = [_binary_batch(path) if path.suffix == ".bin" else _python_batch(path) for path in paths]
@@ -137,10 +137,10 @@ def read_cifar(folder: Path) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
 
 
 def _binary_batch(path: Path) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-    """Pixels (N, 3072) and labels (N,): records of a label and its pixels."""
+    """Pixels (N, 3072) and labels (N,) from records of a label and its pixels."""
     content = np.frombuffer(path.read_bytes(), np.uint8)
     if content.size == 0 or content.size % 3073:
-        raise UserError(f"{path} holds {content.size} bytes, no multiple of a record's 3073: fetch the file again")
+        raise UserError(f"{path} holds {content.size} bytes, not a multiple of 3073 (a record): fetch the file again")
     records = content.reshape(-1, 3073)
     return records[:, 1:], records[:, 0]
 
@@ -162,7 +162,7 @@ def _python_batch(path: Path) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
         data = longest.encode("latin-1") if isinstance(longest, str) else longest
         pixels, classes = np.frombuffer(data, np.uint8), np.array(labels, dtype=np.uint8)
     except (ValueError, OverflowError) as error:
-        raise UserError(f"{path} is no python batch of CIFAR-10 ({error}): fetch the file again") from error
+        raise UserError(f"{path} is not a python batch of CIFAR-10 ({error}): fetch the file again") from error
     if not labels or pixels.size != 3072 * classes.size:
         raise UserError(
             f"{path} holds {pixels.size} bytes of pixels for {classes.size} labels, expected 3072 each: fetch it again"

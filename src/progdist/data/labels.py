@@ -1,7 +1,7 @@
-"""Labels: what a source says of each image, a number or a name, as the number of a class.
+"""Labels: what a source says about each image, a number or a name, as a class number.
 
-Whole numbers are labels themselves, and so are names that are whole numbers: the images of a folder `7` are of class 7,
-whichever other folders there are. Other names are numbered in alphabetical order.
+Integers are labels themselves, and so are names that are integers: the images of a folder `7` have class 7, whatever
+the other folders are. Other names are numbered in alphabetical order.
 """
 
 import math
@@ -18,39 +18,37 @@ from torch import Tensor
 from progdist._utils.errors import UserError
 from progdist._utils.words import counted, shortened
 
-MAX_CLASSES = 2**20  # classes that the labels of a data set may count without naming them
+MAX_CLASSES = 2**20  # most classes counted by numeric labels without names
 
 
 class NoClass(Exception):
-    """A value that is no class of one image, as a list or a measurement; its text says what it is."""
+    """A value that cannot be one image's class, such as a list or a measurement; its text describes it."""
 
 
 @dataclass(frozen=True)
 class Labels:
-    """The labels of a source's images, and how further ones are read."""
+    """The labels of a source's images, and how to read further ones."""
 
-    values: Tensor | None = None  # int64 (N,); None where the images have none
-    names: tuple[str, ...] = ()  # of the classes, in the order of the labels; empty where they are numbers
-    numbers: Mapping[str, int] = field(default_factory=dict)  # name -> label; empty where the source gives numbers
-    notes: tuple[str, ...] = ()  # what is to be said of them
-    renumbered: tuple[int, ...] = ()  # label that the source means -> label of a model's class; empty for the same
+    values: Tensor | None = None  # int64 (N,); None if the images have none
+    names: tuple[str, ...] = ()  # of the classes, in the order of the labels; empty if they are numbers
+    numbers: Mapping[str, int] = field(default_factory=dict)  # name -> label; empty if the source gives numbers
+    notes: tuple[str, ...] = ()  # lines about them
+    renumbered: tuple[int, ...] = ()  # the source's label -> the label of a model's class; empty if they are the same
 
     def relabelled(self, labels: Tensor, names: tuple[str, ...]) -> "Labels":
-        """The same as labels of a model's classes: those (classes,) of the labels here, which have names there."""
+        """The labels as those of a model's classes: (classes,) for each label here, and the names there."""
         values = None if self.values is None else labels[self.values]
         return replace(self, values=values, names=names, renumbered=tuple(labels.tolist()))
 
     def number(self, value: object, image: str) -> int:
-        """The label of a further image, for which a message has a name; a UserError where there is no such class."""
+        """The label of a further image, named in messages. Raise a UserError if there is no such class."""
         plain = _label(value, image) if self.values is not None else 0
         if plain is None:
-            raise UserError(f"{image} has no label, and others have one: add it, or remove the image")
+            raise UserError(f"{image} has no label, but others have one: add it, or remove the image")
         number = self._own_number(plain, image)
         label = self.renumbered[number] if self.renumbered else number
         if label < 0:
-            raise UserError(
-                f"{image} has label {shortened(str(plain))}, which is none of the model's classes: remove it"
-            )
+            raise UserError(f"{image} has label {shortened(str(plain))}, which is not a class of the model: remove it")
         return label
 
     def _own_number(self, plain: int | str, image: str) -> int:
@@ -61,24 +59,24 @@ class Labels:
         if number is None or (self.numbers and self.names) or not 0 <= number < max(1, classes):
             before = counted(0 if self.values is None else len(self.values), "image")
             raise UserError(
-                f"{image} has label {shortened(str(plain))}, and the {before} before it have "
-                f"{counted(classes, 'class')}: shuffle the shards so that their first images hold every class"
+                f"{image} has label {shortened(str(plain))}, but the {before} before it have "
+                f"{counted(classes, 'class')}: shuffle the shards so that their first images cover every class"
             )
         return number
 
 
 def read_labels(values: Sequence[object], image: Callable[[int], str], names: Sequence[str] = ()) -> Labels:
-    """The labels of images from what a source says of each: whole numbers, of `names` if it has them, or names.
+    """The labels of images from what a source says about each: integers, with optional `names`, or names.
 
-    Whole floats, booleans and lists of one count as numbers. Where no image has a label, or the labels cannot be
-    classes, there are none. `image` names an image by its index in a UserError: for some images without
-    a label, negative numbers, numbers beyond the names, and numbers beside names.
+    Integral floats, booleans and lists of one count as integers. There are no labels if no image has one, or if they
+    cannot be classes. `image` names an image by its index in a UserError: for images without a label among labelled
+    ones, negative numbers, numbers beyond the names, and numbers mixed with names.
     """
     try:
         plain = [_plain(value) for value in values]
     except NoClass as error:
         index = next(index for index, value in enumerate(values) if not _is_class(value))
-        return Labels(notes=(f"{image(index)} has {error} for a label, which is no class: read without labels",))
+        return Labels(notes=(f"{image(index)} has {error} for a label, which is not a class: read without labels",))
     missing = [index for index, value in enumerate(plain) if value is None]
     if len(missing) == len(plain):
         return Labels()
@@ -91,7 +89,7 @@ def read_labels(values: Sequence[object], image: Callable[[int], str], names: Se
     if texts and len(texts) < len(plain):
         place = next(place for place, value in enumerate(plain) if isinstance(value, str) != isinstance(plain[0], str))
         raise UserError(
-            f"labels are numbers and names ({plain[0]!r} of {image(0)}, {plain[place]!r} of {image(place)}): use one "
+            f"labels mix numbers and names ({plain[0]!r} of {image(0)}, {plain[place]!r} of {image(place)}): use one "
             "kind"
         )
     numbers = number_classes(texts) if texts else {}
@@ -102,10 +100,10 @@ def read_labels(values: Sequence[object], image: Callable[[int], str], names: Se
 
 
 def number_classes(names: Iterable[str]) -> dict[str, int]:
-    """Name of a class -> its label, in the order of the labels: the number that it is where all are, or its place.
+    """Class name -> label, in the order of the labels: its number if all names are numbers, else its rank.
 
-    Numbers beyond MAX_CLASSES, as dates are, are names in numeric order. A UserError where two names are one number, or
-    one is negative.
+    Numbers beyond MAX_CLASSES, such as dates, are names in numeric order. Raise a UserError if two names are the same
+    number, or one is negative.
     """
     distinct = sorted(set(names))
     values = {name: number for name in distinct if (number := whole_number(name)) is not None}
@@ -113,7 +111,7 @@ def number_classes(names: Iterable[str]) -> dict[str, int]:
         return {name: place for place, name in enumerate(distinct)}
     by_number = sorted(values, key=lambda name: values[name])
     if by_number and values[by_number[0]] < 0:
-        raise UserError(f"class {by_number[0]} is negative; labels count from 0: rename or remove it")
+        raise UserError(f"class {by_number[0]} is negative, but labels count from 0: rename or remove it")
     for name, other in pairwise(by_number):
         if values[name] == values[other]:
             raise UserError(f"classes {name} and {other} are the same number: rename one of them")
@@ -123,12 +121,12 @@ def number_classes(names: Iterable[str]) -> dict[str, int]:
 
 
 def class_names(numbers: Mapping[str, int]) -> tuple[str, ...]:
-    """The names of classes that `number_classes` numbered, or none where they are their numbers."""
+    """The names of classes that `number_classes` numbered; empty if they are their numbers."""
     return () if all(whole_number(name) == number for name, number in numbers.items()) else tuple(numbers)
 
 
 def whole_number(text: str | int) -> int | None:
-    """A whole number, itself or as decimal digits (7, 007, 7.0 or -7); None for any other text."""
+    """An integer, itself or as decimal digits (7, 007, 7.0 or -7); None for other text."""
     if isinstance(text, int):
         return text
     found = re.fullmatch(r"([+-]?[0-9]{1,18})(?:\.0*)?", text)
@@ -136,10 +134,10 @@ def whole_number(text: str | int) -> int | None:
 
 
 def class_index(names: Sequence[str]) -> dict[str, int]:
-    """Every spelling of some classes' names -> label; -1 where several classes share one.
+    """Every spelling of some class names -> label; -1 if several classes share it.
 
-    A name is found as it is, in any case, with spaces for underscores, and by each of the synonyms that it lists, as
-    ImageNet's "tench, Tinca tinca" does.
+    A name is found as written, in any case, with spaces for underscores, and by each synonym in a list like
+    ImageNet's "tench, Tinca tinca".
     """
     found: dict[str, int] = {}
     for spellings in (lambda name: [name], lambda name: [_plain_name(each) for each in (name, *name.split(","))]):
@@ -152,13 +150,13 @@ def class_index(names: Sequence[str]) -> dict[str, int]:
 
 
 def find_class(index: Mapping[str, int], name: str) -> int | None:
-    """The label of a name in a `class_index`; None where there is none, or several."""
+    """The label of a name in a `class_index`; None if it has none, or several."""
     label = index.get(name, index.get(_plain_name(name), -1))
     return None if label < 0 else label
 
 
 def are_numbers(names: Sequence[str]) -> bool:
-    """Whether classes have no names but their labels."""
+    """Whether the classes' names are just their labels."""
     return all(name == str(label) for label, name in enumerate(names))
 
 
@@ -167,7 +165,7 @@ def _plain_name(name: str) -> str:
 
 
 def stratified(counts: Tensor, total: int) -> Tensor:
-    """`total` labels (total,), in the shares of the classes' counts (classes,) and a mixed order."""
+    """`total` labels (total,), in proportion to the counts per class (classes,) and in a mixed order."""
     even = torch.arange(total) * int(counts.sum()) // max(1, total)
     order = torch.randperm(total, generator=torch.Generator().manual_seed(0))
     return torch.searchsorted(counts.cumsum(0), even, right=True)[order]
@@ -188,9 +186,9 @@ def _is_class(value: object) -> bool:
     return True
 
 
-def _plain(value: Any) -> int | str | None:  # noqa: ANN401  (whatever a table can hold)
-    """A label as a whole number or a name; None for none. NoClass where it is neither."""
-    if hasattr(value, "tolist"):  # of numpy and torch
+def _plain(value: Any) -> int | str | None:  # noqa: ANN401  (any value of a table)
+    """A label as an integer or a name; None for none. Raise NoClass for other values."""
+    if hasattr(value, "tolist"):  # numpy and torch
         value = value.tolist()
     if isinstance(value, list | tuple) and len(value) == 1:
         value = value[0]
@@ -198,7 +196,7 @@ def _plain(value: Any) -> int | str | None:  # noqa: ANN401  (whatever a table c
         try:
             value = value.decode()
         except UnicodeDecodeError:
-            raise NoClass("bytes that are no text") from None
+            raise NoClass("bytes that are not text") from None
     if isinstance(value, str):
         return " ".join(value.split()) or None
     if value is None or (isinstance(value, float | Decimal) and math.isnan(value)):
@@ -219,13 +217,12 @@ def _check_range(labels: Sequence[int], image: Callable[[int], str], names: Sequ
     least, most = min(labels), max(labels)
     if least < 0:
         raise UserError(
-            f"{image(labels.index(least))} has label {least}, which is negative; labels count from 0: remove images "
-            "without a class"
+            f"{image(labels.index(least))} has label {least}, expected labels from 0: remove images without a class"
         )
     if names and most >= len(names):
         raise UserError(
-            f"{image(labels.index(most))} has label {most}, and there are names of {counted(len(names), 'class')}: fix "
-            "one of them"
+            f"{image(labels.index(most))} has label {most}, but there are names for {counted(len(names), 'class')}: "
+            "fix one of them"
         )
     if most >= MAX_CLASSES:
         raise UserError(

@@ -1,10 +1,10 @@
-"""The latents of a set of images: encoded once, by all processes, and read from their shards.
+"""The latents of a set of images: encoded once, by all processes, and read from shards.
 
     00000.safetensors ...           latents
-    frames/00000.safetensors ...    (height, width, top, left) of each example's image and crop, if asked for
+    frames/00000.safetensors ...    (height, width, top, left) of each example's image and crop, if requested
 
-A model that is told the size of each image (Podell et al. 2023, arXiv 2307.01952, section 2.2) takes an example's frame
-as the condition `frame`.
+A model that takes the size of each image (Podell et al. 2023, arXiv 2307.01952, section 2.2) gets an example's frame as
+the condition `frame`.
 """
 
 from collections.abc import Callable, Mapping
@@ -29,15 +29,15 @@ ROWS = 4096  # latents in a shard: 64 MiB of 4x32x32 numbers
 
 
 class ImageEncoder(Protocol):
-    """An autoencoder, as far as encoding goes."""
+    """The encoding part of an autoencoder."""
 
     def encode(self, images: Tensor) -> Tensor:
-        """Latents on the CPU of images (N, C, H, W) in [-1, 1]."""
+        """Latents, on the CPU, of images (N, C, H, W) in [-1, 1]."""
         ...
 
 
 class FramedLatents(CaptionedImages):
-    """Latents whose conditions are the number of the caption and the frame: (height, width, top, left), int64 (4,)."""
+    """Latents whose conditions are the caption's number and the frame: (height, width, top, left), int64 (4,)."""
 
     def __init__(self, latents: Images, frames: Callable[[int], Tensor]) -> None:
         name, get, labels, classes = latents.name, latents.get, latents.labels, latents.classes
@@ -50,18 +50,18 @@ class FramedLatents(CaptionedImages):
         return latent, {"labels": caption, "frame": self.frames(index)}
 
     def subset(self, chosen: Tensor) -> "FramedLatents":
-        """The latents of some indices (M,) with their frames."""
+        """The latents at these indices (M,) with their frames."""
         return FramedLatents(self.latents.subset(chosen), Subset(self.frames, chosen))
 
 
 @dataclass(frozen=True)
 class LatentFolder:
-    """The latents of a set of images in a folder."""
+    """The latents of a set of images, in a folder."""
 
     images: Images  # the whole set
     folder: Path  # of the shards
-    framed: bool = False  # whether the frames of the images are kept, too
-    encoder: str = ""  # what tells the autoencoder from others
+    framed: bool = False  # whether to keep the images' frames, too
+    encoder: str = ""  # identifies the autoencoder
 
     @cached_property
     def latents(self) -> TensorShards:
@@ -74,28 +74,30 @@ class LatentFolder:
         return TensorShards(self.folder / "frames", len(self.images), ROWS)
 
     def prepare(self, notify: Callable[[str], None] = lambda text: None) -> int:
-        """Write what the shards will be, unless that is there, in one process; returns how many are yet to be written.
+        """Write the index of the shards unless it exists, in one process; return how many shards are missing.
 
-        Latents of other images, or of another autoencoder, are removed, and `notify` is called with a line.
+        Latents of other images or another autoencoder are removed, and `notify` is called with a line.
 
         Raises:
-            UserError: the images are a stream, or what is there is damaged.
+            UserError: the images are a stream, or the folder is damaged.
         """
         images = self.images
         if isinstance(images, StreamedImages):
             raise UserError(
-                f"{images.name} is a stream, which cannot be encoded once: give a latent model folder: or npz:"
+                f"{images.name} is a stream, which cannot be encoded once: use folder: or npz: for a latent model"
             )
         absent = set[int]()
         for shards in (self.latents, self.frames) if self.framed else (self.latents,):
             source = digest(images.fingerprint, self.encoder)
             if TensorShards(shards.path, len(images), ROWS, source).begin() and shards is self.latents:
-                notify(f"{self.folder} was of other images or another autoencoder than {images.name}: made again")
+                notify(
+                    f"{self.folder} held latents of other images or another autoencoder: encoding {images.name} again"
+                )
             absent.update(shards.absent())
         return len(absent)
 
     def encode(self, autoencoder: ImageEncoder, process: int = 0, processes: int = 1) -> None:
-        """Write one process's share of the absent shards, encoding BATCH images at a time."""
+        """Write one process's share of the missing shards, encoding BATCH images at a time."""
         frames_absent, absent = self.frames.absent() if self.framed else [], self.latents.absent()
         for number, span in list(enumerate(self.latents.spans()))[process::processes]:
             if number in frames_absent:
@@ -106,13 +108,13 @@ class LatentFolder:
 
     def _frame(self, index: int) -> tuple[int, int, int, int]:
         if not isinstance(self.images.get, Reader | Crops):
-            raise UserError(f"{self.images.name} does not tell the sizes of its images: open the images themselves")
+            raise UserError(f"{self.images.name} does not give the sizes of its images: open the images themselves")
         return self.images.get.frame(index)
 
     def open(self) -> Images | Samples:
-        """The latents with the images' labels, mapped from their shards; FramedLatents if their frames are kept.
+        """The latents with the images' labels, mapped from their shards; FramedLatents if frames are kept.
 
-        Those of another rank than images, e.g. tokens, are Samples.
+        Latents with another rank than images, e.g. tokens, are Samples.
         """
         images = self.images
         if absent := self.latents.absent():

@@ -1,10 +1,10 @@
-r"""An image file as a person sees it: upright, over a background, in 8 bits, grey or RGB.
+r"""An image file as a viewer shows it: upright, over a background, in 8 bits, grey or RGB.
 
     upright       turned as its EXIF orientation says, 1 to 8
     composed      alpha a and colour x over a background b: a x + (1 - a) b; a palette's and a PNG's tRNS are alpha, too
-    in 8 bits     of values 0 to white: round(255 x / white)
+    in 8 bits     from values 0 to white: round(255 x / white)
 
-Every source reads its images here. What Pillow can open is read; of an animation it is the first frame.
+Every source reads its images here. Any file that Pillow opens is read; of an animation, the first frame.
 """
 
 import importlib
@@ -24,11 +24,11 @@ from PIL import Image, ImageColor, UnidentifiedImageError
 from progdist._utils.errors import UserError
 
 NOT_READ = {"EPS", "WMF", "MPEG", "HDF5", "GRIB", "BUFR"}
-"""What Pillow knows by name alone, or hands to another program."""
+"""Formats that Pillow only knows by name, or passes to another program."""
 
-GREY = {"1", "L", "LA", "La", "I", "F"}  # modes of one channel; those of 16 bits are I;16, I;16B, ...
-WHITES = (255, 1023, 4095, 16383, 65535)  # of 8, 10, 12, 14 and 16 bits
-ORIENTATION = 0x0112  # the tag of EXIF
+GREY = {"1", "L", "LA", "La", "I", "F"}  # one-channel modes; those of 16 bits are I;16, I;16B, ...
+WHITES = (255, 1023, 4095, 16383, 65535)  # for 8, 10, 12, 14 and 16 bits
+ORIENTATION = 0x0112  # the EXIF tag
 TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -38,7 +38,7 @@ TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-"""What makes an image of an EXIF orientation upright; 5 to 8 exchange width and height."""
+"""The operations that undo an EXIF orientation; 5 to 8 exchange width and height."""
 
 Colour = tuple[int, int, int]
 
@@ -46,12 +46,12 @@ UNREADABLE = (
     *(UnidentifiedImageError, OSError, ValueError, TypeError, SyntaxError, EOFError, MemoryError, struct.error),
     *(Image.DecompressionBombError, LookupError, ArithmeticError, AttributeError, RuntimeError),
 )
-"""What Pillow raises of damaged files."""
+"""Pillow's errors for damaged files."""
 
 
 @lru_cache(maxsize=1)
 def formats() -> tuple[str, ...]:
-    """Names of the formats that are read; HEIF is one where pillow-heif is installed."""
+    """Names of the formats that can be read, with HEIF if pillow-heif is installed."""
     Image.init()
     with suppress(ImportError):
         importlib.import_module("pillow_heif").register_heif_opener()
@@ -60,13 +60,13 @@ def formats() -> tuple[str, ...]:
 
 @lru_cache(maxsize=1)
 def suffixes() -> frozenset[str]:
-    """Suffixes of those formats, in small letters."""
-    readable_formats = {*formats(), "MPO"}  # a JPEG of several images
+    """Suffixes of those formats, in lower case."""
+    readable_formats = {*formats(), "MPO"}  # a JPEG with several images
     return frozenset(suffix for suffix, name in Image.registered_extensions().items() if name in readable_formats)
 
 
 def is_image(entry: os.DirEntry[str]) -> bool:
-    """Whether it is an image file, told by its suffix, or by how it begins where it has none; special files are not."""
+    """Whether an entry is an image file, by its suffix, or by its first bytes if it has none; not a special file."""
     suffix = os.path.splitext(entry.name)[1].lower()
     if suffix and suffix not in suffixes():
         return False
@@ -74,7 +74,7 @@ def is_image(entry: os.DirEntry[str]) -> bool:
 
 
 def leads_to(is_kind: Callable[[], bool]) -> bool:
-    """Whether an entry is a file, or a folder; not where links lead in a circle or to where nobody may look."""
+    """Whether an entry is a file or a folder; false for circular links and unreadable targets."""
     try:
         return is_kind()
     except OSError:
@@ -82,7 +82,7 @@ def leads_to(is_kind: Callable[[], bool]) -> bool:
 
 
 def _begins_as_image(path: str) -> bool:
-    known = [name for name in formats() if Image.OPEN[name][1] is not None]  # formats that can be told by their start
+    known = [name for name in formats() if Image.OPEN[name][1] is not None]  # formats with a signature
     try:
         with warnings.catch_warnings(action="ignore"), Image.open(path, formats=known):
             return True
@@ -94,7 +94,7 @@ def _begins_as_image(path: str) -> bool:
 
 @contextmanager
 def readable(image: str) -> Iterator[None]:
-    """The context in which an image of that name is decoded: a damaged one raises a UserError."""
+    """The context in which an image of that name is decoded. Raise a UserError for a damaged one."""
     try:
         yield
     except UserError:
@@ -113,7 +113,7 @@ def readable(image: str) -> Iterator[None]:
 
 @contextmanager
 def open_image(file: Path | BinaryIO, name: str) -> Iterator[Image.Image]:
-    """An image file or its bytes, opened with Pillow, whose warnings are left out; errors as in `readable`."""
+    """Open an image file or its bytes with Pillow, without its warnings; raises as `readable` does."""
     with readable(name), warnings.catch_warnings(action="ignore"), Image.open(file, formats=formats()) as image:
         yield image
 
@@ -127,18 +127,18 @@ def background_colour(background: str | None) -> Colour:
             f'background {background!r} is unknown: use the name of a colour, e.g. "black", or a code, e.g. "#ff8800"'
         ) from error
     if len(colour) != 3:
-        raise UserError(f"background {background!r} is transparent itself: use an opaque colour, e.g. black")
+        raise UserError(f"background {background!r} is transparent: use an opaque colour, e.g. black")
     return colour
 
 
 def upright_size(image: Image.Image) -> tuple[int, int]:
-    """(width, height) of an opened image as `as_seen` makes it."""
-    turned = image.format != "TIFF" and _orientation(image) >= 5  # the size that Pillow gives of a TIFF is upright
+    """(width, height) of an opened image after `as_seen`."""
+    turned = image.format != "TIFF" and _orientation(image) >= 5  # Pillow gives the upright size of a TIFF
     return (image.height, image.width) if turned else (image.width, image.height)
 
 
 def _orientation(image: Image.Image) -> int:
-    """The EXIF orientation, 1 to 8; 1 where there is none, or EXIF is damaged."""
+    """The EXIF orientation, 1 to 8; 1 if it is missing or damaged."""
     try:
         orientation = image.getexif().get(ORIENTATION, 1)
     except UNREADABLE:
@@ -148,19 +148,19 @@ def _orientation(image: Image.Image) -> int:
 
 def is_grey(image: Image.Image) -> bool:
     """Whether an opened image has no colour."""
-    return image.mode in GREY or is_deep(image) or _raw_mode(image) == "LA;16B"  # Pillow makes RGBA of it
+    return image.mode in GREY or is_deep(image) or _raw_mode(image) == "LA;16B"  # Pillow makes it RGBA
 
 
 def is_deep(image: Image.Image) -> bool:
-    """Whether an opened image has more than 8 bits, which Pillow keeps in one channel alone."""
+    """Whether an opened image has more than 8 bits, which Pillow keeps only for single channels."""
     return image.mode[0] in "IF"
 
 
 def as_seen(image: Image.Image, background: Colour, whites: Mapping[str, float]) -> Image.Image:
-    """An opened image upright, composed and in 8 bits, as L or RGB.
+    """An opened image, upright, composed and in 8 bits, as L or RGB.
 
-    `whites` are the values of white of deep images by their mode, and what is brighter is white, too; of an image whose
-    mode is not there its own values tell.
+    `whites` are the values of white of deep images by mode; brighter values are white, too. For a mode without an entry
+    the image's own values decide.
     """
     transparent, grey = image.has_transparency_data, is_grey(image)
     key = _transparent_value(image) if transparent else None
@@ -172,7 +172,7 @@ def as_seen(image: Image.Image, background: Colour, whites: Mapping[str, float])
         if transparent:
             image.putalpha(Image.fromarray(np.where(values == key, 0, 255).astype(np.uint8)))
     elif image.mode == "LAB":
-        raise ValueError("its mode is LAB; expected grey, RGB, a palette, CMYK or YCbCr")
+        raise ValueError("its mode is LAB, expected grey, RGB, a palette, CMYK or YCbCr")
     elif key is not None:
         image.info["transparency"] = key
     image = _composed(image, background) if transparent else image.convert("L" if grey else "RGB")
@@ -182,15 +182,15 @@ def as_seen(image: Image.Image, background: Colour, whites: Mapping[str, float])
 
 
 def _composed(image: Image.Image, background: Colour) -> Image.Image:
-    """RGB of an image with alpha."""
+    """Convert an image with alpha to RGB."""
     image = image.convert("LA") if image.mode == "La" else image
     return Image.alpha_composite(Image.new("RGBA", image.size, background), image.convert("RGBA")).convert("RGB")
 
 
 def _transparent_value(image: Image.Image) -> Any:  # noqa: ANN401
-    """The pixel that tRNS makes transparent, as Pillow decodes it, of an image yet to be loaded; else what Pillow says.
+    """The pixel that tRNS makes transparent, as Pillow decodes it, of an image not yet loaded; else Pillow's value.
 
-    tRNS has the bits of the file. Pillow scales pixels of 2 and 4 bits to 8, and keeps the upper 8 of RGB's 16.
+    tRNS has the file's bits. Pillow scales pixels of 2 and 4 bits to 8, and keeps the upper 8 of RGB's 16.
     """
     value, stored = image.info.get("transparency"), _raw_mode(image)
     if isinstance(value, int) and stored in ("L;2", "L;4"):
@@ -201,7 +201,7 @@ def _transparent_value(image: Image.Image) -> Any:  # noqa: ANN401
 
 
 def _raw_mode(image: Image.Image) -> str:
-    """How the pixels of a PNG are stored, in Pillow's words; nothing of one that is loaded, or another format."""
+    """How the pixels of a PNG are stored, in Pillow's words; empty for a loaded image or another format."""
     tiles = getattr(image, "tile", [])
     return str(tiles[0].args) if tiles and image.format == "PNG" else ""
 
@@ -211,34 +211,34 @@ def _in_8_bits(image: Image.Image, values: NDArray[Any], whites: Mapping[str, fl
     stated, of_set = stated_white(image), whites.get(image.mode)
     white = stated or of_set or white_of(image.mode, low, high)
     if not stated and of_set and low >= 0 and high > of_set and white_of(image.mode, low, high):
-        values, high = np.minimum(values, of_set), of_set  # brighter than all that were looked at
+        values, high = np.minimum(values, of_set), of_set  # brighter than all examined images
     if not (low >= 0 and high <= white):
-        raise ValueError(f"{_held(image.mode, low, high)}, and others of its mode 0 to {white:g}: scale all alike")
+        raise ValueError(f"{_held(image.mode, low, high)}, but others of its mode 0 to {white:g}: scale all alike")
     return Image.fromarray(np.rint(values * (255 / white)).astype(np.uint8))
 
 
 def extremes(values: NDArray[Any]) -> tuple[float, float]:
-    """The least and the greatest of some values; NaN if one of them is."""
+    """The smallest and the largest value; NaN if any is."""
     return float(values.min()), float(values.max())
 
 
 def stated_white(image: Image.Image) -> float | None:
-    """The value of white that the file of a deep image states; None where it states none.
+    """The value of white that the file of a deep image states, or None.
 
     A ValueError where white is 0.
     """
     tags: Mapping[int, Any] = getattr(image, "tag_v2", {})
-    if tags.get(262) == 0:  # PhotometricInterpretation: WhiteIsZero, which Pillow passes over here
-        raise ValueError(f"mode {image.mode} with white as 0, which is read only of 8 bits: save it with black as 0")
-    if image.mode != "F" and image.format in ("PPM", "JPEG2000"):  # Pillow scales what they state to 16 bits
+    if tags.get(262) == 0:  # PhotometricInterpretation: WhiteIsZero, which Pillow ignores here
+        raise ValueError(f"mode {image.mode} with white as 0 is supported only for 8 bits: save it with black as 0")
+    if image.mode != "F" and image.format in ("PPM", "JPEG2000"):  # Pillow scales these to 16 bits
         return 65535.0
     return 4095.0 if tags.get(258) in (12, (12,)) else None  # BitsPerSample
 
 
 def white_of(mode: str, low: float, high: float) -> float:
-    """The value of white of deep images with values from `low` to `high`: the least of WHITES, or 1 of floats.
+    """The value of white of deep images with values from `low` to `high`: the smallest of WHITES, or 1 for floats.
 
-    A ValueError where values are negative, not finite, or too large; and where they would be nearly black.
+    Raise a ValueError for values that are negative, not finite or too large, or that would be nearly black.
     """
     whites = (1, *WHITES) if mode == "F" else WHITES
     white = next((white for white in whites if low >= 0 and high <= white), None)

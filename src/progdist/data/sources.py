@@ -3,7 +3,7 @@
 A source is one of
 
     digits          scikit-learn's 1,797 handwritten digits, 8x8, ten classes (embedded, nothing to fetch)
-    folder:PATH     image files; class folders give labels, a flat folder gives none; hidden files are passed over; of
+    folder:PATH     image files; class folders give labels, a flat folder gives none; hidden files are skipped; of
                     train/, val/ and test/ the images of train/ are read
     captions:PATH   image files with captions (see `folders`)
     idx:PATH        a folder with MNIST-format files, gzipped or not
@@ -14,14 +14,14 @@ A source is one of
     wds:PATH        WebDataset tar shards that stream (extra `stream`)
     parquet:PATH    Parquet files that stream (extra `stream`)
 
-PATH is tried as it is; where nothing is there, `~` is the home folder, and of `wds:` and `parquet:` it is a pattern.
-Image files are what Pillow opens, and are read as a person sees them (see `progdist.data.pictures`). Labels are whole
-numbers, or names, which are numbered (see `progdist.data.labels`). Of `hub:`, `wds:` and `parquet:` the columns of
-image and caption can be named (see `progdist.data.tables`).
+PATH is used as written if it exists; otherwise `~` is the home folder, and `wds:` and `parquet:` take it as a pattern.
+Image files are those that Pillow opens, and are read as a viewer shows them (see `progdist.data.pictures`). Labels are
+integers, or names, which are numbered (see `progdist.data.labels`). For `hub:`, `wds:` and `parquet:` the image and
+caption columns can be named (see `progdist.data.tables`).
 
 With a `size`, an image is centre-cropped to a square and resampled to size x size: by `area` (each new pixel is the
-mean of the old ones it covers) or `bilinear` (with antialiasing). Without one, all images must have one size. In place
-of the centre several random crops of each image can be taken (`cropped`).
+mean of the old ones it covers) or `bilinear` (with antialiasing). Without one, all images must have one size. Instead
+of the centre crop, several random crops of each image can be taken (`cropped`).
 """
 
 import logging
@@ -66,34 +66,34 @@ def load_images(
     caption_column: str | None = None,
     notify: Callable[[str], None] = LOG.warning,
 ) -> Images:
-    """The images of a source as training sees them: what a recipe of the same `data` trains on.
+    """Load the images of a source as training sees them: a recipe with the same `data` trains on them.
 
         images = progdist.load_images("folder:photos", size=64, channels=3)
         x, label = images[0]            # (3, 64, 64), float32 in [-1, 1]; an int
         images.classes[label]           # the name of its folder
 
-    An image is upright (EXIF), composed on the background where it is transparent, and scaled to 8 bits where it has
-    more; of an animation it is the first frame. See `progdist.data.pictures`.
+    An image is upright (EXIF), composed on the background if it is transparent, and scaled to 8 bits if it has more; of
+    an animation the first frame is read. See `progdist.data.pictures`.
 
     Args:
         source: one of the above, e.g. "folder:photos".
-        size: height and width in pixels, after a centre crop; None where all images have one size.
-        channels: 1 for grey, 3 for RGB; None for grey where all images are, and RGB elsewhere.
+        size: height and width in pixels, after a centre crop; None if all images have one size.
+        channels: 1 for grey, 3 for RGB; None for grey if all images are grey, else RGB.
         resample: "area" or "bilinear".
         background: the colour behind transparent pixels, e.g. "black" or "#ff8800"; None for white.
         crops: square crops of each image along its longer side, at random places; requires `size`.
-        seed: of the places of the crops.
-        image_column: column of a table with the images; None for the first of IMAGE_COLUMNS.
-        caption_column: column of a table with the captions; None for labels in their place.
-        notify: called with a line for everything that is converted or passed over.
+        seed: seed for the places of the crops.
+        image_column: a table's column of images; None for the first of IMAGE_COLUMNS.
+        caption_column: a table's column of captions; None for labels instead.
+        notify: called with a line about everything that is converted or skipped.
 
     Returns:
-        A data set of (image, label) pairs: float32 (C, H, W), black at -1 and white at 1, and an int, 0 where there are
-        no labels. `shape` is (C, H, W), `labels` int64 (N,) or None, and `classes` names the labels, or the captions.
+        A data set of (image, label) pairs: float32 (C, H, W), black at -1 and white at 1, and an int, 0 if there are no
+        labels. `shape` is (C, H, W), `labels` int64 (N,) or None, and `classes` names the labels, or the captions.
 
     Raises:
-        UserError: an argument of another type or value, a source that is unknown, missing, empty or damaged, a column
-            of what is no table, or a background of what has no transparency.
+        UserError: an argument has a wrong type or value; the source is unknown, missing, empty or damaged; a column is
+            given for a source without tables, or a background for one without transparency.
     """
     for name, value in (("image_column", image_column), ("caption_column", caption_column)):
         if value is not None and not isinstance(value, str):
@@ -102,7 +102,7 @@ def load_images(
         if not isinstance(value, Integral) or isinstance(value, bool) or value < least:
             raise UserError(f"{name} is {value!r}, expected a whole number, at least {least}")
     if crops > 1 and size is None:
-        raise UserError("crops requires size")
+        raise UserError("crops requires size: set both, or remove crops")
     transform = ImageTransform(size, channels, resample, background)
     images = open_source(source, transform, Columns(image_column, caption_column))
     for line in images.remarks():
@@ -111,7 +111,7 @@ def load_images(
 
 
 def open_source(source: str, transform: ImageTransform = ImageTransform(), columns: Columns = Columns()) -> Images:  # noqa: B008
-    """As `load_images`, of a transform and columns."""
+    """Like `load_images`, with a transform and columns."""
     if not isinstance(source, str):
         raise UserError(f'source is {source!r}, expected text such as "folder:photos"')
     scheme, _, path_text = source.partition(":")
@@ -124,8 +124,8 @@ def open_source(source: str, transform: ImageTransform = ImageTransform(), colum
         return _digits(transform)
     if is_teacher(source):
         raise UserError(
-            f"{source} is data of `progdist distill` and of recipes alone: give a source of images, or from Python "
-            "what progdist.sample makes"
+            f"{source} applies only to `progdist distill` and recipes: give a source of images, or from Python the "
+            "output of progdist.sample"
         )
     if scheme in _TABLES and path_text:
         return _TABLES[scheme](path_text, transform, columns)
@@ -139,7 +139,7 @@ def open_source(source: str, transform: ImageTransform = ImageTransform(), colum
 
 @dataclass(frozen=True)
 class Crops:
-    """`count` (n) square crops of each image of a reader: crop j of image i is number n i + j.
+    """`count` (n) square crops of each image of a reader: crop j of image i has index n i + j.
 
     They are spread evenly along the longer side from a random start, at the places (j + u) / n with u uniform in [0, 1)
     for each image, a function of (seed, i): a crop is an example like any other, and latents are encoded once.
@@ -154,7 +154,7 @@ class Crops:
         return self.reader(*self._position(index))
 
     def fingerprint(self) -> str:
-        """As of `Reader`."""
+        """As in `Reader`."""
         return digest(self.reader.fingerprint(), self.count, self.seed)
 
     def frame(self, index: int) -> tuple[int, int, int, int]:
@@ -162,7 +162,7 @@ class Crops:
         return self.reader.frame(*self._position(index))
 
     def remarks(self, count: int) -> list[str]:
-        """Those of the images."""
+        """The remarks of the images."""
         return self.reader.remarks(count // self.count)
 
     def _position(self, index: int) -> tuple[int, float]:
@@ -172,13 +172,13 @@ class Crops:
 
 
 def cropped(images: Images, count: int, seed: int) -> Images:
-    """Random crops of each image, `count` of each, one after another; not of a stream, nor of square images."""
+    """Take `count` random crops of each image, one after another; not of a stream, nor of square images."""
     if isinstance(images, StreamedImages) or not isinstance(images.get, Reader):
         raise UserError(
-            f"{images.name} is read as it comes, one crop of each image: remove data.crops (crops=), or give folder:"
+            f"{images.name} is a stream, which gives one crop per image: remove data.crops (crops=), or use folder:"
         )
     if isinstance(images.get, ArrayReader) and len(set(images.get.size(0))) == 1:
-        raise UserError(f"{images.name} holds square images, of which there is one crop: remove data.crops (crops=)")
+        raise UserError(f"{images.name} holds square images, which have one crop: remove data.crops (crops=)")
     labels = None if images.labels is None else images.labels.repeat_interleave(count)
     get = Crops(images.get, count, seed)
     kept = {"shape": images.shape, "notes": images.notes}
@@ -186,7 +186,7 @@ def cropped(images: Images, count: int, seed: int) -> Images:
 
 
 def _digits(transform: ImageTransform) -> Images:
-    from sklearn.datasets import load_digits  # a second to import: only where it is used
+    from sklearn.datasets import load_digits  # takes a second to import
 
     pixels, labels = cast(tuple[NDArray[Any], NDArray[Any]], load_digits(return_X_y=True))
     return _array("digits", pixels.astype(np.uint8).reshape(-1, 8, 8), labels, transform, white=16.0)
@@ -197,8 +197,8 @@ def _idx(path_text: str, transform: ImageTransform) -> Images:
     images, labels = (next(iter(sorted(root.glob(f"train-{part}*"))), None) for part in ("images", "labels"))
     if images is None:
         raise UserError(
-            f"idx:{path_text} holds no train-images file: for Fashion-MNIST install Debian's dataset-fashion-mnist "
-            "(apt-get install dataset-fashion-mnist), or fetch the four files and name their folder with "
+            f"idx:{path_text} has no train-images file: for Fashion-MNIST install Debian's dataset-fashion-mnist "
+            "(apt-get install dataset-fashion-mnist), or fetch the four files and give their folder with "
             "--set data.source=idx:FOLDER"
         )
     return _array(f"idx:{path_text}", read_idx(images), read_idx(labels) if labels else None, transform)
@@ -219,7 +219,7 @@ def _npz(path_text: str, transform: ImageTransform) -> Images:
         raise UserError(f"npz:{path_text}: images are {images.shape}, expected (N, H, W) or (N, H, W, 1 or 3)")
     if images.dtype != np.uint8 and not np.issubdtype(images.dtype, np.floating):
         raise UserError(
-            f"npz:{path_text}: images are {images.dtype}, expected uint8, or floats in [-1, 1]: save them so"
+            f"npz:{path_text}: images are {images.dtype}, expected uint8, or floats in [-1, 1]: convert them"
         )
     if images.dtype not in (np.uint8, np.float16, np.float32, np.float64):  # another byte order, or longer than torch's
         images = images.astype(np.float32)
@@ -227,13 +227,13 @@ def _npz(path_text: str, transform: ImageTransform) -> Images:
 
 
 _NOT_ARRAYS = (AttributeError, SyntaxError, RuntimeError, EOFError, struct.error, zipfile.BadZipFile, zlib.error)
-"""What numpy and zipfile raise of damaged files beside ValueError and the like."""
+"""Errors of numpy and zipfile for damaged files other than ValueError and the like."""
 
 
 def _array(
     name: str, pixels: NDArray[Any], labels: NDArray[Any] | None, transform: ImageTransform, white: float = 255.0
 ) -> Images:
-    """Images (N, H, W[, 1 or 3]), kept as they are and framed when they are read."""
+    """Images (N, H, W[, 1 or 3]), kept unchanged and framed when read."""
     pixels, notes = in_range(name, pixels) if white == 255 else (pixels, ())
     get = ArrayReader(transform, pixels, white)
     if labels is None:
@@ -241,12 +241,12 @@ def _array(
     if labels.ndim == 1 and np.issubdtype(labels.dtype, np.integer):
         return Images(name, len(pixels), get, torch.from_numpy(labels.astype(np.int64)), notes=notes)
     if labels.ndim == 0:
-        raise UserError(f"{name}: labels are {labels.dtype} of shape (), expected one for each image (N,)")
+        raise UserError(f"{name}: labels are {labels.dtype} of shape (), expected one per image (N,)")
     known = read_labels(labels.tolist(), lambda index: f"{name}: image {index}")
     return Images(name, len(pixels), get, known.values, known.names, notes=(*notes, *known.notes))
 
 
-_ARRAYS = ("digits", "idx", "cifar", "npz")  # sources of arrays, which are as they are
+_ARRAYS = ("digits", "idx", "cifar", "npz")  # sources of arrays, which are read without conversion
 
 _READERS: dict[str, Callable[[str, ImageTransform], Images]] = {
     "folder": open_folder,

@@ -1,4 +1,4 @@
-"""The parts of a data set by the names of its folders or files: what is trained on is `train`, and nothing held out."""
+"""The splits of a data set, by the names of its folders or files: `train` is trained on, held-out splits are not."""
 
 import re
 from collections.abc import Sequence
@@ -12,10 +12,10 @@ _PART = re.compile(rf"(?:({_TRAINING})|({_HELD_OUT}))[-_ ]?(?:set|images|data|\d
 
 
 def training_part(names: Sequence[str], source: str) -> str | None:
-    """The one of some names (without suffixes) that is the training part, or the only part; None where they are others.
+    """The training split among names without suffixes, or the only split; None if they are not splits.
 
-    Beside a training part and a held-out one, names of neither kind are parts, too. A UserError where they are parts,
-    e.g. `val` and `test`, and it is not clear which is meant.
+    Next to a training and a held-out split, all other names are splits, too. Raise a UserError if they are splits, e.g.
+    `val` and `test`, and it is unclear which is meant.
     """
     parts = {name: found for name in names if (found := _PART.fullmatch(name))}
     training = [name for name, found in parts.items() if found[1]]
@@ -23,19 +23,19 @@ def training_part(names: Sequence[str], source: str) -> str | None:
         return None
     chosen = training if len(parts) > 1 else list(parts)
     if len(chosen) != 1:
-        raise UserError(f"{source} holds the parts {listed(sorted(parts))}: name the one to train on")
+        raise UserError(f"{source} has the splits {listed(sorted(parts))}: name the one to train on")
     return chosen[0]
 
 
 def seeming_parts(names: Sequence[str]) -> list[str]:
-    """Those of some names that are a part's."""
+    """The names that are those of splits."""
     return [name for name in names if _PART.fullmatch(name)]
 
 
 def training_shards(stems: Sequence[str], source: str) -> list[str]:
-    """The shards that are of the training part, as of `training_part`, by the first word in which they differ.
+    """The shards of the training split, as in `training_part`, by the first word in which they differ.
 
-    Of train-00000 and test-00000, or cc3m-train-0000 and cc3m-validation-0000, it is train; of one part all.
+    Of train-00000 and test-00000, or cc3m-train-0000 and cc3m-validation-0000, that is train; of one split, all.
     """
     words = [re.findall(r"[^\W\d_]+|\d+", stem) for stem in stems]
     differ = (place for place, each in enumerate(zip(*words, strict=False)) if len(set(each)) > 1)

@@ -1,9 +1,9 @@
-"""Images that stream: shards read from beginning to end, so that data need not fit a disk.
+"""Images that stream: shards are read from start to end, so the data need not fit on a disk.
 
-The shards are dealt to the processes and to the workers of each, and every reader walks through its own, epoch after
-epoch, in an order of shards that is new in each epoch and through a buffer of BUFFER examples that mixes them. What a
-reader sees is a function of (seed, stage, number of readers); to go on at a later update it passes over what earlier
-ones saw without decoding it. A batch comes from one reader, and readers take turns.
+The shards are distributed over the processes and the workers of each. Every reader walks through its own shards, epoch
+after epoch, in a new order of shards per epoch, and shuffles examples through a buffer of BUFFER. What a reader sees is
+a function of (seed, stage, number of readers); to resume at a later update it skips what earlier ones saw without
+decoding it. A batch comes from one reader, and readers take turns.
 """
 
 import io
@@ -26,15 +26,15 @@ from progdist.data.images import Images, ImageTransform, Reader
 from progdist.data.labels import read_labels
 from progdist.data.pictures import open_image
 
-BUFFER = 1000  # examples, as the bytes that they are in their shards, among which a reader chooses the next
-KEPT = 10_000  # examples at the beginning of a stream that stand for all of it in evaluation
+BUFFER = 1000  # encoded examples from which a reader chooses the next
+KEPT = 10_000  # examples at the start of a stream that stand for all of it in evaluation
 
 
 class Example(NamedTuple):
-    """What a shard holds of one image."""
+    """The content of a shard for one image."""
 
     content: bytes  # the encoded image
-    label: object  # what the shard says of its class; None where it says nothing
+    label: object  # what the shard says about its class; None if it says nothing
     name: str  # for messages
 
 
@@ -44,8 +44,8 @@ ReadShard = Callable[[str], Iterator[Example]]
 class StreamedImages(Images):
     """Images that can only be read in the order of a stream, shard by shard.
 
-    The first KEPT of them, kept as encoded bytes, stand for all where images are read by their index: in
-    evaluation, in the teacher's check, and as the shares of the classes.
+    The first KEPT of them, kept as encoded bytes, stand for all where images are read by index: in evaluation, in the
+    teacher's check, and for the proportions of the classes.
     """
 
     def __init__(
@@ -58,7 +58,7 @@ class StreamedImages(Images):
         super().__init__(name, len(kept), get, known.values, known.names, notes=known.notes)
 
     def relabelled(self, labels: Tensor, names: tuple[str, ...]) -> Self:
-        """As of `Images`."""
+        """As in `Images`."""
         other = super().relabelled(labels, names)
         other.known = self.known.relabelled(labels, names)
         return other
@@ -68,18 +68,18 @@ class StreamedImages(Images):
         return StreamedImages(self.name, self.shards, self.read, transform, self.known.names)
 
     def split(self, count: int, seed: int) -> tuple[Images, Images]:
-        """Raise a UserError: a stream holds nothing out."""
+        """Raise a UserError: a stream has no held-out part."""
         raise UserError(
-            f"{self.name} is a stream, of which {counted(count, 'image')} cannot be held out: remove distill.stop"
+            f"{self.name} is a stream, so {counted(count, 'image')} cannot be held out: remove distill.stop"
         )
 
     def walk(
         self, size: int, updates: range, rank: tuple[int, int], worker: tuple[int, int], position: tuple[int, int]
     ) -> Iterator[tuple[int, list[tuple[Tensor, int]]]]:
-        """(update, its `size` examples) of one reader's share of the `updates`.
+        """(update, its `size` examples) for one reader's share of the `updates`.
 
-        `rank` is (index, count) of the processes and `worker` of the workers in each, which take turns; `position` is
-        (seed, stage).
+        `rank` is (index, count) of the processes and `worker` that of each one's workers, which take turns; `position`
+        is (seed, stage).
 
         Raises:
             UserError: fewer shards than readers, or an image that cannot be read.
@@ -88,11 +88,11 @@ class StreamedImages(Images):
         readers = processes * workers
         if len(self.shards) < readers:
             raise UserError(
-                f"{self.name} has {len(self.shards)} shards for {processes} processes of {workers} workers: give each "
-                "at least one (data.workers, or more shards)"
+                f"{self.name} has {len(self.shards)} shards for {processes} processes of {workers} workers, expected "
+                "at least one per worker: lower data.workers, or use more shards"
             )
         updates = updates[index::workers]
-        number = updates.start % workers  # readers take turns from update 0 on, whichever update is the first
+        number = updates.start % workers  # readers take turns from update 0, whichever update is the first here
         reader = process * workers + number
         examples = self._shuffled(reader, readers, position)
         seen = len(range(number, updates.start, workers)) * size
@@ -134,14 +134,14 @@ class StreamedImages(Images):
                 yield from self.read(shard)
             except UserError:
                 raise
-            except Exception as error:  # the libraries raise many kinds: all mean that it cannot be had
+            except Exception as error:  # the libraries raise many kinds: all mean that the shard cannot be read
                 reason = " ".join(str(error).split())[:200]
                 raise UserError(f"{shard} cannot be read ({reason}): fetch or remove it") from error
 
 
 @dataclass(frozen=True)
 class _Encoded(Reader):
-    """The first images of a stream, encoded; each is decoded when it is read."""
+    """The first images of a stream, encoded; each is decoded when read."""
 
     examples: list[Example]
 
@@ -156,5 +156,5 @@ class _Encoded(Reader):
         return open_image(io.BytesIO(content), name)
 
     def of(self, examples: list[Example]) -> "_Encoded":
-        """Other examples of the stream, read as these are."""
+        """Other examples of the stream, read in the same way."""
         return replace(self, examples=examples)

@@ -1,5 +1,6 @@
-"""What kinds of images a set holds, told by the headers of some of them, evenly spread."""
+"""The kinds of images in a set, from the headers of some of them, evenly spread."""
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass, field
@@ -8,10 +9,10 @@ import numpy as np
 from PIL import Image
 
 from progdist._utils.errors import UserError
-from progdist.data.pictures import WHITES, extremes, is_deep, is_grey, stated_white, white_of
+from progdist.data.pictures import WHITES, extremes, is_deep, is_grey, stated_white, upright_size, white_of
 
-LOOKED = 1_000  # images whose headers say which channels a set has
-TOLD = 10_000  # images that are counted in what is said of a set
+LOOKED = 1_000  # images whose headers decide a set's channels
+TOLD = 10_000  # images counted for messages about a set
 
 Open = Callable[[int], AbstractContextManager[Image.Image]]
 """index -> the context in which an image is open."""
@@ -21,21 +22,22 @@ Open = Callable[[int], AbstractContextManager[Image.Image]]
 class Survey:
     """How many images there are of each kind."""
 
-    looked: int = 0  # that were looked at and can be opened
+    looked: int = 0  # examined images that can be opened
     grey: int = 0  # without colour
     transparent: int = 0  # with alpha
     frames: int = 0  # with several frames
+    sizes: Counter[tuple[int, int]] = field(default_factory=Counter)  # how many are upright of (width, height)
     deep: dict[str, list[int]] = field(default_factory=dict)  # the indices of those of more than 8 bits, by mode
-    unreadable: list[str] = field(default_factory=list)  # what is said of those that cannot be opened
+    unreadable: list[str] = field(default_factory=list)  # errors of those that cannot be opened
 
 
 def spread(count: int, most: int) -> list[int]:
-    """At most `most` of `count` indices, rising and evenly spread."""
+    """At most `most` of `count` indices, sorted and evenly spread."""
     return [number * count // most for number in range(most)] if count > most else list(range(count))
 
 
 def survey(open_image: Open, count: int, most: int) -> Survey:
-    """What at most `most` of `count` images are."""
+    """Examine at most `most` of `count` images."""
     found = Survey()
     for index in spread(count, most):
         try:
@@ -44,6 +46,7 @@ def survey(open_image: Open, count: int, most: int) -> Survey:
                 found.grey += is_grey(image)
                 found.transparent += image.has_transparency_data
                 found.frames += getattr(image, "is_animated", False)
+                found.sizes[upright_size(image)] += 1
                 if is_deep(image):
                     found.deep.setdefault(image.mode, []).append(index)
         except UserError as error:
@@ -52,9 +55,9 @@ def survey(open_image: Open, count: int, most: int) -> Survey:
 
 
 def whites(open_image: Open, found: Survey) -> dict[str, float]:
-    """The value of white of the deep modes, as the values of those looked at say, where the files themselves do not.
+    """The value of white of each deep mode, from the values of examined images where the files do not state it.
 
-    Images of no known range count for nothing: they are refused when they are read.
+    Images with an unknown range are ignored: they are refused when read.
     """
     known = {}
     for mode, indices in found.deep.items():
@@ -66,7 +69,7 @@ def whites(open_image: Open, found: Survey) -> dict[str, float]:
 
 
 def _greatest(open_image: Open, indices: list[int]) -> Iterator[float]:
-    """The greatest values of those images whose files do not state what is white."""
+    """The largest values of those images whose files do not state white."""
     for index in indices:
         with suppress(UserError), open_image(index) as image:
             if stated_white(image) is None:
@@ -76,8 +79,8 @@ def _greatest(open_image: Open, indices: list[int]) -> Iterator[float]:
 
 
 def told(found: Survey, background: str, deep: Mapping[str, float], count: int, *, mixed: bool) -> list[str]:
-    """A line for everything that is converted; `mixed` where grey and coloured images may be told apart."""
-    of = f"of {count} images" if found.looked + len(found.unreadable) == count else f"of {found.looked} looked at"
+    """A line about everything that is converted; `mixed` if grey and coloured images are to be counted apart."""
+    of = f"of {count} images" if found.looked + len(found.unreadable) == count else f"of {found.looked} examined"
     lines = []
     if found.unreadable:
         lines.append(f"warning: {len(found.unreadable)} {of} cannot be read, the first: {found.unreadable[0]}")

@@ -1,13 +1,13 @@
 """Images in tables: Hugging Face data sets, Parquet files and tar shards.
 
     hub:NAME        a data set of the Hugging Face hub (extra `hub`)
-    wds:PATH        WebDataset tar shards, local or remote, as `train-{000000..000099}.tar`: jpg, png or webp, and cls
-    parquet:PATH    Parquet files of Hugging Face data sets, as `data/train-*.parquet`; columns image and label
+    wds:PATH        WebDataset tar shards, local or remote, e.g. `train-{000000..000099}.tar`: jpg, png or webp, and cls
+    parquet:PATH    Parquet files of Hugging Face data sets, e.g. `data/train-*.parquet`; columns image and label
 
-With a caption column (of tar shards `txt`, or a field of `json`, written json.caption) rows are pairs of image and
-caption. Those, and hub data sets, are read by `datasets`, which converts Parquet and tar files once to Arrow files in
-its own cache and maps these into memory, so that any row can be had at any time. Without captions `wds:` and
-`parquet:` stream (see `streams`). A missing extra, file or column is a UserError.
+With a caption column (in tar shards `txt`, or a field of `json`, written json.caption) rows are pairs of image and
+caption. These, and hub data sets, are read by `datasets`, which converts Parquet and tar files once to Arrow files in
+its own cache and maps them into memory for random access. Without captions `wds:` and `parquet:` stream (see
+`streams`). A missing extra, file or column is a UserError.
 """
 
 import glob
@@ -39,16 +39,16 @@ from progdist.data.pictures import open_image, suffixes
 from progdist.data.splits import training_shards
 from progdist.data.streams import Example, StreamedImages
 
-IMAGE_COLUMNS = ("image", "img", "png", "jpg", "jpeg", "webp")  # where an image is looked for if no column is named
-TAR_IMAGES = ("jpg", "jpeg", "png", "webp")  # looked for first in a sample of tar shards, before all that is read
+IMAGE_COLUMNS = ("image", "img", "png", "jpg", "jpeg", "webp")  # default names of the image column
+TAR_IMAGES = ("jpg", "jpeg", "png", "webp")  # tried first in a sample of tar shards, before other readable formats
 MOST_BYTES = 2**28  # of one file in a tar
-META = re.compile(r"__[^/]*__($|/)")  # files that webdataset keeps for itself
+META = re.compile(r"__[^/]*__($|/)")  # webdataset's own files
 LABEL_COLUMNS = ("label", "labels", "fine_label")
 
 
 @dataclass(frozen=True)
 class Columns:
-    """Names of a table's columns; None to look for IMAGE_COLUMNS, and for labels in place of captions."""
+    """Names of a table's columns; None for one of IMAGE_COLUMNS, and for labels instead of captions."""
 
     image: str | None = None
     caption: str | None = None
@@ -71,7 +71,7 @@ class _Table(Reader):
 
     @contextmanager
     def open(self, index: int) -> Iterator[Image.Image]:
-        """The image of a row, opened as every file is."""
+        """The image of a row, opened like any file."""
         name, content = f"{self.name}: {self.column} of row {index}", self.table[index][self.column]
         if content is None or (content["bytes"] is None and content["path"] is None):
             raise UserError(f"{name} is empty: remove the row")
@@ -80,7 +80,7 @@ class _Table(Reader):
 
 
 def _file(content: Mapping[str, Any], name: str) -> Path | io.BytesIO:
-    """The file of an image of a table that `datasets` did not decode: its bytes, or a path, local or remote."""
+    """The file of an image that `datasets` did not decode: its bytes, or a path, local or remote."""
     if content["bytes"] is not None:
         return io.BytesIO(content["bytes"])
     path = content["path"]
@@ -89,13 +89,13 @@ def _file(content: Mapping[str, Any], name: str) -> Path | io.BytesIO:
     try:
         with fsspec.open(path, "rb") as opened:
             return io.BytesIO(cast(Any, opened).read())
-    except Exception as error:  # each file system has its own kinds: all mean that it cannot be had
+    except Exception as error:  # each file system raises its own kinds: all mean that the file cannot be read
         reason = " ".join(str(error).split())[:200]
         raise UserError(f"{name} cannot be read as an image ({reason}): restore {path}") from error
 
 
 def _bytes(content: object, name: str, column: str) -> bytes:
-    """An image of a Parquet file that no library decodes: nothing of an empty row."""
+    """An undecoded image of a Parquet file; empty for an empty row."""
     if isinstance(content, str):
         content = {"bytes": None, "path": content}
     if isinstance(content, dict) and content.get("bytes") is None and content.get("path") is not None:
@@ -122,7 +122,7 @@ def open_hub(path_text: str, transform: ImageTransform, columns: Columns) -> Ima
 
 
 def _label_column(name: str, table: Any) -> Labels:  # noqa: ANN401
-    """The labels of a table; those of another kind than numbers and names are passed over."""
+    """The labels of a table; labels that are neither numbers nor names are ignored."""
     column = next((name for name in LABEL_COLUMNS if name in table.column_names), None)
     if column is None:
         return Labels()
@@ -132,7 +132,7 @@ def _label_column(name: str, table: Any) -> Labels:  # noqa: ANN401
 
     kind = table.features[column]
     names = getattr(kind, "names", None) or getattr(getattr(kind, "feature", None), "names", None) or ()
-    plain = table.with_format("arrow").data.column(column)  # as it is stored: an image is not decoded
+    plain = table.with_format("arrow").data.column(column)  # as stored: images are not decoded
     first = read_labels(plain.slice(0, 1).to_pylist(), image, names)
     return first if first.notes else read_labels(plain.to_pylist(), image, names)
 
@@ -143,7 +143,7 @@ def _load(name: str, path: str, **files: list[str]) -> Any:  # noqa: ANN401
     datasets.disable_progress_bars()
     try:
         return datasets.load_dataset(path, split="train", **files)
-    except Exception as error:  # the library raises many kinds: all mean that it cannot be had
+    except Exception as error:  # the library raises many kinds: all mean that the table cannot be loaded
         raise UserError(f"{name} cannot be loaded ({' '.join(str(error).split())[:300]})") from error
 
 
@@ -153,7 +153,7 @@ def _load_files(name: str, kind: str, shards: Sequence[str]) -> Any:  # noqa: AN
 
 
 def _plainly_named(text: str) -> str:
-    """A path by a name that `datasets` does not take for a pattern: its own, or that of links to the files there."""
+    """A path that `datasets` does not read as a pattern: its own, or one through links to the files."""
     from datasets import config
 
     path = local_path(text)
@@ -166,7 +166,7 @@ def _plainly_named(text: str) -> str:
         named = {links / file.relative_to(there): file for file in there.rglob("*") if file.is_file()}
     for link, file in named.items():
         link.parent.mkdir(parents=True, exist_ok=True)
-        with suppress(FileExistsError):  # of an earlier call, or another process
+        with suppress(FileExistsError):  # left by an earlier call or another process
             link.symlink_to(file)
     return str(links if there.is_dir() else next(iter(named)))
 
@@ -181,7 +181,7 @@ def _image_column(name: str, table: Any, transform: ImageTransform, columns: Col
     names = table.column_names
     column = columns.image or next((default for default in IMAGE_COLUMNS if default in names), None)
     if column is None or column not in names:
-        missing = f"no {columns.image}" if columns.image else f"none of them {', '.join(IMAGE_COLUMNS)}"
+        missing = f"not {columns.image}" if columns.image else f"none of {', '.join(IMAGE_COLUMNS)}"
         raise UserError(f"{name} has columns {', '.join(names)}, {missing}: {_named('image')}")
     try:
         table = table.select_columns([column]).cast_column(column, datasets.Image(decode=False))
@@ -193,12 +193,12 @@ def _image_column(name: str, table: Any, transform: ImageTransform, columns: Col
 
 
 def _pairs(name: str, table: Any, transform: ImageTransform, columns: Columns) -> CaptionedImages:  # noqa: ANN401
-    """The pairs of a table; a caption is the number of a distinct one."""
+    """The pairs of a table; a caption is the number of a distinct text."""
     assert columns.caption is not None
     column, *fields = columns.caption.split(".")
     if column not in table.column_names:
         names = ", ".join(table.column_names)
-        raise UserError(f"{name} has columns {names}, no {column}: {_named('caption')}")
+        raise UserError(f"{name} has columns {names}, not {column}: {_named('caption')}")
     captions = list(table[column])
     for field in fields:
         captions = [row.get(field) if isinstance(row, dict) else None for row in captions]
@@ -225,7 +225,7 @@ def open_webdataset(path_text: str, transform: ImageTransform, columns: Columns)
 def _read_tar(shard: str, named: str | None) -> Iterator[Example]:
     from webdataset import tariterators
 
-    with _opened(shard) as opened:  # not webdataset's own gopen, which runs what follows `pipe:` in a shell
+    with _opened(shard) as opened:  # not webdataset's own gopen, which runs text after `pipe:` in a shell
         for sample in cast(Iterator[dict[str, Any]], tariterators.group_by_keys(_tar_files(opened, shard))):
             names = (named,) if named else (*TAR_IMAGES, *sorted(suffix[1:] for suffix in suffixes()))
             image = next((sample[name] for name in names if name in sample), None)
@@ -235,9 +235,9 @@ def _read_tar(shard: str, named: str | None) -> Iterator[Example]:
 
 
 def _tar_files(stream: IO[bytes], shard: str) -> Iterator[dict[str, Any]]:
-    """The files of a tar, as webdataset groups them; one that would be larger than MOST_BYTES is a UserError.
+    """The files of a tar, grouped as webdataset does. Raise a UserError for one larger than MOST_BYTES.
 
-    A few bytes of a compressed tar, or none of a sparse file, unpack to as many as are said.
+    A few bytes of a compressed tar, or none of a sparse file, can unpack to any size.
     """
     with tarfile.open(fileobj=stream, mode="r|*") as tar:
         for member in tar:
@@ -250,11 +250,11 @@ def _tar_files(stream: IO[bytes], shard: str) -> Iterator[dict[str, Any]]:
                 )
             content = tar.extractfile(member)
             yield {"fname": member.name, "data": content.read() if content else b"", "__url__": shard}
-            cast(Any, tar).members = []  # which it would keep
+            cast(Any, tar).members = []  # tarfile would keep them
 
 
 def _class_in(sample: Mapping[str, Any], shard: str) -> str | None:
-    """What the .cls of a sample says; None where it has none."""
+    """The content of a sample's .cls; None if it has none."""
     content = sample.get("cls")
     if content is None:
         return None
@@ -263,12 +263,12 @@ def _class_in(sample: Mapping[str, Any], shard: str) -> str | None:
     except UnicodeDecodeError:
         got = shortened(repr(content))
         raise UserError(
-            f"{shard}: {sample['__key__']}.cls is {got}, expected the number or the name of a class as text: fix it"
+            f"{shard}: {sample['__key__']}.cls is {got}, expected a class number or name as text: fix it"
         ) from None
 
 
 def open_parquet(path_text: str, transform: ImageTransform, columns: Columns) -> Images:
-    """The images of Parquet files, a column of {bytes, path} or of bytes: a stream, or pairs as of WebDataset."""
+    """The images of Parquet files, a column of {bytes, path} or of bytes: a stream, or pairs as for WebDataset."""
     import_extra("pyarrow", "stream", "parquet: data")
     name = f"parquet:{path_text}"
     shards = _files([path_text], ".parquet", name)
@@ -279,7 +279,7 @@ def open_parquet(path_text: str, transform: ImageTransform, columns: Columns) ->
 
 
 def _class_names(shard: str) -> Sequence[str]:
-    """The names of the classes that `datasets` keeps with a file's columns, in the order of the labels; or none."""
+    """The class names that `datasets` stores with a file's columns, in the order of the labels; may be empty."""
     from pyarrow import parquet
 
     try:
@@ -288,7 +288,7 @@ def _class_names(shard: str) -> Sequence[str]:
         kinds = kept["info"]["features"]
         names = next(kinds[label]["names"] for label in LABEL_COLUMNS if label in kinds)
         return [str(name) for name in names]
-    except Exception:  # a file that cannot be read is named where its images are
+    except Exception:  # an unreadable file is reported when its images are read
         return ()
 
 
@@ -301,7 +301,7 @@ def _read_parquet(shard: str, named: str | None) -> Iterator[Example]:
         image = next((name for name in columns if name in names), None)
         label = next((name for name in LABEL_COLUMNS if name in names), None)
         if image is None:
-            raise UserError(f"{shard} has columns {', '.join(names)}, none of them {', '.join(columns)}")
+            raise UserError(f"{shard} has columns {', '.join(names)}, none of {', '.join(columns)}: {_named('image')}")
         row = count()
         for rows in file.iter_batches(batch_size=64, columns=[image, label] if label else [image]):
             labels = rows.column(label).to_pylist() if label else [None] * len(rows)
@@ -310,19 +310,19 @@ def _read_parquet(shard: str, named: str | None) -> Iterator[Example]:
                 yield Example(_bytes(content, name, image), said, name)
 
 
-def _opened(shard: str) -> Any:  # noqa: ANN401  (a file of the machine, or of fsspec)
+def _opened(shard: str) -> Any:  # noqa: ANN401  (a local file, or one of fsspec)
     return Path(shard).open("rb") if Path(shard).exists() else fsspec.open(shard, "rb")
 
 
 def _shards_in(folder: Path, suffix: str, name: str) -> list[str]:
-    """The files of a folder, or those of its training part, as `datasets` names them: train-00000-of-00002.parquet."""
+    """The files of a folder, or of its training split, named as by `datasets`: train-00000-of-00002.parquet."""
     files = sorted(file for file in folder.iterdir() if file.suffix == suffix)
     chosen = set(training_shards([file.stem for file in files], name))
     return [str(file) for file in files if file.stem in chosen]
 
 
 def _files(patterns: Sequence[str], suffix: str, name: str) -> list[str]:
-    """The files of paths, folders or patterns, a path before a pattern; addresses as they are."""
+    """The files of paths, folders or patterns (an existing path is not a pattern); addresses are unchanged."""
     files, missing = list[str](), list[str]()
     for text in patterns:
         path = local_path(text)
@@ -338,7 +338,7 @@ def _files(patterns: Sequence[str], suffix: str, name: str) -> list[str]:
         raise UserError(f"{name} matches no files: give a folder, or a pattern such as train-*.tar or train-*.parquet")
     if missing:
         raise UserError(
-            f"{missing[0]} is missing, {len(missing)} of {counted(len(patterns), 'file')} that {name} names: fetch it, "
-            "or name those that are there"
+            f"{missing[0]} is missing ({len(missing)} of {counted(len(patterns), 'file')} named by {name}): fetch it, "
+            "or name those that exist"
         )
     return files

@@ -1,4 +1,4 @@
-r"""Exact denoisers of data of known density: the truth that samplers and targets are tested against.
+r"""Exact denoisers of data with a known density: the truth against which samplers and targets are tested.
 
 Gaussian data N(m, c^2):
 
@@ -30,7 +30,7 @@ def _posterior_mean(z: Tensor, mean: Tensor, width: float, alpha: Tensor, sigma:
 class Gaussian:
     """The exact denoiser of data N(mean, width^2), element by element."""
 
-    schedule: Schedule  # of the latents
+    schedule: Schedule  # the schedule of the latents
     mean: Tensor  # broadcasts against z (B, ...)
     width: float  # the standard deviation c of each element
 
@@ -50,7 +50,7 @@ class Gaussian:
 class Mixture:
     """The exact denoiser of a mixture of K isotropic Gaussians in D dimensions."""
 
-    schedule: Schedule  # of the latents
+    schedule: Schedule  # the schedule of the latents
     means: Tensor  # (K, D)
     width: float  # the standard deviation c of every component
     weights: Tensor  # (K,), summing to 1
@@ -65,7 +65,7 @@ class Mixture:
         return _posterior_mean(z, responsibility @ means, self.width, alpha, sigma)
 
     def draw(self, count: int, generator: torch.Generator) -> Tensor:
-        """Data (count, D)."""
+        """Draw data (count, D)."""
         component = torch.multinomial(self.weights, count, replacement=True, generator=generator)
         noise = torch.randn(count, self.means.shape[1], generator=generator, dtype=self.means.dtype)
         return self.means[component] + self.width * noise

@@ -1,12 +1,12 @@
-r"""A denoiser: (z_t, t) -> xh, the one contract between networks and everything that uses them.
+r"""A denoiser: (z_t, t) -> xh, the one contract between networks and the code that uses them.
 
     xh(z, t, c) = d denoise(F(z / d, timestep, c), z / d, alpha_t, sigma_t / d),    timestep = T tau_t - offset
 
-d is 1, or of EDM's networks the deviation of their data (see `progdist.diffusion.schedule.Karras`).
-The condition c is tensors by name, each with a row for every example: labels, embeddings of captions, guidance scales.
+d is 1, or for EDM's networks the standard deviation of their data (see `progdist.diffusion.schedule.Karras`).
+The condition c is tensors by name, each with one row per example: labels, caption embeddings, guidance scales.
 tau_t is the time that the network receives: t itself, or sigma_t of a rectified flow, whose grid may be shifted. The
-timestep is what stock diffusers hands the same network. Its DDIM counts a table of T noise levels from 0, so that
-entry i is t = (i + 1) / T and the offset is 1; its flow matching hands over T sigma_t, and the offset is 0.
+timestep is what stock diffusers passes to the same network. Its DDIM counts a table of T noise levels from 0, so that
+entry i is t = (i + 1) / T and the offset is 1; its flow matching passes T sigma_t, and the offset is 0.
 """
 
 import logging
@@ -26,12 +26,12 @@ from progdist.diffusion.parameterization import Parameterization, as_parameteriz
 from progdist.diffusion.schedule import Discrete, Karras, RectifiedFlow, Schedule, VarianceExploding, check_schedule
 
 LOG = logging.getLogger("progdist")
-MAX_TIMESTEPS = 1_000_000  # more than any network was trained with; stock schedulers hold a table of them
-UNCOUNTED = 1024  # steps of a network that receives times in [0, 1] or levels of noise
+MAX_TIMESTEPS = 1_000_000  # more than any network was trained with; stock schedulers keep a table of them
+UNCOUNTED = 1024  # most steps of a network that receives times in [0, 1] or noise levels
 
 
 class DenoiserProtocol(Protocol):
-    """Anything with a schedule that maps (z_t, t) to the denoised data."""
+    """Any callable with a schedule that maps (z_t, t) to the denoised data."""
 
     @property
     def schedule(self) -> Schedule:
@@ -44,35 +44,33 @@ class DenoiserProtocol(Protocol):
 
 
 class Denoiser(nn.Module):
-    """A network with the schedule and the meaning of its output.
+    """A network with its schedule and the meaning of its output.
 
     Args:
         network: called as network(z, timestep, **condition) with z (B, C, ...) and timestep (B,) in float32, or int64
-            where it looks them up in an `nn.Embedding`; returns a tensor (B, heads * C, ...), a tuple that begins with
-            one, or what has one as `sample`, by key or attribute, as diffusers models do. Of twice as many channels
-            the second half, learned variances, is passed over.
+            if it looks them up in an `nn.Embedding`. Returns a tensor (B, heads * C, ...), a tuple that starts with
+            one, or an output with `sample`, a key or attribute, as diffusers models do. If it has twice as many
+            channels, the second half is ignored as learned variances.
         schedule: alpha and sigma over t in [0, 1], rho falling.
         prediction_type: what the output means: diffusers' "v_prediction", "epsilon", "sample" or "flow_prediction", the
-            paper's "v", "eps", "x" or "x_eps", "edm" for the raw network of an EDM, or a `Parameterization` of your
-            own.
-        num_train_timesteps: T; by default the length of a `Discrete` schedule's table, 1 of `VarianceExploding` and
-            `Karras`, whose networks receive a level of noise, and 1024 of any other. 1 for a network of times in
-            [0, 1].
-        offset: what is subtracted from T t; None for 0 where T = 1 is said, with a rectified flow,
-            `VarianceExploding` and `Karras`, and 1 otherwise.
-        arguments: the condition as the network's own keyword arguments; as it is by default.
-        call: (network, z, timestep, **arguments) -> its output, for a network that is called otherwise than above, as
-            lambda network, z, t: -network(1 - t, z) for a flow from noise at 0 to data at 1 that takes its time first.
+            paper's "v", "eps", "x" or "x_eps", "edm" for the raw network of an EDM, or your own `Parameterization`.
+        num_train_timesteps: T; by default the length of a `Discrete` schedule's table, 1 for `VarianceExploding` and
+            `Karras`, whose networks receive a noise level, and 1024 otherwise. Use 1 for a network of times in [0, 1].
+        offset: what is subtracted from T t. By default 0 if T = 1 is given, or with a rectified flow,
+            `VarianceExploding` or `Karras`, and 1 otherwise.
+        arguments: maps the condition to the network's own keyword arguments; unchanged by default.
+        call: (network, z, timestep, **arguments) -> its output, for a network with another signature, e.g.
+            lambda network, z, t: -network(1 - t, z) for a flow from noise at 0 to data at 1 that takes time first.
 
-    A subclass is kept, with what it overrides and holds, around another network and in another form.
+    `with_parts` and `with_network` keep a subclass, with its overrides and attributes.
 
     Raises:
-        UserError: no network, no schedule or one whose SNR rises with t, an output that cannot denoise at some time of
-            the schedule (eps at zero SNR), or T is not 1 to a million.
+        UserError: `network` is not a network; `schedule` is not a schedule, or its SNR rises with t; the output cannot
+            denoise at some time of the schedule (eps at zero SNR); or T is not 1 to a million.
     """
 
     history: Mapping[str, Any] = MappingProxyType({})
-    """What is known of its making, which `progdist.save` writes: `steps`, `lineage`, `method`, `data`, `training`."""
+    """What `progdist.save` records about its making: `steps`, `lineage`, `method`, `data`, `training`."""
 
     arguments: Callable[..., Mapping[str, Any]]
     call: Callable[..., Any]
@@ -89,7 +87,7 @@ class Denoiser(nn.Module):
         call: Callable[..., Any] = call_network,
     ) -> None:
         super().__init__()
-        self._seen: set[str] = set()  # of the network, by any denoiser that this one was made into
+        self._seen: set[str] = set()  # facts about the network, shared by all denoisers made from this one
         check_schedule(schedule)
         count = _timesteps(schedule) if num_train_timesteps is None else num_train_timesteps
         continuous = isinstance(schedule, RectifiedFlow | VarianceExploding | Karras) or num_train_timesteps == 1
@@ -113,7 +111,7 @@ class Denoiser(nn.Module):
         offset: float,
         **how: Callable[..., Any],
     ) -> None:
-        """Take these parts; errors as of the class."""
+        """Set these parts; raises as the class does."""
         if not isinstance(network, nn.Module):
             raise UserError(f"network is a {type(network).__name__}, expected a torch.nn.Module")
         if network is not self._modules.get("network"):
@@ -132,12 +130,12 @@ class Denoiser(nn.Module):
             setattr(self, name, function)
 
     def forward(self, z: Tensor, t: Tensor, **condition: Tensor) -> Tensor:
-        """The denoised data xh, of the shape and precision of z.
+        """The denoised data xh, with the shape and precision of z.
 
         Args:
             z: latents (B, C, ...).
             t: times in [0, 1], float64, (B,) or ().
-            condition: passed to the network by way of `arguments`, e.g. class_labels (B,) int64.
+            condition: passed to the network through `arguments`, e.g. class_labels (B,) int64.
         """
         t, unit = t.double(), self.schedule.data_scale
         z = scaled(z, 1 / unit)
@@ -145,14 +143,14 @@ class Denoiser(nn.Module):
         return scaled(self.parameterization.denoise(output, z, *self.schedule.unit_scales(t)), unit)
 
     def timestep(self, t: Tensor) -> Tensor:
-        """The timestep that the network receives at times t: float64, of t's shape."""
+        """The timestep that the network receives at times t: float64, with t's shape."""
         return self.num_train_timesteps * self.schedule.network_time(t) - self.offset
 
     def output(self, z: Tensor, timestep: Tensor, **condition: Tensor) -> Tensor:
-        """F(z, timestep): the network's output without the learned variances that some give in channels beyond it.
+        """F(z, timestep): the network's output without the channels of learned variances that some networks add.
 
         Raises:
-            UserError: the network returns something else, or is asked for timesteps that its table does not hold.
+            UserError: the network returns anything else, or a timestep is missing from its table.
         """
         arguments, candidates = self.arguments(**condition), tables(self.network)
         if not candidates or self.num_train_timesteps == 1:
@@ -174,33 +172,33 @@ class Denoiser(nn.Module):
         self._seen.add("table")
 
     def _halved(self, output: Tensor) -> None:
-        """Say once that half of what a network of vectors predicts is passed over; images' variances are common."""
+        """Warn once that half of the output of a network of vectors is ignored; for images variances are common."""
         if output.ndim == 2 and "halved" not in self._seen:
             self._seen.add("halved")
             LOG.warning(
                 f"the network returns {output.shape[1]} numbers for {output.shape[1] // 2} of the data: the second "
-                "half is taken for learned variances and passed over; check its width if it learns none"
+                "half is ignored as learned variances; check the network's width if it learns none"
             )
 
     @property
     def whole_timesteps(self) -> bool:
-        """Whether the network was seen to look its timesteps up in a table, so that it knows whole ones alone."""
+        """Whether the network has been seen to look its timesteps up in a table, so that they must be integers."""
         return "table" in self._seen
 
     @property
     def most_steps(self) -> int:
-        """The most steps in which it is sampled: T, or 1024 where its network counts no timesteps."""
+        """The largest number of sampling steps: T, or 1024 if its network counts no timesteps."""
         return self.num_train_timesteps if self.num_train_timesteps > 1 else UNCOUNTED
 
     def parts(self) -> dict[str, Any]:
-        """What it is made of: the arguments of Denoiser by name."""
+        """The arguments of Denoiser, by name."""
         names = ("network", "schedule", "num_train_timesteps", "offset", "arguments", "call")
         return {"prediction_type": self.parameterization} | {name: getattr(self, name) for name in names}
 
     def with_parts(self, **parts: Any) -> Self:  # noqa: ANN401  (each is an argument of Denoiser)
-        """The same with some of its parts replaced, of the same class and with whatever else that holds."""
+        """A copy of the same class with some parts replaced and all other attributes kept."""
         if unknown := parts.keys() - self.parts().keys():
-            raise TypeError(f"a Denoiser has no part {min(unknown)!r}")
+            raise TypeError(f"Denoiser has no part {min(unknown)!r}")
         other = self.__new__(type(self))
         other.__dict__ = self.__dict__.copy()
         for registered in ("_parameters", "_buffers", "_modules"):
@@ -209,36 +207,36 @@ class Denoiser(nn.Module):
         return other
 
     def with_network(self, network: nn.Module) -> Self:
-        """The same schedule, meaning and timesteps around another network."""
+        """A copy with the same schedule, meaning and timesteps around another network."""
         return self.with_parts(network=network)
 
 
 def _timesteps(schedule: Schedule) -> int:
-    """T where it is not said: a table's length, 1 of a network that receives a level, 1024 of any other."""
+    """The default T: a table's length, 1 for a network that receives a noise level, 1024 otherwise."""
     if isinstance(schedule, Discrete):
         return len(schedule.alphas_cumprod)
     return 1 if isinstance(schedule, VarianceExploding | Karras) else UNCOUNTED
 
 
 def _check_number(name: str, value: object, low: int, high: int) -> None:
-    """Raise a UserError for what is no number of a range."""
+    """Raise a UserError for anything but a number from `low` to `high`."""
     if not isinstance(value, Real) or isinstance(value, bool) or not low <= float(value) <= high:
         raise UserError(f"{name} is {repr(value)[:50]}, expected a number from {low:,} to {high:,}")
 
 
 def check_denoiser(denoiser: object, *, own: bool = False) -> None:
-    """Raise a UserError for what is no denoiser; with `own`, for any but a `Denoiser`, whose network can be trained."""
+    """Raise a UserError for anything but a denoiser; with `own`, anything but a `Denoiser`, which can be trained."""
     if isinstance(denoiser, Denoiser):
         return
     name = type(denoiser).__name__
     if isinstance(getattr(denoiser, "schedule", None), Schedule) and callable(denoiser):
         if own:
-            raise UserError(f"expected a progdist.Denoiser, got a {name} around one: give the denoiser itself")
+            raise UserError(f"expected a progdist.Denoiser, got a {name} around one: pass the denoiser itself")
     elif isinstance(denoiser, nn.Module):
         raise UserError(
             f"expected a denoiser, got the network {name}: "
-            "wrap it: progdist.Denoiser(network, schedule, prediction_type)"
+            "wrap it in progdist.Denoiser(network, schedule, prediction_type)"
         )
     else:
-        hint = ": load its folder first, progdist.load(folder)" if isinstance(denoiser, str | PathLike) else ""
+        hint = ": load its folder with progdist.load(folder)" if isinstance(denoiser, str | PathLike) else ""
         raise UserError(f"expected a progdist.Denoiser, got a {name}{hint}")

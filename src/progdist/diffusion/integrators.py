@@ -1,13 +1,13 @@
-r"""Integrators of the probability-flow ODE, beside DDIM (paper, appendix C).
+r"""Integrators of the probability-flow ODE other than DDIM (paper, appendix C).
 
 The ODE that DDIM integrates is, in any measure of time (appendices A and B),
 
     dz = d(alpha) xh + d(sigma) eps_h,    eps_h = (z - alpha xh) / sigma
 
 and has other integrators: Euler's method in t or in the log-SNR, Heun's and the classical Runge-Kutta method in t, of
-second and fourth order, with two and four network evaluations to a step. On a table of noise levels alpha and sigma
-have a kink at every entry, at which these would be of first order: there the angle is their time (`smooth_time`), in
-which both are a cosine and a sine.
+second and fourth order, with two and four network evaluations per step. On a table of noise levels alpha and sigma
+have a kink at every entry, where these would be of first order. Such a schedule uses the angle as time
+(`smooth_time`), in which both are a cosine and a sine.
 """
 
 from collections.abc import Callable, Sequence
@@ -25,7 +25,7 @@ Step = Callable[[Schedule, Predict, Tensor, Tensor, Tensor, torch.Generator | No
 
 
 def ode_derivative(schedule: Schedule, predict: Predict, z: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
-    """The derivatives by the smooth time of z, shape of z, and of the log-SNR in float64, shape of t; 0 < t <= 1."""
+    """The derivatives of z, shape of z, and the log-SNR, shape of t in float64, by smooth time; 0 < t <= 1."""
     (alpha, sigma), (alpha_rate, sigma_rate) = schedule.scales(t), schedule.rates(t)
     x = predict(z, t)
     eps = (z - per_example(alpha, z) * x) / per_example(sigma, z)
@@ -36,16 +36,16 @@ def ode_derivative(schedule: Schedule, predict: Predict, z: Tensor, t: Tensor) -
 def euler_in_log_snr(
     schedule: Schedule, predict: Predict, z: Tensor, t: Tensor, s: Tensor, generator: torch.Generator | None
 ) -> Tensor:
-    """One step of Euler's method with the log-SNR as time; a UserError at zero SNR, where that is infinite."""
+    """One Euler step with the log-SNR as time. Raise a UserError at zero SNR, where it is infinite."""
     if not schedule.log_snr(t).isfinite().all():
-        raise UserError("euler_log_snr cannot begin at zero SNR, where the log-SNR is infinite: use ddim or euler")
+        raise UserError("euler_log_snr cannot start at zero SNR, where the log-SNR is infinite: use ddim or euler")
     slope, rate = ode_derivative(schedule, predict, z, t)
     span = (schedule.log_snr(s) - schedule.log_snr(t)) / rate
     return z + per_example(span, z) * slope
 
 
 def runge_kutta(rows: Sequence[Sequence[float]], weights: Sequence[float]) -> Step:
-    """An explicit Runge-Kutta step in the smooth time, from its Butcher tableau; the nodes are the sums of the rows."""
+    """An explicit Runge-Kutta step in smooth time, from its Butcher tableau; the nodes are the sums of the rows."""
 
     def step(
         schedule: Schedule, predict: Predict, z: Tensor, t: Tensor, s: Tensor, generator: torch.Generator | None

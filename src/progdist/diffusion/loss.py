@@ -1,4 +1,4 @@
-r"""What a denoiser is trained on: a weighted squared error of the denoised data (paper, section 4).
+r"""The training loss of a denoiser: a weighted squared error of the denoised data (paper, section 4).
 
     loss = w(t) mean |x - xh(z_t, t)|^2,    z_t = alpha_t x + sigma_t eps
 
@@ -35,7 +35,7 @@ WEIGHTINGS: dict[str, Weighting] = {
 
 
 def as_weighting(weighting: str | Weighting) -> Weighting:
-    """The weighting of a name in WEIGHTINGS, or your own function; a UserError if there is none of this name."""
+    """The weighting with a name in WEIGHTINGS, or your own function. Raise a UserError for an unknown name."""
     if isinstance(weighting, str) and weighting in WEIGHTINGS:
         return WEIGHTINGS[weighting]
     if not callable(weighting):
@@ -46,20 +46,20 @@ def as_weighting(weighting: str | Weighting) -> Weighting:
 
 
 def check_same_schedule(*denoisers: DenoiserProtocol) -> None:
-    """Raise a UserError where a student and its teachers have other schedules: its latents are then none of theirs."""
+    """Raise a UserError if a student and its teachers have different schedules, and so different latents."""
     for denoiser in denoisers:
         check_denoiser(denoiser)
     first, *others = (denoiser.schedule for denoiser in denoisers)
     for other in others:
         if other is not first and other != first and not _same(first, other):
             raise UserError(
-                f"the student's schedule is {_brief(first)} and a teacher's {_brief(other)}, expected the same one: a "
-                "student of another form first learns the teacher's predictions (`progdist.distill` does)"
+                f"expected one schedule for student and teachers, got {_brief(first)} and {_brief(other)}: first train "
+                "the student on the teacher's predictions (`progdist.distill` does)"
             )
 
 
 def _same(schedule: Schedule, other: Schedule) -> bool:
-    """Whether two schedules are the same at a few times, as copies of one of your own are."""
+    """Whether two schedules agree at a few times, as copies of your own schedule do."""
     t = torch.linspace(0, 1, 9, dtype=torch.float64)[1:]
     return all(torch.equal(a, b) for a, b in zip(schedule.scales(t), other.scales(t), strict=True))
 
@@ -68,7 +68,7 @@ def _brief(schedule: Schedule) -> str:
     return repr(schedule) if len(repr(schedule)) < 60 else type(schedule).__name__
 
 
-VANISHES = 1e-3  # of its median: an error of 0.03 at other times counts as 1 at t = 1, as much as knowing no image
+VANISHES = 1e-3  # relative to the median: an error of 0.03 elsewhere counts as one of 1, no knowledge at all, at t = 1
 
 
 def output_weight(
@@ -76,7 +76,7 @@ def output_weight(
 ) -> Tensor:
     """How much an error of the network's output counts at t: w(t) |d xh / d F|^2, float64 of t's shape (B,).
 
-    An x-error that is weighed by the SNR is one of eps, which counts the same at all times if the network predicts it.
+    An x-error weighted by the SNR is an eps-error, which counts the same at all times if the network predicts eps.
     """
     alpha, sigma = schedule.unit_scales(t)
     latent = torch.zeros(len(t), 1, 1, 1, dtype=torch.float64)
@@ -90,28 +90,27 @@ def output_weight(
 
 
 def check_weighting(weighting: str | Weighting, schedule: Schedule, parameterization: Parameterization) -> None:
-    """Refuse a weighting that vanishes at t = 1, where sampling begins and a student learns one step of a few.
+    """Refuse a weighting that vanishes at t = 1, where sampling starts and a student makes one of its few steps.
 
-    So is one that is no weight: NaN, negative, or 0 everywhere. A teacher of many steps can do without that time: its
-    denoising loss may be weighed by the SNR (Ho et al. 2020).
+    Refuse NaN and negative weights, and weights that are 0 everywhere. A teacher of many steps can do without t = 1:
+    its denoising loss may be weighted by the SNR (Ho et al. 2020).
     """
     t = torch.arange(1, 65, dtype=torch.float64) / 64
     given = as_weighting(weighting)(schedule.rho(t) ** 2)
     if len(wrong := (~(given >= 0)).nonzero()):
         at = int(wrong[0])
         raise UserError(
-            f"the weighting is {float(given[at]):.2g} at t = {float(t[at]):.2g}, expected numbers from 0: use "
-            "truncated_snr"
+            f"the weighting is {float(given[at]):.2g} at t = {float(t[at]):.2g}, expected 0 or more: use truncated_snr"
         )
     if _vanishes(weights := output_weight(weighting, schedule, parameterization, t)):
         last, middle = (float(given[at]) for at in (-1, 31))
         counts = "" if _vanishes(given) else f", of the output {parameterization.name} {float(weights[-1]):.2g}"
         passing = (each for each in ("truncated_snr", *WEIGHTINGS) if _suits(each, schedule, parameterization))
         best = next(passing, None)
-        remedy = f"use {best}" if best else "give a teacher that predicts x, or a weighting that rises with t"
+        remedy = f"use {best}" if best else "use a teacher that predicts x, or a weighting that rises with t"
         raise UserError(
-            f"the weighting is {last:.2g} at t = 1{counts}, where sampling begins, and {middle:.2g} at t = 0.5: a "
-            f"student of a few steps would learn nothing at t = 1: {remedy}"
+            f"the weighting is {last:.2g} at t = 1{counts}, where sampling starts, and {middle:.2g} at t = 0.5, so a "
+            f"student of few steps would learn nothing at t = 1: {remedy}"
         )
 
 
@@ -121,7 +120,7 @@ def _suits(name: str, schedule: Schedule, parameterization: Parameterization) ->
 
 
 def _vanishes(weights: Tensor) -> bool:
-    """Whether the last of some weights is next to nothing beside the others, or all are nothing."""
+    """Whether the last weight is negligible beside the others, or all are 0."""
     return not weights[-1] > VANISHES * weights.median()
 
 
@@ -138,7 +137,7 @@ def weighted_error(weighting: str | Weighting, schedule: Schedule, x_hat: Tensor
 
 
 def weighted_norm(weighting: str | Weighting, schedule: Schedule, x_hat: Tensor, x: Tensor, t: Tensor) -> Tensor:
-    """The root of `weighted_error`, whose gradient where both agree is 0; same arguments and shapes."""
+    """The root of `weighted_error`, with a gradient of 0 where both agree; same arguments and shapes."""
     norm = torch.linalg.vector_norm((x_hat - x).flatten(1), dim=1) / x[0].numel() ** 0.5
     return as_weighting(weighting)(schedule.rho(t) ** 2).sqrt().to(norm) * norm
 
@@ -149,12 +148,12 @@ def denoising_loss(
     """The loss of plain diffusion training, at times drawn over all of (0, 1].
 
     Args:
-        denoiser: the one to train.
+        denoiser: the denoiser to train.
         x: data (B, ...).
         eps: standard normal noise (B, ...).
         u: uniform in [0, 1), float64 (B,).
         weighting: a name in WEIGHTINGS, or your own function.
-        condition: passed on to the denoiser.
+        condition: passed to the denoiser.
 
     Returns:
         (B,), one loss per example.

@@ -1,7 +1,7 @@
-"""A network of anyone's, asked: what it is given must be what it takes, and what it returns must be a prediction.
+r"""Calls of a network: check that it accepts its arguments and returns a prediction.
 
-A network whose time is a table (`nn.Embedding`) knows whole timesteps alone. It is handed its timesteps as integers,
-and is never asked between two entries or beyond the last.
+A network that looks timesteps up in a table (`nn.Embedding`) accepts only integers. It receives integer timesteps, and
+is never called between two entries or beyond the last.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -15,34 +15,34 @@ from torch import Tensor, nn
 
 from progdist._utils.errors import UserError
 
-ROUNDING = 1e-6  # what float64 makes of T t - 1 at timestep 0
+ROUNDING = 1e-6  # the float64 rounding error of T t - 1 at timestep 0
 
 
 def call_network(network: nn.Module, z: Tensor, timestep: Tensor, **arguments: Any) -> Any:  # noqa: ANN401
-    """The output of a network that takes latents (B, ...) and timesteps (B,) first."""
+    """Call a network that takes latents (B, ...) and timesteps (B,) first."""
     return network(z, timestep, **arguments)
 
 
 def check_call(network: nn.Module, z: Tensor, timestep: Tensor, arguments: Mapping[str, Any]) -> None:
-    """Raise a UserError where a network cannot be called as network(z, timestep, **arguments)."""
+    """Raise a UserError if a network cannot be called as network(z, timestep, **arguments)."""
     try:
         signature(network.forward).bind(z, timestep, **arguments)
     except TypeError as error:
         given = "".join(f", {name}=..." for name in arguments)
         raise UserError(
-            f"{type(network).__name__} cannot be called as network(z, timestep{given}) ({error}): give the conditions "
-            "that it takes by their names, or a call= of your own"
+            f"{type(network).__name__} cannot be called as network(z, timestep{given}) ({error}): pass its conditions "
+            "by name, or your own call="
         ) from error
 
 
 def prediction(output: Any, z: Tensor, heads: int, halved: Callable[[Tensor], None]) -> Tensor:  # noqa: ANN401
-    """What a network predicts, (B, heads * C, ...), of what it returned for latents z (B, C, ...).
+    """Extract a network's prediction (B, heads * C, ...) from its output for latents z (B, C, ...).
 
-    That is a tensor, or a tuple that begins with one, or has one as `sample`, by key or attribute. Learned variances,
-    as many channels again, are left away, and `halved` is called with all.
+    The output is a tensor, a tuple that starts with one, or has one as `sample`, a key or attribute. Learned variances,
+    as many channels again, are dropped, and `halved` is called with the whole tensor.
 
     Raises:
-        UserError: it is none of these, or of another shape.
+        UserError: the output is none of these, or has another shape.
     """
     tensor = output
     if isinstance(output, Mapping) and "sample" in output:
@@ -54,16 +54,16 @@ def prediction(output: Any, z: Tensor, heads: int, halved: Callable[[Tensor], No
     if not isinstance(tensor, Tensor):
         keys = f" of {', '.join(map(str, output))[:100]}" if isinstance(output, Mapping) else ""
         raise UserError(
-            f"the network returned a {type(output).__name__}{keys}: expected a tensor, a tuple that begins with one, "
+            f"the network returned a {type(output).__name__}{keys}, expected a tensor, a tuple that starts with one, "
             "or an output with `sample`"
         )
     if z.ndim < 2:
-        raise UserError(f"latents are {tuple(z.shape)}, expected (B, C, ...): give numbers as (B, 1)")
+        raise UserError(f"expected latents (B, C, ...), got {tuple(z.shape)}: pass numbers as (B, 1)")
     channels = heads * z.shape[1]
     rest = tensor.shape[:1] + tensor.shape[2:] == z.shape[:1] + z.shape[2:] and tensor.ndim == z.ndim
     if not rest or tensor.shape[1] not in (channels, 2 * channels):
         expected = (z.shape[0], channels, *z.shape[2:])
-        time_first = ", and one that takes its time first is called by call=lambda network, z, t: network(t, z)"
+        time_first = "; if it takes time first, pass call=lambda network, z, t: network(t, z)"
         raise UserError(
             f"the network returned {tuple(tensor.shape)} for latents {tuple(z.shape)}, expected {expected}: it must "
             f"predict every number of its input{time_first if tensor.ndim == 1 else ''}"
@@ -74,7 +74,7 @@ def prediction(output: Any, z: Tensor, heads: int, halved: Callable[[Tensor], No
 
 
 def tables(network: nn.Module) -> Sequence[nn.Embedding]:
-    """The tables of a network, one of which may be that of its timesteps; none of one that torch.compile made."""
+    """The embedding tables of a network, one of which may hold its timesteps; none of a compiled network."""
     if hasattr(network, "_orig_mod"):
         return ()
     return tuple(module for module in network.modules() if isinstance(module, nn.Embedding))
@@ -88,9 +88,9 @@ def whole_timesteps(
     condition: Mapping[str, Any],
     found: Callable[[], None],
 ) -> Iterator[None]:
-    """The context of a call in which a table that is asked for timesteps (B,), `count` in all, is asked by integers.
+    """The context of a call in which a table that looks up the timesteps (B,), of `count` in all, gets integers.
 
-    `found` is called where one is. A UserError where it is asked for what it does not hold.
+    `found` is called when one does. Raise a UserError for a timestep that the table does not hold.
     """
     with ExitStack() as stack:
         for table in candidates:
@@ -107,7 +107,7 @@ def _as_integers(
     table: nn.Embedding,
     arguments: tuple[Any, ...],
 ) -> tuple[Any, ...] | None:
-    """The arguments of a table that is asked for the timesteps, as integers; None for those of any other table."""
+    """The arguments of a table that looks up timesteps, as integers; None for those of other tables."""
     index = arguments[0] if arguments else None
     if not isinstance(index, Tensor) or index.numel() != timestep.numel() or any(index is each for each in conditions):
         return None
@@ -121,14 +121,14 @@ def _as_integers(
     between = timestep[(timestep - timestep.round()).abs() > ROUNDING]
     if len(between) and (timestep < size).all():
         raise UserError(
-            f"the network looks its timesteps up in a table of {size}, and is asked at {float(between[0]):g}, between "
-            "two entries: take step counts that divide num_train_timesteps, and a method that asks at whole steps, as "
-            "ddim"
+            f"the network looks its timesteps up in a table of {size}, but was called at {float(between[0]):g}, "
+            "between two entries: use step counts that divide num_train_timesteps, and a method that calls it at "
+            "whole steps, e.g. ddim"
         )
     beyond = timestep[(timestep < -ROUNDING) | (timestep >= size)]
     if len(beyond):
         raise UserError(
-            f"the network looks its timesteps up in a table of {size}, and is asked at {float(beyond[0]):g}: give its "
+            f"the network looks its timesteps up in a table of {size}, but was called at {float(beyond[0]):g}: set its "
             "num_train_timesteps, and offset=0 if it counts from 1"
         )
     return (timestep.round().long().reshape(index.shape), *arguments[1:])
@@ -139,6 +139,6 @@ def _same(index: Tensor, timestep: Tensor) -> bool:
 
 
 def _cut(index: Tensor, timestep: Tensor) -> bool:
-    """Whether these are the timesteps with what follows the point cut off, or rounded."""
+    """Whether `index` is the timesteps, truncated or rounded."""
     whole = index.flatten().to(timestep)
     return torch.equal(whole, timestep.trunc()) or torch.equal(whole, timestep.round())

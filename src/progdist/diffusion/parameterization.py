@@ -11,13 +11,13 @@ Every parameterisation with one head is a pair of scalars at each time (paper, s
     edm        F ~ sigma x - alpha eps      c_skip = alpha / n          c_out = sigma / n
 
 n = 1 for variance-preserving schedules; `velocity` is flow matching's, dz/dt of a rectified flow; `edm` is -v, what the
-raw networks of EDM predict. z, x and sigma are over the deviation of the data where the schedule has one (see
-`Schedule.data_scale`). The paper's output with two heads is the one special case: each head tells x, and the
-signal-to-noise ratio weighs them,
+raw networks of EDM predict. z, x and sigma are divided by the deviation of the data if the schedule has one (see
+`Schedule.data_scale`). The paper's output with two heads is the one special case: each head gives x, and the
+signal-to-noise ratio weights them,
 
     x_eps      F = (F_x, F_eps)             xh = (sigma^2 F_x + alpha (z - sigma F_eps)) / n
 
-The way back, F(x, eps), needs no division, so it stands at both endpoints; only eps cannot denoise where alpha = 0.
+The way back, F(x, eps), needs no division, so it holds at both endpoints; only eps cannot denoise where alpha = 0.
 """
 
 from abc import ABC, abstractmethod
@@ -35,7 +35,7 @@ class Parameterization(ABC):
     """How a network's output relates to data x and noise eps.
 
     Attributes:
-        name: under which a model folder records it; an output of your own needs none, and has no folder.
+        name: the name under which a model folder records it; your own output needs none, and cannot be saved.
         heads: the output holds this many times the data's channels.
     """
 
@@ -58,7 +58,7 @@ class Parameterization(ABC):
         """The output of a perfect network; shapes as in `denoise`."""
 
     def check(self, schedule: Schedule) -> None:
-        """Raise `UserError` where this output cannot denoise at some time of the schedule."""
+        """Raise `UserError` if this output cannot denoise at some time of the schedule."""
         return
 
 
@@ -103,11 +103,11 @@ class Eps(OneHead):
         return eps
 
     def check(self, schedule: Schedule) -> None:
-        """Refuse a schedule that ends in pure noise, where eps tells nothing of x."""
+        """Refuse a schedule that ends in pure noise, where eps says nothing about x."""
         if schedule.alpha(torch.ones((), dtype=torch.float64)) == 0:
             raise UserError(
-                "epsilon prediction requires a schedule that ends above zero SNR: this one ends in pure noise, where "
-                "alpha is 0 and eps tells nothing of the data; use v or x, or another schedule"
+                "epsilon prediction requires a schedule that ends above zero SNR, but this one ends in pure noise, "
+                "where eps says nothing about the data: use v or x, or another schedule"
             )
 
 
@@ -127,7 +127,7 @@ class V(OneHead):
 
 
 class Edm(V):
-    """F ~ -v, as EDM's networks and stock EDM schedulers of prediction type `epsilon` have it (see `Karras`)."""
+    """F ~ -v, as in EDM's networks and stock EDM schedulers with prediction type `epsilon` (see `Karras`)."""
 
     name: ClassVar[str] = "edm"
 
@@ -151,12 +151,12 @@ class Velocity(OneHead):
         return 1 / (alpha + sigma), -sigma / (alpha + sigma)
 
     def output(self, x: Tensor, eps: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
-        """The noise less the data."""
+        """The noise minus the data."""
         return eps - x
 
 
 class XEps(Parameterization):
-    """F = (F_x, F_eps) stacked along the channels: each says what x is, weighted by sigma^2 and alpha^2."""
+    """F = (F_x, F_eps) stacked along the channels: each gives x, weighted by sigma^2 and alpha^2."""
 
     name: ClassVar[str] = "x_eps"
     heads = 2
@@ -180,17 +180,17 @@ PARAMETERIZATIONS: dict[str, Parameterization] = {
 """By the paper's names."""
 
 PREDICTION_TYPES = {"sample": "x", "epsilon": "eps", "v_prediction": "v", "flow_prediction": "velocity"}
-"""diffusers' names of what a network predicts, and the names above."""
+"""diffusers' prediction types, and the names above."""
 
 
 def as_parameterization(prediction_type: str | Parameterization) -> Parameterization:
-    """The parameterization of a name, the paper's ("v") or diffusers' ("v_prediction"), or your own."""
+    """The parameterization with a name, the paper's ("v") or diffusers' ("v_prediction"), or your own."""
     if isinstance(prediction_type, Parameterization):
         return prediction_type
     if not isinstance(prediction_type, str):
         is_class = isinstance(prediction_type, type) and issubclass(prediction_type, Parameterization)
-        hint = f": give an instance, {prediction_type.__name__}()" if is_class else ', expected a name, e.g. "epsilon"'
-        raise UserError(f"prediction_type is {str(prediction_type)[:60]}{hint}")
+        hint = f"an instance: pass {prediction_type.__name__}()" if is_class else 'a name: pass e.g. "epsilon"'
+        raise UserError(f"prediction_type is {str(prediction_type)[:60]}, expected {hint}")
     name = PREDICTION_TYPES.get(prediction_type, prediction_type)
     if name not in PARAMETERIZATIONS:
         names = ", ".join((*PREDICTION_TYPES, *PARAMETERIZATIONS))

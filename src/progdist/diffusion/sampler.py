@@ -1,4 +1,4 @@
-r"""From noise to data: one pure step per method, one loop over a time grid.
+r"""From noise to data: one pure step per method, and one loop over a time grid.
 
 DDIM is Euler's method in rho = alpha / sigma (paper, section 2 and appendix B):
 
@@ -10,8 +10,8 @@ Ancestral sampling draws from q(z_s | z_t, x = xh), with r = rho_t^2 / rho_s^2 (
     z_s = r (alpha_s / alpha_t) z_t + (1 - r) alpha_s xh + sqrt(variance) eps
     variance = (1 - r) sigma_s^(2 - 2 gamma) sigma_t^(2 gamma)
 
-gamma in [0, 1] interpolates the logarithm of the variance from its lower to its upper bound (appendix F). The same
-appendix's other stochastic sampler overshoots: a DDIM step of twice the length, to q = 2s - t, then noise back to s,
+gamma in [0, 1] interpolates the logarithm of the variance from its lower to its upper bound (appendix F). The other
+stochastic sampler of that appendix overshoots: a DDIM step of twice the length, to q = 2s - t, then noise back to s,
 
     z_s = (alpha_s / alpha_q) z_q + sqrt(sigma_s^2 - (alpha_s / alpha_q)^2 sigma_q^2) eps
 
@@ -20,16 +20,16 @@ With q = 0 it is the multistep sampler of consistency models (Song et al. 2023, 
     z_s = alpha_s xh + sigma_s eps
 
 DPM-Solver++ (2M) is the DDIM step of a prediction that is extrapolated along the log-SNR, on the line through it and
-the prediction at q, where the step before began (Lu et al. 2022, arXiv 2211.01095, algorithm 2): of second order, at
-one evaluation a step,
+the prediction at q, where the previous step started (Lu et al. 2022, arXiv 2211.01095, algorithm 2): of second order,
+at one evaluation per step,
 
     D = xh_t + (lambda_s - lambda_t) / (2 (lambda_t - lambda_q)) (xh_t - xh_q)
     z_s = (sigma_s / sigma_t) z_t + (alpha_s - alpha_t sigma_s / sigma_t) D
 
-Its first step and its last, which ends at the data, are DDIM's. `progdist.diffusion.integrators` has other integrators.
+Its first and last steps, the last of which ends at the data, are DDIM's. More: `progdist.diffusion.integrators`.
 
 The grid is t = 1, (N-1)/N, ..., 1/N, and the last step returns the denoised data itself, so that no step ever divides
-by sigma_0: N network evaluations, but for the methods that take several to a step.
+by sigma_0: N network evaluations, except for methods that use several per step.
 """
 
 from collections.abc import Callable
@@ -48,9 +48,9 @@ from progdist.diffusion.schedule import Schedule
 
 
 def standard_normal(like: Tensor, generator: torch.Generator | None) -> Tensor:
-    """Standard normal numbers of the shape and type of a tensor, on its device; drawn on the CPU.
+    """Draw standard normal numbers with the shape, type and device of a tensor, on the CPU.
 
-    A generator with a method `normal(like)` of its own draws by it, so that each row may have its own numbers.
+    A generator with its own method `normal(like)` draws by it, so that each row can have its own numbers.
     """
     draw = getattr(generator, "normal", None)
     values = draw(like) if draw else torch.randn(like.shape, generator=generator, dtype=like.dtype)
@@ -58,7 +58,7 @@ def standard_normal(like: Tensor, generator: torch.Generator | None) -> Tensor:
 
 
 def alpha_sigma(schedule: Schedule, s: Tensor) -> tuple[Tensor, Tensor]:
-    """(alpha_s, sigma_s) in float64 of a step's end s; s = 0 is the data itself, (1, 0), whatever the schedule."""
+    """(alpha_s, sigma_s) in float64 at a step's end s; s = 0 is the data itself, (1, 0), whatever the schedule."""
     alpha, sigma = schedule.scales(s)
     return torch.where(s > 0, alpha, 1.0), torch.where(s > 0, sigma, 0.0)
 
@@ -104,7 +104,7 @@ def ancestral(
 
 
 def noise_back(reach: Callable[[Tensor, Tensor], Tensor]) -> Step:
-    """A deterministic step from t to q = reach(t, s) <= s, and noise back from q to s."""
+    """A deterministic step from t to q = reach(t, s) <= s, then noise back from q to s."""
 
     def step(
         schedule: Schedule, predict: Predict, z: Tensor, t: Tensor, s: Tensor, generator: torch.Generator | None
@@ -119,9 +119,9 @@ def noise_back(reach: Callable[[Tensor, Tensor], Tensor]) -> Step:
     return step
 
 
-overshoot = noise_back(lambda t, s: 2 * s - t)  # a step of twice the length, and noise back by half of it
+overshoot = noise_back(lambda t, s: 2 * s - t)  # a step of twice the length, then noise back by half of it
 consistency = noise_back(lambda t, s: torch.zeros_like(s))
-"""A step to the data, and noise back to s: for students of one step that are asked at any time."""
+"""A step to the data, then noise back to s: for one-step students that can be called at any time."""
 
 
 SAMPLERS: dict[str, Step] = {
@@ -137,7 +137,7 @@ SAMPLERS: dict[str, Step] = {
 
 
 class DPMSolverPP:
-    """The steps of one sampling by DPM-Solver++ (2M), in their order: each remembers its prediction for the next."""
+    """The steps of one sampling run by DPM-Solver++ (2M), in order: each keeps its prediction for the next."""
 
     def __init__(self) -> None:
         self.before: tuple[Tensor, Tensor] | None = None
@@ -145,7 +145,7 @@ class DPMSolverPP:
     def __call__(
         self, schedule: Schedule, predict: Predict, z: Tensor, t: Tensor, s: Tensor, generator: torch.Generator | None
     ) -> Tensor:
-        """One deterministic step from t to s, which the next one begins at: one network evaluation."""
+        """One deterministic step from t to s, where the next one starts: one network evaluation."""
         x = extrapolated = predict(z, t)
         if self.before is not None:
             q, x_q = self.before
@@ -157,20 +157,20 @@ class DPMSolverPP:
 
 
 MULTISTEP_SAMPLERS: dict[str, Callable[[], Step]] = {"dpmpp": DPMSolverPP}
-"""Multistep methods, which keep state between steps: a new one for each sampling."""
+"""Multistep methods, which keep state between steps: create a new one for each sampling run."""
 
 
-NFE_PER_STEP = {"heun": 2, "rk4": 4}  # of the network, for the methods that take more than one
-MAX_STEPS = 1_000_000  # more than any sampler takes: a larger number is a mistake, and would fill the memory with times
+NFE_PER_STEP = {"heun": 2, "rk4": 4}  # network evaluations per step, where it is not one
+MAX_STEPS = 1_000_000  # more than any sampler needs: a larger number is a mistake, and would fill memory with times
 
 
 def network_evaluations(steps: int, method: str = "ddim") -> int:
-    """How often `sample` calls the network: the last step, which returns the denoised data, calls it once."""
+    """The number of network calls of `sample`: the last step, which returns the denoised data, makes one."""
     return NFE_PER_STEP.get(method, 1) * (steps - 1) + 1
 
 
 def sampling_step(method: str | Step) -> Step:
-    """The step of a method, ready for one sampling; a UserError if there is none of this name."""
+    """The step of a method, ready for one sampling run. Raise a UserError for an unknown name."""
     if not isinstance(method, str) and callable(method):
         return method
     if method in MULTISTEP_SAMPLERS:
@@ -183,14 +183,14 @@ def sampling_step(method: str | Step) -> Step:
 
 
 def time_grid(steps: int) -> Tensor:
-    """1, (N-1)/N, ..., 0 in float64, (N + 1,); a UserError if steps is not 1 to MAX_STEPS."""
+    """1, (N-1)/N, ..., 0 in float64, (N + 1,). Raise a UserError if steps is not 1 to MAX_STEPS."""
     if not isinstance(steps, Integral) or isinstance(steps, bool) or not 1 <= steps <= MAX_STEPS:
         raise UserError(f"steps is {str(steps)[:50]}: sampling takes 1 to {MAX_STEPS:,} steps")
     return torch.arange(steps, -1, -1, dtype=torch.float64) / steps
 
 
 def initial_latents(schedule: Schedule, noise: Tensor) -> Tensor:
-    """The latents at which sampling begins: standard normal noise (B, ...) times the schedule's `noise_scale`."""
+    """The latents at which sampling starts: standard normal noise (B, ...) times the schedule's `noise_scale`."""
     return scaled(noise, schedule.noise_scale())
 
 
@@ -205,22 +205,22 @@ def sample(
     generator: torch.Generator | None = None,
     **condition: Tensor,
 ) -> Tensor:
-    """Data from noise in `steps` steps.
+    """Sample data from noise in `steps` steps.
 
     Args:
         denoiser: (z, t) -> xh.
-        noise: eps ~ N(0, I), (B, ...): sampling begins with it times `Schedule.noise_scale`, sigma_1.
+        noise: eps ~ N(0, I), (B, ...): sampling starts from it times `Schedule.noise_scale`, sigma_1.
         steps: N, at least 1.
-        method: one of SAMPLERS or MULTISTEP_SAMPLERS, or a step of your own, e.g. partial(ancestral, gamma=0.3).
-        clip: keep every xh within [-1, 1], as the paper does; eps follows, since each step takes it from (z_t, xh).
-        generator: a CPU generator of the noise that stochastic methods add.
-        condition: passed on to the denoiser.
+        method: a name in SAMPLERS or MULTISTEP_SAMPLERS, or your own step, e.g. partial(ancestral, gamma=0.3).
+        clip: clip every xh to [-1, 1], as the paper does; eps follows, since each step computes it from (z_t, xh).
+        generator: a CPU generator for the noise that stochastic methods add.
+        condition: passed to the denoiser.
 
     Returns:
-        (B, ...), pixels in about [-1, 1] for images.
+        (B, ...), pixels roughly in [-1, 1] for images.
 
     Raises:
-        UserError: steps below 1, or no such method.
+        UserError: `steps` is below 1, or `method` is unknown.
     """
     step = sampling_step(method)
     predict: Predict = partial(denoiser, **condition)

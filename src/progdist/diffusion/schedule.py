@@ -9,7 +9,7 @@ A variance-preserving schedule has alpha^2 + sigma^2 = 1, so one angle phi descr
 
     alpha = cos phi,    sigma = sin phi,    rho = cot phi
 
-The angle and its complement psi = pi/2 - phi are computed each for itself, so that alpha = sin psi keeps
+The angle and its complement psi = pi/2 - phi are computed separately, so that alpha = sin psi keeps
 all its digits where it is small, and is exactly 0 where psi is.
 
 Every function takes times as a float64 tensor of any shape and returns float64 of that shape, on its device; a
@@ -36,7 +36,7 @@ class Schedule(ABC):
     """alpha_t and sigma_t for t in [0, 1]; t = 1 is noise.
 
     Attributes:
-        name: under which a model folder records it; a schedule of your own needs none, and has no folder.
+        name: the name under which a model folder records it; your own schedule needs none, and cannot be saved.
     """
 
     name: ClassVar[str] = "custom"
@@ -54,7 +54,7 @@ class Schedule(ABC):
         return self.alpha(t).double(), self.sigma(t).double()
 
     def noise_scale(self) -> float:
-        """The standard deviation of the latents at which sampling begins: sigma_1."""
+        """The standard deviation of the latents at which sampling starts: sigma_1."""
         return float(self.sigma(torch.ones((), dtype=torch.float64)))
 
     def rho(self, t: Tensor) -> Tensor:
@@ -72,23 +72,23 @@ class Schedule(ABC):
 
     @property
     def data_scale(self) -> float:
-        """d, over which a network receives z_t and predicts of the data: their deviation; 1 unless overridden."""
+        """d, the deviation of the data, by which z_t is divided for the network; 1 unless overridden."""
         return 1.0
 
     def unit_scales(self, t: Tensor) -> tuple[Tensor, Tensor]:
-        """(alpha_t, sigma_t / d), the scales of z_t / d in data x / d."""
+        """(alpha_t, sigma_t / d), the scales of z_t / d for data x / d."""
         alpha, sigma = self.scales(t)
         return alpha, scaled(sigma, 1 / self.data_scale)
 
     def smooth_time(self, t: Tensor) -> Tensor:
-        """A time in which alpha and sigma have derivatives, as integrators need: t itself, unless overridden.
+        """A time in which alpha and sigma are differentiable, as integrators need; t itself, unless overridden.
 
-        Then so are `from_smooth_time`, its inverse, and `rates`.
+        Override it together with `from_smooth_time`, its inverse, and `rates`.
         """
         return t
 
     def from_smooth_time(self, time: Tensor) -> Tensor:
-        """The t of a smooth time."""
+        """The t that belongs to a smooth time."""
         return time
 
     def rates(self, t: Tensor) -> tuple[Tensor, Tensor]:
@@ -115,18 +115,18 @@ class VariancePreserving(Schedule):
         return self.angles(t)[0].sin()
 
     def noise_scale(self) -> float:
-        """1: a latent of data of variance 1 has that at every t, and stock samplers begin with it."""
+        """1: latents of data with variance 1 have variance 1 at every t, and stock samplers start from it."""
         return 1.0
 
     def scales(self, t: Tensor) -> tuple[Tensor, Tensor]:
-        """(sin psi_t, sin phi_t), of one pair of angles."""
+        """(sin psi_t, sin phi_t), from one pair of angles."""
         phi, psi = self.angles(t)
         return psi.sin(), phi.sin()
 
 
 @dataclass(frozen=True)
 class Cosine(VariancePreserving):
-    """The angle runs evenly: phi_t = a t + b, with the log-SNR within [log_snr_min, log_snr_max].
+    """The angle is linear in t: phi_t = a t + b, with the log-SNR within [log_snr_min, log_snr_max].
 
     The defaults are the paper's (appendix E). With infinite bounds phi runs from 0 to pi/2 and both ends are exact.
     """
@@ -139,8 +139,8 @@ class Cosine(VariancePreserving):
         numbers = all(isinstance(bound, Real) for bound in (self.log_snr_max, self.log_snr_min))
         if not numbers or not self.log_snr_max > self.log_snr_min:
             raise UserError(
-                f"the log-SNR runs from log_snr_max={self.log_snr_max} to log_snr_min={self.log_snr_min}, expected a "
-                "number and a lower one"
+                f"expected numbers log_snr_max > log_snr_min, got log_snr_max={self.log_snr_max} and "
+                f"log_snr_min={self.log_snr_min}: swap or correct them"
             )
 
     def angles(self, t: Tensor) -> tuple[Tensor, Tensor]:
@@ -156,10 +156,10 @@ class Cosine(VariancePreserving):
 class Discrete(VariancePreserving):
     """A table of alpha_bar = alpha^2 at t = 1/T, 2/T, ..., 1, made continuous by interpolating the angle.
 
-    Clean data (phi = 0) stands at t = 0. Entry i is timestep i of a diffusers scheduler, i.e. t = (i + 1) / T.
+    Clean data (phi = 0) is at t = 0. Entry i is timestep i of a diffusers scheduler, i.e. t = (i + 1) / T.
 
     Args:
-        alphas_cumprod: T numbers in [0, 1), falling, in a tuple, list, array or tensor.
+        alphas_cumprod: T falling numbers in [0, 1), as a tuple, list, array or tensor.
     """
 
     name: ClassVar[str] = "discrete"
@@ -175,24 +175,24 @@ class Discrete(VariancePreserving):
 
     @classmethod
     def from_betas(cls, betas: Sequence[float] | Tensor) -> Self:
-        """alpha_bar_i = prod_{j <= i} (1 - beta_j), as diffusers' `trained_betas`."""
+        """alpha_bar_i = prod_{j <= i} (1 - beta_j), like diffusers' `trained_betas`."""
         return cls(tuple((1 - _numbers("betas", betas)).cumprod(0).tolist()))
 
     @classmethod
     def linear(cls, beta_start: float = 1e-4, beta_end: float = 0.02, num_train_timesteps: int = 1000) -> Self:
-        """Betas spaced evenly (Ho et al. 2020); diffusers' `linear`."""
+        """Evenly spaced betas (Ho et al. 2020); diffusers' `linear`."""
         return cls.from_betas(torch.linspace(beta_start, beta_end, num_train_timesteps, dtype=torch.float64).tolist())
 
     @classmethod
     def scaled_linear(
         cls, beta_start: float = 8.5e-4, beta_end: float = 0.012, num_train_timesteps: int = 1000
     ) -> Self:
-        """Square roots of the betas spaced evenly; diffusers' `scaled_linear`."""
+        """Evenly spaced square roots of the betas; diffusers' `scaled_linear`."""
         roots = torch.linspace(beta_start**0.5, beta_end**0.5, num_train_timesteps, dtype=torch.float64)
         return cls.from_betas((roots**2).tolist())
 
     def rescaled(self) -> Self:
-        """The table that ends in pure noise: alpha shifted to 0 at t = 1 and stretched to keep its first entry.
+        """The same table, ending in pure noise: alpha shifted to 0 at t = 1 and stretched to keep its first entry.
 
         Source: Lin et al. 2023, arXiv 2305.08891, algorithm 1.
         """
@@ -201,7 +201,7 @@ class Discrete(VariancePreserving):
         return type(self)(tuple((alpha**2).tolist()))
 
     def smooth_time(self, t: Tensor) -> Tensor:
-        """The angle phi_t: by t it has another derivative on either side of an entry."""
+        """The angle phi_t: derivatives by t jump at every entry."""
         return self.angles(t)[0]
 
     def from_smooth_time(self, time: Tensor) -> Tensor:
@@ -214,7 +214,7 @@ class Discrete(VariancePreserving):
         return -sigma, alpha
 
     def time(self, phi: Tensor) -> Tensor:
-        """The t whose angle is phi (any shape, float64), or 1 where phi is beyond the table's last."""
+        """The t whose angle is phi (any shape, float64), or 1 if phi is beyond the table's last entry."""
         table = self._table(phi.device)[0]
         above = torch.searchsorted(table, phi.contiguous()).clamp(1, len(self.alphas_cumprod))
         lower, upper = table.take(above - 1), table.take(above)
@@ -236,7 +236,7 @@ class Discrete(VariancePreserving):
             return self._tables[device]
         phi, psi = self._tables[torch.device("cpu")]
         copies = phi.to(device), psi.to(device)
-        if not torch.compiler.is_compiling():  # the tensors of a trace do not outlive it
+        if not torch.compiler.is_compiling():  # tensors of a trace do not outlive it
             self._tables[device] = copies
         return copies
 
@@ -251,7 +251,7 @@ class RectifiedFlow(Schedule):
 
         sigma_t = shift t / (1 + (shift - 1) t)
 
-    A shift above 1 spends more of the steps where there is more noise, as large images need (Esser et al. 2024, arXiv
+    A shift above 1 spends more of the steps at high noise, as large images need (Esser et al. 2024, arXiv
     2403.03206, section 5.3.2). The network receives sigma_t, so one network serves every shift.
     """
 
@@ -260,7 +260,7 @@ class RectifiedFlow(Schedule):
 
     def __post_init__(self) -> None:
         if not isinstance(self.shift, Real) or not 0 < self.shift < math.inf:
-            raise UserError(f"shift is {self.shift}, expected a positive number: 1 for no shift")
+            raise UserError(f"shift is {self.shift}, expected a positive number: use 1 for no shift")
 
     def alpha(self, t: Tensor) -> Tensor:
         """1 - sigma_t."""
@@ -283,17 +283,17 @@ class RectifiedFlow(Schedule):
 
 @dataclass(frozen=True)
 class VarianceExploding(Schedule):
-    """Noise upon data that keep their scale (Karras et al. 2022, arXiv 2206.00364, equation 5): alpha = 1.
+    """Noise added to data that keep their scale (Karras et al. 2022, arXiv 2206.00364, equation 5): alpha = 1.
 
         sigma_t = (sigma_min^(1/p) + t (sigma_max^(1/p) - sigma_min^(1/p)))^p
 
-    The network receives sigma_t, and noise and data as they are: one that is called as D(x, sigma), as EDM's own is.
+    The network receives sigma_t and the unscaled latents: it is called as D(x, sigma), like EDM's own.
 
     Args:
         sigma_min: sigma at t = 0.
-        sigma_max: sigma at t = 1, where sampling begins.
-        power: p, EDM's rho; a higher one spends more of the steps where there is less noise. Infinite: the logarithm of
-            sigma runs evenly, as in Song et al. 2021 (arXiv 2011.13456).
+        sigma_max: sigma at t = 1, where sampling starts.
+        power: p, EDM's rho; a higher one spends more of the steps at low noise. Infinite: the logarithm of sigma is
+            linear in t, as in Song et al. 2021 (arXiv 2011.13456).
     """
 
     name: ClassVar[str] = "variance_exploding"
@@ -309,7 +309,7 @@ class VarianceExploding(Schedule):
         return torch.ones_like(t, dtype=torch.float64)
 
     def sigma(self, t: Tensor) -> Tensor:
-        """The power p of what is linear in t."""
+        """A linear function of t, to the power p."""
         return _levels(self.sigma_min, self.sigma_max, self.power, t)
 
     def network_time(self, t: Tensor) -> Tensor:
@@ -319,9 +319,9 @@ class VarianceExploding(Schedule):
 
 @dataclass(frozen=True)
 class Karras(Schedule):
-    r"""The same noise in latents that keep the deviation d of the data: those of EDM's raw networks F(c_in x, c_noise).
+    r"""The same noise, in latents that keep the deviation d of the data: EDM's raw networks F(c_in x, c_noise).
 
-    Of data y of deviation d = `sigma_data`, noise s_t and EDM's x = y + s_t eps the latent is
+    For data y of deviation d = `sigma_data`, noise s_t and EDM's x = y + s_t eps the latent is
 
         z_t = x / sqrt(1 + (s_t / d)^2) = cos(phi_t) y + d sin(phi_t) eps,    tan(phi_t) = s_t / d
 
@@ -333,13 +333,13 @@ class Karras(Schedule):
 
     Args:
         sigma_min: s at t = 0.
-        sigma_max: s at t = 1, where sampling begins.
-        power: EDM's rho, as of `VarianceExploding`.
+        sigma_max: s at t = 1, where sampling starts.
+        power: EDM's rho, as in `VarianceExploding`.
         sigma_data: d, the deviation of the data for which the network was preconditioned.
-        spacing: how times, and so the steps of a student, are spaced: "power" by the power, as EDM's own sampler;
-            "angle": phi_t runs evenly, as that of `Cosine`.
-        c_noise: what the network receives of s: "log", log(s) / 4, as EDM and k-diffusion; "atan", 2 atan(s) / pi, as
-            Stable Audio.
+        spacing: how times, and so a student's steps, are spaced: "power", like EDM's own sampler, or "angle", with
+            phi_t linear in t, like `Cosine`.
+        c_noise: what the network receives for s: "log", log(s) / 4, as in EDM and k-diffusion; "atan", 2 atan(s) / pi,
+            as in Stable Audio.
     """
 
     name: ClassVar[str] = "karras"
@@ -359,7 +359,7 @@ class Karras(Schedule):
                 raise UserError(f"{name} is {str(value)[:50]!r}, expected one of {', '.join(known)}")
 
     def level(self, t: Tensor) -> Tensor:
-        """s_t, the deviation of the noise upon data that keep their scale; float64 of t's shape."""
+        """s_t, the deviation of the noise added to data that keep their scale; float64 with t's shape."""
         if self.spacing == "power":
             return _levels(self.sigma_min, self.sigma_max, self.power, t)
         phi_0, phi_1 = (math.atan2(level, self.sigma_data) for level in (self.sigma_min, self.sigma_max))
@@ -377,13 +377,13 @@ class Karras(Schedule):
         return self.scales(t)[1]
 
     def scales(self, t: Tensor) -> tuple[Tensor, Tensor]:
-        """(cos phi_t, s_t cos phi_t), of one level."""
+        """(cos phi_t, s_t cos phi_t), from one level."""
         level = self.level(t)
         alpha = (1 + (level / self.sigma_data) ** 2).rsqrt()
         return alpha, level * alpha
 
     def noise_scale(self) -> float:
-        """That of stock samplers, alpha_1 sqrt(1 + sigma_max^2): of a latent of data of variance 1."""
+        """That of stock samplers, alpha_1 sqrt(1 + sigma_max^2), for latents of data with variance 1."""
         return math.sqrt((1 + self.sigma_max**2) / (1 + (self.sigma_max / self.sigma_data) ** 2))
 
     @property
@@ -401,7 +401,7 @@ SPACINGS, C_NOISES = ("power", "angle"), ("log", "atan")
 
 
 def _levels(low: float, high: float, power: float, t: Tensor) -> Tensor:
-    """From low at t = 0 to high at t = 1, its root of a power, or its logarithm, linear in t: float64 of t's shape."""
+    """From low at t = 0 to high at t = 1, linear in t in its root or logarithm: float64 with t's shape."""
     t = t.double()
     if power == math.inf:
         return low * (math.log(high / low) * t).exp()
@@ -410,37 +410,35 @@ def _levels(low: float, high: float, power: float, t: Tensor) -> Tensor:
 
 
 def _check_levels(low: object, high: object, power: object) -> None:
-    """Raise a UserError for what are no levels of noise that rise."""
+    """Raise a UserError for anything but rising noise levels."""
     numbers = all(isinstance(each, Real) for each in (low, high, power))
     if not numbers or not (0 < low < high < math.inf and power > 0):  # pyright: ignore[reportOperatorIssue]
         raise UserError(
-            f"sigma runs from sigma_min={low} to sigma_max={high} with power={power}, expected positive numbers, and a "
-            "larger one at the end"
+            f"expected positive numbers sigma_min < sigma_max, and power > 0, got sigma_min={low}, "
+            f"sigma_max={high}, power={power}"
         )
 
 
-def _numbers(name: str, values: Any) -> Tensor:  # noqa: ANN401  (whatever a tensor can be made of)
-    """A list of numbers in any form, (T,) in float64."""
+def _numbers(name: str, values: Any) -> Tensor:  # noqa: ANN401  (anything that a tensor can be made of)
+    """Convert a list of numbers in any form to float64 (T,)."""
     try:
         table = torch.as_tensor(values, dtype=torch.float64).detach().cpu()
     except (TypeError, ValueError, RuntimeError) as error:
         raise UserError(f"{name} is a {type(values).__name__}, expected numbers in a list, array or tensor") from error
     if table.ndim != 1:
-        raise UserError(f"{name} is {tuple(table.shape)}, expected one number for each timestep, (T,)")
+        raise UserError(f"{name} is {tuple(table.shape)}, expected one number per timestep, (T,)")
     return table
 
 
 def _check_table(table: Sequence[float]) -> None:
-    """Raise a UserError where these are not numbers in [0, 1) that fall."""
+    """Raise a UserError for anything but falling numbers in [0, 1)."""
     if not table:
-        raise UserError("alphas_cumprod is empty, expected numbers that fall from below 1 to at least 0")
+        raise UserError("alphas_cumprod is empty: expected numbers that fall from below 1 to at least 0")
     if table[0] == 1:
-        raise UserError(
-            "alphas_cumprod begins with 1, expected numbers that fall from below 1: leave the first one out"
-        )
+        raise UserError("alphas_cumprod starts with 1, expected numbers that fall from below 1: drop the first one")
     for number, (before, value) in enumerate(zip((1.0, *table), table, strict=False)):
         if not 0 <= value < before:
-            rises = "; betas are given to Discrete.from_betas" if value >= before else ""
+            rises = ": pass betas to Discrete.from_betas" if value >= before else ""
             raise UserError(
                 f"alphas_cumprod has {value:g} at {number} after {before:g}, expected numbers that fall from below 1 "
                 f"to at least 0{rises}"
@@ -448,22 +446,22 @@ def _check_table(table: Sequence[float]) -> None:
 
 
 def check_schedule(schedule: object) -> None:
-    """Raise a UserError for what is no schedule, or one whose signal-to-noise ratio does not fall as t grows."""
+    """Raise a UserError for anything but a schedule whose signal-to-noise ratio falls as t grows."""
     if not isinstance(schedule, Schedule):
         if isinstance(schedule, type) and issubclass(schedule, Schedule):
-            raise UserError(f"schedule is the class {schedule.__name__}: give an instance, {schedule.__name__}()")
-        table = ": give Discrete(scheduler.alphas_cumprod)" if hasattr(schedule, "alphas_cumprod") else ""
-        raise UserError(f"schedule is a {type(schedule).__name__}{table or ', expected a progdist.Schedule'}")
+            raise UserError(f"schedule is the class {schedule.__name__}: pass an instance, {schedule.__name__}()")
+        table = ": pass Discrete(scheduler.alphas_cumprod)" if hasattr(schedule, "alphas_cumprod") else ""
+        raise UserError(f"schedule is a {type(schedule).__name__}, expected a progdist.Schedule{table}")
     t = torch.linspace(0, 1, 65, dtype=torch.float64)[1:]
     alpha, sigma = schedule.scales(t)
-    angle = torch.atan2(sigma, alpha)  # which grows as rho falls, without dividing
+    angle = torch.atan2(sigma, alpha)  # grows as rho falls, without a division
     if not (angle.diff() >= 0).all() or angle[0] == angle[-1]:
         raise UserError(
-            f"the signal-to-noise ratio of {type(schedule).__name__} does not fall as t grows: t = 1 must be noise: "
+            f"the signal-to-noise ratio of {type(schedule).__name__} does not fall as t grows: t = 1 must be noise; "
             "replace t by 1 - t"
         )
     if not (alpha.isfinite() & sigma.isfinite() & (sigma > 0) & (alpha >= 0)).all():
-        raise UserError(f"{type(schedule).__name__} has an alpha below 0, a sigma not above 0, or one not finite")
+        raise UserError(f"{type(schedule).__name__}: expected finite alpha >= 0 and sigma > 0, got other values")
 
 
 SCHEDULES: dict[str, type[Cosine] | type[Discrete] | type[RectifiedFlow] | type[VarianceExploding] | type[Karras]] = {

@@ -1,7 +1,7 @@
-"""Runs and models side by side: the same noise for all, and paired resamples (`progdist compare`).
+"""Compare runs and models: the same noise for all, and paired resamples (`progdist compare`).
 
 A run's folder stands for its students. Each model is compared with the one of the first name that takes as many steps,
-or else with the very first; the ratio of their Frechet distances has an interval over resamples of the same rows.
+or else with the very first; the ratio of their Frechet distances has an interval from resamples of the same rows.
 """
 
 from collections.abc import Sequence
@@ -31,25 +31,25 @@ from progdist.teachers.own import load
 class Candidate:
     """A model to compare."""
 
-    word: str  # by which it was named
+    word: str  # its name on the command line
     folder: Path  # of the model
-    steps: int | None  # to take; None for its own
+    steps: int | None  # sampling steps; None for its own
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """One model beside another, in one feature space."""
+    """One model compared with another, in one feature space."""
 
     label: str  # a letter
     record: EvaluationRecord  # of the model
     quality: Quality  # of that record, in this feature space
-    images: Tensor = field(repr=False, compare=False)  # the first of its samples, (B, C, H, W)
+    images: Tensor = field(repr=False, compare=False)  # its first samples, (B, C, H, W)
     against: str | None = None  # the label of the model that it is compared with; None for the first of all
-    ratio: Estimate | None = None  # of its Frechet distance to that model's
-    verdict: str | None = None  # `better`, `worse` or `undecided`, as where the samples of either are too few
+    ratio: Estimate | None = None  # its Frechet distance over that model's
+    verdict: str | None = None  # `better`, `worse` or `undecided`, e.g. if either has too few samples
 
     def to_json(self) -> dict[str, Any]:
-        """A flat JSON object, as `progdist compare --json` prints; an infinite end of a ratio is null."""
+        """A flat JSON object, as printed by `progdist compare --json`; an infinite end of a ratio is null."""
         row = self.record.row(self.quality)
         for name in ("guidance", "network_evaluations", "rmse"):
             del row[name]
@@ -64,10 +64,10 @@ def candidates(words: Sequence[str]) -> list[Candidate]:
     for word in words:
         name, _, steps = word.rpartition("@") if "@" in word and not local_path(word).exists() else (word, "", "")
         if steps and not (steps.isascii() and steps.isdigit() and int(steps) > 0):
-            raise UserError(f"{word}: {steps!r} is no number of steps: give MODEL@STEPS, e.g. {name}@4")
+            raise UserError(f"{word}: {steps!r} is not a number of steps: give MODEL@STEPS, e.g. {name}@4")
         folder = local_path(name)
         if not folder.is_dir():
-            raise UserError(f"{folder} is no folder: name runs or models")
+            raise UserError(f"{folder} is not a folder: name runs or models")
         models = [folder]
         if (folder / "recipe.yaml").is_file():
             models = sorted((path.parent for path in folder.glob("student-*/progdist.json")), reverse=True)
@@ -88,21 +88,22 @@ def compare(
     resamples: int,
     notify: Notify,
 ) -> list[Comparison]:
-    """Sample models, named as of `candidates`, from one noise, and compare them to the data in every feature space.
+    """Sample models, named as in `candidates`, from one noise, and compare them with the data in every feature space.
 
     Raises:
-        UserError: a missing folder, fewer than two models, models of different noise, or as in `evaluate`.
+        UserError: a folder is missing, there are fewer than two models or models of different noise, or as in
+            `evaluate`.
     """
     listed = candidates(words)
     if len(listed) < 2:
         raise UserError("compare requires at least two models: name another run or model")
     if len(listed) > len(ascii_lowercase):
-        raise UserError(f"{len(listed)} models are too many for one comparison: name at most {len(ascii_lowercase)}")
+        raise UserError(f"expected at most {len(ascii_lowercase)} models, got {len(listed)}: name fewer")
     models = [load(each.folder) for each in listed]
     first, fitted = models[0], images_for_model(models[0], images, notify)
     for each, model in zip(listed, models, strict=True):
         if each.steps is None and not model.steps:
-            raise UserError(f"{each.folder} knows any number of steps: say how many, e.g. {each.folder}@256")
+            raise UserError(f"{each.folder} supports any number of steps: choose one, e.g. {each.folder}@256")
         if noise_and_classes(model) != noise_and_classes(first):
             raise UserError(
                 f"{each.folder} and {listed[0].folder} do not sample from the same noise and classes: compare models "
@@ -126,12 +127,12 @@ def compare(
 
 
 def noise_and_classes(model: Model) -> tuple[object, ...]:
-    """What two models have in common that make images of the same noise and conditions."""
+    """What two models share if they make images from the same noise and conditions."""
     return model.shape, model.image, model.classes, model.labels
 
 
 def compared_with_the_first(space: Sequence[Comparison], named_first: Sequence[bool]) -> list[Comparison]:
-    """Each model of one feature space with the one that it is compared with."""
+    """Each model of one feature space, compared with its reference."""
     firsts, compared = [one for one, first in zip(space, named_first, strict=True) if first], []
     for one, first in zip(space, named_first, strict=True):
         same_steps = (other for other in firsts if other.record.steps == one.record.steps)

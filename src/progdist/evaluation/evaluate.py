@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -35,11 +35,11 @@ from progdist.teachers.own import load
 
 LOG = logging.getLogger("progdist")
 
-RANGE_LOOKED = 256  # images in memory whose values say which range they have
+RANGE_LOOKED = 256  # images in memory whose values are checked for their range
 
 Source = str | Path | Denoiser  # a model folder, or a denoiser
-SourceAtSteps = Source | tuple[Source, int]  # a model, or a model with the sampling steps that it takes
-Opened = tuple[str, Model, SamplingOptions]  # a model by its name, with its own sampling options
+SourceAtSteps = Source | tuple[Source, int]  # a model, or a model with its sampling steps
+Opened = tuple[str, Model, SamplingOptions]  # a model's name, the model, and its own sampling options
 Data = str | Images | Tensor | Dataset[Any] | Sequence[Any]  # a source as on the command line, or images
 
 
@@ -59,35 +59,35 @@ def evaluate(
 
         |m_a - m_b|^2 + tr (C_a + C_b - 2 (C_a^(1/2) C_b C_a^(1/2))^(1/2)),
 
-    in the features of Inception the FID. All models start from the same noise, that of `progdist sample --seed`.
+    which is the FID in the features of Inception. All models start from the noise of `progdist sample --seed`.
 
         (record,) = progdist.evaluate("student-0004", "digits", metrics=MetricConfig(("digits",)))
         record.quality[0].frechet
 
     Args:
-        models: a folder or a denoiser, or a list of them, e.g. "student-0004"; (denoiser, 4) says the steps.
+        models: a folder or a denoiser, or a list of them, e.g. "student-0004"; (denoiser, 4) sets the steps.
         data: a source as on the command line, e.g. "digits" or "folder:PATH"; images (N, C, H, W) in [-1, 1]; or images
-            with their labels or conditions in any form that `distill` takes: a network of your own is sampled under
-            those of the examples, in turn. None where `metrics.references` stand for the data. Classes
-            are drawn in the data's shares; where these have no labels, as in the data that a folder's model learned
-            from, or in turn.
+            with their labels or conditions in any form that `distill` takes. Your own network is sampled under the
+            conditions of the examples, in turn. None if `metrics.references` replace the data. Classes are drawn in the
+            data's proportions; without labels in the data, in those of the data that a folder's model was trained on,
+            or in turn.
         sampling: how to sample, by default 2,048 images.
         metrics: what to measure, by default the distances of pixels.
         teacher: also measure the RMSE to its images, by default in 256 steps.
-        label: as of `distill`, for a network of your own.
+        label: as in `distill`, for your own network.
         notify: called with warnings.
 
     Returns:
-        A record for each model, in order; `quality` has an entry for each feature space.
+        A record per model, in order; `quality` has an entry per feature space.
 
     Raises:
-        UserError: images of another size than the model's, a guidance scale for a model that takes none, or as in
-            `generate_images`, `load_images` and `MetricConfig.open`.
+        UserError: images have another size than the model's, a guidance scale is given to a model that takes none, or
+            as in `generate_images`, `load_images` and `MetricConfig.open`.
     """
     listed = models if isinstance(models, list) else [models]
     options, config = sampling or SamplingOptions(), metrics or MetricConfig()
     if label is not None and not any(_is_own(entry) for entry in listed):
-        raise UserError("label applies only to networks of your own: remove it")
+        raise UserError("label applies only to your own networks: remove it")
     if label is None or data is None:
         return list(evaluations(listed, data, options, config, teacher=teacher, notify=notify))
     examples = ExampleData(load_images(data, notify=notify) if isinstance(data, str) else data, label, notify)
@@ -102,8 +102,8 @@ def evaluations(
     *,
     teacher: SourceAtSteps | None,
     notify: Notify,
-) -> Iterator[EvaluationRecord]:
-    """The records of `evaluate`, each as soon as its model is measured; arguments and errors as there."""
+) -> Generator[EvaluationRecord]:
+    """The records of `evaluate`, each as soon as its model is measured; same arguments and errors."""
     data = ExampleData(data, None, notify) if isinstance(data, Mapping | tuple) else data
     images, references = _images(data, notify), dict[tuple[int, ...], list[Reference]]()
     examples = data if isinstance(data, ExampleData) else images
@@ -122,12 +122,14 @@ def evaluations(
             if model.image not in references:
                 references[model.image] = opened.references(fitted, options.count, options.seed)
             if shards is not None and shards[0].shape != model.image:
-                raise UserError(f"the teacher makes images of {tuple(shards[0].shape)}, {name} {model.image}")
+                raise UserError(
+                    f"the teacher makes images of {tuple(shards[0].shape)}, but {name} of {model.image}: use another"
+                )
             options = drawn_from(model, options, fitted)
             if shards is not None and model.labels and not torch.equal(labels, options.labels_of(model)):
                 raise UserError(
-                    f"the teacher makes images of other classes than {name}: give the data in whose shares both draw "
-                    "them (the label that stands for no class is null_class in progdist.json)"
+                    f"the teacher makes images of other classes than {name}: give data with labels, in whose "
+                    "proportions both draw their classes (the null class is null_class in progdist.json)"
                 )
             measure = Measurement(opened, references[model.image], notify, teacher=shards)
             record, _ = measure(name, model, options)
@@ -144,12 +146,12 @@ class Measurement:
     metrics: Metrics  # what to measure
     references: Sequence[Reference]  # what samples are compared with, in every feature space
     notify: Notify  # called with warnings
-    teacher: TensorShards | None = None  # images of the same noise to give the RMSE to, a shard for each batch; or None
-    resamples: int = 100  # of the distances' intervals
+    teacher: TensorShards | None = None  # images from the same noise for the RMSE, a shard per batch; or None
+    resamples: int = 100  # for the distances' intervals
     keep: int = 0  # how many images to keep
 
     def __call__(self, name: str, model: Model, options: SamplingOptions) -> tuple[EvaluationRecord, Summary]:
-        """The record of a model by its name, and what was kept of its samples."""
+        """The record of a model, by its name, and a summary of its samples."""
         batches, steps = generate_batches(model, options, self.notify)
         parts, seconds, started = [], 0.0, time.perf_counter()
         for number, images, labels in batches:
@@ -171,7 +173,7 @@ class Measurement:
 
 
 def _is_own(entry: SourceAtSteps) -> bool:
-    """Whether a model is around a network that is not of diffusers."""
+    """Whether a model has a network that is not from diffusers."""
     source = entry[0] if isinstance(entry, tuple) else entry
     return isinstance(source, Denoiser) and not kind_of(source.network)
 
@@ -179,7 +181,7 @@ def _is_own(entry: SourceAtSteps) -> bool:
 def _opened(
     entry: SourceAtSteps, sampling: SamplingOptions, number: int, examples: ExampleData | Images | None
 ) -> Opened:
-    """A model; they are numbered from 1, and the teacher is 0. The examples tell a network of anyone's what to make."""
+    """Open a model; models count from 1, and the teacher is 0. The examples are conditions for your own network."""
     source, steps = entry if isinstance(entry, tuple) else (entry, sampling.steps)
     if not isinstance(source, Denoiser | str | Path):
         check_denoiser(source, own=True)
@@ -195,12 +197,12 @@ def _opened(
 
 
 def _at_256(teacher: SourceAtSteps) -> SourceAtSteps:
-    """A teacher with its steps, 256 where they are not said."""
+    """A teacher with its steps, 256 by default."""
     return teacher if isinstance(teacher, tuple) else (teacher, 256)
 
 
 def _that_take(listed: Sequence[Opened], guidance: float) -> Iterator[Opened]:
-    """The models again; a UserError for a guidance scale that one of them does not take."""
+    """The same models. Raise a UserError for a guidance scale that one of them does not take."""
     for name, model, _ in listed:
         try:
             model.scale(guidance)
@@ -210,7 +212,7 @@ def _that_take(listed: Sequence[Opened], guidance: float) -> Iterator[Opened]:
 
 
 def _images(data: Data | None, notify: Notify) -> Images | None:
-    """Data as images in [-1, 1], with their labels, if they have any."""
+    """Data as images in [-1, 1], with labels if they have any."""
     if isinstance(data, str):
         return load_images(data, notify=notify)
     if data is None or isinstance(data, Images):
@@ -218,7 +220,7 @@ def _images(data: Data | None, notify: Notify) -> Images | None:
     if isinstance(data, ExampleData):
         examples = data
         return Images("data", len(examples), lambda index: examples[index][0], None)
-    items: Any = data  # whatever has a length and items
+    items: Any = data  # an object with a length and items
 
     def get(index: int) -> Tensor:
         image = torch.as_tensor(items[index][0] if isinstance(items[index], tuple | list) else items[index])
@@ -245,7 +247,7 @@ def _images(data: Data | None, notify: Notify) -> Images | None:
 def _teacher_images(
     model: Model, options: SamplingOptions, data: Images | None, folder: Path, notify: Notify
 ) -> tuple[TensorShards, Tensor]:
-    """A teacher's images on disk, a shard for each batch, and their labels (N,)."""
+    """A teacher's images on disk, a shard per batch, and their labels (N,)."""
     shards = TensorShards(folder, options.count, options.batch)
     options = drawn_from(model, options, model.conditioning.fitted(data, notify) if data else None)
     batches, _ = generate_batches(model, options, notify)
@@ -255,19 +257,19 @@ def _teacher_images(
 
 
 def drawn_from(model: Model, options: SamplingOptions, images: Images | None) -> SamplingOptions:
-    """The options with the data's captions, for a text-to-image model, or its shares of the model's classes."""
+    """The options with the data's captions, for a text-to-image model, or its proportions of the model's classes."""
     labels = images.stratified_labels(options.count) if images else torch.empty(0)
     prompts = model.conditioning.prompts_of(images, labels)
     return replace(options, prompts=prompts, shares=tuple(model.conditioning.shares_of(images)))
 
 
 def images_for_model(model: Model, images: Images, notify: Notify) -> Images:
-    """The data, brought to the size, channels and classes that the model makes; a UserError where they cannot be."""
+    """The data in the model's size, channels and classes. Raise a UserError if they cannot be converted."""
     source, shape = images.name, model.image
     if shape[1] == shape[2] and (images.shape != shape or images.may_differ):
         if images.shape != shape:
-            notify(f"{source} is brought to the model's {shape[1]}x{shape[2]}")
+            notify(f"{source} is resized to the model's {shape[1]}x{shape[2]}")
         images = images.resized(shape[1], 3 if shape[0] == 3 else 1)
     if images.shape != shape:
-        raise UserError(f"{source} holds images of {images.shape}, the model makes {shape} (channels, height, width)")
+        raise UserError(f"{source} has images of {images.shape}, but the model makes {shape} (channels, height, width)")
     return model.conditioning.fitted(images, notify)

@@ -1,17 +1,22 @@
-"""A student beside its teacher, without data: the same noise, prompts or classes for both (`progdist compare`).
+"""Compare a student with its teacher, without data: the same noise, prompts or classes (`progdist compare`).
 
-The student may be any folder that opens, one that was distilled elsewhere too. The teacher is guided by the scale that
-the student has learned, or by one that is named.
+The student may be any folder that opens, including one distilled elsewhere, or a pipeline with LoRA files fused into
+it, such as published few-step LoRA files. The teacher is guided at the scale that the student has learned, or at a
+given one. A student that does not record its scale is guided at the teacher's, unless another one is given for it.
 """
 
+import tempfile
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from progdist._utils.errors import UserError
+from progdist._utils.lora_files import lora_file
 from progdist.diffusion.denoiser import DenoiserProtocol
 from progdist.evaluation.compare import Candidate, candidates, noise_and_classes
 from progdist.evaluation.generate import (
@@ -30,18 +35,19 @@ from progdist.evaluation.metrics import MOSTLY, MetricConfig, Metrics
 from progdist.methods.guidance import Fixed, Input
 from progdist.models.model import Model
 from progdist.teachers.open import Teacher, open_teacher
+from progdist.teachers.prepared import Source, prepare
 
 RESAMPLES = 200  # of the Frechet distance
 
 
 @dataclass(frozen=True)
 class Space:
-    """What was found in one feature space."""
+    """The results in one feature space."""
 
     features: str
     pairs: Pairs
     frechet: Estimate  # the distance of the student's images to the teacher's
-    bias: float | None  # about how much of that is for want of images; None of fewer than four
+    bias: float | None  # its approximate bias from too few images; None below four
 
     @property
     def too_few(self) -> bool:
@@ -51,14 +57,15 @@ class Space:
 
 @dataclass(frozen=True)
 class Faithfulness:
-    """A student beside its teacher."""
+    """A student compared with its teacher."""
 
     models: tuple[str, str]  # the folders of student and teacher
     steps: tuple[int, int]  # of both
-    guidance: float | None  # of both; None for none
-    conditions: Sequence[str]  # the prompts, or the names of the classes; empty where there are none
+    guidance: float | None  # of the teacher; None for none
+    student_guidance: float | None  # of the student
+    conditions: Sequence[str]  # the prompts, or the names of the classes; empty without either
     of_prompts: bool  # whether these are prompts
-    labels: Tensor  # the number of each image's condition, (N,)
+    labels: Tensor  # the index of each image's condition, (N,)
     rms: Estimate  # of pixels in [-1, 1]
     spaces: Sequence[Space]
     clip_scores: tuple[Estimate, Estimate] | None  # of student and teacher
@@ -66,11 +73,11 @@ class Faithfulness:
     images: tuple[Tensor, Tensor] = field(repr=False)  # of both, uint8 (N, C, H, W)
 
     def worst_first(self) -> list[int]:
-        """The numbers of the images, those that differ most first."""
+        """The indices of the images, the largest difference first."""
         return self.apart.argsort(descending=True, stable=True).tolist()
 
     def to_json(self) -> dict[str, Any]:
-        """A JSON object, as `progdist compare --json` prints."""
+        """A JSON object, as printed by `progdist compare --json`."""
         student, teacher = self.models
         clip = [asdict(each) for each in self.clip_scores] if self.clip_scores else None
         return {
@@ -78,6 +85,7 @@ class Faithfulness:
             "teacher": teacher,
             "steps": list(self.steps),
             "guidance": self.guidance,
+            "student_guidance": self.student_guidance,
             "images": len(self.labels),
             "conditions": len(self.conditions),
             "rms": asdict(self.rms),
@@ -93,33 +101,63 @@ def compare_with_teacher(
     *,
     repeat: int | None = None,
     count: int | None = None,
+    loras: Sequence[str] = (),
+    student_guidance: float | None = None,
     notify: Notify,
 ) -> Faithfulness:
-    """A teacher and its student, named in this order as of `candidates`, by images from the same noise.
+    """Compare a teacher and its student, named in this order as in `candidates`, by images from the same noise.
 
     Args:
         words: TEACHER@STEPS and STUDENT, or STUDENT@STEPS.
         sampling: its prompts, seed, batch, precision, method and clipping, and guidance: the scale of both.
-        metrics: the feature spaces, and whether there is a CLIP score.
-        repeat: images of each prompt or class, 4 by default.
+        metrics: the feature spaces, and whether to compute a CLIP score.
+        repeat: images per prompt or class, 4 by default.
         count: images of models without either, 2,048 by default.
-        notify: called with a line for each model.
+        loras: LoRA files to fuse into the student's pipeline, FILE[:weight].
+        student_guidance: the scale of a student that is guided by two evaluations; the teacher's by default.
+        notify: called with a line per model.
 
     Raises:
-        UserError: not two models, models of different noise, or options that have no effect on them.
+        UserError: there are not two models, they use different noise, or options have no effect on them.
     """
     listed = candidates(words)
     if len(listed) != 2:
         raise UserError(
-            f"without --data a teacher and its student are compared, and {len(listed)} models are named: give "
-            "TEACHER@STEPS STUDENT, or --data"
+            f"without --data expected a teacher and its student, got {len(listed)} models: give TEACHER@STEPS "
+            "STUDENT, or --data"
         )
-    teacher, student = (open_teacher(str(one.folder)) for one in listed)
+    with ExitStack() as stack:
+        teacher, student = open_teacher(str(listed[0].folder)), _student(listed[1], loras, stack)
+        return _compared(
+            listed, (teacher, student), sampling, metrics, repeat, count, (loras, student_guidance), notify
+        )
+
+
+def _student(one: Candidate, loras: Sequence[str], stack: ExitStack) -> Teacher:
+    """The student, with LoRA files fused into it in a folder that lasts as long as the stack."""
+    if not loras:
+        return open_teacher(str(one.folder))
+    place = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+    return open_teacher(str(prepare(Source(str(one.folder), tuple(loras)), place / one.folder.resolve().name)))
+
+
+def _compared(
+    listed: Sequence[Candidate],
+    opened: tuple[Teacher, Teacher],
+    sampling: SamplingOptions,
+    metrics: MetricConfig,
+    repeat: int | None,
+    count: int | None,
+    changed: tuple[Sequence[str], float | None],
+    notify: Notify,
+) -> Faithfulness:
+    """As `compare_with_teacher`, of a teacher and a student that are open; `changed` is what else the student has."""
+    (teacher, student), (loras, student_guidance) = opened, changed
     steps = _steps(listed[1], student.model), _steps(listed[0], teacher.model)
     if teacher.model.conditioning.takes_prompts and not sampling.prompts:
-        raise UserError("the models make images of prompts: give a text file with one on each line, --prompts FILE")
+        raise UserError("the models require prompts: give a text file with one per line, --prompts FILE")
     if sampling.prompts and not teacher.model.conditioning.takes_prompts:
-        raise UserError("prompts have no effect on these models, which take none: remove --prompts")
+        raise UserError("prompts apply only to text-to-image models: remove --prompts")
     if noise_and_classes(teacher.model) != noise_and_classes(student.model):
         raise UserError(
             f"{listed[1].folder} and {listed[0].folder} do not sample from the same noise and classes: compare a "
@@ -128,19 +166,22 @@ def compare_with_teacher(
     classes = teacher.model.labels
     conditions = sampling.prompts or tuple(teacher.model.classes[label] for label in classes)
     if conditions and count is not None:
-        raise UserError("--count applies to models without prompts or classes: use --repeat")
+        raise UserError("--count applies only to models without prompts or classes: use --repeat")
     if not conditions and repeat is not None:
-        raise UserError("--repeat applies to models of prompts or classes: use --count")
+        raise UserError("--repeat applies only to models with prompts or classes: use --count")
     count = (repeat or 4) * len(conditions) if conditions else count or 2048
     sampling, scale = replace(sampling, count=count), _scale(student.model, sampling.guidance)
+    own_scale = _own_scale(student.model, student_guidance, scale)
     for opened, number in zip((teacher, student), steps[::-1], strict=True):
         replace(sampling, steps=number, guidance=None).check(opened.model, notify)
     numbers = torch.arange(count) % max(1, len(conditions))
     labels = torch.tensor(classes)[numbers] if classes else numbers
     made: list[Tensor] = []
-    for name, one, opened in zip(("student", "teacher"), listed[::-1], (student, teacher), strict=True):
-        notify(f"{name}: {one.folder}, {count:,} images")
-        made.append(_images(one, opened, labels, scale, sampling))
+    named = _named(listed[1], loras), str(listed[0].folder)
+    scales = own_scale, scale
+    for number, (one, each) in enumerate(zip(listed[::-1], (student, teacher), strict=True)):
+        notify(f"{('student', 'teacher')[number]}: {named[number]}, {count:,} images")
+        made.append(_images(one, each, labels, scales[number], sampling))
     opened_metrics = metrics.open(teacher.model.image, captions=bool(sampling.prompts))
     spaces = []
     for space in opened_metrics.spaces:
@@ -151,9 +192,10 @@ def compare_with_teacher(
         spaces.append(Space(space.name, compare_pairs(ours, theirs, numbers, seed=seed), found.estimate, bias))
     ours, theirs = (images.clamp(-1, 1) for images in made)
     return Faithfulness(
-        (str(listed[1].folder), str(listed[0].folder)),
+        named,
         steps,
         scale,
+        own_scale,
         conditions,
         bool(sampling.prompts),
         numbers,
@@ -166,7 +208,7 @@ def compare_with_teacher(
 
 
 def _clip_scores(metrics: Metrics, made: Sequence[Tensor], captions: Sequence[str]) -> tuple[Estimate, Estimate] | None:
-    """Of student and teacher; None where none is asked for."""
+    """The scores of student and teacher; None if they are not requested."""
     if metrics.clip is None:
         return None
     texts = metrics.clip.embed(captions)
@@ -175,19 +217,36 @@ def _clip_scores(metrics: Metrics, made: Sequence[Tensor], captions: Sequence[st
 
 
 def _scale(student: Model, asked: float | None) -> float | None:
-    """The guidance scale of both: the one that is named, or what the student has learned; None for none."""
+    """The guidance scale of both: the given one, or what the student has learned; None for none."""
     learned = student.guidance
     if isinstance(learned, Fixed):
         if asked is not None and asked != learned.scale:
-            raise UserError(f"guidance is {asked:g}, and the student was distilled for {learned.scale:g}: remove it")
+            raise UserError(f"guidance is {asked:g}, but the student was distilled for {learned.scale:g}: remove it")
         return learned.scale
     return student.scale(asked) if isinstance(learned, Input) or student.takes_guidance else asked
+
+
+def _own_scale(student: Model, asked: float | None, scale: float | None) -> float | None:
+    """The guidance scale of the student: the teacher's, or another for one that has learned none of its own."""
+    if asked is None:
+        return scale
+    if student.guidance is not None or student.steps or not student.conditioning.takes_prompts:
+        raise UserError(
+            f"--student-guidance {asked:g} applies only to a pipeline that is guided by two evaluations, and this "
+            "student is none: remove it"
+        )
+    return asked
+
+
+def _named(one: Candidate, loras: Sequence[str]) -> str:
+    files = [f"{Path(each.path).name}:{each.weight:g}" for each in map(lora_file, loras)]
+    return " with ".join([str(one.folder), *([", ".join(files)] if files else [])])
 
 
 def _steps(one: Candidate, model: Model) -> int:
     steps = one.steps or min(model.steps, default=None)
     if steps is None:
-        raise UserError(f"{one.folder} knows any number of steps: say how many, e.g. {one.folder}@50")
+        raise UserError(f"{one.folder} supports any number of steps: choose one, e.g. {one.folder}@50")
     return steps
 
 
@@ -209,7 +268,7 @@ def _images(one: Candidate, opened: Teacher, labels: Tensor, scale: float | None
 
 
 def _guided(model: Model, scale: float) -> DenoiserProtocol:
-    """The predictions of a model that is not distilled, guided."""
+    """The guided predictions of a model that is not distilled."""
     conditioning = model.conditioning.for_guidance(negative=None, null_class=None)
     return conditioning.guided(model.denoiser, scale, _device())
 
@@ -219,14 +278,16 @@ def _device() -> torch.device:
 
 
 def as_rows(found: Faithfulness) -> Mapping[str, Sequence[tuple[str, Estimate]]]:
-    """What was found, by feature space: the names of the numbers, and these."""
-    rows: dict[str, Sequence[tuple[str, Estimate]]] = {"pixels in [-1, 1]": [("RMS difference", found.rms)]}
+    """The results by feature space: names and numbers."""
+    rows: dict[str, list[tuple[str, Estimate]]] = {"pixels in [-1, 1]": [("RMS difference", found.rms)]}
     for space in found.spaces:
         rows[f"{space.features} features"] = [
             ("difference / that of other noise", space.pairs.share),
             ("diversity / the teacher's", space.pairs.diversity),
             ("Fréchet distance to the teacher", space.frechet),
         ]
+        if space.features != "pixels":
+            rows[f"{space.features} features"].append(("distance of unit features", space.pairs.unit))
     if found.clip_scores:
         rows["CLIP score"] = list(zip(("student", "teacher"), found.clip_scores, strict=True))
     return rows

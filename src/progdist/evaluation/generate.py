@@ -25,27 +25,27 @@ from progdist.models.model import Model
 
 Notify = Callable[[str], None]
 
-NOISE_BLOCK = 16  # examples drawn at a time: as torch draws blocks of 16 numbers, these are the numbers of one draw
+NOISE_BLOCK = 16  # examples drawn at a time: torch draws blocks of 16 numbers, so this equals a single draw
 
 
 @dataclass(frozen=True)
 class SamplingOptions:
-    """What images to make.
+    """Which images to make.
 
     Args:
         steps: sampling steps; None for the model's own.
         count: how many images.
-        label: their class, by number or name; None for all, in the shares of the data.
-        seed: of the noise.
-        method: one of `sampler.SAMPLERS` or `sampler.MULTISTEP_SAMPLERS`, or a step of your own.
-        clip: keep every denoised image within [-1, 1].
-        variance: of the ancestral sampler, from 0, its lower bound, to 1, its upper.
+        label: their class, by number or name; None for all, in the data's proportions.
+        seed: seed of the noise.
+        method: a name in `sampler.SAMPLERS` or `sampler.MULTISTEP_SAMPLERS`, or your own step.
+        clip: clip every denoised image to [-1, 1].
+        variance: the ancestral sampler's, from 0, its lower bound, to 1, its upper.
         batch: how many at a time.
-        precision: of the network.
-        prompts: of a text-to-image model, all in turn.
-        guidance: scale of a model that was distilled for a range of it; None for its default.
-        shares: how many images of each class the data hold; empty for what the model recorded of its own, or all
-            classes in turn where it recorded nothing.
+        precision: the network's precision.
+        prompts: prompts for a text-to-image model, all in turn.
+        guidance: scale for a model that was distilled for a range; None for its default.
+        shares: how many images per class the data hold; empty for those recorded by the model, or all classes in turn
+            if it recorded none.
     """
 
     steps: int | None = None
@@ -75,14 +75,14 @@ class SamplingOptions:
         return partial(ancestral, gamma=self.variance) if self.method == "ancestral" else self.method
 
     def steps_of(self, model: Model) -> int:
-        """The steps that a model takes; a UserError where neither it nor the options say."""
+        """The steps of a model. Raise a UserError if neither it nor the options give them."""
         steps = self.steps if self.steps is not None else min(model.steps, default=None)
         if steps is None:
-            raise UserError("this model was trained for any number of steps: give steps, e.g. 256")
+            raise UserError("this model was trained for any number of steps: set steps, e.g. 256")
         return steps
 
     def labels_of(self, model: Model) -> Tensor:
-        """The number (N,) of each image's class or prompt; a UserError where the model makes no such images."""
+        """The number (N,) of each image's class or prompt. Raise a UserError if the model cannot make such images."""
         if self.label is None:
             return model.conditioning.drawn(self.count, self.prompts, self.shares)
         return torch.full((self.count,), model.conditioning.label_of(self.label))
@@ -101,17 +101,17 @@ class SamplingOptions:
             notify(f"warning: the model was distilled for {own}, not {steps}: expect poor images")
         if self.label is None and len(model.labels) > 1 and not (self.shares or model.conditioning.shares):
             notify(
-                f"all {counted(len(model.labels), 'class')} in turn: the model did not record the shares of its data"
+                f"all {counted(len(model.labels), 'class')} in turn: the model did not record its data's proportions"
             )
 
 
 def sampling_noise(model: Model, count: int, seed: int) -> Tensor:
-    """The noise that `progdist sample --seed` starts from: (count, C, H, W), of latents for a latent model."""
+    """The noise of `progdist sample --seed`: (count, C, H, W), for latents if the model is latent."""
     return torch.randn(count, *model.shape, generator=generator(seed, SAMPLING_NOISE))
 
 
 def noise_in_batches(count: int, shape: Sequence[int], batch: int, generator: torch.Generator) -> Iterator[Tensor]:
-    """Standard normal noise (batch, *shape), `count` rows in all, the same whatever the batch."""
+    """Standard normal noise (batch, *shape), `count` rows in all, the same for any batch size."""
     rest = torch.empty(0, *shape)
     for start in range(0, count, NOISE_BLOCK):
         rest = torch.cat([rest, torch.randn(min(NOISE_BLOCK, count - start), *shape, generator=generator)])
@@ -132,11 +132,11 @@ def sample_in_batches(
     denoiser: DenoiserProtocol | None = None,
     generator: RowGenerator | None = None,
 ) -> Tensor:
-    """Images (N, C, H, W) on the CPU from noise (N, ...), of a latent model's latents, with autocast and decoding.
+    """Images (N, C, H, W) on the CPU from noise (N, ...), for latents if the model is latent, autocast and decoded.
 
-    Labels (N,) are those of classes, or of what `conditions` knows; these and the denoiser replace the model's own. Of
-    the options steps, method, clipping, precision and batch are used. The generator is of stochastic methods' noise
-    for these N.
+    Labels (N,) are class labels, or numbers that `conditions` understands; `conditions` and `denoiser` replace the
+    model's own. Of the options, steps, method, clipping, precision and batch are used. The generator draws the noise
+    of stochastic methods for these N.
     """
     device, steps = next(model.denoiser.parameters()).device, options.steps_of(model)
     conditions, images = conditions or model.conditions(), []
@@ -154,18 +154,18 @@ def sample_in_batches(
 
 
 def check_images_finite(images: Tensor, first: int = 0) -> None:
-    """Refuse images (N, C, H, W) that are not finite; a UserError names one, counted from `first`."""
+    """Refuse images (N, C, H, W) that are not finite; the UserError names one, counted from `first`."""
     finite = images.isfinite().flatten(1).all(1)
     if not finite.all():
         number, count = first + int((~finite).nonzero()[0]), int((~finite).sum())
         raise UserError(
-            f"image {number} and {count - 1} more of {len(images)} are not finite: the model is damaged, or "
-            "diverges in these steps: try float32, clipping or other steps"
+            f"image {number} and {count - 1} more of {len(images)} are not finite: the model is damaged, or diverges "
+            "in these steps: try float32, clipping or other steps"
         )
 
 
 def generate_images(model: Model, options: SamplingOptions, notify: Notify) -> tuple[Tensor, Tensor, int]:
-    """Images (N, C, H, W), their labels (N,), and the steps they took; a UserError for options that do not suit."""
+    """Images (N, C, H, W), their labels (N,), and their steps. Raise a UserError for options that do not apply."""
     batches, steps = generate_batches(model, options, notify)
     _, images, labels = zip(*batches, strict=True)
     return torch.cat(images), torch.cat(labels), steps
@@ -174,10 +174,10 @@ def generate_images(model: Model, options: SamplingOptions, notify: Notify) -> t
 def generate_batches(
     model: Model, options: SamplingOptions, notify: Notify, makes: Callable[[int], bool] = lambda number: True
 ) -> tuple[Iterator[tuple[int, Tensor, Tensor]], int]:
-    """(number, images, labels) of batches of `generate_images`, and the steps they take; errors as there.
+    """(number, images, labels) of the batches of `generate_images`, and their steps; raises as it does.
 
-    The model is moved to the GPU where there is one. Of the batches those are made whose number `makes` wants: each is
-    the same whichever others are made.
+    The model is moved to the GPU if there is one. Only batches whose number `makes` selects are made: each is the same
+    whichever others are made.
     """
     options.check(model, notify)
     labels, size = options.labels_of(model), options.batch
@@ -197,7 +197,7 @@ def generate_batches(
 
 
 def _conditions(model: Model, options: SamplingOptions, notify: Notify) -> Conditions:
-    """What tells the network the class or the prompt of each image."""
+    """The network's condition for the class or prompt of each image."""
     guidance, scale = model.guidance, options.guidance
     if isinstance(guidance, Input):
         if scale is None:

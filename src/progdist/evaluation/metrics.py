@@ -1,13 +1,13 @@
 r"""How good samples are: distances to the data, agreement with their classes, and fidelity to the teacher.
 
     frechet             with its 95 % interval and its bias (`measures.frechet`); FID in the features of Inception
-    kernel              with its standard error (`measures.kernel`); KID in those
+    kernel              with its standard error (`measures.kernel`); KID in Inception's features
     inception_score     and clip_score, of samples and their captions (`measures.scores`)
     precision_recall    density_coverage and nearest_distance (`measures.neighbors`)
-    class_diversity     by the classes that the space's classifier sees (`measures.diversity`)
+    class_diversity     by the classes that the space's classifier predicts (`measures.diversity`)
     fidelity            the root mean square difference of pixels in [-1, 1] from images made from the same noise
 
-The two distances are always measured, the others on demand. All are computed from features, which are all that is kept
+The two distances are always measured, the others on request. All are computed from features, which are all that is kept
 of samples; docs/metrics.md has their conventions. `MetricConfig` names what to measure, and `open` loads its networks.
 """
 
@@ -35,22 +35,22 @@ from progdist.evaluation.measures.statistics import Statistics, read_statistics
 from progdist.evaluation.record import Quality
 from progdist.evaluation.summary import Summary
 
-SAMPLES_PER_FEATURE = 10  # below so many samples for each feature the Frechet distance is mostly bias: a warning
-MOSTLY = 0.5  # the share of a Frechet distance above which its bias is said to be most of it
-PUBLISHED = 50_000  # samples of published FIDs
-DATA_IMAGES = 10_000  # of the data that samples are compared with, where there are as many; more where more are sampled
+SAMPLES_PER_FEATURE = 10  # with fewer samples per feature the Frechet distance is mostly bias: a warning
+MOSTLY = 0.5  # the share of bias in a Frechet distance from which a warning calls it most of it
+PUBLISHED = 50_000  # samples in published FIDs
+DATA_IMAGES = 10_000  # data images to compare samples with, if there are as many; more for more samples
 NEIGHBOR_METRICS = {
     "precision_recall": precision_recall, "density_coverage": density_coverage, "nearest_distance": nearest_distance
 }  # fmt: skip
 DEFAULT_METRICS: tuple[Metric, ...] = ("precision_recall", "density_coverage")  # of a run whose recipe names none
-CLASSIFIER_METRICS = ("inception_score", "class_diversity")  # only in the features of a classifier
+CLASSIFIER_METRICS = ("inception_score", "class_diversity")  # only in a classifier's features
 
 
 @dataclass(frozen=True)
 class Reference:
     """What samples are compared with in one feature space."""
 
-    features: Tensor | None  # of the data, (N, D); None where there are only moments
+    features: Tensor | None  # of the data, (N, D); None if only moments are known
     frechet: Frechet  # the Frechet distance to them
 
 
@@ -60,9 +60,9 @@ class MetricConfig:
 
     Args:
         features: names of the feature spaces in which samples are compared with the data.
-        metrics: beside the Frechet and the kernel distance.
+        metrics: what to measure besides the Frechet and the kernel distance.
         weights: files or folders of weights, by network.
-        references: files of statistics in place of the data, by space.
+        references: files of statistics that replace the data, by space.
     """
 
     features: tuple[str, ...] = ("pixels",)
@@ -71,13 +71,13 @@ class MetricConfig:
     references: Mapping[str, Path] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        """Refuse a name where names in a list are expected."""
+        """Refuse a single name where a list of names is expected."""
         for name, given in (("features", self.features), ("metrics", self.metrics)):
             if isinstance(given, str):
                 raise UserError(f"{name} is {given!r}, expected names in a list: [{given!r}]")
 
     def check(self, *, captions: bool) -> None:
-        """Refuse a name that stands twice or has no effect, or scores of captions where there are none."""
+        """Refuse a name that is repeated or has no effect, or scores of captions if there are none."""
         networks = {name.partition("_")[0] for name in self.features}
         networks |= {"clip"} if "clip_score" in self.metrics else set()
         for kind, names in (("features", self.features), ("metric", self.metrics)):
@@ -90,9 +90,9 @@ class MetricConfig:
             raise UserError("clip_score requires captions, and the model or the data has none: remove it")
 
     def open(self, image: tuple[int, ...], *, captions: bool) -> "Metrics":
-        """The metrics for images (channels, height, width), with captions or without.
+        """The metrics for images (channels, height, width), with or without captions.
 
-        A UserError as in `check`, or where a name is unknown, or weights or statistics cannot be read or do not fit.
+        Raise a UserError as in `check`, or if a name is unknown, or weights or statistics are damaged or do not fit.
         """
         self.check(captions=captions)
         statistics = {name: read_statistics(path, name) for name, path in self.references.items()}
@@ -123,28 +123,28 @@ class Metrics:
     """Feature spaces and metrics, ready to measure samples."""
 
     spaces: Sequence[FeatureSpace]  # where samples are compared with the data
-    names: tuple[Metric, ...] = ()  # what is measured beside the two distances
+    names: tuple[Metric, ...] = ()  # what is measured besides the two distances
     statistics: Mapping[str, Statistics] = field(default_factory=dict)  # in place of the data, by feature space
     clip: Clip | None = None  # scores captions, or None
 
     @cached_property
     def every_space(self) -> list[FeatureSpace]:
-        """The spaces in which features of samples are kept."""
+        """The spaces whose features of samples are kept."""
         return [*self.spaces, *([self.clip.space] if self.clip else [])]
 
     def reference(self, space: FeatureSpace, features: Tensor | None) -> Reference:
-        """The statistics in place of the data in a space, or else features (N, D) of the data; one is required."""
+        """The statistics that replace the data in a space, or else features (N, D) of the data; one is required."""
         statistics = self.statistics.get(space.name)
         if statistics is not None:
             if features is not None:
                 _check_width(space.name, statistics, features)
             return Reference(features, Frechet(statistics.moments))
         if features is None:
-            raise UserError(f"nothing is known of the data in {space.name} features: give the data, or a reference")
+            raise UserError(f"{space.name} features require the data, or a reference: give one")
         return Reference(features, Frechet(moments(features)))
 
     def references(self, images: Images | None, samples: int, seed: int) -> list[Reference]:
-        """What `samples` samples are compared with in every space: images of the data, or statistics alone."""
+        """What `samples` samples are compared with in every space: images of the data, or only statistics."""
         references = []
         for space in self.spaces:
             statistics = self.statistics.get(space.name)
@@ -155,12 +155,12 @@ class Metrics:
         return references
 
     def measure(self, samples: Summary, references: Sequence[Reference], resamples: int = 100) -> tuple[Quality, ...]:
-        """The quality of samples in every space; arguments and errors as of `quality`."""
+        """The quality of samples in every space; arguments and errors as in `quality`."""
         pairs = zip(self.spaces, references, strict=True)
         return tuple(quality(space, each, samples, metrics=self.names, resamples=resamples) for space, each in pairs)
 
     def clip_score(self, samples: Summary, numbers: Tensor, captions: Sequence[str]) -> Estimate | None:
-        """The CLIP score of samples and their captions, by the numbers (N,) of these; None where it is not measured."""
+        """The CLIP score of samples and their captions, by the captions' numbers (N,); None if it is not measured."""
         if self.clip is None:
             return None
         used, place = numbers.unique(return_inverse=True)
@@ -169,11 +169,11 @@ class Metrics:
 
 
 def _check_width(name: str, statistics: Statistics, features: Tensor) -> None:
-    """Refuse statistics of another number of features than (N, D)."""
+    """Refuse statistics with another number of features than (N, D)."""
     expected, width = len(statistics.moments.mean), features.shape[1]
     if expected != width:
         held = counted(expected, "feature")
-        raise UserError(f"the reference of {name} is of {held}, the samples have {width}: name another")
+        raise UserError(f"the reference of {name} has {held}, expected {width} as in the samples: give another")
 
 
 def quality(
@@ -187,15 +187,17 @@ def quality(
 ) -> Quality:
     """Compare samples with the data, or with features (N, D) of the data, in one feature space.
 
-    Beside the two distances the metrics are measured that this space has. The seed is of the bootstrap and the subsets.
+    Besides the two distances it measures those metrics that this space has. The seed is for bootstrap and subsets.
 
     Raises:
-        UserError: fewer than two samples, images that are not finite, or a metric that needs more of either.
+        UserError: there are fewer than two samples, images are not finite, or a metric needs more of either.
     """
     data = reference if isinstance(reference, Tensor) else reference.features
     _require("the distance", 2, samples=len(samples), data=data)
     if not samples.finite:
-        raise UserError("the samples hold numbers that are not finite: the model is damaged, or was trained too fast")
+        raise UserError(
+            "the samples have values that are not finite: restore the model, or train it with a lower learning rate"
+        )
     features = samples.features[space.name]
     frechet = Frechet(moments(reference)) if isinstance(reference, Tensor) else reference.frechet
     resampled = resampled_frechet(frechet, features, resamples=resamples, seed=seed)
@@ -224,7 +226,7 @@ def quality(
 def _measured(
     name: Metric, space: FeatureSpace, data: Tensor | None, features: Tensor, seed: int
 ) -> dict[str, Estimate]:
-    """One metric in one feature space; nothing where the space does not have it."""
+    """One metric in one feature space; empty if the space does not have it."""
     if name == "clip_score":
         return {}
     _require(name, LEAST_SAMPLES, samples=len(features), data=data)
@@ -232,7 +234,7 @@ def _measured(
     if name == "inception_score":
         return {} if logits is None else inception_score(logits, seed=seed)
     if data is None:
-        raise UserError(f"{name} needs images of the data, and a reference of moments holds none: give the data, too")
+        raise UserError(f"{name} requires images of the data, and a reference has only moments: give the data, too")
     if name in NEIGHBOR_METRICS:
         return NEIGHBOR_METRICS[name](data, features, seed=seed)
     seen = space.logits(data) if logits is not None else None
@@ -250,23 +252,23 @@ def _require(what: str, least: int, *, samples: int, data: Tensor | None) -> Non
 
 
 def _too_few(name: str, count: int, width: int, value: float, bias: float | None) -> list[str]:
-    """Why so many samples are too few for their Frechet distance; nothing where they are enough."""
+    """Why there are too few samples for their Frechet distance; empty if there are enough."""
     enough, reasons = SAMPLES_PER_FEATURE * width, []
     if count < enough:
         reasons.append(f"{counted(count, 'sample')} for {width} {name} features: use {enough} or more")
     if bias is not None and bias > MOSTLY * value:
         reasons.append(
             f"most of the Fréchet distance of {value:.3g} in {name} features, about {bias:.2g}, is the bias of "
-            f"{counted(count, 'sample')}, which its interval holds, too: use more"
+            f"{counted(count, 'sample')}, which its interval contains, too: use more"
         )
     return reasons
 
 
 def _warnings(space: FeatureSpace, count: int, bias: float | None) -> list[str]:
-    """Why a distance of so many samples is to be doubted for other reasons."""
+    """Other reasons to doubt a distance of this many samples."""
     warnings = [space.warning] if space.warning else []
     if space.name.startswith("inception") and count != PUBLISHED and bias is not None:
         warnings.append(
-            f"published FIDs are of {PUBLISHED:,} samples, and that of {count:,} is about {bias:.2g} too large"
+            f"published FIDs use {PUBLISHED:,} samples, and that of {count:,} is about {bias:.2g} too large"
         )
     return warnings

@@ -1,4 +1,4 @@
-"""What an evaluation measured: an `EvaluationRecord` for a model at a step count, a line of evaluations.jsonl."""
+"""The result of an evaluation: an `EvaluationRecord` for a model at a step count, a line of evaluations.jsonl."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import MISSING, asdict, dataclass, field, fields
@@ -13,23 +13,23 @@ Part = TypeVar("Part")
 
 @dataclass(frozen=True)
 class Quality:
-    """One set of samples against the data, in one feature space."""
+    """One set of samples compared with the data, in one feature space."""
 
     features: str  # name of the feature space
     samples: int  # how many were compared
     frechet: float  # the Frechet distance
     frechet_low: float  # the ends of its 95 % interval
     frechet_high: float
-    kernel: float | None  # 1000 times the kernel distance; None where only moments of the data are there
+    kernel: float | None  # 1000 times the kernel distance; None if only moments of the data are known
     kernel_spread: float | None  # its standard error
-    agreement: float | None  # share of samples to which the classifier gives their class; None without classes
-    warning: str | None  # why the numbers are to be doubted, or None
+    agreement: float | None  # share of samples that the classifier assigns to their class; None without classes
+    warning: str | None  # why to doubt the numbers, or None
     interval: str  # how the interval was computed, `bootstrap` or `infinitesimal jackknife` (see `resampled_frechet`)
-    frechet_bias: float | None = None  # about how much `frechet` is too large for want of samples; None below 4
+    frechet_bias: float | None = None  # the approximate bias of `frechet` from too few samples; None below 4
     metrics: dict[str, Estimate] = field(default_factory=dict)  # further metrics, by name
     too_few: bool = False  # whether the samples are too few for a verdict; the warning says why
-    checksum: str | None = None  # the SHA-256 of the network's weights, where they are not shipped
-    resampled: Resampled | None = field(default=None, repr=False, compare=False)  # of the interval; not in the JSON
+    checksum: str | None = None  # the SHA-256 of the network's weights, if they are not shipped
+    resampled: Resampled | None = field(default=None, repr=False, compare=False)  # for intervals; not in the JSON
 
     def to_json(self) -> dict[str, Any]:
         """As a JSON object."""
@@ -41,25 +41,25 @@ class Quality:
 class EvaluationRecord:
     """One model, measured at one step count.
 
-    In a run `model` is `teacher`, `teacher_dpmpp` where DPM-Solver++ sampled it, `converted` (the teacher's student of
-    stage 0) or `student`; elsewhere the folder that was evaluated.
+    In a run `model` is `teacher`, `teacher_dpmpp` if DPM-Solver++ sampled it, `converted` (the student of stage 0) or
+    `student`; elsewhere it is the evaluated folder.
     """
 
     model: str
     steps: int  # sampling steps
-    method: str  # of sampling
-    network_evaluations: int  # for one sample
+    method: str  # sampling method
+    network_evaluations: int  # per sample
     seconds_per_image: float  # of sampling
-    rmse: float | None  # from the teacher's images of the same noise, in [-1, 1]; None without a teacher
-    quality: tuple[Quality, ...]  # against the data, one in each feature space
+    rmse: float | None  # to the teacher's images from the same noise, in [-1, 1]; None without a teacher
+    quality: tuple[Quality, ...]  # compared with the data, one per feature space
     training: Mapping[str, Any] = field(default_factory=dict)  # numbers of the model's training
-    captions: tuple[str, ...] = ()  # what the images that a report shows one by one were made of
-    guidance: float | None = None  # the scale at which it was sampled; None for a model that takes none
-    guidance_grids: tuple[float, ...] = ()  # scales at which images were sampled for the report, `guidance` too
+    captions: tuple[str, ...] = ()  # the captions of the images that a report shows one by one
+    guidance: float | None = None  # the scale at which it was sampled; None if it takes none
+    guidance_grids: tuple[float, ...] = ()  # scales at which images were sampled for the report, including `guidance`
     clip_score: Estimate | None = None  # of the samples and their captions
 
     def to_json(self) -> dict[str, Any]:
-        """As a JSON object, without what is empty."""
+        """As a JSON object, without empty fields."""
         content = {each.name: getattr(self, each.name) for each in fields(self)}
         content |= {
             "quality": [each.to_json() for each in self.quality],
@@ -71,21 +71,21 @@ class EvaluationRecord:
 
     @classmethod
     def from_json(cls, content: object) -> "EvaluationRecord":
-        """From what `to_json` gave; a LookupError or a TypeError where it is damaged."""
+        """Read what `to_json` returned. Raise a LookupError or a TypeError if it is damaged."""
         estimate = partial(_read, Estimate)
         quality = partial(_read, Quality, metrics=lambda each: {name: estimate(value) for name, value in each.items()})
         readers = {"training": dict, "captions": tuple, "guidance_grids": tuple, "clip_score": estimate}
         return _read(cls, content, quality=lambda each: tuple(map(quality, each)), **readers)
 
     def row(self, quality: Quality) -> dict[str, Any]:
-        """A flat JSON object of one feature space, as `progdist evaluate --json` prints."""
+        """A flat JSON object for one feature space, as printed by `progdist evaluate --json`."""
         names = ("model", "steps", "guidance", "network_evaluations", "seconds_per_image", "rmse")
         clip_score = self.clip_score and asdict(self.clip_score)
         return {name: getattr(self, name) for name in names} | {"clip_score": clip_score} | quality.to_json()
 
 
 def _read(kind: type[Part], content: object, **readers: Callable[[Any], object]) -> Part:
-    """A dataclass from a JSON object: `readers` read some fields, all others must be of the types declared."""
+    """A dataclass from a JSON object: `readers` read some fields, all others must have the declared types."""
     if not isinstance(content, dict):
         raise TypeError(f"{kind.__name__} is {str(content)[:20]!r}, expected a JSON object")
     types, values = get_type_hints(kind), dict[str, Any]()

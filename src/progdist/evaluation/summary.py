@@ -1,4 +1,4 @@
-"""What is kept of samples once their images are dropped: features, matches with their labels, the first few images."""
+"""What is kept of samples when their images are dropped: features, matches with their labels, the first few images."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -14,10 +14,10 @@ from progdist.evaluation.features import FeatureSpace
 class Summary:
     """What is kept of samples."""
 
-    features: dict[str, Tensor]  # in each feature space, by its name, (N, D) on the CPU
-    matches: dict[str, int]  # by space with a classifier, how many samples it gives the label they were made for
+    features: dict[str, Tensor]  # by feature space, (N, D) on the CPU
+    matches: dict[str, int]  # by space with a classifier, how many samples it assigns to their label
     images: Tensor  # the first few images, (B, C, H, W)
-    finite: bool  # whether all pixels are
+    finite: bool  # whether all pixels are finite
     squared_error: float  # the sum of squared differences from the reference, both clipped to [-1, 1]; 0 without one
     pixels: int  # how many numbers the images held
 
@@ -39,9 +39,9 @@ def summarize(
     reference: Tensor | None = None,
     keep: int = 0,
 ) -> Summary:
-    """Summarize a batch of samples (B, C, H, W) in about [-1, 1], of which the first `keep` are kept as they are.
+    """Summarize a batch of samples (B, C, H, W) in about [-1, 1], keeping the first `keep` images.
 
-    They were made for labels (B,); the reference is of images (B, C, H, W) from the same noise, where there are any.
+    The samples were made for labels (B,); the reference is images (B, C, H, W) from the same noise, if any.
     """
     finite = bool(images.isfinite().all())
     features = {space.name: space(images) for space in spaces}
@@ -54,10 +54,10 @@ def summarize(
 
 
 def join(parts: Iterable[Summary]) -> Summary:
-    """One summary of several batches, in their order; a UserError where there are none."""
+    """Join the summaries of several batches, in order. Raise a UserError if there are none."""
     every = list(parts)
     if not every:
-        raise UserError("no samples were made: ask for at least 2")
+        raise UserError("no samples were made, expected at least 2: raise the count")
     finite = all(part.finite for part in every)
     return Summary(
         {name: torch.cat([part.features[name] for part in every]) for name in every[0].features},

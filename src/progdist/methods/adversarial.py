@@ -1,24 +1,23 @@
 r"""Progressive adversarial distillation: one step that a discriminator cannot tell from many (arXiv 2402.13929).
 
 Lin, Wang and Yang 2024. The regression of progressive distillation asks for the mean of what a teacher of many steps
-does, and where a student of few cannot follow each of its ways it blurs. So a discriminator D judges where the step of
-the student ends, too. With z_s = DDIM(z_t, xh, t, s) of the student, z_s' of the real kind, and D(z) a logit,
+does, and a student of few steps blurs where it cannot follow every path. So a discriminator D also judges where the
+student's step ends. With z_s = DDIM(z_t, xh, t, s) of the student, z_s' of the real kind, and D(z) a logit,
 
     L_student       = w |x_target - xh|^2 + lambda softplus(-D(z_s))
     L_discriminator = softplus(D(z_s)) + softplus(-D(z_s')) + r |grad D(z_s')|^2
 
-the non-saturating loss (Goodfellow et al. 2014) with the gradient penalty R1 on what is real (Mescheder et al. 2018,
-arXiv 1801.04406). Both networks take one step at each update, from the same forward pass, by Adam with beta_1 = 0: with
-0.9 the two swing about each other (docs/results/methods.md). What is judged, beside what is real, is a choice
-(`judged`):
+the non-saturating loss (Goodfellow et al. 2014) with the gradient penalty R1 on real latents (Mescheder et al. 2018,
+arXiv 1801.04406). Both networks take one step per update, from the same forward pass, by Adam with beta_1 = 0: with
+0.9 the two oscillate (docs/results/methods.md). `judged` chooses what is judged and what counts as real:
 
-    trajectory   z_s beside the teacher's of the same z_t, which D sees, too: the student keeps to the teacher's
+    trajectory   z_s against the teacher's from the same z_t, which D sees, too: the student keeps to the teacher's
                  trajectory (their section 3.2, the conditional form)
-    teacher      z_s beside the teacher's alone: where the student cannot keep to the trajectory it may leave it for
-                 another (section 3.3, the unconditional form)
-    data         z_s beside alpha_s x + sigma_s eps of data and new noise
-    samples      the image at the end of the student's own N steps beside data, with the gradient through the last step:
-                 the student may come nearer to the data than its teacher, and mends what its own steps add up to
+    teacher      z_s against the teacher's, without z_t: where the student cannot keep to the trajectory it may leave
+                 it for another (section 3.3, the unconditional form)
+    data         z_s against alpha_s x + sigma_s eps of data and new noise
+    samples      the image at the end of the student's own N steps against data, with the gradient through the last
+                 step: the student may come nearer to the data than its teacher, and learns to correct its own errors
 
 At the optimum D = log p_real - log p_student, whose gradient vanishes where both distributions agree.
 
@@ -48,21 +47,21 @@ from progdist.methods.progressive import distillation_target
 
 Judged = Literal["trajectory", "teacher", "data", "samples"]
 Kind = Literal["convolutions", "teacher", "trained_teacher"]
-DELTA = 0.05  # of the finite difference, in units of pixels in [-1, 1]
+DELTA = 0.05  # step of the finite difference, for pixels in [-1, 1]
 
 
 @dataclass(frozen=True)
 class AdversarialOptions:
-    """What beside the training of a stage is chosen.
+    """The method's options.
 
     Args:
-        weight: lambda, of the adversarial loss; 0 leaves progressive distillation.
-        regression: factor of the regression's weight.
+        weight: lambda, the weight of the adversarial loss; 0 leaves progressive distillation.
+        regression: factor on the regression's weight.
         judged: what the discriminator sees: "trajectory", "teacher", "data" or "samples".
-        discriminator: "convolutions" made from the data's shape; the "teacher"'s network, frozen, with a head; or a
+        discriminator: "convolutions" made from the data's shape; the "teacher"'s frozen network with a head; or a
             "trained_teacher", a copy of it.
-        discriminator_learning_rate: of its Adam, whose betas are (0, 0.99).
-        r1: r, of the gradient penalty.
+        discriminator_learning_rate: the rate of its Adam, whose betas are (0, 0.99).
+        r1: r, the weight of the gradient penalty.
     """
 
     weight: float = 1.0
@@ -73,12 +72,12 @@ class AdversarialOptions:
     r1: float = 0.05
 
     def __post_init__(self) -> None:
-        """Raises: UserError: a number or a name that is none of these."""
+        """Raises: UserError: a number is out of range, or a name is unknown."""
         for name in ("weight", "regression", "r1"):
             _check_number(name, getattr(self, name), above=False)
         _check_number("discriminator_learning_rate", self.discriminator_learning_rate, above=True)
         if not self.weight and not self.regression:
-            raise UserError("weight and regression are both 0, and nothing would be learned: set one of them")
+            raise UserError("weight and regression are both 0, so nothing would be learned: set one of them")
         for name, kinds in (("judged", get_args(Judged)), ("discriminator", get_args(Kind))):
             if getattr(self, name) not in kinds:
                 raise UserError(f"{name} is {getattr(self, name)!r}, expected one of {', '.join(kinds)}")
@@ -105,12 +104,12 @@ def adversarial_loss(
     auxiliaries: Mapping[str, nn.Module] | None = None,
     **condition: Tensor,
 ) -> dict[str, Tensor]:
-    """The losses of student and discriminator, at t = i/N, which are those of separate weights.
+    """The losses of student and discriminator, at t = i/N; their weights are separate.
 
-    Arguments as of `progressive.distillation_loss`, and the method's own (see `Method`); noises (B, 2, ...).
+    Arguments as in `progressive.distillation_loss`, and the method's own (see `Method`); noises (B, 2, ...).
 
     Returns:
-        The regression, the student's adversarial loss and the discriminator's, (B,) each; the first alone at weight 0.
+        The regression, the student's and the discriminator's adversarial loss, (B,) each; only the first at weight 0.
     """
     check_same_schedule(student, teacher)
     schedule, own = student.schedule, bool(auxiliaries) and options.judged == "samples" and steps > 1
@@ -146,7 +145,7 @@ def adversarial_loss(
 
 @torch.no_grad()
 def own_latents(student: DenoiserProtocol, noise: Tensor, steps: int, **condition: Tensor) -> Tensor:
-    """The latents (B, ...) before the last of a student's own N steps, from standard normal noise (B, ...)."""
+    """The latents (B, ...) before the last of a student's own N steps, starting from standard normal noise (B, ...)."""
     times = torch.arange(steps, 0, -1, dtype=torch.float64, device=time_device(noise.device)) / steps
     z = per_example(student.schedule.sigma(times[0]), noise) * noise
     for t, s in pairwise(times):
@@ -155,14 +154,14 @@ def own_latents(student: DenoiserProtocol, noise: Tensor, steps: int, **conditio
 
 
 def squared_gradient(judge: Callable[[Tensor], Tensor], z: Tensor, direction: Tensor) -> Tensor:
-    """|grad D(z)|^2 by a difference along a standard normal direction, in expectation over it: (B,)."""
+    """|grad D(z)|^2 by a difference along a standard normal direction, exact in expectation: (B,)."""
     return ((judge(z + DELTA * direction) - judge(z)) / DELTA).square()
 
 
 def _auxiliaries(
     options: AdversarialOptions, teacher: Denoiser, x: Tensor, condition: Mapping[str, Tensor]
 ) -> dict[str, Auxiliary]:
-    """The discriminator, where it has a weight."""
+    """The discriminator, if it has a weight."""
     if not options.weight:
         return {}
     conditional = options.judged == "trajectory"

@@ -1,18 +1,18 @@
-r"""Progressive distillation whose times count alike: the learned weighting of Karras et al. 2023 (arXiv 2312.02696).
+r"""Progressive distillation with balanced times: the learned weighting of Karras et al. 2023 (arXiv 2312.02696).
 
-In the sum of `progressive` the times with the largest errors come first. With e = w(t) mean |xh - x_target|^2 a weight
-that is learned beside the network makes of it
+In the sum of `progressive` the times with the largest errors dominate. With e = w(t) mean |xh - x_target|^2, a weight
+learned beside the network turns it into
 
     exp(-a(t)) e + a(t)
 
-which is least at exp(a(t)) = E[e | t], where it is 1 + log E[e | t]. A student of N steps knows N times, so that a(t)
-is a table of N numbers and needs no network. Here they are at their minimum for the examples of a batch that a process
+whose minimum is at exp(a(t)) = E[e | t], where it is 1 + log E[e | t]. A student of N steps knows N times, so a(t) is a
+table of N numbers and needs no network. Here they are at their minimum for the examples of a batch that a process
 computes at once,
 
     gradient of the loss = gradient of e / E[e | t],    the mean held fixed
 
-which is that of log E[e | t]: every time counts alike, and as much at the end of a stage as at its beginning, and the
-weighting w(t) cancels. The loss itself is e, so that records and early stopping see how large the error is.
+the gradient of log E[e | t]: every time counts the same, at the end of a stage as at its beginning, and the weighting
+w(t) cancels. The loss itself is e, so that records and early stopping see how large the error is.
 """
 
 import torch
@@ -25,7 +25,7 @@ from progdist.methods.progressive import distillation_loss
 
 
 def balanced(error: Tensor, t: Tensor) -> Tensor:
-    """The errors (B,), with their gradient over the mean of those at the same time; t (B,) of any numbers."""
+    """The errors (B,), with gradients divided by the mean error at the same time; t (B,) of any values."""
     value, same = error.detach(), (t[:, None] == t).to(error)
     mean = (same * value).sum(1) / same.sum(1)
     return value + (error - value) / mean.clamp(min=torch.finfo(error.dtype).tiny)
@@ -43,9 +43,9 @@ def balanced_loss(
     weighting: str | Weighting,
     **condition: Tensor,
 ) -> Tensor:
-    """`progressive.distillation_loss` with its gradient over the mean error at each time of a batch.
+    """`progressive.distillation_loss` with its gradient divided by the mean error at each time of a batch.
 
-    Arguments, result and errors as of that; the weighting has no effect on the student.
+    Same arguments, result and errors; the weighting has no effect on the student.
     """
     options = {"steps": steps, "substeps": substeps, "weighting": weighting, **condition}
     error = distillation_loss(student, teacher, x, eps, u, **options)

@@ -1,38 +1,37 @@
-r"""Stage 0: a student that means the same as its teacher, in a form that few steps can use.
+r"""Stage 0: a student equivalent to its teacher, in a form that works with few steps.
 
-Predictions of eps say nothing of x where there is no signal, and guidance takes two evaluations a step. So before
-any halving a student with output v learns the teacher's own predictions at all times,
+Predictions of eps say nothing about x where there is no signal, and guidance takes two evaluations per step. So before
+any halving, a student with output v learns the teacher's own predictions at all times,
 
     loss = sqrt(w(t) mean |xh(z_t, t) - xh_teacher(z_t, t')|^2),    SNR(t') = SNR(t)
 
-where t' is the teacher's time of the same signal-to-noise ratio: a variance-preserving latent is then one of both
-schedules. The student's schedule is one of two:
+where t' is the teacher's time with the same signal-to-noise ratio, at which a variance-preserving latent belongs to
+both schedules. The student's schedule is one of two:
 
-zero terminal SNR    the teacher's, rescaled to end in pure noise, where sampling begins (Lin et al. 2023, arXiv
+zero terminal SNR    the teacher's, rescaled to end in pure noise, where sampling starts (Lin et al. 2023, arXiv
                      2305.08891). Beyond the teacher's last noise level t' = 1.
-the teacher's own    t' = t. Sampling begins in pure noise though z_1 has some signal, which is how the teacher itself
-                     is sampled, so that its student in many steps makes its very images.
+the teacher's own    t' = t. Sampling starts from pure noise although z_1 has some signal. The teacher itself is sampled
+                     so, and its student makes the same images in many steps.
 
-Without guidance the first is nearer to the data, and is the default of teachers that predict eps. With guidance it is
+Without guidance the first is nearer to the data, and is the default for teachers that predict eps. With guidance it is
 farther: the difference of two predictions of x is that of eps over rho, so guidance is strongest where there is least
-signal, and the first asks the teacher beyond any level at which it was trained
-(docs/results/text-models.md has figures).
+signal, and the first calls the teacher beyond its last trained level (docs/results/text-models.md has figures).
 
-The loss is a norm and not its square. Both are 0 at the same student, but the gradient of a square is as long as the
-error, and a guided teacher is g - 1 times the difference of its two predictions from the student that begins: the
-largest scales would be learned at the cost of the others. The gradient of the norm by the prediction is
+The loss is a norm, not its square. Both are 0 for the same student, but the gradient of a square is as long as the
+error, and a guided teacher starts g - 1 times the difference of its two predictions away from the student: the largest
+scales would be learned at the cost of the others. The gradient of the norm by the prediction is
 
     sqrt(w(t) / D) e / |e|,    e = xh - xh_teacher of D numbers
 
-of one length at every scale, whatever the error.
+with the same length at every scale, whatever the error.
 
-Where the teacher is guided (see `guidance`) the student learns the mixture of its two predictions. With one guidance
-scale g for all the student knows that one; where g is part of the condition, drawn for every example, the student
-takes it as an input,
+If the teacher is guided (see `guidance`), the student learns the mixture of its two predictions. With one guidance
+scale g it learns that mixture alone; with g as part of the condition, drawn for every example, it gets an input for the
+scale,
 
     xh_student(z, t, c, g)
 
-which is stage one of Meng et al. 2023 (arXiv 2210.03142); halving it, their stage two, is that of any other student.
+which is stage one of Meng et al. 2023 (arXiv 2210.03142). Stage two, its halving, works like any other student's.
 """
 
 from collections.abc import Sequence
@@ -48,18 +47,18 @@ from progdist.diffusion.schedule import Discrete, Schedule, VarianceExploding
 
 
 def ends_above_zero_snr(schedule: Schedule) -> bool:
-    """Whether there is signal left at the end of a table."""
+    """Whether a table of noise levels ends with some signal left."""
     return isinstance(schedule, Discrete) and schedule.alphas_cumprod[-1] > 0
 
 
 def student_form(teacher: Denoiser, *, guided: bool, zero_terminal_snr: bool | None = None) -> Denoiser:
-    """The teacher's own network with the form that its students take: v in place of eps, on one of the two schedules.
+    """The teacher's own network in the form of its students: v in place of eps, on one of the two schedules.
 
-    Where noise is added to data that keep their scale, v is of the size of the noise, and an error of it says little of
-    x: there x is in place of eps.
+    Where noise is added to data that keep their scale, v has the size of the noise, and its error says little about x:
+    such students predict x.
 
-    With `zero_terminal_snr` that ends in pure noise; None for whether the teacher predicts eps and is not guided, and
-    can be asked between its timesteps, where the other schedule's fall.
+    `zero_terminal_snr` selects the schedule that ends in pure noise; None selects it if the teacher predicts eps, is
+    not guided, and can be called between its timesteps, where that schedule's times lie.
     """
     predicts_eps, schedule = isinstance(teacher.parameterization, Eps), teacher.schedule
     between = not teacher.whole_timesteps
@@ -72,21 +71,21 @@ def student_form(teacher: Denoiser, *, guided: bool, zero_terminal_snr: bool | N
 
 
 def needs_conversion(teacher: Denoiser, form: Denoiser) -> bool:
-    """Whether a teacher is of another form than its students."""
+    """Whether a teacher has another form than its students."""
     return (teacher.schedule, teacher.parameterization) != (form.schedule, form.parameterization)
 
 
 def form_in_words(student: Denoiser) -> str:
-    """What a student of stage 0 predicts, and where its schedule ends."""
+    """Describe what a student of stage 0 predicts, and where its schedule ends."""
     snr = float(student.schedule.log_snr(torch.ones((), dtype=torch.float64)).exp())
     end = f"at a signal-to-noise ratio of {snr:.2g}" if snr else "in pure noise"
     return f"a student with output {student.parameterization.name}, on a schedule that ends {end}"
 
 
 def equal_snr(schedule: Schedule, other: Schedule, t: Tensor) -> Tensor:
-    """The times t' of `other` at which it has the SNR of `schedule` at t; float64, of t's shape."""
+    """The times t' at which `other` has the SNR of `schedule` at t; float64, with t's shape."""
     if not isinstance(other, Discrete):
-        return t  # only tables are rescaled: any other schedule is its own
+        return t  # only tables are rescaled: any other schedule is unchanged
     return other.time(torch.atan2(schedule.sigma(t), schedule.alpha(t)))
 
 
@@ -104,14 +103,14 @@ def conversion_loss(
     """The weighted norm of the student's error against the teacher's prediction at the same SNR.
 
     Args:
-        student: the one to train.
-        teacher: frozen.
+        student: the denoiser to train.
+        teacher: the frozen teacher.
         x: data (B, ...).
         eps: standard normal noise (B, ...).
         u: uniform in [0, 1), float64 (B,); t = 1 - u.
         weighting: a name in WEIGHTINGS, or your own function.
-        entries: T of networks that know the times 1 / T, ..., 1 alone; None for networks that know any.
-        condition: passed on to both.
+        entries: T for networks that know only the times 1 / T, ..., 1; None for networks that know any time.
+        condition: passed to both.
 
     Returns:
         (B,), one loss per example.
@@ -123,8 +122,8 @@ def conversion_loss(
     return weighted_norm(weighting, student.schedule, student(z, t, **condition), target, t)
 
 
-BANDS = (-float("inf"), -6.0, -2.0, 2.0, 6.0, float("inf"))  # edges of the log-SNR bands in which a match is reported
-BATCH = 64  # examples that are compared at a time in a report
+BANDS = (-float("inf"), -6.0, -2.0, 2.0, 6.0, float("inf"))  # edges of the log-SNR bands in the report of a match
+BATCH = 64  # examples compared at a time in a report
 
 
 @torch.no_grad()
@@ -143,10 +142,10 @@ def prediction_errors(
 
 
 def rms_by_interval(errors: Tensor, values: Tensor, edges: Sequence[float]) -> dict[str, float]:
-    """The root of the mean error in each interval of a value, without the intervals that hold none.
+    """The root of the mean error in each interval of a value, without empty intervals.
 
-    Errors and values are float64 (B,). A value at one of the rising edges belongs below it, and those beyond the ends
-    to the end ones.
+    Errors and values are float64 (B,). A value on one of the rising edges belongs below it, and values beyond the ends
+    belong to the end intervals.
     """
     place = torch.bucketize(values.cpu(), torch.tensor(edges[1:-1], dtype=torch.float64))
     return {

@@ -1,10 +1,10 @@
-r"""Discriminators: networks that tell real latents from a student's, D(z_s, s, c) -> logit.
+r"""Discriminators: networks that separate real latents from a student's, D(z_s, s, c) -> logit.
 
-Two kinds: convolutions made from the shape of the data, for small images; and the teacher's own network up to its
-middle, whose features have a small head. The teacher's network, frozen and shared, costs no memory but that of the head
-(Sauer et al. 2024, arXiv 2403.12015); a trained copy of it is that of Lin et al. 2024 (arXiv 2402.13929), section 3.3.
+There are two kinds: convolutions made from the shape of the data, for small images; and the teacher's own network up to
+its middle, with a small head on its features. Frozen and shared, it costs only the memory of the head (Sauer et al.
+2024, arXiv 2403.12015); a trained copy is the one of Lin et al. 2024 (arXiv 2402.13929), section 3.3.
 
-In the conditional form the discriminator sees the latents z_t, too, from which z_s was made.
+In the conditional form the discriminator also sees the latents z_t from which z_s was made.
 """
 
 import copy
@@ -21,14 +21,14 @@ from progdist._utils.errors import UserError
 from progdist.diffusion.denoiser import Denoiser
 
 CONVOLUTIONS = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
-FREQUENCIES = 16  # of the features of a number
+FREQUENCIES = 16  # in the features of a number
 WIDTH, LEAST_SIDE = 64, 4  # channels of the first layer; the side down to which images are halved
-BLOCKS = ("transformer_blocks", "blocks", "layers")  # what transformers of diffusers call their list of blocks
+BLOCKS = ("transformer_blocks", "blocks", "layers")  # names of the list of blocks in diffusers' transformers
 
 
 @contextmanager
 def untrained(network: nn.Module) -> Iterator[None]:
-    """A network whose weights get no gradient from what is computed meanwhile; its input does."""
+    """Compute no gradients for the network's weights inside the context; its input still gets them."""
     trained = [each for each in network.parameters() if each.requires_grad]
     for each in trained:
         each.requires_grad_(False)
@@ -48,9 +48,9 @@ def number_features(values: Tensor) -> Tensor:
 
 
 def condition_features(condition: Mapping[str, Tensor]) -> Tensor | None:
-    """What a condition says as one vector for each example, (B, n) in float32; None where there is none.
+    """A condition as one vector per example, (B, n) in float32; None if it is empty.
 
-    Whole numbers, as labels, by `number_features`; floats as they are, of (B, ..., n) the mean over what is between.
+    Integers, such as labels, become `number_features`; floats (B, ..., n) are averaged over the axes in between.
     """
     parts = []
     for value in condition.values():
@@ -66,9 +66,9 @@ class Convolutions(nn.Module):
     """Convolutions, or linear layers for vectors; time and condition are added after the first layer.
 
     Args:
-        x: a few examples, (B, C, ...): their shape is read.
-        condition: theirs.
-        conditional: whether it sees z_t, too.
+        x: a few examples, (B, C, ...), for their shape.
+        condition: the condition of these examples.
+        conditional: whether it also sees z_t.
     """
 
     def __init__(self, x: Tensor, condition: Mapping[str, Tensor], *, conditional: bool) -> None:
@@ -93,7 +93,7 @@ class Convolutions(nn.Module):
         z_t: Tensor | None = None,
         t: Tensor | None = None,
     ) -> Tensor:
-        """The logit (B,) of latents z (B, C, ...) at times s (B,), of the latents z_t that they were made from."""
+        """The logit (B,) of latents z (B, C, ...) at times s (B,), made from the latents z_t."""
         seen = z if z_t is None else torch.cat([z, z_t], 1)
         told = condition_features(condition)
         times = number_features(s[:, None]).to(z.device)
@@ -106,26 +106,28 @@ class Convolutions(nn.Module):
 
 
 def _layer(dimensions: int, channels: int, width: int, stride: int = 1) -> nn.Module:
-    """A 3-wide convolution over so many dimensions, or a linear layer over none."""
+    """A 3-wide convolution over this many dimensions, or a linear layer for none."""
     if dimensions == 0:
         return nn.Linear(channels, width)
     if dimensions not in CONVOLUTIONS:
-        raise UserError(f"a discriminator of convolutions takes data of at most 3 dimensions, got {dimensions}")
+        raise UserError(
+            f"discriminator convolutions supports data of up to 3 dimensions, got {dimensions}: use teacher"
+        )
     return CONVOLUTIONS[dimensions](channels, width, 3, stride, 1)
 
 
 class TeacherFeatures(nn.Module):
-    """The features of the teacher's network at its middle, and a head that makes a logit of each place.
+    """The features of the teacher's network at its middle, and a head that makes a logit at each position.
 
     Args:
-        teacher: whose network it is.
+        teacher: the denoiser whose network is used.
         x: a few examples, (B, C, ...).
-        condition: theirs.
-        conditional: whether it sees z_t, too.
-        trained: whether a copy of the network is trained, too, or the teacher's own is shared and stays as it is.
+        condition: the condition of these examples.
+        conditional: whether it also sees z_t.
+        trained: whether to train a copy of the network, too; otherwise the teacher's own is shared and frozen.
 
     Raises:
-        UserError: it is not known where the middle of this network is.
+        UserError: the middle of this network is unknown.
     """
 
     def __init__(
@@ -133,7 +135,7 @@ class TeacherFeatures(nn.Module):
     ) -> None:
         super().__init__()
         self.own = copy.deepcopy(teacher.network).requires_grad_(True) if trained else None
-        self._teacher = (teacher,)  # hidden, so that it is neither trained nor kept with this module
+        self._teacher = (teacher,)  # hidden, so that it is neither trained nor saved with this module
         with torch.no_grad():
             width = self._features(x, torch.ones(len(x), dtype=torch.float64), condition).shape[-1]
         self.head = nn.Sequential(
@@ -149,14 +151,14 @@ class TeacherFeatures(nn.Module):
         z_t: Tensor | None = None,
         t: Tensor | None = None,
     ) -> Tensor:
-        """The logit (B,) of latents z (B, C, ...) at times s (B,), of the latents z_t at t that they were made from."""
+        """The logit (B,) of latents z (B, C, ...) at times s (B,), made from the latents z_t at t."""
         features = self._features(z, s, condition)
         if z_t is not None and t is not None:
             features = torch.cat([features, self._features(z_t, t, condition)], -1)
         return self.head(features.float()).flatten(1).mean(1)
 
     def _features(self, z: Tensor, s: Tensor, condition: Mapping[str, Tensor]) -> Tensor:
-        """Those of the network's middle, (B, places, channels); times before its first are that one."""
+        """The features of the network's middle, (B, places, channels); times before its first are raised to it."""
         (teacher,) = self._teacher
         denoiser = teacher if self.own is None else teacher.with_network(self.own)
         with untrained(denoiser.network) if self.own is None else nullcontext():
@@ -164,7 +166,7 @@ class TeacherFeatures(nn.Module):
 
 
 def middle_features(denoiser: Denoiser, z: Tensor, t: Tensor, condition: Mapping[str, Any]) -> Tensor:
-    """What the middle of a denoiser's network makes of latents (B, C, ...) at times (B,): (B, places, channels)."""
+    """The output of the middle of a denoiser's network for latents (B, C, ...) at times (B,): (B, places, channels)."""
     module = _middle(denoiser.network)
     seen: list[Tensor] = []
 
@@ -188,8 +190,8 @@ class _Reached(Exception):
 
 
 def _middle(network: nn.Module) -> nn.Module:
-    """The module in the middle of a network of diffusers; a UserError where that is not known."""
-    unwrapped = getattr(network, "get_base_model", None)  # of a network with adapters
+    """The module in the middle of a diffusers network. Raise a UserError where that is unknown."""
+    unwrapped = getattr(network, "get_base_model", None)  # a network with adapters
     base = unwrapped() if unwrapped else network
     if isinstance(middle := getattr(base, "mid_block", None), nn.Module):
         return middle
@@ -197,6 +199,6 @@ def _middle(network: nn.Module) -> nn.Module:
         if isinstance(blocks := getattr(base, name, None), nn.ModuleList) and len(blocks):
             return blocks[len(blocks) // 2]
     raise UserError(
-        f"the middle of a {type(base).__name__} is not known: use the discriminator convolutions, or give the network "
-        "a mid_block"
+        f"discriminator teacher requires a network whose middle is known, got a {type(base).__name__}: use "
+        "discriminator convolutions, or give the network a mid_block"
     )

@@ -1,14 +1,14 @@
-r"""Guidance: what a student learns of it, and what a teacher's sampler does, as denoisers around a denoiser.
+r"""Guidance: what a student learns of it, and wrappers for what a teacher's sampler does.
 
 Classifier-free guidance (Ho & Salimans 2022, arXiv 2207.12598) mixes two predictions,
 
     xh = xh(z, t, uncond) + g (xh(z, t, c) - xh(z, t, uncond)),    c a class or a caption
 
-The weights 1 - g and g have sum 1 and xh is affine in eps, so to mix predictions of eps, as stock samplers do, is the
-same. A student is distilled for one scale (`Fixed`), or takes any of a range as an input (`Input`), as in stage one of
-Meng et al. 2023 (arXiv 2210.03142).
+The weights 1 - g and g sum to 1 and xh is affine in eps, so mixing predictions of eps, as stock samplers do, gives the
+same. A student is distilled for one scale (`Fixed`), or gets an input for a range of scales (`Input`), as in stage one
+of Meng et al. 2023 (arXiv 2210.03142).
 
-Some pipelines then give the network's output F the norm of the conditional one, over the last axis,
+Some pipelines then rescale the network's output F to the norm of the conditional one, over the last axis,
 
     F = F_mix |F_c| / |F_mix|,    F_mix = F_u + g (F_c - F_u)
 """
@@ -32,7 +32,7 @@ from progdist.diffusion.schedule import Schedule
 
 @dataclass(frozen=True)
 class Fixed:
-    """One guidance scale, distilled into a student, which takes none."""
+    """One guidance scale, distilled into a student without an input for it."""
 
     scale: float
 
@@ -40,7 +40,7 @@ class Fixed:
         _check(self.scale)
 
     def to_json(self) -> float:
-        """As model folders record it."""
+        """The form in which model folders record it."""
         return self.scale
 
     def __str__(self) -> str:
@@ -49,7 +49,7 @@ class Fixed:
 
 @dataclass(frozen=True)
 class Input:
-    """A range of guidance scales that a network takes as an input; low = high for a network that takes only one."""
+    """A range of guidance scales that a network takes as an input; low = high for a network with only one."""
 
     low: float
     high: float
@@ -58,24 +58,24 @@ class Input:
         _check(self.low, self.high)
 
     def draw(self, generator: torch.Generator) -> Tensor:
-        """A scale, float64 (): the lowest for one example in five, else one of uniform logarithm."""
+        """A scale, float64 (): the lowest for one example in five, else one with a uniform logarithm."""
         low, high = math.log(self.low), math.log(self.high)
         scale = torch.empty((), dtype=torch.float64)
         return scale.uniform_(low - (high - low) / 4, high, generator=generator).clamp_(min=low).exp_()
 
     def nearest(self, scale: float) -> float:
-        """The scale of the range that is nearest to another one."""
+        """The scale of the range nearest to the given one."""
         return min(max(scale, self.low), self.high)
 
     def __contains__(self, scale: float) -> bool:
         return self.low <= scale <= self.high
 
     def edges(self, count: int = 4) -> list[float]:
-        """The edges of `count` intervals of the range, of one ratio each."""
+        """The edges of `count` intervals of the range, in equal ratios."""
         return [self.low * (self.high / self.low) ** (number / count) for number in range(count + 1)]
 
     def to_json(self) -> list[float]:
-        """As model folders record it."""
+        """The form in which model folders record it."""
         return [self.low, self.high]
 
     def __str__(self) -> str:
@@ -86,7 +86,7 @@ Guidance = Fixed | Input
 
 
 def as_guidance(value: Guidance | float | Sequence[float] | None) -> Guidance | None:
-    """A guidance from a positive number, a pair (low, high), or from itself; None for none; else a UserError."""
+    """Make a guidance from a positive number, a pair (low, high), a guidance or None. Raise a UserError for others."""
     if value is None or isinstance(value, Fixed | Input):
         return value
     if isinstance(value, Real) and not isinstance(value, bool):
@@ -97,10 +97,10 @@ def as_guidance(value: Guidance | float | Sequence[float] | None) -> Guidance | 
 
 
 def requested_guidance(value: Guidance | float | Sequence[float] | None) -> Guidance | None:
-    """As `as_guidance`, of what a person asks for: a UserError for a range of one scale."""
+    """Like `as_guidance`, for a user's request: raise a UserError for a range of one scale."""
     guidance = as_guidance(value)
     if isinstance(guidance, Input) and guidance.low == guidance.high:
-        raise UserError(f"guidance {guidance.to_json()} is no range: give the lowest scale, then the highest")
+        raise UserError(f"guidance {guidance.to_json()} is not a range: give the lowest scale, then the highest")
     return guidance
 
 
@@ -112,13 +112,13 @@ def _check(*scales: float) -> None:
 
 @dataclass(frozen=True)
 class _Wrapper:
-    """A denoiser around another one, of its schedule."""
+    """A wrapper around a denoiser, with the same schedule."""
 
     denoiser: DenoiserProtocol
 
     @property
     def schedule(self) -> Schedule:
-        """The denoiser's."""
+        """The denoiser's schedule."""
         return self.denoiser.schedule
 
 
@@ -127,10 +127,10 @@ class Guided(_Wrapper):
     """Classifier-free guidance.
 
     Args:
-        denoiser: conditional.
-        unconditional: what takes the place of some of the condition, each (1, ...): a label or embeddings.
+        denoiser: a conditional denoiser.
+        unconditional: replaces part of the condition, each (1, ...): a label or embeddings.
         scale: g for all; None where every example brings its own as the condition `guidance`. 1 is no guidance.
-        normalized: whether the network's output keeps the norm of the conditional one; the denoiser is a `Denoiser`.
+        normalized: whether the network's output keeps the norm of the conditional one; requires a `Denoiser`.
     """
 
     unconditional: Mapping[str, Tensor]
@@ -146,7 +146,7 @@ class Guided(_Wrapper):
         return self._with_norm_of(cond, mixed, z, t) if self.normalized else mixed
 
     def _with_norm_of(self, cond: Tensor, mixed: Tensor, z: Tensor, t: Tensor) -> Tensor:
-        """The mixture whose output of the network has the norm of the conditional one, over the last axis."""
+        """The mixture, with the network's output rescaled to the norm of the conditional one over the last axis."""
         output = cast(Denoiser, self.denoiser).parameterization
         alpha, sigma = self.schedule.scales(t.double())
         a, s = per_example(alpha, z), per_example(sigma, z)
@@ -158,7 +158,7 @@ class Guided(_Wrapper):
 def of_one_shape(
     rows: Mapping[str, Tensor], condition: Mapping[str, Tensor]
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Single rows (1, ...) for every example of a condition, and the condition; the shorter are filled with zeros."""
+    """Single rows (1, ...) for every example of a condition, and the condition; shorter ones are padded with zeros."""
     single, batch = dict[str, Tensor](), dict(condition)
     for name, row in rows.items():
         row = row.to(condition[name])
@@ -169,27 +169,27 @@ def of_one_shape(
 
 
 def filled(x: Tensor, sides: Sequence[int]) -> Tensor:
-    """x (B, ...) with zeros behind its values, (B, *sides)."""
+    """x (B, ...) padded with zeros at the end, (B, *sides)."""
     missing = [side - length for side, length in zip(sides, x.shape[1:], strict=True)]
     return x if not any(missing) else pad(x, [each for side in reversed(missing) for each in (0, side)])
 
 
 @dataclass(frozen=True)
 class Clipped(_Wrapper):
-    """A denoiser whose predictions are kept within [-bound, bound], as many image samplers do."""
+    """A denoiser with predictions clipped to [-bound, bound], as in many image samplers."""
 
     bound: float = 1.0
 
     def __call__(self, z: Tensor, t: Tensor, **condition: Tensor) -> Tensor:
-        """The prediction within [-bound, bound]."""
+        """The prediction, clipped to [-bound, bound]."""
         return self.denoiser(z, t, **condition).clamp(-self.bound, self.bound)
 
 
-LEAST_SNR = 1e-6  # at t = 1, below which the error of a prediction of eps grows a thousandfold and more
+LEAST_SNR = 1e-6  # below it an error in eps grows a thousandfold or more in x
 
 
 def unclipped_warning(denoiser: Denoiser) -> str | None:
-    """What to be aware of where a denoiser's x is eps's over a tiny alpha; None elsewhere.
+    """The warning about a denoiser that divides its eps by a tiny alpha; None for others.
 
     xh - x = (sigma / alpha) (eps - eps_h)
     """
@@ -197,8 +197,8 @@ def unclipped_warning(denoiser: Denoiser) -> str | None:
     if not isinstance(denoiser.parameterization, Eps) or rho**2 >= LEAST_SNR:
         return None
     return (
-        f"this model predicts eps on a schedule that ends at a signal-to-noise ratio of {rho**2:.1g}, where x errs by "
-        f"{1 / rho:,.0f} times the error of eps: give clip=True if its own sampler keeps images within [-1, 1]"
+        f"this model predicts eps on a schedule that ends at a signal-to-noise ratio of {rho**2:.1g}, where an error "
+        f"in x is {1 / rho:,.0f} times that in eps: pass clip=True if its own sampler clips images to [-1, 1]"
     )
 
 
@@ -215,7 +215,7 @@ class Thresholded(_Wrapper):
     max_value: float
 
     def __call__(self, z: Tensor, t: Tensor, **condition: Tensor) -> Tensor:
-        """The prediction within [-1, 1]."""
+        """The prediction, within [-1, 1]."""
         x = self.denoiser(z, t, **condition)
         s = x.flatten(1).abs().float().quantile(self.ratio, dim=1).clamp(1, max(1.0, self.max_value))
         s = per_example(s, x)

@@ -11,9 +11,9 @@ With rho = alpha / sigma and both sides times sigma_k the weights are
 
     w_j = sigma_k (rho_{j+1} - rho_j) / (alpha_k - sigma_k rho_0)
 
-for j < k - 1, and the last is 1 less the others. A sampler's last step returns the denoised data, so s = 0 stands for
-(alpha, sigma) = (1, 0): the last prediction takes all the weight and no case is special. The student is trained at
-t = 1/N, ..., 1 only, and becomes the next teacher.
+for j < k - 1, and the last is 1 minus the others. A sampler's last step returns the denoised data, so s = 0 stands for
+(alpha, sigma) = (1, 0): the last prediction takes all the weight, without a special case. The student is trained only
+at t = 1/N, ..., 1, and becomes the next teacher.
 """
 
 import torch
@@ -27,16 +27,16 @@ from progdist.methods.method import Method
 
 
 def substep_times(t: Tensor, s: Tensor, substeps: int) -> Tensor:
-    """t = t_0 > t_1 > ... > t_k = s evenly spaced: (k + 1, *t.shape) in float64."""
+    """t = t_0 > t_1 > ... > t_k = s, evenly spaced: (k + 1, *t.shape) in float64."""
     part = torch.arange(substeps + 1, dtype=torch.float64, device=t.device) / substeps
     part = part.reshape(-1, *(1,) * t.ndim)
     return t.double() * (1 - part) + s.double() * part
 
 
 def substep_weights(alpha: Tensor, sigma: Tensor) -> Tensor:
-    """The weights w_j of the k predictions between k + 1 noise levels, (k, B) in float64: nonnegative, of sum 1.
+    """The weights w_j of the k predictions between k + 1 noise levels, (k, B) in float64: nonnegative, with sum 1.
 
-    Alpha of each level rises and sigma falls, (k + 1, B) in float64; the last sigma may be 0.
+    Over the levels alpha rises and sigma falls, (k + 1, B) in float64; the last sigma may be 0.
     """
     rho = alpha[:-1] / sigma[:-1]
     early = sigma[-1] * rho.diff(dim=0) / (alpha[-1] - sigma[-1] * rho[0])
@@ -47,18 +47,18 @@ def substep_weights(alpha: Tensor, sigma: Tensor) -> Tensor:
 def distillation_target(
     teacher: DenoiserProtocol, z: Tensor, t: Tensor, s: Tensor, *, substeps: int = 2, **condition: Tensor
 ) -> Tensor:
-    """The prediction with which one DDIM step from t to s lands where `substeps` steps of the teacher land.
+    """The prediction for which one DDIM step from t to s lands where `substeps` steps of the teacher land.
 
     Args:
         teacher: a denoiser.
         z: latents at time t, (B, ...).
         t: start, float64 (B,) or ().
-        s: end, below t, float64, of t's shape; 0 for clean data.
+        s: end, below t, float64, with t's shape; 0 for clean data.
         substeps: k, at least 1.
-        condition: passed on to the teacher.
+        condition: passed to the teacher.
 
     Returns:
-        x_target, of the shape and precision of z.
+        x_target, with the shape and precision of z.
     """
     check_denoiser(teacher)
     return target_along(teacher, z, substep_times(t, s, substeps), **condition)
@@ -66,9 +66,9 @@ def distillation_target(
 
 @torch.no_grad()
 def target_along(teacher: DenoiserProtocol, z: Tensor, times: Tensor, **condition: Tensor) -> Tensor:
-    """`distillation_target` of teacher steps through times t_0 to t_k, falling, float64 (k + 1, B) or (k + 1,).
+    """`distillation_target` for teacher steps through times t_0 to t_k, falling, float64 (k + 1, B) or (k + 1,).
 
-    The first ones may be equal, a step between equal times being none, and the last is below the one before it.
+    The first times may be equal, which makes no step; the last is below the one before it.
     """
     alpha, sigma = alpha_sigma(teacher.schedule, times)
     c_z, c_x = ddim_coefficients((alpha[:-1], alpha[1:]), (sigma[:-1], sigma[1:]))
@@ -97,21 +97,21 @@ def distillation_loss(
     """Algorithm 2: the weighted error of the student against the teacher's target, at t = i/N.
 
     Args:
-        student: the one to train, to sample in N = `steps` steps.
-        teacher: frozen, samples in N * substeps steps.
+        student: the denoiser to train, sampled in N = `steps` steps.
+        teacher: the frozen teacher, sampled in N * substeps steps.
         x: data (B, ...).
         eps: standard normal noise (B, ...).
         u: uniform in [0, 1), float64 (B,); t = 1 - floor(u N) / N.
         steps: N.
-        substeps: k, teacher steps to one of the student.
+        substeps: k, teacher steps per student step.
         weighting: a name in WEIGHTINGS, or your own function.
-        condition: passed on to both.
+        condition: passed to both.
 
     Returns:
         (B,), one loss per example.
 
     Raises:
-        UserError: student and teacher have other schedules.
+        UserError: student and teacher have different schedules.
     """
     check_same_schedule(student, teacher)
     i = steps - (u.double() * steps).floor()

@@ -3,9 +3,9 @@ r"""Latent models: an autoencoder between images and what the network sees.
     latents = scale (E(image) - shift) / std,    image = D(std latents / scale + shift)
 
 E is the mean of the encoder's distribution (Rombach et al. 2022, arXiv 2112.10752, section 3.3). Scale, shift and std
-are the autoencoder's config's `scaling_factor`, 1 by default; `shift_factor`, or `latents_mean` of each channel, 0 by
-default; and `latents_std` of each channel, 1 by default, as the stock pipelines of SDXL and SD3 use them. The data are
-encoded once, into a cache, and distillation never sees an image.
+come from the autoencoder's config: `scaling_factor`, 1 by default; `shift_factor`, or `latents_mean` per channel, 0 by
+default; and `latents_std` per channel, 1 by default, as in the stock pipelines of SDXL and SD3. The data are encoded
+once, into a cache, and distillation never sees an image.
 """
 
 from dataclasses import dataclass
@@ -23,7 +23,7 @@ BATCH = 64  # images encoded or decoded at a time
 
 @dataclass(frozen=True)
 class Autoencoder:
-    """Images (B, C, H, W) in [-1, 1] to latents (B, c, h, w) and back."""
+    """Encodes images (B, C, H, W) in [-1, 1] to latents (B, c, h, w), and decodes them."""
 
     network: AutoencoderKL | VQModel  # diffusers' autoencoder
     part: str  # its name in a pipeline folder, `vae` or `vqvae`
@@ -34,23 +34,23 @@ class Autoencoder:
         return 2 ** (len(cast(Any, self.network).config["block_out_channels"]) - 1)
 
     def image(self, latent: tuple[int, ...]) -> tuple[int, ...]:
-        """(channels, height, width) of the images of latents of such a shape."""
+        """(channels, height, width) of the images decoded from latents of this shape."""
         _, height, width = latent
         return cast(Any, self.network).config["out_channels"], self.factor * height, self.factor * width
 
     def fingerprint(self) -> str:
-        """What tells it from other autoencoders: its config and its weights."""
+        """Identifies the autoencoder by its config and weights."""
         config = {name: value for name, value in cast(Any, self.network).config.items() if not name.startswith("_")}
         return digest(sorted(config.items()), digest_of_state(self.network.state_dict()))
 
     @property
     def channels(self) -> int:
-        """Of the latents."""
+        """The channels of the latents."""
         return cast(Any, self.network).config["latent_channels"]
 
     @property
     def shifts(self) -> tuple[str, ...]:
-        """The names in its config of what it uses beside a scale."""
+        """The config's names of what it uses besides a scale."""
         config = cast(Any, self.network).config
         return tuple(name for name in ("shift_factor", "latents_mean", "latents_std") if config.get(name))
 
@@ -66,7 +66,7 @@ class Autoencoder:
 
     @torch.no_grad()
     def encode(self, images: Tensor) -> Tensor:
-        """Latents on the CPU of images (N, C, H, W) in [-1, 1]."""
+        """Latents, on the CPU, of images (N, C, H, W) in [-1, 1]."""
         device = next(self.network.parameters()).device
         scale, shift, std = self._numbers(device)
 
@@ -78,7 +78,7 @@ class Autoencoder:
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
-        """Images on the CPU, about [-1, 1], of latents (N, c, h, w)."""
+        """Images, on the CPU, roughly in [-1, 1], of latents (N, c, h, w)."""
         device = next(self.network.parameters()).device
         return torch.cat([self.images(part.to(device)).float().cpu() for part in latents.split(BATCH)]).contiguous()
 

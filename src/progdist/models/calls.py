@@ -1,18 +1,18 @@
-"""How a stock pipeline calls its network: learned from the arguments of two of its calls, and made again for any batch.
+"""How a stock pipeline calls its network: learned from the arguments of two calls, and repeated for any batch.
 
 A call is a tree of arguments, by name, whose leaves say where each comes from:
 
-    Latents     z, as the pipeline hands it over
-    Time        a timestep of the scheduler, by an affine function
+    Latents     z, as the pipeline passes it
+    Time        a timestep of the scheduler, through an affine function
     Guidance    the guidance scale, times a factor
-    Rows        a row for each prompt: embeddings, masks, sizes, or numbers
-    Pieces      a list with a tensor for each prompt, of different lengths
-    Repeated    a list with the same for each example
+    Rows        a row per prompt: embeddings, masks, sizes, or numbers
+    Pieces      a list with a tensor per prompt, of different lengths
+    Repeated    a list with the same value for each example
     Constant    the same for all: rotary embeddings, image ids, None, flags
 
 Two calls with different batch sizes, B and B', are compared: an argument with k B rows in one and k B' in the other
-belongs to the prompts; one that is equal in both is a constant. The output is what the scheduler receives, by one of
-OUTPUTS.
+belongs to the prompts; one that is equal in both is a constant. One of OUTPUTS turns the output into what the
+scheduler receives.
 """
 
 import warnings
@@ -26,12 +26,12 @@ from torch import Tensor, nn
 from progdist._utils.errors import UserError
 from progdist.data.embeddings import padded
 
-LENGTHS = ".lengths"  # how the lengths of pieces are named beside them
+LENGTHS = ".lengths"  # suffix of the name for the lengths of pieces
 
 
 @dataclass(frozen=True)
 class Form:
-    """A form of latents or of an output: how z (B, ...) is made into it, and how it is read back."""
+    """A form of latents or of an output: how to make it from z (B, ...), and how to read it back."""
 
     make: Callable[[Tensor], Any]
     read: Callable[[Any], Tensor]
@@ -44,7 +44,7 @@ LAYOUTS: dict[str, Form] = {
     ),
     "a list of z": Form(lambda z: list(z.unbind(0)), lambda value: torch.stack(value)),
 }
-"""How a network takes latents."""
+"""Forms in which a network takes latents."""
 
 OUTPUTS: dict[str, Form] = {
     "as it is": Form(lambda z: z, lambda output: output),
@@ -67,17 +67,17 @@ OUTPUTS: dict[str, Form] = {
 
 @dataclass(frozen=True)
 class Latents:
-    """z, in one of LAYOUTS, or before the channels of something else that is the same for all, (1, channels, ...)."""
+    """z, in one of LAYOUTS, or followed by further channels that are the same for all, (1, channels, ...)."""
 
     layout: str = "z"
     value: Tensor | None = None
 
     def read(self, value: Any) -> Tensor:  # noqa: ANN401
-        """z of the argument."""
+        """Read z from the argument."""
         return LAYOUTS[self.layout].read(value) if self.value is None else value[:, : -self.value.shape[1]]
 
     def made(self, z: Tensor) -> Any:  # noqa: ANN401
-        """The argument of z."""
+        """Make the argument from z."""
         if self.value is None:
             return LAYOUTS[self.layout].make(z)
         return torch.cat([z, self.value.to(z).expand(len(z), *self.value.shape[1:])], dim=1)
@@ -85,25 +85,25 @@ class Latents:
 
 @dataclass(frozen=True)
 class Time:
-    """slope x timestep + offset, for each example, with further axes of one number of the given lengths."""
+    """slope x timestep + offset, per example, with further axes of the given lengths, filled with it."""
 
     slope: float
     offset: float
-    axes: tuple[int, ...] = ()  # lengths beyond the batch's; a batch of timesteps has none
+    axes: tuple[int, ...] = ()  # lengths after the batch's; a batch of timesteps has none
 
 
 @dataclass(frozen=True)
 class Guidance:
-    """factor x the guidance scale of each example."""
+    """factor x the guidance scale, per example."""
 
     factor: float
 
 
 @dataclass(frozen=True)
 class Rows:
-    """A tensor with `repeat` rows for each prompt, or a list of numbers, one for each.
+    """A tensor with `repeat` rows per prompt, or a list of one number per prompt.
 
-    Some pipelines leave a mask out where it is all ones: `beside` names the rows that it masks.
+    Some pipelines omit a mask that is all ones: `beside` names the rows that it masks.
     """
 
     name: str
@@ -115,7 +115,7 @@ class Rows:
 
 @dataclass(frozen=True)
 class Pieces:
-    """A list with a tensor for each prompt."""
+    """A list with one tensor per prompt."""
 
     name: str
     dtype: torch.dtype
@@ -130,7 +130,7 @@ class Repeated:
 
 @dataclass(frozen=True)
 class Constant:
-    """The same for all."""
+    """The same value for all."""
 
     value: Any
 
@@ -140,13 +140,13 @@ Leaf = Latents | Time | Guidance | Rows | Pieces | Repeated | Constant
 
 @dataclass(frozen=True)
 class Call:
-    """(network, z, timestep, **condition) -> its output in the form of z, as a pipeline calls its network.
+    """(network, z, timestep, **condition) -> its output in the form of z, calling the network as a pipeline does.
 
     Args:
-        arguments: of the network's `forward`, by name: a tree of dictionaries, lists and tuples with a `Leaf` at every
-            end.
+        arguments: the arguments of the network's `forward`, by name: a tree of dictionaries, lists and tuples with a
+            `Leaf` at every end.
         output: one of OUTPUTS.
-        shapes: of one row of what it takes of each prompt, by name, as it was seen.
+        shapes: the observed shapes of one prompt's row of each input, by name.
     """
 
     arguments: Mapping[str, Any]
@@ -155,8 +155,8 @@ class Call:
     _moved: dict[torch.device, Mapping[str, Any]] = field(default_factory=dict, repr=False, compare=False)
 
     def __call__(self, network: nn.Module, z: Tensor, timestep: Tensor, **condition: Tensor) -> Tensor:
-        """What the scheduler would receive for latents z (B, ...) at timesteps (B,) of the scheduler."""
-        with warnings.catch_warnings():  # torch's, that it cannot fuse norms of bf16 with weights in float32
+        """What the scheduler would receive for latents z (B, ...) at its timesteps (B,)."""
+        with warnings.catch_warnings():  # torch warns that it cannot fuse norms of bf16 with weights in float32
             warnings.filterwarnings("ignore", "Mismatch dtype between input and weight", UserWarning)
             output = network(**self.filled(z, timestep, condition))
         return OUTPUTS[self.output].read(returned(output)).to(z.dtype)
@@ -168,7 +168,7 @@ class Call:
         return _map(self._moved[z.device], lambda leaf: _value(leaf, z, timestep, condition))
 
     def rows(self, arguments: Mapping[str, Any]) -> dict[str, Tensor]:
-        """The condition of a batch by name, (B, ...) on the CPU, read from the arguments of a call of it."""
+        """The condition of a batch by name, (B, ...) on the CPU, read from the arguments of its call."""
         found: dict[str, Tensor] = {}
         pairs = list(_pairs(self.arguments, arguments))
         for leaf, value in sorted(pairs, key=lambda pair: pair[1] is None):
@@ -186,12 +186,12 @@ class Call:
         return {name: rows.detach().cpu() for name, rows in found.items()}
 
     def latents(self, arguments: Mapping[str, Any]) -> Tensor:
-        """z of a call's arguments."""
+        """Read z from a call's arguments."""
         pairs = _pairs(self.arguments, arguments)
         return next(leaf.read(value) for leaf, value in pairs if isinstance(leaf, Latents))
 
     def example(self, count: int, device: torch.device) -> dict[str, Tensor]:
-        """A condition of the shapes that were seen, (count, ...): zeros, and whole pieces."""
+        """A condition of the observed shapes, (count, ...): zeros, and pieces of full length."""
         found: dict[str, Tensor] = {}
         for _, leaf in self.leaves():
             match leaf:
@@ -216,12 +216,12 @@ class Call:
         return any(isinstance(leaf, Guidance) for _, leaf in self.leaves())
 
     def stand_in(self, arguments: Mapping[str, Any]) -> Any:  # noqa: ANN401  (whatever the network returns)
-        """An output of the right form for a call's arguments, without the network: what the scheduler receives is z."""
+        """An output of the right form for a call's arguments, without the network: the scheduler receives z."""
         output = OUTPUTS[self.output].make(self.latents(arguments))
         return (output,) if arguments.get("return_dict") is False else _Sample(output)
 
     def describe(self) -> tuple[str, ...]:
-        """What was learned, a line each."""
+        """What was learned, as lines."""
         by_kind: dict[type, list[str]] = {}
         for path, leaf in self.leaves():
             by_kind.setdefault(type(leaf), []).append(_described(path, leaf))
@@ -244,7 +244,7 @@ class _Sample:
 
 
 def returned(output: Any) -> Any:  # noqa: ANN401
-    """What a network returned, out of its tuple or output class: a tensor, or a list of tensors."""
+    """A network's output, taken from its tuple or output class: a tensor, or a list of tensors."""
     return output[0] if isinstance(output, tuple) else getattr(output, "sample", output)
 
 
@@ -266,7 +266,7 @@ def _leaves(tree: Any, path: str = "") -> Iterator[tuple[str, Leaf]]:  # noqa: A
 
 
 def _pairs(tree: Any, value: Any) -> Iterator[tuple[Any, Any]]:  # noqa: ANN401
-    """Every leaf with what stands in its place in the arguments of a call."""
+    """Every leaf with the value in its place in a call's arguments."""
     if isinstance(tree, Mapping):
         for name, part in tree.items():
             yield from _pairs(part, value.get(name))
@@ -291,7 +291,7 @@ def _moved(value: Any, device: torch.device) -> Any:  # noqa: ANN401
 
 
 def _value(leaf: Leaf, z: Tensor, timestep: Tensor, condition: Mapping[str, Tensor]) -> Any:  # noqa: ANN401
-    """What takes a leaf's place in the call of a batch."""
+    """The value of a leaf in the call of a batch."""
     match leaf:
         case Latents():
             return leaf.made(z)
@@ -308,7 +308,7 @@ def _value(leaf: Leaf, z: Tensor, timestep: Tensor, condition: Mapping[str, Tens
             rows = (rows.flatten(0, 1) if repeat > 1 else rows).to(
                 z.device, z.dtype if dtype.is_floating_point else dtype
             )
-            return rows.contiguous()  # some networks take views of them
+            return rows.contiguous()  # some networks use views of them
         case Pieces(name, dtype):
             lengths = _row(condition, name + LENGTHS).long().tolist()
             rows = _row(condition, name).to(z.device, z.dtype if dtype.is_floating_point else dtype)
@@ -322,7 +322,7 @@ def _value(leaf: Leaf, z: Tensor, timestep: Tensor, condition: Mapping[str, Tens
 
 def _row(condition: Mapping[str, Tensor], name: str) -> Tensor:
     if name not in condition:
-        raise UserError(f"the network takes {name}, and the condition has none: give {name}=, a row for each example")
+        raise UserError(f"the network requires {name}, and the condition has none: pass {name}=, a row per example")
     return condition[name]
 
 

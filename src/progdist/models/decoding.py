@@ -1,10 +1,10 @@
-r"""How a watched pipeline decodes: from latents z to what its autoencoder is given, and from an image back to z.
+r"""How a watched pipeline decodes: from latents z to its autoencoder's latents, and from an image back to z.
 
     autoencoder's latents = scale z[place] + shift          image = D(scale z[place] + shift)
     z[place] = (E(image) - shift) / scale                   E the encoder's mean
 
-`place` rearranges the numbers of z (patches put back, frames before channels), and scale and shift are one number for
-each. They are seen where the pipeline decodes z = 0, z = 1 and z = 0, 1, 2, ... and ends as it calls its autoencoder.
+`place` rearranges the numbers of z (patches, or frames before channels), and scale and shift are one number each. They
+are observed while the pipeline decodes z = 0, z = 1 and z = 0, 1, 2, ..., and is stopped as it calls its autoencoder.
 Pipelines that decode otherwise (sounds, several calls, noise) run to their end, and cannot encode.
 """
 
@@ -18,20 +18,21 @@ from torch import Tensor, nn
 from progdist._utils.errors import UserError
 from progdist.models.learning import difference
 
-DIGITS = 4096  # the base in which the numbers of the places are passed: float32 holds them after any scale
-AGREES = 1e-5  # the largest relative difference of what is verified
-PICTURES = 1e-4  # the same of images
+DIGITS = 4096  # the base in which places are passed: float32 holds these digits after any scale
+AGREES = 1e-5  # the largest relative difference accepted in checks
+PICTURES = 1e-4  # the same for images
 
 
 @dataclass(frozen=True)
 class Decoding:
-    """What a pipeline gives its autoencoder for latents z (B, ...).
+    """What a pipeline passes to its autoencoder for latents z (B, ...).
 
     Args:
-        place: of each number in one example of z, int64, in the shape of the autoencoder's latents; None in its order.
+        place: index of each number in one example of z, int64, in the shape of the autoencoder's latents; None for z's
+            order.
         scale: a number for each, in a shape that broadcasts.
         shift: the same.
-        shape: of one example of the autoencoder's latents.
+        shape: the shape of one example of the autoencoder's latents.
     """
 
     place: Tensor | None
@@ -40,12 +41,12 @@ class Decoding:
     shape: tuple[int, ...]
 
     def __call__(self, z: Tensor) -> Tensor:
-        """The autoencoder's latents of z (B, ...)."""
+        """The autoencoder's latents for z (B, ...)."""
         flat = z.flatten(1) if self.place is None else z.flatten(1)[:, self.place.flatten().to(z.device)]
         return flat.unflatten(1, self.shape) * self.scale.to(z) + self.shift.to(z)
 
     def inverse(self, latents: Tensor, shape: tuple[int, ...]) -> Tensor:
-        """z (B, *shape) of the autoencoder's latents (B, ...)."""
+        """z (B, *shape) for the autoencoder's latents (B, ...)."""
         flat = ((latents - self.shift.to(latents)) / self.scale.to(latents)).flatten(1)
         if self.place is not None:
             flat = flat[:, self.place.flatten().argsort().to(latents.device)]
@@ -53,9 +54,9 @@ class Decoding:
 
 
 def learn_decoding(given: Callable[[Tensor], Tensor | None], shape: tuple[int, ...]) -> Decoding | None:
-    """The decoding of z (B, *shape) by a pipeline, of which `given` tells what its autoencoder is called with.
+    """Learn how a pipeline decodes z (B, *shape), from `given`, which returns what its autoencoder is called with.
 
-    None where that is not told, or no rearrangement of z with a scale and a shift.
+    Return None if that is unknown, or not a rearrangement of z with a scale and a shift.
     """
     count = torch.Size(shape).numel()
     numbers = torch.arange(count, dtype=torch.float32).view(1, *shape)
@@ -81,7 +82,7 @@ def learn_decoding(given: Callable[[Tensor], Tensor | None], shape: tuple[int, .
 
 
 def _short(values: Tensor) -> Tensor:
-    """Values along the axes on which they differ, (1, ...) on the others."""
+    """Reduce values to (1, ...) along the axes on which they are constant."""
     for axis in range(values.ndim):
         first = values.narrow(axis, 0, 1)
         if float((values - first).abs().max()) <= AGREES * float(values.abs().max()):
@@ -90,10 +91,10 @@ def _short(values: Tensor) -> Tensor:
 
 
 def encoded(network: nn.Module, images: Tensor, shape: tuple[int, ...]) -> Tensor:
-    """The mean latents (B, *shape) of images (B, C, H, W) by an autoencoder of images, or of videos: of one frame.
+    """The mean latents (B, *shape) of images (B, C, H, W) by an autoencoder of images, or of one-frame videos.
 
     Raises:
-        UserError: they are of another shape.
+        UserError: they have another shape.
     """
     frames = images.unsqueeze(2) if len(shape) == 4 else images
     result: Any = cast(Any, network).encode(frames)
@@ -102,12 +103,12 @@ def encoded(network: nn.Module, images: Tensor, shape: tuple[int, ...]) -> Tenso
     else:
         latents = result.latent if hasattr(result, "latent") else result.latents
     if latents.shape[1:] != shape:
-        raise UserError(f"images become latents of {tuple(latents.shape[1:])}, and the pipeline decodes {shape}")
+        raise UserError(f"images encode to latents {tuple(latents.shape[1:])}, but the pipeline decodes {shape}")
     return latents
 
 
 def decoded(network: nn.Module, latents: Tensor) -> Tensor:
-    """Images (B, C, H, W), about [-1, 1], of an autoencoder's latents (B, ...); of a video its middle frame."""
+    """Images (B, C, H, W), roughly in [-1, 1], of an autoencoder's latents (B, ...); of a video its middle frame."""
     made: Tensor = cast(Any, network).decode(latents, return_dict=False)[0]
     return middle(made) if made.ndim == 5 else made
 

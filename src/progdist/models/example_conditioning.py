@@ -1,4 +1,4 @@
-"""What a network of anyone's is told where its samples are measured: the conditions of the data's own examples."""
+"""Conditions for measuring your own network: those of the data's examples."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -13,19 +13,19 @@ from progdist.models.conditioning import Conditioning, Conditions, Shape
 
 @dataclass(frozen=True)
 class ExampleConditioning(Conditioning):
-    """Of a network whose samples are made under the conditions of examples, which say their shape, too."""
+    """The conditioning of a network sampled under the conditions of examples, which also give its shape."""
 
     examples: ExampleData = field(kw_only=True)
 
     def shape(self, network: nn.Module) -> Shape | None:
-        """That of an example; a UserError for one that is no image."""
+        """The shape of an example. Raise a UserError if it is not an image."""
         if len(self.examples.shape) != 3:
             raise UserError(f"an example is {self.examples.shape}, expected an image (channels, height, width)")
         channels, height, width = self.examples.shape
         return channels, height, width
 
     def drawn(self, count: int, prompts: Sequence[str] = (), shares: Sequence[int] = ()) -> Tensor:
-        """The numbers of examples (count,), in a mixed order, all of them in turn."""
+        """Example numbers (count,), shuffled, all of them in turn."""
         order = torch.randperm(len(self.examples), generator=torch.Generator().manual_seed(0))
         return order[torch.arange(count) % len(order)]
 
@@ -39,10 +39,10 @@ class ExampleConditioning(Conditioning):
 @dataclass(frozen=True)
 class _OfExamples:
     examples: ExampleData
-    scale: float | None = None  # of guidance, where the network takes one
+    scale: float | None = None  # of guidance, if the network takes one
 
     def __call__(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """By name, for the numbers of examples in `labels` (B,), on their device."""
+        """The condition by name, for the example numbers in `labels` (B,), on their device."""
         numbers = batch["labels"]
         rows = self.examples.rows(numbers.tolist())
         told = {name: values.to(numbers.device) for name, values in rows.items() if name != "x"}
@@ -51,5 +51,5 @@ class _OfExamples:
         return told
 
     def at(self, scale: float | None) -> "_OfExamples":
-        """The same at another guidance scale; itself for None."""
+        """The same at another guidance scale; unchanged for None."""
         return self if scale is None else _OfExamples(self.examples, scale)

@@ -1,16 +1,16 @@
-r"""Class-conditional networks that take a guidance scale: a term beside the embedding of the class.
+r"""Class-conditional networks with an input for the guidance scale: a term added to the embedding of the class.
 
     e(c, g) = e(c) + W (gamma(g - 1) - gamma(g_0 - 1)),    W = 0 at first
 
-e(c) is the network's own embedding of the class, which it adds to that of the time, and gamma the sinusoidal embedding
-that stock text-to-image pipelines give a guidance scale (Meng et al. 2023, arXiv 2210.03142, section 3.1),
+e(c) is the network's own embedding of the class, added to that of the time, and gamma is the sinusoidal embedding of a
+guidance scale in stock text-to-image pipelines (Meng et al. 2023, arXiv 2210.03142, section 3.1),
 
     gamma(w) = (sin 1000 w f_k, cos 1000 w f_k),    f_k = 10000^(-k / (D/2 - 1)),    k = 0 ... D/2 - 1
 
-A constant beside e(c) is the same function: it is chosen so that nothing is added at g_0, the default scale. At g_0 the
-network is thus the stock network of the same weights, and with W = 0 it is so at every g.
+A constant added to e(c) does not change what can be learned: it is chosen so that nothing is added at g_0, the default
+scale. At g_0 the network thus equals the stock network with the same weights, and with W = 0 at every g.
 
-A UNet2DModel has one such W; a DiTTransformer2DModel has one in each block, which embeds the class by itself.
+A UNet2DModel has one such W; a DiTTransformer2DModel has one in each block, each with its own class embedding.
 """
 
 import math
@@ -31,12 +31,12 @@ from progdist.methods.guidance import Input
 
 EMBEDDING_DIM = 256  # numbers in the embedding of a guidance scale
 DEFAULT_SCALE = 4.0  # DiTPipeline's default guidance scale
-FILE = Path("guidance") / "model.safetensors"  # where a model's folder holds the weights W
+FILE = Path("guidance") / "model.safetensors"  # the weights W in a model's folder
 Network = TypeVar("Network", bound=nn.Module)
 
 
 class GuidedClasses(nn.Module):
-    """Embeds a class by `classes`, (B,) to (B, width), and a scale of the range `guidance`."""
+    """Embeds a class by `classes`, (B,) to (B, width), and a scale in the range `guidance`."""
 
     def __init__(self, classes: nn.Module, width: int, guidance: Input) -> None:
         super().__init__()
@@ -46,7 +46,7 @@ class GuidedClasses(nn.Module):
         nn.init.zeros_(self.guidance.weight)
 
     def forward(self, condition: Tensor | tuple[Tensor, Tensor]) -> Tensor:
-        """e(c, g) of labels and scales, (B,) each; of labels alone that at the default scale, e(c)."""
+        """e(c, g) of labels and scales, (B,) each; for labels alone e(c), the one at the default scale."""
         if isinstance(condition, Tensor):
             return self.classes(condition)
         labels, scales = condition[0], condition[1].to(condition[0].device, torch.float32)
@@ -63,15 +63,15 @@ def guidance_embedding(guidance: Tensor, dim: int = EMBEDDING_DIM) -> Tensor:
 
 
 def class_guidance(network: nn.Module) -> GuidedClasses | None:
-    """What embeds the guidance scale of a class-conditional network, the first of several; None where it takes none."""
+    """The first guidance embedding of a class-conditional network; None if it takes no scale."""
     return next((each for each in network.modules() if isinstance(each, GuidedClasses)), None)
 
 
 def with_class_guidance(network: Network, guidance: Input) -> Network:
-    """A network that takes a guidance scale of a range, too, and does what it did before; its weights are shared.
+    """Add an input for a range of guidance scales to a network, without changing its output; its weights are shared.
 
     Raises:
-        UserError: it is another network, or embeds its classes in another way than by a table.
+        UserError: the network is of another class, or does not embed its classes by a table.
     """
     student = _shared(network)
     for parent, name in _class_embeddings(student):
@@ -85,7 +85,7 @@ def with_class_guidance(network: Network, guidance: Input) -> Network:
 
 
 def save_class_guidance(network: Network, folder: Path) -> Network:
-    """Write every W to a model's folder, by its place in the network; returns the stock network without them."""
+    """Write every W to a model's folder, by its place in the network; return the stock network without them."""
     weights = {
         name: each.guidance.weight.detach().contiguous()
         for name, each in network.named_modules()
@@ -101,7 +101,7 @@ def save_class_guidance(network: Network, folder: Path) -> Network:
 
 @torch.no_grad()
 def load_class_guidance(network: Network, guidance: Input, folder: Path) -> Network:
-    """The network that `save_class_guidance` took apart; a damaged file raises what torch or safetensors do."""
+    """The network that `save_class_guidance` saved; a damaged file raises errors of torch or safetensors."""
     student, weights = with_class_guidance(network, guidance), read_tensors(folder / FILE)
     check_tensors_finite(weights, folder / FILE)
     places = {name: each for name, each in student.named_modules() if isinstance(each, GuidedClasses)}
@@ -111,22 +111,22 @@ def load_class_guidance(network: Network, guidance: Input, folder: Path) -> Netw
 
 
 def class_arguments(class_labels: Tensor, guidance: Tensor | None = None) -> dict[str, Any]:
-    """The keyword arguments of a network with a guidance scale, of labels and, if not the default one, scales (B,)."""
+    """Keyword arguments of a network with a guidance input, from labels and, unless at the default, scales (B,)."""
     return {"class_labels": class_labels if guidance is None else (class_labels, guidance)}
 
 
 def _class_embeddings(network: nn.Module) -> list[tuple[nn.Module, str]]:
-    """Where a network embeds its classes: a module, and the name of a child."""
+    """Where a network embeds its classes: modules, each with the name of its child."""
     if isinstance(network, UNet2DModel):
         return [(network, "class_embedding")]
     if isinstance(network, DiTTransformer2DModel):
         return [(cast(Any, block).norm1.emb, "class_embedder") for block in network.transformer_blocks]
     raise UserError(
-        f"a range of guidance is for UNet2DModel and DiTTransformer2DModel, not {type(network).__name__}: give a "
+        f"a range of guidance requires a UNet2DModel or DiTTransformer2DModel, got a {type(network).__name__}: give a "
         "single scale"
     )
 
 
 def _shared(network: Network) -> Network:
-    """A copy of the modules around the same weights."""
+    """A copy of the modules that shares the same weights."""
     return deepcopy(network, {id(weight): weight for weight in network.parameters()})

@@ -22,17 +22,17 @@ from progdist.models.calls import (
 )
 from progdist.models.watching import Step
 
-CLOSE = 1e-5  # of the largest number, within which two tensors are the same
+CLOSE = 1e-5  # relative to the largest number: the largest difference between tensors that count as equal
 
 
 def learn_call(steps: Sequence[Step], other: Mapping[str, Any], prompts: int, others: int) -> Call:
-    """The call of a run of several steps, and of the first call's arguments of one with another number of prompts.
+    """Learn the call from several steps of one run, and the first call of another with a different number of prompts.
 
     Raises:
-        UserError: the latents, the time or the output cannot be told, or anything else changes from step to step.
+        UserError: the latents, the time or the output cannot be identified, or anything else changes between steps.
     """
     if odd := [len(step.calls) for step in steps if len(step.calls) != 1]:
-        raise UserError(f"it calls its network {odd[0]} times in a step without guidance, expected once")
+        raise UserError(f"it calls its network {odd[0]} times per step without guidance, expected once")
     first = steps[0].calls[0].arguments
     z_path, latents = _find_latents(steps)
     time_path, time = _find_time(steps, z_path)
@@ -42,7 +42,7 @@ def learn_call(steps: Sequence[Step], other: Mapping[str, Any], prompts: int, ot
 
 
 def _with_masks(arguments: Mapping[str, Any], calls: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """The arguments whose masks know the rows that they mask, so that one that is left out is known, too."""
+    """The arguments, with masks linked to the rows that they mask, so that an omitted mask is known, too."""
     call = next((call for call in calls if all(_at(call, name) is not None for name in arguments)), calls[0])
     shapes = {name: value.shape for name, value in call.items() if isinstance(value, Tensor)}
     changed = dict(arguments)
@@ -75,7 +75,7 @@ def difference(value: Tensor, other: Tensor) -> float:
 
 
 def values(tree: Any, path: str = "") -> Iterator[tuple[str, Any]]:  # noqa: ANN401
-    """Every value of the arguments of a call, with its path; lists of tensors also as a whole."""
+    """Every value in a call's arguments, with its path; lists of tensors also as a whole."""
     if isinstance(tree, Mapping):
         for name, part in tree.items():
             yield from values(part, f"{path}.{name}" if path else str(name))
@@ -97,14 +97,14 @@ def _find_latents(steps: Sequence[Step]) -> tuple[str, Latents]:
         shapes = _shapes(steps[0].calls[0].arguments)
         what = f"{len(found)} times" if found else "nowhere"
         raise UserError(
-            f"the scheduler's latents {tuple(steps[0].sample.shape)} are found {what} in the call of the network "
+            f"the scheduler's latents {tuple(steps[0].sample.shape)} occur {what} in the call of the network "
             f"({shapes}), expected once: a network that takes more than latents cannot be distilled"
         )
     return found[0]
 
 
 def _first_channels(value: Any, sample: Tensor) -> Latents | None:  # noqa: ANN401
-    """The latents as the first channels of an argument, whose others are the same for all examples."""
+    """The latents as the first channels of an argument, whose other channels are the same for all examples."""
     channels = sample.shape[1] if sample.ndim > 1 else 0
     if not isinstance(value, Tensor) or value.ndim != sample.ndim or value.ndim < 2 or value.shape[1] <= channels:
         return None
@@ -113,7 +113,7 @@ def _first_channels(value: Any, sample: Tensor) -> Latents | None:  # noqa: ANN4
 
 
 def _is_z(value: Any, latents: Latents, step: Step) -> bool:  # noqa: ANN401
-    """Whether an argument is the scheduler's sample, as it is or scaled as by `scale_model_input`."""
+    """Whether an argument is the scheduler's sample, unchanged or scaled by `scale_model_input`."""
     try:
         if latents.value is not None and not same(value[:1, step.sample.shape[1] :], latents.value):
             return False
@@ -138,7 +138,7 @@ def _find_time(steps: Sequence[Step], z_path: str) -> tuple[str, Time]:
     }
     if len(changing) != 1:
         names = ", ".join(changing) or "nothing"
-        raise UserError(f"its network is given another {names} from step to step, expected only another time")
+        raise UserError(f"its network's arguments {names} change from step to step, expected only the time to change")
     ((path, value),) = changing.items()
     seen = [_numbers(_at(call, path)) for call in calls]
     if any(not bool((each == each[0]).all()) for each in seen):
@@ -149,13 +149,13 @@ def _find_time(steps: Sequence[Step], z_path: str) -> tuple[str, Time]:
     slope, offset = _rounded(slope), _rounded(offset, largest=max(map(abs, times)))
     apart = max(abs(slope * t + offset - seen) for t, seen in zip(timesteps, times, strict=True))
     if apart > 1e-3 * max(map(abs, times)):
-        raise UserError(f"{path} is no affine function of the scheduler's timestep ({timesteps} gave {times})")
+        raise UserError(f"{path} is not an affine function of the scheduler's timestep ({timesteps} gave {times})")
     axes = tuple(value.shape[1:]) if isinstance(value, Tensor) else ()
     return path, Time(slope, offset, axes)
 
 
 def _rounded(number: float, largest: float = 0.0) -> float:
-    """A number without the rounding of float32; 0 where that is all it is."""
+    """Remove float32 rounding from a number; 0 if it is nothing but rounding."""
     return 0.0 if abs(number) < 1e-6 * largest else float(f"{number:.5g}")
 
 
@@ -170,8 +170,8 @@ def _find_output(steps: Sequence[Step]) -> str:
     output = returned(steps[0].calls[0].output)
     shape = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
     raise UserError(
-        f"its network's output ({shape}) becomes {tuple(steps[0].model_output.shape)} for the scheduler in a way that "
-        "is not known: expected as it is, negated, or its first channels"
+        f"its network's output ({shape}) becomes {tuple(steps[0].model_output.shape)} for the scheduler in an unknown "
+        "way, expected the output itself, negated, or its first channels"
     )
 
 
@@ -190,7 +190,7 @@ def _template(
     path: str,
     known: Mapping[str, Any],
 ) -> Any:  # noqa: ANN401
-    """The leaves of a value of one call, beside the same of a call with another number of prompts."""
+    """The leaves of a value of one call, compared with a call for another number of prompts."""
     if path in known:
         return known[path]
     if isinstance(value, Mapping):
@@ -239,12 +239,12 @@ def _of_lists(
         parts = [_template(part, each, counts, f"{path}.{number}", known) for number, (part, each) in pairs]
         return tuple(parts) if isinstance(value, tuple) else parts
     raise UserError(
-        f"{path} holds {len(value)} for {counts[0]} prompts and {len(other)} for {counts[1]}, expected one for each"
+        f"{path} has {len(value)} items for {counts[0]} prompts and {len(other)} for {counts[1]}, expected one each"
     )
 
 
 def _at(tree: Any, path: str) -> Any:  # noqa: ANN401
-    """The value at a path; None where there is none."""
+    """The value at a path; None if there is none."""
     for name in path.split("."):
         if isinstance(tree, Mapping):
             tree = tree.get(name)
@@ -256,6 +256,6 @@ def _at(tree: Any, path: str) -> Any:  # noqa: ANN401
 
 
 def _shapes(arguments: Mapping[str, Any]) -> str:
-    """The tensors among a call's arguments, for people."""
+    """The tensors in a call's arguments, for users."""
     found = [f"{path} {tuple(value.shape)}" for path, value in values(arguments) if isinstance(value, Tensor)]
     return ", ".join(found)[:300]

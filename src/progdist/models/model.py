@@ -1,4 +1,4 @@
-"""A model: a denoiser with what its folder says of it."""
+"""A model: a denoiser with the content of its folder's record."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from progdist._utils.errors import UserError
-from progdist._utils.names import Precision
+from progdist._utils.names import Bits, Precision
 from progdist.compute.placement import at_work
 from progdist.diffusion.denoiser import Denoiser
 from progdist.methods.guidance import Guidance
@@ -20,7 +20,7 @@ from progdist.models.pipeline_autoencoder import PipelineAutoencoder
 
 
 class LatentDenoiser(Denoiser):
-    """A denoiser of latents with the autoencoder that decodes them, and what the network is told of each example."""
+    """A denoiser of latents, with the autoencoder that decodes them and the network's conditioning."""
 
     def __init__(
         self, denoiser: Denoiser, autoencoder: Autoencoder | PipelineAutoencoder, conditioning: Conditioning
@@ -30,7 +30,7 @@ class LatentDenoiser(Denoiser):
 
 
 def conditioning_of(denoiser: Denoiser) -> Conditioning:
-    """What a denoiser's network is told: what its `conditioning` says, if that is of as many classes, or a label."""
+    """The conditioning of a denoiser's network: its `conditioning` if that has as many classes, or a label."""
     known, count = getattr(denoiser, "conditioning", UNCONDITIONAL), class_count(denoiser.network)
     if known.takes_prompts or len(known.classes) == count:
         return known
@@ -41,36 +41,50 @@ def conditioning_of(denoiser: Denoiser) -> Conditioning:
 class LoraWeights:
     """A student as LoRA adapters for the stock pipeline that it was distilled from."""
 
-    base: str  # the pipeline that they are for, as it was named: a folder, or hub:OWNER/NAME
-    weights: Mapping[str, Tensor] = field(default_factory=dict)  # A and B by their names in peft; none before training
+    base: str  # the pipeline that they are for, as given: a folder, or hub:OWNER/NAME
+    weights: Mapping[str, Tensor] = field(default_factory=dict)  # A and B by their names in peft; empty before training
+    base_bits: Bits | None = None  # bits of the base they were trained on; None for the full base
 
     @property
     def rank(self) -> int:
-        """Of the adapters, the rows of any A."""
+        """The rank of the adapters, the rows of any A."""
         return next(len(tensor) for name, tensor in self.weights.items() if "lora_A" in name)
 
 
 @dataclass(frozen=True)
+class Base:
+    """The stock pipeline that a model was distilled from, as its card names it."""
+
+    name: str  # hub:OWNER/NAME, or the name of its folder or file
+    licence: Mapping[str, str] = field(default_factory=dict)  # license, license_name, license_link of its model card
+
+    @property
+    def repository(self) -> str | None:
+        """OWNER/NAME on the Hugging Face hub; None if that is not known."""
+        return self.name.removeprefix("hub:") if self.name.startswith("hub:") else None
+
+
+@dataclass(frozen=True)
 class Model:
-    """A denoiser with what its folder says of it."""
+    """A denoiser with the content of its folder's record."""
 
     denoiser: Denoiser  # ready to sample
     steps: Sequence[int] = ()  # the step counts it was trained for; empty for a model of any step count
     lineage: Sequence[int] = ()  # the step counts of its ancestors, teacher first
-    conditioning: Conditioning = UNCONDITIONAL  # what the network is told of each example
+    conditioning: Conditioning = UNCONDITIONAL  # what the network takes per example
     data: str = ""  # the source of its training images
     training: Mapping[str, Any] = field(default_factory=dict)  # numbers of its training, for the record
-    autoencoder: Autoencoder | PipelineAutoencoder | None = (
-        None  # of a latent model; None where the network sees images
-    )
-    lora: LoraWeights | None = None  # what makes it of a stock pipeline, as LoRA adapters; None where it is none
-    fused: Sequence[str] = ()  # LoRA files that were fused into its first teacher, FILE:weight
-    method: str = "progressive"  # what it learned as a student, by its name in METHODS; another of your own
+    autoencoder: Autoencoder | PipelineAutoencoder | None = None  # for latents; None if the network sees images
+    lora: LoraWeights | None = None  # LoRA adapters that make it from a stock pipeline; None if it has none
+    fused: Sequence[str] = ()  # LoRA files fused into its first teacher, FILE:weight
+    method: str = "progressive"  # how it was distilled, by name in METHODS, or your own
+    base: Base | None = None  # the stock pipeline of its first teacher; None if that was trained here
 
     @property
     def history(self) -> dict[str, Any]:
-        """What is known of its making."""
-        return {name: getattr(self, name) for name in ("steps", "lineage", "data", "training", "method", "fused")}
+        """What is known about its making."""
+        names = ("steps", "lineage", "data", "training", "method", "fused", "base")
+        return {name: getattr(self, name) for name in names}
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -79,17 +93,17 @@ class Model:
 
     @property
     def labels(self) -> tuple[int, ...]:
-        """The labels that mean a class; empty if unconditional."""
+        """The labels of actual classes; empty if unconditional."""
         return self.conditioning.labels
 
     @property
     def shape(self) -> Shape:
-        """(channels, height, width) of what the network sees, images or latents; a UserError if not in its config."""
+        """(channels, height, width) of the network's input. Raise a UserError if its config does not give it."""
         shape = self.conditioning.shape(self.denoiser.network)
         if shape is None:
             network_class = type(self.denoiser.network).__name__
             raise UserError(
-                f"this {network_class} does not tell the shape of its data: set sample_size in its config.json"
+                f"this {network_class} does not give the shape of its data: set sample_size in its config.json"
             )
         return shape
 
@@ -100,7 +114,7 @@ class Model:
 
     @property
     def guidance(self) -> Guidance | None:
-        """The guidance it has learned: the range of scales that it takes, a fixed one (of prompts), or None."""
+        """Its guidance: the range of its input, a fixed scale (of prompts), or None."""
         return self.conditioning.guidance(self.denoiser.network)
 
     @property
@@ -114,20 +128,20 @@ class Model:
         return self.conditioning.accepts_guidance(self.denoiser.network)
 
     def scale(self, requested: float | None) -> float | None:
-        """The guidance scale that it is sampled at: the requested one, or its default; None where it takes none."""
+        """The guidance scale to sample it at: the requested one, or its default; None if it takes none."""
         default = self.conditioning.default_scale(self.denoiser.network)
         if default is not None:
             return default if requested is None else requested
         if requested is not None:
-            what = "has no guidance input" if self.guidance is None else f"was distilled for {self.guidance} alone"
-            raise UserError(f"guidance {requested:g} has no effect: this model {what}")
+            what = "has no guidance input" if self.guidance is None else f"was distilled for {self.guidance} only"
+            raise UserError(f"guidance {requested:g} has no effect: this model {what}; remove it")
         return None
 
     def conditions(self, guidance: float | None = None, prompts: Sequence[str] = ()) -> Conditions:
-        """What its network is told of classes, or of prompts, at a guidance scale; None for its default.
+        """The conditions of its network for classes or prompts, at a guidance scale; None for its default.
 
         Raises:
-            UserError: a scale for a model that takes none, or prompts for one without, or none for one of prompts.
+            UserError: a scale or prompts are given to a model that takes none, or no prompts to one that needs them.
         """
         scale = self.scale(guidance)
         image = self.image if self.conditioning.takes_sizes else None
@@ -135,7 +149,7 @@ class Model:
 
     @contextmanager
     def at_work(self, device: torch.device, precision: Precision = "float32") -> Iterator[None]:
-        """Itself on a device meanwhile, its network held in the precision in which it is autocast."""
+        """Move it to a device inside the context, with its network held in the precision of its autocast."""
         with ExitStack() as stack:
             stack.enter_context(at_work(self.denoiser, device, precision))
             if self.autoencoder:
@@ -143,7 +157,7 @@ class Model:
             yield
 
     def to(self, device: torch.device) -> "Model":
-        """Itself, moved to a device."""
+        """Move it to a device."""
         self.denoiser.to(device)
         if self.autoencoder:
             self.autoencoder.network.to(device)  # pyright: ignore[reportArgumentType]

@@ -1,13 +1,13 @@
-r"""Diffusers' networks, as far as they can be distilled: what their data and conditions are, and how they are called.
+r"""diffusers' networks that can be distilled: their data, their conditions, and how they are called.
 
-UNet2DModel                 z (B, C, H, W) and the timestep, or of a score-based one its level of noise; a class, if it
+UNet2DModel                 z (B, C, H, W) and the timestep, or for a score-based one its noise level; a class, if it
                             has classes
 DiTTransformer2DModel       z, the timestep and a class
 UNet2DConditionModel        z, the timestep, and embeddings of a prompt, for SDXL a pooled one and the image's size, too
 
-A condition is a tensor by name with a row for each example: `class_labels`, `encoder_hidden_states` and the like, and
-`guidance`, the scales of a network that takes one. The networks of other pipelines are called as these are seen to call
-them (see `progdist.models.calls`).
+A condition is a tensor by name with one row per example: `class_labels`, `encoder_hidden_states` and the like, and
+`guidance`, the scales of a network that takes one. Networks of other pipelines are called as the pipelines are observed
+to call them (see `progdist.models.calls`).
 """
 
 import inspect
@@ -37,7 +37,7 @@ from progdist.models.guidance_input import with_class_guidance as _with_class_gu
 Network = TypeVar("Network", bound=nn.Module)
 Config = Mapping[str, Any]
 Shapes = dict[str, tuple[int, ...]]
-CLIP_TOKENS = 77  # of a prompt, as CLIP's text encoders take it
+CLIP_TOKENS = 77  # tokens per prompt of CLIP's text encoders
 
 
 @dataclass(frozen=True)
@@ -45,17 +45,17 @@ class NetworkKind:
     """One class of diffusers' networks."""
 
     network: type[ModelMixin]  # the class
-    part: Literal["unet", "transformer"]  # where it lies in a pipeline's folder
-    prompt: Callable[[Config], Shapes] | None = None  # the shapes of what it takes of one prompt; None for no prompts
-    classes: Callable[[Config], int] = lambda config: 0  # how many, the one for none included
+    part: Literal["unet", "transformer"]  # its part in a pipeline's folder
+    prompt: Callable[[Config], Shapes] | None = None  # the shapes of its inputs for one prompt; None for no prompts
+    classes: Callable[[Config], int] = lambda config: 0  # how many, including the null class
     takes_guidance: Callable[[Config], bool] = lambda config: False  # (config) -> whether it takes a guidance scale
     accepts_guidance: bool = False  # whether an input for the scale can be added, which its stock pipeline then fills
-    # (config) -> the fields by which it takes more than that, as they read in the config
+    # (config) -> the fields by which it takes further inputs, as they read in the config
     further: Callable[[Config], Sequence[str]] = lambda config: ()
 
 
 def _without(allowed: Mapping[str, Sequence[object]], config: Config) -> list[str]:
-    """The fields of a config whose values are not among those that are allowed."""
+    """The fields of a config whose values are not allowed."""
     return [
         f"{name} {str(config[name])[:50]!r} (expected {' or '.join(map(repr, values))})"
         for name, values in allowed.items()
@@ -64,15 +64,15 @@ def _without(allowed: Mapping[str, Sequence[object]], config: Config) -> list[st
 
 
 UNET_INPUTS: dict[str, Sequence[object]] = {
-    "class_embed_type": (None,),  # others take numbers or vectors in place of classes
-    "time_embedding_type": ("positional", "fourier"),  # learned ones take whole numbers alone
+    "class_embed_type": (None,),  # others take numbers or vectors instead of classes
+    "time_embedding_type": ("positional", "fourier"),  # learned ones take only integers
 }
-"""The inputs of a UNet2DModel that are known, by the fields that choose them."""
+"""The supported inputs of a UNet2DModel, by the fields that choose them."""
 
 PROMPT_UNET_INPUTS: dict[str, Sequence[object]] = {
     "class_embed_type": (None,),
     "num_class_embeds": (None,),
-    "encoder_hid_dim_type": (None, "text_proj"),  # others take the embeddings of an image
+    "encoder_hid_dim_type": (None, "text_proj"),  # others take image embeddings
     "addition_embed_type": (None, "text", "text_time"),
 }
 """Those of a UNet2DConditionModel."""
@@ -90,7 +90,7 @@ def _unet_prompt(config: Config) -> Shapes:
 
 
 def _call_score(network: nn.Module, z: Tensor, sigma: Tensor, **condition: Tensor) -> Tensor:
-    """The eps of a score-based network, for noise of deviation sigma upon images in [-1, 1].
+    """The eps of a score-based network, for noise of deviation sigma added to images in [-1, 1].
 
     It takes images in [0, 1] with half the noise, and returns the score (see `progdist.teachers.score`).
     """
@@ -112,7 +112,7 @@ NETWORKS: dict[str, NetworkKind] = {
         NetworkKind(
             DiTTransformer2DModel,
             "transformer",
-            classes=lambda config: config["num_embeds_ada_norm"] + 1,  # its table has one more, for none
+            classes=lambda config: config["num_embeds_ada_norm"] + 1,  # its table has one more, the null class
             accepts_guidance=True,
         ),
         NetworkKind(
@@ -129,7 +129,7 @@ NETWORKS: dict[str, NetworkKind] = {
 
 
 def kind_of(network: nn.Module) -> NetworkKind | None:
-    """The kind of a network's class, or of one that it is derived from; None for one that is not of diffusers."""
+    """The kind of a network's class or base class; None if it is not a diffusers network."""
     kinds = ((NETWORKS.get(each.__name__), each) for each in type(network).__mro__)
     return next((kind for kind, each in kinds if kind and kind.network is each), None)
 
@@ -139,7 +139,7 @@ def _config(network: nn.Module) -> Config:
 
 
 def image_shape(network: nn.Module) -> tuple[int, int, int] | None:
-    """(channels, height, width) of the data of a diffusers network; None where its config does not say."""
+    """(channels, height, width) of the data of a diffusers network; None if its config does not give it."""
     if kind_of(network) is None:
         return None
     config = _config(network)
@@ -150,19 +150,19 @@ def image_shape(network: nn.Module) -> tuple[int, int, int] | None:
 
 
 def check_inputs(network: nn.Module, where: Path) -> None:
-    """Refuse a network, read from a folder, that takes something else than its kind is known to take."""
+    """Refuse a network, read from a folder, with inputs that its kind is not known to take."""
     kind = kind_of(network)
     if kind and (fields := kind.further(_config(network))):
         raise UserError(
-            f"{where} has {', '.join(fields)}, so that its network is called in a way of its own: wrap it in a "
+            f"{where} has {', '.join(fields)}, so its network is called in its own way: wrap it in a "
             "progdist.Denoiser and distil it with progdist.distill (docs/your-network.md)"
         )
 
 
 def without_variance(network: Network) -> Network:
-    """The network itself, without the output channels in which a U-Net tells a learned variance.
+    """The network itself, without a U-Net's output channels for a learned variance.
 
-    They are of use to an ancestral sampler alone, and no stock pipeline takes a U-Net that has them.
+    Only ancestral samplers use them, and no stock pipeline accepts a U-Net that has them.
     """
     if isinstance(network, UNet2DModel):
         channels, last = network.config["in_channels"], network.conv_out
@@ -175,13 +175,13 @@ def without_variance(network: Network) -> Network:
 
 
 def receives_levels(network: nn.Module) -> bool:
-    """Whether a diffusers network is score-based, and so receives a level of noise and not a timestep."""
+    """Whether a diffusers network is score-based, and so receives a noise level instead of a timestep."""
     kind = kind_of(network)
     return kind is not None and kind.part == "unet" and _config(network).get("time_embedding_type") == "fourier"
 
 
 def class_count(network: nn.Module) -> int:
-    """How many classes the network is conditioned on, the one that stands for none included; 0 if on none."""
+    """How many classes the network is conditioned on, including the null class; 0 for none."""
     kind = kind_of(network)
     return kind.classes(_config(network)) if kind else 0
 
@@ -199,15 +199,15 @@ def accepts_guidance(network: nn.Module) -> bool:
 
 
 def has_guidance_keyword(network: nn.Module) -> bool:
-    """Whether a network of your own has a keyword `guidance`."""
+    """Whether your own network has a keyword `guidance`."""
     return kind_of(network) is None and "guidance" in inspect.signature(network.forward).parameters
 
 
 def with_guidance_input(network: Network, guidance: Input) -> Network:
-    """A network that takes a guidance scale of a range, too, and does what it did before; its weights are shared.
+    """Add an input for a range of guidance scales to a network, without changing its output; its weights are shared.
 
-    A UNet2DConditionModel gets `time_cond_proj_dim`, a class-conditional network a `GuidedClasses`, and a network of
-    your own with a keyword `guidance` is returned itself.
+    A UNet2DConditionModel gets `time_cond_proj_dim`, a class-conditional network a `GuidedClasses`, and your own
+    network with a keyword `guidance` is returned unchanged.
 
     Raises:
         UserError: no input can be added.
@@ -234,7 +234,7 @@ def network_interface(network: nn.Module) -> dict[str, Any]:
 
 
 def example_condition(denoiser: Denoiser, count: int, device: torch.device) -> dict[str, Tensor]:
-    """A condition of the right shapes to time a network with: zeros (count, ...) for prompts, the first class."""
+    """A condition of the right shapes for timing a network: zeros (count, ...) for prompts, the first class."""
     if isinstance(denoiser.call, Call):
         return denoiser.call.example(count, device)
     network = denoiser.network
@@ -250,7 +250,7 @@ def example_condition(denoiser: Denoiser, count: int, device: torch.device) -> d
 def _check_guidance(guidance: Tensor | None, expected: bool) -> None:
     """Refuse a guidance scale that is missing, or that the network does not take."""
     if expected and guidance is None:
-        raise UserError("the network takes a guidance scale: give guidance=, one number for each example")
+        raise UserError("the network requires a guidance scale: pass guidance=, one number per example")
     if guidance is not None and not expected:
         raise UserError("the network takes no guidance scale: remove guidance")
 
@@ -263,7 +263,7 @@ def _unet_arguments(
     time_ids: Tensor | None = None,
     guidance: Tensor | None = None,
 ) -> dict[str, Any]:
-    """The keyword arguments of a UNet2DConditionModel, whose guidance scale is embedded in `dim` numbers, if any."""
+    """Keyword arguments of a UNet2DConditionModel, whose guidance scale is embedded in `dim` numbers, if any."""
     _check_guidance(guidance, dim is not None)
     arguments: dict[str, Any] = {"encoder_hidden_states": encoder_hidden_states}
     if text_embeds is not None:

@@ -1,6 +1,6 @@
-"""The latents of a watched pipeline to pictures, and images to its latents.
+"""From a watched pipeline's latents to pictures, and from images to its latents.
 
-The picture of a video is its middle frame, that of a sound its spectrogram.
+The picture of a video is its middle frame, and that of a sound its spectrogram.
 """
 
 from dataclasses import dataclass
@@ -21,19 +21,19 @@ from progdist.models.watching import Substitute, watch
 
 @dataclass(frozen=True)
 class PipelineAutoencoder:
-    """Decodes latents (N, ...) of a pipeline by its autoencoder, or, where that was not learned, by the whole pipeline.
+    """Decodes latents (N, ...) by the pipeline's autoencoder, or, if that was not learned, by the whole pipeline.
 
-    As of `progdist.models.autoencoder.Autoencoder`; images are (N, C, H, W) in [-1, 1].
+    It works like `progdist.models.autoencoder.Autoencoder`; images are (N, C, H, W) in [-1, 1].
     """
 
     watched: Pipeline
 
-    part: ClassVar[str] = ""  # its folder has what decodes
+    part: ClassVar[str] = ""  # its folder contains what decodes
     shifts: ClassVar[tuple[str, ...]] = ()
 
     @cached_property
     def network(self) -> nn.Module:
-        """What works while it encodes or decodes, on whose device it does: the autoencoder, or all but the network."""
+        """The module that encodes and decodes, and sets the device: the autoencoder, or all parts but the network."""
         if self.watched.decoding is not None:
             return self.watched.folder.component("vae").eval().requires_grad_(False)
         parts = self.pipeline.components.items()
@@ -47,12 +47,12 @@ class PipelineAutoencoder:
 
     @property
     def channels(self) -> int:
-        """Of the latents, the first of their axes."""
+        """The channels of the latents, their first axis."""
         return self.watched.latents[0]
 
     @property
     def encodes(self) -> bool:
-        """Whether it makes latents of images: not of videos, nor where a pipeline decodes in a way of its own."""
+        """Whether it encodes images: not for videos, nor if a pipeline decodes in its own way."""
         decoding = self.watched.decoding
         return decoding is not None and (len(decoding.shape) == 3 or decoding.shape[1] == 1)
 
@@ -70,19 +70,19 @@ class PipelineAutoencoder:
             return tuple(decoded(empty_copy(self.network, meta), empty).shape[1:])
 
     def fingerprint(self) -> str:
-        """What tells it from other autoencoders: its weights, and how they are used."""
+        """Identifies the autoencoder by its weights and how they are used."""
         decoding = self.watched.decoding
-        assert decoding is not None  # or it does not encode
+        assert decoding is not None  # otherwise it does not encode
         used = (decoding.scale.tolist(), decoding.shift.tolist(), decoding.shape, self.watched.latents)
         return digest(used, digest_of_state(self.network.state_dict()))
 
     @torch.no_grad()
     def encode(self, images: Tensor) -> Tensor:
-        """Latents (N, ...) on the CPU; a UserError where it does not encode."""
+        """Latents (N, ...) on the CPU. Raise a UserError if it does not encode."""
         decoding, device = self.watched.decoding, next(self.network.parameters()).device
         if decoding is None or not self.encodes:
             name = self.watched.folder.name
-            raise UserError(f"a {name} cannot encode images here: use --prompts FILE in place of --data")
+            raise UserError(f"a {name} cannot encode images here: use --prompts FILE instead of --data")
 
         def latents(part: Tensor) -> Tensor:
             means = encoded(self.network, part.to(device), decoding.shape)
@@ -92,7 +92,7 @@ class PipelineAutoencoder:
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
-        """Pictures on the CPU of latents (N, ...)."""
+        """Pictures, on the CPU, of latents (N, ...)."""
         device = next(self.network.parameters()).device
         return torch.cat([self.images(part.to(device)).float().cpu() for part in latents.split(BATCH)]).contiguous()
 
@@ -104,14 +104,14 @@ class PipelineAutoencoder:
 
 
 def whole(watched: Pipeline, pipeline: Any, latents: Tensor) -> Any:  # noqa: ANN401
-    """What an opened pipeline returns of latents (N, ...)."""
+    """The result of an opened pipeline for latents (N, ...)."""
     substitute = Substitute(watched.call.stand_in, lambda sample: latents.to(sample))
     asked = watched.asked([""] * len(latents), 2, output_type="pt")
     return watch(pipeline, watched.folder.network, asked, substitute=substitute).result
 
 
 def pictures(result: Any) -> Tensor:  # noqa: ANN401
-    """Pictures (N, C, H, W) in [-1, 1] of what a pipeline returned: images, middle frames or spectrograms."""
+    """Pictures (N, C, H, W) in [-1, 1] from a pipeline's result: images, middle frames or spectrograms."""
     for name in ("images", "frames", "audios"):
         if (found := getattr(result, name, None)) is not None:
             values = torch.as_tensor(found).float().cpu()
@@ -119,7 +119,7 @@ def pictures(result: Any) -> Tensor:  # noqa: ANN401
                 return spectrograms(values)
             return 2 * (values if values.ndim == 4 else middle(values.transpose(1, 2))) - 1
     raise UserError(
-        f"a pipeline that returns a {type(result).__name__} cannot be shown: expected images, frames or audios"
+        f"cannot show the result of a pipeline, a {type(result).__name__}: expected images, frames or audios"
     )
 
 

@@ -1,7 +1,7 @@
-"""Models of prompts of any stock pipeline, whose network is called as the pipeline was seen to call it.
+"""Prompts for any stock pipeline, whose network is called as the pipeline is observed to call it.
 
-Prompts are encoded by the pipeline itself around a network without weights: a run of it is ended at the first call of
-the network, whose arguments hold what the prompts became.
+The pipeline itself encodes prompts, around a network without weights: its run is stopped at the first call of the
+network, whose arguments contain the encoded prompts.
 """
 
 import inspect
@@ -28,21 +28,21 @@ from progdist.models.watching import Step, Substitute, watch
 BATCH = 16  # prompts encoded, and latents decoded, at a time
 OTHERS = {"true_cfg_scale": 1.0, "pag_scale": 0.0, "sag_scale": 0.0}  # other kinds of guidance
 OFF = ({"guidance_scale": 1.0, **OTHERS}, {"guidance_scale": 0.0, **OTHERS})
-"""Arguments by which pipelines are not guided, where they take them."""
+"""Arguments that turn these off, if a pipeline has them."""
 
 
 @dataclass(frozen=True)
 class Guiding:
-    """How a pipeline is guided: u + (g + added) (c - u), of predictions c with the prompt and u with the negative one.
+    """How a pipeline is guided: u + (g + added) (c - u), with predictions c for the prompt and u for the negative one.
 
     Args:
-        parameter: the argument of its call that is g.
-        default: of that argument.
+        parameter: the argument of its call for g.
+        default: the default of that argument.
         off: the value at which it calls its network once, without guidance.
         negative_first: whether the negative prompt comes first.
-        added: to g.
-        normalized: whether the mixture is then given the norm of c over its last axis, as outputs of the network.
-        exact: whether that is all that the pipeline does with the two.
+        added: added to g.
+        normalized: whether the mixture is rescaled to the norm of c over its last axis, as outputs of the network.
+        exact: whether this describes all that the pipeline does with the two.
     """
 
     parameter: str
@@ -56,19 +56,19 @@ class Guiding:
 
 @dataclass(frozen=True)
 class Pipeline:
-    """A folder with what was learned of its pipeline.
+    """A folder with what was learned about its pipeline.
 
     Args:
-        folder: of the pipeline.
+        folder: the pipeline's folder.
         call: how it calls its network.
         latents: the shape of one example.
-        arguments: of the pipeline's call, beside prompts, steps and guidance.
-        off: further ones, by which it is not guided.
-        guiding: how it is guided; None where its network takes the scale, or it never is.
-        scale: the argument that is the guidance scale of a network that takes it, and its default; None for none.
+        arguments: arguments of the pipeline's call besides prompts, steps and guidance.
+        off: further arguments that turn guidance off.
+        guiding: how it is guided; None if its network takes the scale, or it is never guided.
+        scale: the argument for the guidance scale of a network that takes it, and its default; None for none.
         spacing: how it spaces the times of N steps (see `progdist.models.conditioning.Spacing`).
-        alone: whether prompts are encoded one at a time, since what they become depends on the others of a batch.
-        decoding: what its autoencoder is given of latents; None where that is not a rearrangement, scaled and shifted.
+        alone: whether prompts are encoded one at a time, since their encoding depends on the others of a batch.
+        decoding: what its autoencoder receives for latents; None if that is not a rearrangement, scaled and shifted.
     """
 
     folder: PipelineFolder
@@ -89,7 +89,7 @@ class Pipeline:
         return {**self.arguments, **own, **self.off, **more}
 
     def rows(self, pipeline: Any, prompts: Sequence[str]) -> dict[str, Tensor]:  # noqa: ANN401
-        """The condition of prompts by name, (N, ...), by an opened pipeline."""
+        """The condition of prompts by name, (N, ...), encoded by an opened pipeline."""
         size = 1 if self.alone else BATCH
         found = [
             self.call.rows(watch(pipeline, self.folder.network, self.asked(part, 2), until="call").calls[0].arguments)
@@ -98,7 +98,7 @@ class Pipeline:
         return joined(found)
 
     def negative_rows(self, pipeline: Any, negative: str | None) -> dict[str, Tensor]:  # noqa: ANN401
-        """What it guides away from, each (1, ...)."""
+        """The condition that it guides away from, each (1, ...)."""
         if self.guiding is None:
             return self.rows(pipeline, [negative or ""])
         substitute = Substitute(network=self.call.stand_in)
@@ -106,7 +106,7 @@ class Pipeline:
         try:
             asked = self.guided(pipeline, [""], parameter, scale, negative)
             seen = watch(pipeline, self.folder.network, asked, until=1, substitute=substitute)
-        except UserError:  # some pipelines need a negative prompt to be named
+        except UserError:  # some pipelines require a negative prompt
             asked = self.guided(pipeline, [""], parameter, scale, negative or "")
             seen = watch(pipeline, self.folder.network, asked, until=1, substitute=substitute)
         rows = self.halves(seen.steps[0])[not self.guiding.negative_first]
@@ -121,7 +121,7 @@ class Pipeline:
         negative: str | None = None,
         steps: int = 2,
     ) -> dict[str, Any]:
-        """The arguments of a call that is guided, away from a negative prompt or from what it takes by default."""
+        """The arguments of a call that is guided away from a negative prompt, or from its default."""
         takes = inspect.signature(type(pipeline).__call__).parameters
         if negative is None and parameter == "true_cfg_scale":
             negative = ""  # without one such a pipeline is not guided
@@ -139,7 +139,7 @@ class Pipeline:
 
 
 def joined(parts: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
-    """Conditions of several batches as one, shorter ones filled up with zeros."""
+    """Concatenate the conditions of several batches, padding shorter ones with zeros."""
     return {name: padded([row for part in parts for row in part[name]]) for name in parts[0]}
 
 
@@ -151,7 +151,7 @@ class PipelinePrompts(Prompts):
 
     @property
     def task(self) -> str:  # pyright: ignore[reportIncompatibleVariableOverride]
-        """On the Hugging Face hub, by what the pipeline is asked for."""
+        """The task on the Hugging Face hub, by the pipeline's arguments."""
         taken = inspect.signature(self.watched.folder.pipeline.__call__).parameters
         if "num_frames" in taken:
             return "text-to-video"
@@ -159,12 +159,12 @@ class PipelinePrompts(Prompts):
 
     @property
     def default_guidance(self) -> float:
-        """The pipeline's default guidance scale; 1 where it is not guided."""
+        """The pipeline's default guidance scale; 1 if it is not guided."""
         return self.watched.scale[1] if self.watched.scale else getattr(self.watched.guiding, "default", 1.0)
 
     @property
     def part(self) -> str:
-        """Where the network lies in the folder."""
+        """The network's part of the folder."""
         return self.watched.folder.network
 
     @property
@@ -178,7 +178,7 @@ class PipelinePrompts(Prompts):
         return False
 
     def shape(self, network: nn.Module) -> Shape | None:
-        """Of the latents, as the scheduler has them."""
+        """The shape of the latents in the scheduler."""
         return self.watched.latents
 
     def takes_guidance(self, network: nn.Module) -> bool:
@@ -186,11 +186,11 @@ class PipelinePrompts(Prompts):
         return self.watched.call.takes_guidance
 
     def accepts_guidance(self, network: nn.Module) -> bool:
-        """Whether it does: no input for the scale can be added that the pipeline would fill."""
+        """Whether it takes the scale already: no input can be added that the pipeline would fill."""
         return self.watched.call.takes_guidance
 
     def guided(self, predictions: Denoiser, scale: float | None, device: torch.device) -> DenoiserProtocol:
-        """The predictions guided as the pipeline does it, at its own scale."""
+        """The predictions, guided as the pipeline does it, at its own scale."""
         guiding = self.watched.guiding
         if guiding is None:
             raise UserError(f"{self.pipeline} has no guidance to distil: remove guidance")
@@ -198,7 +198,7 @@ class PipelinePrompts(Prompts):
         return Guided(predictions, self.unconditional(device), scale, normalized=guiding.normalized)
 
     def default_scale(self, network: nn.Module) -> float | None:
-        """The pipeline's default, or the nearest of the range that was learned; None where the network takes none."""
+        """The pipeline's default, or the nearest in the learned range; None if the network takes none."""
         if not self.watched.call.takes_guidance:
             return None
         return self.learned.nearest(self.default_guidance) if isinstance(self.learned, Input) else self.default_guidance
@@ -210,7 +210,7 @@ class PipelinePrompts(Prompts):
         return super().conditions(network, scale, prompts, None)
 
     def of_rows(self, rows: RowsOf, scale: float | None, image: Shape | None) -> PromptConditions:
-        """The conditions of prompts whose rows are looked up by their numbers."""
+        """The conditions of prompts whose rows are looked up by number."""
         return PromptConditions(rows, {}).at(scale)
 
     def encoder(self, device: torch.device | None = None) -> "PipelineEncoder":  # pyright: ignore[reportIncompatibleMethodOverride]
@@ -218,7 +218,7 @@ class PipelinePrompts(Prompts):
         return PipelineEncoder(self.watched, self.watched.folder.open(device=device))
 
     def fingerprint(self) -> str:
-        """What tells its encoders and its call from others."""
+        """Identifies its encoders and its call."""
         other = (self.part, "scheduler", "vae")
         parts = sorted(part for part in self.watched.folder.parts if part not in other)
         files = (file for part in parts for file in sorted((self.folder / part).rglob("*")) if file.is_file())
@@ -226,11 +226,11 @@ class PipelinePrompts(Prompts):
         return digest(self.pipeline, asked, digest_of_files(self.folder, files))
 
     def tokens(self, network: nn.Module) -> int | None:
-        """None: the shift of a flow's times was seen."""
+        """None: the shift of a flow's times was observed."""
         return None
 
     def describe(self) -> str:
-        """For people."""
+        """A short description for users."""
         return f"text-conditional ({self.pipeline})"
 
 
@@ -246,5 +246,5 @@ class PipelineEncoder:
         return self.watched.rows(self.pipeline, prompts)
 
     def unconditional(self, negative: str | None) -> dict[str, Tensor]:
-        """What the stock pipeline guides away from, each (1, ...)."""
+        """The condition that the stock pipeline guides away from, each (1, ...)."""
         return self.watched.negative_rows(self.pipeline, negative)

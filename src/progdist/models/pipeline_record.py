@@ -1,7 +1,7 @@
-"""What was learned of a pipeline, in a model's folder.
+"""What was learned about a pipeline, in a model's folder.
 
 progdist.json       `pipeline`: the tree of its network's arguments, the shape of its latents, its own arguments
-call.safetensors    the tensors among them that are the same for all, and those by which it decodes
+call.safetensors    the tensors among them that are the same for all, and those of its decoding
 """
 
 import math
@@ -33,13 +33,13 @@ from progdist.models.decoding import Decoding
 from progdist.models.pipeline_prompts import Guiding, Pipeline
 
 FILE = "call.safetensors"
-DECODING = "decoding."  # before the names of its tensors
-MOST, MOST_NUMBERS = 2**20, 2**28  # the longest axis of a shape, and the numbers of a tensor
+DECODING = "decoding."  # prefix of the names of its tensors
+MOST, MOST_NUMBERS = 2**20, 2**28  # the longest axis of a shape, and the most numbers in a tensor
 LEAVES = {each.__name__.lower(): each for each in (Latents, Time, Guidance, Rows, Pieces, Repeated, Constant)}
 
 
 def write_pipeline(pipeline: Pipeline, folder: Path) -> dict[str, Any]:
-    """Write the tensors to a folder; returns what progdist.json holds beside them."""
+    """Write the tensors to a folder; return what progdist.json records besides them."""
     tensors: dict[str, Tensor] = {}
     tree = _packed(pipeline.call.arguments, tensors)
     decoding = pipeline.decoding
@@ -64,7 +64,7 @@ def write_pipeline(pipeline: Pipeline, folder: Path) -> dict[str, Any]:
 
 
 def read_pipeline(record: Mapping[str, Any], folder: Path) -> Pipeline:
-    """What `write_pipeline` wrote; a damaged record raises KeyError, TypeError or ValueError, or as `read_tensors`."""
+    """Read what `write_pipeline` wrote. A damaged record raises KeyError, TypeError, ValueError, or a UserError."""
     tensors = read_tensors(folder / FILE) if (folder / FILE).is_file() else {}
     if record["output"] not in OUTPUTS:
         raise ValueError(f"the output is {str(record['output'])[:50]}, expected one of {', '.join(OUTPUTS)}")
@@ -73,9 +73,9 @@ def read_pipeline(record: Mapping[str, Any], folder: Path) -> Pipeline:
     call, latents = Call(_unpacked(record["arguments"], tensors), record["output"], shapes), _shape(record["latents"])
     kinds = [type(leaf) for _, leaf in call.leaves()]
     if (kinds.count(Latents), kinds.count(Time)) != (1, 1):
-        raise ValueError("the arguments hold no single place of the latents and of the time")
+        raise ValueError("the arguments do not have exactly one place for the latents and one for the time")
     if wrong := [name for name in (*record["call"], *record["unguided"]) if not str(name).isidentifier()]:
-        raise ValueError(f"{wrong[0][:50]!r} is no name of an argument")
+        raise ValueError(f"{wrong[0][:50]!r} is not the name of an argument")
     return Pipeline(
         PipelineFolder.read(folder),
         call,
@@ -97,7 +97,7 @@ def _decoding(tensors: Mapping[str, Tensor], shape: Shape, latents: Shape) -> De
     if any(torch.broadcast_shapes(each.shape, shape) != shape for each in (scale, shift)) or not (scale != 0).all():
         raise ValueError(f"the decoding to {shape} has numbers of {tuple(scale.shape)} and {tuple(shift.shape)}")
     if place is not None and not torch.equal(place.flatten().sort().values, torch.arange(math.prod(shape))):
-        raise ValueError("the decoding is no rearrangement of the latents")
+        raise ValueError("the decoding is not a rearrangement of the latents")
     return Decoding(place, scale, shift, shape)
 
 
@@ -124,7 +124,7 @@ def _guiding(fields: Mapping[str, Any]) -> Guiding:
 
 
 def _packed(tree: Any, tensors: dict[str, Tensor]) -> Any:  # noqa: ANN401
-    """A tree of leaves as JSON holds it; tensors are put aside, by number."""
+    """A tree of leaves as JSON; tensors are collected, by number."""
     if isinstance(tree, Mapping):
         return {"of": {name: _packed(part, tensors) for name, part in tree.items()}}
     if isinstance(tree, list | tuple):
@@ -194,5 +194,5 @@ def _read_value(value: Any, tensors: Mapping[str, Tensor]) -> Any:  # noqa: ANN4
 def _dtype(name: str) -> torch.dtype:
     found = getattr(torch, str(name), None)
     if not isinstance(found, torch.dtype):
-        raise ValueError(f"the type is {str(name)[:50]}, expected one of torch")
+        raise ValueError(f"the type is {str(name)[:50]}, expected a torch.dtype")
     return found

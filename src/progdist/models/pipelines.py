@@ -1,6 +1,6 @@
-"""Pipelines of U-Nets whose students can take what their teachers do not: a range of guidance scales, and sizes.
+"""Pipelines of U-Nets whose students can have further inputs: a range of guidance scales, and sizes.
 
-Each as plain data: text encoders, prompts, defaults. Every other one is watched (see `progdist.teachers.pipeline`).
+Each is plain data: text encoders, prompts, defaults. Others are watched (see `progdist.teachers.pipeline`).
 """
 
 from collections.abc import Mapping
@@ -14,13 +14,13 @@ class PipelineKind:
 
     network: str  # the class of its network
     encoders: tuple[str, ...]  # the parts that encode prompts
-    prompts: Mapping[str, int]  # what its network takes of prompts: name -> place in what `encode_prompt` returns
-    negatives: Mapping[str, int]  # the same of what guidance leads away from; empty without negative prompts
+    prompts: Mapping[str, int]  # the network's inputs for prompts: name -> index in the result of `encode_prompt`
+    negatives: Mapping[str, int]  # the same for the negative prompt; empty without negative prompts
     options: Mapping[str, Any] = field(default_factory=dict)  # further arguments of `encode_prompt`
-    parts: Mapping[str, Any] = field(default_factory=dict)  # what else it is made of, as far as it can do without
+    parts: Mapping[str, Any] = field(default_factory=dict)  # the values of its other parts where they are absent
     indexed: Mapping[str, Any] = field(default_factory=dict)  # settings in its model_index.json: defaults
     default_guidance: float = 1.0  # its default guidance scale
-    shifts: tuple[str, ...] = ()  # what of its autoencoder's config it shifts and scales latents by, beside the scale
+    shifts: tuple[str, ...] = ()  # fields of its autoencoder's config for latents that it uses besides the scale
 
 
 PIPELINES: dict[str, PipelineKind] = {

@@ -1,9 +1,8 @@
-"""Models of prompts: how a stock text-to-image pipeline encodes them, and what its network is told of each.
+"""Models of prompts: how a stock text-to-image pipeline encodes them, and what its network receives.
 
-A prompt is a number, its place among the distinct prompts, as a label is; its embeddings are a row of a table. They are
-made by the stock pipeline's own `encode_prompt`, so whatever that does is done here. This is the one place that needs
-transformers (extra `text`); tokenizers and text encoders are read as untrusted, as `progdist.models.safe_loading` reads
-networks.
+A prompt is a number, its index among the distinct prompts, like a label; its embeddings are a row of a table, made by
+the stock pipeline's own `encode_prompt`. This is the one place that needs transformers (extra `text`); tokenizers and
+text encoders are read as untrusted, like networks in `progdist.models.safe_loading`.
 """
 
 import inspect
@@ -33,14 +32,14 @@ BATCH = 64  # prompts encoded at a time
 
 @dataclass(frozen=True)
 class Prompts(Conditioning):
-    """Of a text-to-image model."""
+    """The conditioning of a text-to-image model."""
 
     takes_prompts: ClassVar[bool] = True
     task: ClassVar[str] = "text-to-image"
 
-    folder: Path  # of the stock pipeline, whose other parts are copied when a student is saved
+    folder: Path  # of the stock pipeline, whose other parts are copied into a saved student
     index: Mapping[str, Any]  # its model_index.json
-    learned: Guidance | None = None  # what a student has learned: a range that it takes, one scale, or None
+    learned: Guidance | None = None  # a student's guidance: the range of its input, one scale, or None
     negative: str | None = None  # the negative prompt of that guidance; None for the empty one
 
     @property
@@ -50,7 +49,7 @@ class Prompts(Conditioning):
 
     @property
     def stock(self) -> type[DiffusionPipeline]:
-        """That class itself, of diffusers."""
+        """The stock pipeline's class itself."""
         return PipelineFolder(self.folder, self.index).pipeline
 
     @property
@@ -66,7 +65,7 @@ class Prompts(Conditioning):
         return PIPELINES[self.pipeline]
 
     def copied(self) -> list[Path]:
-        """The files of the parts that every student has from it: all but its network and its scheduler.
+        """The files that every student copies from it: all parts but the network and the scheduler.
 
         Raises:
             UserError: a part is missing, or has a link that leads out of the folder.
@@ -82,7 +81,7 @@ class Prompts(Conditioning):
 
     @property
     def part(self) -> str:
-        """Where the network lies in the folder."""
+        """The network's part of the folder."""
         return "unet"
 
     @property
@@ -92,27 +91,27 @@ class Prompts(Conditioning):
 
     @property
     def takes_sizes(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
-        """Whether the network is told the size of each image and where it was cropped."""
+        """Whether the network takes each image's size and crop position."""
         return self.pipeline == "StableDiffusionXLPipeline"
 
     def drawn(self, count: int, prompts: Sequence[str] = (), shares: Sequence[int] = ()) -> Tensor:
-        """The numbers of the prompts in turn."""
+        """The prompts' numbers in turn."""
         return torch.arange(count) % max(1, len(prompts))
 
     def describe(self) -> str:
-        """For people."""
+        """A short description for users."""
         return "text-to-image"
 
     def shape(self, network: nn.Module) -> Shape | None:
-        """(channels, height, width) of the latents; None where the config does not say."""
+        """(channels, height, width) of the latents; None if the config does not give it."""
         return image_shape(network)
 
     def guidance(self, network: nn.Module) -> Guidance | None:
-        """The guidance that a student has learned; None for a stock teacher."""
+        """A student's guidance; None for a stock teacher."""
         return self.learned
 
     def default_scale(self, network: nn.Module) -> float | None:
-        """The pipeline's default, or the nearest of the range that was learned; None where the network takes none."""
+        """The pipeline's default, or the nearest in the learned range; None if the network takes none."""
         if not self.takes_guidance(network):
             return None
         return self.learned.nearest(self.default_guidance) if isinstance(self.learned, Input) else self.default_guidance
@@ -120,16 +119,16 @@ class Prompts(Conditioning):
     def conditions(
         self, network: nn.Module, scale: float | None, prompts: Sequence[str] = (), image: Shape | None = None
     ) -> "PromptConditions":
-        """What the network is told of prompts, whose numbers are their places: each distinct one is encoded once."""
+        """The conditions of prompts, numbered by position: each distinct one is encoded once."""
         if not prompts:
-            raise UserError('this model makes images of prompts: give one, e.g. --prompt "a cat"')
+            raise UserError('this model requires a prompt: pass one, e.g. --prompt "a cat"')
         distinct = {prompt: place for place, prompt in enumerate(dict.fromkeys(prompts))}
         table = self.encoder(next(network.parameters()).device)(list(distinct))
         places = torch.tensor([distinct[prompt] for prompt in prompts])
         return self.of_rows(lambda numbers: {name: rows[places[numbers]] for name, rows in table.items()}, scale, image)
 
     def of_rows(self, rows: Rows, scale: float | None, image: Shape | None) -> "PromptConditions":
-        """What the network is told of prompts whose embeddings are looked up by their numbers; arguments as above."""
+        """The conditions of prompts whose embeddings are looked up by number; arguments as above."""
         constants: dict[str, Tensor] = {}
         if self.takes_sizes and image:
             _, height, width = image
@@ -141,10 +140,10 @@ class Prompts(Conditioning):
         self.prompts_of(images, torch.empty(0))
 
     def prompts_of(self, images: Images | None, labels: Tensor) -> tuple[str, ...]:
-        """The captions of some labels (N,), the numbers of captions."""
+        """The captions for some labels (N,), which are caption numbers."""
         if not isinstance(images, CaptionedImages):
             raise UserError(
-                f"the model makes images of prompts, and {images.name if images else 'no data'} has no captions: give "
+                f"the model requires prompts, and {images.name if images else 'no data'} has no captions: use "
                 "captions:FOLDER, or name their --caption-column"
             )
         return tuple(images.classes[number] for number in labels.tolist())
@@ -152,7 +151,7 @@ class Prompts(Conditioning):
     def of_images(
         self, network: nn.Module, scale: float | None, image: Shape, captions: Callable[[], Rows]
     ) -> "PromptConditions":
-        """What the network is told of the images' captions."""
+        """The conditions of the images' captions."""
         return self.of_rows(captions(), scale, image)
 
     def for_guidance(
@@ -163,7 +162,7 @@ class Prompts(Conditioning):
         data_classes: int = 0,
         notify: Callable[[str], None] = lambda text: None,
     ) -> Self:
-        """With the negative prompt."""
+        """The same with the negative prompt."""
         if null_class is not None:
             raise UserError("conversion.null_class applies only to class-conditional teachers: use conversion.negative")
         return replace(self, negative=negative)
@@ -173,7 +172,7 @@ class Prompts(Conditioning):
         return self.encoder(device).unconditional(self.negative)
 
     def after(self, guidance: Guidance | None) -> Self:
-        """That of a student which has learned a guidance."""
+        """The conditioning of a student that has learned a guidance."""
         return replace(self, learned=guidance)
 
     def to_json(self, network: nn.Module) -> dict[str, Any]:
@@ -181,13 +180,13 @@ class Prompts(Conditioning):
         return {"guidance": self.learned and self.learned.to_json(), "negative": self.negative}
 
     def fingerprint(self) -> str:
-        """What tells its tokenizers and text encoders from others: the names, sizes and times of their files."""
+        """Identifies its tokenizers and text encoders by the names, sizes and times of their files."""
         parts = sorted(part for part in self.index if part.startswith(("text_encoder", "tokenizer")))
         files = (file for part in parts for file in sorted((self.folder / part).rglob("*")) if file.is_file())
         return digest(self.pipeline, digest_of_files(self.folder, files))
 
     def encoder(self, device: torch.device | None = None) -> "PromptEncoder":
-        """Its tokenizers and text encoders, loaded again at every call: release them when the prompts are encoded.
+        """Its tokenizers and text encoders, loaded at every call: release them once the prompts are encoded.
 
         Raises:
             UserError: a file is missing, damaged or a pickle, or the extra `text` is missing.
@@ -204,9 +203,9 @@ class Prompts(Conditioning):
 
 @dataclass(frozen=True)
 class PromptConditions:
-    """The condition of a batch: embeddings of its prompts, and what is the same for all of its examples.
+    """The condition of a batch: embeddings of its prompts, and constants for all of its examples.
 
-    A batch may bring `frame` (B, 4), the height and width of each image and the top and left of its crop: they take the
+    A batch may have `frame` (B, 4), the height and width of each image and the top and left of its crop: they replace
     place of the first numbers of `time_ids`, (height, width, top, left, new height, new width), as SDXL was trained
     (Podell et al. 2023, arXiv 2307.01952, section 2.2).
     """
@@ -215,7 +214,7 @@ class PromptConditions:
     constants: Mapping[str, Tensor]  # (1, ...) each
 
     def __call__(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """By name, for a batch that holds `labels` (B,), the prompts' numbers, and may hold `guidance` (B,)."""
+        """The condition by name, for a batch with `labels` (B,), the prompts' numbers, and maybe `guidance` (B,)."""
         labels = batch["labels"]
         condition = {
             name: row.to(labels.device).expand(len(labels), *row.shape[1:]) for name, row in self.constants.items()
@@ -227,17 +226,17 @@ class PromptConditions:
         return condition | {name: batch[name] for name in ("guidance",) if name in batch}
 
     def at(self, scale: float | None) -> "PromptConditions":
-        """The same with one guidance scale for all examples that bring none; itself for None."""
+        """The same with one guidance scale for all examples without their own; unchanged for None."""
         if scale is None:
             return self
         return replace(self, constants={**self.constants, "guidance": torch.tensor([scale], dtype=torch.float64)})
 
 
 def read_prompts(folder: Path, network: nn.Module) -> Prompts | None:
-    """The conditioning of a text-to-image pipeline's folder; None where its network takes no prompts.
+    """The conditioning of a text-to-image pipeline's folder; None if its network takes no prompts.
 
     Raises:
-        UserError: it is not one of PIPELINES, its index names parts elsewhere, or as of `Prompts.copied`.
+        UserError: it is not one of PIPELINES, its index names parts elsewhere, or as in `Prompts.copied`.
     """
     kind = kind_of(network)
     if kind is None or kind.prompt is None:
@@ -246,11 +245,11 @@ def read_prompts(folder: Path, network: nn.Module) -> Prompts | None:
     name = str(index.get("_class_name"))
     if name not in PIPELINES or PIPELINES[name].network != type(network).__name__:
         raise UserError(
-            f"{folder} is a {name[:50]} of a {type(network).__name__}: of text-to-image pipelines expected "
+            f"{folder} is a {name[:50]} of a {type(network).__name__}, expected one of these text-to-image pipelines: "
             f"{', '.join(PIPELINES)}"
         )
     if wrong := [part for part in index if not part.startswith("_") and Path(part).name != part]:
-        raise UserError(f"{folder}/model_index.json names the part {wrong[0][:50]!r}: restore it")
+        raise UserError(f"{folder}/model_index.json names the part {wrong[0][:50]!r}, outside the folder: restore it")
     prompts = Prompts(folder, index)
     prompts.copied()
     return prompts
@@ -258,16 +257,16 @@ def read_prompts(folder: Path, network: nn.Module) -> Prompts | None:
 
 @dataclass(frozen=True)
 class PromptEncoder:
-    """Prompts to what the network attends to."""
+    """Encodes prompts for the network."""
 
-    pipeline: Any  # a stock pipeline of tokenizers and text encoders alone
+    pipeline: Any  # a stock pipeline with only tokenizers and text encoders
     kind: PipelineKind
-    device: torch.device  # on which they are
-    folder: Path  # from which they were read
+    device: torch.device  # their device
+    folder: Path  # the folder they were read from
 
     @torch.no_grad()
     def __call__(self, prompts: Sequence[str]) -> dict[str, Tensor]:
-        """What N prompts are to the network, by name, each (N, ...) in float32 on the CPU."""
+        """The network's inputs for N prompts, by name, each (N, ...) in float32 on the CPU."""
         parts = [list(prompts[first : first + BATCH]) for first in range(0, len(prompts), BATCH)]
         unguided = {"do_classifier_free_guidance": False}
         encoded = [self._encode(part, self.kind.prompts, unguided) for part in parts]
@@ -275,7 +274,7 @@ class PromptEncoder:
 
     @torch.no_grad()
     def unconditional(self, negative: str | None) -> dict[str, Tensor]:
-        """What the stock pipeline guides away from: the negative prompt, or the empty one; each (1, ...)."""
+        """The stock pipeline's inputs for the negative prompt, by default the empty one; each (1, ...)."""
         options = {} if negative is None else {"negative_prompt": [negative]}
         return self._encode([""], self.kind.negatives, {"do_classifier_free_guidance": True, **options})
 
@@ -285,7 +284,7 @@ class PromptEncoder:
                 results = self.pipeline.encode_prompt(prompts, device=self.device, **self.kind.options, **options)
         except torch.OutOfMemoryError:
             raise
-        except Exception as error:  # transformers checks few of a config's values: whatever comes of others is damage
+        except Exception as error:  # transformers checks few config values: any other error means damage
             reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
             raise UserError(
                 f"{self.folder}: its tokenizers and text encoders cannot encode a prompt ({reason}): restore them"

@@ -1,8 +1,7 @@
 """The parts of a diffusers folder, networks and autoencoders: read as untrusted, from configs and safetensors.
 
-A pickle is never loaded. Before anything is built, the config's numbers must be of a size that networks have, and the
-network that they describe, which is built without memory first, must not be larger than the files that hold its
-weights. Weights are numbers: one that is not finite is refused.
+A pickle is never loaded. Before anything is built, the config's numbers must have plausible sizes. The network is first
+built without memory, and must not be larger than its weight files. Weights that are not finite are refused.
 """
 
 import logging
@@ -37,24 +36,24 @@ from progdist.models.networks import NETWORKS
 AUTOENCODERS: dict[str, type[ModelMixin]] = {"AutoencoderKL": AutoencoderKL, "VQModel": VQModel}
 """Autoencoders of latent models, by the name in model_index.json."""
 
-WEIGHTS = "diffusion_pytorch_model"  # how diffusers names its weight files
+WEIGHTS = "diffusion_pytorch_model"  # diffusers' name of weight files
 NOT_WEIGHTS = "embeddings.position_ids"
-"""How the name ends of the counts 0, 1, 2 ... that text encoders of early versions kept among their weights."""
+"""Suffixes of the counts 0, 1, 2 ... that text encoders of early versions kept among their weights."""
 
 PICKLES = ("*.bin", "*.ckpt", "*.pt", "*.pth")
 LIMITS = {"sample_size": 1024, "pos_embed_max_size": 1024, "layers_per_block": 256, "num_layers": 256}
 """The largest values of the numbers in a config that cost time or memory by themselves."""
 
-MOST = 65_536  # the largest of any other whole number in a config
+MOST = 65_536  # the largest value of any other integer in a config
 TOKENS = (
     *("_id", "_ids", "_token_index", "vocab_size", "max_position_embeddings", "theta", "sliding_window", "_length"),
     "_seq_len",
 )
-"""How the names end of numbers that count tokens, or are one's number: of text encoders they are large."""
+"""Suffixes of numbers that count tokens, or are a token's number: in text encoders they are large."""
 
 MOST_TOKENS = 2**24
-MOST_VALUES, DEEPEST = 64, 4  # of a list in a config, and how deep lists and objects may lie in one another
-COMPUTED = 2**26  # numbers that a network may hold beside those of its files: tables of positions and the like
+MOST_VALUES, DEEPEST = 64, 4  # values of a list in a config, and the depth of nested lists and objects
+COMPUTED = 2**26  # numbers that a network may hold in addition to its files, e.g. tables of positions
 Part = TypeVar("Part", bound=nn.Module)
 Describe = Callable[[Mapping[str, Any]], nn.Module]
 
@@ -66,11 +65,11 @@ class WeightFiles:
     folder: Path  # of the part
     files: tuple[Path, ...]
     variant: str | None = None  # in the name of a single file, e.g. fp16; None for none
-    index: Path | None = None  # which weights lie in which file, of several
+    index: Path | None = None  # which file holds which weights, if there are several
 
     @property
     def size(self) -> int:
-        """In bytes."""
+        """The size in bytes."""
         return sum(file.stat().st_size for file in self.files)
 
 
@@ -80,23 +79,23 @@ def network_class(part_folder: Path, name: str | None = None) -> type[ModelMixin
     config = read_json(file) if file.is_file() else {}
     default = "DiTTransformer2DModel" if part_folder.name == "transformer" else "UNet2DModel"
     name = name or str(config.get("_class_name", default))
-    if name == "Transformer2DModel":  # as older folders name it
+    if name == "Transformer2DModel":  # its name in older folders
         return DiTTransformer2DModel
     if name not in NETWORKS:
-        raise UserError(f"{part_folder} is a {name[:50]}: expected one of {', '.join(NETWORKS)}")
+        raise UserError(f"{part_folder} is a {name[:50]}, expected one of {', '.join(NETWORKS)}")
     return NETWORKS[name].network
 
 
 def load_component(
     folder: Path, part: str, component_class: type[Part], *, weights: str = WEIGHTS, describe: Describe | None = None
 ) -> Part:
-    """One part of a pipeline's folder, e.g. unet, with its weights, in float32 and evaluation mode.
+    """Load one part of a pipeline's folder, e.g. unet, with its weights, in float32 and evaluation mode.
 
-    Its class has the `from_pretrained` of diffusers or transformers; `weights` is what its weight files are called, and
-    `describe` makes a part of a config, without weights, by default as diffusers' `from_config`.
+    Its class has the `from_pretrained` of diffusers or transformers; `weights` is the name of its weight files, and
+    `describe` makes a part from a config, without weights, by default with diffusers' `from_config`.
 
     Raises:
-        UserError: a file is missing, damaged, a pickle, or not what the config describes.
+        UserError: a file is missing, damaged, a pickle, or does not match the config.
     """
     part_folder = folder / part
     if not (part_folder / "config.json").is_file():
@@ -104,7 +103,7 @@ def load_component(
     config = read_json(part_folder / "config.json")
     held = _weight_files(folder, part, weights)
     check_config_limits(config, part_folder)
-    fixed = bool(getattr(component_class, "_keep_in_fp32_modules", None))  # with these diffusers fills an empty network
+    fixed = bool(getattr(component_class, "_keep_in_fp32_modules", None))  # diffusers then fills an empty network
     eager = {} if describe or fixed else {"low_cpu_mem_usage": False}
     try:
         with quiet(), _plainly_named(held, weights) as source:
@@ -119,7 +118,7 @@ def load_component(
             )
     except UserError:
         raise
-    except Exception as error:  # diffusers checks few of a config's values: whatever comes of others is its damage
+    except Exception as error:  # diffusers checks few config values: any other error means damage
         reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
         raise UserError(f"{part_folder} is damaged ({reason}): restore it, or save the pipeline again") from error
     for what in ("missing_keys", "unexpected_keys", "mismatched_keys", "error_msgs"):
@@ -134,9 +133,9 @@ def load_component(
 
 
 def check_described(component_class: type[nn.Module], part_folder: Path, file: Path, describe: Describe) -> None:
-    """Refuse a config that describes more than a file can hold; a class's own errors are raised as they are."""
+    """Refuse a config that describes more than a file can hold; errors of the class are raised as they are."""
     if not (part_folder / "config.json").is_file():
-        raise UserError(f"{part_folder} lacks config.json, which says what a {component_class.__name__} is: restore it")
+        raise UserError(f"{part_folder} lacks config.json, the config of a {component_class.__name__}: restore it")
     config = read_json(part_folder / "config.json")
     check_config_limits(config, part_folder)
     with quiet():
@@ -144,13 +143,13 @@ def check_described(component_class: type[nn.Module], part_folder: Path, file: P
 
 
 def read_autoencoder(folder: Path) -> Autoencoder | None:
-    """The autoencoder of a latent model's folder, None where there is none; a UserError if it is damaged or unknown."""
+    """The autoencoder of a latent model's folder, or None. Raise a UserError if it is damaged or unknown."""
     for part in ("vae", "vqvae"):
         if (folder / part).is_dir():
             config = folder / part / "config.json"
             name = str(read_json(config).get("_class_name"))[:50] if config.is_file() else "AutoencoderKL"
             if name not in AUTOENCODERS:
-                raise UserError(f"{folder / part} is a {name}: expected one of {', '.join(AUTOENCODERS)}")
+                raise UserError(f"{folder / part} is a {name}, expected one of {', '.join(AUTOENCODERS)}")
             network = cast(Any, load_component(folder, part, AUTOENCODERS[name])).requires_grad_(False)
             _check_latent_numbers(network.config, config)
             return Autoencoder(network, part)
@@ -159,7 +158,7 @@ def read_autoencoder(folder: Path) -> Autoencoder | None:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Without progress bars and remarks of diffusers and transformers: what matters of them is raised."""
+    """Silence progress bars and remarks of diffusers and transformers; errors are still raised."""
     loggers = [logging.getLogger(name) for name in ("diffusers", "transformers")]
     shown = [progress, *([sys.modules["transformers"].utils.logging] if "transformers" in sys.modules else [])]
     before, bars = [logger.level for logger in loggers], [each.is_progress_bar_enabled() for each in shown]
@@ -178,7 +177,7 @@ def quiet() -> Iterator[None]:
 
 
 def _check_latent_numbers(config: Mapping[str, Any], file: Path) -> None:
-    """Refuse a scale or a shift of latents that is none."""
+    """Refuse an invalid scale or shift of latents."""
     channels, named = config["latent_channels"], {name: config.get(name) for name in ("latents_mean", "latents_std")}
     for name in ("scaling_factor", "shift_factor"):
         number = config.get(name)
@@ -191,13 +190,13 @@ def _check_latent_numbers(config: Mapping[str, Any], file: Path) -> None:
         ):
             raise UserError(f"{file}: {name} is {str(values)[:50]!r}, expected {channels} numbers: restore it")
     if (named["latents_mean"] is None) != (named["latents_std"] is None):
-        raise UserError(f"{file} has one of latents_mean and latents_std: expected both, or none")
+        raise UserError(f"{file} has one of latents_mean and latents_std, expected both or neither: restore it")
     if named["latents_std"] is not None and min(named["latents_std"]) <= 0:
         raise UserError(
             f"{file}: latents_std is {str(named['latents_std'])[:50]}, expected positive numbers: restore it"
         )
     if named["latents_mean"] is not None and config.get("shift_factor"):
-        raise UserError(f"{file} has latents_mean and shift_factor: expected one of them")
+        raise UserError(f"{file} has latents_mean and shift_factor, expected one of them: restore it")
 
 
 def _is_number(value: object) -> bool:
@@ -205,9 +204,9 @@ def _is_number(value: object) -> bool:
 
 
 def _check_weight_size(describe: Describe, config: Mapping[str, Any], held: WeightFiles) -> None:
-    """Refuse a network of more numbers than its weight files have bytes, or more tensors, before it is built.
+    """Refuse, before it is built, a network with more numbers than its weight files have bytes, or more tensors.
 
-    It is described without memory, and as soon as it is too large no further.
+    It is described without memory, and only until it is too large.
     """
     budget = _Budget(held, _tensor_count(held))
     hooks = (
@@ -224,16 +223,16 @@ def _check_weight_size(describe: Describe, config: Mapping[str, Any], held: Weig
 
 @dataclass
 class _Budget:
-    """What a network may hold, counted as it is described."""
+    """The limits of a network, counted while it is described."""
 
     held: WeightFiles
-    most_tensors: int | None  # in the files; None for unknown
-    numbers: int = 0  # of its parameters
+    most_tensors: int | None  # in the files; None if unknown
+    numbers: int = 0  # in its parameters
     tensors: int = 0
-    computed: int = 0  # numbers of its buffers
+    computed: int = 0  # numbers in its buffers
 
     def parameter(self, module: nn.Module, name: str, value: Tensor | None) -> None:
-        """One more parameter."""
+        """Count one more parameter."""
         self.numbers += value.numel() if value is not None else 0
         self.tensors += 1
         folder, size = self.held.folder, self.held.size
@@ -245,7 +244,7 @@ class _Budget:
             raise UserError(f"{folder} describes more than its {self.most_tensors:,} tensors of weights: restore it")
 
     def buffer(self, module: nn.Module, name: str, value: Tensor | None) -> None:
-        """One more buffer."""
+        """Count one more buffer."""
         self.computed += value.numel() if value is not None else 0
         if self.computed > (most := self.held.size + COMPUTED):
             raise UserError(
@@ -255,7 +254,7 @@ class _Budget:
 
 
 def _tensor_count(held: WeightFiles) -> int | None:
-    """How many tensors the files hold; None where one is damaged."""
+    """The number of tensors in the files; None if one is damaged."""
     try:
         total = 0
         for file in held.files:
@@ -268,9 +267,10 @@ def _tensor_count(held: WeightFiles) -> int | None:
 
 @contextmanager
 def _plainly_named(held: WeightFiles, weights: str) -> Iterator[Path]:
-    """The part's folder, or one of links in which an index has the name that the libraries read.
+    """The part's folder, or one of links in which an index has the name that the libraries expect.
 
-    The index of a variant in several files has had three names: its variant before or after `safetensors`, or before
+    The index of a variant in several files has had three names: with its variant before or after `safetensors`, or
+    before `json`.
     `json`.
     """
     plain = f"{weights}.safetensors.index.json"
@@ -286,7 +286,7 @@ def _plainly_named(held: WeightFiles, weights: str) -> Iterator[Path]:
 
 
 def _weight_files(folder: Path, part: str, weights: str) -> WeightFiles:
-    """Which weight files to take: the plain ones, else those of a variant; a UserError for pickles, or none."""
+    """Select the weight files: the plain ones, else those of a variant. Raise a UserError for pickles, or none."""
     part_folder = folder / part
     names = sorted(path.name for path in part_folder.iterdir() if path.is_file())
     plain, index = f"{weights}.safetensors", f"{weights}.safetensors.index.json"
@@ -309,7 +309,7 @@ def _weight_files(folder: Path, part: str, weights: str) -> WeightFiles:
 
 
 def _indexed(index: Path) -> tuple[Path, ...]:
-    """The files that an index names, all in its folder; a UserError for any that is missing or elsewhere."""
+    """The files that an index names, all in its folder. Raise a UserError if any is missing or elsewhere."""
     places = read_json(index).get("weight_map")
     names = sorted({str(name) for name in places.values()}) if isinstance(places, dict) else []
     wrong = [name for name in names if Path(name).name != name or not name.endswith(".safetensors")]
@@ -321,7 +321,7 @@ def _indexed(index: Path) -> tuple[Path, ...]:
 
 
 def check_config_limits(config: Mapping[str, Any], part_folder: Path) -> None:
-    """Refuse numbers that no network has, before memory is spent on them."""
+    """Refuse implausible numbers before memory is spent on them."""
     for name, value in config.items():
         _check_value(value, _limit(name), f"{part_folder}/config.json: {name[:50]}")
 
@@ -342,14 +342,14 @@ def _check_value(value: object, limit: int, what: str, depth: int = 0) -> None:
             inner = max(limit, _limit(name)) if isinstance(name, str) else limit
             _check_value(each, inner, what, depth + 1)
     elif isinstance(value, int | float) and not isinstance(value, bool):
-        least = -limit if isinstance(value, float) or what.endswith("_layer") else 0  # layers may count from the last
+        least = -limit if isinstance(value, float) or what.endswith("_layer") else 0  # layers may count from the end
         wrong = not least <= value <= limit
         if wrong:
             raise UserError(f"{what} is {str(value)[:50]}, expected at most {limit}: restore it")
 
 
 def nearest_models(folder: Path) -> str:
-    """The model folders in a folder that holds none itself, e.g. a run, or beside it; else what is expected."""
+    """The model folders within or next to a folder that is not one, e.g. a run; else what is expected."""
     for place in (folder, folder.parent):
         if folders := sorted(str(path.parent) for path in place.glob("*/progdist.json")):
             return f"one of {', '.join(folders[:6])}"

@@ -1,4 +1,4 @@
-"""A model from a folder, called once without weights or memory: what cannot be called is found before anything runs."""
+"""Call a model from a folder once, without weights or memory, to find errors before anything runs."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -14,22 +14,24 @@ from progdist.models.model import Model
 from progdist.models.networks import example_condition
 from progdist.models.safe_loading import quiet
 
-META = torch.device("meta")  # tensors of shapes alone
+META = torch.device("meta")  # tensors with shapes only
+_SHAPES: dict[tuple[str, ...], tuple[int, ...]] = {}  # by network and inputs: the models of a chain share them
 
 
 def try_shapes(model: Model, folder: Path) -> None:
-    """Refuse a model whose network cannot be called on its data, or gives something else than predictions of them.
+    """Refuse a model whose network cannot be called on its data, or does not return predictions for them.
 
-    An output of as many channels as the data, or twice as many: of two heads, or with a variance that is passed over.
+    The output may have as many channels as the data, or twice as many: for two heads, or an ignored variance.
 
     Raises:
-        UserError: the network or the autoencoder is damaged, or their shapes do not fit.
+        UserError: the network or the autoencoder is damaged, or their shapes do not match.
     """
     part = folder / ("unet" if (folder / "unet").is_dir() else "transformer")
     channels, *sides = shape = model.shape
     if isinstance(model.autoencoder, Autoencoder):
         _try_autoencoder(model.autoencoder, shape, folder)
-    output = _called(part, lambda: _output(model, shape))
+    condition = example_condition(model.denoiser, 1, META)
+    output = _called(part, (model.denoiser.network, shape, condition), lambda: _output(model, shape))
     heads = model.denoiser.parameterization.heads
     if output not in ((1, heads * channels, *sides), (1, 2 * channels, *sides)):
         got, expected = ("x".join(map(str, each)) for each in (output[1:], (heads * channels, *sides)))
@@ -41,7 +43,7 @@ def try_shapes(model: Model, folder: Path) -> None:
 
 
 def _output(model: Model, shape: Shape) -> tuple[int, ...]:
-    """The shape of what the network gives for one example."""
+    """The shape of the network's output for one example."""
     denoiser = model.denoiser
     network: Any = empty_copy(denoiser.network, META)
     z, timestep = torch.empty(1, *shape, device=META), torch.ones(1, device=META)
@@ -52,12 +54,12 @@ def _output(model: Model, shape: Shape) -> tuple[int, ...]:
 
 
 def _try_autoencoder(autoencoder: Autoencoder, shape: Shape, folder: Path) -> None:
-    """Refuse an autoencoder whose latents are not what the network takes, or that cannot be called."""
+    """Refuse an autoencoder that cannot be called, or whose latents do not fit the network."""
     part = folder / autoencoder.part
     if autoencoder.channels != shape[0]:
         raise UserError(
-            f"{folder}: its network takes {shape[0]} channels, and the latents of its {autoencoder.part}/ have "
-            f"{autoencoder.channels}: expected a network that takes latents alone"
+            f"{folder}: its network takes {shape[0]} channels, but the latents of its {autoencoder.part}/ have "
+            f"{autoencoder.channels}: expected a network that takes only latents"
         )
 
     def latents() -> tuple[int, ...]:
@@ -67,15 +69,20 @@ def _try_autoencoder(autoencoder: Autoencoder, shape: Shape, folder: Path) -> No
         network.decode(code)
         return tuple(code.shape)
 
-    if (found := _called(part, latents)) != (1, *shape):
-        raise UserError(f"{part} makes latents of {found[1:]}, and the network takes {shape}: restore the folder")
+    if (found := _called(part, (autoencoder.network, shape), latents)) != (1, *shape):
+        raise UserError(f"{part} makes latents of {found[1:]}, but the network takes {shape}: restore the folder")
 
 
-def _called(part: Path, work: Callable[[], tuple[int, ...]]) -> tuple[int, ...]:
-    """The shape that a call gives; a UserError where it raises anything."""
+def _called(part: Path, inputs: tuple[Any, ...], work: Callable[[], tuple[int, ...]]) -> tuple[int, ...]:
+    """The shape that a call returns, for a network and its other inputs. Raise a UserError for any error."""
+    network, *others = inputs
+    config = {name: value for name, value in network.config.items() if name != "_name_or_path"}
+    key = (repr(network), repr(config), repr(others))
+    if key in _SHAPES:
+        return _SHAPES[key]
     try:
         with torch.no_grad(), quiet():
-            return work()
-    except Exception as error:  # diffusers checks few of a config's values: whatever comes of others is its damage
+            return _SHAPES.setdefault(key, work())
+    except Exception as error:  # diffusers checks few config values: any other error means damage
         reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
         raise UserError(f"{part} cannot be called ({reason}): restore it, or save the pipeline again") from error

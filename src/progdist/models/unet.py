@@ -21,22 +21,22 @@ def unet(
     image: tuple[int, int, int],  # (channels, height, width) of the data; height and width divisible by 2^(levels - 1)
     width: int,  # channels at the first level
     multipliers: Sequence[int],  # one per level; level i has width * multipliers[i] channels at 2^-i of the resolution
-    blocks: int = 1,  # residual blocks to a level (one more on the way up)
+    blocks: int = 1,  # residual blocks per level (one more on the way up)
     attention: Sequence[int] = (),  # resolutions with self-attention
     head_size: int | None = None,  # channels of an attention head; None for one head
     embedding: int | None = None,  # channels of the time embedding; None for four times the width
     groups: int = 32,  # of every group norm
-    dropout: float = 0.0,  # within residual blocks, while training
-    classes: int = 0,  # of a class-conditional network, 0 for none
-    heads: int = 1,  # the output's channels as a multiple of the data's
+    dropout: float = 0.0,  # in residual blocks, during training
+    classes: int = 0,  # of a class-conditional network; 0 for none
+    heads: int = 1,  # output channels as a multiple of the data's
 ) -> UNet2DModel:
-    """A U-Net with freshly drawn weights.
+    """Build a U-Net with random weights.
 
     Returns:
         A module called as network(z, timestep, class_labels=...).
 
     Raises:
-        UserError: sizes that do not fit each other.
+        UserError: the sizes do not match.
     """
     level_channels = [width * multiplier for multiplier in multipliers]
     attends = _attention_levels(image, width, level_channels, attention, groups)
@@ -69,21 +69,21 @@ def unet(
 def _attention_levels(
     image: tuple[int, int, int], width: int, level_channels: Sequence[int], attention: Sequence[int], groups: int
 ) -> list[bool]:
-    """Whether each level has self-attention; a UserError for sizes that do not fit each other."""
+    """Whether each level has self-attention. Raise a UserError if the sizes do not match."""
     sides = image[1:]
     resolutions = [max(sides) >> level for level in range(len(level_channels))]
     divisor = 2 ** (len(level_channels) - 1)
     if any(side % divisor for side in sides):
         raise UserError(
-            f"images of {sides[0]}x{sides[1]} do not halve {len(level_channels) - 1} times: choose a size divisible by "
-            f"{divisor}, or fewer multipliers"
+            f"images of {sides[0]}x{sides[1]} cannot be halved {len(level_channels) - 1} times: choose a size "
+            f"divisible by {divisor}, or fewer multipliers"
         )
     if width < 4 or width % 2:
-        raise UserError(f"width {width} is too small for the time embedding, or odd: use an even number of 4 or more")
+        raise UserError(f"width is {width}, expected an even number of at least 4 for the time embedding")
     if any(count % groups for count in level_channels):
-        raise UserError(f"level widths {level_channels} do not divide into {groups} groups: change width or groups")
+        raise UserError(f"level widths {level_channels} are not divisible by {groups} groups: change width or groups")
     if unknown := set(attention) - set(resolutions):
-        raise UserError(f"attention at {sorted(unknown)}, but the network's resolutions are {resolutions}")
+        raise UserError(f"attention is {sorted(unknown)}, expected some of the network's resolutions {resolutions}")
     return [resolution in attention for resolution in resolutions]
 
 

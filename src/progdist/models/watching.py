@@ -1,7 +1,7 @@
-"""A stock pipeline, watched while it samples: the calls of its network, the steps of its scheduler, its noise levels.
+"""Watch a stock pipeline while it samples: the calls of its network, the steps of its scheduler, its noise levels.
 
 `network.forward`, `scheduler.step` and `scheduler.set_timesteps` are wrapped while the pipeline runs, and restored
-afterwards. A run can be ended as soon as enough was seen, and the network or the result of a step be replaced.
+afterwards. A run can be stopped once enough was observed, and the network or a step's result can be replaced.
 """
 
 import inspect
@@ -18,7 +18,7 @@ from progdist._utils.errors import UserError
 from progdist.models.safe_loading import quiet
 
 Until = Literal["call", "decode"] | int | None
-"""When a run ends: at the first call of the network or of the autoencoder, after a number of steps, or by itself."""
+"""When a run stops: at the first call of the network or of the autoencoder, after a number of steps, or by itself."""
 
 
 @dataclass(frozen=True)
@@ -33,8 +33,8 @@ class NetworkCall:
 class Step:
     """One step of the scheduler."""
 
-    calls: tuple[NetworkCall, ...]  # of the network since the step before
-    model_output: Tensor  # what the scheduler received of the network
+    calls: tuple[NetworkCall, ...]  # of the network since the previous step
+    model_output: Tensor  # what the scheduler received
     timestep: float
     sample: Tensor  # before the step
     result: Tensor  # after it
@@ -42,14 +42,14 @@ class Step:
 
 @dataclass
 class Watched:
-    """What was seen of a run."""
+    """What was observed in a run."""
 
     steps: list[Step] = field(default_factory=list)
     calls: list[NetworkCall] = field(default_factory=list)  # since the last step
     timesteps: list[Mapping[str, Any]] = field(default_factory=list)  # the arguments of each `set_timesteps`
-    sigmas: Tensor | None = None  # of the scheduler, once a step was taken
-    decoded: Tensor | None = None  # what its autoencoder was given; None where it was not called with that alone
-    result: Any = None  # what the pipeline returned; None where the run was ended before
+    sigmas: Tensor | None = None  # of the scheduler, after a step
+    decoded: Tensor | None = None  # the only input of its autoencoder; None if it was not called so
+    result: Any = None  # what the pipeline returned; None if the run was stopped before
 
 
 class _SeenEnoughError(Exception):
@@ -58,7 +58,7 @@ class _SeenEnoughError(Exception):
 
 @dataclass(frozen=True)
 class Substitute:
-    """What takes part in a run in place of the pipeline's own."""
+    """Replacements for a pipeline's own network or steps."""
 
     network: Callable[[Mapping[str, Any]], Any] | None = None  # (arguments) -> output
     step: Callable[[Tensor], Tensor] | None = None  # (sample) -> the sample after the step
@@ -72,16 +72,16 @@ def watch(
     until: Until = None,
     substitute: Substitute = Substitute(),
 ) -> Watched:
-    """Run a pipeline with some arguments and watch its network, the component `part`.
+    """Run a pipeline with these arguments and watch its network, the component `part`.
 
     Raises:
-        UserError: the pipeline cannot be run like this: its own words are quoted.
+        UserError: the pipeline cannot be run like this; its own message is quoted.
     """
     seen, network, scheduler = Watched(), getattr(pipeline, part), pipeline.scheduler
     signature = inspect.signature(network.forward)
     forward, step, set_timesteps = network.forward, scheduler.step, scheduler.set_timesteps
 
-    @wraps(forward)  # pipelines look at its signature
+    @wraps(forward)  # pipelines inspect its signature
     def seen_forward(*positional: Any, **named: Any) -> Any:  # noqa: ANN401
         arguments = _kept(dict(signature.bind(*positional, **named).arguments))
         if until == "call":
@@ -91,7 +91,7 @@ def watch(
         seen.calls.append(NetworkCall(arguments, output))
         return output
 
-    @wraps(step)  # pipelines look at its signature
+    @wraps(step)  # pipelines inspect its signature
     def seen_step(model_output: Tensor, timestep: Any, sample: Tensor, *rest: Any, **named: Any) -> Any:  # noqa: ANN401
         before, given = sample.clone(), model_output.clone()
         result = step(model_output, timestep, sample, *rest, **named)
@@ -106,7 +106,7 @@ def watch(
             raise _SeenEnoughError
         return result
 
-    @wraps(set_timesteps)  # pipelines look at its signature
+    @wraps(set_timesteps)  # pipelines inspect its signature
     def seen_timesteps(*positional: Any, **named: Any) -> Any:  # noqa: ANN401
         seen.timesteps.append(dict(inspect.signature(set_timesteps).bind(*positional, **named).arguments))
         return set_timesteps(*positional, **named)
@@ -128,7 +128,7 @@ def watch(
             pass
         except (UserError, torch.OutOfMemoryError):
             raise
-        except Exception as error:  # a pipeline raises what it likes: its words say what it was given and expects
+        except Exception as error:  # pipelines raise any kind: their messages say what they got and expected
             reason = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
             if isinstance(error, NameError) and not isinstance(error, UnboundLocalError):  # of an optional import
                 reason = f"it needs the package {error.name}: pip install {error.name}"
@@ -148,7 +148,7 @@ def _replaced(methods: list[tuple[Any, str, Callable[..., Any]]]) -> Iterator[No
 
 
 def _kept(value: Any) -> Any:  # noqa: ANN401
-    """A value whose tensors are copies, as some pipelines write into theirs afterwards."""
+    """A value with copies of its tensors, since some pipelines modify theirs afterwards."""
     if isinstance(value, Tensor):
         return value.clone()
     if type(value) is dict:
@@ -164,7 +164,7 @@ def _restore(owner: Any, name: str, before: Any) -> None:  # noqa: ANN401
 
 
 def other_networks(pipeline: Any, part: str) -> dict[str, nn.Module]:  # noqa: ANN401
-    """The components beside the network that could take its place in some steps, e.g. a second expert."""
+    """Components other than the network that could replace it in some steps, e.g. a second expert."""
     return {
         name: each
         for name, each in pipeline.components.items()
@@ -173,7 +173,7 @@ def other_networks(pipeline: Any, part: str) -> dict[str, nn.Module]:  # noqa: A
 
 
 def _said(call: Mapping[str, Any]) -> str:
-    """The arguments of a call, but for the prompts and what is the same for all."""
+    """The arguments of a call, except prompts and constants."""
     hidden = ("prompt", "negative_prompt", "generator", "output_type", "return_dict")
     shown = [f"{name}={value!r}"[:60] for name, value in call.items() if name not in hidden]
     return ", ".join(shown) or "its defaults"

@@ -3,7 +3,6 @@
 An unknown key is refused, with the nearest one named. `progdist recipes` lists those that ship.
 """
 
-import difflib
 import reprlib
 from collections.abc import Iterable, Mapping
 from dataclasses import fields, is_dataclass
@@ -13,10 +12,11 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from progdist._utils.errors import UserError
-from progdist.recipes.recipe import Recipe, leaves
-from progdist.recipes.shipped import recipe_text
-from progdist.recipes.text import read_yaml, write_yaml
-from progdist.recipes.training import HALVING, StageTraining
+from progdist._utils.other_names import OTHER_NAMES, meant
+from progdist.recipes.recipe import Recipe
+from progdist.recipes.stated import set_key, stated
+from progdist.recipes.text import leaves, read_yaml, write_yaml
+from progdist.recipes.training import StageTraining
 from progdist.training.config import EXACT
 
 _SHORT = reprlib.Repr()
@@ -29,14 +29,7 @@ def read_recipe(name_or_path: str, overrides: Iterable[str] = ()) -> Recipe:
     Raises:
         UserError: it cannot be found or read, or has a key or value that no recipe has.
     """
-    text = recipe_text(name_or_path)
-    try:
-        content = read_yaml(text)
-    except (yaml.YAMLError, RecursionError, ValueError) as error:
-        raise UserError(f"recipe {name_or_path} is not YAML: {' '.join(str(error).split())}") from error
-    if not isinstance(content, dict):
-        raise UserError(f"recipe {name_or_path} is not a map of keys to values: see `progdist recipes`")
-    return validated(content, overrides, f"recipe {name_or_path}")
+    return validated(stated(name_or_path), overrides, f"recipe {name_or_path}")
 
 
 def override(recipe: Recipe, overrides: Iterable[str]) -> Recipe:
@@ -62,7 +55,7 @@ def validated(content: dict[Any, Any], overrides: Iterable[str], what: str) -> R
     """The recipe that a map of keys describes, with overrides; `what` names it in the UserError about what is wrong."""
     overrides = list(overrides)
     for setting in overrides:
-        _override(content, setting)
+        set_key(content, setting)
     try:
         for where, value in leaves(content, lists=True):
             if isinstance(value, int) and abs(value) >= EXACT:
@@ -100,31 +93,6 @@ def write_recipe(recipe: Recipe) -> str:
     return write_yaml(recipe.model_dump(mode="json"))
 
 
-def _override(content: dict[Any, Any], override: str) -> None:
-    """Set one dotted key; the value is read as YAML."""
-    name, equals, value = override.partition("=")
-    if not equals:
-        raise UserError(f"--set {override!r} has no value: write key=value, e.g. evaluate.samples=500")
-    *parents, last = name.split(".")
-    for parent in parents:
-        if content.get(_key(parent)) is None:
-            content[_key(parent)] = {}
-        content = content[_key(parent)]
-        if not isinstance(content, dict):
-            raise UserError(f"--set {override!r}: {parent} is a value, not a section")
-    try:
-        content[_key(last)] = read_yaml(value)
-    except (yaml.YAMLError, RecursionError, ValueError) as error:
-        raise UserError(f"--set {override[:100]!r} is not YAML: {' '.join(str(error).split())}") from error
-    if name == "distill.chain":  # as a list it takes the place of what it would be made from
-        for replaced in HALVING:
-            content.pop(replaced, None)
-
-
-def _key(word: str) -> str | int:
-    return int(word) if word.isdecimal() and len(word) < len(str(EXACT)) else word
-
-
 def _first_problem(error: ValidationError) -> str:
     """The first of pydantic's complaints, as a sentence that says what to do.
 
@@ -133,10 +101,7 @@ def _first_problem(error: ValidationError) -> str:
     problem = max(error.errors(), key=lambda problem: len(problem["loc"]))
     where = ".".join(str(part) for part in problem["loc"] if str(part).isidentifier() or isinstance(part, int))
     if problem["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
-        keys = _fields(problem["loc"][:-1])
-        near = difflib.get_close_matches(str(problem["loc"][-1]), keys, 1)
-        hint = f"did you mean {near[0]}? (known here: {', '.join(keys)})" if near else f"use {', '.join(keys)}"
-        return f"key {where} is unknown: {hint}"
+        return f"key {where} is unknown: {_hint(problem['loc'])}"
     if problem["type"] == "missing":
         return f"key {where} is missing: {problem['msg'].lower()}"
     got = _SHORT.repr(problem["input"])
@@ -145,6 +110,24 @@ def _first_problem(error: ValidationError) -> str:
     message = problem["msg"].removeprefix("Value error, ")
     told = isinstance(problem["input"], Mapping | BaseModel) or got in message
     return f"{where}{': ' if where else ''}{message}{'' if told else f', got {got}'}"
+
+
+def _hint(location: tuple[int | str, ...]) -> str:
+    """Which key is meant by an unknown one: one of its section, or of another."""
+    name, keys = str(location[-1]), _fields(location[:-1])
+    here = meant(name, keys)
+    synonyms = OTHER_NAMES.get(name.lower(), (name,))
+    elsewhere = [key for key in known_keys() if key.rpartition(".")[2] in synonyms]
+    if elsewhere and not set(here) & set(synonyms):
+        return f"did you mean {' or '.join(elsewhere)}?"
+    known = ", ".join(keys)
+    return f"did you mean {' or '.join(here)}? (known here: {known})" if here else f"use {known}"
+
+
+def known_keys() -> list[str]:
+    """The dotted names of all keys of a recipe and of its sections."""
+    top = _fields(())
+    return [*top, *(f"{name}.{key}" for name in top if _fields((name,)) != top for key in _fields((name,)))]
 
 
 _EXPECTED = {

@@ -6,20 +6,19 @@ largest ratios come first, where a step changes least: 200 -> 40 -> 8 -> 4 for T
 """
 
 import math
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from progdist._utils.errors import UserError
-from progdist._utils.words import any_of, counted
+from progdist._utils.words import any_of
 from progdist.data.samples import is_teacher
 from progdist.data.sources import open_source
 from progdist.data.tables import Columns
 from progdist.recipes.files import validated
 from progdist.recipes.recipe import Recipe
 from progdist.recipes.schema import Data
+from progdist.recipes.stated import about_teacher, run_name
 from progdist.teachers.open import Teacher
 from progdist.training.config import DEFAULTS
 
@@ -71,6 +70,7 @@ class Request:
     guidance: float | tuple[float, float] | None = None  # a scale, or a range that students take as an input
     negative: str | None = None  # the prompt that guidance leads away from; None for the empty one
     lora: int | None = None  # the rank of a LoRA file for the teacher's own pipeline; None for none
+    base_bits: int | None = None  # 8 or 4 of the base that its adapters train on; None for all
     method: str = "progressive"  # what students learn
     call: Mapping[str, Any] = field(default_factory=dict)  # arguments of the teacher's pipeline, which is then watched
     loras: tuple[str, ...] = ()  # LoRA files, FILE[:weight], fused into the teacher
@@ -80,15 +80,23 @@ class Request:
 
 def recipe_for_teacher(teacher: Teacher, request: Request) -> Recipe:
     """The recipe that `progdist distill` runs; errors as of `chain_for` and `frame`."""
+    recipe = validated(content_for_teacher(teacher, request), (), f"distilling {request.model}")
+    if request.conversion_updates is not None and not recipe.plan().converts(teacher.model):
+        raise UserError("--conversion-updates applies only to a teacher that stage 0 converts, and this needs none")
+    return recipe
+
+
+def content_for_teacher(teacher: Teacher, request: Request) -> dict[str, Any]:
+    """The keys and values of that recipe."""
     single = [request.start, request.steps]
     chain = single if request.initial else chain_for(teacher, request.steps, request.start)
     batch = {} if request.batch is None else {"batch": request.batch}
     conversion = {"guidance": request.guidance, "negative": request.negative, **batch}
     if request.conversion_updates is not None:
         conversion["updates"] = request.conversion_updates
-    content = {
-        "name": re.sub(r"[^A-Za-z0-9._-]+", "-", request.name).strip("-._") or "run",
-        "about": f"{request.model} distilled to {counted(request.steps, 'step')}",
+    return {
+        "name": run_name(request.name),
+        "about": about_teacher(request.model, request.steps),
         "data": _data(teacher, request),
         "teacher": {"model": request.model, "call": dict(request.call), **_prepared(request)},
         "conversion": conversion,
@@ -101,12 +109,9 @@ def recipe_for_teacher(teacher: Teacher, request: Request) -> Recipe:
             **batch,
         },
         "lora": request.lora,
+        "base_bits": request.base_bits,
         "evaluate": {"samples": 1024},
     }
-    recipe = validated(content, (), f"distilling {request.model}")
-    if request.conversion_updates is not None and not recipe.plan().converts(teacher.model):
-        raise UserError("--conversion-updates applies only to a teacher that stage 0 converts, and this needs none")
-    return recipe
 
 
 def _prepared(request: Request) -> dict[str, Any]:
@@ -133,7 +138,7 @@ def _data(teacher: Teacher, request: Request) -> dict[str, Any]:
     """The keys of the data: images in the shape that the teacher makes, or its own samples."""
     source, columns = request.data, request.columns
     if not is_teacher(source) and request.prompts is None:
-        return frame(teacher, source, columns, request.background).model_dump()
+        return frame(teacher, source, columns, request.background).model_dump(exclude_defaults=True)
     named = {"image_column": columns.image, "caption_column": columns.caption, "background": request.background}
     return {"source": source, "prompts": request.prompts, **named}
 
@@ -155,9 +160,3 @@ def frame(teacher: Teacher, source: str, columns: Columns, background: str | Non
     if images.reframed(data.transform()).shape != shape:
         raise UserError(f"{source} cannot be brought to the teacher's {shape} (channels, height, width)")
     return data
-
-
-def default_output(source: str, steps: int) -> Path:
-    """Where the run of a teacher goes if nothing is said."""
-    path = Path(source)
-    return Path("runs") / f"{path.stem if path.suffix == '.safetensors' else path.name}-{steps}"

@@ -3,17 +3,19 @@
 Every key has a default but `name`, `data` and `network`. `recipes.files` reads and writes recipes as YAML.
 """
 
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 from pydantic import Field, PositiveInt, SerializerFunctionWrapHandler, model_serializer, model_validator
 
-from progdist._utils.names import Precision
+from progdist._utils.names import Bits, Precision
 from progdist.data.samples import is_teacher
 from progdist.diffusion.parameterization import PARAMETERIZATIONS
 from progdist.methods import METHODS
+from progdist.recipes.begun import differences
 from progdist.recipes.schema import Data, Evaluation, Network, Noise, Part, one_of
+from progdist.recipes.text import leaves
 from progdist.recipes.training import Conversion, Distillation, StageTraining, Training, with_defaults
 from progdist.training.config import TrainConfig
 
@@ -31,7 +33,8 @@ class Recipe(Part):
     """A run: data, schedule, network, the teacher's training, distillation, evaluation.
 
     With `lora`, a rank, every student is the text-to-image teacher with LoRA adapters of that rank, and its
-    folder holds these as a file for the teacher's own pipeline, too (see `progdist.students.folder`).
+    folder holds these as a file for the teacher's own pipeline, too (see `progdist.students.folder`). With
+    `base_bits`, 8 or 4, they train on a copy of the teacher in so many bits (see `progdist.models.quantized_base`).
     """
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
@@ -45,6 +48,7 @@ class Recipe(Part):
     conversion: Conversion
     distill: Distillation
     lora: PositiveInt | None = None
+    base_bits: Bits | None = None
     evaluate: Evaluation = Evaluation()
     tracking: Literal["tensorboard", "wandb", "mlflow"] | None = None
 
@@ -62,6 +66,8 @@ class Recipe(Part):
         self._check_trained_teacher() if self.trains_teacher else self._check_opened_teacher()
         if self.lora is not None:
             self._check_lora()
+        elif self.base_bits is not None:
+            raise ValueError("base_bits requires lora, whose adapters train on that base: give --lora RANK, e.g. 64")
         if self.evaluate.most_steps is not None and self.evaluate.most_steps < self.distill.counts()[-1]:
             raise ValueError(f"evaluate.most_steps {self.evaluate.most_steps} leaves no model of the chain to measure")
         return self
@@ -142,6 +148,7 @@ class Recipe(Part):
             negative=conversion.negative,
             zero_terminal_snr=conversion.zero_terminal_snr,
             lora=self.teacher.model if self.lora is not None else None,
+            base_bits=self.base_bits,
             stop=distill.stop,
             seed=self.seed,
         )
@@ -206,9 +213,7 @@ class Recipe(Part):
     def difference(self, old: "Recipe") -> str:
         """The keys in which this recipe differs from an old one, at most three, with what the old one says."""
         new, before = (dict(leaves(each.model_dump(), lists=False)) for each in (self, old))
-        keys = [key for key in {**before, **new} if new.get(key) != before.get(key)]
-        named = ", ".join(f"{key} (there {before.get(key)!r}, here {new.get(key)!r})" for key in keys[:3])
-        return named + (f" and {len(keys) - 3} more" if len(keys) > 3 else "")
+        return differences(before, new, [key for key in {**before, **new} if new.get(key) != before.get(key)])
 
     def continues(self, old: "Recipe", finished: Collection[str]) -> bool:
         """Whether a run of `old`, with these models finished, can go on: only how the others train has changed."""
@@ -231,19 +236,6 @@ class Recipe(Part):
             for key in ("method", "initial", "weighting", "stop")
         )
         return same_configs and (not students or same_kind)
-
-
-def leaves(content: Any, where: str = "", *, lists: bool) -> Iterator[tuple[str, Any]]:  # noqa: ANN401
-    """Every value that is no section, and no list if these are `lists` of values, with its dotted name."""
-    if isinstance(content, Mapping):
-        parts: Iterable[tuple[Any, Any]] = content.items()
-    elif lists and isinstance(content, Sequence) and not isinstance(content, str | bytes):
-        parts = enumerate(content)
-    else:
-        yield where, content
-        return
-    for key, part in parts:
-        yield from leaves(part, f"{where}.{key}" if where else str(key), lists=lists)
 
 
 def student_name(steps: int) -> str:

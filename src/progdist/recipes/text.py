@@ -7,12 +7,15 @@ read; what they unfold to is measured first.
 
 import math
 import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from textwrap import wrap
 from typing import Any
 
 import yaml
 from yaml.constructor import ConstructorError
 from yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 
+COLUMNS = 100  # of comments
 MOST_NODES = 10_000  # keys and values of a recipe, unfolded; the largest that ships has about a hundred
 
 _PLAIN = {  # tag: (what it looks like, the characters that it begins with)
@@ -61,6 +64,42 @@ def read_yaml(text: str) -> Any:  # noqa: ANN401  (whatever a file holds)
 def write_yaml(content: Any) -> str:  # noqa: ANN401
     """YAML that `read_yaml` reads back."""
     return yaml.dump(content, Dumper=_Dumper, sort_keys=False)
+
+
+def write_sections(content: Mapping[str, Any], comments: Mapping[str, str]) -> str:
+    """YAML as it is written by hand: a key to a line, its comment above it, and what has no keys below it in a line.
+
+    `comments` are by the dotted name of a key; they are broken into lines.
+    """
+    return "".join(_written(content, comments, ""))
+
+
+def _written(content: Mapping[Any, Any], comments: Mapping[str, str], where: str) -> Iterator[str]:
+    indent = "  " * where.count(".")
+    for key, value in content.items():
+        width = COLUMNS - len(indent) - len("# ")
+        yield from (f"{indent}# {line}\n" for line in wrap(comments.get(f"{where}{key}", ""), width))
+        nested = isinstance(value, Mapping) and (not where or any(isinstance(each, Mapping) for each in value.values()))
+        if nested:
+            yield f"{indent}{key}:\n"
+            yield from _written(value, comments, f"{where}{key}.")
+        else:
+            flow = None if isinstance(value, Mapping | list) else False
+            written = yaml.dump({key: value}, Dumper=_Dumper, sort_keys=False, default_flow_style=flow, width=math.inf)
+            yield f"{indent}{written}"
+
+
+def leaves(content: Any, where: str = "", *, lists: bool) -> Iterator[tuple[str, Any]]:  # noqa: ANN401
+    """Every value that is no section, and no list if these are `lists` of values, with its dotted name."""
+    if isinstance(content, Mapping):
+        parts: Iterable[tuple[Any, Any]] = content.items()
+    elif lists and isinstance(content, Sequence) and not isinstance(content, str | bytes):
+        parts = enumerate(content)
+    else:
+        yield where, content
+        return
+    for key, part in parts:
+        yield from leaves(part, f"{where}.{key}" if where else str(key), lists=lists)
 
 
 def _check(node: Node, loader: _Loader, sizes: dict[int, int], within: set[int]) -> int:

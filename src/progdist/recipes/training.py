@@ -17,11 +17,11 @@ from progdist.methods import METHODS
 from progdist.methods.chain import Stage, halvings, stages
 from progdist.methods.guidance import requested_guidance
 from progdist.recipes.schema import Part, one_of
+from progdist.recipes.stated import HALVING
 from progdist.training.config import CONVERSION_UPDATES, DEFAULTS, OF_A_WHOLE_TRAINING, OPTIONS, TrainConfig
 from progdist.training.early_stopping import EarlyStopping
 
 STRICT = ConfigDict(extra="forbid", allow_inf_nan=False)  # no unknown keys, no numbers that are none
-HALVING = {"start": 256, "end": 1, "substeps": 2}  # what a chain is made from by default
 
 
 @dataclass(frozen=True, config=STRICT)

@@ -22,6 +22,7 @@ from progdist.methods.guidance import Input
 from progdist.models.model import Model
 from progdist.models.pipeline_autoencoder import PipelineAutoencoder
 from progdist.models.prompts import Prompts
+from progdist.models.quantized_base import check_quantizable
 from progdist.recipes.files import read_recipe, write_recipe
 from progdist.recipes.recipe import Recipe
 from progdist.recipes.schema import Data
@@ -83,6 +84,8 @@ def _check_lora(plan: Plan, teacher: Model) -> None:
             "lora requires a single guidance scale: the teacher's own pipeline has no input for a range of it"
         )
     require_peft()
+    if plan.base_bits is not None:
+        check_quantizable(teacher.denoiser.network)
 
 
 def check_encodes(teacher: Model) -> None:

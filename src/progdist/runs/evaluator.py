@@ -214,14 +214,15 @@ class Evaluator:
     ) -> None:
         """Compare samples with the data; write the record, the grid and the card."""
         every, scales, images, folder = join(samples), self._scales(name), self.context.images, self.context.folder
-        captioned = isinstance(images, CaptionedImages)
-        names = [images.classes[label] for label in self._shown_labels.tolist()] if captioned or scales else []
+        numbered = all(model.classes[label].isdecimal() for label in model.labels)
+        named = isinstance(images, CaptionedImages) or not numbered
+        names = [images.classes[label] for label in self._shown_labels.tolist()] if named or scales else []
         self.reference_images.write_index()
         clip_score = self.metrics.clip_score(every, self.context.labels(len(every)), images.classes)
         record = EvaluationRecord(
             name, steps, method, network_evaluations(steps, method), seconds / len(every), every.rmse,
             self._measure(every), dict(model.training),
-            captions=tuple(names if captioned else (f"class {each}" for each in names)),
+            captions=tuple(names if named else (f"class {each}" for each in names)),
             guidance=self.context.measured_scale if scales else None, guidance_grids=scales, clip_score=clip_score,
         )  # fmt: skip
         write_grid(every.images, folder.grid(name, steps))

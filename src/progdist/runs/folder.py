@@ -16,6 +16,7 @@ samples/                what the models make from one noise, as grids; a few abo
                         at each of some guidance scales; and some images of the data
 tracking/               what TensorBoard or MLflow reads, or the identity of the run at Weights & Biases
 report.html
+ended.json              how the run ended: finished, stopped or failed, and why; absent while it goes on
 """
 
 import itertools
@@ -28,9 +29,11 @@ from pathlib import Path
 from typing import Any
 
 from progdist._utils.errors import UserError
-from progdist._utils.files import FORMAT_VERSION, atomic_write, check_format
-from progdist._utils.locks import LOCK_FILE, locked
+from progdist._utils.files import FORMAT_VERSION, atomic_write, check_format, read_json, write_json
+from progdist._utils.locks import LOCK_FILE, is_locked, locked
 from progdist.evaluation.record import EvaluationRecord
+from progdist.recipes.begun import other_recipe
+from progdist.runs.listing import ENDED, FINISHED
 from progdist.training.checkpoint import Checkpoints
 
 Record = dict[str, Any]
@@ -86,11 +89,35 @@ class RunFolder:
         with locked(self.root, note):
             yield
 
+    def in_use(self) -> bool:
+        """Whether a process, this one or another, is at work here."""
+        return is_locked(self.root)
+
     def claim(self, recipe: str, difference: Callable[[Path], str]) -> None:
         """Write the resolved recipe; arguments and errors as of `check_free`."""
         self.check_free(recipe, difference)
         with self.locked():
             self.write_recipe(recipe)
+
+    def begin(self) -> None:
+        """Delete the record of how an earlier, unfinished session of the run ended."""
+        if self.writes and (self.ended() or (FINISHED,))[0] != FINISHED:
+            (self.root / ENDED).unlink()
+
+    def ended(self) -> tuple[str, str] | None:
+        """How the run ended (FINISHED, STOPPED or FAILED) and why; None while it runs, or if it was killed."""
+        path = self.root / ENDED
+        if not path.is_file():
+            return None
+        record = read_json(path)
+        return str(record.get("state", "")), str(record.get("reason", ""))
+
+    def end(self, state: str, reason: str = "") -> None:
+        """Record how the run ended: FINISHED, STOPPED or FAILED, and why."""
+        content = {"format_version": FORMAT_VERSION, "state": state, "reason": reason}
+        path = self.root / ENDED
+        if self.writes and not (path.is_file() and read_json(path) == content):
+            write_json(path, content)
 
     def write_recipe(self, recipe: str) -> None:
         """Write the resolved recipe, unless it is what is there."""
@@ -106,10 +133,7 @@ class RunFolder:
         path = self.recipe()
         if self.holds_run():
             if path.read_text() != recipe and (differs := difference(path)):
-                raise UserError(
-                    f"{self.root} holds a run of another recipe, which differs in {differs}: choose another --out, or "
-                    f"set what {path} says to continue it (how models yet to be finished train may change)"
-                )
+                raise other_recipe(self.root, differs)
         else:
             self._check_empty()
 

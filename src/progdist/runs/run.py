@@ -13,7 +13,7 @@ from pathlib import Path
 from progdist._utils.errors import UserError
 from progdist._utils.files import write_json
 from progdist._utils.random import HELD_OUT_NOISE, seeded
-from progdist._utils.signals import resumable
+from progdist._utils.signals import Interrupted, resumable
 from progdist._utils.words import counted
 from progdist.compute.placement import at_work
 from progdist.data.latents import LatentFolder
@@ -34,6 +34,7 @@ from progdist.runs.context import RunContext
 from progdist.runs.evaluator import Evaluator, open_metrics
 from progdist.runs.folder import RunFolder
 from progdist.runs.hooks import RunHooks
+from progdist.runs.listing import FAILED, FINISHED, STOPPED
 from progdist.runs.pages.live import live
 from progdist.runs.pages.report import write_report
 from progdist.runs.prepared_teacher import prepared_teacher
@@ -46,6 +47,8 @@ from progdist.teachers.prepared import Source
 from progdist.training.batches import Examples
 from progdist.training.callbacks import Callback
 from progdist.training.distributed import Distributed
+
+MOST_TOLD = 300  # characters that are kept of why a run failed
 
 
 @dataclass(frozen=True)
@@ -106,6 +109,7 @@ class Run:
                         method = "dpmpp" if name.endswith("_dpmpp") else "ddim"
                         evaluator.evaluate(name, teacher, steps, predictions, method)
             self._write_page()
+            folder.end(FINISHED)
             return folder.evaluations()
 
     @property
@@ -141,6 +145,7 @@ class Run:
         self.context.distributed.on_main_process(self._write_beginning)
 
     def _write_beginning(self) -> None:
+        self.folder.begin()
         self.folder.write_recipe(write_recipe(self.recipe))
         if not self.folder.data().is_file():
             write_json(self.folder.data(), self.context.images.identity())
@@ -218,13 +223,17 @@ class Run:
 
     @contextmanager
     def _page_of_a_stop(self) -> Iterator[None]:
-        """Whatever ends the run before its end, its page says so; what ended it is told, and not what that page met."""
+        """Record what ends the run early and show it on its page. An error in doing so never hides the first one."""
         try:
             yield
-        except BaseException:
+        except BaseException as error:
             if self.folder.writes:
+                stopped = isinstance(error, Interrupted | KeyboardInterrupt)
+                kind = "" if stopped or isinstance(error, UserError) else f"{type(error).__name__}: "
+                reason = kind + " ".join(str(error).split())[:MOST_TOLD]
                 with suppress(OSError, UserError):
-                    write_report(self.folder, stopped=True)
+                    self.folder.end(STOPPED if stopped else FAILED, reason)
+                    write_report(self.folder)
             raise
 
     def _check_predictions(self, model: Model) -> None:

@@ -12,19 +12,10 @@ from progdist.models.model import LoraWeights, Model
 from progdist.models.pipeline_prompts import PipelinePrompts
 from progdist.models.pipelines import PIPELINES
 from progdist.models.prompts import Prompts
+from progdist.students.card_header import card_header, without_licence
 
 if TYPE_CHECKING:
     from progdist.evaluation.record import EvaluationRecord
-
-HEADER = """---
-library_name: diffusers
-pipeline_tag: {task}
-tags:
-- diffusion
-- progressive-distillation
-- few-step
----
-"""
 
 PLAIN = """from diffusers import {pipeline}
 
@@ -122,10 +113,10 @@ def card(model: Model, stock: str | None, records: "Sequence[EvaluationRecord]",
         numbers = {"pipeline": prompts.pipeline, "caption": CAPTION, "call": _given(prompts), "scheduler": scheduler}
         code = WATCHED.format(path=".", steps=steps, **numbers)
     else:
-        numbers = _numbers(model, stock, steps)
+        numbers = numbers_of(model, stock, steps)
         code = (OURS if guided else _template(stock, len(model.labels))).format(path=".", steps=steps, **numbers)
     lines = [
-        HEADER.format(task=model.conditioning.task),
+        card_header(model),
         f"# A diffusion model that samples in {_listed(counts)}\n" if counts else "# A diffusion model\n",
         f"{_what_it_makes(model)}; trained on {model.data}.",
         _lineage(model),
@@ -135,6 +126,7 @@ def card(model: Model, stock: str | None, records: "Sequence[EvaluationRecord]",
         f"\n```python\n{code}```\n",
         _lora(prompts, model.lora, steps, numbers) if model.lora else "",
         _measured(records),
+        without_licence(model.base),
     ]
     return "\n".join(line for line in lines if line)
 
@@ -158,7 +150,7 @@ def _given(prompts: PipelinePrompts) -> str:
     return "".join(f", {name}={value!r}" for name, value in arguments.items())
 
 
-def _numbers(model: Model, stock: str | None, steps: int) -> dict[str, Any]:
+def numbers_of(model: Model, stock: str | None, steps: int) -> dict[str, Any]:
     """What takes the places of a template's names."""
     guidance = model.guidance
     ddim, edm, flow = (stock == f"{name}Scheduler" for name in ("DDIM", "EDMEuler", "FlowMatchEulerDiscrete"))
@@ -265,7 +257,19 @@ def _lora(prompts: Conditioning, lora: LoraWeights, steps: int, numbers: Mapping
     euler = "" if watched else "; Euler's method with trailing timesteps takes the same steps"
     return (
         f"The same as LoRA weights of rank {lora.rank} for {name}, which keeps its own weights{euler}:\n\n"
-        f"```python\n{code}```\n"
+        f"```python\n{code}```\n{_base_bits(lora)}"
+    )
+
+
+def _base_bits(lora: LoraWeights) -> str:
+    """On which copy of the base the weights were trained, and what that means where they are used."""
+    if lora.base_bits is None:
+        return ""
+    loaded = {8: "load_in_8bit=True", 4: 'load_in_4bit=True, bnb_4bit_quant_type="nf4"'}[lora.base_bits]
+    return (
+        f"\nThey were trained on a copy of that pipeline's network in {lora.base_bits} bits. This folder and the code "
+        "above have that network in full: their outputs differ from those that were trained by the rounding of its "
+        f"weights, which is that of diffusers' `BitsAndBytesConfig({loaded})` in its blocks.\n"
     )
 
 

@@ -209,14 +209,16 @@ def off_grid(model: Model) -> str:
 
 def write_card(model: Model, target: Path, records: "Sequence[EvaluationRecord]") -> None:
     """Write the folder's README.md, with the model's evaluations."""
-    stock = None if off_grid(model) and not model.conditioning.takes_prompts else _stock(model)
+    stock = stock_class(model)
     scheduler = stock_scheduler(model) if model.lora else None
     text = card(model, stock, records, type(scheduler).__name__ if scheduler else "")
     atomic_write(target / "README.md", text.encode())
 
 
-def _stock(model: Model) -> str | None:
-    """The stock pipeline of a latent model, or the stock scheduler of another; None where there is none."""
+def stock_class(model: Model) -> str | None:
+    """The stock pipeline of a latent model, or stock scheduler of another, that makes progdist's samples; else None."""
+    if off_grid(model) and not model.conditioning.takes_prompts:
+        return None
     if model.conditioning.pipeline:
         return model.conditioning.pipeline
     scheduler, network = stock_scheduler(model), model.denoiser.network
@@ -248,6 +250,10 @@ def _description(model: Model) -> dict[str, Any]:
     description |= model.conditioning.to_json(model.denoiser.network)
     if model.fused:
         description["fused"] = list(model.fused)
+    if model.base:
+        description["base"] = {"name": model.base.name, "license": dict(model.base.licence)}
     if model.lora:
         description["lora"] = {"base": model.lora.base, "rank": model.lora.rank}
+        if model.lora.base_bits is not None:
+            description["lora"]["base_bits"] = model.lora.base_bits
     return description

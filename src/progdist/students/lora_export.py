@@ -1,25 +1,19 @@
 """A LoRA student as one file for another program, with what must be known to sample it in the file's header."""
 
-import re
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
 
 import safetensors.torch
 
 from progdist._utils.errors import UserError
 from progdist._utils.files import atomic_write, write_json
-from progdist.methods.guidance import Fixed, Input
 from progdist.models.model import LoraWeights, Model
 from progdist.models.prompts import Prompts
 from progdist.students.comfyui import workflow
+from progdist.students.file_header import architecture, sampling_header
 from progdist.students.lora_formats import Format, converted, naming
-from progdist.students.visited_times import VisitedTimes, plain, visited_times
+from progdist.students.visited_times import VisitedTimes, visited_times
 from progdist.teachers.own import LORA_FILE
-
-README_BYTES = 100_000
-"""How much of a base's model card is read."""
 
 
 @dataclass(frozen=True)
@@ -64,87 +58,17 @@ def export_lora(model: Model, form: Format, out: Path, graph: Path | None = None
 
 
 def header(model: Model, lora: LoraWeights, form: Format, times: VisitedTimes) -> dict[str, str]:
-    """The metadata of the file, strings all.
-
-    `progdist.*` say how it is sampled, with `progdist.sigmas` as `visited_times` has them; `modelspec.*` are those of
-    Stability AI's ModelSpec 1.0.0, `ss_*` those that kohya's scripts write and others read.
-    """
-    steps, pipeline = str(len(times.timesteps)), str(model.conditioning.pipeline)
-    said = {
-        "format": "pt",
-        "progdist.base_model": lora.base,
-        "progdist.pipeline": pipeline,
+    """The metadata of the file, strings all; `ss_*` are those that kohya's scripts write and others read."""
+    rank = str(lora.rank)
+    said = sampling_header(model, times, lora.base) | {
         "progdist.lora_format": form,
-        "progdist.rank": str(lora.rank),
-        "progdist.method": model.method,
-        "progdist.steps": steps,
-        "progdist.guidance": guidance(model),
-        "progdist.cfg": "1",
-        "progdist.sampler": "euler",
-        "progdist.scheduler": type(times.scheduler).__name__,
-        "progdist.timesteps": plain(times.timesteps),
-        "progdist.sigmas": plain(times.sigmas),
-        "modelspec.sai_model_spec": "1.0.0",
+        "progdist.rank": rank,
         "modelspec.architecture": f"{architecture(model)}/lora",
         "modelspec.implementation": "diffusers",
-        "modelspec.title": f"{Path(lora.base).name} in {steps} steps",
-        "modelspec.usage_hint": f"{steps} steps of Euler's method at progdist.sigmas, CFG scale 1, weight 1",
+        "modelspec.usage_hint": (
+            f"{len(times.timesteps)} steps of Euler's method at progdist.sigmas, CFG scale 1, weight 1"
+        ),
     }
-    if times.prediction in ("epsilon", "v_prediction"):
-        said["modelspec.prediction_type"] = {"epsilon": "epsilon", "v_prediction": "v"}[times.prediction]
     if form == "kohya":
-        rank = str(lora.rank)
         said |= {"ss_network_module": "networks.lora", "ss_network_dim": rank, "ss_network_alpha": rank}
-    if found := licence(lora.base):
-        said["modelspec.license"] = found
     return said
-
-
-def guidance(model: Model) -> str:
-    """The guidance scale that was distilled in, the range that is an input, or none."""
-    match model.guidance:
-        case Fixed(scale):
-            return f"{scale:g}, distilled in"
-        case Input(low, high) if low == high:
-            return f"{low:g}, an input of the network"
-        case Input(low, high):
-            return f"{low:g} to {high:g}, an input of the network"
-    return "none"
-
-
-ARCHITECTURES = {
-    "StableDiffusionXLPipeline": "stable-diffusion-xl-v1-base",
-    "StableDiffusion3Pipeline": "stable-diffusion-3",
-    "Lumina2Pipeline": "lumina-2",
-}
-"""ModelSpec's names, where they are not those of the pipeline's class."""
-
-
-def architecture(model: Model) -> str:
-    """ModelSpec's name of a model's architecture, as kohya's scripts write it where they know it."""
-    pipeline, config = str(model.conditioning.pipeline), cast(Any, model.denoiser.network).config
-    if pipeline == "StableDiffusionPipeline":
-        if config.get("cross_attention_dim") != 1024:
-            return "stable-diffusion-v1"
-        return "stable-diffusion-v2-768-v" if model.denoiser.parameterization.name == "v" else "stable-diffusion-v2-512"
-    if pipeline == "FluxPipeline":
-        return "flux-1-dev" if config.get("guidance_embeds") else "flux-1-schnell"
-    words = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "-", pipeline.removesuffix("Pipeline")).lower()
-    return ARCHITECTURES.get(pipeline, words)
-
-
-def licence(base: str) -> str | None:
-    """The licence that the model card of a base's folder names in its first lines; None where it names none."""
-    card = Path(base) / "README.md"
-    try:
-        if not card.is_file():
-            return None
-        with card.open(encoding="utf-8", errors="replace") as file:
-            text = file.read(README_BYTES)
-    except (OSError, ValueError):
-        return None
-    head = re.match(r"---\s*\n(.*?)\n---\s*(\n|$)", text, re.DOTALL)
-    named = re.findall(r"(?m)^(license|license_name):[ \t]*[\"']?([^\s\"']{1,100})", head[1] if head else "")
-    lines: Mapping[str, str] = dict(named)
-    found = lines.get("license")
-    return lines.get("license_name", found) if found == "other" else found

@@ -82,8 +82,10 @@ def by_table(table: Mapping[str, str], layers: Sequence[str]) -> dict[str, str]:
 
 
 SGM_LAYERS = {
+    "norm1": "in_layers.0",
     "conv1": "in_layers.2",
     "time_emb_proj": "emb_layers.1",
+    "norm2": "out_layers.0",
     "conv2": "out_layers.3",
     "conv_shortcut": "skip_connection",
 }
@@ -95,6 +97,7 @@ SGM_TOP = {
     "time_embedding.linear_2": "time_embed.2",
     "add_embedding.linear_1": "label_emb.0.0",
     "add_embedding.linear_2": "label_emb.0.2",
+    "conv_norm_out": "out.0",
     "conv_out": "out.2",
 }
 """Outside the blocks."""
@@ -122,7 +125,7 @@ def _sgm(layer: str, count: int, attentive: set[str]) -> str:
         return f"{place}.{SGM_LAYERS.get(rest, rest)}"
     match = re.match(r"(down|up)_blocks\.(\d+)\.(resnets|attentions|downsamplers|upsamplers)\.(\d+)\.(.+)", layer)
     if match is None:
-        raise UserError(f"the layer {layer} has no name in this format: use another --lora-format")
+        raise UserError(f"the layer {layer} has no name in this format: use another format")
     side, block, kind, index, rest = match.groups()
     first = int(block) * (count + 1)
     if kind == "downsamplers":

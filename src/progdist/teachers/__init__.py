@@ -6,4 +6,4 @@ from progdist.teachers.schedulers import TABLE, SchedulerKind
 from progdist.teachers.score import SCORE
 
 SCHEDULERS: list[SchedulerKind] = [TABLE, FLOW, EDM, SCORE]
-"""Every kind of stock scheduler: the one list that opening a teacher and writing a student read."""
+"""Every kind of stock scheduler: the one list used to open teachers and write students."""

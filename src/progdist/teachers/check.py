@@ -1,17 +1,17 @@
-r"""Does a teacher agree with its folder? Every parameterization is tried on data; its own must denoise best.
+r"""Check a teacher against its folder: try every parameterization on data; its own must denoise best.
 
 At three noise levels (log-SNR 2, 0 and -2) each parameterization's error mean |x - xh|^2 is measured: a wrong
 prediction type shows as an error several times the best one's.
 
-The timestep's convention shows in the loss that the network was trained on, as a function of a shift s of its timestep,
+The timestep's convention shows in the network's training loss, as a function of a shift s of its timestep,
 
     L(s) = mean over the entries k of the table of |F(z_k, k + s) - output_k|^2
 
-A shift turns each sine and cosine of the time embedding by an angle, which the layer after it could have learned: where
-training has come to rest, L is least at s = 0 whatever the network's faults, and at s = 1 if its folder counts one too
-few. The lowest entries tell most, for there one entry more or less is a different amount of noise. Where L has no
-minimum nearby, the network never learned to tell its timesteps apart, or the data are not what it was trained on:
-nothing is concluded.
+A shift rotates each sine and cosine of the time embedding, which the layer after it could have learned: once training
+has converged, L is smallest at s = 0 whatever the network's faults, and at s = 1 if its folder counts one too few. The
+lowest entries are the most sensitive, since there an entry more or less changes the noise most. If L has no minimum
+nearby, the network never learned to distinguish its timesteps, or the data are not those it was trained on: no
+conclusion is drawn.
 """
 
 import math
@@ -33,12 +33,12 @@ from progdist.models.model import Model
 
 LEVELS = (2.0, 0.0, -2.0)  # log-SNRs at which prediction types are compared
 BANDS = ((1, 1), (2, 2), (3, 4), (5, 8), (9, 16), (17, 32), (33, 64), (65, 128))
-"""First and last entries of the bands of the table in which timesteps are compared; one entry an example in each."""
+"""First and last entries of the bands of the table in which timesteps are compared; one entry per example in each."""
 
-SHIFTS = (-2, -1, 0, 1, 2)  # what is added to the timestep
-IMAGES = 512  # images of the data on which a teacher is tried
-BATCH = 64  # examples in a batch of the network's
-ERROR_RATIO = 0.7  # a parameterization is refused where another one's error is less than this fraction of its own
+SHIFTS = (-2, -1, 0, 1, 2)  # added to the timestep
+IMAGES = 512  # images on which a teacher is tried
+BATCH = 64  # examples per call of the network
+ERROR_RATIO = 0.7  # a parameterization is refused if another's error is less than this fraction of its own
 STANDARD_ERRORS = 4.0  # standard errors by which another timestep must be better
 
 
@@ -49,11 +49,11 @@ CALL = "give prediction_type={!r}", "Denoiser(..., offset={:g})"
 
 @dataclass(frozen=True)
 class TeacherCheck:
-    """What was measured."""
+    """The results of a check."""
 
     errors: dict[str, float]  # parameterization -> mean squared error of the denoised data over the three noise levels
-    # of the timestep -> mean squared error of the output over the lowest noise levels; none of a network that counts no
-    # timesteps
+    # shift of the timestep -> mean squared error of the output over the lowest noise levels; empty for a network that
+    # counts no timesteps
     shifts: dict[int, float]
     problem: str | None  # what is wrong with the folder's description, or None
 
@@ -68,17 +68,17 @@ def time_of(schedule: Schedule, log_snr: float) -> Tensor:
 
 
 def check_data(model: Model, images: Images) -> None:
-    """Refuse data that do not suit a teacher: without what it is told of each image, or of another shape."""
+    """Refuse data that do not suit a teacher: without the conditions it takes, or with another shape."""
     model.conditioning.check_data(images)
     if model.image != images.shape:
         raise UserError(
-            f"the teacher makes images of {model.image}, {images.name} holds {images.shape} (channels, height, width): "
-            "set data.size and data.channels"
+            f"the teacher makes images of {model.image}, but {images.name} has {images.shape} (channels, height, "
+            "width): set data.size and data.channels"
         )
 
 
 def check_on_images(model: Model, images: Images, seed: int) -> TeacherCheck:
-    """Try a model on up to IMAGES images of the data, through its autoencoder if it has one; errors as `check_data`."""
+    """Try a model on up to IMAGES images of the data, through its autoencoder if any; raises as `check_data` does."""
     check_data(model, images)
     device = next(model.denoiser.parameters()).device
     x, labels = images.sample(IMAGES, seed)
@@ -91,7 +91,7 @@ def check_on_images(model: Model, images: Images, seed: int) -> TeacherCheck:
 
 
 def check_on_examples(denoiser: Denoiser, examples: ExampleData, seed: int) -> TeacherCheck:
-    """Try a network of anyone's on up to IMAGES examples."""
+    """Try your own network on up to IMAGES examples."""
     device = next((each.device for each in denoiser.parameters()), None)
     order = torch.randperm(len(examples), generator=torch.Generator().manual_seed(seed))[:IMAGES]
     batch = {name: rows.to(device) for name, rows in examples.rows(order.tolist()).items()}
@@ -111,7 +111,7 @@ def _measured(
     """The error of each parameterization, and L of each example at each shift."""
     if isinstance(denoiser.schedule, RectifiedFlow):  # the network receives sigma: one network for every shift
         denoiser = denoiser.with_parts(schedule=RectifiedFlow())
-    x = scaled(x, 1 / denoiser.schedule.data_scale)  # as the network knows them
+    x = scaled(x, 1 / denoiser.schedule.data_scale)  # scaled for the network
     total = {each.name: 0.0 for each in _comparable(denoiser)}
     for level in LEVELS:
         t = _entry(denoiser, time_of(denoiser.schedule, level))
@@ -127,7 +127,7 @@ def _measured(
 def _judged(
     denoiser: Denoiser, total: dict[str, float], shifted: dict[int, Tensor], remedies: tuple[str, str]
 ) -> TeacherCheck:
-    """What the measurements say, with what to do about a parameterization, and about an offset."""
+    """Judge the measurements, with the remedies for a parameterization and for an offset."""
     means = {shift: float(values.mean()) for shift, values in shifted.items()}
     problem = (
         _not_finite((*total.values(), *means.values()))
@@ -138,7 +138,7 @@ def _judged(
 
 
 def _entry(denoiser: Denoiser, t: Tensor) -> Tensor:
-    """The nearest time that a table of noise levels holds, which a network may know alone; t of any other schedule."""
+    """The nearest time in a table of noise levels, the only ones a network may know; t for any other schedule."""
     count = denoiser.num_train_timesteps
     return (t * count).round().clamp(min=1) / count if isinstance(denoiser.schedule, Discrete) else t
 
@@ -159,7 +159,7 @@ def _latents(x: Tensor, eps: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
 
 
 def _comparable(denoiser: Denoiser) -> list[Parameterization]:
-    """What the output may mean: what the folder says, and the other outputs of its schedule, of equally many heads."""
+    """Possible meanings of the output: the folder's, and others for its schedule with as many heads."""
     own = denoiser.parameterization
     kind = type(denoiser.schedule)
     names = {RectifiedFlow: ("velocity", "x"), Karras: ("x", "eps", "v", "edm")}.get(kind, ("x", "eps", "v"))
@@ -171,7 +171,7 @@ def _shifted_errors(denoiser: Denoiser, x: Tensor, eps: Tensor, condition: dict[
     """Shift -> L of each example, (B,), up to the last of the BANDS."""
     draw, count = torch.Generator().manual_seed(0), denoiser.num_train_timesteps
     bands = [(first, last) for first, last in BANDS if last < count - 2]
-    if not bands:  # a network of few timesteps, or of none, as one that receives sigma
+    if not bands:  # a network of few timesteps, or of none, e.g. one that receives sigma
         return {}
     total = {shift: torch.zeros(len(x), device=x.device) for shift in SHIFTS}
     for first, last in bands:
@@ -194,7 +194,7 @@ def _not_finite(errors: Iterable[float]) -> str | None:
     if wrong is None:
         return None
     return (
-        f"the network's output on the data is not finite (error {wrong:g}), which no student can learn: check its "
+        f"the network's output on the data is not finite (error {wrong:g}), so no student can learn it: check its "
         "weights and its precision"
     )
 
@@ -204,7 +204,7 @@ def _wrong_parameterization(errors: dict[str, float], own: str, remedy: str = FO
     if best == own or errors[best] > ERROR_RATIO * errors[own]:
         return None
     return (
-        f"the network is said to predict {own}, but read as {best} it denoises the data better (error "
+        f"the network's prediction type is {own}, but read as {best} it denoises the data better (error "
         f"{errors[best]:.3g}, as {own} {errors[own]:.3g}): {remedy.format(best)}"
     )
 
@@ -217,7 +217,7 @@ def _wrong_timestep(shifted: dict[int, Tensor], offset: float, remedy: str = FOL
         if sure and means[2 * shift] > means[shift]:
             return (
                 f"with a timestep one {'more' if shift > 0 else 'less'} the network fits the data better (error "
-                f"{means[shift]:.4g}, as it is {means[0]:.4g}): it counts timesteps otherwise; say so with "
+                f"{means[shift]:.4g}, unshifted {means[0]:.4g}): it counts timesteps differently; set it with "
                 f"{remedy.format(offset - shift)}"
             )
     return None

@@ -1,17 +1,17 @@
-r"""EDM: teachers of stock schedulers that precondition their network (Karras et al. 2022), and their students'.
+r"""EDM: teachers with stock schedulers that precondition their network (Karras et al. 2022), and their students'.
 
     epsilon         D = c_skip x + c_out F(c_in x, c_noise)     the output `edm` of the schedule `Karras`
     v_prediction    D = c_skip x - c_out F(c_in x, c_noise)     its output `v`
 
-and EulerDiscreteScheduler with continuous timesteps and v_prediction is the second of data of deviation 1.
+and EulerDiscreteScheduler with continuous timesteps and v_prediction is the second, for data of deviation 1.
 
-A student's scheduler is so configured that `set_timesteps(N)` by itself visits our grid t = 1, (N - 1) / N, ..., 1 / N,
-and then the data. A stock scheduler spaces N levels evenly in the root of the power (or in the logarithm) from
-sigma_max to its sigma_min, both included; ours are as even and end at the level of t = 1 / N: that is its sigma_min.
+A student's scheduler is configured so that `set_timesteps(N)` alone visits our grid t = 1, (N - 1) / N, ..., 1 / N, and
+then the data. A stock scheduler spaces N levels evenly in the root of the power (or in the logarithm) from sigma_max to
+its sigma_min, both included; ours have the same spacing and end at the level of t = 1 / N, which becomes its sigma_min.
 
-Times that are even in the angle have no stock scheduler. In one or two steps there is no level between, and the same
-one visits them. In more, `set_timesteps(N, sigmas=u)` does: what EDMEulerScheduler takes by that name is the place of
-each level, from 0 for sigma_max to 1 for sigma_min, which with power 1 is linear in the level,
+No stock scheduler spaces times evenly in the angle. In one or two steps there is no level in between, so the same one
+visits them. In more, `set_timesteps(N, sigmas=u)` does: EDMEulerScheduler's argument of that name is the position of
+each level, from 0 for sigma_max to 1 for sigma_min, which is linear in the level for power 1,
 
     u_i = (s_0 - s_i) / (s_0 - s_{N-1}),    s_i = d tan phi_i
 
@@ -43,7 +43,7 @@ from progdist.teachers.schedulers import (
 )
 
 OUTPUTS = {"epsilon": "edm", "v_prediction": "v"}
-"""What stock EDM schedulers call an output, and its name here."""
+"""Stock EDM schedulers' names of outputs, and the names here."""
 
 POWERS = {"karras": lambda rho: rho, "exponential": lambda rho: math.inf}  # of a sigma_schedule, from its rho
 NUMBERS = ("sigma_min", "sigma_max", "sigma_data", "rho")
@@ -56,16 +56,16 @@ ATAN_DEFAULTS = {
     "prediction_type": "v_prediction",
     "rho": 7.0,
 }
-"""Those of diffusers, which does not show the class without torchsde."""
+"""diffusers' defaults; it hides the class without torchsde."""
 
 EULER = "EulerDiscreteScheduler"
 
 
 def read(folder: Path, config: Mapping[str, Any]) -> Formulation:
-    """The noise of a scheduler's config, what the network predicts, and the scheduler's limits.
+    """Read a scheduler's config: its noise, what the network predicts, and the scheduler's limits.
 
     Raises:
-        UserError: it is damaged, or predicts something else.
+        UserError: it is damaged, or has another prediction type.
     """
     name = config["_class_name"]
     defaults = ATAN_DEFAULTS if name == ATAN else class_defaults(name)
@@ -79,7 +79,7 @@ def read(folder: Path, config: Mapping[str, Any]) -> Formulation:
     for field, known in (("prediction_type", OUTPUTS), ("sigma_schedule", POWERS)):
         if str(taken[field]) not in known:
             value = str(taken[field])[:50]
-            raise UserError(f"{folder}/scheduler has {field} {value!r}: expected one of {', '.join(known)}")
+            raise UserError(f"{folder}/scheduler: {field} is {value!r}, expected one of {', '.join(known)}")
     try:
         low, high, deviation, rho = map(float, numbers)
         schedule = Karras(
@@ -96,7 +96,7 @@ def read(folder: Path, config: Mapping[str, Any]) -> Formulation:
 
 
 def _of_euler(folder: Path, config: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields of an EDM scheduler that say what an Euler scheduler with continuous timesteps does."""
+    """The fields of the EDM scheduler that is equivalent to an Euler scheduler with continuous timesteps."""
     try:
         levels = EulerDiscreteScheduler(**{key: config[key] for key in KEYS if key in config}).sigmas
         ends = {"sigma_min": float(levels[-2]), "sigma_max": float(levels[0])}
@@ -130,9 +130,9 @@ def write(denoiser: Denoiser, steps: int | None, spacing: Spacing = "stock") -> 
 
 
 def missed(denoiser: Denoiser, counts: Sequence[int]) -> tuple[Sequence[int], str]:
-    """The least of a student's step counts, of which its scheduler is, if that visits other times; and what does."""
+    """The smallest step count, for which a student's scheduler is written, if it visits other times; and a remedy."""
     schedule, steps = denoiser.schedule, min(counts)
-    assert isinstance(schedule, Karras)  # write has seen to it
+    assert isinstance(schedule, Karras)  # ensured by write
     t = torch.tensor([1, 1 / steps], dtype=torch.float64)
     first, last = torch.atan2(schedule.level(t), torch.full_like(t, schedule.sigma_data)).tolist()
     places = "(a[0].tan() - a.tan()) / (a[0].tan() - a[-1].tan())"

@@ -1,9 +1,9 @@
-r"""The paper's released checkpoints -> a model folder.
+r"""Convert the paper's released checkpoints to a model folder.
 
-A released file is one msgpack map, as flax.serialization writes it: `ema_params` (nested maps of arrays),
+A released file is one msgpack map, as written by flax.serialization: `ema_params` (nested maps of arrays),
 `num_sample_steps` and `step`. Arrays are extension type 1 and numpy scalars type 3, each a msgpack array
-[shape, dtype, bytes]. Nothing is unpickled and no JAX is needed. The network is inferred from the parameters' names and
-shapes.
+[shape, dtype, bytes]. Nothing is unpickled and JAX is not needed. The network is inferred from the names and shapes of
+the parameters.
 
 Source: github.com/google-research/google-research, diffusion_distillation.
 """
@@ -34,15 +34,15 @@ DTYPES = {
 
 TIMESTEPS = 1000
 DAMAGE = (ValueError, TypeError, KeyError, OverflowError, RuntimeError, RecursionError, msgpack.UnpackException)
-"""What a truncated or hostile file can raise while it is parsed."""
+"""Errors that parsing a truncated or hostile file can raise."""
 
 
 def read_checkpoint(path: Path) -> tuple[dict[str, Tensor], int]:
-    """The averaged parameters by their paths, and the steps the checkpoint samples in (0 where it does not say)."""
+    """The averaged parameters by path, and the checkpoint's sampling steps (0 if it does not record them)."""
     try:
         tree = msgpack.unpackb(path.read_bytes(), ext_hook=_extension, strict_map_key=False)
         if not isinstance(tree, dict) or not isinstance(tree.get("ema_params"), dict):
-            raise ValueError("it holds no map with ema_params")
+            raise ValueError("it has no map with ema_params")
         steps = int(tree.get("num_sample_steps") or 0)
         if not 0 <= steps <= MAX_TIMESTEPS:
             raise ValueError(f"num_sample_steps is {str(steps)[:50]}")
@@ -51,7 +51,7 @@ def read_checkpoint(path: Path) -> tuple[dict[str, Tensor], int]:
         raise UserError(f"{path} cannot be read: {error.strerror or error}") from error
     except DAMAGE as error:
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
-        raise UserError(f"{path} is no released checkpoint, or is cut short ({reason}): fetch it again") from error
+        raise UserError(f"{path} is not a released checkpoint, or is truncated ({reason}): fetch it again") from error
 
 
 def _extension(code: int, content: bytes) -> Tensor:
@@ -71,7 +71,7 @@ def _extension(code: int, content: bytes) -> Tensor:
 
 
 def _leaves(tree: Mapping[Any, Any], prefix: str = "") -> list[tuple[str, Tensor]]:
-    """Every array with its path; arrays kept in chunks are joined."""
+    """Every array with its path; chunked arrays are joined."""
     if tree.get("__msgpack_chunked_array__"):
         chunks, shape = tree["chunks"], tree["shape"]
         joined = torch.cat([chunks[str(index)].reshape(-1) for index in range(len(chunks))])
@@ -89,30 +89,30 @@ def _leaves(tree: Mapping[Any, Any], prefix: str = "") -> list[tuple[str, Tensor
 
 
 def import_checkpoint(path: Path, *, size: int | None, parameterization: str | None, chain_start: int = 0) -> Model:
-    """A released checkpoint as a model, of images of height and width `size`, which the file cannot tell.
+    """A released checkpoint as a model, for images of height and width `size`, which the file does not record.
 
-    The parameterization is that of its output, x_eps where there are two heads; `chain_start` its steps, where the file
-    does not say.
+    `parameterization` is the meaning of its output, x_eps for two heads; `chain_start` is its steps, if the file does
+    not record them.
 
     Raises:
         UserError: the file is damaged or of another network, or something is missing.
     """
     parameters, steps = read_checkpoint(path)
     if size is None:
-        raise UserError("the size of the images cannot be told from the file: give --image-size, or --recipe NAME")
+        raise UserError("the file does not record the size of the images: give --image-size, or --recipe NAME")
     check_tensors_finite(parameters, path)
     network = infer_network(parameters, size)
     heads = network.config["out_channels"] // network.config["in_channels"]
     parameterization = parameterization or ("x_eps" if heads == 2 else None)
     if parameterization is None:
         raise UserError(
-            "the output's meaning is not in the file: give --parameterization x, eps or v, or --recipe NAME"
+            "the file does not record the output's meaning: give --parameterization x, eps or v, or --recipe NAME"
         )
     if parameterization not in PARAMETERIZATIONS:
         raise UserError(f"parameterization {parameterization!r} is unknown: use one of {', '.join(PARAMETERIZATIONS)}")
     chosen = PARAMETERIZATIONS[parameterization]
     if chosen.heads != heads:
-        raise UserError(f"the network has {heads} output head(s), {parameterization} has {chosen.heads}")
+        raise UserError(f"{parameterization} has {chosen.heads} output heads, the network {heads}: use another")
     network.load_state_dict(translate(parameters, network))
     denoiser = Denoiser(network.eval(), Cosine(), chosen, num_train_timesteps=TIMESTEPS)
     count = steps or chain_start

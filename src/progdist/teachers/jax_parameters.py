@@ -1,13 +1,13 @@
-r"""The parameters of a released network -> those of diffusers' UNet2DModel.
+r"""Convert the parameters of a released network to those of diffusers' UNet2DModel.
 
-Their network sees 1000 t', ours T t - 1 with T = 1000. With tau = 1000 t - 1 their embedding of tau + 1 is a rotation
-of ours, for every frequency w,
+Their network receives 1000 t', ours T t - 1 with T = 1000. With tau = 1000 t - 1 their embedding of tau + 1 is a
+rotation of ours, for every frequency w,
 
     sin w(tau + 1) =  cos w sin(w tau) + sin w cos(w tau)
     cos w(tau + 1) = -sin w sin(w tau) + cos w cos(w tau)
 
-so the rotation is folded, in float64, into the first layer of the time embedding. Their one-hot classes through a dense
-layer with a bias are an embedding with the bias added to every row.
+so the rotation is folded, in float64, into the first layer of the time embedding. One-hot classes through a dense layer
+with a bias become an embedding with the bias added to every row.
 
 Source: github.com/google-research/google-research, diffusion_distillation.
 """
@@ -31,10 +31,10 @@ PLACE = re.compile(
 
 
 def infer_network(parameters: Mapping[str, Tensor], size: int) -> UNet2DModel:
-    """The network that these parameters belong to, for images of size x size, with weights yet to be filled in.
+    """Infer the network of these parameters, for images of size x size, without loading them.
 
     Raises:
-        UserError: they are of another network.
+        UserError: they belong to another network.
     """
     try:
         levels = 1 + max(int(match[1]) for name in parameters if (match := re.match(r"down_(\d+)\.", name)))
@@ -47,11 +47,11 @@ def infer_network(parameters: Mapping[str, Tensor], size: int) -> UNet2DModel:
         heads, rest = divmod(parameters["conv_out/kernel"].shape[-1], channels)
         embedding = parameters["dense0/kernel"].shape[1]
     except (KeyError, ValueError, IndexError) as error:
-        raise UserError(f"the parameters are of another network: {error} is missing or of another shape") from error
+        raise UserError(f"the parameters belong to another network: {error} is missing or has another shape") from error
     if any(count % width for count in widths) or rest or heads not in (1, 2) or (len(sizes) > 1 and counts != {1}):
         raise UserError(
-            f"the parameters are of another network: level widths {widths} on {width}, {heads} outputs of {channels} "
-            f"channels, attention heads of sizes {sorted(sizes)}"
+            f"the parameters belong to another network: level widths {widths} on {width}, {heads} outputs of "
+            f"{channels} channels, attention heads of sizes {sorted(sizes)}"
         )
     attends = [f"down_{level}.attn_0/q/kernel" in parameters for level in range(levels)]
     build = partial(
@@ -71,19 +71,19 @@ def infer_network(parameters: Mapping[str, Tensor], size: int) -> UNet2DModel:
 
 
 def _check_size(build: Callable[[], UNet2DModel], held: int) -> None:
-    """Refuse a network of another number of parameters than the file holds, before it is built."""
+    """Refuse, before it is built, a network with another number of parameters than the file."""
     try:
         with torch.device("meta"):
             count = sum(parameter.numel() for parameter in build().parameters())
     except (ValueError, TypeError, RuntimeError, ArithmeticError, IndexError) as error:
         reason = " ".join(str(error).split())[:200]
-        raise UserError(f"the parameters are of another network ({reason}): fetch the checkpoint again") from error
+        raise UserError(f"the parameters belong to another network ({reason}): fetch the checkpoint again") from error
     if not held / 2 <= count <= 2 * held:  # a bias of classes is added to their embeddings
-        raise UserError(f"the parameters are of another network: it would have {count:,}, and the file holds {held:,}")
+        raise UserError(f"the parameters belong to another network: it would have {count:,}, but the file has {held:,}")
 
 
 def translate(parameters: Mapping[str, Tensor], network: UNet2DModel) -> dict[str, Tensor]:
-    """The state of a UNet2DModel, in float32; a UserError for a parameter too many, too few, or of another size."""
+    """The state of a UNet2DModel, in float32. Raise a UserError for extra or missing parameters, or other sizes."""
     levels = len(network.config["block_out_channels"])
     state: dict[str, Tensor] = {}
     for path, value in parameters.items():
@@ -95,18 +95,18 @@ def translate(parameters: Mapping[str, Tensor], network: UNet2DModel) -> dict[st
     expected = network.state_dict()
     if expected.keys() != state.keys():
         odd = sorted(expected.keys() ^ state.keys())
-        raise UserError(f"the parameters are of another network: {len(odd)} differ, the first is {odd[0]}")
+        raise UserError(f"the parameters belong to another network: {len(odd)} differ, the first is {odd[0]}")
     for name, value in state.items():
         if value.numel() != expected[name].numel():
             raise UserError(
-                f"the parameters are of another network: {name} is {tuple(value.shape)}, expected "
+                f"the parameters belong to another network: {name} is {tuple(value.shape)}, expected "
                 f"{tuple(expected[name].shape)}"
             )
     return {name: value.reshape(expected[name].shape).float() for name, value in state.items()}
 
 
 def _turn(weight: Tensor) -> Tensor:
-    """Fold the step from tau to tau + 1 into the layer behind the embedding (out, [sin, cos])."""
+    """Fold the step from tau to tau + 1 into the layer after the embedding (out, [sin, cos])."""
     sine, cosine = weight.chunk(2, dim=1)
     half = sine.shape[1]
     w = torch.exp(-math.log(10_000) * torch.arange(half, dtype=torch.float64) / (half - 1))
@@ -139,7 +139,7 @@ def _rename(path: str, levels: int) -> str:
         return f"{TOP[parts[0]]}.{leaf_name}"
     match = PLACE.fullmatch(parts[0])
     if match is None or len(parts) != 2:
-        raise UserError(f"the parameters are of another network: {path} is not one of its names")
+        raise UserError(f"the parameters belong to another network: {path} is not one of its names")
     modules = {"block": "resnets", "attn": "attentions"}
     if match["mid_part"]:
         module_path = f"mid_block.{modules[match['mid_part']]}.{int(match['mid_index']) - 1}"
@@ -151,7 +151,7 @@ def _rename(path: str, levels: int) -> str:
 
 
 def _reorder(path: str, value: Tensor) -> Tensor:
-    """Their order of axes -> torch's: HWIO -> OIHW, (in, out) -> (out, in), heads side by side."""
+    """Convert the order of axes to torch's: HWIO -> OIHW, (in, out) -> (out, in), heads side by side."""
     *_, layer, leaf = path.split("/")
     if leaf != "kernel" or layer == "class_emb":
         return value.flatten() if leaf != "kernel" else value

@@ -1,15 +1,15 @@
-"""LoRA files fused into a stock pipeline by its own loader, of which every tensor is accounted for.
+"""Fuse LoRA files into a stock pipeline with its own loader, accounting for every tensor.
 
     load_lora_weights      converts the file's names (diffusers, peft, kohya, ...) and adds an adapter to every layer
     set_adapters           gives each file its weight
     fuse_lora              W' = W + sum_k weight_k scale_k B_k A_k
     unload_lora_weights    leaves plain layers
 
-A loader passes over what it does not know, at most with a warning. So three things are checked of every file:
+A loader skips what it does not know, at most with a warning. So three things are checked for every file:
 
-- what was converted depends on each of its tensors (a tensor without a gradient was dropped);
-- what was converted depends on each of its alphas, numbers that scale a layer (others of them give other results);
-- each tensor that was converted lies in an adapter of the network or of a text encoder, with the same numbers.
+- the converted weights depend on each of its tensors (a tensor without a gradient was dropped);
+- they depend on each of its alphas, numbers that scale a layer (other alphas give other results);
+- each converted tensor is found in an adapter of the network or of a text encoder, with the same numbers.
 """
 
 import warnings
@@ -31,19 +31,19 @@ from progdist._utils.lora_files import LoraFile
 from progdist.models.safe_loading import quiet
 
 Convert = Callable[[dict[str, Tensor]], Sequence[Any]]
-SHOWN = 3  # of the names that are left over
+SHOWN = 3  # unused names listed in a message
 
 
 def fuse(pipeline: Any, files: Sequence[LoraFile]) -> list[str]:  # noqa: ANN401  (a pipeline of diffusers)
-    """Fuse LoRA files into a pipeline's network and text encoders; returns the parts that have changed.
+    """Fuse LoRA files into a pipeline's network and text encoders; return the parts that have changed.
 
     Raises:
-        UserError: peft is not installed, the pipeline loads no LoRA, or a file is missing, damaged, of another
-            pipeline, or has a tensor that is not used.
+        UserError: peft is not installed, the pipeline does not support LoRA, or a file is missing, damaged, for another
+            pipeline, or has an unused tensor.
     """
     import_extra("peft", "lora", "a LoRA file")
     if not isinstance(pipeline, LoraBaseMixin):
-        raise UserError(f"a {type(pipeline).__name__} loads no LoRA files: remove --with-lora")
+        raise UserError(f"a {type(pipeline).__name__} does not support LoRA files: remove --with-lora")
     parts = [name for name in pipeline._lora_loadable_modules if isinstance(getattr(pipeline, name, None), nn.Module)]
     names = {name: set(getattr(pipeline, name).state_dict()) for name in parts}
     adapters = [f"file_{number}" for number in range(len(files))]
@@ -61,10 +61,10 @@ def fuse(pipeline: Any, files: Sequence[LoraFile]) -> list[str]:  # noqa: ANN401
 
 
 def _load(pipeline: Any, file: LoraFile, adapter: str, parts: Sequence[str]) -> None:  # noqa: ANN401
-    """Add the adapter of a file, and see that all of the file is in it."""
+    """Add a file's adapter, and check that all of the file is in it."""
     path, convert = local_path(file.path), pipeline.lora_state_dict
     if not path.is_file():
-        raise UserError(f"{path} is no file: expected LoRA weights, FILE.safetensors[:weight]")
+        raise UserError(f"{path} is not a file, expected LoRA weights: give FILE.safetensors[:weight]")
     weights = read_tensors(path)
     check_tensors_finite(weights, path)
     seen: list[tuple[dict[str, Any], dict[str, Tensor]]] = []
@@ -77,7 +77,7 @@ def _load(pipeline: Any, file: LoraFile, adapter: str, parts: Sequence[str]) -> 
     pipeline.lora_state_dict = converted
     try:
         with _explained(pipeline, str(path)), quiet(), warnings.catch_warnings():
-            warnings.filterwarnings("ignore", category=UserWarning, module="peft")  # of a second adapter
+            warnings.filterwarnings("ignore", category=UserWarning, module="peft")  # about a second adapter
             options = {"weight_name": path.name, "use_safetensors": True, "local_files_only": True}
             pipeline.load_lora_weights(str(path.parent), adapter_name=adapter, **options)
             how, loaded = seen[-1]
@@ -91,15 +91,15 @@ def _load(pipeline: Any, file: LoraFile, adapter: str, parts: Sequence[str]) -> 
         listed = ", ".join(left[:SHOWN]) + (f" and {len(left) - SHOWN} more" if len(left) > SHOWN else "")
         raise UserError(
             f"{path}: a {type(pipeline).__name__} does not use {len(left)} of its {len(weights)} tensors ({listed}): "
-            "give a LoRA file of this pipeline, or remove what it does not use"
+            "give a LoRA file for this pipeline, or remove the unused tensors"
         )
     if more := arrived.total():
-        raise UserError(f"{path} is damaged (of its layers {more} tensors are missing): restore it, or save it again")
+        raise UserError(f"{path} is damaged (its layers lack {more} tensors): restore it, or save it again")
 
 
 @torch.enable_grad()
 def _unread(convert: Convert, weights: Mapping[str, Tensor]) -> list[str]:
-    """The tensors of a file on which nothing that is converted depends, but for alphas."""
+    """The tensors of a file on which nothing converted depends, except alphas."""
     tensors = [name for name in weights if not _is_alpha(name, weights[name])]
     begins = _traced({name: weights[name] for name in tensors})
     found = _floats(convert({**weights, **{name: each * 1 for name, each in begins.items()}})[0])
@@ -108,7 +108,7 @@ def _unread(convert: Convert, weights: Mapping[str, Tensor]) -> list[str]:
 
 
 def _unread_alphas(convert: Convert, weights: Mapping[str, Tensor]) -> list[str]:
-    """The alphas of a file, if others in their place change fewer of what is converted than there are alphas."""
+    """The alphas of a file, if changing them changes fewer converted values than there are alphas."""
     alphas = [name for name in weights if _is_alpha(name, weights[name])]
     if not alphas:
         return []
@@ -122,7 +122,7 @@ def _unread_alphas(convert: Convert, weights: Mapping[str, Tensor]) -> list[str]
 def _not_arrived(
     convert: Convert, weights: Mapping[str, Tensor], loaded: Mapping[str, Tensor], arrived: Counter[str]
 ) -> list[str]:
-    """The tensors of a file from which something was converted that lies in no adapter; what does leaves `arrived`."""
+    """The tensors whose converted values are in no adapter; those that are in one are removed from `arrived`."""
     missing = []
     for name, tensor in loaded.items():
         key = _content(tensor)
@@ -142,7 +142,7 @@ def _not_arrived(
 
 
 def _arrived(pipeline: Any, adapter: str, parts: Sequence[str]) -> Counter[str]:  # noqa: ANN401
-    """The contents of the tensors of an adapter, in all parts."""
+    """The contents of an adapter's tensors, in all parts."""
     peft = import_extra("peft", "lora", "a LoRA file")
     found: Counter[str] = Counter()
     for name in parts:
@@ -158,7 +158,7 @@ def _adapter_config(part: nn.Module) -> Mapping[str, Any]:
 
 
 def _content(tensor: Tensor) -> str:
-    """A digest of a tensor's shape and numbers, in float32; that of all without memory, which no file gave, is one."""
+    """A digest of a tensor's shape and numbers, in float32; the same for all tensors without memory."""
     return "none" if tensor.is_meta else digest(tensor.detach().float())
 
 
@@ -167,7 +167,7 @@ def _is_alpha(name: str, tensor: Tensor) -> bool:
 
 
 def _traced(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Copies of which gradients can be taken, of tensors of any type."""
+    """Copies, with gradients, of tensors of any type."""
     return {name: tensor.detach().float().clone().requires_grad_() for name, tensor in weights.items()}
 
 
@@ -183,7 +183,7 @@ def _gradients(total: Tensor, begins: Mapping[str, Tensor]) -> dict[str, Tensor 
 
 
 def _numbers(result: Sequence[Any]) -> dict[str, Tensor]:
-    """All numbers of what was converted: the tensors, and the alphas beside them."""
+    """All converted numbers: the tensors, and the alphas next to them."""
     found: dict[str, Tensor] = {}
     for place, part in enumerate(result):
         for name, value in part.items() if isinstance(part, Mapping) else ():
@@ -194,7 +194,7 @@ def _numbers(result: Sequence[Any]) -> dict[str, Tensor]:
 
 @contextmanager
 def _explained(pipeline: object, what: str) -> Iterator[None]:
-    """What the stock loader raises, as a UserError that names the file."""
+    """Raise errors of the stock loader as a UserError that names the file."""
     try:
         yield
     except UserError:
@@ -202,5 +202,5 @@ def _explained(pipeline: object, what: str) -> Iterator[None]:
     except Exception as error:  # loaders raise many kinds: all mean that the file does not fit
         reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
         raise UserError(
-            f"{what} cannot be loaded by a {type(pipeline).__name__} ({reason}): give a LoRA file of this pipeline"
+            f"a {type(pipeline).__name__} cannot load {what} ({reason}): give a LoRA file for this pipeline"
         ) from error

@@ -1,10 +1,10 @@
-"""Open a teacher: a model folder of ours, a stock diffusers pipeline folder, or either on the Hugging Face hub.
+"""Open a teacher: one of our model folders, a stock diffusers pipeline folder, or either on the Hugging Face hub.
 
-    model_index.json            which parts there are
+    model_index.json            the parts
     unet/ or transformer/       one of NETWORKS: size, channels, classes; safetensors, no pickle
     scheduler/                  one of `progdist.teachers.SCHEDULERS`: the noise, and what the output means
-    vae/ or vqvae/              of a latent model: the data are encoded before anything else
-    text_encoder/ tokenizer/    of a text-to-image model: so are the captions
+    vae/ or vqvae/              in a latent model: it encodes the data first
+    text_encoder/ tokenizer/    in a text-to-image model: they encode the captions
 
 What the folder says is also tried on data (see `progdist.teachers.check`).
 """
@@ -41,37 +41,38 @@ from progdist.models.prompts import Prompts, read_prompts
 from progdist.models.safe_loading import load_component, network_class, read_autoencoder
 from progdist.models.trial import try_shapes
 from progdist.teachers import SCHEDULERS
+from progdist.teachers.base import CARD, base_of, prepared_from
 from progdist.teachers.own import load
 from progdist.teachers.pipeline import STEPS, study, takes_prompts
 from progdist.teachers.schedulers import Formulation, read_formulation
 
-INDEXES = ("model_index.json", "progdist.json", "call.safetensors")
-RECORD = "prepared.json"  # in the folder of a teacher that was prepared (see `progdist.teachers.prepared`)
+INDEXES = ("model_index.json", "progdist.json", "call.safetensors", CARD)
+RECORD = "prepared.json"  # in the folder of a prepared teacher (see `progdist.teachers.prepared`)
 KINDS = ("*.json", "*.safetensors", "*.txt", "*.model")
-"""What is fetched of a model on the hub, and of each part that its index names: no pickles."""
+"""Files fetched for a model on the hub, and for each part that its index names: no pickles."""
 
 
 @dataclass(frozen=True)
 class Teacher:
     """A model to distil, and how its own folder samples it."""
 
-    model: Model  # the denoiser and what the network is told
-    summary: tuple[str, ...] = ()  # what was inferred, a line each
-    limited: Callable[[DenoiserProtocol], DenoiserProtocol] = lambda denoiser: denoiser  # within its limits
-    limits: str = ""  # what those are, for people; "" for none
+    model: Model  # the denoiser and its conditioning
+    summary: tuple[str, ...] = ()  # what was inferred, as lines
+    limited: Callable[[DenoiserProtocol], DenoiserProtocol] = lambda denoiser: denoiser  # applies its sampler's limits
+    limits: str = ""  # these limits in words; "" for none
 
     def for_data(self, images: Images) -> "Teacher":
-        """The same, whose students learn from some data: they record the shares of its classes."""
+        """The same, with students trained on some data: they record its images per class."""
         conditioning = self.model.conditioning.of_data(images)
         return replace(self, model=replace(self.model, conditioning=conditioning))
 
 
 def open_teacher(source: str, offset: float | None = None, call: Mapping[str, Any] | None = None) -> Teacher:
-    """A teacher from its folder, or from the hub as `hub:owner/name[@revision]`.
+    """Open a teacher from its folder, or from the hub as `hub:owner/name[@revision]`.
 
-    The offset replaces that of the timestep, for networks that were trained with another convention. A pipeline that is
-    not known, or is called with further arguments `call`, as its height, width or number of frames, is watched (see
-    `progdist.teachers.pipeline`).
+    `offset` replaces the timestep's offset, for networks that were trained with another convention. An unknown pipeline
+    is watched (see `progdist.teachers.pipeline`), and so is one with further arguments `call`, e.g. its height, width
+    or number of frames.
 
     Raises:
         UserError: it is missing, damaged, or of a kind that cannot be distilled here.
@@ -79,23 +80,29 @@ def open_teacher(source: str, offset: float | None = None, call: Mapping[str, An
     folder = resolve_folder(source)
     if (folder / "progdist.json").is_file():
         if call:
-            raise UserError("--call applies only to a stock pipeline: that of a progdist model is known")
+            raise UserError("--call applies only to a stock pipeline, and this is a progdist model: remove it")
         model = load(folder)
         model = model if offset is None else replace(model, denoiser=model.denoiser.with_parts(offset=offset))
         return Teacher(model, (f"{folder}: a progdist model", *_describe(model)))
     if not (folder / "model_index.json").is_file():
         raise UserError(
-            f"{folder} has no model_index.json: give a folder that a diffusers pipeline's save_pretrained made"
+            f"{folder} has no model_index.json: give a folder made by a diffusers pipeline's save_pretrained"
         )
     if call or is_watched(folder):
         if offset is not None:
-            raise UserError(f"an offset has no effect on {folder}: its timesteps are those that were seen")
-        return _prepared(folder, _watched(folder, call or {}))
-    return _prepared(folder, _open_pipeline(folder, offset))
+            raise UserError(f"an offset has no effect on {folder}, whose timesteps were observed: remove it")
+        return _of_base(source, folder, _prepared(folder, _watched(folder, call or {})))
+    return _of_base(source, folder, _prepared(folder, _open_pipeline(folder, offset)))
+
+
+def _of_base(source: str, folder: Path, teacher: Teacher) -> Teacher:
+    """The teacher with its name and licence, for the cards of its students."""
+    base = base_of(source, folder, prepared_from(folder / RECORD))
+    return replace(teacher, model=replace(teacher.model, base=base))
 
 
 def _prepared(folder: Path, teacher: Teacher) -> Teacher:
-    """The teacher with the names of the LoRA files that were fused into it, if its folder records any."""
+    """The teacher with the names of LoRA files fused into it, if its folder records any."""
     if not (folder / RECORD).is_file():
         return teacher
     try:
@@ -109,13 +116,13 @@ def _prepared(folder: Path, teacher: Teacher) -> Teacher:
 
 
 def is_watched(folder: Path) -> bool:
-    """Whether a folder's pipeline is one of prompts that is not described in `progdist.models.pipelines`."""
+    """Whether a folder's pipeline takes prompts and is not described in `progdist.models.pipelines`."""
     name = str(read_json(folder / "model_index.json").get("_class_name"))
     return name not in PIPELINES and takes_prompts(name)
 
 
 def _watched(folder: Path, call: Mapping[str, Any]) -> Teacher:
-    """A teacher that is watched."""
+    """Open a teacher by watching its pipeline."""
     found = study(folder, call)
     pipeline, denoiser = found.pipeline, found.denoiser
     conditioning = PipelinePrompts(folder, pipeline.folder.index, watched=pipeline)
@@ -140,7 +147,7 @@ def _open_pipeline(folder: Path, offset: float | None) -> Teacher:
         _check_pipeline(folder, prompts, network, autoencoder)
         formulation = replace(
             formulation, limited=lambda denoiser: denoiser, limits=""
-        )  # as stock pipelines of prompts
+        )  # as in stock pipelines of prompts
     denoiser = Denoiser(
         network,
         formulation.schedule,
@@ -158,7 +165,7 @@ def _open_pipeline(folder: Path, offset: float | None) -> Teacher:
 
 
 def _formulation(folder: Path, config: Mapping[str, Any]) -> Formulation:
-    """What a stock scheduler's config says; a UserError if it is damaged, or none of `progdist.teachers.SCHEDULERS`."""
+    """Read a stock scheduler's config. Raise a UserError if it is damaged, or not in `progdist.teachers.SCHEDULERS`."""
     count = config.get("num_train_timesteps", 1000)
     if not isinstance(count, int) or isinstance(count, bool) or not 1 <= count <= MAX_TIMESTEPS:
         raise UserError(f"{folder}/scheduler is damaged (num_train_timesteps is {str(count)[:50]}): restore it")
@@ -166,55 +173,55 @@ def _formulation(folder: Path, config: Mapping[str, Any]) -> Formulation:
 
 
 def _check_time(folder: Path, network: nn.Module, schedule: Schedule, scheduler: str) -> None:
-    """Refuse a score-based network with a scheduler of timesteps, and the other way round."""
+    """Refuse a score-based network with a scheduler of timesteps, and vice versa."""
     levels = receives_levels(network)
     if levels != isinstance(schedule, VarianceExploding):
-        takes = "fourier, for levels of noise" if levels else "not fourier"
+        takes = "fourier, for noise levels" if levels else "not fourier"
         raise UserError(
-            f"{folder}/unet has a time_embedding_type that is {takes}, and {scheduler} expects the other: restore the "
+            f"{folder}/unet has a time_embedding_type that is {takes}, but {scheduler} expects the other: restore the "
             "folder"
         )
 
 
 def _check_pipeline(folder: Path, prompts: Prompts, network: nn.Module, autoencoder: Autoencoder | None) -> None:
-    """Refuse a text-to-image network that takes more than prompts and latents, or a guidance scale already."""
+    """Refuse a text-to-image network that takes more than prompts and latents, or already a guidance scale."""
     config: Any = network.config
     if config.get("time_cond_proj_dim") is not None:
         raise UserError(f"{folder} takes a guidance scale already: give the teacher that it was made from")
     if getattr(network, "use_additional_conditions", False):
         raise UserError(
-            f"{folder}: its network takes the size of its images, which a {prompts.pipeline} does not give it"
+            f"{folder}: its network takes the size of its images, which a {prompts.pipeline} does not pass: use another"
         )
     kind = kind_of(network)
     assert kind is not None and kind.prompt is not None  # it has prompts
     given, taken = {*prompts.kind.prompts, *(["time_ids"] if prompts.takes_sizes else [])}, kind.prompt(config).keys()
     if given != taken:
         raise UserError(
-            f"{folder}: its network takes {', '.join(sorted(taken))}, and a {prompts.pipeline} gives it "
+            f"{folder}: its network takes {', '.join(sorted(taken))}, but a {prompts.pipeline} passes "
             f"{', '.join(sorted(given))}: restore the folder"
         )
     latents = prompts.shape(network)
     channels = latents[0] if latents else config["in_channels"]
     if autoencoder is None or channels != autoencoder.channels:
         raise UserError(
-            f"{folder}: its network takes {counted(channels, 'channel')}, which are not the latents of its "
-            "vae/: expected a pipeline that makes images from prompts alone"
+            f"{folder}: its network takes {counted(channels, 'channel')}, which are not the latents of its vae/: "
+            "expected a pipeline that makes images only from prompts"
         )
     if ignored := [name for name in autoencoder.shifts if name not in prompts.kind.shifts]:
         raise UserError(
-            f"{folder}/vae has {' and '.join(ignored)}, which a {prompts.pipeline} passes over: if its network was "
+            f"{folder}/vae has {' and '.join(ignored)}, which a {prompts.pipeline} ignores: if its network was "
             "trained without, set them to null in vae/config.json"
         )
 
 
 def resolve_folder(source: str) -> Path:
-    """The folder itself, or that of `hub:owner/name[@revision]`, of which only its parts are fetched."""
+    """The folder itself, or that of `hub:owner/name[@revision]`, fetching only its parts."""
     if not source.startswith("hub:"):
         folder = local_path(source)
         if folder.is_dir():
             return folder
         hint = f", or hub:{source} if you mean a model on the Hugging Face hub" if source.count("/") == 1 else ""
-        raise UserError(f"{source} is no folder: give a diffusers pipeline folder{hint}")
+        raise UserError(f"{source} is not a folder: give a diffusers pipeline folder{hint}")
     from huggingface_hub import snapshot_download
 
     name, _, revision = source.removeprefix("hub:").partition("@")
@@ -224,7 +231,7 @@ def resolve_folder(source: str) -> Path:
         parts = [each for each in (read_json(index) if index.is_file() else {}) if not each.startswith("_")]
         patterns = [*INDEXES, *(f"{part}/{kind}" for part in (*parts, "guidance") for kind in KINDS)]
         return Path(snapshot_download(name, revision=revision or None, allow_patterns=patterns))
-    except Exception as error:  # the library raises many kinds: all mean that it cannot be had
+    except Exception as error:  # the library raises many kinds: all mean that it cannot be fetched
         reason = " ".join(str(error).split())[:150]
         raise UserError(
             f"{source} cannot be fetched ({reason}): expected hub:owner/name or hub:owner/name@rev"
@@ -239,7 +246,7 @@ def _scheduler_config(folder: Path) -> dict[str, Any]:
 
 
 def _network(folder: Path, index: Mapping[str, Any]) -> tuple[str, str]:
-    """Where the network lies in the folder, and its class."""
+    """The network's part in the folder, and its class."""
     parts = {
         name: value[1] for name, value in index.items() if isinstance(value, list) and len(value) == 2 and value[1]
     }
@@ -248,13 +255,12 @@ def _network(folder: Path, index: Mapping[str, Any]) -> tuple[str, str]:
             return name, parts[name]
     listed = ", ".join(f"{name}: {class_name}" for name, class_name in sorted(parts.items())) or "nothing"
     raise UserError(
-        f"{folder} holds {listed[:400]}: only pipelines of a network that is one of {', '.join(NETWORKS)} can be "
-        "distilled"
+        f"{folder} has {listed[:400]}, expected a pipeline with one of these networks: {', '.join(NETWORKS)}"
     )
 
 
 def _classes(index: Mapping[str, Any], config: Mapping[str, Any], count: int) -> Conditioning:
-    """The classes by the `id2label` of the pipeline's index or its network's config, or by their numbers; or none."""
+    """The classes from `id2label` of the pipeline's index or its network's config, or by number; or none."""
     listed = (each.get("id2label") for each in (index, config))
     names = next((each for each in listed if isinstance(each, dict)), {})
     return Classes(tuple(str(names.get(str(number), number)) for number in range(count))) if count else Conditioning()
@@ -267,8 +273,8 @@ def _describe(model: Model) -> tuple[str, ...]:
     last = schedule.alphas_cumprod[-1] if isinstance(schedule, Discrete) else 0.0
     lines = [f"{count:,} parameters, images of {image}, {model.conditioning.describe()}"]
     if latent:
-        who = f"{type(latent.network).__name__} makes" if latent.part else "its pipeline decodes"
-        lines.append(f"a latent model: {who} latents of {latents}")
+        maker = f"{type(latent.network).__name__} makes" if latent.part else "its pipeline decodes"
+        lines.append(f"a latent model: {maker} latents of {latents}")
     lines.append(_noise(denoiser))
     if model.steps:
         lines.append(f"distilled for {any_of(model.steps, 'step')}")
@@ -278,14 +284,14 @@ def _describe(model: Model) -> tuple[str, ...]:
 
 
 def _noise(denoiser: Denoiser) -> str:
-    """Schedule, output and timestep in a line."""
+    """Schedule, output and timestep in one line."""
     schedule, count, output = denoiser.schedule, denoiser.num_train_timesteps, denoiser.parameterization.name
     if isinstance(schedule, Karras):
         levels = f"from {schedule.sigma_min:g} to {schedule.sigma_max:g} on data of deviation {schedule.sigma_data:g}"
         timestep = "log(sigma) / 4" if schedule.c_noise == "log" else "2 atan(sigma) / pi"
         return f"Karras schedule {levels}, output {output}, timestep = {timestep}"
     if isinstance(schedule, VarianceExploding):
-        return f"noise from {schedule.sigma_min:g} to {schedule.sigma_max:g} on data as they are, output {output}"
+        return f"noise from {schedule.sigma_min:g} to {schedule.sigma_max:g} on unscaled data, output {output}"
     flow = isinstance(schedule, RectifiedFlow)
     shift = f"shifted by {schedule.shift:g}, " if isinstance(schedule, RectifiedFlow) and schedule.shift != 1 else ""
     return (

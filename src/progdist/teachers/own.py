@@ -1,17 +1,18 @@
-"""A model folder of ours, read: what `progdist.students.folder` writes, as untrusted as any other.
+"""Read one of our model folders, as written by `progdist.students.folder`: as untrusted as any other.
 
-Weights are those whose checksums progdist.json holds, configs have sizes that networks have, and nothing is unpickled.
+Weights must have the checksums in progdist.json, configs must have plausible sizes, and nothing is unpickled.
 """
 
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from torch import nn
 
 from progdist._utils.errors import UserError
 from progdist._utils.files import check_format, check_tensors_finite, checksum, read_json, read_tensors
+from progdist._utils.names import Bits
 from progdist.diffusion.denoiser import MAX_TIMESTEPS, Denoiser
 from progdist.diffusion.parameterization import PARAMETERIZATIONS
 from progdist.diffusion.schedule import SCHEDULES, Schedule
@@ -27,22 +28,23 @@ from progdist.models.pipeline_record import read_pipeline
 from progdist.models.prompts import read_prompts
 from progdist.models.safe_loading import load_component, nearest_models, network_class, read_autoencoder
 from progdist.models.trial import try_shapes
+from progdist.teachers.base import read_base
 from progdist.teachers.own_network import is_own, read_denoiser
 
-LORA_FILE = "pytorch_lora_weights.safetensors"  # how diffusers names a file of LoRA weights
+LORA_FILE = "pytorch_lora_weights.safetensors"  # diffusers' name for a file of LoRA weights
 
 
 def load(folder: Path, network: nn.Module | None = None, **parts: Any) -> Model:  # noqa: ANN401
     """Read a model folder, with the network in evaluation mode on the CPU.
 
-    One of a network of the user's own is read into the network that is given, with the parts of its denoiser that are
-    code of theirs.
+    The folder of your own network is read into the given `network`, with those `parts` of its denoiser that are your
+    own code.
 
     Raises:
-        UserError: it is missing, no model folder, damaged, or of a later format.
+        UserError: it is missing, not a model folder, damaged, or of a later format.
     """
     if not (folder / "progdist.json").is_file():
-        raise UserError(f"{folder} is no model folder (it has no progdist.json): give {nearest_models(folder)}")
+        raise UserError(f"{folder} is not a model folder (it has no progdist.json): give {nearest_models(folder)}")
     metadata = read_json(folder / "progdist.json")
     check_format(metadata, folder / "progdist.json")
     _verify_checksums(folder, metadata.get("sha256"))
@@ -83,7 +85,7 @@ def load(folder: Path, network: nn.Module | None = None, **parts: Any) -> Model:
 
 
 def _load_pipeline(folder: Path, metadata: Mapping[str, Any]) -> Model:
-    """A model whose pipeline was watched."""
+    """Read a model whose pipeline was watched."""
     try:
         pipeline = read_pipeline(metadata["pipeline"], folder)
         denoiser = Denoiser(
@@ -107,16 +109,16 @@ def _load_pipeline(folder: Path, metadata: Mapping[str, Any]) -> Model:
 
 
 def last_stage(student: Path) -> tuple[Path, int, int]:
-    """Of a student in the folder of its run: the folder of the teacher beside it, its teacher's steps and its own.
+    """For a student in its run's folder: its teacher's folder, its teacher's steps and its own.
 
     Raises:
-        UserError: it is no student of one step count.
+        UserError: it is not a student of one step count.
     """
     model = load(student)
     if model.lora:
-        raise UserError(f"{student} is a LoRA student, which cannot be started from: give a whole one")
+        raise UserError(f"{student} is a LoRA student, expected a student with all weights: choose another")
     if len(model.steps) != 1 or not model.lineage:
-        raise UserError(f"{student} is no student of one step count: give one that a run has distilled")
+        raise UserError(f"{student} is not a student of one step count: give one that a run has distilled")
     names = [f"student-{model.lineage[-1]:04d}"] if len(model.lineage) > 1 else ["converted", "teacher"]
     found = [student.parent / name for name in names if (student.parent / name / "progdist.json").is_file()]
     return (found or [student.parent / names[-1]])[0], model.lineage[-1], model.steps[0]
@@ -141,7 +143,7 @@ def _load_own(folder: Path, metadata: Mapping[str, Any], network: nn.Module | No
 
 
 def _history(metadata: Mapping[str, Any]) -> dict[str, Any]:
-    """What is known of a model's making, by the names of `Model`."""
+    """What is known about a model's making, by the names of `Model`."""
     method = str(metadata.get("method", "progressive"))
     if method and method not in METHODS:
         raise UserError(f"method is {method[:50]}, expected one of {', '.join(METHODS)}")
@@ -151,18 +153,19 @@ def _history(metadata: Mapping[str, Any]) -> dict[str, Any]:
         "training": dict(metadata["training"]),
         "method": method,
         "fused": tuple(str(each) for each in metadata.get("fused", ())),
+        "base": read_base(metadata.get("base"), Path("progdist.json")),
     }
 
 
 def _step_count(number: object) -> int:
-    """A number of steps that a model can take; a ValueError if it is none."""
+    """A number of steps that a model can take. Raise a ValueError for anything else."""
     if not isinstance(number, int) or not 1 <= number <= MAX_TIMESTEPS:
         raise ValueError(f"a step count is {str(number)[:50]}, expected 1 to {MAX_TIMESTEPS:,}")
     return number
 
 
 def _verify_checksums(folder: Path, sums: object) -> None:
-    """Refuse weights that are not those that were written; an empty `sha256` stands for weights changed on purpose."""
+    """Refuse weights that differ from those written; an empty `sha256` allows weights changed on purpose."""
     where = folder / "progdist.json"
     if not isinstance(sums, dict):
         raise UserError(f"{where}: sha256 is a {type(sums).__name__}, expected checksums by file name: restore it")
@@ -184,7 +187,7 @@ def _schedule(metadata: Mapping[str, Any]) -> Schedule:
 
 
 def _numbers(name: str, value: object) -> Any:  # noqa: ANN401  (a number, or numbers)
-    """A number of a schedule, its table, or a word, which the schedule checks; a TypeError if it is none."""
+    """A number of a schedule, its table, or a word, which the schedule checks. Raise a TypeError for others."""
     if isinstance(value, str):
         return value
     if isinstance(value, list):
@@ -209,6 +212,7 @@ def _lora(folder: Path, metadata: Any, part: str) -> LoraWeights | None:  # noqa
         return None
     weights = read_tensors(folder / LORA_FILE)
     check_tensors_finite(weights, folder / LORA_FILE)
-    return LoraWeights(
-        str(metadata["base"]), {name.removeprefix(f"{part}."): tensor for name, tensor in weights.items()}
-    )
+    if (bits := metadata.get("base_bits")) not in (None, *get_args(Bits)):
+        raise ValueError(f"base_bits is {str(bits)[:50]}, expected 8 or 4")
+    by_name = {name.removeprefix(f"{part}."): tensor for name, tensor in weights.items()}
+    return LoraWeights(str(metadata["base"]), by_name, bits)

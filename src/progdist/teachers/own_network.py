@@ -1,4 +1,4 @@
-"""A folder of a network of the user's own, read into one of the same class: see `progdist.students.own_network`."""
+"""Read a folder of your own network into one of the same class: see `progdist.students.own_network`."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,11 +14,11 @@ from progdist.diffusion.parameterization import PARAMETERIZATIONS
 from progdist.diffusion.schedule import Schedule
 
 WEIGHTS = "network.safetensors"
-PARTS = ("schedule", "prediction_type", "arguments", "call")  # of a denoiser, that may be code of the user's own
+PARTS = ("schedule", "prediction_type", "arguments", "call")  # parts of a denoiser that may be your own code
 
 
 def is_own(metadata: Mapping[str, Any]) -> bool:
-    """Whether a progdist.json is of a network of the user's own."""
+    """Whether a progdist.json describes your own network."""
     return "network" in metadata
 
 
@@ -29,28 +29,28 @@ def read_denoiser(
     network: nn.Module | None,
     parts: Mapping[str, Any],
 ) -> Denoiser:
-    """The denoiser of a folder, with its weights in the network that is given.
+    """The denoiser of a folder, with its weights loaded into the given network.
 
     Raises:
-        UserError: no network, or one that does not fit; or parts that are code of the user's own are missing.
+        UserError: there is no network, or it does not fit; or parts that are your own code are missing.
     """
     saved = str(metadata["network"])
     if network is None:
         name = saved.rpartition(".")[2]
         raise UserError(
-            f"{folder} holds the weights of a network of your own, {saved[:100]}: load it from Python with one, "
+            f"{folder} holds the weights of your own network, {saved[:100]}: load it from Python with an instance, "
             f"progdist.load(folder, {name[:50]}(...))"
         )
     if isinstance(network, type):
-        raise UserError(f"network is the class {network.__name__}: give an instance, {network.__name__}(...)")
+        raise UserError(f"network is the class {network.__name__}: pass an instance, {network.__name__}(...)")
     own = {str(part): str(name) for part, name in metadata["own"].items()}
     if unknown := sorted(parts.keys() - set(PARTS)):
-        raise UserError(f"load takes no {unknown[0]}: give any of {', '.join(PARTS)}")
+        raise UserError(f"load has no argument {unknown[0]!r}: use one of {', '.join(PARTS)}")
     for part in PARTS:
         if part in own and part not in parts:
-            raise UserError(f"{folder} was saved with a {part} of your own, {own[part][:100]}: give it, {part}=...")
+            raise UserError(f"{folder} was saved with your own {part}, {own[part][:100]}: pass it as {part}=...")
         if part in parts and part not in own:
-            raise UserError(f"{part} has no effect: {folder} says which it was saved with")
+            raise UserError(f"{part} has no effect: {folder} records the one it was saved with; remove it")
     inner = unwrapped(network)
     weights = read_tensors(folder / WEIGHTS)
     _check_fit(inner, weights, folder, saved)
@@ -75,6 +75,6 @@ def _check_fit(network: nn.Module, weights: Mapping[str, Any], folder: Path, sav
         return
     there, here = (f"of {each[odd]}" if odd in each else "missing" for each in (kept, held))
     raise UserError(
-        f"the {type(network).__name__} given does not fit {folder}, of a {saved[:100]}: {odd[:100]} is {there} in the "
+        f"the given {type(network).__name__} does not fit {folder}, of a {saved[:100]}: {odd[:100]} is {there} in the "
         f"folder and {here} in the network: make it with the arguments it was saved with"
     )

@@ -1,14 +1,14 @@
-"""Any stock pipeline of prompts as a teacher: it is run for three steps; what is seen of it is learned and verified.
+"""Any stock pipeline of prompts as a teacher: run it for three steps, learn from what is observed, and verify that.
 
     call          how it calls its network, without guidance, for two prompts and for three
-    scale         the argument that its network takes as the guidance scale, if it does
+    scale         the argument that its network takes as the guidance scale, if any
     guiding       how it mixes the predictions with and without the prompt, if it does
-    schedule      of its scheduler, shifted as it really shifts
+    schedule      that of its scheduler, with the observed shift
     spacing       whether the times of N steps are its own or its scheduler's
-    decoding      what its autoencoder is given of the latents
+    decoding      what its autoencoder receives for the latents
 
-Verified before it is used: the network so called gives what the scheduler was given; a batch of different times gives
-what its examples give alone; `progdist.sample` makes the latents that the pipeline makes with a student's scheduler.
+It is verified before use: the network called this way gives the scheduler's input; a batch of different times gives the
+same as its examples alone; `progdist.sample` makes the pipeline's latents with a student's scheduler.
 """
 
 import inspect
@@ -45,18 +45,18 @@ PROMPTS = (
     "a small red house beside a lake",
     "two dogs in the rain, one of them with a blue umbrella",
 )
-"""What a pipeline is watched with: of different lengths, the third by far the longest."""
+"""Prompts for watching a pipeline: of different lengths, the third by far the longest."""
 
-STEPS = 3  # that a pipeline is watched for
-COMPARED = (2, 5)  # numbers of steps in which `progdist.sample` is compared with the pipeline
-AGREES = 1e-4  # the largest relative difference of what is verified
-SCALE_NAMES = ("guidance_scale", "distilled_guidance_scale")  # arguments that are the scale of a network that takes it
+STEPS = 3  # steps for which a pipeline is watched
+COMPARED = (2, 5)  # step counts at which `progdist.sample` is compared with the pipeline
+AGREES = 1e-4  # the largest relative difference accepted in checks
+SCALE_NAMES = ("guidance_scale", "distilled_guidance_scale")  # arguments for the scale of a network that takes it
 PROBED = (2.0, 4.0)  # guidance scales at which the network's arguments are compared
 
 
 @dataclass(frozen=True)
 class Findings:
-    """What was learned and verified of a pipeline."""
+    """What was learned and verified about a pipeline."""
 
     pipeline: Pipeline
     denoiser: Denoiser
@@ -66,7 +66,7 @@ class Findings:
 
 
 def takes_prompts(name: str) -> bool:
-    """Whether diffusers has a pipeline of a name that makes something of prompts, in a number of steps."""
+    """Whether diffusers has a pipeline of this name that takes prompts and a number of steps."""
     found = getattr(diffusers, name, None) if name.isidentifier() else None
     if not (isinstance(found, type) and issubclass(found, DiffusionPipeline)):
         return False
@@ -75,10 +75,10 @@ def takes_prompts(name: str) -> bool:
 
 
 def study(path: Path, arguments: Mapping[str, Any], prompts: Sequence[str] = PROMPTS) -> Findings:
-    """Watch the pipeline of a folder, called with some arguments beside the prompts, and verify what was learned.
+    """Watch the pipeline of a folder, called with arguments besides the prompts, and verify what was learned.
 
     Raises:
-        UserError: it cannot be opened or run, or does something that is not known: what was found is said.
+        UserError: it cannot be opened or run, or does something unknown; the message says what was found.
     """
     folder = PipelineFolder.read(path)
     if not takes_prompts(folder.name):
@@ -91,7 +91,9 @@ def study(path: Path, arguments: Mapping[str, Any], prompts: Sequence[str] = PRO
     part, network = folder.network, folder.component(folder.network).to(device)
     pipeline = folder.open(network, device)
     if others := other_networks(pipeline, part):
-        raise UserError(f"{path} has {part} and {', '.join(others)}, which take turns: a teacher has one network")
+        raise UserError(
+            f"{path} has {part} and {', '.join(others)}, which take turns, expected one network: use another"
+        )
     try:
         return _study(Pipeline(folder, Call({}), (), dict(arguments)), pipeline, network, prompts)
     except UserError as error:
@@ -105,7 +107,7 @@ def _study(pipeline: Pipeline, opened: Any, network: nn.Module, prompts: Sequenc
     pipeline = replace(pipeline, off=_unguided(pipeline, opened, prompts))
     seen = watch(opened, part, pipeline.asked(prompts[:2], STEPS), until=STEPS)
     if len(seen.steps) < STEPS:
-        raise UserError(f"it took {len(seen.steps)} steps of its scheduler where {STEPS} were asked for")
+        raise UserError(f"expected {STEPS} steps of its scheduler, got {len(seen.steps)}")
     other = watch(opened, part, pipeline.asked(prompts[:3], STEPS), until="call").calls[0].arguments
     call = learn_call(seen.steps, other, 2, 3)
     latents = tuple(seen.steps[0].sample.shape[1:])
@@ -142,7 +144,7 @@ def _study(pipeline: Pipeline, opened: Any, network: nn.Module, prompts: Sequenc
 
 
 def _check_arguments(folder: PipelineFolder, arguments: Mapping[str, Any]) -> None:
-    """Refuse arguments that the pipeline does not take, or that are chosen otherwise."""
+    """Refuse arguments that the pipeline does not take, or that have their own options."""
     taken = inspect.signature(folder.pipeline.__call__).parameters
     own = {
         *("prompt", "negative_prompt", "num_inference_steps", "timesteps", "sigmas", "generator", "latents"),
@@ -151,15 +153,15 @@ def _check_arguments(folder: PipelineFolder, arguments: Mapping[str, Any]) -> No
     for name in arguments:
         if name in own or name.startswith("callback"):
             raise UserError(
-                f"--call {name} has no effect: prompts, steps, noise and guidance have options of their own"
+                f"--call {name} has no effect: prompts, steps, noise and guidance have their own options; remove it"
             )
         if name not in taken:
             listed = ", ".join(each for each in taken if each not in own and each != "self")
-            raise UserError(f"--call {name}: a {folder.name} takes no such argument: it takes {listed[:400]}")
+            raise UserError(f"--call {name}: a {folder.name} has no such argument: use one of {listed[:400]}")
 
 
 def _unguided(pipeline: Pipeline, opened: Any, prompts: Sequence[str]) -> dict[str, float]:  # noqa: ANN401
-    """The arguments by which the network is called once a step, with a row for each prompt."""
+    """The arguments for which the network is called once per step, with one row per prompt."""
     taken = inspect.signature(type(opened).__call__).parameters
     tried = [{name: value for name, value in each.items() if name in taken} for each in (*OFF, {})]
     counts: list[int] = []
@@ -170,12 +172,12 @@ def _unguided(pipeline: Pipeline, opened: Any, prompts: Sequence[str]) -> dict[s
             return off
         counts.append(len(step[0].calls) if step else 0)
     raise UserError(
-        f"without guidance its network is called {counts[0]} times a step, or for more than the prompts, expected once"
+        f"without guidance its network is called {counts[0]} times per step, or with extra rows, expected once"
     )
 
 
 def _rows_of_latents(step: Step) -> int:
-    """How many examples the network was called with: the rows of the argument that is as large as the latents."""
+    """The number of examples in a call of the network: the rows of the argument with the latents' size."""
     shape = step.sample.shape[1:]
     for value in step.calls[0].arguments.values():
         rows = value if isinstance(value, list | tuple) else [value]
@@ -187,7 +189,7 @@ def _rows_of_latents(step: Step) -> int:
 
 
 def _spacing(seen: Watched, scheduler: Any) -> Spacing:  # noqa: ANN401
-    """Where the times of N steps come from."""
+    """The source of the times of N steps."""
     given = seen.timesteps[-1].get("sigmas") if seen.timesteps else None
     if given is None:
         return 0.0 if getattr(scheduler, "sigma_min", None) == 0 else "stock"
@@ -200,13 +202,13 @@ def _spacing(seen: Watched, scheduler: Any) -> Spacing:  # noqa: ANN401
 
 
 def _formulation(folder: PipelineFolder, seen: Watched) -> Formulation:
-    """What its scheduler's config says, with the shift by which it was seen to shift its times."""
+    """Its scheduler's config, with the observed shift of its times."""
     config = dict(folder.scheduler().config)
     config["_class_name"] = type(folder.scheduler()).__name__
     if config.get("use_dynamic_shifting"):
         mu = seen.timesteps[-1].get("mu") if seen.timesteps else None
         if mu is None:
-            raise UserError("its scheduler shifts its times by the size of each image, and no size was seen")
+            raise UserError("its scheduler shifts its times by the size of each image, and no size was observed")
         linear = config.get("time_shift_type") == "linear"
         shift = float(mu) if linear else math.exp(mu)
         config |= {"use_dynamic_shifting": False, "shift": shift, "flow_shift": shift}
@@ -214,7 +216,7 @@ def _formulation(folder: PipelineFolder, seen: Watched) -> Formulation:
 
 
 def _with_scale(pipeline: Pipeline, opened: Any, prompts: Sequence[str]) -> Pipeline:  # noqa: ANN401
-    """With the argument of the network that follows the guidance scale, if one does."""
+    """Add the network's argument that follows the guidance scale, if any."""
     taken = inspect.signature(type(opened).__call__).parameters
     rows = {path: leaf for path, leaf in pipeline.call.leaves() if isinstance(leaf, Rows | Constant)}
     for parameter in (name for name in SCALE_NAMES if name in taken):
@@ -231,7 +233,7 @@ def _with_scale(pipeline: Pipeline, opened: Any, prompts: Sequence[str]) -> Pipe
 
 
 def _single(arguments: Mapping[str, Any], path: str) -> float | None:
-    """The one number of an argument that has one for each example; None for any other."""
+    """The number of an argument that has the same one per example; None for any other."""
     value: Any = arguments
     for name in path.split("."):
         value = value.get(name) if isinstance(value, Mapping) else None
@@ -246,7 +248,7 @@ def _put(tree: Mapping[str, Any], path: str, leaf: Any) -> dict[str, Any]:  # no
 
 
 def _outputs_differ(call: Call, network: nn.Module, steps: Sequence[Step], condition: Mapping[str, Tensor]) -> float:
-    """How far the network so called is from what the scheduler was given."""
+    """How much the network called this way differs from the scheduler's input."""
     worst = 0.0
     for step in steps:
         z = call.latents(step.calls[0].arguments)
@@ -257,7 +259,7 @@ def _outputs_differ(call: Call, network: nn.Module, steps: Sequence[Step], condi
 
 
 def _batches_differ(denoiser: Denoiser, steps: Sequence[Step], condition: Mapping[str, Tensor]) -> float:
-    """How far a batch of different times is from its examples alone."""
+    """How much a batch of different times differs from its examples alone."""
     z = denoiser.call.latents(steps[0].calls[0].arguments)  # pyright: ignore[reportFunctionMemberAccess]
     t = torch.linspace(1, 0.25, len(z), dtype=torch.float64)
     with torch.no_grad():
@@ -277,9 +279,9 @@ def _with_encoding(
     denoiser: Denoiser,
     prompts: Sequence[str],
 ) -> tuple[Pipeline, float]:
-    """With prompts encoded together, or one at a time where only that gives what the pipeline makes of each alone.
+    """Choose to encode prompts together, or one at a time if only that matches the pipeline for each alone.
 
-    And how far from that the network is.
+    Also return how much the network differs from that.
     """
     apart = math.inf
     for alone in (False, True):
@@ -287,7 +289,7 @@ def _with_encoding(
         try:
             rows = pipeline.rows(opened, prompts)
             apart = max(_alone_differs(pipeline, opened, denoiser, each, rows, k) for k, each in enumerate(prompts))
-        except (UserError, RuntimeError):  # a network that cannot be called with the rows of several prompts
+        except (UserError, RuntimeError):  # a network that cannot be called with rows of several prompts
             continue
         if apart <= AGREES:
             break
@@ -295,7 +297,7 @@ def _with_encoding(
 
 
 def _decoding(pipeline: Pipeline, opened: Any) -> Decoding | None:  # noqa: ANN401
-    """What its autoencoder is given of latents; None where an autoencoder so called gives other pictures than it."""
+    """What its autoencoder receives for latents; None if an autoencoder called this way gives other pictures."""
 
     def given(z: Tensor) -> Tensor | None:
         substitute = Substitute(pipeline.call.stand_in, lambda sample: z.to(sample))
@@ -320,7 +322,7 @@ def _alone_differs(
     rows: Mapping[str, Tensor],
     row: int,
 ) -> float:
-    """How far the network, given a row of several prompts, is from the first step of the pipeline with one of them."""
+    """How much the network, given one of several prompts' rows, differs from the pipeline's first step with it."""
     step = watch(opened, pipeline.folder.network, pipeline.asked([prompt], STEPS), until=1).steps[0]
     z, condition = (
         pipeline.call.latents(step.calls[0].arguments),
@@ -334,7 +336,7 @@ def _alone_differs(
 
 
 def _unguided_scale(pipeline: Pipeline, count: int) -> Tensor:
-    """The scale that the network is given where the pipeline is not guided, (count,)."""
+    """The scale that the network receives if the pipeline is not guided, (count,)."""
     assert pipeline.scale is not None
     number = pipeline.off.get(pipeline.scale[0], pipeline.scale[1])
     return torch.full((count,), number, dtype=torch.float64)
@@ -347,7 +349,7 @@ def _samples_differ(
     prompts: Sequence[str],
     steps: int,
 ) -> float:
-    """How far `progdist.sample` in some steps is from the stock pipeline with the scheduler of a student."""
+    """How much `progdist.sample` in some steps differs from the stock pipeline with a student's scheduler."""
     scheduler = stock_scheduler_of(denoiser, pipeline, steps)
     own = opened.scheduler
     opened.scheduler = scheduler
@@ -358,7 +360,7 @@ def _samples_differ(
 
 
 def stock_scheduler_of(denoiser: Denoiser, pipeline: Pipeline, steps: int) -> Any:  # noqa: ANN401
-    """The scheduler that a student of so many steps is written with; a UserError where there is none."""
+    """The scheduler for a student of this many steps. Raise a UserError if there is none."""
     for kind in SCHEDULERS:
         if (scheduler := kind.write(denoiser, steps, pipeline.spacing)) is not None:
             return scheduler
@@ -373,7 +375,7 @@ def samples_differ(
     steps: int,
     scale: float | None = None,
 ) -> float:
-    """How far `progdist.sample` is from an opened stock pipeline, from the same noise, unguided or at a scale."""
+    """How much `progdist.sample` differs from an opened stock pipeline, from the same noise, unguided or at a scale."""
     more: dict[str, Any] = {pipeline.scale[0]: scale} if pipeline.scale and scale is not None else {}
     seen = watch(opened, pipeline.folder.network, pipeline.asked(prompts, steps, **more), until=steps)
     condition = pipeline.call.rows(seen.steps[0].calls[0].arguments)
@@ -387,7 +389,7 @@ def samples_differ(
 
 
 def student_differs(folder: Path, model: Model, prompts: Sequence[str] = PROMPTS[:2]) -> float:
-    """How far a student's folder, loaded by diffusers alone, is from `progdist.sample` of it, in its own steps."""
+    """How much a student's folder, loaded by diffusers alone, differs from its `progdist.sample`, in its own steps."""
     conditioning = model.conditioning
     assert isinstance(conditioning, PipelinePrompts)
     with quiet():
@@ -406,10 +408,10 @@ def _with_guiding(
     prompts: Sequence[str],
     condition: Mapping[str, Tensor],
 ) -> tuple[Pipeline, tuple[str, ...]]:
-    """With how it is guided, and what is to be said of it; the condition is that of the prompts."""
+    """Learn how it is guided, with notes about it; the condition is that of the prompts."""
     taken = inspect.signature(type(opened).__call__).parameters
     notes = tuple(
-        f"its {name} of {taken[name].default:g} is left out"
+        f"its {name} of {taken[name].default:g} is ignored"
         for name, off in pipeline.off.items()
         if name in OTHERS and name != "true_cfg_scale" and taken[name].default not in (None, off)
     )
@@ -420,11 +422,11 @@ def _with_guiding(
         if all(len(step.calls) == 1 and _rows_of_latents(step) == len(prompts) for step in steps):
             continue
         if odd := [len(step.calls) for step in steps if len(step.calls) > 2]:
-            return pipeline, (*notes, f"its guidance calls the network {odd[0]} times a step: it is left out")
+            return pipeline, (*notes, f"its guidance calls the network {odd[0]} times per step: it is ignored")
         first = Guiding(parameter, float(taken[parameter].default or 1.0), off)
         found = [_guiding(pipeline, step, condition, first) for step in steps]
         guiding = replace(found[0], exact=all(each == found[0] and each.exact for each in found))
-        what = "its guidance does more than mix two predictions alike in each step: students learn the mixture alone"
+        what = "its guidance does more than mix two predictions alike in each step: students learn only the mixture"
         return replace(pipeline, guiding=guiding), notes if guiding.exact else (*notes, what)
     return pipeline, notes
 
@@ -435,7 +437,7 @@ def _guided_steps(
     prompts: Sequence[str],
     parameter: str,
 ) -> list[Step]:
-    """The steps of a run that is guided by PROBED[1]; some pipelines need a negative prompt to be named."""
+    """The steps of a run guided by PROBED[1]; some pipelines require a negative prompt."""
     part, scale, steps = pipeline.folder.network, PROBED[1], STEPS
     try:
         return watch(opened, part, pipeline.guided(opened, prompts, parameter, scale, steps=steps), until=steps).steps
@@ -445,7 +447,7 @@ def _guided_steps(
 
 
 def _guiding(pipeline: Pipeline, step: Step, condition: Mapping[str, Tensor], guiding: Guiding) -> Guiding:
-    """How a step that is guided by PROBED[1] mixed its predictions."""
+    """How a step guided by PROBED[1] mixed its predictions."""
     if len(step.calls) == 1 and _rows_of_latents(step) == len(step.sample):
         return replace(guiding, exact=False)  # this step is not guided
     read = OUTPUTS[pipeline.call.output].read
@@ -466,7 +468,7 @@ def _guiding(pipeline: Pipeline, step: Step, condition: Mapping[str, Tensor], gu
 
 
 def _apart(rows: Mapping[str, Tensor], others: Mapping[str, Tensor]) -> float:
-    """How far two conditions are from each other, as far as both reach."""
+    """How much two conditions differ, over their common length."""
     total = 0.0
     for name, value in rows.items():
         sides = [slice(min(pair)) for pair in zip(value.shape, others[name].shape, strict=True)]

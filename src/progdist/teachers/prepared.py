@@ -1,8 +1,8 @@
-"""A teacher that is prepared first: a checkpoint of one file, or a pipeline with LoRA files fused into it.
+"""A teacher that is prepared first: a single-file checkpoint, or a pipeline with LoRA files fused into it.
 
-Both become an ordinary folder, which is then opened as any teacher. It is written by stock code, whole or not at all;
-parts of a pipeline that no LoRA file changes are copied byte for byte. `prepared.json` beside the parts says of which
-files it was made, by size, time of change and SHA-256, so that it is made again only if they differ.
+Both become an ordinary folder, which is then opened like any teacher. Stock code writes it, completely or not at all;
+parts of a pipeline that no LoRA file changes are copied byte for byte. `prepared.json` next to the parts records the
+source files by size, modification time and SHA-256, so that it is made again only if they differ.
 """
 
 import errno
@@ -21,61 +21,62 @@ from progdist._utils.files import FORMAT_VERSION, check_format, checksum, local_
 from progdist._utils.lora_files import lora_file
 from progdist.models.components import PipelineFolder
 from progdist.models.safe_loading import PICKLES
+from progdist.teachers.base import CARD, hub_name
 from progdist.teachers.lora_files import fuse
 from progdist.teachers.open import RECORD, resolve_folder
 from progdist.teachers.single_file import check_checkpoint, open_single_file
 
 SINGLE_FILES = (".safetensors", *(pattern.removeprefix("*") for pattern in PICKLES))
-"""How the names of checkpoints end: pickles among them, which are refused with a reason."""
+"""Suffixes of checkpoints: among them pickles, which are refused with a reason."""
 
 
 @dataclass(frozen=True)
 class Source:
-    """A teacher as it is named: a folder, `hub:OWNER/NAME` or a checkpoint of one file, with what belongs to it."""
+    """A teacher as given: a folder, `hub:OWNER/NAME` or a single-file checkpoint, with what belongs to it."""
 
     model: str
     loras: Sequence[str] = ()  # LoRA files, FILE[:weight], fused in this order
-    config: str | None = None  # of a checkpoint: the folder of its configs
+    config: str | None = None  # for a checkpoint: the folder of its configs
 
     @property
     def single_file(self) -> bool:
-        """Whether it is a checkpoint of one file."""
+        """Whether it is a single-file checkpoint."""
         return Path(self.model).suffix in SINGLE_FILES and not local_path(self.model).is_dir()
 
     @property
     def needs_preparing(self) -> bool:
-        """Whether a folder is made of it before it is opened."""
+        """Whether a folder must be made from it before it is opened."""
         return bool(self.loras) or self.single_file
 
     def in_words(self) -> str:
-        """As it is named in messages."""
+        """Its description in messages."""
         return f"{self.model} with {', '.join(self.loras) or self.config or 'no LoRA files'}"
 
     def check(self) -> None:
-        """Refuse options without effect, files that are not there, and pickles; nothing is opened.
+        """Refuse options without effect, missing files, and pickles; nothing is opened.
 
         Raises:
-            UserError: what was given, and what to give.
+            UserError: what was given, and what to give instead.
         """
         if self.config is not None and not self.single_file:
-            raise UserError(f"--config applies only to a checkpoint of one file, and {self.model} is none: remove it")
+            raise UserError(f"--config applies only to a single-file checkpoint, got {self.model}: remove it")
         if self.single_file:
             check_checkpoint(local_path(self.model))
             if self.config is None:
                 raise UserError(
-                    f"{self.model} is a checkpoint of one file: add --config FOLDER, a diffusers folder of the same "
+                    f"{self.model} is a single-file checkpoint: add --config FOLDER, a diffusers folder of the same "
                     "family, with configs, tokenizers and scheduler"
                 )
         for path in map(local_path, (lora_file(text).path for text in self.loras)):
             if not path.is_file():
-                raise UserError(f"{path} is no file: expected LoRA weights, FILE.safetensors[:weight]")
+                raise UserError(f"{path} is not a file, expected LoRA weights: give FILE.safetensors[:weight]")
 
 
 def prepare(source: Source, place: Path) -> Path:
-    """Make the folder of a teacher at `place`, where nothing is; returns it.
+    """Make a teacher's folder at `place`, which must not exist; return it.
 
     Raises:
-        UserError: as `Source.check`; or the teacher, a LoRA file or the configs are damaged, or do not fit.
+        UserError: as in `Source.check`; or the teacher, a LoRA file or the configs are damaged, or do not fit.
         OSError: it cannot be written.
     """
     source.check()
@@ -92,10 +93,11 @@ def prepare(source: Source, place: Path) -> Path:
             for part in changed:
                 getattr(pipeline, part).save_pretrained(partial / part, safe_serialization=True)
         loras = [[Path(each.path).name, each.weight] for each in map(lora_file, source.loras)]
-        content = {"model": Path(source.model).name, "loras": loras, "files": _recorded(inputs)}
+        name = hub_name(source.model, origin.path) if origin else None
+        content = {"model": name or Path(source.model).name, "loras": loras, "files": _recorded(inputs)}
         write_json(partial / RECORD, {"format_version": FORMAT_VERSION, **content})
         _appear(partial, place)
-    except safetensors.SafetensorError as error:  # how its writer reports a full disk
+    except safetensors.SafetensorError as error:  # its writer's error for a full disk
         raise OSError(errno.EIO, " ".join(str(error).split()), str(place)) from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
@@ -103,7 +105,7 @@ def prepare(source: Source, place: Path) -> Path:
 
 
 def _appear(partial: Path, place: Path) -> None:
-    """Rename the finished folder; one of another process, which was there before, is left."""
+    """Rename the finished folder, or keep one that another process has made meanwhile."""
     try:
         partial.replace(place)
     except OSError:
@@ -112,14 +114,14 @@ def _appear(partial: Path, place: Path) -> None:
 
 
 def differs(source: Source, place: Path) -> str:
-    """In what a teacher differs from the one that a folder was made of; "" for nothing.
+    """How a teacher differs from the one that a folder was made from; "" if it does not.
 
-    A file that was only copied or touched does not differ. Raises: UserError: as `Source.check`, or the folder is none
-    that `prepare` made.
+    A file that was only copied or touched does not differ. Raises: UserError: as in `Source.check`, or `prepare` did
+    not make the folder.
     """
     source.check()
     if not (place / RECORD).is_file():
-        raise UserError(f"{place} is no teacher that progdist made: choose another --out")
+        raise UserError(f"{place} is not a teacher made by progdist: choose another --out")
     record = read_json(place / RECORD)
     check_format(record, place / RECORD)
     loras = [[Path(each.path).name, each.weight] for each in map(lora_file, source.loras)]
@@ -134,7 +136,7 @@ def differs(source: Source, place: Path) -> str:
 
 
 def _open(source: Source) -> tuple[Any, PipelineFolder | None]:
-    """The stock pipeline with all of its weights, and the folder that it is of; None of a single file."""
+    """The stock pipeline with all of its weights, and its folder; None for a single file."""
     if source.single_file:
         return open_single_file(local_path(source.model), local_path(str(source.config))), None
     folder = PipelineFolder.read(_folder(source))
@@ -142,20 +144,22 @@ def _open(source: Source) -> tuple[Any, PipelineFolder | None]:
 
 
 def _folder(source: Source) -> Path:
-    """The folder of a stock pipeline; a UserError for any other."""
+    """The folder of a stock pipeline. Raise a UserError for any other."""
     folder = resolve_folder(source.model)
     if (folder / "progdist.json").is_file():
         raise UserError(f"--with-lora applies only to a stock pipeline, and {folder} is a progdist model: remove it")
     if not (folder / "model_index.json").is_file():
         raise UserError(
-            f"{folder} has no model_index.json: give a folder that a diffusers pipeline's save_pretrained made"
+            f"{folder} has no model_index.json: give a folder made by a diffusers pipeline's save_pretrained"
         )
     return folder
 
 
 def _copy(folder: PipelineFolder, target: Path, without: Iterable[str]) -> None:
-    """Copy the index and the parts of a folder, but for some, and for pickles."""
+    """Copy the index and the parts of a folder, except some, and pickles."""
     write_json(target / "model_index.json", dict(folder.index))
+    if (folder.path / CARD).is_file():  # which names its licence
+        shutil.copyfile(own_files(folder.path, CARD)[0], target / CARD)
     for part in set(folder.parts) - set(without):
         for file in own_files(folder.path, part) if (folder.path / part).exists() else ():
             if not any(file.match(pattern) for pattern in PICKLES):
@@ -165,7 +169,7 @@ def _copy(folder: PipelineFolder, target: Path, without: Iterable[str]) -> None:
 
 
 def _inputs(source: Source) -> dict[str, Path]:
-    """The files that a teacher is made of, by names that do not depend on where they lie."""
+    """The files that a teacher is made from, by names that do not depend on their location."""
     named: dict[str, Path] = {}
     if source.single_file:
         named["checkpoint"] = local_path(source.model)
@@ -186,17 +190,17 @@ def _inputs(source: Source) -> dict[str, Path]:
 
 
 def _recorded(inputs: Mapping[str, Path]) -> dict[str, list[Any]]:
-    """Size, time of change and SHA-256 of each file."""
+    """Size, modification time and SHA-256 of each file."""
     return {name: [path.stat().st_size, path.stat().st_mtime_ns, checksum(path)] for name, path in inputs.items()}
 
 
-def _same(recorded: Any, path: Path) -> bool:  # noqa: ANN401  (whatever JSON can hold)
-    """Whether a file is the one that was recorded: as it was, or of the same contents."""
+def _same(recorded: Any, path: Path) -> bool:  # noqa: ANN401  (any JSON value)
+    """Whether a file is the recorded one: untouched, or with the same content."""
     if not isinstance(recorded, list) or len(recorded) != 3:
         return False
     state = path.stat()
     return state.st_size == recorded[0] and (state.st_mtime_ns == recorded[1] or checksum(path) == recorded[2])
 
 
-def _listed(loras: Any) -> str:  # noqa: ANN401  (whatever JSON can hold)
+def _listed(loras: Any) -> str:  # noqa: ANN401  (any JSON value)
     return ", ".join(f"{each[0]}:{each[1]:g}" for each in loras or ()) or "none"

@@ -1,9 +1,9 @@
-"""Checkpoints of one file, as the stock pipelines' own `from_single_file` reads them, with the configs of a folder.
+"""Single-file checkpoints, read by the stock pipelines' own `from_single_file`, with the configs of a folder.
 
-A file of weights does not say what they are of. So a folder of the same family is given, in diffusers' form: configs,
-tokenizers and scheduler, which the stock loader would otherwise fetch, and the weights of parts that the file lacks, as
-the text encoders beside most files of Flux. Both are untrusted: classes are looked up in diffusers and transformers
-alone, configs may describe no more than the file holds, and no pickle is read.
+A file of weights does not name its model. So a diffusers folder of the same family must be given: configs, tokenizers
+and scheduler, which the stock loader would otherwise download, and the weights of parts that the file lacks,
+e.g. text encoders for most files of Flux. Both are untrusted: classes are looked up only in diffusers and transformers,
+configs may describe no more than the file holds, and no pickle is read.
 """
 
 import logging
@@ -23,16 +23,16 @@ from progdist._utils.files import read_tensors
 from progdist.models.components import OPTIONAL, PipelineFolder
 from progdist.models.safe_loading import check_described, quiet
 
-NETWORK = "model.diffusion_model."  # before the names of the network's weights, where a file holds several parts
-UNUSED = "were not used when initializing"  # in the stock loader's warning of weights that a part has no place for
+NETWORK = "model.diffusion_model."  # prefix of the network's weights, if a file holds several parts
+UNUSED = "were not used when initializing"  # in the stock loader's warning about unused weights
 
 
 def open_single_file(file: Path, config: Path) -> Any:  # noqa: ANN401  (a pipeline of diffusers)
-    """The stock pipeline of a checkpoint, in float32, without safety checker.
+    """The stock pipeline of a checkpoint, in float32, without a safety checker.
 
     Raises:
-        UserError: the file is damaged, or a pickle; the folder is none, or of another family than the file; or a part
-            is in neither.
+        UserError: the file is damaged, or a pickle; the folder is not one, or is of another family; or a part is in
+            neither.
     """
     if not (config / "model_index.json").is_file():
         raise UserError(f"--config {config} has no model_index.json: give a diffusers folder of the same family")
@@ -65,14 +65,14 @@ def open_single_file(file: Path, config: Path) -> Any:  # noqa: ANN401  (a pipel
 
 
 def check_checkpoint(file: Path) -> None:
-    """Refuse a file that is no safetensors, a pickle of any name among them, before anything reads it."""
+    """Refuse a file that is not safetensors, including pickles of any name, before anything reads it."""
     if file.suffix != ".safetensors":
         raise UserError(
-            f"{file} is no .safetensors: a .ckpt, .bin or .pt is a pickle, which can run code and is never loaded; "
+            f"{file} is not .safetensors: a .ckpt, .bin or .pt is a pickle, which can run code and is never loaded; "
             "save it as safetensors"
         )
     if not file.is_file():
-        raise UserError(f"{file} is no file: give a checkpoint, or the folder of a diffusers pipeline")
+        raise UserError(f"{file} is not a file: give a checkpoint, or the folder of a diffusers pipeline")
     try:
         with safetensors.safe_open(file, "pt") as opened:
             opened.keys()
@@ -81,14 +81,14 @@ def check_checkpoint(file: Path) -> None:
 
 
 def _check_index(folder: PipelineFolder) -> None:
-    """Refuse an index with what is no pair of a library and a class, or of nothing: the stock loader imports it."""
+    """Refuse an index whose values are not pairs of a library and a class, or null: the stock loader imports them."""
     for name, value in folder.index.items():
         if isinstance(value, list) and name not in folder.parts and value != [None, None]:
             raise UserError(f"{folder.path}/model_index.json: {name[:50]} is {str(value)[:50]}: restore it")
 
 
 def _parts_beside(folder: PipelineFolder, file: Path, checkpoint: Mapping[str, Tensor]) -> dict[str, Any]:
-    """The parts that are not of the file, opened from the folder; those that make no latents are None."""
+    """The parts that are not in the file, opened from the folder; those not needed to make latents are None."""
     given: dict[str, Any] = {}
     for name in folder.parts:
         found = folder.component_class(name)
@@ -101,13 +101,13 @@ def _parts_beside(folder: PipelineFolder, file: Path, checkpoint: Mapping[str, T
                 given[name] = folder.component(name)
             except UserError as error:
                 if issubclass(found, nn.Module):
-                    raise UserError(f"{file} holds no {name}, which --config must then hold: {error}") from error
+                    raise UserError(f"{file} holds no {name}, so --config must contain it: {error}") from error
                 raise
     return given
 
 
 def _in_file(name: str, found: Any, folder: PipelineFolder, checkpoint: Mapping[str, Tensor]) -> bool:  # noqa: ANN401
-    """Whether a part is one that the stock loader takes from the file."""
+    """Whether the stock loader takes a part from the file."""
     if name == folder.network:
         return True
     if issubclass(found, FromOriginalModelMixin):
@@ -128,15 +128,15 @@ def _check_config(found: Any, folder: PipelineFolder, name: str, file: Path) -> 
         check_described(found, folder.path / name, file, describe)
     except UserError:
         raise
-    except Exception as error:  # diffusers checks few of a config's values
+    except Exception as error:  # diffusers checks few config values
         reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
         raise UserError(f"{folder.path / name} is damaged ({reason}): restore it") from error
 
 
 def _check_whole(part: nn.Module, name: str, file: Path, config: Path) -> None:
-    """Refuse a part of which some weights were not in the file."""
+    """Refuse a part with weights missing from the file."""
     if missing := [key for key, tensor in part.state_dict().items() if tensor.is_meta]:
-        raise _other_family(file, config, f"{name} lacks {len(missing)} tensors, {missing[0][:100]} among them")
+        raise _other_family(file, config, f"{name} lacks {len(missing)} tensors, e.g. {missing[0][:100]}")
 
 
 def _other_family(file: Path, config: Path, reason: str) -> UserError:
@@ -147,7 +147,7 @@ def _other_family(file: Path, config: Path, reason: str) -> UserError:
 
 @contextmanager
 def _unused(found: list[str]) -> Iterator[None]:
-    """Note what the stock loader warns of: weights that a part has no place for."""
+    """Collect the stock loader's warnings about weights that no part uses."""
 
     class Listener(logging.Filter):
         def filter(self, record: logging.LogRecord) -> bool:

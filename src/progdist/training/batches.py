@@ -1,7 +1,7 @@
-"""Which examples, and which noise, each update sees: a function of (seed, stage, update, example) alone.
+"""Which examples and which noise each update sees: a function of (seed, stage, update, example) alone.
 
-Example n of a global batch has a generator of its own, and a process draws for its own rows. So a resumed run sees
-what an uninterrupted one sees, many processes see the batches that one sees, and each draws its share of them.
+Example n of a global batch has its own generator, and a process draws only for its own rows. So a resumed run sees
+what an uninterrupted one sees, and many processes see the same batches as one, each drawing its share.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -24,7 +24,7 @@ Example = tuple[Tensor, Condition]
 _OF_LOSSES = ("student", "teacher", "self_teacher", "steps", "substeps", "weighting", "entries", "z", "t", "options")
 _OF_CALLS = ("self", "network", "timestep")
 RESERVED = ("x", "eps", "u", "noises", "auxiliaries", "guidance", *_OF_LOSSES, *_OF_CALLS)
-"""Names that no condition of an example may have."""
+"""Names that are reserved, so no condition can use them."""
 
 
 class Examples(Protocol):
@@ -44,58 +44,60 @@ class Examples(Protocol):
 
 @runtime_checkable
 class ByRows(Protocol):
-    """Examples that may be read several at once."""
+    """Examples that can be read several at once."""
 
-    at_once: bool  # whether that costs less, and nothing draws
+    at_once: bool  # whether that costs less, and draws no random numbers
 
     def rows(self, indices: Sequence[int]) -> Batch:
-        """The examples of some indices as `collate` has them."""
+        """The examples at these indices, in the form of `collate`."""
         ...
 
 
 @runtime_checkable
 class Streamed(Protocol):
-    """Examples that can only be read in their order."""
+    """Examples that can only be read in order."""
 
     def walk(
         self, size: int, updates: range, rank: tuple[int, int], worker: tuple[int, int], position: tuple[int, int]
     ) -> Iterator[tuple[int, Sequence[Example]]]:
-        """(update, its examples) of one worker of one process; see `progdist.data.streams`."""
+        """(update, its examples) for one worker of one process; see `progdist.data.streams`."""
         ...
 
 
 def collate(examples: Sequence[Example]) -> Batch:
-    """The examples (B, ...) as `x`, and their conditions by name: (B, ...) each, a label as `labels` (B,).
+    """Stack examples (B, ...) as `x`, and their conditions by name: (B, ...) each, a label as `labels` (B,).
 
-    Whole numbers become int64; floats of tensors keep their precision, any others are float32.
+    Integers become int64; floating-point tensors keep their precision, other floats become float32.
 
     Raises:
-        UserError: a condition has a reserved name, or the examples' conditions differ in name or shape.
+        UserError: a condition has a reserved name, or conditions differ in name or shape between examples.
     """
     conditions = [each if isinstance(each, Mapping) else {"labels": each} for _, each in examples]
     names = conditions[0].keys()
     check_names(names)
     if odd := next((each.keys() ^ names for each in conditions if each.keys() != names), None):
-        raise UserError(f"some examples of a batch have the condition {min(odd)!r} and others do not: give it to all")
+        raise UserError(f"some examples of a batch have the condition {min(odd)!r}, others do not: give it to all")
     batch = {"x": torch.stack([example for example, _ in examples])}
     for name in names:
         values = [as_condition(name, each[name]) for each in conditions]
         if shapes := sorted({tuple(value.shape) for value in values} - {tuple(values[0].shape)}):
-            raise UserError(f"condition {name!r} is {tuple(values[0].shape)} and {shapes[0]}: give all one shape")
+            raise UserError(
+                f"condition {name!r} has shapes {tuple(values[0].shape)} and {shapes[0]}: give all one shape"
+            )
         batch[name] = whole_as_int64(torch.stack(values))
     return batch
 
 
 def check_names(names: Iterable[str]) -> None:
-    """Raise a UserError for a condition of a reserved name."""
+    """Raise a UserError for a condition with a reserved name."""
     if reserved := sorted(set(names) & set(RESERVED)):
-        raise UserError(f"an example has the condition {reserved[0]!r}, a name that training uses itself: rename it")
+        raise UserError(f"condition {reserved[0]!r} of an example has a name reserved for training: rename it")
 
 
 def as_condition(name: str, value: Any, where: str = "") -> Tensor:  # noqa: ANN401
-    """A condition as a tensor on the CPU; a UserError for what is no number, array or tensor, as a text or None.
+    """Convert a condition to a tensor on the CPU. Raise a UserError for anything but numbers, e.g. a text or None.
 
-    Floats of NumPy's, and of lists, become float32 where they are float64, which nobody chose; a tensor is as it is.
+    NumPy arrays and lists of float64 become float32; tensors keep their type.
     """
     try:
         tensor = torch.as_tensor(value).detach().cpu()
@@ -107,13 +109,13 @@ def as_condition(name: str, value: Any, where: str = "") -> Tensor:  # noqa: ANN
 
 
 def whole_as_int64(values: Tensor) -> Tensor:
-    """Whole numbers as int64, anything else as it is."""
+    """Convert integers to int64; return anything else unchanged."""
     fractions = values.is_floating_point() or values.is_complex() or values.dtype == torch.bool
     return values if fractions else values.long()
 
 
 def check_examples_finite(batch: Batch, place: Callable[[int], object]) -> None:
-    """Raise a UserError that names the place of the first row (B, ...) that is not finite, and what in it."""
+    """Raise a UserError that names the first row (B, ...) that is not finite, by `place`, and its condition."""
     for name, rows in batch.items():
         if rows.is_floating_point() and (row := first_not_finite(rows)) is not None:
             what = "" if name == "x" else f": its {name!r}"
@@ -121,8 +123,8 @@ def check_examples_finite(batch: Batch, place: Callable[[int], object]) -> None:
 
 
 def first_not_finite(rows: Tensor) -> int | None:
-    """The number of the first of some rows (B, ...) that is not finite, or None."""
-    if rows.sum().isfinite():  # of numbers that are all finite, but for huge ones
+    """The index of the first row (B, ...) that is not finite, or None."""
+    if rows.sum().isfinite():  # finite sum: all finite; huge numbers may overflow
         return None
     finite = rows.flatten(1).isfinite().all(1) if rows.ndim > 1 else rows.isfinite()
     return None if finite.all() else int((~finite).nonzero()[0])
@@ -132,26 +134,26 @@ def first_not_finite(rows: Tensor) -> int | None:
 class Batches:
     """The batches of one stage."""
 
-    images: Examples  # the examples; each epoch is a new order
+    images: Examples  # the examples; each epoch is reshuffled
     size: int  # examples in a global batch
-    seed: int  # of the run
+    seed: int  # the run's seed
     stage: int  # its place in the run, 0 for the teacher
     flip: bool = False  # mirror half of the images, left to right
     workers: int = 0  # processes that load images and draw noise ahead (0: none)
     # further random numbers of each example by name, each a function of its generator -> float64 ()
     draws: Mapping[str, Callable[[torch.Generator], Tensor]] = field(default_factory=dict)
-    noises: int = 0  # further standard normal draws of each example
+    noises: int = 0  # further standard normal draws per example
 
     def __call__(self, first: int, last: int, rows: slice) -> Iterator[Batch]:
-        """The batches of updates first, ..., last - 1, of which only `rows` are loaded and drawn.
+        """The batches of updates first, ..., last - 1, loading and drawing only `rows` of them.
 
         Yields:
-            x (B, C, H, W) in [-1, 1]; eps standard normal, of x's shape; u in [0, 1), float64 (B,), each uniform and
+            x (B, C, H, W) in [-1, 1]; eps standard normal, with x's shape; u in [0, 1), float64 (B,), each uniform and
             together evenly spread, so that every batch sees all times (Kingma et al. 2021, arXiv 2107.00630, appendix
-            I.1); the examples' conditions, as in `collate`; `draws`, float64 (B,) each, drawn after these; and with
-            `noises` as many more as `noises` (B, noises, C, H, W), drawn after all else.
+            I.1); the examples' conditions, as in `collate`; `draws`, float64 (B,) each, drawn next; and, drawn last,
+            `noises` (B, noises, C, H, W) if there are any.
         """
-        options = {"num_workers": self.workers, "generator": torch.Generator()}  # not of the program's own
+        options = {"num_workers": self.workers, "generator": torch.Generator()}  # not the program's global one
         if isinstance(self.images, Streamed):
             stream = _Stream(self, self.images, range(first, last), rows)
             return _unwrapped_errors(DataLoader(stream, batch_size=None, **options))
@@ -160,7 +162,7 @@ class Batches:
         return _unwrapped_errors(DataLoader(walk, batch_size=None, sampler=updates, pin_memory=pinned, **options))
 
     def draw(self, update: int, rows: Sequence[int], batch: Batch) -> Batch:
-        """The batch of some rows of one update, collated examples, with their noise and times."""
+        """Add noise and times to some rows of one update, a batch of collated examples."""
         start = torch.rand((), generator=generator(self.seed, self.stage, update), dtype=torch.float64)
         u = (start + torch.tensor(rows, dtype=torch.float64) / self.size).remainder(1)
         x, eps = batch["x"], torch.empty(len(rows), *self.images.shape, dtype=torch.float32)
@@ -181,14 +183,14 @@ class Batches:
 
 @dataclass(frozen=True)
 class _Walk(Dataset[Batch]):
-    """Batches by their updates: example n of update k is number k * size + n of a walk through shuffled epochs."""
+    """Batches by update: example n of update k is number k * size + n of a walk through shuffled epochs."""
 
     batches: Batches
     rows: range
     seeded: SeededWhereDrawn = field(default_factory=SeededWhereDrawn)
 
     def __getitem__(self, update: int) -> Batch:
-        """The batch of an update; what examples draw of themselves, as augmentations do, is of their places, too."""
+        """The batch of an update; what examples draw themselves, e.g. for augmentation, also depends on position."""
         batches, first = self.batches, update * self.batches.size
         indices = self._indices(range(first, first + batches.size)[self.rows.start : self.rows.stop])
 
@@ -206,7 +208,7 @@ class _Walk(Dataset[Batch]):
         return batch
 
     def _indices(self, numbers: range) -> list[int]:
-        """Which of the examples are these of the walk."""
+        """The indices of the examples at these positions of the walk."""
         batches, indices, count = self.batches, [], len(self.batches.images)
         while numbers:
             epoch, place = divmod(numbers.start, count)
@@ -224,7 +226,7 @@ def _order(count: int, seed: int, stage: int, epoch: int) -> Tensor:
 
 @dataclass(frozen=True)
 class _Stream(IterableDataset[Batch]):
-    """Batches of examples that can only be read in their order; each worker makes every n-th."""
+    """Batches of examples that can only be read in order; each of n workers makes every n-th."""
 
     batches: Batches
     examples: Streamed
@@ -243,7 +245,7 @@ class _Stream(IterableDataset[Batch]):
 
 
 def _unwrapped_errors(loader: Iterable[Batch]) -> Iterator[Batch]:
-    """The loader's batches; an error of its workers is the one line that it was, without torch's trace."""
+    """The loader's batches; a worker's error is reported in its own line, without torch's trace."""
     try:
         yield from loader
     except UserError as error:

@@ -1,4 +1,4 @@
-"""What a run reports while it trains, and the protocol of whoever watches it."""
+"""What a run reports while it trains, and the protocol of its observers."""
 
 import math
 from collections.abc import Mapping
@@ -8,15 +8,15 @@ from typing import Any, Protocol
 
 @dataclass(frozen=True)
 class Progress:
-    """What a callback receives about a thousand times in a training."""
+    """What a callback receives about a thousand times during training."""
 
     update: int  # the number of updates made
-    loss: float  # of the last of them, the mean over the global batch
-    gradient_norm: float  # of the last, before clipping
-    learning_rate: float  # of the last
-    seconds: float  # of training, all sessions together
-    skipped: int = 0  # updates that made no step, since their loss or gradient was not finite
-    losses: Mapping[str, float] = field(default_factory=dict)  # the parts of the loss by name, where there are several
+    loss: float  # of the last update, the mean over the global batch
+    gradient_norm: float  # of the last update, before clipping
+    learning_rate: float  # of the last update
+    seconds: float  # of training, over all sessions
+    skipped: int = 0  # updates without a step, since their loss or gradient was not finite
+    losses: Mapping[str, float] = field(default_factory=dict)  # the parts of the loss by name, if there are several
 
     @property
     def finite(self) -> bool:
@@ -34,7 +34,7 @@ class Callback(Protocol):
         """An update was made."""
 
     def end(self, stopped: int | None = None) -> None:
-        """The training of that network ended, or stopped with that many updates kept, by a signal or an error."""
+        """The training of that network ended, or was stopped by a signal or an error with that many updates saved."""
 
     def evaluated(self, record: Any) -> None:  # noqa: ANN401  (an `EvaluationRecord`, which training does not know)
         """A model was measured at a step count."""

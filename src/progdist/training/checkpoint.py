@@ -1,6 +1,6 @@
 """Checkpoints of one model's training: the last few, each with its checksum.
 
-The tensors come first and the JSON file that makes them count comes last, so a checkpoint is whole or is not there.
+The tensors are written first, and last the JSON file that makes them valid, so a checkpoint is whole or absent.
 """
 
 import hashlib
@@ -21,7 +21,7 @@ from progdist._utils.files import FORMAT_VERSION, LaterFormat, atomic_write, che
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What is needed to go on with a stage: after how many updates, tensors by name, and numbers."""
+    """What is needed to resume a stage: the number of updates, tensors by name, and numbers."""
 
     update: int
     tensors: Mapping[str, Tensor]
@@ -30,16 +30,16 @@ class Checkpoint:
 
 @dataclass(frozen=True)
 class Checkpoints:
-    """The last `keep` checkpoints of one stage; only the first process of a run `writes`."""
+    """The last `keep` checkpoints of one stage; only a run's first process `writes`."""
 
     folder: Path
     keep: int = 2
     writes: bool = True
 
     def save(self, checkpoint: Checkpoint) -> None:
-        """Write one, then drop the oldest before it; the JSON file comes last and makes it count.
+        """Write a checkpoint, then delete the oldest; the JSON file is written last and makes it valid.
 
-        Those of later updates are ones that could not be read: training went on from before them.
+        Checkpoints of later updates could not be read, so training resumed from before them; they are deleted, too.
         """
         if not self.writes:
             return
@@ -53,14 +53,14 @@ class Checkpoints:
         for update in [each for each in self._updates() if each <= checkpoint.update][: -self.keep]:
             self._path(update).with_suffix(".json").unlink()
             self._path(update).unlink(missing_ok=True)
-        for partial in self.folder.glob(".*.partial"):  # of a process that was killed while it wrote
+        for partial in self.folder.glob(".*.partial"):  # left by a process that was killed while writing
             partial.unlink(missing_ok=True)
 
     def latest(self, notify: Callable[[str], None] = lambda text: None) -> Checkpoint | None:
-        """The newest that is whole, or None; `notify` is called for those that are not.
+        """The newest whole checkpoint, or None; `notify` is called for damaged ones.
 
         Raises:
-            LaterFormat: it is of a later format, and training would start over.
+            LaterFormat: it has a later format; ignoring it would restart training.
         """
         for update in reversed(self._updates()):
             try:
@@ -68,11 +68,11 @@ class Checkpoints:
             except LaterFormat:
                 raise
             except UserError as error:
-                notify(f"{error}: the one before it is used")
+                notify(f"{error}: falling back to the previous one")
         return None
 
     def at(self, update: int) -> Checkpoint:
-        """That of one update; a UserError if it is missing, damaged, or of a later format."""
+        """The checkpoint of one update. Raise a UserError if it is missing, damaged, or has a later format."""
         path = self._path(update)
         metadata = read_json(path.with_suffix(".json"))
         check_format(metadata, path.with_suffix(".json"))
@@ -85,17 +85,17 @@ class Checkpoints:
             raise UserError(f"checkpoint {path} cannot be read ({error})") from error
 
     def clear(self) -> None:
-        """Remove them all: what they led to is finished."""
+        """Delete all checkpoints, once their training is finished."""
         if self.writes:
             shutil.rmtree(self.folder, ignore_errors=True)
 
     def latest_path(self) -> Path | None:
-        """Where the newest is, or None."""
+        """The path of the newest checkpoint, or None."""
         update = self.latest_update()
         return self._path(update) if update else None
 
     def latest_update(self) -> int:
-        """The update of the newest, 0 where there is none."""
+        """The update of the newest checkpoint, 0 if there is none."""
         return max(self._updates(), default=0)
 
     def _path(self, update: int) -> Path:

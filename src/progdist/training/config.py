@@ -1,7 +1,7 @@
-"""The training configuration of one network: each option is declared and validated here, and nowhere else.
+"""The training configuration of one network: the one place where each option is declared and validated.
 
-`DEFAULTS` are those of recipes, commands and the Python call alike. Teachers are trained as in the paper's appendix E;
-the learning rate of distillation was chosen by measurement (docs/results/own-model.md).
+Recipes, commands and the Python call share `DEFAULTS`. Teachers are trained as in the paper's appendix E; the learning
+rate of distillation was chosen by measurement (docs/results/own-model.md).
 """
 
 import math
@@ -12,6 +12,7 @@ from typing import Any, Literal, get_args, get_type_hints
 
 from progdist._utils.errors import UserError
 from progdist._utils.names import Optimizer, Precision
+from progdist._utils.other_names import meant
 from progdist._utils.words import counted
 
 
@@ -22,19 +23,19 @@ class TrainConfig:
     Args:
         updates: K, optimiser steps.
         batch: examples in a global batch.
-        learning_rate: at its highest.
+        learning_rate: the peak rate.
         warmup: updates over which the rate rises from 0.
         lr_scheduler: "linear" to 0 at the last update, or "constant".
         weight_decay: decoupled, scaled by the rate.
-        max_grad_norm: to which gradients are clipped; 0 for no clipping.
-        ema: decay of the weights' average; 0 for none.
-        gradient_accumulation_steps: parts in which a process takes its share of the batch, to save memory.
+        max_grad_norm: the norm to which gradients are clipped; 0 for no clipping.
+        ema: decay of the average of the weights; 0 for none.
+        gradient_accumulation_steps: parts in which a process computes its share of the batch, to save memory.
         gradient_checkpointing: recompute activations in the backward pass, to save memory.
-        compile: whether torch.compile makes faster code of the network first, which takes a minute or more.
-        cuda_graphs: kernels are captured and launched together: see `progdist.compute.cuda_graphs`.
-        lora_rank: rank of the LoRA adapters that alone are trained; 0 to train all weights.
-        max_skipped_updates: updates in a row that are passed over because their loss or gradient is not finite.
-        precision: "bf16" autocasts the network; "auto" takes what is faster on the device.
+        compile: whether to compile the network with torch.compile, which takes a minute or more.
+        cuda_graphs: capture kernels and launch them together: see `progdist.compute.cuda_graphs`.
+        lora_rank: rank of the LoRA adapters, which alone are trained; 0 to train all weights.
+        max_skipped_updates: most consecutive updates skipped because their loss or gradient is not finite.
+        precision: "bf16" autocasts the network; "auto" selects what is faster on the device.
         checkpoint_every: updates between checkpoints.
         adam_beta1: decay of the mean of the gradients.
         adam_beta2: decay of the mean of their squares.
@@ -62,7 +63,7 @@ class TrainConfig:
     optimizer: Optimizer = "adamw"
 
     def __post_init__(self) -> None:
-        """Raises: UserError: numbers with which nothing is trained, unknown names, or what excludes each other."""
+        """Raises: UserError: a number is out of range, a name is unknown, or two options exclude each other."""
         for name, hint in _TYPES.items():
             value = getattr(self, name)
             if (isinstance(value, bool) and hint is not bool) or not isinstance(value, hint):
@@ -85,8 +86,7 @@ class TrainConfig:
                 raise UserError(f"{name} {getattr(self, name)!r} is unknown: use one of {', '.join(choices)}")
         if self.batch % self.gradient_accumulation_steps:
             raise UserError(
-                f"batch {self.batch} does not divide into {self.gradient_accumulation_steps} "
-                "gradient_accumulation_steps"
+                f"batch {self.batch} is not divisible by {self.gradient_accumulation_steps} gradient_accumulation_steps"
             )
         others = {
             "compile": self.compile,
@@ -98,21 +98,21 @@ class TrainConfig:
 
     @property
     def record_every(self) -> int:
-        """Updates between records, about a thousand of them; only there the numbers leave the device."""
+        """Updates between records, about a thousand in all; only then do the numbers leave the device."""
         return max(1, self.updates // 1000)
 
     @property
     def ema_warning(self) -> str | None:
-        """What is wrong with an average that is too long for the training; None where it is not."""
-        later = self.updates - 1  # updates after the first, with whose weights the average begins
+        """The warning about an average that is too long for the training; None if it is not."""
+        later = self.updates - 1  # updates after the first, whose weights start the average
         share = self.ema**later
         if not self.ema or not later or share <= MOST_OF_THE_START:
             return None
         fits = _rounded_down(MOST_OF_THE_START ** (1 / later))
         remedy = f"set ema to {fits} or less (0: no average)" if float(fits) else "set ema to 0"
         return (
-            f"ema {self.ema:g} is too long for {counted(self.updates, 'update')}: the average of the weights, which is "
-            f"kept, is {share:.0%} the weights at the start; {remedy}"
+            f"ema {self.ema:g} is too long for {counted(self.updates, 'update')}: the saved average of the weights is "
+            f"{share:.0%} the weights at the start; {remedy}"
         )
 
     def learning_rate_at(self, update: int) -> float:
@@ -122,21 +122,23 @@ class TrainConfig:
         return self.learning_rate * rise * fall
 
     def overridden(self, **options: Any) -> "TrainConfig":  # noqa: ANN401
-        """The configuration, without what a subclass adds, with some options replaced; a UserError for unknown ones."""
+        """The configuration, without a subclass's fields, with some options replaced; a UserError for unknown ones."""
         names = OPTIONS
         if unknown := sorted(options.keys() - set(names)):
-            raise UserError(f"training option {unknown[0]!r} is unknown: use one of {', '.join(names)}")
+            near = meant(unknown[0], names)
+            hint = f"did you mean {near[0]}? " if near else ""
+            raise UserError(f"training option {unknown[0]!r} is unknown: {hint}use one of {', '.join(names)}")
         return TrainConfig(**{name: options.get(name, getattr(self, name)) for name in names})
 
 
 def _rounded_down(decay: float) -> str:
-    """A decay in as many digits as 1 - decay needs for one."""
+    """Format a decay with as many digits as 1 - decay needs for one."""
     digits = max(1, math.ceil(-math.log10(1 - decay)))
     return f"{math.floor(decay * 10**digits) / 10**digits:g}"
 
 
-EXACT = 2**53  # whole numbers from here on are no longer exact as floats, and count nothing
-MOST_OF_THE_START = 0.05  # of an average of the weights that is not said to be too long
+EXACT = 2**53  # integers from here on are not exact as floats
+MOST_OF_THE_START = 0.05  # largest share of the initial weights in an average without a warning
 
 OPTIONS = tuple(field.name for field in fields(TrainConfig))  # the names of all options
 
@@ -153,13 +155,13 @@ _TYPES: Mapping[str, type] = {
 }
 
 OF_A_WHOLE_TRAINING = ("batch", "ema", "lora_rank")
-"""Options whose change makes another training of one that is under way; a stage of a chain cannot override them."""
+"""Options that cannot change once a training has started; a stage of a chain cannot override them."""
 
 DEFAULTS: Mapping[str, Mapping[str, Any]] = {
     "teacher": {"updates": 100_000, "batch": 128, "learning_rate": 2e-4, "warmup": 1000, "ema": 0.9999},
     "conversion": {"batch": 64, "learning_rate": 5e-4, "warmup": 100, "lr_scheduler": "linear"},
     "distill": {"updates": 1000, "batch": 64, "learning_rate": 5e-4, "lr_scheduler": "linear"},
 }
-"""Of a teacher's training, of stage 0 (`updates`: CONVERSION_UPDATES of a stage's) and of every stage of the chain."""
+"""For training a teacher, stage 0 (`updates`: CONVERSION_UPDATES times a stage's) and every stage of the chain."""
 
-CONVERSION_UPDATES = 4  # updates of stage 0 to one of a stage, where they are not said
+CONVERSION_UPDATES = 4  # default updates of stage 0, as a multiple of a stage's

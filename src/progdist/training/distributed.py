@@ -1,8 +1,8 @@
 """Several processes in one run: the main process reads, decides and writes, and broadcasts the result.
 
-Started alone there is one process. Under torchrun or `accelerate launch` the processes share batches, gradients
-and samples; the folder of the run must be one that all of them see. accelerate starts the group of processes; its
-settings of precision and accumulation, which are those of the whole program, are neither read nor changed.
+Without a launcher there is one process. Under torchrun or `accelerate launch` the processes share batches, gradients
+and samples, and all must see the run's folder. accelerate starts the process group; its settings of precision and
+accumulation, which belong to the whole program, are neither read nor changed.
 """
 
 import hashlib
@@ -31,7 +31,7 @@ WAIT = timedelta(hours=2)
 
 @dataclass(frozen=True)
 class Processes:
-    """The processes of a training, as one of them sees them, and where it computes; one on the CPU by default."""
+    """The processes of a training as seen by one of them, and its device; by default one process on the CPU."""
 
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     num_processes: int = 1
@@ -39,7 +39,7 @@ class Processes:
 
     @property
     def is_main_process(self) -> bool:
-        """Whether this is the first process, which alone writes."""
+        """Whether this is the first process, the only one that writes."""
         return self.process_index == 0
 
     def reduce(self, tensor: Tensor, reduction: str) -> Tensor:
@@ -51,7 +51,7 @@ class Processes:
         return total / self.num_processes if reduction == "mean" else total
 
     def agree(self, value: str, message: str) -> None:
-        """Raise a UserError in all processes unless the value is the same in all of them."""
+        """Raise a UserError in all processes unless they all have the same value."""
         if self.num_processes == 1:
             return
         values = _gathered(value)
@@ -60,11 +60,11 @@ class Processes:
 
 
 SIZES = ("WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")
-"""Where launchers say how many processes there are."""
+"""Environment variables in which launchers set the number of processes."""
 
 
 def join_processes() -> Processes:
-    """This process among those that torchrun, `accelerate launch`, MPI or the program started; else alone."""
+    """Join the processes started by torchrun, `accelerate launch`, MPI or the program; else run alone."""
     if (
         torch.distributed.is_available() and torch.distributed.is_initialized()
     ):  # by accelerate, or by the program itself
@@ -89,17 +89,17 @@ def checksum_of(network: nn.Module) -> str:
     digest = hashlib.sha256()
     for name, tensor in network.state_dict().items():
         if not isinstance(tensor, Tensor):
-            continue  # a state of the module's own, which is no weight
+            continue  # a module's own state, not a weight
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
 
 
 def load_agreed_checkpoint(checkpoints: Checkpoints, processes: Processes) -> Checkpoint | None:
-    """The newest whole checkpoint that the first process sees, read by all; None where it sees none.
+    """The newest whole checkpoint of the first process, read by all; None if it sees none.
 
     Raises:
-        UserError: in all processes, if one of them cannot read that checkpoint, or it is of a later format.
+        UserError: in all processes, if one of them cannot read the checkpoint, or it has a later format.
     """
     latest, failure = _attempt(checkpoints.latest) if processes.is_main_process else (None, None)
     _raise_first(_gathered(failure) if processes.num_processes > 1 else [failure])
@@ -111,7 +111,7 @@ def load_agreed_checkpoint(checkpoints: Checkpoints, processes: Processes) -> Ch
     if number is not None and latest is None:
         latest, failure = _attempt(lambda: checkpoints.at(number))
         if failure:
-            failure = f"process {processes.process_index}: {failure}: all processes must see one folder"
+            failure = f"process {processes.process_index}: {failure}: all processes must see the same folder"
     _raise_first(_gathered(failure))
     return latest
 
@@ -125,7 +125,7 @@ def _attempt(find: Callable[[], Any]) -> list[Any]:
 
 
 def _gathered(value: Result) -> list[Result]:
-    """The values of all processes, in their order."""
+    """The values of all processes, in order."""
     values: list[Any] = [None] * torch.distributed.get_world_size()
     torch.distributed.all_gather_object(values, value)
     return values
@@ -137,7 +137,7 @@ def _raise_first(errors: Sequence[str | None]) -> None:
 
 
 class Distributed:
-    """The processes of one run, as one of them sees it; with `shards` the network in training is spread, by FSDP2."""
+    """The processes of one run as seen by one of them; with `shards` FSDP2 shards the network in training."""
 
     def __init__(self, *, shards: bool = False) -> None:
         self.shards = shards
@@ -146,22 +146,22 @@ class Distributed:
             raise UserError("sharding requires several processes: start them with torchrun, or remove --shard")
 
     def resolve(self, precision: Precision) -> Resolved:
-        """A precision as all processes take it: `auto` is bf16 where it pays in every one of them."""
+        """Resolve a precision for all processes: `auto` is bf16 only if every one of them selects it."""
         ours = torch.tensor(float(resolve(precision, self.device) == "bf16"), device=self.device)
         return "bf16" if self.processes.reduce(ours, "mean") == 1 else "float32"
 
     @property
     def device(self) -> torch.device:
-        """Where this process computes."""
+        """The device of this process."""
         return self.processes.device
 
     @property
     def is_main_process(self) -> bool:
-        """Whether this is the first process, which alone writes."""
+        """Whether this is the first process, the only one that writes."""
         return self.processes.is_main_process
 
     def on_main_process(self, find: Callable[[], Result]) -> Result:
-        """The result of `find` in the first process, or its UserError, in all of them."""
+        """The result of `find` in the first process, or its UserError, in all processes."""
         if self.processes.num_processes == 1:
             return find()
         outcome: list[Any] = [None, None]
@@ -188,10 +188,10 @@ class Distributed:
 
 
 def shard(network: nn.Module, device: torch.device) -> nn.Module:
-    """The network itself, its weights now spread over all processes, block by block."""
+    """The network itself, with its weights sharded over all processes, block by block."""
     mesh = init_device_mesh(device.type, (torch.distributed.get_world_size(),))
     lists = [module for module in network.modules() if isinstance(module, nn.ModuleList)]
-    for blocks in reversed(lists):  # the innermost first
+    for blocks in reversed(lists):  # innermost first
         for block in blocks:
             if any(parameter.requires_grad for parameter in block.parameters()):
                 fully_shard(block, mesh=mesh)
@@ -200,14 +200,14 @@ def shard(network: nn.Module, device: torch.device) -> nn.Module:
 
 
 def gather(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The same tensors, each gathered on the CPU; all processes must ask."""
+    """The same tensors, gathered on the CPU; call it in all processes."""
     return {
         name: tensor.full_tensor().cpu() if isinstance(tensor, DTensor) else tensor for name, tensor in tensors.items()
     }
 
 
 def distribute(tensor: Tensor, like: Tensor) -> Tensor:
-    """A whole tensor spread as another one is; itself where that is not spread, or of another shape."""
+    """Shard a whole tensor like another one; return it unchanged if that is not sharded or has another shape."""
     if not isinstance(like, DTensor) or tensor.shape != like.shape:
         return tensor
     return distribute_tensor(tensor.to(like.device), like.device_mesh, like.placements)

@@ -1,11 +1,11 @@
-"""Algorithm 2's "while not converged" as a rule that can be stated.
+"""Algorithm 2's "while not converged" as an explicit rule.
 
-Every so many updates the held-out distillation loss L_j is measured on the same examples and noise. With its moving
-average over w measurements
+At a fixed interval of updates the held-out distillation loss L_j is measured on the same examples and noise. With its
+moving average over w measurements
 
     A_j = (L_{j-w+1} + ... + L_j) / w
 
-training has converged at the first j >= 2w at which w more measurements have not improved it by the stated fraction:
+training has converged at the first j >= 2w at which w more measurements have not improved it by the given fraction:
 
     A_j > (1 - fraction) A_{j-w}
 """
@@ -19,13 +19,13 @@ from progdist._utils.errors import UserError
 
 @dataclass(frozen=True)
 class EarlyStopping:
-    """The rule.
+    """The stopping rule.
 
     Args:
         every: updates between measurements.
         window: w, measurements in the average.
-        fraction: the improvement that is still worth going on for, in [0, 1).
-        held_out: examples that no student trains on; of several crops each is one.
+        fraction: the least improvement worth training for, in [0, 1).
+        held_out: examples that no student trains on; each of several crops counts as one.
     """
 
     every: int = 100

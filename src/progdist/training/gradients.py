@@ -2,10 +2,10 @@ r"""The loss of a global batch and its gradient: over parts of a batch, in a pre
 
     g = mean over the global batch of dloss/dtheta
 
-Each process computes its share of the batch and torch's DistributedDataParallel averages the gradients. A loss may be
-several parts by name, which are added up: those of auxiliary networks are among them, and it is for the loss to see to
-it that each part reaches the weights that it is of (`untrained` holds those of a network meanwhile). Gradients of
-auxiliary networks are averaged after the backward pass, since DistributedDataParallel knows no second derivatives.
+Each process computes its share of the batch and torch's DistributedDataParallel averages the gradients. A loss may
+consist of several named parts, which are summed. Some may train auxiliary networks, and the loss itself ensures that
+each part reaches only its own weights (`untrained` excludes a network's). Gradients of auxiliary networks are averaged
+after the backward pass, since DistributedDataParallel does not support second derivatives.
 """
 
 import itertools
@@ -28,30 +28,30 @@ from progdist.training.distributed import Processes
 from progdist.training.state import MAIN, State
 
 Loss = Callable[[nn.Module, Batch], Tensor | Mapping[str, Tensor]]
-"""(network, batch) -> one loss per example, (B,), or several of them by name, which are added up."""
+"""(network, batch) -> one loss per example, (B,), or several by name, which are summed."""
 
 
 @dataclass(frozen=True)
 class Gradient:
-    """The loss of an update, and how large the gradients are; all on the device, each ()."""
+    """The loss of an update, and the norms of its gradients; all on the device, each ()."""
 
     loss: Tensor  # the mean over the global batch, of all parts together
-    parts: Mapping[str, Tensor]  # of the loss, by name; none where it is one
-    norms: Mapping[str, Tensor]  # of the gradient of each network
+    parts: Mapping[str, Tensor]  # of the loss, by name; empty if it has only one
+    norms: Mapping[str, Tensor]  # of each network's gradient
 
     @property
     def finite(self) -> Tensor:
-        """Whether all of it is."""
+        """Whether all of them are finite."""
         return torch.stack([self.loss, *(norm.to(self.loss) for norm in self.norms.values())]).isfinite().all()
 
 
 def total(losses: Tensor | Mapping[str, Tensor]) -> Tensor:
-    """What a loss adds up to, (B,)."""
+    """The sum of a loss's parts, (B,)."""
     return losses if isinstance(losses, Tensor) else torch.stack(list(losses.values())).sum(0)
 
 
 class Gradients:
-    """Computes the gradient of each update; `seed` is of what the network draws itself, as dropout does."""
+    """Computes the gradient of each update; `seed` seeds what the network draws itself, e.g. dropout."""
 
     def __init__(self, state: State, loss: Loss, processes: Processes, seed: int, *, dropout: bool) -> None:
         self.state, self.loss, self.processes, self.seed = state, loss, processes, seed
@@ -61,7 +61,7 @@ class Gradients:
         self._network: nn.Module | None = None
 
     def __call__(self, batch: Batch) -> Gradient:
-        """The loss of the global batch and its gradient, which is in the parameters."""
+        """The loss of the global batch; its gradient is left in the parameters."""
         placed = on_device(batch, self.processes.device)
         seed = lambda: position_seed(self.seed, self.state.update, self.processes.process_index)  # noqa: E731
         networks = [learner.network for learner in self.state.learners.values()]
@@ -69,14 +69,14 @@ class Gradients:
         calls = itertools.count()
 
         def gradient() -> Gradient:
-            if next(calls):  # computed once more, seeded
+            if next(calls):  # repeated with a seed
                 _put_back(buffers)
             return self._gradient(placed)
 
         return self.seeded(gradient, seed, self.processes.device)
 
     def release(self) -> None:
-        """Give up what was captured."""
+        """Release captured graphs."""
         if isinstance(self._network, CudaGraphs):
             self._network.release()
 
@@ -91,7 +91,7 @@ class Gradients:
                 losses = self._loss_of(network, dict(zip(batch, part, strict=True)))
                 value = total(losses).float().mean() / count
                 if not value.requires_grad:
-                    raise UserError("the loss depends on none of the parameters in training: unfreeze one that it uses")
+                    raise UserError("the loss depends on no parameter in training: unfreeze one that it uses")
                 value.backward()
             named = {MAIN: losses} if isinstance(losses, Tensor) else losses
             means = {name: each.detach().float().mean() / count for name, each in named.items()}
@@ -114,7 +114,7 @@ class Gradients:
             return self.loss(network, batch)
 
     def _prepared(self, batch: Batch) -> nn.Module:
-        """The network as it is called: averaging its gradients over the processes, compiled or captured."""
+        """The network to call: averaging its gradients over the processes, compiled or captured."""
         if self._network is None:
             network, config, device = self.state.network, self.state.config, self.processes.device
             spread = any(isinstance(parameter, DTensor) for parameter in self.state.parameters)
@@ -129,7 +129,7 @@ class Gradients:
         return self._network
 
     def _uses_all(self, batch: Batch) -> bool:
-        """Whether the loss depends on every parameter in training, by its graph on two rows of a batch."""
+        """Whether the loss depends on every parameter in training, judged by its graph on two rows of a batch."""
         loss = total(self._loss_of(self.state.network, {name: tensor[:2] for name, tensor in batch.items()}))
         reached, nodes = set[int](), [loss.grad_fn] if loss.grad_fn else []
         seen = set(nodes)
@@ -143,7 +143,7 @@ class Gradients:
 
 
 def _norm(parameters: list[nn.Parameter]) -> Tensor:
-    """The norm () of the gradient in some parameters."""
+    """The norm () of the gradient of some parameters."""
     norm = nn.utils.get_total_norm([parameter.grad for parameter in parameters if parameter.grad is not None])
     return norm.full_tensor() if isinstance(norm, DTensor) else norm
 
@@ -156,14 +156,14 @@ def _buffers(network: nn.Module) -> list[tuple[nn.Module, str, Tensor, Tensor]]:
 
 @torch.no_grad()
 def _put_back(buffers: list[tuple[nn.Module, str, Tensor, Tensor]]) -> None:
-    """The buffers as they were, where the network has changed them."""
+    """Restore buffers that the network has changed."""
     for module, name, buffer, values in buffers:
         if module._buffers[name] is not buffer or not torch.equal(buffer, values):
             module._buffers[name] = buffer.copy_(values)
 
 
 def on_device(batch: Batch, device: torch.device) -> Batch:
-    """A batch on a device; its times, in float64, where `time_device` says."""
+    """Move a batch to a device; its float64 times go where `time_device` says."""
     return {
         name: tensor.to(time_device(device) if tensor.dtype == torch.float64 else device, non_blocking=True)
         for name, tensor in batch.items()

@@ -4,12 +4,12 @@ r"""One training loop for any loss: many processes, mixed precision, an average 
     theta <- AdamW(theta, g / max(1, |g| / max_grad_norm)),    rate_k = rate min(1, (k+1)/warmup) (1 - k/K  if annealed)
     ema   <- theta at the first update, then decay ema + (1 - decay) theta
 
-The loss is a function loss(network, batch) -> (B,), or such parts by name, of which some may train auxiliary networks;
-what a batch holds is between the loss and the batches. Weight
-decay is decoupled and scaled by the rate, as in the official code; with 0 this is Adam.
+The loss is a function loss(network, batch) -> (B,), or such parts by name, some of which may train auxiliary networks;
+only the loss and the batches know what a batch holds. Weight decay is decoupled and scaled by the rate, as in the
+official code; with 0 this is Adam.
 
-Whether an update is finite is decided on the device, and loss and norm stay there: nothing waits for the device but
-the updates at which a record or a checkpoint is due.
+Whether an update is finite is decided on the device, and loss and norm stay there: only updates with a due record or
+checkpoint wait for the device.
 """
 
 import copy
@@ -38,24 +38,24 @@ BatchesOf = Callable[[int, int, slice], Iterator[Batch]]
 
 @dataclass(frozen=True)
 class TrainContext:
-    """Where a network is trained, and what else happens there."""
+    """Where a network is trained, and who observes it."""
 
     processes: Processes  # and the device
-    seed: int = 0  # of what the network draws itself, as dropout does
+    seed: int = 0  # of what the network draws itself, e.g. dropout
     sharded: bool = False  # spread the network over the processes (see `progdist.training.distributed`)
-    checkpoints: Checkpoints | None = None  # where to go on from, and to write to
+    checkpoints: Checkpoints | None = None  # where to resume from and write to
     observe: Callable[[Progress], None] = lambda progress: None  # called at every `config.record_every`-th update
-    stop: Callable[[nn.Module, int], bool] = lambda network, update: False  # (network, updates) -> end here
+    stop: Callable[[nn.Module, int], bool] = lambda network, update: False  # (network, updates) -> whether to stop here
 
 
 @dataclass(frozen=True)
 class TrainResult:
     """A trained network."""
 
-    network: nn.Module  # in evaluation mode; its EMA where the config has one, and a new one if it was spread
-    updates: int  # made, those that were skipped included
-    skipped: int  # that made no step, since they were not finite
-    seconds: float  # of training, all sessions together
+    network: nn.Module  # in evaluation mode; the EMA if the config has one, and a new network if it was sharded
+    updates: int  # made, including skipped ones
+    skipped: int  # without a step, since they were not finite
+    seconds: float  # of training, over all sessions
 
 
 def train(
@@ -65,21 +65,21 @@ def train(
     config: TrainConfig,
     context: TrainContext,
     *,
-    average: nn.Module | None = None,  # a copy that is to hold the EMA, for a loss that looks at it; None to make one
-    auxiliaries: Auxiliaries = NO_AUXILIARIES,  # networks of the loss that are trained, too, on the device
+    average: nn.Module | None = None,  # a copy to hold the EMA, for a loss that uses it; None to make one
+    auxiliaries: Auxiliaries = NO_AUXILIARIES,  # networks of the loss to train, too, on the device
     dropout: bool = False,  # whether the network's dropout is on
 ) -> TrainResult:
     """Train a network in place, from its latest checkpoint if there is one.
 
-    Parameters that its author froze stay as they are, unless all are, as of a network made ready to be sampled.
+    Frozen parameters stay frozen, unless all are, as in a network prepared for sampling.
 
     Raises:
-        NotFinite: more updates in a row than `config.max_skipped_updates` made no step, or the last half of all made
-            none; the last checkpoint is named.
-        Interrupted: a signal asked for the end, and a checkpoint is kept.
-        UserError: as in `check_processes` and `check_parameters`, processes that begin with different weights, or the
-            latest checkpoint is of another network. Whatever the batches or `observe` raise, a checkpoint of the last
-            step is kept first.
+        NotFinite: more than `config.max_skipped_updates` consecutive updates made no step, or the last half of all
+            updates did not; the message names the last checkpoint.
+        Interrupted: a signal asked to stop, and a checkpoint is saved.
+        UserError: as in `check_processes` and `check_parameters`; or processes start with different weights, or the
+            latest checkpoint belongs to another network. Whatever the batches or `observe` raise, a checkpoint of the
+            last step is saved first.
     """
     processes, checkpoints, sharded = context.processes, context.checkpoints, context.sharded
     check_processes(config, processes.num_processes, sharded=sharded)
@@ -121,35 +121,35 @@ def train(
 
 DIFFERENT_WEIGHTS = (
     "the network of process {process} has other weights than that of process 0: give every process the same teacher "
-    "(load it from one file, or seed torch before it is made)"
+    "(load it from one file, or seed torch before making it)"
 )
 
 
 def check_parameters(network: nn.Module) -> None:
-    """Refuse a network that has nothing to train, or parameters that cannot be trained: a UserError names the first."""
+    """Refuse a network without trainable parameters, or with parameters that cannot be trained."""
     parameters = list(network.named_parameters())
     if not parameters:
-        raise UserError(f"{type(network).__name__} has no parameters: a student has its teacher's network")
+        raise UserError(f"{type(network).__name__} has no parameters, and a student shares its teacher's network")
     for name, parameter in parameters:
         if isinstance(parameter, nn.UninitializedParameter):
             raise UserError(f"parameter {name} has no shape yet: call the network once on an example first")
     if isinstance(network, torch.jit.ScriptModule):
-        raise UserError("a torch.jit.ScriptModule cannot be trained: give the module that it was scripted from")
+        raise UserError("a torch.jit.ScriptModule cannot be trained: pass the module that it was scripted from")
     trained = [pair for pair in parameters if pair[1].requires_grad] or parameters
     for name, parameter in trained:
         if not parameter.is_floating_point():
             raise UserError(
-                f"parameter {name} is {str(parameter.dtype).removeprefix('torch.')}, and real numbers are trained: "
-                "hold it as two real parameters (torch.view_as_real), or freeze it (requires_grad_(False))"
+                f"parameter {name} is {str(parameter.dtype).removeprefix('torch.')}, expected a floating-point type: "
+                "split it into two real ones (torch.view_as_real), or freeze it (requires_grad_(False))"
             )
 
 
 def check_processes(config: TrainConfig, processes: int, *, sharded: bool) -> None:
-    """Raise a UserError for what so many processes cannot train, or for CUDA graphs without CUDA."""
+    """Raise a UserError for options that this many processes cannot train with, or CUDA graphs without CUDA."""
     parts = processes * config.gradient_accumulation_steps
     if config.batch % parts:
         raise UserError(
-            f"batch {config.batch} does not divide into {parts} (processes times gradient_accumulation_steps)"
+            f"batch {config.batch} is not divisible by {parts} (processes times gradient_accumulation_steps): change it"
         )
     if config.cuda_graphs:
         check_available()
@@ -169,6 +169,6 @@ def _restore(state: State, checkpoints: Checkpoints, processes: Processes) -> No
     except WRONG as error:
         reason = " ".join(str(error).split())[:100]
         raise UserError(
-            f"{checkpoints.latest_path()} is of another network or another version of progdist ({reason}): start "
+            f"{checkpoints.latest_path()} belongs to another network or another version of progdist ({reason}): start "
             "over with --fresh, or remove it to train this model again"
         ) from error

@@ -2,10 +2,10 @@ r"""LoRA students: the weights are frozen, and each linear or convolutional laye
 
     W' = W + B A,    A (rank, inputs), B (outputs, rank), B = 0 at first
 
-(Hu et al. 2021, arXiv 2106.09685), by the library peft; convolutions of groups, which are small, stay as they are. The
-frozen W are the teacher's own tensors, held once, and the optimiser holds the moments of A and B alone. When training
-ends the product is added to a copy of W: what is saved is a plain network. A and B can be kept, too, under peft's
-names, and training can go on from them: then the next teacher is the same W with the A and B of the stage before.
+(Hu et al. 2021, arXiv 2106.09685), by the library peft; grouped convolutions, which are small, get no adapter. The
+frozen W are the teacher's own tensors, held once, and the optimizer holds only the moments of A and B. After training
+the product is added to a copy of W: what is saved is a plain network. A and B can be saved, too, under peft's names,
+and training can resume from them: then the next teacher is the same W with the A and B of the previous stage.
 """
 
 import copy
@@ -20,9 +20,9 @@ from progdist._utils.random import seeded
 
 
 def add_lora(network: nn.Module, rank: int, seed: int) -> nn.Module:
-    """A copy of the network with trainable LoRA adapters of a rank, A drawn by the seed.
+    """A copy of the network with trainable LoRA adapters of a given rank, A initialized with the seed.
 
-    The network itself is left as it is but frozen, and shares its weights.
+    The network itself is only frozen, and shares its weights.
     """
     peft = require_peft()
     network.requires_grad_(False)
@@ -34,7 +34,7 @@ def add_lora(network: nn.Module, rank: int, seed: int) -> nn.Module:
 
 
 def with_adapter(network: nn.Module, weights: Mapping[str, Tensor]) -> nn.Module:
-    """A frozen network that shares the weights of another, and has the A and B of `adapter_weights`."""
+    """A frozen network that shares another's weights, with the A and B of `adapter_weights`."""
     rank = next(len(tensor) for name, tensor in weights.items() if "lora_A" in name)
     adapted = add_lora(network, rank, 0)
     load_adapter(adapted, weights)
@@ -48,22 +48,22 @@ def adapter_weights(network: nn.Module) -> dict[str, Tensor]:
 
 
 def load_adapter(network: nn.Module, weights: Mapping[str, Tensor]) -> None:
-    """Give a network with adapters the A and B of `adapter_weights`, which must be of its layers and rank."""
+    """Load the A and B of `adapter_weights` into a network with adapters of the same layers and rank."""
     shapes, expected = (
         {name: tensor.shape for name, tensor in adapter.items()} for adapter in (weights, adapter_weights(network))
     )
     if odd := sorted(name for name, _ in shapes.items() ^ expected.items()):
-        raise UserError(f"the LoRA weights are of another network or another rank ({odd[0]}): train them again")
+        raise UserError(f"the LoRA weights belong to another network or another rank ({odd[0]}): train them again")
     require_peft().set_peft_model_state_dict(network, dict(weights))
 
 
 def require_peft() -> Any:  # noqa: ANN401  (a module)
-    """The library peft; a UserError where the extra `lora` is missing."""
+    """Import peft. Raise a UserError where the extra `lora` is missing."""
     return import_extra("peft", "lora", "a LoRA student")
 
 
 def merge_lora(network: nn.Module) -> nn.Module:
-    """A plain copy of a LoRA student, its adapters merged into the weights."""
+    """A plain copy of a LoRA student, with its adapters merged into the weights."""
     from peft.tuners.lora import LoraLayer
 
     network = copy.deepcopy(network)

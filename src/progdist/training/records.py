@@ -1,4 +1,4 @@
-"""The numbers of an update, read from the device where a record or a checkpoint is due, and nowhere else."""
+"""The numbers of an update, read from the device only when a record or a checkpoint is due."""
 
 import math
 import time
@@ -25,11 +25,11 @@ class NotFinite(UserError):
     """A loss or gradient that is not finite."""
 
 
-AGREE_EVERY = 10  # updates after which several processes ask each other whether a signal has come to any of them
+AGREE_EVERY = 10  # updates between checks whether any of several processes has received a signal
 
 
 class Records:
-    """Reads an update's numbers from the device where a record or a checkpoint is due."""
+    """Reads an update's numbers from the device when a record or a checkpoint is due."""
 
     def __init__(
         self,
@@ -44,11 +44,11 @@ class Records:
         self.started = time.perf_counter() - state.seconds
 
     def seconds(self) -> float:
-        """Of training, all sessions together."""
+        """Seconds of training, over all sessions."""
         return time.perf_counter() - self.started
 
     def due(self) -> bool:
-        """Whether the numbers of the update under way are read: the same in all processes."""
+        """Whether the numbers of the current update are read: the same in all processes."""
         number, config = self.state.update + 1, self.config
         alone = self.processes.num_processes == 1
         return (
@@ -62,7 +62,7 @@ class Records:
         return self.checkpoints is not None and self.state.update % self.config.checkpoint_every == 0
 
     def read(self, gradient: Gradient) -> Progress:
-        """The numbers of the update under way, before its step; a due checkpoint is written. Raises: Interrupted."""
+        """The numbers of the current update, before its step; a due checkpoint is written. Raises: Interrupted."""
         value = gradient.loss
         signals = torch.full_like(value, float(SHUTDOWN.requested is not None))
         if self.processes.num_processes > 1:
@@ -78,11 +78,11 @@ class Records:
             self.state.seconds = self.seconds()
             self.checkpoints.save(self.state.checkpoint())  # its weights have just given a finite loss and gradient
         if stops and (finite or self.checkpoints is None or not update):
-            SHUTDOWN.stop()  # an update that is not finite leaves nothing to keep: the next one does
+            SHUTDOWN.stop()  # an update that is not finite leaves nothing to save: wait for the next one
         return progress
 
     def report(self, progress: Progress) -> None:
-        """Hand the numbers to `observe`, after the step; raises NotFinite if too many updates in a row made none."""
+        """Pass the numbers to `observe`, after the step; raises NotFinite if too many in a row made no step."""
         skipped, in_a_row = self.state.skips()
         if in_a_row > self.config.max_skipped_updates:
             loss, norm = progress.loss, progress.gradient_norm
@@ -91,18 +91,18 @@ class Records:
 
     @contextmanager
     def kept_on_failure(self) -> Iterator[None]:
-        """Where the data, the disk or what watches fails between two steps, the last one is kept as a checkpoint."""
+        """Save the last step as a checkpoint if the data, the disk or an observer fails between two steps."""
         try:
             yield
         except NotFinite:
             raise
-        except (Exception, SystemExit):  # what fails may be of anybody's code; a closed terminal is a SystemExit
-            with suppress(OSError, RuntimeError):  # the failure itself is what is told
+        except (Exception, SystemExit):  # user code may raise anything; a closed terminal is a SystemExit
+            with suppress(OSError, RuntimeError):  # report the failure itself
                 self._keep()
             raise
 
     def _keep(self) -> None:
-        """Write a checkpoint of the last step, if it is whole and finite; of a network that is spread there is none."""
+        """Write a checkpoint of the last step, if it is whole and finite; a sharded network has none."""
         parameters = [each for learner in self.state.learners.values() for each in learner.parameters]
         if self.checkpoints is None or not self.state.update or not self.state.whole:
             return
@@ -114,7 +114,7 @@ class Records:
 
 
 def check_trained(state: State, network: nn.Module, checkpoints: Checkpoints | None) -> None:
-    """Raise NotFinite where a training that ended made no step, or none in the last half of its updates."""
+    """Raise NotFinite if a finished training made no step, or none in the last half of its updates."""
     skipped = int(state.skipped_in_a_row)
     if skipped and skipped * 2 >= state.update:
         raise NotFinite(explain(state, math.nan, math.nan, checkpoints))
@@ -123,14 +123,14 @@ def check_trained(state: State, network: nn.Module, checkpoints: Checkpoints | N
 
 
 def explain(state: State, value: float, norm: float, checkpoints: Checkpoints | None) -> str:
-    """The message about an update that is not finite; the data are known to be, and so are the weights before it."""
+    """The message about an update that is not finite, although the data and the weights before it are."""
     last, update, config = checkpoints.latest_path() if checkpoints else None, state.update, state.config
     if int(state.skipped) >= update:
         return (
             f"none of {counted(update, 'update')} had a finite loss ({value:g}) and gradient norm ({norm:g}): the "
             "teacher's output or the weighting is not finite on these data, or precision bf16 is too coarse for them"
         )
-    kept = f"the last good checkpoint is {last}" if last else "there is no checkpoint of this stage yet"
+    kept = f"the last good checkpoint is {last}" if last else "this stage has no checkpoint yet"
     return (
         f"update {update} of {config.updates}: loss {value:g} and gradient norm {norm:g} are not both finite; {kept}: "
         "lower the learning rate or use precision float32"

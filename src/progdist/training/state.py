@@ -1,15 +1,15 @@
-r"""The training state: networks, EMA and optimizer moments, as a checkpoint holds them.
+r"""The training state: networks, EMA and optimizer moments, as saved in a checkpoint.
 
-A step is made where the update is finite, and the device alone knows whether it is: with f = 1 if it is and 0 if not,
+A step is made only if the update is finite, which only the device knows: with f = 1 if it is and 0 if not,
 
     theta, moments <- AdamW(theta, g / max(1, |g| / max_grad_norm)) if f else unchanged
     ema            <- ema + f (1 - decay) (theta - ema),    with decay = 0 at the first step
 
-Auxiliary networks, as a discriminator, take their steps at the same time: an update is finite for all, or for none.
+Auxiliary networks, e.g. a discriminator, step at the same time: an update is finite for all of them, or for none.
 
-torch's AdamW takes f on the device. That of bitsandbytes, which keeps the moments of every tensor of 4,096 numbers or
-more in 8 bits, a byte each and four for every 256 (Dettmers et al. 2022, arXiv 2110.02861), is called only where f = 1:
-for each update the host waits until it knows, as that optimizer does by itself for each tensor on a GPU.
+torch's AdamW takes f on the device. That of bitsandbytes keeps the moments of every tensor of 4,096 or more numbers in
+8 bits, one byte each and four for every 256 (Dettmers et al. 2022, arXiv 2110.02861). It is called only where f = 1, so
+the host waits for f at each update; on a GPU that optimizer itself waits for each tensor.
 """
 
 import copy
@@ -27,16 +27,16 @@ from progdist.training.config import TrainConfig
 from progdist.training.distributed import distribute, gather
 
 Auxiliaries = Mapping[str, tuple[nn.Module, TrainConfig]]
-"""Networks that are trained beside the main one, by name, and how."""
+"""Networks trained beside the main one, by name, and how."""
 
 NO_AUXILIARIES: Auxiliaries = MappingProxyType({})
-MAIN = "main"  # the name of the network that is trained, among all
+MAIN = "main"  # the name of the main network among all
 
-WRONG = (LookupError, RuntimeError, ValueError, TypeError, OverflowError, AttributeError)  # what comes of a foreign one
+WRONG = (LookupError, RuntimeError, ValueError, TypeError, OverflowError, AttributeError)  # from a foreign checkpoint
 
 
 class Learner:
-    """A network in training: its parameters that are trained, their optimizer, and the average where there is one."""
+    """A network in training: its trainable parameters, their optimizer, and the average if there is one."""
 
     def __init__(self, network: nn.Module, config: TrainConfig, average: nn.Module | None = None) -> None:
         self.network, self.config = network, config
@@ -48,7 +48,7 @@ class Learner:
             self.ema_network = copy_for_average(network) if average is None else average.to(self.device)
 
     def step(self, update: int, steps: Tensor, finite: Tensor, norm: Tensor) -> None:
-        """One optimiser step of an update, after so many `steps` (), as `State.step`."""
+        """One optimizer step of an update, after this many `steps` (), as in `State.step`."""
         for group in self.optimizer.param_groups:
             group["lr"] = self.config.learning_rate_at(update)
         limit = self.config.max_grad_norm
@@ -72,7 +72,7 @@ class Learner:
             self.optimizer.step()
 
     def _replicated(self, number: Tensor) -> Tensor:
-        """The number as a DTensor where the parameters are sharded."""
+        """The number as a DTensor if the parameters are sharded."""
         first = self.parameters[0]
         if not isinstance(first, DTensor):
             return number
@@ -91,7 +91,7 @@ class Learner:
             buffer.copy_(value)
 
     def tensors(self) -> dict[str, Tensor]:
-        """Network, average and moments by name, whole; of a network that is spread all processes must ask."""
+        """Network, average and moments by name, whole; with a sharded network call it in all processes."""
         tensors = {f"network.{name}": tensor for name, tensor in gather(self.network.state_dict()).items()}
         if self.ema_network is not None:
             frozen, averages = self._frozen(), self.ema_network.state_dict().items()
@@ -103,7 +103,7 @@ class Learner:
         return tensors
 
     def restore(self, tensors: Mapping[str, Tensor]) -> None:
-        """Go back to `tensors`."""
+        """Restore the state from `tensors`."""
         groups = {"network": dict[str, Tensor](), "average": dict[str, Tensor](), "optimizer": dict[str, Tensor]()}
         for name, tensor in tensors.items():
             group, _, rest = name.partition(".")
@@ -123,14 +123,14 @@ class Learner:
         self._restore_moments(moments)
 
     def _frozen(self) -> set[str]:
-        """The names of what is not trained, which the average shares and a checkpoint holds once."""
+        """The names of frozen tensors, which the average shares and a checkpoint holds once."""
         return {name for name, each in self.network.named_parameters(remove_duplicate=False) if not each.requires_grad}
 
     def _restore_moments(self, moments: dict[int, dict[str, Tensor]]) -> None:
-        """Give the optimizer its moments of each parameter, by the parameter's place."""
+        """Restore the optimizer's moments of each parameter, by the parameter's index."""
         eight_bits = self.config.optimizer == "adamw8bit"
         if any(("state1" in names) != eight_bits for names in moments.values()):
-            raise ValueError("its optimizer was another one")
+            raise ValueError("it was trained with another optimizer")
         if not eight_bits:
             self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": moments})
             return
@@ -143,7 +143,7 @@ class Learner:
 
 
 class State:
-    """All that a training changes: the network, auxiliary networks by name where there are some, and counts."""
+    """All that a training changes: the network, auxiliary networks by name if there are any, and counts."""
 
     def __init__(
         self,
@@ -156,14 +156,14 @@ class State:
         self.network, self.config, self.parameters = network, config, main.parameters
         self.learners = {MAIN: main} | {name: Learner(*each) for name, each in auxiliaries.items()}
         self.update, self.seconds = 0, 0.0
-        self.whole = True  # false within a step
+        self.whole = True  # false during a step
         counts = torch.zeros(4, dtype=torch.int64, device=main.device)
         self.steps, self.skipped, self.skipped_in_a_row, self.max_skipped_in_a_row = counts.unbind()
 
     def step(self, finite: Tensor, norms: Mapping[str, Tensor]) -> None:
-        """One optimiser step of each network with the gradient in place, clipped by its own norm ().
+        """One optimizer step of each network with the gradients in place, clipped by their own norm ().
 
-        None is made where `finite` () is false. The fused optimiser divides by the scale and looks at the flag within
+        There is no step if `finite` () is false. The fused optimizer divides by the scale and reads the flag within
         its own pass over the weights.
         """
         self.whole = False
@@ -177,17 +177,17 @@ class State:
         self.whole = True
 
     def skips(self) -> tuple[int, int]:
-        """How many updates made no step: in all, and the most in a row."""
+        """The number of updates without a step: in all, and the most in a row."""
         skipped, in_a_row = torch.stack([self.skipped, self.max_skipped_in_a_row]).tolist()
         return skipped, in_a_row
 
     def result(self) -> nn.Module:
-        """The average where there is one, else the network."""
+        """The average if there is one, else the network."""
         average = self.learners[MAIN].ema_network
         return self.network if average is None else average
 
     def checkpoint(self) -> Checkpoint:
-        """All of it, whole; of a network that is spread all processes must ask."""
+        """The whole state; with a sharded network call it in all processes."""
         tensors = self.learners[MAIN].tensors()
         if self.config.ema:
             tensors["average.n_averaged"] = self.steps
@@ -197,7 +197,7 @@ class State:
         return Checkpoint(self.update, tensors, {"seconds": self.seconds, "skipped": int(self.skipped)})
 
     def restore(self, checkpoint: Checkpoint) -> None:
-        """Go back to a checkpoint; its errors where it is of another network or version are WRONG."""
+        """Restore a checkpoint; if it belongs to another network or version it raises one of WRONG."""
         groups: dict[str, dict[str, Tensor]] = {name: {} for name in self.learners}
         for name, tensor in checkpoint.tensors.items():
             owner, _, rest = name.partition(".")
@@ -214,16 +214,16 @@ class State:
 
 
 def copy_for_average(network: nn.Module) -> nn.Module:
-    """A copy of a network that is to hold the average of its weights; what is frozen has none, and is shared.
+    """A copy of a network to hold the average of its weights; frozen tensors have no average and are shared.
 
-    A network that is frozen whole, as one that was made ready to be sampled, is yet to be trained, and is copied whole.
+    A network that is frozen as a whole, as one prepared for sampling, is yet to be trained, and is copied as a whole.
     """
     frozen = {id(each): each for each in network.parameters() if not each.requires_grad}
     whole = len(frozen) == len(list(network.parameters()))
     return copy.deepcopy(network, {} if whole else frozen)
 
 
-TABLES = ("qmap1", "qmap2")  # of an optimizer of 8 bits, the numbers that its 256 codes stand for: constants
+TABLES = ("qmap1", "qmap2")  # of an 8-bit optimizer, the numbers that its 256 codes stand for: constants
 
 
 def _optimizer(parameters: list[nn.Parameter], config: TrainConfig) -> torch.optim.Optimizer:
@@ -235,5 +235,5 @@ def _optimizer(parameters: list[nn.Parameter], config: TrainConfig) -> torch.opt
 
 
 def bitsandbytes() -> Any:  # noqa: ANN401  (a module)
-    """The library of the optimizer of 8 bits; a UserError where the extra `bnb` is missing."""
+    """Import the library of the 8-bit optimizer. Raise a UserError where the extra `bnb` is missing."""
     return import_extra("bitsandbytes", "bnb", "optimizer adamw8bit")

@@ -16,7 +16,7 @@ from progdist.evaluation.measures.frechet import (
     frechet_influence,
     resampled_frechet,
 )
-from progdist.evaluation.measures.kernel import Spread, kernel_distance
+from progdist.evaluation.measures.kernel import Pairs, Spread, kernel_distance
 from progdist.evaluation.measures.moments import moments, running_moments
 from progdist.evaluation.measures.neighbors import density_coverage, nearest_distance, precision_recall
 from progdist.evaluation.measures.scores import clip_score, inception_score
@@ -144,12 +144,13 @@ def test_the_spread_of_a_kernel_of_known_moments() -> None:
     4 + 4 c x, and that over x is 4: u = -4 c x, of variance 16 c^2, and v = 4 c y - c of variance 16 c^2 (1 - c^2).
     """
     signs = torch.tensor([-1.0, 1.0], dtype=torch.float64).repeat(1000)[:, None]
-    even = Spread.of(signs, signs)
+    even = Spread.of(Pairs.of(signs), Pairs.of(signs))
     assert even.means == pytest.approx((0, 0), abs=0.02)
     assert (*even.within, even.between) == pytest.approx((16, 16, 16), rel=2e-3)
     assert even.variance(10, 20) == pytest.approx(32 / 90 + 32 / 380 + 64 / 200, rel=5e-3)
     c = 0.5
-    uneven = Spread.of(signs, torch.tensor([-1.0, 1, 1, 1], dtype=torch.float64).repeat(500)[:, None])
+    others = torch.tensor([-1.0, 1, 1, 1], dtype=torch.float64).repeat(500)[:, None]
+    uneven = Spread.of(Pairs.of(signs), Pairs.of(others))
     assert uneven.means == pytest.approx((16 * c**2, 16 * c**2 * (1 - c**2)), rel=0.02)
     assert uneven.within == pytest.approx((16, 16 * (1 - c**2) ** 2), rel=2e-3)
     assert uneven.between == pytest.approx(16 * (1 - c**2), rel=2e-3)
@@ -206,7 +207,7 @@ def test_class_diversity_of_known_sets() -> None:
     kept = classes != 1  # a class that is not made adds nothing
     assert diversity(data[kept], classes[kept]) == pytest.approx(2 / 3, rel=0.06)
     assert diversity(data[:3].repeat(30, 1), classes[:3].repeat(30)) == pytest.approx(0, abs=1e-9)
-    with pytest.raises(UserError, match="two images that differ"):
+    with pytest.raises(UserError, match="two different images"):
         class_diversity(data[:3], data, classes[:3], classes, seed=0)
 
 

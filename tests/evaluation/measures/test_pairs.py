@@ -21,6 +21,7 @@ def test_the_teacher_itself() -> None:
     assert (found.rms.value, found.share.value) == (0, 0)
     assert found.diversity.value == pytest.approx(1)
     assert found.diversity.low == found.diversity.high == pytest.approx(1)
+    assert found.unit.value == pytest.approx(0, abs=1e-12)
 
 
 def test_other_images_of_the_same_conditions() -> None:
@@ -49,6 +50,19 @@ def test_one_condition_and_its_intervals() -> None:
     assert found.diversity.low < 0.81 < found.diversity.high
     assert found.diversity.high - found.diversity.low < 0.15
     assert found.rms.value == pytest.approx(1.81**0.5, rel=0.02)
+
+
+@pytest.mark.parametrize("conditions", [1, 8])
+def test_the_distance_of_unit_features(conditions: int) -> None:
+    """2 - 2 cos of the angle between both, whatever their lengths; a feature vector of 0 has no direction."""
+    angle, labels = torch.linspace(0, 3, 64, dtype=torch.float64), torch.arange(64) % conditions
+    teacher = torch.tensor([[3.0, 0.0]], dtype=torch.float64).expand(64, 2)
+    student = torch.stack([angle.cos(), angle.sin()], 1) * torch.rand(64, 1, dtype=torch.float64).add(0.1)
+    jitter = torch.randn(64, 1, dtype=torch.float64).exp()
+    found = compare_pairs(student, teacher * jitter, labels).unit
+    assert found.value == pytest.approx(float((2 - 2 * angle.cos()).mean()))
+    assert found.low < found.value < found.high
+    assert compare_pairs(0 * student, teacher * jitter, labels).unit.value == pytest.approx(1)
 
 
 def test_a_single_image_of_a_condition_is_refused() -> None:

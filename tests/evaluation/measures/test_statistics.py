@@ -113,14 +113,14 @@ def test_mistakes_are_one_line(tmp_path: Path) -> None:
         ("negative.npz", "negative eigenvalue -1"),
         ("other.npz", r"sigma \(3, 3\), expected"),
         ("infinite.npz", "not finite"),
-        ("pixels.npz", "statistics of pixels features, not of digits"),
+        ("pixels.npz", "statistics of pixels features, expected digits"),
     ):
         with pytest.raises(UserError, match=message):
             read_statistics(tmp_path / name, "digits")
     for out, spaces, kept, message in (
-        ("a.txt", [space], 0, "ends in .txt: give a name that ends in .npz or .pt"),
+        ("a.txt", [space], 0, "ends in .txt, expected a name that ends in .npz or .pt"),
         ("a.npz", [space, space], 0, "one feature space"),
-        ("a.pt", [space], 3, "mu and sigma alone"),
+        ("a.pt", [space], 3, "only mu and sigma"),
         ("a.npz", [space], 2000, "holds 1797"),
     ):
         with pytest.raises(UserError, match=message):
@@ -143,8 +143,10 @@ def test_mistakes_are_one_line(tmp_path: Path) -> None:
     ):
         with pytest.raises(UserError, match=message):
             plan.open((1, 8, 8), captions=False)
-    with pytest.raises(UserError, match="reference of digits is of 6 features, the samples have 64: name another"):
+    with pytest.raises(
+        UserError, match="reference of digits has 6 features, expected 64 as in the samples: give another"
+    ):
         MetricConfig(("digits",), references={"digits": tmp_path / "edm.npz"}).open((1, 8, 8), captions=False)
     metrics = MetricConfig(("pixels",), references={"pixels": tmp_path / "pixels.npz"}).open((1, 8, 8), captions=False)
-    with pytest.raises(UserError, match="is of 64 features, the samples have 5"):
+    with pytest.raises(UserError, match="has 64 features, expected 5 as in the samples"):
         metrics.reference(metrics.spaces[0], torch.randn(5, 5))

@@ -51,7 +51,7 @@ def test_inception_is_torch_fidelitys(inception_file: Path) -> None:
     assert torch.equal(space(images + 0.3 / 127.5), pool)  # rounded to bytes first
     assert space.checksum == checksum(inception_file)
     assert space.warning is not None
-    assert "compare no published numbers" in space.warning
+    assert "do not compare with published numbers" in space.warning
 
 
 def test_the_spatial_features_are_guided_diffusions(inception_file: Path) -> None:

@@ -88,7 +88,7 @@ GOOD = {"model": 1, "seed": 0, "steps": 4}
         ({"steps": True}, "steps is True"),
         ({"steps": 4096}, "takes 1 to 1024 steps, not 4096"),
         ({"label": 10}, "label 10 is out of range"),
-        ({"label": "seven"}, "label seven is no class of the model"),
+        ({"label": "seven"}, "label seven is not a class of the model"),
         ({"label": "7" * 2000}, "shorten it"),
         ({"label": [7]}, "expected a whole number"),
         ({"method": "dpmpp"}, "is not sampled by 'dpmpp'"),
@@ -195,7 +195,7 @@ def test_the_command_says_where_it_is_and_ends_cleanly(finished: tuple[Path, Res
 
 def test_mistakes_are_one_line(finished: tuple[Path, Result], server: PlayServer, tmp_path: Path) -> None:
     student = finished[0] / "student-0001"
-    refused(call("play", tmp_path / "nothing", "--no-browser"), "is no model folder")
+    refused(call("play", tmp_path / "nothing", "--no-browser"), "is not a model folder")
     refused(call("play", student, "--no-browser", "--port", server.server_port), "give another --port")
     (tmp_path / "begun").mkdir()
     (tmp_path / "begun" / "recipe.yaml").write_text((finished[0] / "recipe.yaml").read_text())

@@ -45,7 +45,7 @@ def test_the_slider_moves_and_the_images_change(page: Path, browse: Any, width: 
         images = shown(browser)
         assert [int(image.get_property("naturalWidth")) for image in images] == [71] * pictures
         seen.append((count.text, *(image.get_attribute("src") for image in images)))
-        slider.send_keys("\ue012")  # arrow left
+        slider.send_keys("\ue014")  # arrow right
     assert [text for text, *_ in seen] == ["1 step", "2 steps", "4 steps"]
     assert len({source for _, *sources in seen for source in sources}) == 7
     assert count.text == "8 steps"

@@ -1,1 +1,1 @@
-"""What is computed from features of data and samples; each module names its method's paper."""
+"""Measures computed from features of data and samples; each module cites its method's paper."""

@@ -1,15 +1,15 @@
-r"""How much samples of one class differ from each other, beside images of the data of that class.
+r"""How much samples of one class differ from each other, compared with the data of that class.
 
 With C_c the covariance of the features of class c, and p_c the class's share of the data,
 
     class_diversity = sum_c p_c tr C_c(samples) / sum_c p_c tr C_c(data)
 
 the within-class scatter of discriminant analysis (Fukunaga 1990, Introduction to Statistical Pattern Recognition,
-chapter 10), whose weights are the data's for both sets. It is 1 for samples of the data's distribution and 0 for one
-image of each class; a class of fewer than two samples adds nothing. A model that drops what is rare in a class lowers
-it; noise raises it, so that it says something only beside a distance.
+chapter 10), with the data's weights for both sets. It is 1 for samples of the data's distribution and 0 for one image
+per class; a class of fewer than two samples adds nothing. A model that drops rare images of a class lowers it, and
+noise raises it, so it is only meaningful together with a distance.
 
-The interval is from random halves.
+The interval comes from random halves.
 """
 
 import torch
@@ -24,10 +24,10 @@ HALVES = 10  # random halves of the samples, for the standard error: see STUDENT
 def class_diversity(
     data: Tensor, samples: Tensor, data_classes: Tensor, sample_classes: Tensor, *, seed: int
 ) -> dict[str, Estimate]:
-    """The diversity of features (M, D) of classes (M,) beside that of the data's (N, D) of classes (N,).
+    """The diversity of features (M, D) of classes (M,) relative to the data's (N, D) of classes (N,).
 
     Raises:
-        UserError: no class of the data holds two images that differ.
+        UserError: no class of the data has two different images.
     """
     count = int(max(data_classes.max(), sample_classes.max())) + 1
     sizes = data_classes.bincount(minlength=count).double()
@@ -38,7 +38,7 @@ def class_diversity(
 
     whole = within(data, data_classes)
     if not whole > 0:
-        raise UserError("class_diversity requires a class of the data with two images that differ: give more data")
+        raise UserError("class_diversity requires a class of the data with two different images: give more data")
 
     def measure(rows: Tensor) -> Tensor:
         return (within(samples[rows], sample_classes[rows]) / whole)[None]

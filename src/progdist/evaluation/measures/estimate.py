@@ -1,10 +1,10 @@
-r"""A number with its 95 % interval, and the two ways in which intervals are computed.
+r"""A number with its 95 % interval, and the two methods that compute intervals.
 
-bootstrap        samples are redrawn with replacement. Measures of distance rise by about their bias when samples
-                 repeat, so percentiles are those about the draws' own mean (Efron & Tibshirani 1993, chapter 10)
+bootstrap        samples are redrawn with replacement. Repeated samples raise distances by about their bias, so
+                 percentiles are taken about the draws' own mean (Efron & Tibshirani 1993, chapter 10)
 random halves    the delete-d jackknife with d = n / 2: the deviation over halves drawn without repeats is that of
                  the whole, since (n - d) / d = 1 (Shao & Wu 1989, A General Theory for Jackknife Variance
-                 Estimation). For measures of neighbours, to which a repeated sample would be its own neighbour
+                 Estimation). Used for measures of neighbours, where a repeated sample would be its own neighbour
 """
 
 from collections.abc import Callable
@@ -13,8 +13,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-NORMAL = 1.96  # standard errors to either side that hold 95 % of a normal distribution
-STUDENT_10 = 2.262  # the same where the error is itself estimated, from ten draws: Student's t, 9 degrees of freedom
+NORMAL = 1.96  # standard errors to either side that contain 95 % of a normal distribution
+STUDENT_10 = 2.262  # the same for an error that is estimated from ten draws: Student's t, 9 degrees of freedom
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class Estimate:
     def normal(
         cls, value: float, error: float, least: float = 0.0, most: float = float("inf"), errors: float = NORMAL
     ) -> "Estimate":
-        """A number with a standard error, its interval of `errors` to either side kept within [least, most]."""
+        """A number with a standard error; its interval, `errors` to either side, is kept within [least, most]."""
         return cls(value, max(least, value - errors * error), min(most, value + errors * error))
 
 
@@ -43,7 +43,7 @@ def centred_interval(estimate: float, draws: Tensor) -> tuple[float, float]:
 def half_deviation(measure: Callable[[Tensor], Tensor], count: int, *, repeats: int, seed: int) -> Tensor:
     """The standard error (K,) of measures of `count` >= 2 samples: their deviation over `repeats` random halves.
 
-    `measure` takes indices (count // 2,) of the samples, and gives measures (K,) of those.
+    `measure` maps indices (count // 2,) of the samples to their measures (K,).
     """
     draw = torch.Generator().manual_seed(seed)
     halves = (torch.randperm(count, generator=draw)[: max(1, count // 2)] for _ in range(repeats))

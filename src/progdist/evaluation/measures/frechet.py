@@ -1,14 +1,14 @@
-r"""The Frechet distance of features (Heusel et al. 2017, arXiv 1706.08500; FID where they are Inception's).
+r"""The Frechet distance of features (Heusel et al. 2017, arXiv 1706.08500; FID if they are Inception's).
 
     d = |m_a - m_b|^2 + tr C_a + tr C_b - 2 tr (C_a^(1/2) C_b C_a^(1/2))^(1/2)
 
 Its bias is c / n for n samples (Chong & Forsyth 2020, arXiv 1911.07023), so only distances of equally many samples can
-be compared. Half as many have twice the bias: the mean over halves less the whole is the whole's own.
+be compared. Half as many have twice the bias: the mean over halves minus the whole is the bias of the whole.
 
-Models that start from the same noise make samples that belong together. Resampling the same rows of both (Efron &
-Tibshirani 1993, An Introduction to the Bootstrap, chapter 8) keeps that, and the interval of the ratio of their
-distances is narrower than two intervals apart would say. Both have about the same bias, which draws it towards 1.
-Resamples have the bias twice, so the draws d_r of each model count by what they differ from their mean: to first order
+Models that start from the same noise make paired samples. Resampling the same rows of both (Efron & Tibshirani 1993, An
+Introduction to the Bootstrap, chapter 8) keeps the pairs, so the interval of the ratio of their distances is narrower
+than two separate intervals suggest. Both have about the same bias, which draws the ratio towards 1. Resamples have
+twice the bias, so the draws d_r of each model count by their difference from their mean: to first order
 
     log ratio_r = log ratio + (d_r - mean d) / d of the one - the same of the other
 
@@ -24,13 +24,13 @@ from torch import Tensor
 from progdist.evaluation.measures.estimate import NORMAL, Estimate, centred_interval
 from progdist.evaluation.measures.moments import Moments, moments
 
-WIDE = 1024  # features beyond which a distance takes seconds: its interval is not resampled
-NOTHING_SAID = 50.0  # deviation of the log of a ratio, from which its interval spans all numbers
-SPLITS = 4  # random splits into halves over which the bias is averaged, for features that are not WIDE
+WIDE = 1024  # with more features a distance takes seconds, so its interval is not resampled
+NOTHING_SAID = 50.0  # deviation of the log of a ratio from which its interval spans all numbers
+SPLITS = 4  # random splits into halves to average the bias over, for features that are not WIDE
 
 
 class Frechet:
-    """Frechet distances of sets of samples to one set of data, of whose covariance the root is computed once."""
+    """Frechet distances of sets of samples to one set of data, whose covariance root is computed once."""
 
     def __init__(self, data: Moments) -> None:
         self.data = data
@@ -46,17 +46,17 @@ class Frechet:
 
 @dataclass(frozen=True)
 class Resampled:
-    """A Frechet distance and what resamples make of it: equal rows in the same place for equally many samples."""
+    """A Frechet distance and its resamples: the same rows in the same order for equally many samples."""
 
     estimate: Estimate  # the distance itself with its 95 % interval
     draws: Tensor  # the distances of the resamples, float64 (R,)
 
 
 def resampled_frechet(distance: Frechet, samples: Tensor, *, resamples: int, seed: int) -> Resampled:
-    """The Frechet distance of features (M, D) to the data, its resamples and the 95 % interval over these.
+    """The Frechet distance of features (M, D) to the data, its resamples and their 95 % interval.
 
-    Equally many samples are resampled alike under one seed. Beyond WIDE features the draws are linear: the distance and
-    the mean influence of the samples drawn; the interval is then 1.96 of `frechet_error` to either side.
+    Equally many samples are resampled alike with the same seed. Beyond WIDE features the draws are linear: the distance
+    and the mean influence of the samples drawn; the interval is then 1.96 of `frechet_error` to either side.
     """
     whole, draw = distance(moments(samples)), torch.Generator().manual_seed(seed)
     chosen = (torch.randint(len(samples), (len(samples),), generator=draw) for _ in range(resamples))
@@ -70,7 +70,7 @@ def resampled_frechet(distance: Frechet, samples: Tensor, *, resamples: int, see
 
 
 def frechet_bias(distance: Frechet, samples: Tensor, *, seed: int) -> float | None:
-    """By how much the Frechet distance of features (M, D) is too large for want of samples; None below 4 of them."""
+    """The bias of the Frechet distance of features (M, D) from too few samples; None below 4 of them."""
     if len(samples) < 4:
         return None
     draw = torch.Generator().manual_seed(seed)
@@ -88,7 +88,7 @@ def frechet_error(influence: Tensor) -> float:
 
 
 def frechet_influence(data: Moments, samples: Tensor) -> Tensor:
-    r"""By how much each sample of features (M, D) moves the Frechet distance, times M, to first order: (M,).
+    r"""How much each sample of features (M, D) moves the Frechet distance, times M, to first order: (M,).
 
     The influence of x (Efron 1982, The Jackknife, the Bootstrap and Other Resampling Plans, chapter 6; the gradient is
     that of the Bures distance) is
@@ -99,7 +99,7 @@ def frechet_influence(data: Moments, samples: Tensor) -> Tensor:
     b = samples.double()
     shift, centred = b.mean(0) - data.mean, b - b.mean(0)
     values, vectors = torch.linalg.eigh(centred.T @ centred / (len(b) - 1))
-    spans = values > values.max() * 1e-10  # beside these no sample varies
+    spans = values > values.max() * 1e-10  # samples do not vary along the others
     roots, vectors = values[spans].sqrt(), vectors[:, spans]
     inner = roots[:, None] * (vectors.T @ data.covariance @ vectors) * roots
     squares, turn = torch.linalg.eigh(inner)
@@ -113,8 +113,8 @@ def frechet_influence(data: Moments, samples: Tensor) -> Tensor:
 def ratio(one: Resampled, other: Resampled) -> Estimate:
     """The distance of one model over that of another, with its 95 % interval over paired resamples.
 
-    Both are of the same data, number of samples and seed. The interval is (0, inf) where it says nothing: where a
-    distance is not above 0 (rounding can take it below), or is far smaller than its draws differ by.
+    Both must have the same data, number of samples and seed. The interval is (0, inf) if it says nothing: if a distance
+    is not above 0 (rounding can take it below), or is far smaller than the spread of its draws.
     """
     value, base = (max(0.0, each.estimate.value) for each in (one, other))
     estimate = value / base if base else inf
@@ -128,7 +128,7 @@ def ratio(one: Resampled, other: Resampled) -> Estimate:
 
 
 def verdict(ratio: Estimate) -> str:
-    """What an interval of a ratio says: `better`, `worse` or `undecided`."""
+    """The verdict of a ratio's interval: `better`, `worse` or `undecided`."""
     if ratio.high < 1:
         return "better"
     return "worse" if ratio.low > 1 else "undecided"

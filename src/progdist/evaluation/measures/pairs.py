@@ -1,13 +1,18 @@
-r"""A student beside its teacher: images s_i and t_i from the same noise and of the same condition, i = 1, ..., N.
+r"""A student compared with its teacher: images s_i and t_i from the same noise and condition, i = 1, ..., N.
 
 RMS difference      sqrt(mean |s_i - t_i|^2 / d), of d numbers each
-share               mean |s_i - t_i|^2 over mean |t_i - t_j|^2 for j of other noise and the same condition: 0 for the
-                    teacher's own images, 1 for others that the teacher could have made of the condition
+share               mean |s_i - t_i|^2 over mean |t_i - t_j|^2 for j with other noise and the same condition: 0 for the
+                    teacher's own images, 1 for other images of the teacher for that condition
 diversity           D_s / D_t with D = sum_i |f_i - m_c(i)|^2 / sum_c (n_c - 1), m_c the mean of the n_c images of a
-                    condition c: the variance of what noise changes. 1 for the teacher itself, 0 for a student that
-                    makes the same image of all noise
+                    condition c: the variance due to noise. 1 for the teacher itself, 0 for a student that makes the
+                    same image from any noise
 
-Intervals are of resampled conditions, both models' alike, or of resampled images where there is one condition alone
+unit distance       mean |s_i / |s_i| - t_i / |t_i||^2, of features: from 0, the same direction, to 4, the opposite one
+
+The last is LPIPS (Zhang et al. 2018, arXiv 1801.03924) without its learned weights, on one feature vector per image
+instead of one per position, so it does not see where in the image two images differ.
+
+Intervals come from resampled conditions, the same for both models, or from resampled images for a single condition
 (Efron & Tibshirani 1993, An Introduction to the Bootstrap, chapter 6).
 """
 
@@ -25,29 +30,30 @@ RESAMPLES = 500
 
 @dataclass(frozen=True)
 class Pairs:
-    """What was found of two models' images in one feature space."""
+    """The results for two models' images in one feature space."""
 
     rms: Estimate
     share: Estimate
     diversity: Estimate
+    unit: Estimate  # of features of unit length
 
 
 def compare_pairs(student: Tensor, teacher: Tensor, labels: Tensor, *, seed: int = 0) -> Pairs:
-    """Of features (N, D) of images from the same noise, whose conditions are numbers (N,); at least two of each.
+    """Compare features (N, D) of images from the same noise, with condition numbers (N,); at least two of each.
 
     Raises:
-        UserError: a condition has a single image.
+        UserError: a condition has only one image.
     """
     s, t = student.double(), teacher.double()
     _, conditions, counts = labels.unique(return_inverse=True, return_counts=True)
     if int(counts.min()) < 2:
-        raise UserError("diversity is of several images of each prompt or class: make at least two of each")
-    apart = (s - t).square().sum(1)
+        raise UserError("diversity requires several images per prompt or class: make at least two of each")
+    apart, turned = (s - t).square().sum(1), (_unit(s) - _unit(t)).square().sum(1)
     within_s, within_t = (_spread(each, conditions, counts) for each in (s, t))
     degrees = (counts - 1).double()
 
     def of_images(values: Tensor, rows: Tensor) -> Tensor:
-        """The mean of values (N,) over conditions of some numbers."""
+        """The mean of values (N,) over the conditions with these numbers."""
         return _sums(values, conditions, len(counts))[rows].sum() / counts[rows].sum()
 
     def rms(rows: Tensor) -> Tensor:
@@ -59,20 +65,31 @@ def compare_pairs(student: Tensor, teacher: Tensor, labels: Tensor, *, seed: int
     def diversity(rows: Tensor) -> Tensor:
         return within_s[rows].sum() / within_t[rows].sum()
 
+    def unit(rows: Tensor) -> Tensor:
+        return of_images(turned, rows)
+
+    measures = (rms, share, diversity, unit)
     if len(counts) > 1:
-        return Pairs(*(_estimate(measure, len(counts), seed) for measure in (rms, share, diversity)))
+        return Pairs(*(_estimate(measure, len(counts), seed) for measure in measures))
     one = torch.zeros(1, dtype=torch.int64)
-    found = [float(measure(one)) for measure in (rms, share, diversity)]
+    found = [float(measure(one)) for measure in measures]
 
     def resampled(rows: Tensor) -> list[float]:
         s_rows, t_rows = s[rows], t[rows]
         spread_s, spread_t = ((each - each.mean(0)).square().sum() for each in (s_rows, t_rows))
         mean = apart[rows].mean()
         pair = 2 * spread_t / (len(rows) - 1)
-        return [float((mean / s.shape[1]).sqrt()), float(mean / pair), float(spread_s / spread_t)]
+        numbers = ((mean / s.shape[1]).sqrt(), mean / pair, spread_s / spread_t, turned[rows].mean())
+        return [float(number) for number in numbers]
 
     draws = torch.tensor([resampled(rows) for rows in _draws(len(s), seed)], dtype=torch.float64)
     return Pairs(*(_around(value, draw) for value, draw in zip(found, draws.T, strict=True)))
+
+
+def _unit(features: Tensor) -> Tensor:
+    """Features (N, D) of unit length; 0 stays 0."""
+    length = features.norm(dim=1, keepdim=True)
+    return features / torch.where(length > 0, length, 1)
 
 
 def _sums(values: Tensor, conditions: Tensor, count: int) -> Tensor:

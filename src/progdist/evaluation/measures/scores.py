@@ -1,18 +1,18 @@
-r"""Scores of samples that do not look at the data.
+r"""Scores of samples that do not use the data.
 
 The Inception Score (Salimans et al. 2016, arXiv 1606.03498), under any classifier:
 
     exp(mean KL(p(y | x) || p(y))) = exp(H(mean p(y | x)) - mean H(p(y | x))),     p(y) the mean of p(y | x)
 
-in ten parts of the samples in a random order, of which papers report mean and deviation. Part i begins at sample
-i n // 10, as in the first implementation and torch-fidelity; torchmetrics makes other parts where 10 does not divide n.
-Under Inception p is the softmax of its logits without their bias, as in the first implementation.
+in ten parts of the samples in random order, of which papers report mean and deviation. Part i starts at sample
+i n // 10, as in the first implementation and torch-fidelity; torchmetrics' parts differ if 10 does not divide n.
+For Inception p is the softmax of its logits without their bias, as in the first implementation.
 
 The CLIP score of images and their captions (Hessel et al. 2021, arXiv 2104.08718), in percent:
 
     mean 100 max(cos(f, g), 0),     f, g the projected CLIP embeddings of an image and of its caption
 
-as torchmetrics has it; the paper's own number is 2.5 times the cosine. The interval is that of a mean.
+as in torchmetrics; the paper's own number is 2.5 times the cosine. The interval is that of a mean.
 """
 
 import torch

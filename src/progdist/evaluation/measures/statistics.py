@@ -1,12 +1,12 @@
-r"""Reference statistics in files, in the layouts that this field's evaluators write and read.
+r"""Reference statistics in files, in the layouts that other evaluators write and read.
 
     NAME.npz         `mu` (D,) and `sigma` (D, D): EDM, clean-fid, pytorch-fid. With `mu_s`, `sigma_s` of the spatial
                      features, and `arr_0`, bytes (N, H, W, 3): guided-diffusion
     NAME_kid.npz     `feats` (N, D): clean-fid's for KID
     NAME.pt          a dictionary of arrays `mu` and `sigma`, or a tensor of features (N, D): torch-fidelity's cache
 
-Files of ours also say the feature space, the number of images and the source; others pass that over. No pickle is run:
-of a .pt file torch reads tensors and plain arrays alone.
+progdist's files also record the feature space, the number of images and the source; other programs ignore that. No
+pickle is run: from a .pt file torch reads only tensors and plain arrays.
 """
 
 import io
@@ -30,8 +30,8 @@ from progdist.evaluation.features import ROWS, FeatureSpace, features_of
 from progdist.evaluation.measures.moments import Moments, moments, running_moments
 
 Array = NDArray[Any]
-SPATIAL = "inception_spatial"  # whose moments are `mu_s` and `sigma_s` beside those of Inception's pool
-PLAIN: list[Any] = [  # what a plain array of floats is made of, for torch's reader, which refuses all else
+SPATIAL = "inception_spatial"  # its moments are `mu_s` and `sigma_s` next to those of Inception's pool
+PLAIN: list[Any] = [  # what plain arrays of floats consist of, for torch's reader, which refuses all else
     np.ndarray, np.dtype, np.dtypes.Float64DType, np.dtypes.Float32DType, np.zeros(1).__reduce__()[0],
     (np.zeros(1).__reduce__()[0], "numpy.core.multiarray._reconstruct"),
 ]  # fmt: skip
@@ -43,14 +43,14 @@ _DAMAGED = (
 
 @dataclass(frozen=True)
 class Statistics:
-    """What a file holds of the data in one feature space: moments, and features (N, D) if it has them."""
+    """The content of a file about the data in one feature space: moments, and features (N, D) if it has them."""
 
     moments: Moments
     features: Tensor | None = None
 
 
 def read_statistics(path: Path, space: str) -> Statistics:
-    """The statistics in a file of any of the layouts above; a UserError unless it is sound and of the feature space."""
+    """Read the statistics of a feature space from a file in any layout above. Raise a UserError for invalid ones."""
     try:
         arrays = _read(path)
         name = str(arrays["features"]) if "features" in arrays else space
@@ -70,28 +70,30 @@ def read_statistics(path: Path, space: str) -> Statistics:
             "torch-fidelity's .pt"
         ) from error
     if name != space:
-        raise UserError(f"{path} holds statistics of {name} features, not of {space}: name the file of {space}")
+        raise UserError(f"{path} has statistics of {name} features, expected {space}: give the file of {space}")
     _check(path, statistics.moments.mean, statistics.moments.covariance)
     return statistics
 
 
 def _check(path: Path, mean: Tensor, covariance: Tensor) -> None:
-    """Refuse moments that are none."""
+    """Refuse invalid moments."""
     if mean.ndim != 1 or covariance.shape != (len(mean), len(mean)):
-        raise UserError(f"{path}: mu is {tuple(mean.shape)} and sigma {tuple(covariance.shape)}, expected (D,), (D, D)")
+        raise UserError(
+            f"{path}: mu is {tuple(mean.shape)} and sigma {tuple(covariance.shape)}, expected (D,) and (D, D)"
+        )
     if not (mean.isfinite().all() and covariance.isfinite().all()):
-        raise UserError(f"{path} holds numbers that are not finite: make it again")
+        raise UserError(f"{path} has values that are not finite: make it again")
     if not torch.allclose(covariance, covariance.T, rtol=1e-4, atol=1e-6 * float(covariance.abs().max())):
-        raise UserError(f"{path}: sigma is not symmetric, and so no covariance: make it again")
+        raise UserError(f"{path}: sigma is not symmetric, so it is not a covariance: make it again")
     least, most = torch.linalg.eigvalsh(covariance)[[0, -1]].tolist()
     if least < -1e-4 * abs(most):
         raise UserError(
-            f"{path}: sigma has the negative eigenvalue {least:.3g}, and so is no covariance: make it again"
+            f"{path}: sigma has the negative eigenvalue {least:.3g}, so it is not a covariance: make it again"
         )
 
 
 def _read(path: Path) -> dict[str, Array]:
-    """The arrays of a file but for its images."""
+    """The arrays of a file, without its images."""
     if path.suffix == ".pt":
         with torch.serialization.safe_globals(PLAIN):
             content = torch.load(path, map_location="cpu", weights_only=True)
@@ -103,20 +105,20 @@ def _read(path: Path) -> dict[str, Array]:
 
 
 def make_statistics(spaces: Sequence[FeatureSpace], images: Images, out: Path, kept: int) -> None:
-    """Write the statistics of all images of the data: moments, a batch at a time, or features in the layout of those.
+    """Write the statistics of all images of the data: moments, batch by batch, or features, depending on the layout.
 
-    They are of one feature space, or of one of Inception's and its spatial features, with as many images as are to be
-    `kept`. The name of the file says the layout; a UserError where that is unknown or has no place for all of this.
+    They cover one feature space, or one of Inception's with its spatial features, with `kept` images. The file name
+    selects the layout. Raise a UserError if that is unknown or cannot hold all of this.
     """
     if out.suffix not in (".npz", ".pt"):
-        raise UserError(f"--out {out} ends in {out.suffix or 'nothing'}: give a name that ends in .npz or .pt")
+        raise UserError(f"--out {out} ends in {out.suffix or 'nothing'}, expected a name that ends in .npz or .pt")
     names = [space.name for space in spaces]
     if len(names) > 1 and not (len(names) == 2 and SPATIAL in names and names[0].startswith("inception")):
-        raise UserError(f"a file holds the statistics of one feature space, and {', '.join(names)} are named: name one")
+        raise UserError(f"a file holds the statistics of one feature space, got {', '.join(names)}: name one")
     if out.suffix == ".pt" and (len(names) > 1 or kept):
-        raise UserError(f"{out}: torch-fidelity's layout holds mu and sigma alone: give --out a name that ends in .npz")
+        raise UserError(f"{out}: torch-fidelity's layout holds only mu and sigma: give --out a name that ends in .npz")
     if kept > len(images):
-        raise UserError(f"--images {kept}: {images.name} holds {len(images)}")
+        raise UserError(f"--images is {kept}, but {images.name} has {len(images)}: give at most that many")
     every, statistics = torch.arange(len(images)), dict[str, Statistics]()
     for space in spaces:
         if _holds_features(out):
@@ -130,16 +132,16 @@ def make_statistics(spaces: Sequence[FeatureSpace], images: Images, out: Path, k
 
 
 def _holds_features(path: Path) -> bool:
-    """Whether the layout that the name asks for is of features, not of their moments."""
+    """Whether the layout of this name holds features instead of their moments."""
     return path.name.endswith("_kid.npz")
 
 
 def write_statistics(
     path: Path, statistics: Mapping[str, Statistics], source: str, images: NDArray[np.uint8] | None = None
 ) -> None:
-    """Write the statistics of one feature space, or of Inception's pool and its spatial features, by feature space.
+    """Write the statistics by feature space: one, or Inception's pool with its spatial features.
 
-    The name of the file says the layout; `source` is that of the data, and `images` bytes (N, H, W, 3) to keep.
+    The file name selects the layout; `source` names the data, and `images` are bytes (N, H, W, 3) to keep.
     """
     main = next((name for name in statistics if name != SPATIAL), SPATIAL)
     own, features = statistics[main].moments, statistics[main].features

@@ -1,1 +1,1 @@
-"""Networks whose features are compared, and where their weights come from."""
+"""Networks whose features are compared, and the sources of their weights."""

@@ -1,9 +1,9 @@
-"""The small classifiers that are shipped, trained by benchmarks/tools/train_classifier.py.
+"""The shipped small classifiers, trained by benchmarks/tools/train_classifier.py.
 
     digits, fashion-mnist                       `Convolutional`, seed 0
     digits_residual, fashion-mnist_residual     `Residual`, seed 1
 
-The second of each data set judges what the first may have missed, or what was trained by the first.
+The second for each data set can judge what the first may have missed, or what was trained by the first.
 """
 
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ FEATURES = 64  # numbers in the hidden layer
 
 
 class Classifier(nn.Module):
-    """Of images (B, C, H, W) in [-1, 1]: a network down to FEATURES numbers, and a linear read-out of these."""
+    """Classifies images (B, C, H, W) in [-1, 1]: a network down to FEATURES numbers, and a linear read-out."""
 
     def __init__(self, hidden: nn.Module, classes: int) -> None:
         super().__init__()
@@ -55,7 +55,7 @@ class Convolutional(Classifier):
 
 
 class Block(nn.Module):
-    """Two convolutions whose result is added to what goes in."""
+    """Two convolutions whose result is added to their input."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -82,9 +82,9 @@ class Residual(Classifier):
 
 @dataclass(frozen=True)
 class Shipped:
-    """A classifier that is shipped."""
+    """A shipped classifier."""
 
-    image: tuple[int, int, int]  # (channels, height, width) that it takes
+    image: tuple[int, int, int]  # (channels, height, width) of its input
     network: type[Convolutional | Residual]
 
 

@@ -1,10 +1,10 @@
-r"""DINOv2 and CLIP, from transformers (extras `dinov2` and `text`), out of folders of safetensors.
+r"""DINOv2 and CLIP, from transformers (extras `dinov2` and `text`), read from folders of safetensors.
 
-    DINOv2    the normalized class token of ViT-L/14 of images squeezed to 224 x 224, as dgm-eval has it (Stein et al.
-              2023, arXiv 2306.04675); transformers interpolates the position embeddings without the offset of 0.1 that
-              torch.hub's has
-    CLIP      projected embeddings of images, the shorter side resized to 224 and the middle cropped, and of texts cut
-              at 77 tokens (Radford et al. 2021, arXiv 2103.00020)
+    DINOv2    the normalized class token of ViT-L/14 for images resized to 224 x 224, as in dgm-eval (Stein et al.
+              2023, arXiv 2306.04675); transformers interpolates the position embeddings without torch.hub's offset
+              of 0.1
+    CLIP      projected embeddings of images, with the shorter side resized to 224 and the middle cropped, and of texts
+              cut at 77 tokens (Radford et al. 2021, arXiv 2103.00020)
 
 Both take bytes, resized by Pillow's bicubic filter and rounded again.
 """
@@ -33,12 +33,12 @@ def _normalized(pixels: Tensor, statistics: tuple[tuple[float, ...], tuple[float
 
 
 def device() -> torch.device:
-    """Where networks of this size compute."""
+    """The device for networks of this size."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def dinov2(weights: Weights) -> Embed:
-    """DINOv2 of a folder; a UserError where transformers is missing or the folder is damaged."""
+    """DINOv2 from a folder. Raise a UserError if transformers is missing or the folder is damaged."""
     transformers = import_extra("transformers", "dinov2", "DINOv2")
     read = partial(transformers.Dinov2Model.from_pretrained, local_files_only=True, use_safetensors=True)
     network = read_folder(read, weights).eval().to(device())
@@ -51,7 +51,7 @@ def dinov2(weights: Weights) -> Embed:
 
 
 def clip(weights: Weights) -> tuple[Embed, Callable[[Sequence[str]], Tensor]]:
-    """CLIP of a folder: what embeds images, and what embeds texts, to (N, D) on the CPU; errors as of `dinov2`."""
+    """CLIP from a folder: functions that embed images and texts, to (N, D) on the CPU; raises as `dinov2` does."""
     transformers = import_extra("transformers", "text", "CLIP")
 
     def load(path: Path) -> tuple[Any, Any]:

@@ -1,14 +1,14 @@
-r"""Inception-v3 as it was trained in TensorFlow in 2015, under which FID and Inception Score are defined.
+r"""Inception-v3 as trained in TensorFlow in 2015, which defines FID and Inception Score.
 
-Szegedy et al. 2015 (arXiv 1512.00567), with the pools of that graph: averages leave the padding out, and the last block
-takes a maximum. It takes bytes, resized to 299 x 299 and brought to (x - 128) / 128, and gives
+Szegedy et al. 2015 (arXiv 1512.00567), with the pools of that graph: averages exclude the padding, and the last block
+uses a maximum. It takes bytes, resized to 299 x 299 and scaled to (x - 128) / 128, and returns
 
     pool       the average of the last block, 2,048 numbers
     logits     the pool times the weights of the last layer, without its bias: 1,008
     spatial    the first 7 channels of the 1 x 1 branch of block 6d, 7 x 17 x 17 = 2,023 numbers (guided-diffusion's
                sFID; Nash et al. 2021, arXiv 2103.03841)
 
-Names are those of the published weights (see `weights`), which are a pickle: torch reads its tensors alone.
+Names are those of the published weights (see `weights`), which are a pickle: torch reads only its tensors.
 """
 
 import pickle
@@ -43,10 +43,10 @@ class Convolution(nn.Module):
 
 
 class Block(nn.Module):
-    """Branches side by side and a pool, joined along the channels; of a branch, a list of layers is a fork.
+    """Parallel branches and a pool, joined along the channels; a list of layers within a branch is a fork.
 
-    The layers of a fork see the same input and are joined. Behind the pool is a convolution of `pooled` channels. With
-    None of them, as in blocks 6a and 7a, the block halves: every branch ends in stride 2 without padding.
+    The layers of a fork see the same input and are joined. A convolution of `pooled` channels follows the pool. If
+    that is None, as in blocks 6a and 7a, the block halves: every branch ends in stride 2 without padding.
     """
 
     def __init__(
@@ -64,7 +64,7 @@ class Block(nn.Module):
                 chain.append([name for name, _, _ in fork])
                 width = sum(outputs for _, outputs, _ in fork)
             self.chains.append(chain)
-        average = nn.AvgPool2d(3, 1, 1, count_include_pad=False)  # the last block takes a maximum in its place
+        average = nn.AvgPool2d(3, 1, 1, count_include_pad=False)  # the last block uses a maximum instead
         self.pool = nn.MaxPool2d(3, 2) if pooled is None else nn.MaxPool2d(3, 1, 1) if last else average
         self.branch_pool = nn.Identity() if pooled is None else Convolution(inputs, pooled, 1)
 
@@ -105,7 +105,7 @@ def block_7(inputs: int, *, last: bool = False) -> Block:
 
 
 class Inception(nn.Module):
-    """The network, named as its weights are."""
+    """The network, with the names of its weights."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -125,7 +125,7 @@ class Inception(nn.Module):
         self.fc = nn.Linear(2048, 1008)
 
     def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
-        """(pool (B, 2048), spatial (B, 2023)) of pixels (B, 3, 299, 299) from 0 to 255."""
+        """(pool (B, 2048), spatial (B, 2023)) for pixels (B, 3, 299, 299) from 0 to 255."""
         x = (pixels - 128) / 128
         for stem in (self.Conv2d_1a_3x3, self.Conv2d_2a_3x3, self.Conv2d_2b_3x3):
             x = stem(x)
@@ -139,12 +139,12 @@ class Inception(nn.Module):
         return x.mean((2, 3)), spatial
 
     def logits(self, pool: Tensor) -> Tensor:
-        """Logits (B, 1008) of pools (B, 2048), without the bias."""
+        """Logits (B, 1008) for pools (B, 2048), without the bias."""
         return functional.linear(pool, self.fc.weight.to(pool))
 
 
 def read_inception(weights: Weights) -> Inception:
-    """The network with its weights; a UserError where the file is damaged, or of another network."""
+    """The network with its weights. Raise a UserError if the file is damaged, or for another network."""
     try:
         tensors = torch.load(weights.path, map_location="cpu", weights_only=True)
         network = Inception()

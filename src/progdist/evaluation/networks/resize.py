@@ -1,11 +1,11 @@
-r"""Images in [-1, 1] as networks want them: rounded to bytes, as if they had been saved, and resized.
+r"""Convert images in [-1, 1] for networks: rounded to bytes, as if they had been saved, and resized.
 
-Conventions differ, and so do the distances under them (Parmar et al. 2022, arXiv 2104.11222):
+Conventions differ, and so do the distances that they give (Parmar et al. 2022, arXiv 2104.11222):
 
-    tensorflow   bilinear without antialiasing, output pixel i at i h / 299 of the input: TensorFlow 1's, which the
-                 first FID, torch-fidelity, guided-diffusion and EDM have
+    tensorflow   bilinear without antialiasing, output pixel i at i h / 299 of the input: TensorFlow 1's, as in the
+                 first FID, torch-fidelity, guided-diffusion and EDM
     clean        Pillow's bicubic, with antialiasing, not rounded again: clean-fid's
-    bytes        Pillow's bicubic, rounded to bytes: what CLIP's processor and dgm-eval's DINOv2 have
+    bytes        Pillow's bicubic, rounded to bytes: as in CLIP's processor and dgm-eval's DINOv2
 """
 
 import numpy as np
@@ -17,7 +17,7 @@ from progdist.data.images import to_uint8
 
 
 def to_bytes(images: Tensor) -> Tensor:
-    """(B, 1 or 3, H, W) in [-1, 1], clipped, -> (B, 3, H, W) of whole numbers 0..255, float32; halves to even."""
+    """(B, 1 or 3, H, W) in [-1, 1], clipped, -> (B, 3, H, W) of integers 0..255, float32; halves to even."""
     return ((images.clamp(-1, 1) + 1) * 127.5).round().expand(-1, 3, -1, -1)
 
 
@@ -28,7 +28,7 @@ def resize_tensorflow(pixels: Tensor, size: int) -> Tensor:
 
 
 def _bilinear(length: int, size: int) -> Tensor:
-    """The matrix (size, length) that interpolates at i length / size, beyond the last pixel with that pixel."""
+    """The matrix (size, length) that interpolates at i length / size, repeating the last pixel beyond it."""
     place = torch.arange(size) * (length / size)
     lower = place.floor().long()
     upper, weight = (lower + 1).clamp(max=length - 1), place - lower
@@ -39,14 +39,14 @@ def _bilinear(length: int, size: int) -> Tensor:
 
 
 def resize_clean(pixels: Tensor, size: int) -> Tensor:
-    """Pixels (B, C, H, W) -> (B, C, size, size), each channel by itself in float32."""
+    """Pixels (B, C, H, W) -> (B, C, size, size), each channel separately in float32."""
     flat = pixels.cpu().float().flatten(0, 1).numpy()
     resized = [np.asarray(Image.fromarray(one).resize((size, size), Image.Resampling.BICUBIC)) for one in flat]
     return torch.from_numpy(np.stack(resized)).unflatten(0, pixels.shape[:2]).to(pixels.device)
 
 
 def resize_bytes(images: Tensor, size: int, *, crop: bool) -> Tensor:
-    """Images (B, 1 or 3, H, W) in [-1, 1] -> (B, 3, size, size) of whole numbers 0..255.
+    """Images (B, 1 or 3, H, W) in [-1, 1] -> (B, 3, size, size) of integers 0..255.
 
     With `crop` the shorter side becomes `size` and the middle is kept; otherwise the image is squeezed to a square.
     """

@@ -1,7 +1,7 @@
-"""Where the weights of networks come from: a named file or folder, or the cache. Nothing is fetched.
+"""Find the weights of networks: a given file or folder, or the cache. Nothing is downloaded.
 
-The cache is $PROGDIST_CACHE, or ~/.cache/progdist; beside it the caches of torch.hub and of the Hugging Face hub are
-looked at, where other programs put the same files.
+The cache is $PROGDIST_CACHE, or ~/.cache/progdist; the caches of torch.hub and of the Hugging Face hub are searched,
+too, where other programs put the same files.
 """
 
 import os
@@ -25,7 +25,7 @@ HUB = "https://huggingface.co/"
 
 @dataclass(frozen=True)
 class Published:
-    """Weights as they are published: a file with its SHA-256, or a folder of the Hugging Face hub."""
+    """Published weights: a file with its SHA-256, or a folder of the Hugging Face hub."""
 
     name: str  # of the file or folder in the cache
     address: str  # where to fetch it
@@ -37,7 +37,7 @@ INCEPTION = Published(
     "https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/weights-inception-2015-12-05-6726825d.pth",
     sha256="6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2",
 )
-WEIGHTS = {  # what can be named, e.g. with --weights inception=FILE
+WEIGHTS = {  # names for e.g. --weights inception=FILE
     "inception": INCEPTION,
     "dinov2": Published("dinov2-large", HUB + "facebook/dinov2-large"),
     "clip": Published("clip-vit-large-patch14", HUB + "openai/clip-vit-large-patch14"),
@@ -46,7 +46,7 @@ WEIGHTS = {  # what can be named, e.g. with --weights inception=FILE
 
 @dataclass(frozen=True)
 class Weights:
-    """Weights on this machine: their file or folder, its SHA-256, and what is to be said of them."""
+    """Weights on this machine: their file or folder, its SHA-256, and a warning about them."""
 
     path: Path
     sha256: str
@@ -54,7 +54,7 @@ class Weights:
 
 
 def find_weights(name: str, files: Mapping[str, Path]) -> Weights:
-    """The weights of a network of WEIGHTS in a named file or folder, or in a cache; a UserError without sound ones."""
+    """The weights of a network of WEIGHTS in a given file or folder, or in a cache. Raise a UserError without them."""
     published = WEIGHTS[name]
     places = [local_path(files[name])] if name in files else [cache() / published.name, *_elsewhere(published)]
     for path in places:
@@ -65,22 +65,22 @@ def find_weights(name: str, files: Mapping[str, Path]) -> Weights:
         if published.sha256 in ("", sha256):
             return Weights(path, sha256)
         if name in files:
-            return Weights(path, sha256, f"{file} is not {published.name}: compare no published numbers")
-        raise UserError(f"{file} has SHA-256 {sha256[:8]}..., not {published.sha256[:8]}...: fetch it again")
+            return Weights(path, sha256, f"{file} is not {published.name}: do not compare with published numbers")
+        raise UserError(f"{file} has SHA-256 {sha256[:8]}..., expected {published.sha256[:8]}...: fetch it again")
     if name in files:
         file = places[0] if published.sha256 else places[0] / SAFETENSORS
         raise UserError(f"weights {name}={files[name]}: there is no file {file}: {_remedy(name, published)}")
-    raise UserError(f"{name} needs weights that are not here: {_remedy(name, published)}")
+    raise UserError(f"{name} requires weights that were not found: {_remedy(name, published)}")
 
 
 def cache() -> Path:
-    """The folder in which weights are looked for."""
+    """The folder to search for weights."""
     return Path(os.environ.get("PROGDIST_CACHE") or "~/.cache/progdist").expanduser()
 
 
 def _remedy(name: str, published: Published) -> str:
     kind = f"file {published.address}" if published.sha256 else f"folder {published.address} ({SAFETENSORS} and *.json)"
-    return f"fetch the {kind} and put it at {cache() / published.name}, or name it with --weights {name}=PATH"
+    return f"fetch the {kind} and put it at {cache() / published.name}, or give it with --weights {name}=PATH"
 
 
 def _elsewhere(published: Published) -> list[Path]:
@@ -95,7 +95,7 @@ def _elsewhere(published: Published) -> list[Path]:
 
 
 def read_folder(load: Callable[[Path], Network], weights: Weights) -> Network:
-    """A network of a folder, by `load`; a UserError where the folder is damaged."""
+    """Read a network from a folder with `load`. Raise a UserError if the folder is damaged."""
     try:
         return load(weights.path)
     except (OSError, ValueError, RuntimeError, KeyError, TypeError) as error:

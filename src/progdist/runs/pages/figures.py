@@ -27,6 +27,7 @@ CURVES = (
     ("teacher_dpmpp", "teacher, DPM-Solver++", SOLVER),
     ("student", "distilled students", STUDENT),
 )
+LINES: tuple[Any, ...] = ("-", (0, (5, 1.5)), (0, (1.2, 1.2)), (0, (6, 1.5, 1.2, 1.5)))  # of students, in turn
 MOST_POINTS = 150  # of a loss curve: more cannot be told apart on a page
 
 
@@ -92,35 +93,39 @@ def loss_svg(metrics: Iterable[dict[str, Any]]) -> str:
 
     Of a loss of several parts it is the first, which is what all methods have: `parts_svg` shows the others.
     """
-    curves: dict[str, list[tuple[int, float]]] = {}
+    curves = dict[str, list[tuple[int, float]]]()
     for record in metrics:
         if "loss" in record:  # else it is a measurement of the stopping rule, or an update passed over
             parts = record.get("losses")
             value = next(iter(parts.values())) if parts else record["loss"]
             curves.setdefault(record["model"], []).append((record["update"], value))
-    return _curves_svg(curves, "loss") if curves else ""
+    return _curves_svg(curves, "loss")
 
 
 def parts_svg(metrics: Iterable[dict[str, Any]]) -> dict[str, str]:
     """The further parts of losses by name, a figure each with a curve for every model, as `loss_svg`; often none."""
-    parts: dict[str, dict[str, list[tuple[int, float]]]] = {}
+    parts = dict[str, dict[str, list[tuple[int, float]]]]()
     for record in metrics:
         for name, value in [*record.get("losses", {}).items()][1:]:
             parts.setdefault(name, {}).setdefault(record["model"], []).append((record["update"], value))
-    return {name: _curves_svg(curves, f"{name} loss", logarithmic=False) for name, curves in parts.items()}
+    figures = {name: _curves_svg(curves, f"{name} loss", logarithmic=False) for name, curves in parts.items()}
+    return {name: figure for name, figure in figures.items() if figure}
 
 
 def _curves_svg(curves: Mapping[str, Sequence[tuple[int, float]]], label: str, *, logarithmic: bool = True) -> str:
-    """Curves of models by name over their updates."""
-    rows = -(-len(curves) // 3)
+    """Curves of models by name over their updates, smoothed; "" where none has two points."""
+    smooth = {name: _smooth(points) for name, points in curves.items()}
+    shown = {name: curve for name, curve in smooth.items() if len(curve[0]) > 1}
+    if not shown:
+        return ""
+    rows = -(-len(shown) // 3)
     with matplotlib.rc_context(STYLE):
         figure, axes = _axes(3.1 + 0.24 * rows)
-        students = sum(name != "teacher" for name in curves)
-        for index, (name, points) in enumerate(curves.items(), students - len(curves)):
-            teacher = name == "teacher"
-            alpha = 1.0 if teacher or students == 1 else 0.35 + 0.65 * index / (students - 1)
-            colour = TEACHER if teacher else STUDENT
-            axes.plot(*_smooth(points), color=colour, alpha=max(alpha, 0.35), label=name, linewidth=1.5)
+        students = [name for name in shown if name.startswith("student")]
+        for name, curve in shown.items():
+            place = students.index(name) if name in students else 0
+            colour = STUDENT if name in students else TEACHER
+            axes.plot(*curve, color=colour, linestyle=LINES[place % len(LINES)], label=name, linewidth=1.5)
         if logarithmic:
             log_scale(axes)
         axes.set_xlabel("updates of the model")
@@ -129,7 +134,7 @@ def _curves_svg(curves: Mapping[str, Sequence[tuple[int, float]]], label: str, *
         axes.xaxis.set_minor_locator(NullLocator())
         axes.set_ylabel(label)
         figure.subplots_adjust(bottom=(0.62 + 0.24 * rows) / figure.get_figheight())
-        figure.legend(loc="lower center", frameon=False, fontsize=10, ncols=min(3, len(curves)), columnspacing=1.0)
+        figure.legend(loc="lower center", frameon=False, fontsize=10, ncols=min(3, len(shown)), columnspacing=1.0)
         return svg(figure)
 
 

@@ -1,6 +1,7 @@
 document.documentElement.classList.add("scripted");
 const $ = id => document.getElementById(id);
-const slides = [...document.querySelectorAll(".slide")], steps = $("steps"), guidance = $("guidance");
+const slides = [...document.querySelectorAll(".slide")].reverse();  // few steps left, as in the figures
+const steps = $("steps"), guidance = $("guidance");
 const scales = guidance ? guidance.dataset.scales.split(" ") : [];
 const say = (slider, output, text) => { output.textContent = text; slider.setAttribute("aria-valuetext", text); };
 const show = () => {
@@ -12,7 +13,7 @@ const show = () => {
   for (const singles of document.querySelectorAll(".singles")) singles.hidden = singles.dataset.guidance !== scale;
   say(guidance, $("scale"), scale);
 };
-if (slides.length) {  // the address keeps what is shown, #4 or #4,7.5, when the page is loaded anew
+if (slides.length && steps) {  // the address keeps what is shown, #4 or #4,7.5, when the page is loaded anew
   const [count, scale] = location.hash.slice(1).split(","), kept = slides.findIndex(slide => slide.dataset.steps === count);
   if (kept >= 0) steps.value = kept;
   if (scales.includes(scale)) guidance.value = scales.indexOf(scale);
@@ -23,6 +24,22 @@ if (slides.length) {  // the address keeps what is shown, #4 or #4,7.5, when the
   });
   show();
 }
+const place = "place of " + location.pathname, headings = [...document.querySelectorAll("h2")];
+addEventListener("pagehide", () => {  // where the reader is: below which heading, for what stands above may grow
+  const heading = headings.findLast(each => each.getBoundingClientRect().top < 100);
+  const offset = heading ? heading.getBoundingClientRect().top : -scrollY;
+  const open = [...document.querySelectorAll("details[open] > summary")].map(each => each.textContent);
+  try { sessionStorage.setItem(place, JSON.stringify({ heading: heading?.textContent, offset, open })); } catch { /* no storage */ }
+});
+try {
+  const kept = JSON.parse(sessionStorage.getItem(place));
+  if (kept && performance.getEntriesByType("navigation")[0].type === "reload") {
+    history.scrollRestoration = "manual";
+    for (const summary of document.querySelectorAll("summary")) summary.parentElement.open = kept.open.includes(summary.textContent);
+    const heading = headings.find(each => each.textContent === kept.heading);
+    scrollTo(0, (heading ? heading.getBoundingClientRect().top + scrollY : 0) - kept.offset);
+  }
+} catch { /* no storage, no place */ }
 const status_ = $("status");
 if (status_) {  // the run goes on: load the page anew, but not under the reader's finger
   let touched = 0;
@@ -31,8 +48,8 @@ if (status_) {  // the run goes on: load the page anew, but not under the reader
   const tick = () => {
     const seconds = Math.max(0, Math.round(Date.now() / 1000 - status_.dataset.written));
     const age = seconds < 100 ? seconds + " s" : Math.round(seconds / 60) + " min";
-    $("age").textContent = "Written " + age + " ago" + (seconds < 600 ? "; it loads itself anew." :
-      ": the run may have stopped. Its command continues it where it stopped.");
+    $("age").textContent = "Written " + age + " ago" + (!status_.classList.contains("running") ? "; this page follows when the run resumes." :
+      seconds < 600 ? "; it loads itself anew." : ": the run may have stopped. Its command continues it where it stopped.");
     if (!document.hidden && Date.now() - opened > 15000 && Date.now() - touched > 5000) location.reload();
   };
   tick();

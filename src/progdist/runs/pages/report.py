@@ -11,6 +11,7 @@ import time
 from collections.abc import Sequence
 from functools import lru_cache
 from importlib.metadata import version
+from math import hypot
 from pathlib import Path
 from typing import Any
 
@@ -20,28 +21,31 @@ from torch import Tensor
 
 from progdist._utils.errors import UserError
 from progdist._utils.files import atomic_write, read_json
-from progdist._utils.words import counted
+from progdist._utils.words import any_of, counted, interval, significant, supported
 from progdist.data.grid import grid_image
+from progdist.data.images import Images
 from progdist.evaluation.compare import Comparison
 from progdist.evaluation.generate import SamplingOptions
 from progdist.evaluation.record import EvaluationRecord
 from progdist.methods import METHODS
 from progdist.recipes.files import read_recipe
 from progdist.recipes.recipe import Recipe
+from progdist.runs.evaluator import SHOWN
 from progdist.runs.folder import RunFolder
+from progdist.runs.listing import FAILED
 from progdist.runs.pages.figures import loss_svg, parts_svg, quality_svg
 from progdist.runs.pages.progress import UnderWay, duration, measurements, run_seconds
-from progdist.runs.pages.slides import TITLES, captions, embed, shown_scales, slides, training_images
+from progdist.runs.pages.slides import TITLES, Rows, captions, embed, shown_scales, slides, training_images
 
 
-def write_report(folder: RunFolder, under_way: UnderWay | None = None, *, stopped: bool = False) -> Path:
-    """Write report.html into a run's folder, as far as the run and the training under way have come.
+def write_report(folder: RunFolder, under_way: UnderWay | None = None) -> Path:
+    """Write report.html into a run's folder, from its records and the training in progress.
 
-    A page of a run that `stopped` tells the latest checkpoint in place of what is left. A UserError where the folder
-    holds no run, or damaged records.
+    Raises:
+        UserError: the folder holds no run, or its records are damaged.
     """
     try:
-        page = _page(folder, under_way, stopped=stopped)
+        page = _page(folder, under_way)
     except UserError:
         raise
     except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, jinja2.TemplateError) as error:
@@ -51,13 +55,14 @@ def write_report(folder: RunFolder, under_way: UnderWay | None = None, *, stoppe
     return folder.report()
 
 
-def _page(folder: RunFolder, under_way: UnderWay | None, *, stopped: bool) -> str:
+def _page(folder: RunFolder, under_way: UnderWay | None) -> str:
     in_order = folder.evaluations()
     if not folder.recipe().is_file():
         raise UserError(f"{folder.root} holds no run: give the --out folder of `progdist run`")
     recipe, records = read_recipe(str(folder.recipe())), sorted(in_order, key=lambda record: -record.steps)
     rows, upcoming = quality_rows(records), _next(recipe, folder, in_order)
     first = records[0].quality if rows else ()
+    state, said = _state(recipe, folder, upcoming, under_way)
     return template("report.html").render(
         recipe=folder.recipe().read_text(),
         name=folder.root.resolve().name,
@@ -66,12 +71,13 @@ def _page(folder: RunFolder, under_way: UnderWay | None, *, stopped: bool) -> st
         method=METHODS[recipe.distill.method].title,
         authors=METHODS[recipe.distill.method].authors,
         next=upcoming,
-        stopped=_stopped(recipe, folder) if stopped else None,
+        state=state,
+        said=said,
         progress=_progress(recipe, folder, in_order, under_way) if under_way and upcoming else None,
         stages=_stages(recipe, folder, under_way),
         written=time.time(),
         features=[quality.features for quality in first],
-        figures=[quality_svg(records, number) for number in range(len(first))],
+        figures=[quality_svg(records, number) for number in range(len(first))] if len(records) > 1 else [],
         losses=loss_svg(folder.read("metrics")),
         parts=parts_svg(folder.read("metrics")),
         slides=slides(folder, rows),
@@ -79,8 +85,8 @@ def _page(folder: RunFolder, under_way: UnderWay | None, *, stopped: bool) -> st
         captions=captions(records),
         guidance=shown_scales(records),
         rows=rows,
-        best=next((row["teacher"].quality[0].frechet for row in rows.values() if "teacher" in row), None),
-        solver=any("teacher_dpmpp" in row for row in rows.values()),
+        ratios=ratios(rows),
+        has={model for row in rows.values() for model in row},
         measured=records[:1] + [record for record in records if record.model in ("converted", "student")],
         titles=TITLES,
         converted=next((record for record in records if record.model == "converted"), None),
@@ -95,7 +101,8 @@ def _page(folder: RunFolder, under_way: UnderWay | None, *, stopped: bool) -> st
 def template(name: str) -> jinja2.Template:
     """One of the pages that lie beside this module."""
     pages = jinja2.Environment(loader=jinja2.PackageLoader("progdist.runs.pages", "."), autoescape=True)
-    pages.filters["counted"] = counted
+    pages.filters["counted"], pages.filters["significant"] = counted, significant
+    pages.globals |= {"supported": supported, "interval": interval}
     return pages.get_template(name)
 
 
@@ -117,14 +124,27 @@ def _progress(recipe: Recipe, folder: RunFolder, records: Sequence[EvaluationRec
     return {"model": now.model, "made": now.update, "updates": now.updates, **times}
 
 
-def _stopped(recipe: Recipe, folder: RunFolder) -> str:
-    """Where a run that stopped goes on: the checkpoint of the model that is half trained."""
+def _state(recipe: Recipe, folder: RunFolder, upcoming: str, now: UnderWay | None) -> tuple[str, str]:
+    """Whether a run is Running, Stopped, Failed or Finished, and the rest of that line."""
+    if not upcoming:
+        students = recipe.distill.counts()[1:]
+        return "Finished", f": {counted(len(students), 'student')}, of {any_of(students, 'step', 'and')}."
+    ended, reason = folder.ended() or ("", "")
+    if now or (not ended and folder.in_use()):
+        return "Running", "" if now else f": {upcoming} is next."
+    if ended == FAILED:
+        return "Failed", f"{_checkpoint(recipe, folder)}: {reason}"
+    return "Stopped", f"{_checkpoint(recipe, folder) or f': {upcoming} is next'}. Run the same command to resume."
+
+
+def _checkpoint(recipe: Recipe, folder: RunFolder) -> str:
+    """Where a run that ended goes on: the checkpoint of the model that is half trained; nothing where there is none."""
     configs = recipe.train_configs(stage_0=folder.has_stage_0())
     for name, config in configs.items():
         update = 0 if folder.model(name).is_dir() else folder.checkpoints(name).latest_update()
         if update:
-            return f"{name} stopped at update {update} of {config.updates}"
-    return "Stopped"
+            return f" at update {update} of {config.updates} of {name}"
+    return ""
 
 
 def _stages(recipe: Recipe, folder: RunFolder, now: UnderWay | None) -> list[tuple[str, str]]:
@@ -145,15 +165,32 @@ def quality_rows(records: Sequence[EvaluationRecord]) -> dict[int, dict[str, Eva
     return rows
 
 
+def ratios(rows: Rows) -> dict[int, str]:
+    """Of every student its Frechet distance by the teacher's at the full step count, to the digits of both."""
+    measured = {steps: row["student"].quality[0] for steps, row in rows.items() if "student" in row}
+    teacher = next((row["teacher"].quality[0] for row in rows.values() if "teacher" in row), None)
+    if teacher is None or not teacher.frechet > 0:
+        return {}
+    own, said = (teacher.frechet_high - teacher.frechet_low) / 2 / teacher.frechet, {}
+    for steps, quality in measured.items():
+        ratio, half = quality.frechet / teacher.frechet, (quality.frechet_high - quality.frechet_low) / 2
+        error = hypot(half / teacher.frechet, ratio * own)
+        said[steps] = supported(ratio, ratio - error, ratio + error)
+    return said
+
+
 def cost_rows(folder: RunFolder) -> list[dict[str, Any]]:
-    """Updates, seconds and share of the teacher's training for every model of the run, and for all students."""
-    paths = sorted(folder.root.glob("*/progdist.json"), key=lambda path: path.parent.name, reverse=True)
-    rows: list[dict[str, Any]] = [{"name": path.parent.name, **read_json(path)["training"]} for path in paths]
-    students = [row for row in rows if row["name"].startswith("student-")]
-    teacher = next((row["seconds"] for row in rows if row not in students), None)
-    total = {key: sum(row[key] for row in students) for key in ("updates", "seconds")}
-    rows.append({"name": "all students", "batch": "", **total})
-    return [{**row, "share": row["seconds"] / teacher if teacher else None} for row in rows]
+    """Updates, seconds and share of the first model's training for every model of the run, and for several students."""
+    names = sorted((path.parent.name for path in folder.root.glob("student-*/progdist.json")), reverse=True)
+    first = [name for name in ("teacher", "converted") if (folder.model(name) / "progdist.json").is_file()]
+    rows: list[dict[str, Any]] = [
+        {"name": name, **read_json(folder.model(name) / "progdist.json")["training"]} for name in [*first, *names]
+    ]
+    students, whole = rows[len(first) :], rows[0]["seconds"] if first else None
+    if len(students) > 1:
+        total = {key: sum(row[key] for row in students) for key in ("updates", "seconds")}
+        rows.append({"name": "all students", "batch": "", "total": True, **total})
+    return [{**row, "share": row["seconds"] / whole if whole else None} for row in rows]
 
 
 def _machine() -> str:
@@ -162,8 +199,10 @@ def _machine() -> str:
     return f"{platform.machine()}, {device}, {counted(threads, 'thread')}, Python {platform.python_version()}"
 
 
-def write_comparison(out: Path, comparisons: Sequence[Comparison], sampling: SamplingOptions) -> None:
-    """Write the page of some comparisons, whose samples were made under these options."""
+def write_comparison(
+    out: Path, comparisons: Sequence[Comparison], sampling: SamplingOptions, data: Images | None = None
+) -> None:
+    """Write the page of some comparisons, whose samples were made under these options; some of the data above them."""
     spaces = dict[str, list[dict[str, Any]]]()
     for each in comparisons:
         spaces.setdefault(each.quality.features, []).append(each.to_json())
@@ -173,9 +212,17 @@ def write_comparison(out: Path, comparisons: Sequence[Comparison], sampling: Sam
         models=[each.to_json() | grid(each.images) for each in first],
         warnings=list(dict.fromkeys(each.quality.warning for each in comparisons if each.quality.warning)),
         options=sampling,
+        real=grid(_like(data, first[0].images).sample(SHOWN, sampling.seed)[0]) if data else None,
         sampler={"ddim": "DDIM", "dpmpp": "DPM-Solver++"}.get(str(sampling.method), sampling.method),
     )
     atomic_write(out, page.encode())
+
+
+def _like(data: Images, samples: Tensor) -> Images:
+    """The data in the size and channels of samples (B, C, H, W), as they were compared."""
+    channels, height, width = samples.shape[1:]
+    differs = data.shape != (channels, height, width) or data.may_differ
+    return data.resized(height, 3 if channels == 3 else 1) if differs and height == width else data
 
 
 def grid(images: Tensor) -> dict[str, Any]:

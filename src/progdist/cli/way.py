@@ -1,0 +1,79 @@
+"""How the commands carry out a recipe: whole, or estimated alone."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from progdist._utils.errors import UserError
+from progdist.cli.terminal import RANK, console, print_table, suggest
+from progdist.recipes.begun import check_begun
+
+if TYPE_CHECKING:  # slow imports
+    from progdist.evaluation.record import EvaluationRecord
+    from progdist.recipes.recipe import Recipe
+    from progdist.teachers.open import Teacher
+
+
+@dataclass(frozen=True)
+class Way:
+    """How a run is carried out."""
+
+    fresh: bool  # start over
+    shard: bool  # the network in training is spread over the processes
+    dry: bool  # prepare and estimate it alone
+    device_memory: float | None  # GiB of the device that it is estimated for; None for the one here
+
+    def __post_init__(self) -> None:
+        if self.device_memory is not None and not self.dry:
+            raise UserError("--device-memory requires --dry-run")
+
+    def check_begun(self, content: Mapping[Any, Any], folder: Path) -> None:
+        """Refuse the folder of another recipe's run, as far as the content that a recipe states tells."""
+        if not self.fresh:
+            check_begun(content, folder)
+
+    def carry_out(self, recipe: "Recipe", folder: Path, teacher: "Teacher | None" = None) -> None:
+        """Carry out the run, shown in the terminal and on its page, or only estimate it.
+
+        The teacher is the recipe's, where it is open already.
+        """
+        from progdist.cli.progress import Terminal, estimate_table
+        from progdist.runs.run import open_run
+
+        how = {"shards": self.shard, "fresh": self.fresh, "dry": self.dry}
+        run = open_run(recipe, folder, Terminal(console), teacher=teacher, **how)
+        if not self.dry:
+            _print(folder, run.live().run(), run.recipe.data.against)
+            return
+        from progdist.runs.estimate.cost import estimate
+
+        run.prepare()
+        capacity = None if self.device_memory is None else int(self.device_memory * 2**30)
+        text, table = estimate_table(recipe.name, estimate(run, capacity))
+        console.print(text)
+        print_table(table)
+
+    def suggest(self, recipe: "Recipe", folder: Path) -> None:
+        """Say what comes after it."""
+        from progdist.recipes.recipe import student_name
+
+        student = folder / student_name(recipe.distill.counts()[-1])
+        suggest(
+            "the same command without --dry-run" if self.dry else f"progdist play {folder}, progdist sample {student}"
+        )
+
+
+def _print(folder: Path, records: "Sequence[EvaluationRecord]", against: str) -> None:
+    """The first process prints the table of a run and the path of its report."""
+    from progdist.cli.progress import quality_table
+    from progdist.runs.folder import RunFolder
+
+    if RANK > 0:
+        return
+    warning = records[0].quality[0].warning
+    console.print()
+    print_table(quality_table(records, against))
+    if warning:
+        console.print(f"Warning: {warning}")
+    console.print(f"Report: {RunFolder(folder).report()}")

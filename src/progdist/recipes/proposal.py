@@ -1,0 +1,154 @@
+"""Recipes that `progdist init` writes to a file: for a data set, and for a teacher with a data set.
+
+For a data set it is that of the shipped recipe whose images are nearest in size, framed as the data are. Nothing else
+is chosen: the network, its training, the chain and the evaluation are those that were measured (docs/results.md), or,
+beyond LARGEST pixels, the paper's (appendix E).
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from statistics import median_low
+from typing import Any
+
+from progdist._utils.errors import UserError
+from progdist._utils.words import counted
+from progdist.data.images import CaptionedImages, Images
+from progdist.recipes.files import validated
+from progdist.recipes.from_teacher import Request, content_for_teacher
+from progdist.recipes.recipe import Recipe
+from progdist.recipes.shipped import shipped
+from progdist.recipes.text import read_yaml, write_sections
+from progdist.teachers.open import Teacher
+
+FOLLOWED = {
+    8: ("digits", "digits"),
+    32: ("fashion-mnist", "emoji"),
+    64: ("imagenet64", "imagenet64"),
+    128: ("lsun-bedroom128", "lsun-bedroom128"),
+}
+"""The largest size in pixels of images for which a shipped recipe is followed -> its name, for grey and for colour."""
+
+LARGEST = 32  # pixels, unless a size is asked for: the recipes of larger images train for days on several GPUs
+EMPTY = (None, {}, [], ())
+
+
+@dataclass(frozen=True)
+class Proposal:
+    """A recipe as it is written to a file, and why it is so."""
+
+    content: Mapping[str, Any]  # its keys and values
+    reasons: Mapping[str, str]  # why, by section; and by the dotted names of keys
+
+    def recipe(self) -> Recipe:
+        """The recipe itself, checked; a UserError where its values do not fit one another."""
+        return validated(read_yaml(self.text()), (), f"recipe {self.content['name']}")
+
+    def text(self) -> str:
+        """The recipe as a commented YAML file."""
+        return write_sections(self.content, self.reasons)
+
+
+def recipe_for_data(images: Images, name: str, size: int | None = None) -> Proposal:
+    """The recipe that trains a teacher on images, and distils it.
+
+    Args:
+        images: opened without a size.
+        name: of the run.
+        size: height and width in pixels of what the network makes; None for those of the images, at most LARGEST.
+
+    Raises:
+        UserError: images with captions, which no network of a recipe takes; or a size that no shipped recipe has.
+    """
+    if isinstance(images, CaptionedImages):
+        raise UserError(
+            f"{images.name} has captions, which a network that is trained here does not take: give a text-to-image "
+            "teacher, `progdist init TEACHER --data ...`, or the images alone, folder:PATH"
+        )
+    own = _shorter_side(images)
+    wanted, colour = min(own, LARGEST) if size is None else size, images.shape[0] != 1
+    followed = next((names[colour] for most, names in FOLLOWED.items() if wanted <= most), None)
+    if followed is None:
+        raise UserError(f"--size is {wanted}, and the recipes that ship go up to {max(FOLLOWED)}: choose one of those")
+    content = read_yaml(shipped()[followed])
+    divisor = 2 ** (len(content["network"]["multipliers"]) - 1)
+    side = wanted if size is not None else wanted - wanted % divisor
+    if side % divisor or not side:
+        raise UserError(
+            f"images of {wanted} pixels cannot be halved as the network of {followed} does: choose a --size that "
+            f"{divisor} divides"
+        )
+    conditional = images.labels is not None and len(images.classes) > 1
+    reasons = _reasons(images, followed, side, own, conditional=conditional)
+    content |= {"name": name, "about": f"{images.name} at {side}x{side}, after the recipe {followed}"}
+    network = content["network"]
+    network.pop("class_conditional", None)
+    if "attention" in network:  # at the levels of the recipe that is followed
+        network["attention"] = [side * each // content["data"]["size"] for each in network["attention"]]
+    content["network"] = network | ({"class_conditional": True} if conditional else {})
+    content["data"] = {"source": images.name, "size": side, "channels": 3 if colour else 1}
+    content["data"] |= {"resample": "bilinear"} if own < side else {}
+    content["data"] |= {"background": "white"} if images.surveyed.transparent else {}
+    if images.name != followed:  # its features are of its own images
+        content["evaluate"]["features"] = ["pixels"]
+    return Proposal(content, reasons)
+
+
+def _shorter_side(images: Images) -> int:
+    """The shorter side of an image in pixels, of which half of the images have no more."""
+    return median_low([min(pixels) for pixels in images.surveyed.sizes.elements()])
+
+
+def _reasons(images: Images, followed: str, side: int, own: int, *, conditional: bool) -> dict[str, str]:
+    """Why each section of a recipe for data is as it is."""
+    reasons = {
+        "data": f"{_described(images)}; {_framed(images, side, own)}.",
+        "network": f"As in the shipped recipe {followed}, whose images are nearest in size"
+        + (f"; it is told the class, of {len(images.classes)}." if conditional else "."),
+        "teacher": f"As in {followed}. Raise updates where the teacher's own samples are poor.",
+        "distill": f"As in {followed}: the steps of the teacher, then those of each student.",
+        "evaluate": f"As in {followed}. In features distances to the data are measured: see docs/metrics.md.",
+    }
+    if transparent := images.surveyed.transparent:
+        reasons["data.background"] = f"Behind the {counted(transparent, 'image')} with transparency: a name or a code."
+    return reasons
+
+
+def _described(images: Images) -> str:
+    """How many images there are, their colours and sizes."""
+    found, sides = images.surveyed, [min(pixels) for pixels in images.surveyed.sizes]
+    colours = {0: "coloured", found.looked: "grey"}.get(found.grey, "coloured and grey")
+    shapes = f"{len(sides)} sizes, whose shorter sides have {min(sides)} to {max(sides)} pixels"
+    if len(sides) == 1:
+        shapes = "{}x{} pixels".format(*next(iter(found.sizes)))
+    looked = "" if found.looked == len(images) else f" ({found.looked:,} were looked at)"
+    return f"{len(images):,} {colours} {'image' if len(images) == 1 else 'images'} of {shapes}{looked}"
+
+
+def _framed(images: Images, side: int, own: int) -> str:
+    """What is done to images."""
+    if set(images.surveyed.sizes) == {(side, side)}:
+        return "taken as they are"
+    why = ", the most without --size" if own > side == LARGEST else ""
+    return f"cropped to squares and resampled to {side}x{side}{why}"
+
+
+def recipe_of_teacher(teacher: Teacher, request: Request) -> Proposal:
+    """The recipe that distils a teacher on data, with what is not at its default; errors as of `recipe_for_teacher`."""
+    content = _without_empty(content_for_teacher(teacher, request))
+    converts = validated(content_for_teacher(teacher, request), (), "the recipe").plan().converts(teacher.model)
+    timesteps = teacher.model.denoiser.num_train_timesteps
+    reasons = {
+        "data": f"Framed as the teacher makes images: {'x'.join(map(str, teacher.model.image))}.",
+        "teacher": "Taken as it is; progdist doctor checks it on the data."
+        + (" Stage 0 first converts it to v-prediction (section conversion)." if converts else ""),
+        "distill": f"Counts that divide the teacher's {timesteps:,} timesteps, so that stock samplers visit their "
+        "times. The last two stages take twice the updates, as in the paper.",
+        "evaluate": "In features distances to the data are measured, pixels by default: see docs/metrics.md.",
+    }
+    return Proposal(content, reasons)
+
+
+def _without_empty(content: Mapping[Any, Any]) -> dict[Any, Any]:
+    """The keys of a map and of those in it that say something."""
+    kept = {key: _without_empty(value) if isinstance(value, Mapping) else value for key, value in content.items()}
+    return {key: value for key, value in kept.items() if value not in EMPTY}
