@@ -26,7 +26,7 @@ def commands(page: str) -> list[list[str]]:
     lines = [line for line in re.findall(r"^ {4,8}(\S.*)$", text, re.M) if not line.startswith("|")]
     found = []
     for line in lines:
-        for part in re.split(r"; do |; done|;(?= )", line):
+        for part in re.split(r"; do |; done|;(?= )| > ", line):
             words = re.match(r"(?:\w+=\S* )*((?:progdist|python) .*)", part.strip())
             if words:
                 found.append([word for word in shlex.split(words[1], comments=True) if word not in MADE])
