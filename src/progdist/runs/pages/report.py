@@ -135,8 +135,15 @@ def _state(
         return "Running", "" if now else f": {upcoming} is next."
     if ended is None or isinstance(ended, Interrupted | KeyboardInterrupt):
         return "Stopped", f"{_checkpoint(recipe, folder) or f': {upcoming} is next'}. Run the same command to resume."
-    kind = "" if isinstance(ended, UserError) else f"{type(ended).__name__}: "
-    return "Failed", f"{_checkpoint(recipe, folder)}: {kind}{' '.join(str(ended).split())}"
+    return "Failed", f"{_checkpoint(recipe, folder)}: {_reason(ended)}. Run the same command to resume."
+
+
+def _reason(error: BaseException) -> str:
+    """What went wrong, in one line."""
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+    said = " ".join(str(error).split()).rstrip(".")
+    return said if isinstance(error, UserError) and said else f"{type(error).__name__}: {said}".rstrip(": ")
 
 
 def _checkpoint(recipe: Recipe, folder: RunFolder) -> str:
