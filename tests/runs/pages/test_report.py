@@ -15,7 +15,7 @@ from progdist.recipes.files import read_recipe, validated
 from progdist.runs.folder import RunFolder
 from progdist.runs.pages.progress import UnderWay
 from progdist.runs.pages.report import _next, write_report
-from support.commands import read_records
+from support.commands import SHORT_EVALUATION, read_records, succeeds
 from support.png import pixels
 from support.records import evaluation
 
@@ -222,3 +222,20 @@ def test_nothing_empty_is_drawn(finished: tuple[Path, Result], tmp_path: Path) -
     first = write_report(folder).read_text()
     assert not any(word in first for word in ("<svg", 'id="steps"', "RMSE", ">student<", 'id="costs"'))
     assert first.count("<tr>") == 2 + 2  # quality, and further metrics
+
+
+def test_class_folders_name_the_images(tiny_recipe: Path, tmp_path: Path) -> None:
+    """Of a class-conditional run the first samples stand above the names of their classes."""
+    for name in ("cat", "dog"):
+        (tmp_path / "images" / name).mkdir(parents=True)
+        for number in range(4):
+            Image.new("L", (8, 8), 20 * number).save(tmp_path / "images" / name / f"{number}.png")
+    settings = (f"data.source=folder:{tmp_path}/images", "network.class_conditional=true", "distill.chain=[2, 1]")
+    words = [word for each in settings for word in ("--set", each)]
+    succeeds("run", tiny_recipe, "--out", tmp_path / "run", *words, *SHORT_EVALUATION)
+    captions = read_records(tmp_path / "run", "evaluations")[0]["captions"]
+    assert sorted(captions) == ["cat"] * 4 + ["dog"] * 4
+    page = (tmp_path / "run" / "report.html").read_text()
+    assert (
+        page.count("<figcaption>cat</figcaption></figure>") == page.count("<figcaption>dog</figcaption></figure>") == 8
+    )
