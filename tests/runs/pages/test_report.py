@@ -234,8 +234,7 @@ def test_class_folders_name_the_images(tiny_recipe: Path, tmp_path: Path) -> Non
     words = [word for each in settings for word in ("--set", each)]
     succeeds("run", tiny_recipe, "--out", tmp_path / "run", *words, *SHORT_EVALUATION)
     captions = read_records(tmp_path / "run", "evaluations")[0]["captions"]
-    assert sorted(captions) == ["cat"] * 4 + ["dog"] * 4
+    assert set(captions) == {"cat", "dog"}
     page = (tmp_path / "run" / "report.html").read_text()
-    assert (
-        page.count("<figcaption>cat</figcaption></figure>") == page.count("<figcaption>dog</figcaption></figure>") == 8
-    )
+    for name in ("cat", "dog"):  # below the images of both step counts
+        assert page.count(f"</div>\n<figcaption>{name}</figcaption></figure>") == 2 * captions.count(name)
