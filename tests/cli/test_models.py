@@ -47,8 +47,8 @@ def test_sample_and_evaluate(finished: tuple[Path, Result], tmp_path: Path) -> N
     picture = tmp_path / "grid.png"
     result = call("sample", out / "student-0002", "-n", 6, "--columns", 3, "--label", 7, "--out", picture)
     assert result.exit_code == 0
-    assert size_of(picture) == (26, 17)
-    assert "6 images in 2 steps" in result.stderr
+    assert size_of(picture) == (3 * 65 - 1, 2 * 65 - 1)
+    assert f"6 images in 2 steps: {picture}, each pixel enlarged to 8x8\n" in result.stderr
     assert "was distilled for 2 steps, not 3" in call(
         "sample", out / "student-0002", "--steps", 3, "--out", picture
     ).stderr  # fmt: skip

@@ -21,7 +21,7 @@ def test_paths_of_options(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny_
     progdist.save(tiny_model(classes=2), model, steps=(2,), classes=("cat", "dog"))
     assert (tmp_path / "my [model]@2*" / "progdist.json").is_file()
     succeeds("sample", model, "-n", 2, "--label", "dog", "--out", "~/a [grid]?.png")
-    assert size_of(tmp_path / "a [grid]?.png") == (71, 8)
+    assert size_of(tmp_path / "a [grid]?.png") == (2 * 65 - 1, 64)
     assert len(open_teacher(model).model.classes) == 2
     assert progdist.load(model).num_train_timesteps == 1024
     assert [(each.folder, each.steps) for each in candidates([model])] == [(tmp_path / "my [model]@2*", None)]

@@ -64,9 +64,12 @@ def test_what_is_said_of_a_training_that_stopped(
     assert f"teacher: stopped at update {kept} of 12\n" in result.stdout
     assert "trained in" not in result.stdout
     assert RunFolder(out).checkpoints("teacher").latest_update() == kept
-    page = (out / "report.html").read_text()
-    assert f"teacher stopped at update {kept} of 12; the teacher is next. Run the same command to resume." in page
+    page, page_says = (out / "report.html").read_text(), said.partition(": free")[0]
+    how, why = ("Failed", f": {page_says}") if code == 2 else ("Stopped", "")
+    line = f"<strong>{how}</strong> at update {kept} of 12 of teacher{why}. Run the same command to resume."
+    assert line in page
+    assert page.index(line) < page.index("<p>A diffusion teacher")  # the first line below the name
     if code == 130:
         assert "teacher: trained in" in succeeds(*words).stdout
-        assert "stopped at" not in (out / "report.html").read_text()
+        assert "<strong>Finished</strong>: 1 student, of 1 step." in (out / "report.html").read_text()
         assert [listed.state for listed in runs_in(out)] == [FINISHED]

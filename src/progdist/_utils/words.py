@@ -42,8 +42,9 @@ def counted(count: int, noun: str) -> str:
 
 
 def any_of(counts: Sequence[int], noun: str, word: str = "or") -> str:
-    """One or more counts as alternatives: 1 step, 8 or 4 steps."""
-    return counted(counts[0], noun) if len(counts) == 1 else f"{f' {word} '.join(map(str, counts))} {plural(noun)}"
+    """One or more counts as alternatives: 1 step, 8 or 4 steps, 8, 4 or 1 steps."""
+    *most, last = counts
+    return f"{', '.join(map(str, most))} {word} {last} {plural(noun)}" if most else counted(last, noun)
 
 
 def listed(names: Sequence[object]) -> str:

@@ -229,10 +229,8 @@ class Run:
         except BaseException as error:
             if self.folder.writes:
                 stopped = isinstance(error, Interrupted | KeyboardInterrupt)
-                kind = "" if stopped or isinstance(error, UserError) else f"{type(error).__name__}: "
-                reason = kind + " ".join(str(error).split())[:MOST_TOLD]
                 with suppress(OSError, UserError):
-                    self.folder.end(STOPPED if stopped else FAILED, reason)
+                    self.folder.end(STOPPED if stopped else FAILED, _reason(error)[:MOST_TOLD])
                     write_report(self.folder)
             raise
 
@@ -331,3 +329,11 @@ def _opened(recipe: Recipe, out: Path, callback: Callback, *, fresh: bool, dry: 
     source = Source(str(how.model), how.loras, how.config)
     place = prepared_teacher(source, out, fresh=fresh, dry=dry, note=callback.note)
     return open_teacher(place, how.offset, how.call)
+
+
+def _reason(error: BaseException) -> str:
+    """What went wrong, in one line."""
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+    text = " ".join(str(error).split()).rstrip(".")
+    return text if isinstance(error, UserError) and text else f"{type(error).__name__}: {text}".rstrip(": ")

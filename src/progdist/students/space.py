@@ -58,7 +58,7 @@ def draw({parameters}):
 {drawing}
 {enlarging}
 
-demo = gr.Interface(draw, [{inputs}], gr.Gallery(label="{steps}", columns=4), title="{title}")
+demo = gr.Interface(draw, [{inputs}], gr.Gallery(label="{steps}", columns=4), title="{title}", flagging_mode="never")
 
 if __name__ == "__main__":
     demo.launch()

@@ -125,7 +125,7 @@ def test_the_slider_moves_and_the_images_change(text_run: Path, browse: Any, wid
     assert slider.rect["y"] < browser.execute_script("return scrollY")  # it stays with the images
     browser.refresh()
     assert browser.find_element("id", "scale").text == "1"  # where the reader left it
-    browser.find_element("id", "steps").send_keys("\ue012")
+    browser.find_element("id", "steps").send_keys("\ue014")  # arrow right: more steps
     assert len(shown(browser)) == SHOWN  # at 8 steps the teacher alone
     captions = shown(browser, ".cards figcaption")
     assert [each.text for each in captions] == read_records(text_run, "evaluations")[0]["captions"]

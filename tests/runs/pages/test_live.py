@@ -38,7 +38,7 @@ def test_a_page_at_every_update_and_the_same_weights(
     out = tmp_path / "run"
     succeeds("run", tiny_recipe, "--out", out, "--set", "network.class_conditional=true")
     assert len(pages) == 11 + 3 * 2 + 8  # updates from the second, and evaluations
-    assert "<strong>teacher</strong>: update 6 of 12, about" in pages[4]
+    assert "<strong>Running</strong>: teacher, update 6 of 12, about" in pages[4]
     assert "<svg" in pages[4]  # the losses so far
     images = [*[0] * 11, 1, 1, 1, 2, 3, 4, 4, 4, 5, 6, 6, 6, 7, 8]
     grids = [page.count('alt="images of') for page in pages]

@@ -9,12 +9,13 @@ from PIL import Image
 from sklearn.datasets import load_digits
 from typer.testing import Result
 
+from progdist._utils.words import interval, supported
 from progdist.data.sources import load_images
 from progdist.recipes.files import read_recipe, validated
 from progdist.runs.folder import RunFolder
 from progdist.runs.pages.progress import UnderWay
 from progdist.runs.pages.report import _next, write_report
-from support.commands import read_records
+from support.commands import SHORT_EVALUATION, read_records, succeeds
 from support.png import pixels
 from support.records import evaluation
 
@@ -132,7 +133,8 @@ def test_precision_recall_density_and_coverage_have_a_table(
         assert row.is_displayed()
         for name, value in record["quality"][0]["metrics"].items():
             cell = row.find_element("css selector", f'[data-label="{name}"]')
-            assert cell.text.splitlines() == [f"{value['value']:.3f}", f"{value['low']:.3f} – {value['high']:.3f}"]
+            ends = value["low"], value["high"]
+            assert cell.text.splitlines() == [supported(value["value"], *ends), interval(*ends, " – ")]
     assert browser.execute_script("return document.documentElement.scrollWidth <= innerWidth")
 
 
@@ -145,7 +147,8 @@ def test_the_table_compares_with_a_better_sampler(finished: tuple[Path, Result],
     for steps, solver in ((4, "teacher_dpmpp"), (2, "teacher"), (1, "teacher")):
         row = next(row for row in cells if row[0] == str(steps))
         models = ("teacher", solver, "student")
-        assert row[1:4] == [f"{found[model, steps]['quality'][0]['frechet']:.3f}" for model in models]
+        qualities = (found[model, steps]["quality"][0] for model in models)
+        assert row[1:4] == [supported(*(each[f"frechet{end}"] for end in ("", "_low", "_high"))) for each in qualities]
 
 
 def test_the_teacher_of_a_given_model_is_next_after_it(tiny_recipe: Path, tmp_path: Path) -> None:
@@ -180,9 +183,13 @@ def test_while_the_run_goes_on_the_page_loads_itself_anew(
     (folder.root / "evaluations.jsonl").write_text("".join(lines[:4]))
     browser = browse(write_report(folder, UnderWay("student-0002", 1, 3, 60.0)).as_uri(), 360)
     status = browser.find_element("id", "status").text
-    assert "student-0002: update 1 of 3, about 2 min left of this stage and 5 min of the run" in status
+    assert "Running: student-0002, update 1 of 3, about 2 min left of this stage and 5 min of the run" in status
+    assert browser.title.startswith("Running: half")
     states = {item.text: item.get_attribute("class") for item in browser.find_elements("css selector", ".stages li")}
     assert states == {"teacher": "done", "student-0004": "done", "student-0002": "now", "student-0001": "waiting"}
+    where = "const all = document.querySelectorAll('h2'); return all[all.length - 1].getBoundingClientRect().top"
+    browser.execute_script("document.querySelector('summary').click(); scrollTo(0, document.body.scrollHeight / 2)")
+    place = browser.execute_script(where)
     browser.execute_script("const now = Date.now; Date.now = () => now() + 20000; window.before = true")
     for _ in range(50):
         if browser.execute_script("return window.before === undefined"):
@@ -191,6 +198,43 @@ def test_while_the_run_goes_on_the_page_loads_itself_anew(
         browser.find_elements("id", "none-such")
     else:
         pytest.fail("the page did not load itself anew")
+    assert browser.execute_script(where) == pytest.approx(place, abs=2)  # where the reader left it
+    assert browser.execute_script("return document.querySelector('details').open")
     for record in lines[4:]:
         (folder.root / "evaluations.jsonl").open("a").write(record)
-    assert 'id="status"' not in write_report(folder).read_text()
+    page = write_report(folder).read_text()
+    assert 'id="status"' not in page
+    assert '<p id="state"><strong>Finished</strong>: 3 students, of 4, 2 and 1 steps.</p>' in page
+
+
+def test_nothing_empty_is_drawn(finished: tuple[Path, Result], tmp_path: Path) -> None:
+    """No axes, table or slider before there is something in it, and no distance of the teacher to itself."""
+    folder = RunFolder(tmp_path / "begun")
+    folder.root.mkdir()
+    (folder.root / "recipe.yaml").symlink_to(finished[0] / "recipe.yaml")
+    begun = write_report(folder).read_text()
+    assert not any(word in begun for word in ("<svg", "<table", 'id="steps"', "<h2>Same noise"))
+    assert "<strong>Stopped</strong>: the teacher is next. Run the same command to resume." in begun
+    with folder.locked():
+        assert "<strong>Running</strong>: the teacher is next." in write_report(folder).read_text()
+    lines = (finished[0] / "evaluations.jsonl").read_text().splitlines(keepends=True)
+    (folder.root / "evaluations.jsonl").write_text(lines[0])
+    first = write_report(folder).read_text()
+    assert not any(word in first for word in ("<svg", 'id="steps"', "RMSE", ">student<", 'id="costs"'))
+    assert first.count("<tr>") == 2 + 2  # quality, and further metrics
+
+
+def test_class_folders_name_the_images(tiny_recipe: Path, tmp_path: Path) -> None:
+    """Of a class-conditional run the first samples stand above the names of their classes."""
+    for name in ("cat", "dog"):
+        (tmp_path / "images" / name).mkdir(parents=True)
+        for number in range(4):
+            Image.new("L", (8, 8), 20 * number).save(tmp_path / "images" / name / f"{number}.png")
+    settings = (f"data.source=folder:{tmp_path}/images", "network.class_conditional=true", "distill.chain=[2, 1]")
+    words = [word for each in settings for word in ("--set", each)]
+    succeeds("run", tiny_recipe, "--out", tmp_path / "run", *words, *SHORT_EVALUATION)
+    captions = read_records(tmp_path / "run", "evaluations")[0]["captions"]
+    assert set(captions) == {"cat", "dog"}
+    page = (tmp_path / "run" / "report.html").read_text()
+    for name in ("cat", "dog"):  # below the images of both step counts
+        assert page.count(f"</div>\n<figcaption>{name}</figcaption></figure>") == 2 * captions.count(name)

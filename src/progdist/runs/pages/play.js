@@ -67,7 +67,7 @@ const draw = async indices => {  // one after the other, fewest steps first; wha
       picture.alt = "images of " + models[index].title;
       picture.classList.toggle("pixels", made.width < 300);
       const odd = own.length && !own.includes(cards[index].count()) ? ` · distilled for ${own.join(", ")}` : "";
-      small.textContent = `${made.milliseconds.toFixed(1)} ms for ${made.images} images · ${made.evaluations} evaluation${made.evaluations > 1 ? "s" : ""} each${odd}`;
+      small.textContent = `${Number(made.milliseconds.toPrecision(2))} ms for ${made.images} images · ${made.evaluations} evaluation${made.evaluations > 1 ? "s" : ""} each${odd}`;
     }
     if (!waiting.has(index)) card.classList.remove("busy");
   }

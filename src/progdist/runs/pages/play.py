@@ -8,7 +8,7 @@ import io
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
@@ -19,16 +19,19 @@ from torch import nn
 from progdist._utils.broadcasting import time_device
 from progdist._utils.errors import UserError
 from progdist.data.grid import grid_image
+from progdist.diffusion.denoiser import DenoiserProtocol
 from progdist.diffusion.sampler import network_evaluations
+from progdist.distillation import taught_predictions, with_guidance
 from progdist.evaluation.generate import SamplingOptions, check_images_finite, sample_in_batches, sampling_noise
 from progdist.methods.guidance import Input
-from progdist.models.conditioning import Conditions
+from progdist.models.conditioning import Classes, Conditions
 from progdist.models.model import Model
 from progdist.models.networks import example_condition
 from progdist.recipes.files import read_recipe
-from progdist.recipes.recipe import student_name
+from progdist.recipes.recipe import Recipe, student_name
 from progdist.runs.folder import RunFolder
 from progdist.runs.pages.slides import data_uri
+from progdist.teachers.open import open_teacher
 from progdist.teachers.own import load
 
 IMAGES = 16  # drawn at a time
@@ -96,6 +99,8 @@ class Playable:
     title: str  # what it is called
     model: Model  # ready to sample, on its device
     default_steps: int  # shown at first
+    predictions: DenoiserProtocol | None = None  # sampled in place of the model's own: a teacher's, guided
+    run: RunFolder | None = None  # that it is of, whose training images the page shows
 
     @property
     def guidance(self) -> Input | None:
@@ -131,7 +136,9 @@ class Playable:
         conditions, noise = self._conditions(request), sampling_noise(self.model, IMAGES, request.seed)
         started = time.perf_counter()
         with while_wanted(self.model.denoiser.network, wanted):
-            images = sample_in_batches(self.model, noise, labels, options, conditions=conditions)
+            images = sample_in_batches(
+                self.model, noise, labels, options, conditions=conditions, denoiser=self.predictions
+            )
         seconds = time.perf_counter() - started
         check_images_finite(images)
         buffer = io.BytesIO()
@@ -174,7 +181,7 @@ class Playable:
 def open_playables(folders: Sequence[Path]) -> list[Playable]:
     """The models of folders, of runs or themselves models, moved to the GPU where there is one, and warm."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    every = [playable for folder in folders for playable in _open(folder)]
+    every = [playable for folder in folders for playable in _open(folder, device)]
     for playable in every:
         model = playable.model.to(device)
         noise = sampling_noise(model, IMAGES, 0).to(device)
@@ -184,17 +191,40 @@ def open_playables(folders: Sequence[Path]) -> list[Playable]:
     return every
 
 
-def _open(folder: Path) -> list[Playable]:
-    """The models of one folder; teacher first."""
+def _open(folder: Path, device: torch.device) -> list[Playable]:
+    """The models of one folder; the teacher first, a person's own before what stage 0 made of it."""
     run = RunFolder(folder)
     if not run.recipe().is_file():
         model = load(folder)
         most = min(64, model.denoiser.most_steps)
         return [Playable(folder.resolve().name, model, min(model.steps, default=most))]
-    counts = read_recipe(str(run.recipe())).distill.counts()
+    recipe = read_recipe(str(run.recipe()))
+    counts = recipe.distill.counts()
     names = {"teacher": counts[0], "converted": counts[0]} | {student_name(count): count for count in counts[1:]}
     finished = {name: count for name, count in names.items() if run.model(name).is_dir()}
     if not finished:
         raise UserError(f"{folder} has no finished model yet: wait for the teacher, or give another run")
     title = folder.resolve().name
-    return [Playable(f"{title}/{name}", load(run.model(name)), count) for name, count in finished.items()]
+    every = [Playable(f"{title}/{name}", load(run.model(name)), count, run=run) for name, count in finished.items()]
+    return [*_own_teacher(every[0], recipe, device), *every] if "converted" in finished else every
+
+
+def _own_teacher(converted: Playable, recipe: Recipe, device: torch.device) -> list[Playable]:
+    """The person's own teacher of a run that converted it, as its students learned it: guided where they are.
+
+    Nothing where it is not there any more, or where the guidance scale is an input of the students, which it lacks.
+    """
+    run, how, plan = converted.run, recipe.teacher, recipe.plan()
+    if run is None or how.model is None or isinstance(plan.guidance, Input):
+        return []
+    place, labels = str(run.base() if run.base().is_dir() else how.model), len(converted.model.labels)
+    try:
+        teacher = with_guidance(plan, open_teacher(place, how.offset, how.call), labels)
+    except UserError:
+        return []
+    known, conditioning = converted.model.conditioning, teacher.model.conditioning
+    if isinstance(conditioning, Classes) and isinstance(known, Classes):  # classes in the shares of the data
+        conditioning = replace(conditioning, shares=known.shares)
+    model = replace(teacher.model, conditioning=conditioning).to(device)
+    predictions = taught_predictions(plan, replace(teacher, model=model), device)
+    return [replace(converted, title=f"{run.root.resolve().name}/teacher", model=model, predictions=predictions)]

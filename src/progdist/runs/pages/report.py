@@ -133,7 +133,7 @@ def _state(recipe: Recipe, folder: RunFolder, upcoming: str, now: UnderWay | Non
     if now or (not ended and folder.in_use()):
         return "Running", "" if now else f": {upcoming} is next."
     if ended == FAILED:
-        return "Failed", f"{_checkpoint(recipe, folder)}: {reason}"
+        return "Failed", f"{_checkpoint(recipe, folder)}: {reason}. Run the same command to resume."
     return "Stopped", f"{_checkpoint(recipe, folder) or f': {upcoming} is next'}. Run the same command to resume."
 
 

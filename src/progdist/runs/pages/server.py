@@ -22,6 +22,7 @@ from progdist._utils.errors import UserError
 from progdist._utils.signals import Interrupted
 from progdist.runs.pages.play import Abandoned, DrawRequest, Playable
 from progdist.runs.pages.report import template
+from progdist.runs.pages.slides import training_images
 
 ADDRESS, HTTP_PORT = "127.0.0.1", 80  # the port is the one that browsers leave out of an address
 LONGEST_SILENCE = 30.0  # seconds that a client may say nothing before its connection is closed
@@ -62,7 +63,8 @@ class PlayServer(ThreadingHTTPServer):
     def page(self, nonce: str) -> str:
         """The page."""
         described = [playable.describe() for playable in self.playables]
-        return template("play.html").render(models=described, nonce=nonce)
+        shown = (training_images(playable.run) for playable in self.playables if playable.run)
+        return template("play.html").render(models=described, nonce=nonce, training=next(filter(None, shown), None))
 
     def draw(self, content: object, waits: Callable[[], bool]) -> dict[str, Any]:
         """What one model makes, while others wait in line.
