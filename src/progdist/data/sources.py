@@ -198,8 +198,8 @@ def _idx(path_text: str, transform: ImageTransform) -> Images:
     if images is None:
         raise UserError(
             f"idx:{path_text} holds no train-images file: for Fashion-MNIST install Debian's dataset-fashion-mnist "
-            "(apt-get install dataset-fashion-mnist), or fetch the four files and name their folder with "
-            "--set data.source=idx:FOLDER"
+            "(apt-get install dataset-fashion-mnist), or fetch the four files and name their folder, "
+            "idx:FOLDER, as the source (data.source)"
         )
     return _array(f"idx:{path_text}", read_idx(images), read_idx(labels) if labels else None, transform)
 

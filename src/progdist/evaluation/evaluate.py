@@ -66,9 +66,9 @@ def evaluate(
 
     Args:
         models: a folder or a denoiser, or a list of them, e.g. "student-0004"; (denoiser, 4) says the steps.
-        data: a source as on the command line, e.g. "digits" or "folder:PATH"; images (N, C, H, W) in [-1, 1]; or images
-            with their labels or conditions in any form that `distill` takes: a network of your own is sampled under
-            those of the examples, in turn. None where `metrics.references` stand for the data. Classes
+        data: a source as of `load_images`, e.g. "digits" or "folder:PATH"; images, floats (N, C, H, W) in [-1, 1]; or
+            images with their labels or conditions in any form that `distill` takes: a network of your own is sampled
+            under those of the examples, in turn. None where `metrics.references` stand for the data. Classes
             are drawn in the data's shares; where these have no labels, as in the data that a folder's model learned
             from, or in turn.
         sampling: how to sample, by default 2,048 images.
@@ -78,7 +78,9 @@ def evaluate(
         notify: called with warnings.
 
     Returns:
-        A record for each model, in order; `quality` has an entry for each feature space.
+        A record for each model, in order; `quality` has an entry for each feature space, with `frechet` (0 or more, 0
+        for samples like the data) between the ends of its 95 % interval, `frechet_low` and `frechet_high`; `rmse` is
+        that to the teacher's images, of values in [-1, 1].
 
     Raises:
         UserError: images of another size than the model's, a guidance scale for a model that takes none, or as in

@@ -141,7 +141,7 @@ class Conditioning:
             UserError: prompts are given to a model without, or none to one of prompts.
         """
         if prompts:
-            raise UserError("--prompt applies only to text-to-image models: remove it")
+            raise UserError("prompt applies only to text-to-image models: remove it")
         return LabelConditions(self._keyword, scale)
 
     @property

@@ -122,7 +122,7 @@ class Prompts(Conditioning):
     ) -> "PromptConditions":
         """What the network is told of prompts, whose numbers are their places: each distinct one is encoded once."""
         if not prompts:
-            raise UserError('this model makes images of prompts: give one, e.g. --prompt "a cat"')
+            raise UserError('this model makes images of prompts: give one, e.g. prompt "a cat"')
         distinct = {prompt: place for place, prompt in enumerate(dict.fromkeys(prompts))}
         table = self.encoder(next(network.parameters()).device)(list(distinct))
         places = torch.tensor([distinct[prompt] for prompt in prompts])
@@ -145,7 +145,7 @@ class Prompts(Conditioning):
         if not isinstance(images, CaptionedImages):
             raise UserError(
                 f"the model makes images of prompts, and {images.name if images else 'no data'} has no captions: give "
-                "captions:FOLDER, or name their --caption-column"
+                "captions:FOLDER, or name the column of its captions (caption_column)"
             )
         return tuple(images.classes[number] for number in labels.tolist())
 
