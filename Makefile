@@ -8,7 +8,7 @@ export PYTHONDONTWRITEBYTECODE :=
 .PHONY: demo check test lint torture fuzz bench gpu clean
 
 demo: $(READY)          ## teach, distil, measure and report on real digits, in a few minutes on two cores
-	$(BIN)/progdist run digits --out runs/demo
+	$(BIN)/progdist run digits
 
 check: lint             ## lint, types, contracts and the quick tests, in about six minutes
 	$(BIN)/pytest -n 2 --dist worksteal -m "not slow"

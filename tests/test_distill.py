@@ -3,7 +3,9 @@
 # pyright: reportArgumentType=false
 
 import copy
+import io
 import logging
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -60,6 +62,29 @@ def test_updates_by_stage_labels_and_observer() -> None:
         observe=observe,
     )
     assert seen == [(4, 1), (4, 2), (2, 1), (2, 2), (2, 3)]
+
+
+class Screen(io.StringIO):
+    """What is written to a terminal."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.mark.parametrize(
+    ("place", "how", "shown"),
+    [(Screen, {}, True), (Screen, {"progress": False}, False), (io.StringIO, {}, False)],
+)
+def test_a_bar_for_each_stage_where_there_is_a_terminal(
+    place: type[io.StringIO], how: dict[str, Any], shown: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    screen = place()
+    monkeypatch.setattr(sys, "stderr", screen)
+    progdist.distill(exact_teacher(), torch.randn(8, 2), [8, 4, 2], updates=2, batch=4, **how)
+    for words in ("4 steps: 100%", "2 steps: 100%", "2/2", "loss "):
+        assert (words in screen.getvalue()) == shown
+    with pytest.raises(UserError, match="progress is 1, expected True or False"):
+        progdist.distill(exact_teacher(), torch.randn(8, 2), [8, 4], progress=1)
 
 
 def test_an_examples_own_conditions_reach_the_network() -> None:
@@ -233,7 +258,7 @@ def ragged() -> Iterator[Tensor]:
         (
             torch.zeros(4, 2),
             {"stages": {2: {"update": 1}}},
-            "training option 'update' is unknown: use one of upd",
+            "training option 'update' is unknown: did you mean upd",
         ),
         (torch.zeros(4, 2), {"stages": {2: {"batch": 2}}}, "batch is of all stages"),
         (torch.zeros(4, 2), {"stages": {2: {"ema": 0.5}}}, "ema is of all stages"),

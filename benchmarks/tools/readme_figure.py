@@ -1,6 +1,6 @@
 """The picture in the README: teacher and students from the same noise, and their distance to the data.
 
-python benchmarks/tools/readme_figure.py runs/demo docs/digits.png
+python benchmarks/tools/readme_figure.py runs/digits docs/digits.png
 """
 
 import argparse

@@ -42,6 +42,6 @@ def test_the_way_from_a_folder_to_a_student(tmp_path: Path, monkeypatch: pytest.
     for _, name, *arguments in commands[1:]:
         output[name] = " ".join(succeeds(name, *arguments, *SHORTER.get(name, ())).output.split())
     assert "its configuration agrees with the data" in output["doctor"]
-    assert "The student: runs/four/student-0004" in output["distill"]
+    assert "Next: progdist play runs/four, or progdist sample runs/four/student-0004" in output["distill"]
     assert (tmp_path / "grid.png").stat().st_size > 1000
     assert (tmp_path / "student.onnx").stat().st_size > 1000

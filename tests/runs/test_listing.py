@@ -33,8 +33,9 @@ def begun(folder: Path, hours: float, *, state: str | None = None, reason: str =
     (folder / "metrics.jsonl").write_text(metrics)
     if state:
         RunFolder(folder).end(state, reason)
+    changed = time.time() - hours * HOUR
     for path in folder.iterdir():
-        os.utime(path, times=(time.time() - hours * HOUR,) * 2)
+        os.utime(path, times=(changed, changed))
     return folder
 
 

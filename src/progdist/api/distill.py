@@ -16,7 +16,7 @@ from torch.utils.data import Dataset
 from progdist._utils.broadcasting import time_device
 from progdist._utils.errors import UserError
 from progdist._utils.random import restored
-from progdist._utils.words import any_of
+from progdist._utils.words import any_of, counted
 from progdist.api.models import taken
 from progdist.compute.precision import autocast
 from progdist.compute.weights import check_finite, copied, is_double, narrow, unwrapped, widen
@@ -53,11 +53,24 @@ LOG = logging.getLogger("progdist")
 
 
 class _CallHooks(Hooks):
-    def __init__(self, observe: Callable[[int, Progress], None], chain: Sequence[int]) -> None:
-        self.observe, self.chain = observe, chain
+    def __init__(self, observe: Callable[[int, Progress], None], chain: Sequence[int], shows: bool) -> None:
+        self.observe, self.chain, self.shows = observe, chain, shows
+
+    def begin(self, name: str, config: TrainConfig) -> None:
+        """A bar for each stage, on standard error where that is a terminal."""
+        from tqdm import tqdm
+
+        title = "stage 0" if name == "converted" else counted(int(name.rpartition("-")[2]), "step")
+        self.bar = tqdm(desc=title, total=config.updates, unit="update", disable=None if self.shows else True)
+
+    def end(self, name: str, *, finished: bool) -> None:
+        """The bar stays as it is."""
+        self.bar.close()
 
     def progress(self, name: str, progress: Progress) -> None:
         """With the student's step count, or the teacher's in stage 0."""
+        self.bar.set_postfix_str(f"loss {progress.loss:.4f}", refresh=False)
+        self.bar.update(progress.update - self.bar.n)
         self.observe(self.chain[0] if name == "converted" else int(name.rpartition("-")[2]), progress)
 
     def note(self, text: str) -> None:
@@ -75,6 +88,7 @@ def distill(
     method: str | Method = "progressive",
     label: str | None = None,
     observe: Callable[[int, Progress], None] = lambda steps, progress: None,
+    progress: bool = True,
     **options: Any,  # noqa: ANN401
 ) -> Denoiser:
     """Distil a teacher along a chain of step counts (paper, Algorithm 2).
@@ -93,6 +107,7 @@ def distill(
             None where there is none.
         observe: called with the student's step count (the teacher's in stage 0) and the progress, about a thousand
             times in each stage.
+        progress: show a bar for each stage, where standard error is a terminal.
         options: any option of `TrainConfig` (updates=, batch=, learning_rate=, precision=, ...), for all stages; and
 
             - options: the method's own: {"weight": 0.5}
@@ -126,15 +141,16 @@ def distill(
             that were given different ones, or a loss that is not finite.
     """
     check_denoiser(teacher, own=True)
-    _check_arguments(label, observe, options)
+    _check_arguments(label, observe, progress, options)
     chain = chain.tolist() if hasattr(chain, "tolist") else chain  # pyright: ignore[reportAttributeAccessIssue]
-    hooks, converts = _CallHooks(observe, chain), "conversion" in options
+    hooks, converts = _CallHooks(observe, chain, progress), "conversion" in options
     limited = _clipped(teacher, options.pop("clip", False), hooks.note)
     plan = _plan(chain, method, options)
     with restored():
         examples = ExampleData(data, label, hooks.note)
     _check_labels(teacher, examples, hooks.note)
     distributed = Distributed()
+    hooks.shows &= distributed.is_main_process
     plan = _agreed(plan, examples, distributed, hooks)
     frozen = _frozen(teacher, distributed.device)
     own = Teacher(Model(frozen, conditioning=_conditioning(label, plan), **teacher.history), limited=limited)
@@ -278,12 +294,14 @@ _TYPES: Mapping[str, tuple[type | tuple[type, ...], str]] = {
 """What the options of `distill` that no other class checks are."""
 
 
-def _check_arguments(label: object, observe: object, options: Mapping[str, Any]) -> None:
+def _check_arguments(label: object, observe: object, progress: object, options: Mapping[str, Any]) -> None:
     """Raise a UserError for an argument of another type."""
     if label is not None and not isinstance(label, str):
         raise UserError(f"label is {str(label)[:50]}, expected the name of the network's keyword")
     if not callable(observe):
         raise UserError(f"observe is a {type(observe).__name__}, expected a function of (steps, progress)")
+    if not isinstance(progress, bool):
+        raise UserError(f"progress is {str(progress)[:50]}, expected True or False")
     for name, (kind, expected) in _TYPES.items():
         value = options.get(name)
         if (

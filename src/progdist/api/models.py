@@ -235,21 +235,28 @@ def check(
 ) -> "TeacherCheck":
     """Try what a teacher predicts, and its timesteps, on data: what `progdist doctor` reports.
 
+        found = progdist.check("my-model", "folder:my-images")
+        found.problem                   # None, or what is wrong and what to do
+
     Args:
         teacher: a folder or hub name, what `load` gave, or a denoiser around a network of your own.
-        data: a source of images, e.g. folder:PATH, in the teacher's shape or brought to it; or examples in any form
-            that `distill` takes.
+        data: a source of images, e.g. folder:PATH, in the teacher's shape (C, H, W) or brought to it; or examples in
+            any form that `distill` takes, e.g. floats (N, ...) in about [-1, 1]. Up to 512 are tried.
         label: as of `distill`, for examples.
         seed: of the noise and the choice of examples.
 
     Returns:
-        The errors of each reading, and the problem, or None; a UserError where teacher and data do not suit each other.
+        `errors`, the mean squared error of the denoised data by prediction type; `shifts`, the same by shift of the
+        timesteps, -2 to 2; and `problem`, a sentence, or None where the teacher is what it says.
+
+    Raises:
+        UserError: a folder that is no teacher's, or teacher and data that do not suit each other.
     """
     from progdist.data.examples import ExampleData
     from progdist.data.sources import load_images
     from progdist.evaluation.evaluate import images_for_model
     from progdist.models.networks import kind_of
-    from progdist.teachers.check import check_on_examples, check_on_images
+    from progdist.teachers.check import CALL, FOLDER, check_on_examples, check_on_images
     from progdist.teachers.open import open_teacher
 
     if not isinstance(teacher, str | Path):
@@ -264,7 +271,8 @@ def check(
     if label is not None:
         raise UserError("label applies only to examples and to networks of your own: remove it")
     model = _model(teacher, (), None) if isinstance(teacher, Denoiser) else open_teacher(str(teacher)).model
-    return check_on_images(model, images_for_model(model, images, lambda text: None), seed)
+    remedies = CALL if isinstance(teacher, Denoiser) else (FOLDER[0], CALL[1])
+    return check_on_images(model, images_for_model(model, images, lambda text: None), seed, remedies)
 
 
 def _model(denoiser: DenoiserProtocol, classes: Sequence[str], null_class: int | None) -> "Model":

@@ -15,7 +15,7 @@ UNITS = {"days": 86400, "h": 3600, "min": 60}  # seconds
 
 
 def runs(folder: Annotated[Path, typer.Argument(help="A folder of runs, or a run.")] = Path("runs")) -> None:
-    """List runs: state, when, and the students beside their teacher."""
+    """List runs: state, when, and how good the students are."""
     listed = runs_in(folder)
     if not listed:
         write_line(f"no runs in {folder}")

@@ -59,9 +59,8 @@ class Way:
         from progdist.recipes.recipe import student_name
 
         student = folder / student_name(recipe.distill.counts()[-1])
-        suggest(
-            "the same command without --dry-run" if self.dry else f"progdist play {folder}, progdist sample {student}"
-        )
+        done = f"progdist play {folder}, or progdist sample {student}"
+        suggest("the same command without --dry-run" if self.dry else done)
 
 
 def _print(folder: Path, records: "Sequence[EvaluationRecord]", against: str) -> None:

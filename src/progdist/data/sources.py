@@ -198,8 +198,8 @@ def _idx(path_text: str, transform: ImageTransform) -> Images:
     if images is None:
         raise UserError(
             f"idx:{path_text} has no train-images file: for Fashion-MNIST install Debian's dataset-fashion-mnist "
-            "(apt-get install dataset-fashion-mnist), or fetch the four files and give their folder with "
-            "--set data.source=idx:FOLDER"
+            "(apt-get install dataset-fashion-mnist), or fetch the four files and set data.source to idx:FOLDER, "
+            "their folder"
         )
     return _array(f"idx:{path_text}", read_idx(images), read_idx(labels) if labels else None, transform)
 

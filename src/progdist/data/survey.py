@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image
 
 from progdist._utils.errors import UserError
-from progdist.data.pictures import WHITES, extremes, is_deep, is_grey, stated_white, upright_size, white_of
+from progdist.data.pictures import WHITES, extremes, is_deep, is_grey, stated_white, white_of
 
 LOOKED = 1_000  # images whose headers decide a set's channels
 TOLD = 10_000  # images counted for messages about a set
@@ -26,7 +26,7 @@ class Survey:
     grey: int = 0  # without colour
     transparent: int = 0  # with alpha
     frames: int = 0  # with several frames
-    sizes: Counter[tuple[int, int]] = field(default_factory=Counter)  # how many are upright of (width, height)
+    sizes: Counter[tuple[int, int]] = field(default_factory=Counter)  # (width, height) as headers say -> how many
     deep: dict[str, list[int]] = field(default_factory=dict)  # the indices of those of more than 8 bits, by mode
     unreadable: list[str] = field(default_factory=list)  # errors of those that cannot be opened
 
@@ -46,7 +46,7 @@ def survey(open_image: Open, count: int, most: int) -> Survey:
                 found.grey += is_grey(image)
                 found.transparent += image.has_transparency_data
                 found.frames += getattr(image, "is_animated", False)
-                found.sizes[upright_size(image)] += 1
+                found.sizes[image.size] += 1
                 if is_deep(image):
                     found.deep.setdefault(image.mode, []).append(index)
         except UserError as error:

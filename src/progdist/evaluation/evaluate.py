@@ -66,7 +66,7 @@ def evaluate(
 
     Args:
         models: a folder or a denoiser, or a list of them, e.g. "student-0004"; (denoiser, 4) sets the steps.
-        data: a source as on the command line, e.g. "digits" or "folder:PATH"; images (N, C, H, W) in [-1, 1]; or images
+        data: a source as in `load_images`, e.g. "digits" or "folder:PATH"; images (N, C, H, W) in [-1, 1]; or images
             with their labels or conditions in any form that `distill` takes. Your own network is sampled under the
             conditions of the examples, in turn. None if `metrics.references` replace the data. Classes are drawn in the
             data's proportions; without labels in the data, in those of the data that a folder's model was trained on,
@@ -78,7 +78,9 @@ def evaluate(
         notify: called with warnings.
 
     Returns:
-        A record per model, in order; `quality` has an entry per feature space.
+        A record per model, in order; `quality` has an entry per feature space, with `frechet` (0 or more, 0 for samples
+        like the data) and the ends of its 95 % interval, `frechet_low` and `frechet_high`; `rmse` is the root mean
+        square difference from the teacher's images, in values in [-1, 1].
 
     Raises:
         UserError: images have another size than the model's, a guidance scale is given to a model that takes none, or

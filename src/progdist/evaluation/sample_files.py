@@ -66,6 +66,8 @@ def write_samples(
     made = hashlib.sha256((folder / "progdist.json").read_bytes() + repr(options).encode()).hexdigest()
     shards = TensorShards(out.with_name(f".{out.name}.shards"), options.count, options.batch, made)
     labels, steps = options.labels_of(model), options.steps_of(model)
+    if distributed.is_main_process:
+        notify(f"sampling {counted(options.count, 'image')} in {counted(steps, 'step')}")
     with ExitStack() as stack:
         distributed.on_main_process(lambda: stack.enter_context(locked(shards.path, notify)))
         _make(model, options, shards, notify, distributed)

@@ -141,7 +141,7 @@ class Conditioning:
             UserError: prompts are given to a model that takes none, or none to one that needs them.
         """
         if prompts:
-            raise UserError("--prompt applies only to text-to-image models: remove it")
+            raise UserError("prompt applies only to text-to-image models: remove it")
         return LabelConditions(self._keyword, scale)
 
     @property

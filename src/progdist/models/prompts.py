@@ -121,7 +121,7 @@ class Prompts(Conditioning):
     ) -> "PromptConditions":
         """The conditions of prompts, numbered by position: each distinct one is encoded once."""
         if not prompts:
-            raise UserError('this model requires a prompt: pass one, e.g. --prompt "a cat"')
+            raise UserError('this model requires a prompt: pass one, e.g. prompt "a cat"')
         distinct = {prompt: place for place, prompt in enumerate(dict.fromkeys(prompts))}
         table = self.encoder(next(network.parameters()).device)(list(distinct))
         places = torch.tensor([distinct[prompt] for prompt in prompts])
@@ -144,7 +144,7 @@ class Prompts(Conditioning):
         if not isinstance(images, CaptionedImages):
             raise UserError(
                 f"the model requires prompts, and {images.name if images else 'no data'} has no captions: use "
-                "captions:FOLDER, or name their --caption-column"
+                "captions:FOLDER, or name the column of its captions (caption_column)"
             )
         return tuple(images.classes[number] for number in labels.tolist())
 

@@ -239,6 +239,7 @@ class Run:
         context = self.context
         if self.recipe.teacher.trust or model.steps or context.samples or context.finished(context.model_names[0]):
             return
+        context.callback.note("checking the teacher's output on the data")
         with model.at_work(context.distributed.device):
             check = partial(check_on_images, model, context.images, self.recipe.seed)
             problem = context.distributed.on_main_process(lambda: check().problem)

@@ -77,8 +77,11 @@ def check_data(model: Model, images: Images) -> None:
         )
 
 
-def check_on_images(model: Model, images: Images, seed: int) -> TeacherCheck:
-    """Try a model on up to IMAGES images of the data, through its autoencoder if any; raises as `check_data` does."""
+def check_on_images(model: Model, images: Images, seed: int, remedies: tuple[str, str] = FOLDER) -> TeacherCheck:
+    """Try a model on up to IMAGES images of the data, through its autoencoder if any; raises as `check_data` does.
+
+    `remedies` say what to do about another prediction type and another offset.
+    """
     check_data(model, images)
     device = next(model.denoiser.parameters()).device
     x, labels = images.sample(IMAGES, seed)
@@ -87,7 +90,8 @@ def check_on_images(model: Model, images: Images, seed: int) -> TeacherCheck:
     if prompts := model.conditioning.prompts_of(images, labels):
         labels = torch.arange(len(labels))
     conditions = model.conditions(prompts=prompts)
-    return check_teacher(model.denoiser, x.to(device), eps.to(device), **conditions({"labels": labels.to(device)}))
+    told = conditions({"labels": labels.to(device)})
+    return _judged(model.denoiser, *_measured(model.denoiser, x.to(device), eps.to(device), told), remedies)
 
 
 def check_on_examples(denoiser: Denoiser, examples: ExampleData, seed: int) -> TeacherCheck:

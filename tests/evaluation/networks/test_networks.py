@@ -84,7 +84,7 @@ def test_resizing_by_each_convention() -> None:
 def test_missing_and_damaged_weights_are_one_line(no_cache: Path, inception_file: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=f"fetch the file https.*6726825d.pth and put it at {no_cache}/weights-incep"):
         find_weights("inception", {})
-    with pytest.raises(UserError, match=r"fetch the folder https://huggingface.co/facebook/dinov2-large .*--weights"):
+    with pytest.raises(UserError, match=r"fetch the folder https://huggingface.co/facebook/dinov2-large .*in weights"):
         find_weights("dinov2", {})
     with pytest.raises(UserError, match="there is no file"):
         find_weights("clip", {"clip": tmp_path})

@@ -80,7 +80,7 @@ def cache() -> Path:
 
 def _remedy(name: str, published: Published) -> str:
     kind = f"file {published.address}" if published.sha256 else f"folder {published.address} ({SAFETENSORS} and *.json)"
-    return f"fetch the {kind} and put it at {cache() / published.name}, or give it with --weights {name}=PATH"
+    return f"fetch the {kind} and put it at {cache() / published.name}, or set weights {name}=PATH"
 
 
 def _elsewhere(published: Published) -> list[Path]:

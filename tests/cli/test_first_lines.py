@@ -1,0 +1,61 @@
+"""Every command says what it does before torch is imported, and which command comes next."""
+
+from pathlib import Path
+
+import pytest
+import typer
+
+from progdist._utils.errors import UserError
+from progdist.cli import options, terminal
+from progdist.cli.app import app
+from support.commands import call, refused
+
+INSTANT = {"recipes", "runs"}  # which need no torch at all
+FIRST = {
+    "run digits": "running digits in runs/digits",
+    "run digits --dry-run": "estimating digits",
+    "init digits": "reading digits",
+    "init my-model --data digits": "opening my-model",
+    "distill my-model --data digits": "opening my-model",
+    "doctor my-model": "opening my-model",
+    "fit my-model": "reading my-model",
+    "sample my-model": "opening my-model",
+    "evaluate a b --data digits": "reading digits",
+    "evaluate a --reference a.npz": "opening a",
+    "compare a b": "opening a, b",
+    "compare a b --data digits": "reading digits",
+    "statistics digits --out a.npz": "reading digits",
+    "play a b": "opening a, b",
+    "export a --onnx a.onnx": "opening a",
+    "export a --lora-format kohya --out a.safetensors": "opening a",
+    "report runs/a": "reading runs/a",
+    "import-official checkpoint --out a": "reading checkpoint",
+}
+DATA_ON_STANDARD_OUTPUT = ("sample", "evaluate", "compare", "statistics")
+
+
+@pytest.mark.parametrize("words", FIRST)
+def test_the_first_line_comes_before_torch(words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def stop() -> None:
+        raise UserError("torch")
+
+    monkeypatch.setattr(terminal, "prepare_torch", stop)
+    monkeypatch.chdir(tmp_path)
+    result = call(*words.split())
+    assert result.exit_code == 2
+    said = result.stderr if words.startswith(DATA_ON_STANDARD_OUTPUT) else result.stdout
+    assert said.splitlines()[0] == FIRST[words]
+    assert result.stderr.splitlines()[-1] == "progdist: torch"
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_that_is_so_of_every_command() -> None:
+    commands = typer.main.get_command(app).commands  # pyright: ignore[reportAttributeAccessIssue]
+    assert {words.split()[0] for words in FIRST} | INSTANT == set(commands)
+
+
+def test_a_seed_is_a_setting() -> None:
+    assert options.settings(["a=1"], 3) == ["a=1", "seed=3"]
+    assert options.settings(None, None) == []
+    refused(call("run", "digits", "--seed", 3, "--set", "seed=3"), "--seed and --set seed=... say the same")
+    refused(call("run", "digits", "--seed", 2**32), "--seed")
