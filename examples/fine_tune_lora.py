@@ -101,7 +101,7 @@ def main() -> None:
     latents, texts = encode(pipeline, images, captions)
     scheduler = DDPMScheduler.from_config(pipeline.scheduler.config)
     fine_tune(pipeline.unet, scheduler, latents, texts, arguments)
-    layers = get_peft_model_state_dict(pipeline.unet)
+    layers: dict[str, Any] = get_peft_model_state_dict(pipeline.unet)
     StableDiffusionPipeline.save_lora_weights(arguments.out, unet_lora_layers=layers, safe_serialization=True)
     print(arguments.out)
 

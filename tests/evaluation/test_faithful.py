@@ -83,15 +83,17 @@ def test_a_lora_file_on_its_base_is_a_student(stable: Path, prompts: Path, tmp_p
     )
     noise, texts, made = sampling_noise(open_teacher(str(stable)).model, 4, 0), [*PROMPTS[:2]] * 2, []
     for steps, scale in ((8, 3.0), (2, 1.0)):
+        if steps == 2:
+            pipeline.load_lora_weights(str(tmp_path), weight_name="few.safetensors", adapter_name="few")
+            pipeline.set_adapters(["few"], [0.5])
         how = {"guidance_scale": scale, "num_inference_steps": steps, "latents": noise, "output_type": "pt"}
         made.append(2 * pipeline(texts, **how).images - 1)
-        pipeline.load_lora_weights(str(tmp_path), weight_name="few.safetensors", adapter_name="few")
-        pipeline.set_adapters(["few"], [0.5])
     apart = (made[0] - made[1]).square().flatten(1).mean(1)
     assert found["rms"]["value"] == pytest.approx(float(apart.mean().sqrt()), rel=1e-4)
     assert "guidance 3 (student\n1)" in (tmp_path / "p.html").read_text()
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # numpy's, of how diffusers makes Euler's table
 def test_a_few_step_model_from_elsewhere(stable: Path, prompts: Path, tmp_path: Path) -> None:
     """A whole folder of another maker, with Euler's scheduler, unguided: only itself at one scale is without error."""
     other = shutil.copytree(stable, tmp_path / "turbo")

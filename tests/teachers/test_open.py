@@ -17,6 +17,7 @@ from progdist.methods.conversion import (
     needs_conversion,
     student_form,
 )
+from progdist.models.model import Base
 from progdist.students.folder import save
 from progdist.teachers.open import open_teacher
 from progdist.teachers.own import load
@@ -69,10 +70,13 @@ def test_a_name_on_the_hub(stock: SaveStock, monkeypatch: pytest.MonkeyPatch) ->
         return str(folder)
 
     monkeypatch.setattr("huggingface_hub.snapshot_download", download)
-    assert open_teacher("hub:somebody/their-model@v2").model.denoiser.num_train_timesteps == 1000
+    model = open_teacher("hub:somebody/their-model@v2").model
+    assert model.denoiser.num_train_timesteps == 1000
+    assert model.base == Base("hub:somebody/their-model")
     assert (requested["name"], requested["revision"]) == ("somebody/their-model", "v2")
     assert all(
-        pattern.endswith((".json", ".safetensors", ".txt", ".model")) for pattern in requested["allow_patterns"]
+        pattern.endswith((".json", ".safetensors", ".txt", ".model", "README.md"))
+        for pattern in requested["allow_patterns"]
     )  # no pickles
     assert "text_encoder/*.safetensors" not in requested["allow_patterns"]  # its index names none
     assert {"unet/*.safetensors", "scheduler/*.json", "unet/*.txt"} <= set(requested["allow_patterns"])

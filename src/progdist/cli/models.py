@@ -3,7 +3,7 @@
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, get_args
+from typing import Annotated, cast, get_args
 
 import typer
 
@@ -166,12 +166,12 @@ def _export_onnx(model: Path, steps: int | None, out: Path) -> None:
 
 
 def _export_single_file(model: Path, out: Path, dtype: str, shard_size: str | None) -> list[Path]:
-    from progdist.students.single_file import DTYPES, export_single_file
+    from progdist.students.single_file import DTYPES, DType, export_single_file
     from progdist.teachers.own import load
 
     if dtype not in DTYPES:
         raise UserError(f"--dtype is {dtype[:50]!r}, expected one of {', '.join(DTYPES)}")
-    written = export_single_file(load(model), out, dtype, shard_size)
+    written = export_single_file(load(model), out, cast(DType, dtype), shard_size)
     count, named = counted(len(written.times.timesteps), "step"), ", ".join(map(str, written.files))
     console.print(
         f"{named}: {counted(written.tensors, 'tensor')} in {dtype}, {size_in_words(written.bytes)}; Euler in {count}, "

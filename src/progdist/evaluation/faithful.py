@@ -19,6 +19,7 @@ from progdist._utils.errors import UserError
 from progdist._utils.lora_files import lora_file
 from progdist.diffusion.denoiser import DenoiserProtocol
 from progdist.evaluation.compare import Candidate, candidates, noise_and_classes
+from progdist.evaluation.features import FeatureSpace
 from progdist.evaluation.generate import (
     Notify,
     SamplingOptions,
@@ -128,9 +129,39 @@ def compare_with_teacher(
         )
     with ExitStack() as stack:
         teacher, student = open_teacher(str(listed[0].folder)), _student(listed[1], loras, stack)
-        return _compared(
-            listed, (teacher, student), sampling, metrics, repeat, count, (loras, student_guidance), notify
-        )
+        steps = _steps(listed[1], student.model), _steps(listed[0], teacher.model)
+        conditions = _conditions(teacher.model, student.model, listed, sampling)
+        if conditions and count is not None:
+            raise UserError("--count applies only to models without prompts or classes: use --repeat")
+        if not conditions and repeat is not None:
+            raise UserError("--repeat applies only to models with prompts or classes: use --count")
+        sampling = replace(sampling, count=(repeat or 4) * len(conditions) if conditions else count or 2048)
+        scale = _scale(student.model, sampling.guidance)
+        scales = _own_scale(student.model, student_guidance, scale), scale
+        for opened, number in zip((teacher, student), steps[::-1], strict=True):
+            replace(sampling, steps=number, guidance=None).check(opened.model, notify)
+        numbers = torch.arange(sampling.count) % max(1, len(conditions))
+        labels = torch.tensor(teacher.model.labels)[numbers] if teacher.model.labels else numbers
+        named, made = (_named(listed[1], loras), str(listed[0].folder)), list[Tensor]()
+        for number, (one, opened) in enumerate(zip(listed[::-1], (student, teacher), strict=True)):
+            notify(f"{('student', 'teacher')[number]}: {named[number]}, {sampling.count:,} images")
+            made.append(_images(one, opened, labels, scales[number], sampling))
+        measured = metrics.open(teacher.model.image, captions=bool(sampling.prompts))
+    ours, theirs = (images.clamp(-1, 1) for images in made)
+    return Faithfulness(
+        named,
+        steps,
+        scale,
+        scales[0],
+        conditions,
+        bool(sampling.prompts),
+        numbers,
+        compare_pairs(ours.flatten(1), theirs.flatten(1), numbers, seed=sampling.seed).rms,
+        [_in_space(space, made, numbers, sampling.seed) for space in measured.spaces],
+        _clip_scores(measured, made, [conditions[number] for number in numbers] if conditions else []),
+        (ours - theirs).square().flatten(1).mean(1).sqrt(),
+        ((ours * 127.5 + 127.5).round().byte(), (theirs * 127.5 + 127.5).round().byte()),
+    )
 
 
 def _student(one: Candidate, loras: Sequence[str], stack: ExitStack) -> Teacher:
@@ -141,70 +172,29 @@ def _student(one: Candidate, loras: Sequence[str], stack: ExitStack) -> Teacher:
     return open_teacher(str(prepare(Source(str(one.folder), tuple(loras)), place / one.folder.resolve().name)))
 
 
-def _compared(
-    listed: Sequence[Candidate],
-    opened: tuple[Teacher, Teacher],
-    sampling: SamplingOptions,
-    metrics: MetricConfig,
-    repeat: int | None,
-    count: int | None,
-    changed: tuple[Sequence[str], float | None],
-    notify: Notify,
-) -> Faithfulness:
-    """As `compare_with_teacher`, of a teacher and a student that are open; `changed` is what else the student has."""
-    (teacher, student), (loras, student_guidance) = opened, changed
-    steps = _steps(listed[1], student.model), _steps(listed[0], teacher.model)
-    if teacher.model.conditioning.takes_prompts and not sampling.prompts:
+def _conditions(
+    teacher: Model, student: Model, listed: Sequence[Candidate], sampling: SamplingOptions
+) -> Sequence[str]:
+    """The prompts, or the names of the classes, of both models; a UserError if they differ in these."""
+    if teacher.conditioning.takes_prompts and not sampling.prompts:
         raise UserError("the models require prompts: give a text file with one per line, --prompts FILE")
-    if sampling.prompts and not teacher.model.conditioning.takes_prompts:
+    if sampling.prompts and not teacher.conditioning.takes_prompts:
         raise UserError("prompts apply only to text-to-image models: remove --prompts")
-    if noise_and_classes(teacher.model) != noise_and_classes(student.model):
+    if noise_and_classes(teacher) != noise_and_classes(student):
         raise UserError(
             f"{listed[1].folder} and {listed[0].folder} do not sample from the same noise and classes: compare a "
             "student with its own teacher"
         )
-    classes = teacher.model.labels
-    conditions = sampling.prompts or tuple(teacher.model.classes[label] for label in classes)
-    if conditions and count is not None:
-        raise UserError("--count applies only to models without prompts or classes: use --repeat")
-    if not conditions and repeat is not None:
-        raise UserError("--repeat applies only to models with prompts or classes: use --count")
-    count = (repeat or 4) * len(conditions) if conditions else count or 2048
-    sampling, scale = replace(sampling, count=count), _scale(student.model, sampling.guidance)
-    own_scale = _own_scale(student.model, student_guidance, scale)
-    for opened, number in zip((teacher, student), steps[::-1], strict=True):
-        replace(sampling, steps=number, guidance=None).check(opened.model, notify)
-    numbers = torch.arange(count) % max(1, len(conditions))
-    labels = torch.tensor(classes)[numbers] if classes else numbers
-    made: list[Tensor] = []
-    named = _named(listed[1], loras), str(listed[0].folder)
-    scales = own_scale, scale
-    for number, (one, each) in enumerate(zip(listed[::-1], (student, teacher), strict=True)):
-        notify(f"{('student', 'teacher')[number]}: {named[number]}, {count:,} images")
-        made.append(_images(one, each, labels, scales[number], sampling))
-    opened_metrics = metrics.open(teacher.model.image, captions=bool(sampling.prompts))
-    spaces = []
-    for space in opened_metrics.spaces:
-        ours, theirs = (space(images) for images in made)
-        distance, seed = Frechet(moments(theirs)), sampling.seed
-        found = resampled_frechet(distance, ours, resamples=RESAMPLES, seed=seed)
-        bias = frechet_bias(distance, ours, seed=seed)
-        spaces.append(Space(space.name, compare_pairs(ours, theirs, numbers, seed=seed), found.estimate, bias))
-    ours, theirs = (images.clamp(-1, 1) for images in made)
-    return Faithfulness(
-        named,
-        steps,
-        scale,
-        own_scale,
-        conditions,
-        bool(sampling.prompts),
-        numbers,
-        compare_pairs(ours.flatten(1), theirs.flatten(1), numbers, seed=sampling.seed).rms,
-        spaces,
-        _clip_scores(opened_metrics, made, [conditions[number] for number in numbers] if conditions else []),
-        (ours - theirs).square().flatten(1).mean(1).sqrt(),
-        ((ours * 127.5 + 127.5).round().byte(), (theirs * 127.5 + 127.5).round().byte()),
-    )
+    return sampling.prompts or tuple(teacher.classes[label] for label in teacher.labels)
+
+
+def _in_space(space: FeatureSpace, made: Sequence[Tensor], numbers: Tensor, seed: int) -> Space:
+    """Compare the images of student and teacher in one feature space."""
+    ours, theirs = (space(images) for images in made)
+    distance = Frechet(moments(theirs))
+    found = resampled_frechet(distance, ours, resamples=RESAMPLES, seed=seed)
+    bias = frechet_bias(distance, ours, seed=seed)
+    return Space(space.name, compare_pairs(ours, theirs, numbers, seed=seed), found.estimate, bias)
 
 
 def _clip_scores(metrics: Metrics, made: Sequence[Tensor], captions: Sequence[str]) -> tuple[Estimate, Estimate] | None:
