@@ -49,6 +49,7 @@ MEANINGS = {
     "conversion": "stage 0",
     "distill": "the chain of students",
     "lora": "rank of the LoRA adapters that students are, for the teacher's own pipeline",
+    "base_bits": "8 or 4: bits of the frozen network that these adapters train on; all if it is left out",
     "evaluate": "how models are measured",
     "tracking": "where a run is followed",
     "data.source": "e.g. `digits`, `folder:PATH`; `teacher:COUNT`: the teacher's own samples",

