@@ -17,9 +17,9 @@ import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from progdist.cli.fit import CARDS, gib
+from progdist.cli.fit import CARDS, digits, gib
 from progdist.models.components import PipelineFolder
-from progdist.runs.estimate.fit import Fits, fits
+from progdist.runs.estimate.fit import KINDS, Fits, Setting, fits
 
 SDXL = {
     "sample_size": 128,
@@ -72,16 +72,20 @@ def write_configs(model: Released, place: Path) -> Path:
 def sums(title: str, found: Fits) -> list[str]:
     """The sums of one model in GiB, a line for each kind of training."""
     lines = []
-    for training in ("AdamW", "adamw8bit", "LoRA"):
-        rows = {
-            (row.setting.checkpointing, row.setting.batch): row
-            for row in found.rows
-            if row.setting.training == training
-        }
+    for kind in KINDS:
+        of_kind = [row for row in found.rows if (row.setting.training, row.setting.bits) == kind]
+        if not of_kind:
+            continue
+        rows = {(row.setting.checkpointing, row.setting.batch): row for row in of_kind}
         cells = " | ".join(gib(rows[way].memory.total) for way in ORDER)
-        operations = " / ".join(f"{rows[way].operations / 1e12:.3g}" for way in ((False, 1), (True, 1)))
-        lines.append(f"| {title} | {training} | {cells} | {operations} |")
+        operations = " / ".join(digits(rows[way].operations / 1e12) for way in ((False, 1), (True, 1)))
+        lines.append(f"| {title} | {named(of_kind[0].setting)} | {cells} | {operations} |")
     return lines
+
+
+def named(setting: Setting) -> str:
+    """What is trained, in a word or two."""
+    return f"{setting.training}, {setting.bits} bits" if setting.bits else setting.training
 
 
 def best(title: str, found: Fits) -> str:
@@ -92,7 +96,7 @@ def best(title: str, found: Fits) -> str:
         words = "none"
         if row:
             checkpointing = ", checkpointing" if row.setting.checkpointing else ""
-            words = f"{row.setting.training}{checkpointing}, {row.setting.batch} at a time: {gib(row.memory.total)}"
+            words = f"{named(row.setting)}{checkpointing}, {row.setting.batch} at a time: {gib(row.memory.total)}"
         cells.append(words)
     return f"| {title} | {' | '.join(cells)} |"
 
@@ -110,7 +114,7 @@ def main() -> None:
         print(f"{name} is counted", flush=True)
     print("\n| | network | parameters | made by default | TFLOP of an evaluation |\n|---|---|---:|---|---:|")
     for title, found in counted.items():
-        evaluation = f"{found.evaluation / 1e12:.3g}"
+        evaluation = digits(found.evaluation / 1e12)
         print(f"| {title} | `{found.network}` | {found.parameters:,} | {found.size} | {evaluation} |")
     heads = ("", "training", "1", "4", "1, ckpt", "4, ckpt", "TFLOP of an update of 1, without and with ckpt")
     print(f"\n| {' | '.join(heads)} |\n|---|---|{'---:|' * 5}")

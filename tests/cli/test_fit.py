@@ -9,7 +9,7 @@ import pytest
 import tiny_pipelines
 from progdist.recipes.files import override
 from progdist.recipes.from_teacher import Request, recipe_for_teacher
-from progdist.runs.estimate.fit import BATCHES, Fit, Fits, Setting
+from progdist.runs.estimate.fit import BATCHES, KINDS, Fit, Fits, Setting
 from progdist.runs.estimate.memory import Memory
 from progdist.teachers.open import open_teacher
 from support.commands import call, refused, succeeds
@@ -31,12 +31,12 @@ def large(*_: object, **__: object) -> Fits:
     memory = Memory(53 * GIB, 53 * GIB, 106 * GIB, 0, 27 * GIB, 1900 * GIB, 0)
     small = Memory(GIB, GIB, 2 * GIB, 0, 5 * GIB, 2 * GIB, 0)
     rows = [
-        Fit(Setting(training, checkpointing, batch), memory, batch * 10**15)
-        for training in ("AdamW", "adamw8bit", "LoRA")
+        Fit(Setting(training, checkpointing, batch, bits), memory, batch * 10**15)
+        for training, bits in KINDS
         for checkpointing in (False, True)
         for batch in BATCHES
     ]
-    rows[-1] = Fit(Setting("LoRA", True, 4), small, 4 * 10**15)
+    rows[-1] = Fit(Setting("LoRA", True, 4, 4), small, 4 * 10**15)
     return Fits("WanTransformer3DModel", 14_288_491_584, "480x832 pixels, 81 frames", 10**14, tuple(rows))
 
 
@@ -49,7 +49,8 @@ def test_a_folder_of_configs(folder: Path) -> None:
     assert "1 GiB: the whole network with AdamW, 4 at a time" in result.output
     assert max(map(len, result.output.splitlines())) <= WIDTH
     rows = [line.split() for line in result.output.splitlines() if line.startswith(("AdamW", "8bit", "LoRA"))]
-    assert len(rows) == 12
+    assert len(rows) == 20
+    assert [row[0] for row in rows][8::4] == ["LoRA", "LoRA8", "LoRA4"]
     for *_, operations, seconds in rows:
         assert float(seconds) == pytest.approx(float(operations) / 2, rel=0.01)
 
@@ -65,7 +66,10 @@ def test_large_numbers_fit_80_columns(folder: Path, monkeypatch: pytest.MonkeyPa
     text = " ".join(result.output.split())
     least = "11 GiB: none of these with a tenth left; the least is 11.0 GiB" if more[:1] == ("--memory",) else "12 GiB:"
     assert least in text
-    assert "24 GiB: LoRA of rank 64 and gradient checkpointing, 4 at a time (11.0 GiB): progdist distill ..." in text
+    best = "LoRA of rank 64 on a base of 4 bits and gradient checkpointing, 4 at a time (11.0 GiB)"
+    assert f"24 GiB: {best}: progdist distill ... --batch 64 --set lora=64 --set base_bits=4" in text
+    assert " 4000" in text
+    assert "e+" not in text
 
 
 def test_the_options_are_those_of_distill(tmp_path: Path) -> None:
@@ -75,6 +79,8 @@ def test_the_options_are_those_of_distill(tmp_path: Path) -> None:
     recipe = recipe_for_teacher(teacher, Request(str(whole), "teacher:8", "name", 4))
     chosen: Any = override(recipe, Setting("LoRA", True, 4).options(64)).distill
     assert (chosen.lora_rank, chosen.gradient_checkpointing, chosen.gradient_accumulation_steps) == (64, True, 16)
+    quantized = override(recipe, Setting("LoRA", False, 4, 8).options(64))
+    assert (quantized.lora, quantized.base_bits, quantized.distill.gradient_accumulation_steps) == (64, 8, 16)
     chosen = override(recipe, Setting("adamw8bit", False, 1).options(64)).distill
     assert (chosen.optimizer, chosen.gradient_accumulation_steps) == ("adamw8bit", 64)
 

@@ -143,7 +143,7 @@ def test_the_table_is_complete() -> None:
     """Except for stage 0, lora, `initial`, a given teacher and its samples, which have their own tests."""
     keys = ("model", "offset", "trust", "call", "loras", "config")
     of_a_teacher = tuple(f"teacher.{key}" for key in keys)
-    elsewhere = (*of_a_teacher, "data.prompts", "data.steps", "conversion.", "lora", "distill.initial")
+    elsewhere = (*of_a_teacher, "data.prompts", "data.steps", "conversion.", "lora", "base_bits", "distill.initial")
     taken = {
         name
         for name in leaves(Recipe)
@@ -252,6 +252,21 @@ def test_every_field_of_the_teachers_samples(stock: SaveStock, tmp_path: Path) -
     for where in ({"source": "digits", "prompts": "p.txt"}, {"source": "digits", "steps": 4}, {"source": "teacher"}):
         with pytest.raises(ValueError, match=r"samples of the teacher|requires a count"):
             Recipe.model_validate({**content, "data": where})
+
+
+def test_the_bits_of_the_base_are_those_of_a_lora_run() -> None:
+    content = {
+        "name": "a",
+        "data": {"source": "digits"},
+        "teacher": {"model": "somewhere"},
+        "distill": {"chain": [8, 4]},
+    }
+    for bits in (None, 8, 4):
+        assert Recipe.model_validate({**content, "lora": 3, "base_bits": bits}).plan().base_bits == bits
+    with pytest.raises(ValueError, match="base_bits requires lora"):
+        Recipe.model_validate({**content, "base_bits": 8})
+    with pytest.raises(ValueError, match="base_bits"):
+        Recipe.model_validate({**content, "lora": 3, "base_bits": 16})
 
 
 def test_lora_is_the_rank_of_every_stage() -> None:

@@ -5,8 +5,9 @@ import json
 import shutil
 import warnings
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
@@ -16,11 +17,15 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import tiny_pipelines
 from progdist._utils.errors import UserError
+from progdist._utils.names import Bits
+from progdist.compute.placement import at_work, bytes_at_work
 from progdist.models.components import PipelineFolder
+from progdist.models.quantized_base import quantized_base
 from progdist.runs.estimate.fit import BATCHES, Fit, Fits, Setting, fits
 from progdist.runs.estimate.inputs import INPUTS, ExampleInputs, example_inputs
 from progdist.runs.estimate.memory import Memory
 from progdist.runs.estimate.passes import ATTENTION, training_pass
+from progdist.training.lora import add_lora
 
 pytestmark = [  # of diffusers' autoencoder of sound, and of a scheduler with numpy
     pytest.mark.filterwarnings("ignore:.*weight_norm"),
@@ -209,6 +214,22 @@ def test_operations_are_those_of_real_tensors(seen: Callable[[str], Seen], name:
     assert (counted.forward, counted.operations) == (2 * half.forward, 2 * half.operations)
 
 
+def test_adapters_keep_the_same_on_a_base_of_fewer_bits(seen: Callable[[str], Seen]) -> None:
+    """As on one in bf16: by the count, and by training of real tensors."""
+    one = seen("FluxPipeline")
+    found = []
+    for bits in (None, *get_args(Bits)):
+        base = quantized_base(one.network, bits) if bits else one.network
+        student = add_lora(base, 4, 0).train()
+        with at_work(base, torch.device("cpu"), "bf16"):
+            counted = training_pass(student, one.inputs.arguments, 3)
+            with torch.autocast("cpu", torch.bfloat16), warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # torch's, about RMSNorm of two precisions
+                found.append((counted, really_kept(student, one.inputs.arguments(3))))
+    one.network.requires_grad_(True)
+    assert found[0] == found[1] == found[2]
+
+
 def configs_alone(folder: Path, place: Path) -> Path:
     """A folder of a pipeline's configs, without its weights."""
     shutil.copytree(folder, place, ignore=shutil.ignore_patterns("*.safetensors"))
@@ -221,8 +242,11 @@ def test_a_pipelines_settings(seen: Callable[[str], Seen], tmp_path: Path) -> No
     found = fits(PipelineFolder.read(configs_alone(one.folder, tmp_path / "configs")), height=16, width=16)
     count = sum(each.numel() for each in one.network.parameters())
     assert found.parameters == count
-    rows = {(row.setting.training, row.setting.checkpointing, row.setting.batch): row for row in found.rows}
+    in_full = [row for row in found.rows if not row.setting.bits]
+    rows = {(row.setting.training, row.setting.checkpointing, row.setting.batch): row for row in in_full}
     assert len(rows) == 12
+    quantized = {row.setting: row for row in found.rows if row.setting.bits}
+    assert len(quantized) == 8
     for batch in BATCHES:
         plain, eight, low = (rows[training, False, batch] for training in ("AdamW", "adamw8bit", "LoRA"))
         again = rows["AdamW", True, batch]
@@ -233,25 +257,30 @@ def test_a_pipelines_settings(seen: Callable[[str], Seen], tmp_path: Path) -> No
         sides = sum(each.weight[0].numel() + each.weight.shape[0] for each in adapted)  # A and B of a layer
         assert low.memory.weights == low.memory.gradients == low.memory.moments // 2 == 4 * rank * sides
         assert plain.operations < again.operations
+        for bits in get_args(Bits):
+            fewer = quantized[Setting("LoRA", False, batch, bits)]
+            assert replace(fewer.memory, teacher=low.memory.teacher) == low.memory
+            assert fewer.memory.teacher == bytes_at_work(quantized_base(one.network, bits), bf16=True)
         assert plain.operations == batch * rows["AdamW", False, 1].operations
         assert again.memory.activations < plain.memory.activations
 
 
-def fit(training: Any, checkpointing: bool, batch: int, total: int) -> Fit:  # noqa: ANN401
-    return Fit(Setting(training, checkpointing, batch), Memory(total, 0, 0, 0, 0, 0, 0), 1)
+def fit(training: Any, checkpointing: bool, batch: int, total: int, bits: Bits | None = None) -> Fit:  # noqa: ANN401
+    return Fit(Setting(training, checkpointing, batch, bits), Memory(total, 0, 0, 0, 0, 0, 0), 1)
 
 
 def test_the_best_setting_leaves_a_tenth() -> None:
     rows = (
         fit("AdamW", True, 4, 950), fit("AdamW", True, 1, 901), fit("adamw8bit", False, 1, 700),
-        fit("adamw8bit", True, 4, 600), fit("LoRA", False, 4, 300),
+        fit("adamw8bit", True, 4, 600), fit("LoRA", False, 4, 300), fit("LoRA", False, 4, 200, 4),
+        fit("LoRA", True, 1, 210, 8),
     )  # fmt: skip
     found = Fits("network", 1, "", 1, rows)
-    assert [row.fits(1000) for row in rows] == ["tight", "tight", "yes", "yes", "yes"]
+    assert [row.fits(1000) for row in rows[:5]] == ["tight", "tight", "yes", "yes", "yes"]
     assert rows[0].fits(940) == "no"
     for capacity, expected in ((1100, rows[0]), (1002, rows[1]), (1000, rows[2]), (690, rows[3]), (400, rows[4])):
         assert found.best(capacity) == expected
-    assert found.best(300) is None
+    assert [found.best(capacity) for capacity in (300, 234, 233, 222)] == [rows[6], rows[6], rows[5], None]
 
 
 def test_options_are_those_of_the_setting() -> None:
@@ -260,6 +289,12 @@ def test_options_are_those_of_the_setting() -> None:
         "distill.optimizer=adamw8bit",
         "distill.gradient_checkpointing=true",
         "distill.gradient_accumulation_steps=16",
+    ]
+    assert Setting("LoRA", True, 4, 8).options(8) == [
+        "lora=64",
+        "base_bits=8",
+        "distill.gradient_checkpointing=true",
+        "distill.gradient_accumulation_steps=2",
     ]
     assert Setting("LoRA", False, 1).options(8) == ["distill.lora_rank=64", "distill.gradient_accumulation_steps=8"]
 

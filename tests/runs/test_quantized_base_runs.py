@@ -1,6 +1,7 @@
 """LoRA runs on a base of 8 or 4 bits: what trains on it, and the student on the base in full, by stock diffusers."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,12 +10,17 @@ import pytest
 import torch
 
 from progdist._utils.names import Bits
+from progdist.compute.placement import at_work
+from progdist.compute.precision import autocast
 from progdist.compute.quantized import QuantizedLinear
 from progdist.diffusion.sampler import sample
 from progdist.distillation import convert, stage_training
+from progdist.models.networks import example_condition
 from progdist.models.quantized_base import quantized_base
 from progdist.recipes.files import override
 from progdist.recipes.from_teacher import Request, recipe_for_teacher
+from progdist.runs.estimate.cost import heaviest_stage
+from progdist.runs.estimate.memory import kept_bytes
 from progdist.runs.run import Run, open_run
 from progdist.teachers.open import open_teacher
 from progdist.teachers.own import load
@@ -102,6 +108,36 @@ def test_stage_0_learns_the_guided_base(pairs: Path, monkeypatch: pytest.MonkeyP
     training.loss(training.model.denoiser, x=x, eps=eps, u=torch.tensor([0.3, 0.7], dtype=torch.float64), **condition)
     assert len(called) >= 2
     assert {id(each) for each in called} == {id(base)}
+
+
+@pytest.mark.parametrize("bf16", [False, True])
+def test_a_dry_run_counts_what_training_holds(bf16: bool, pairs: Path) -> None:
+    """The bytes of base and adapters exactly, and activations to a tenth of what an update keeps."""
+    run = opened(pairs, 8)
+    context, own = run.context, run.context.teacher
+    assert own is not None
+    device, precision = torch.device("cpu"), "bf16" if bf16 else "float32"
+    config = replace(run.recipe.student_config(4), precision=precision)
+    _, memory = heaviest_stage(run.recipe, own.model, {"student-0004": config}, device)
+    training = stage_training(context.plan, 1, own.model, own)
+    base, full = training.model.denoiser.network, own.model.denoiser.network
+    student = add_lora(base, 2, seed=0)
+    adapters = sum(each.nbytes for each in student.parameters() if each.requires_grad)
+    assert (memory.weights, memory.gradients, memory.moments) == (adapters, adapters, 2 * adapters)
+    x, eps = torch.randn(2, config.batch, *own.model.shape)
+    condition = example_condition(training.model.denoiser, config.batch, device)  # prompts of 77 tokens
+    u = torch.rand(config.batch, dtype=torch.float64)
+
+    def update() -> None:
+        with autocast(device, precision):
+            losses = training.loss(training.model.denoiser.with_network(student), x=x, eps=eps, u=u, **condition)
+        losses.mean().backward()  # pyright: ignore[reportAttributeAccessIssue]
+
+    before = storages(base, full)
+    with at_work(base, device, precision):
+        assert memory.teacher == (storages(base) if bf16 else before - storages(full))
+        kept = kept_bytes(update, student)
+    assert memory.activations == pytest.approx(kept, rel=0.1)
 
 
 def test_it_is_refused_without_adapters_and_for_other_bits(pairs: Path) -> None:

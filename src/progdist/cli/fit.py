@@ -17,7 +17,7 @@ if TYPE_CHECKING:  # slow imports
 WIDTH = 80
 CARDS = (12.0, 24.0, 80.0)
 MARKS = {"yes": "yes", "tight": "~", "no": "no"}
-SHORT = {"AdamW": "AdamW", "adamw8bit": "8bit", "LoRA": "LoRA"}
+SHORT = {"AdamW": "AdamW", "adamw8bit": "8bit", "LoRA": "LoRA"}  # and of a base of 8 or 4 bits LoRA8, LoRA4
 MOST_CARDS, LARGEST_CARD, LARGEST_RATE = 4, 2**20, 1e6  # columns of a table that fits; GiB; TFLOP/s
 
 
@@ -67,9 +67,10 @@ def head(found: "Fits", tflops: float | None) -> list[str]:
     """What was counted, in lines of 80 columns."""
     lines = [
         f"{found.network}: {found.parameters:,} parameters; {found.size}; an evaluation of one example takes "
-        f"{found.evaluation / 1e12:.3g} TFLOP.",
+        f"{digits(found.evaluation / 1e12)} TFLOP.",
         "Counted from configs, in GiB, nothing was run. Teacher and student compute in bf16; LoRA of rank 64 shares "
-        "the teacher's weights. 8bit: adamw8bit; ckpt: gradient checkpointing; B: batch; ~: fits with less than a "
+        "the teacher's weights. 8bit: adamw8bit; LoRA8, LoRA4: on a base of 8 or 4 bits; ckpt: gradient "
+        "checkpointing; B: batch; ~: fits with less than a "
         "tenth left; TFLOP: of an update of the batch.",
     ]
     if tflops is not None:
@@ -92,10 +93,10 @@ def fit_table(found: "Fits", cards: list[float], tflops: float | None = None) ->
         held = (memory.weights, memory.gradients, memory.moments, memory.teacher, memory.activations, memory.total)
         marks = [MARKS[row.fits(card * 2**30)] for card in cards]
         operations = row.operations / 1e12
-        seconds = [] if tflops is None else [f"{operations / tflops:.3g}"]
+        seconds = [] if tflops is None else [digits(operations / tflops)]
         checkpointing = "yes" if setting.checkpointing else "no"
-        start = (SHORT[setting.training], checkpointing, str(setting.batch))
-        table.add_row(*start, *map(gib, held), *marks, f"{operations:.3g}", *seconds)
+        start = (f"{SHORT[setting.training]}{setting.bits or ''}", checkpointing, str(setting.batch))
+        table.add_row(*start, *map(gib, held), *marks, digits(operations), *seconds)
     return table
 
 
@@ -115,7 +116,8 @@ def _described(row: "Fit") -> str:
     what = {"AdamW": "the whole network with AdamW", "adamw8bit": "the whole network with adamw8bit"}
     how = " and gradient checkpointing" if setting.checkpointing else ""
     words = " ".join(f"--set {option}" for option in setting.options())
-    named, total = what.get(setting.training, "LoRA of rank 64"), gib(row.memory.total)
+    base = f" on a base of {setting.bits} bits" if setting.bits else ""
+    named, total = what.get(setting.training, f"LoRA of rank 64{base}"), gib(row.memory.total)
     command = f"progdist distill ... --batch {DEFAULTS['distill']['batch']} {words}"
     return f"{named}{how}, {setting.batch} at a time ({total} GiB): {command}"
 
@@ -124,6 +126,11 @@ def gib(size: float) -> str:
     """Bytes in GiB, in at most five characters below 100,000."""
     number = size / 2**30
     return f"{number:.0f}" if number >= 99.95 else f"{number:.1f}" if number >= 0.995 else f"{number:.2f}"
+
+
+def digits(number: float) -> str:
+    """A number in three digits, and from 1,000 on in as many as it has."""
+    return f"{number:.3g}" if number < 999.5 else f"{number:.0f}"
 
 
 def _nothing(found: "Fits", card: float) -> str:

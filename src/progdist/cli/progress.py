@@ -151,7 +151,10 @@ def _memory(estimated: "Estimate") -> str:
         f"Total {_gib(memory.total)} GiB: {'fits' if fits else 'does not fit'} in {_gib(estimated.capacity)} GiB.",
     ]
     if not fits:
-        lines.append("To reduce it: gradient_accumulation_steps, gradient_checkpointing, adamw8bit, lora_rank, --lora.")
+        lines.append(
+            "To reduce it: gradient_accumulation_steps, gradient_checkpointing, adamw8bit, lora_rank, --lora and its "
+            "--base-bits."
+        )
     return "\n".join(line for text in lines for line in textwrap.wrap(text, 80))
 
 

@@ -54,6 +54,12 @@ def quantized_layers(network: nn.Module) -> list[str]:
     return [name for name in _in_blocks(network) if not {OF_TIME, *whole} & set(name.split("."))]
 
 
+def quantized_bytes(network: nn.Module) -> int:
+    """Bytes of the codes and scales of a base, which a network in full does not share."""
+    layers = (module for module in network.modules() if isinstance(module, QuantizedLinear))
+    return sum(layer.weight.nbytes + layer.scales.nbytes for layer in layers)
+
+
 def _in_blocks(network: nn.Module) -> Iterator[str]:
     """The names of the linear layers that are in a list of blocks."""
     lists = [name for name, module in network.named_modules() if isinstance(module, nn.ModuleList)]

@@ -7,7 +7,7 @@ accumulation, which belong to the whole program, are neither read nor changed.
 
 import hashlib
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any, TypeVar, cast
@@ -187,15 +187,16 @@ class Distributed:
         return [parts[index % processes][index // processes] for index in range(count)] if parts else []
 
 
-def shard(network: nn.Module, device: torch.device) -> nn.Module:
-    """The network itself, with its weights sharded over all processes, block by block."""
+def shard(network: nn.Module, device: torch.device, whole: Collection[nn.Parameter] = ()) -> nn.Module:
+    """The network itself, with its weights sharded over all processes, block by block, except those that stay `whole`."""
+    kept: dict[str, Any] = {"ignored_params": set(whole)} if whole else {}  # the option of torch 2.7
     mesh = init_device_mesh(device.type, (torch.distributed.get_world_size(),))
     lists = [module for module in network.modules() if isinstance(module, nn.ModuleList)]
     for blocks in reversed(lists):  # innermost first
         for block in blocks:
             if any(parameter.requires_grad for parameter in block.parameters()):
-                fully_shard(block, mesh=mesh)
-    fully_shard(network, mesh=mesh)
+                fully_shard(block, mesh=mesh, **kept)
+    fully_shard(network, mesh=mesh, **kept)
     return network
 
 

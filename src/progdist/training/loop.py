@@ -12,7 +12,6 @@ Whether an update is finite is decided on the device, and loss and norm stay the
 checkpoint wait for the device.
 """
 
-import copy
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -30,7 +29,7 @@ from progdist.training.config import TrainConfig
 from progdist.training.distributed import Processes, checksum_of, gather, load_agreed_checkpoint, shard
 from progdist.training.gradients import Gradients, Loss
 from progdist.training.records import Records, check_trained
-from progdist.training.state import NO_AUXILIARIES, WRONG, Auxiliaries, State
+from progdist.training.state import NO_AUXILIARIES, WRONG, Auxiliaries, State, copy_for_average
 
 BatchesOf = Callable[[int, int, slice], Iterator[Batch]]
 """(first update, last update, rows of the global batch) -> batches."""
@@ -88,12 +87,12 @@ def train(
         network.requires_grad_(True)
     if config.gradient_checkpointing:
         enable_gradient_checkpointing(network)
-    plain, device = copy.deepcopy(network) if sharded else network, processes.device
+    plain, device = copy_for_average(network) if sharded else network, processes.device
     network.to(device)
     if processes.num_processes > 1:
         processes.agree(checksum_of(network), DIFFERENT_WEIGHTS)
     if sharded:
-        shard(network, device)
+        shard(network, device, frozen_parameters(network) if config.lora_rank else ())
     state = State(network, config, average.to(device) if average is not None else None, auxiliaries)
     if checkpoints is not None:
         _restore(state, checkpoints, processes)
@@ -112,7 +111,9 @@ def train(
                 break
     gradients.release()
     if sharded:
-        plain.load_state_dict(gather(network.state_dict()))
+        frozen = {name for name, each in plain.named_parameters(remove_duplicate=False) if not each.requires_grad}
+        trained = {name: each for name, each in network.state_dict().items() if name not in frozen}
+        plain.load_state_dict(gather(trained), strict=False)
     check_trained(state, plain, checkpoints)
     return TrainResult(
         (plain if sharded else state.result()).eval(), state.update, int(state.skipped), records.seconds()
@@ -123,6 +124,11 @@ DIFFERENT_WEIGHTS = (
     "the network of process {process} has other weights than that of process 0: give every process the same teacher "
     "(load it from one file, or seed torch before making it)"
 )
+
+
+def frozen_parameters(network: nn.Module) -> list[nn.Parameter]:
+    """Those of a base, which a low-rank student shares with its teacher: spread, they would be held once more."""
+    return [each for each in network.parameters() if not each.requires_grad]
 
 
 def check_parameters(network: nn.Module) -> None:

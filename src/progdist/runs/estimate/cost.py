@@ -19,15 +19,17 @@ import torch
 from torch import Tensor
 
 from progdist._utils.words import counted
+from progdist.compute.placement import empty_copy
 from progdist.compute.precision import autocast, enable_gradient_checkpointing, resolve
 from progdist.diffusion.denoiser import Denoiser
 from progdist.diffusion.loss import WEIGHTINGS, denoising_loss
 from progdist.methods.guidance import Input
 from progdist.models.model import Model
 from progdist.models.networks import example_condition, network_interface, with_guidance_input
+from progdist.models.quantized_base import quantized_base, quantized_bytes
 from progdist.recipes.recipe import Recipe, student_name
 from progdist.runs.estimate.auxiliaries import bytes_of, method_pass
-from progdist.runs.estimate.memory import Memory, Shape, activation_bytes, training_memory
+from progdist.runs.estimate.memory import META, Memory, Shape, activation_bytes, training_memory
 from progdist.runs.pages.progress import frozen_evaluations, sampling_evaluations
 from progdist.runs.run import Run
 from progdist.runs.teacher_samples import TeacherSamples
@@ -131,6 +133,9 @@ def heaviest_stage(
         network = with_guidance_input(network, guidance)
         denoiser = denoiser.with_parts(network=network, **network_interface(network))
     whole = sum(parameter.nbytes for parameter in network.parameters()) if device.type == "cpu" else 0
+    if recipe.base_bits:
+        network = quantized_base(empty_copy(network, META), recipe.base_bits)
+        denoiser = denoiser.with_network(network)
     plan, stages = recipe.plan(), dict[tuple[object, ...], tuple[str, Memory]]()
     links = {student_name(link.steps): link for link in plan.links}
     for name, config in configs.items():
@@ -150,7 +155,7 @@ def heaviest_stage(
         memory = training_memory(network, config, teachers, bf16=bf16, activations=activations, resting=resting)
         memory = replace(memory, auxiliaries=auxiliaries)
         if device.type == "cpu" and not bf16:  # a frozen teacher in float32 is itself at rest
-            memory = replace(memory, teacher=0)
+            memory = replace(memory, teacher=quantized_bytes(network))
         stages[key] = name, memory
     return max(stages.values(), key=lambda each: each[1].total)
 

@@ -1,24 +1,27 @@
 """Which settings of a distillation fit a card: memory and floating-point operations, from a pipeline's configs alone.
 
 Neither weights nor a card need be there. Counted is a stage whose teacher is frozen in bf16 and whose student computes
-in bf16, one batch at a time, as `progdist.runs.estimate.memory` has it. With gradient checkpointing activations are
-what is kept between the blocks, and the larger of two things that are held beside it at different moments: what one
-block keeps, and the copies of the weights in bf16 that autocast keeps until the end of the way forward.
+in bf16, one batch at a time, as `progdist.runs.estimate.memory` has it. Adapters on a base of 8 or 4 bits keep and
+compute what they do on one in bf16: a weight is dequantized for its product and let go of. With gradient checkpointing
+activations are what is kept between the blocks, and the larger of two things that are held beside it at different
+moments: what one block keeps, and the copies of the weights in bf16 that autocast keeps until the end of the way
+forward.
 
 An update takes two evaluations of the teacher, and one training pass of the student.
 """
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal, cast
+from typing import Any, Literal, cast, get_args
 
-import torch
 from torch import nn
 
+from progdist._utils.names import Bits
 from progdist.compute.placement import at_work, bytes_at_work, empty_copy
 from progdist.models.components import PipelineFolder
+from progdist.models.quantized_base import quantized_base
 from progdist.runs.estimate.inputs import example_inputs
-from progdist.runs.estimate.memory import Memory, training_memory
+from progdist.runs.estimate.memory import META, Memory, training_memory
 from progdist.runs.estimate.passes import TrainingPass, training_pass
 from progdist.training.config import DEFAULTS, TrainConfig
 from progdist.training.lora import add_lora
@@ -26,8 +29,10 @@ from progdist.training.lora import add_lora
 RANK = 64  # of the adapters
 BATCHES = (1, 4)
 LEFT = 0.1  # of a card's memory, for what is not counted: the CUDA context, moments of a pass, fragments
-META = torch.device("meta")
 Training = Literal["AdamW", "adamw8bit", "LoRA"]
+KINDS: Sequence[tuple[Training, Bits | None]] = (
+    ("AdamW", None), ("adamw8bit", None), ("LoRA", None), ("LoRA", 8), ("LoRA", 4)
+)  # fmt: skip
 Arguments = Callable[[int], dict[str, Any]]
 
 
@@ -38,6 +43,7 @@ class Setting:
     training: Training
     checkpointing: bool
     batch: int  # of a pass
+    bits: Bits | None = None  # of the base that adapters train on; None for bf16
 
     @property
     def config(self) -> TrainConfig:
@@ -49,14 +55,15 @@ class Setting:
         return replace(config, optimizer="adamw8bit" if self.training == "adamw8bit" else "adamw")
 
     def options(self, batch: int = DEFAULTS["distill"]["batch"]) -> list[str]:
-        """The options of a stage, `distill.KEY=VALUE`, with which updates of a batch train so."""
+        """The keys of a recipe, KEY=VALUE, with which the updates of a batch of every stage train so."""
         chosen = {
             "optimizer": "adamw8bit" if self.training == "adamw8bit" else None,
-            "lora_rank": RANK if self.training == "LoRA" else None,
+            "lora_rank": RANK if self.training == "LoRA" and not self.bits else None,
             "gradient_checkpointing": "true" if self.checkpointing else None,
             "gradient_accumulation_steps": batch // self.batch,
         }
-        return [f"distill.{name}={value}" for name, value in chosen.items() if value is not None]
+        base = [f"lora={RANK}", f"base_bits={self.bits}"] if self.bits else []
+        return [*base, *(f"distill.{name}={value}" for name, value in chosen.items() if value is not None)]
 
 
 @dataclass(frozen=True)
@@ -86,12 +93,12 @@ class Fits:
     def best(self, capacity: float) -> Fit | None:
         """The first that fits with something left, of the order below; else None.
 
-        Whole networks before LoRA, and moments in full before those of 8 bits; then without gradient checkpointing
-        before with it, since that computes the way forward twice; then the larger batch.
+        Whole networks before LoRA, moments in full before those of 8 bits, a base in full before one of 8 and one of 4
+        bits; then without gradient checkpointing before with it, since that computes the way forward twice; then the
+        larger batch.
         """
         order = sorted(self.rows, key=lambda row: (row.setting.checkpointing, -row.setting.batch))
-        kinds: Sequence[Training] = ("AdamW", "adamw8bit", "LoRA")
-        found = (row for kind in kinds for row in order if row.setting.training == kind)
+        found = (row for kind in KINDS for row in order if (row.setting.training, row.setting.bits) == kind)
         return next((row for row in found if row.fits(capacity) == "yes"), None)
 
 
@@ -115,14 +122,16 @@ def network_fits(network: nn.Module, arguments: Arguments, size: str) -> Fits:
     low_rank = _low_rank_passes(empty_copy(network, META), arguments)
     rows = list[Fit]()
     ways: dict[Training, dict[int, TrainingPass]] = {"AdamW": whole, "adamw8bit": whole, "LoRA": low_rank}
-    for training, passes in ways.items():
+    bases = {bits: quantized_base(network, bits) if bits else network for bits in (None, *get_args(Bits))}
+    for training, bits in KINDS:
+        base, passes = bases[bits], ways[training]
         for checkpointing, batch in ((checkpointing, batch) for checkpointing in (False, True) for batch in BATCHES):
-            setting, counted, one = Setting(training, checkpointing, batch), passes[batch], passes[1]
+            setting, counted, one = Setting(training, checkpointing, batch, bits), passes[batch], passes[1]
             activations, operations = counted.kept, 2 * whole[1].forward + one.operations
             if checkpointing:
                 activations = counted.between + max(counted.block, _copied(network, setting))
                 operations += one.again
-            memory = training_memory(network, setting.config, 1, bf16=True, activations=activations)
+            memory = training_memory(base, setting.config, 1, bf16=True, activations=activations)
             rows.append(Fit(setting, memory, batch * operations))
     parameters = sum(each.numel() for each in network.parameters())
     return Fits(type(network).__name__, parameters, size, whole[1].forward, tuple(rows))

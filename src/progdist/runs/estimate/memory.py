@@ -5,29 +5,33 @@ r"""What the training of one network holds on its device, in bytes, without buil
     moments      8 for each of them; with adamw8bit 2, and 8 for every 256, of tensors of 4,096 numbers or more
     average      4 for each of them, where the weights are averaged
     auxiliaries  16 for each weight of the networks that a method trains beside the student (see `auxiliaries`)
-    teacher      4 n, or 2 n of what is held in bf16 (see `progdist.compute.placement`); a low-rank student shares them
+    teacher      4 n, or 2 n of what is held in bf16 (see `progdist.compute.placement`), or what there is of 8 or 4 bits
+                 (see `progdist.compute.quantized`); a low-rank student shares them
     activations  what autograd keeps for the way back: some for every example, and what is kept whatever the batch
     at rest      where the device is the CPU, the run's other models, 4 n each
 
 Activations are counted on fake tensors of the CPU, which have shapes and no numbers. Beside all of this a pass holds
-what it needs for a moment: the output of a layer and its gradient, and with gradient checkpointing those of one block.
+what it needs for a moment: the output of a layer and its gradient, a weight of fewer bits that is dequantized, and with
+gradient checkpointing those of one block.
 """
 
 import math
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from progdist.compute.placement import bytes_at_work, empty_copy
+from progdist.compute.placement import at_work, bytes_at_work, empty_copy
 from progdist.compute.precision import autocast, enable_gradient_checkpointing
 from progdist.diffusion.denoiser import Denoiser
 from progdist.models.networks import example_condition
 from progdist.training.config import TrainConfig
 from progdist.training.lora import add_lora
 
+META = torch.device("meta")
 EIGHT_BITS_FROM, BLOCK = 4096, 256  # bitsandbytes: numbers of a tensor with moments in 8 bits, and those of a block
 
 Shape = tuple[int, ...]
@@ -55,12 +59,12 @@ class Memory:
 def training_memory(
     network: nn.Module, config: TrainConfig, teachers: int, *, bf16: bool, activations: int = 0, resting: int = 0
 ) -> Memory:
-    """What a stage holds that trains a network like this one, which is left as it is.
+    """What a stage holds that trains a network like this one, or adapters on it, which is left as it is.
 
     `teachers` is how many frozen networks of the same size there are, whose weights a student of low rank shares;
     `bf16` whether all compute in it. `activations` and `resting` are in bytes.
     """
-    network = empty_copy(network, torch.device("meta"))
+    network = empty_copy(network, META)
     teacher = teachers * bytes_at_work(network, bf16)
     student = add_lora(network, config.lora_rank, 0) if config.lora_rank else network
     trained = [each for each in student.parameters() if each.requires_grad or not config.lora_rank]
@@ -79,6 +83,8 @@ def _moments(count: int, config: TrainConfig) -> int:
 def activation_bytes(denoiser: Denoiser, shape: Shape, batch: int, config: TrainConfig, *, bf16: bool) -> int:
     """Bytes that autograd keeps of a batch (B, C, H, W) = (batch, *shape) for the way back, without the weights.
 
+    Those of a student of low rank are of its adapters, on weights that are frozen and at work.
+
     Of a linear model of the batch, a + b B, through batches of 1 and 2. 0 where it cannot be counted, as the network's
     call depends on values (e.g. of a mask), which nothing has here.
     """
@@ -91,9 +97,10 @@ def activation_bytes(denoiser: Denoiser, shape: Shape, batch: int, config: Train
 
 def _kept_by_a_batch(denoiser: Denoiser, shape: Shape, batch: int, config: TrainConfig, *, bf16: bool) -> int:
     device, precision = torch.device("cpu"), "bf16" if bf16 else "float32"
-    mode = FakeTensorMode(allow_non_fake_inputs=True)
-    with mode:
-        network = empty_copy(denoiser.network, device)
+    mode, base = FakeTensorMode(allow_non_fake_inputs=True), empty_copy(denoiser.network, META)
+    student = add_lora(base, config.lora_rank, 0) if config.lora_rank else base
+    with at_work(base, META, precision) if config.lora_rank else nullcontext(), mode:
+        network = empty_copy(student, device)
     if config.gradient_checkpointing:
         enable_gradient_checkpointing(network.train())
     trial = denoiser.with_network(network)
