@@ -188,7 +188,7 @@ class Distributed:
 
 
 def shard(network: nn.Module, device: torch.device, whole: Collection[nn.Parameter] = ()) -> nn.Module:
-    """The network itself, with its weights sharded over all processes, block by block, except those that stay `whole`."""
+    """The network itself, its weights sharded over all processes block by block, except those that stay `whole`."""
     kept: dict[str, Any] = {"ignored_params": set(whole)} if whole else {}  # the option of torch 2.7
     mesh = init_device_mesh(device.type, (torch.distributed.get_world_size(),))
     lists = [module for module in network.modules() if isinstance(module, nn.ModuleList)]
