@@ -75,7 +75,7 @@ def prepare(recipe: Recipe, out: Path, processes: Several) -> None:
     [
         ([], Several(3), r"teacher: batch 8 is not divisible by 3 "),
         (["distill.batch=9"], Several(2), r"student-0004: batch 9 is not divisible by 2 "),
-        (["distill.stages.1.gradient_accumulation_steps=4"], Several(4), r"student-0001: batch 8 .* into 16 "),
+        (["distill.stages.1.gradient_accumulation_steps=4"], Several(4), r"student-0001: batch 8 .* by 16 "),
         ([], Several(2, shards=True), "teacher: sharding requires .* set ema to 0"),
         (["teacher.ema=0", "distill.ema=0.9"], Several(2, shards=True), "student-0004: sharding requires .* ema to 0"),
         (["teacher.ema=0", "distill.stages.2.optimizer=adamw8bit"], Several(2, shards=True), "student-0002: optimizer"),
