@@ -4,24 +4,25 @@ from collections.abc import Sequence
 from math import floor, isfinite, log10
 
 SHOWN = 5  # names listed in a message
-PLACES, MOST_PLACES = 3, 4  # after the point of a number without an interval, and at most of any
+PLACES, MOST_PLACES = 3, 4  # digits after the point: where no interval says how many, and at most
 
 
 def supported(value: float, low: float | None, high: float | None) -> str:
-    """A number to the digits that its interval supports: 0.451 as 0.45 of 0.42 to 0.48, and 0.5 of 0.2 to 0.8."""
-    return f"{value:.{_places(low, high)}f}"
+    """A number to the digits that its interval supports: 0.451 as 0.45 of 0.42 to 0.48, and 0.5 of 0.2 to 0.8.
+
+    Those are the digits down to the first one of half the interval's width. An end may be unknown or infinite.
+    """
+    half = (high - low) / 2 if low is not None and high is not None else float("inf")
+    if half == 0:
+        return f"{round(value, PLACES):g}"
+    places = min(MOST_PLACES, max(0, -floor(log10(half)))) if 0 < half < float("inf") else PLACES
+    return f"{round(value, places) + 0.0:.{places}f}"  # + 0.0: no -0.0
 
 
 def interval(low: float | None, high: float | None, between: str = "–") -> str:
     """The two ends of an interval to the digits that it supports; an end that is None or infinite as ∞."""
-    ends = (f"{end:.{_places(low, high)}f}" if end is not None and isfinite(end) else "∞" for end in (low, high))
+    ends = (supported(end, low, high) if end is not None and isfinite(end) else "∞" for end in (low, high))
     return between.join(ends)
-
-
-def _places(low: float | None, high: float | None) -> int:
-    """Digits after the point, down to the first one of half the interval's width."""
-    half = (high - low) / 2 if low is not None and high is not None else 0.0
-    return min(MOST_PLACES, max(0, -floor(log10(half)))) if 0 < half < float("inf") else PLACES
 
 
 def significant(value: float, digits: int = 2) -> str:

@@ -174,7 +174,7 @@ def ratios(rows: Rows) -> dict[int, str]:
     own, said = (teacher.frechet_high - teacher.frechet_low) / 2 / teacher.frechet, {}
     for steps, quality in measured.items():
         ratio, half = quality.frechet / teacher.frechet, (quality.frechet_high - quality.frechet_low) / 2
-        error = hypot(half / teacher.frechet, ratio * own)
+        error = min(0.5, hypot(half / teacher.frechet, ratio * own))  # one digit after the point at least
         said[steps] = supported(ratio, ratio - error, ratio + error)
     return said
 
