@@ -345,7 +345,7 @@ def test_only_a_weighting_that_helps_is_named() -> None:
     """An error of v is one of x by 1 / sigma where sigma is large: the default is in use, and is too small there."""
     how: dict[str, Any] = {"updates": 1, "batch": 4}
     teacher, x = Denoiser(Labelled(), VarianceExploding(0.01, 1348.0), "v"), torch.randn(16, 2)
-    message = r"the weighting is 1 at t = 1, of the output v 5.5e-07, .* and 1 at t = 0.5: .*: use constant$"
+    message = r"the weighting is 1 at t = 1, of the output v 5.5e-07, .* and 1 at t = 0.5, .*: use constant$"
     with pytest.raises(UserError, match=message):
         progdist.distill(teacher, x, [4, 2], **how)
     progdist.distill(teacher, x, [4, 2], weighting="constant", **how)

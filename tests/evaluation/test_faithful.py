@@ -150,7 +150,7 @@ def test_mistakes(stable: Path, stock: SaveStock, prompts: Path, tmp_path: Path)
         call(*pair, "--student-guidance", 1), "--student-guidance 1 applies only to a pipeline that is guided by two"
     )
     refused(
-        call(*texts, "--student-lora", tmp_path / "a.safetensors"), "a.safetensors is no file: expected LoRA weights"
+        call(*texts, "--student-lora", tmp_path / "a.safetensors"), "a.safetensors is not a file, expected LoRA weights"
     )
     assert not (tmp_path / "p.html").exists()
     assert torch.is_grad_enabled()

@@ -167,7 +167,7 @@ def test_a_scale_is_handed_to_the_network(network: Network) -> None:
     told = guided.rows({**arguments(torch.zeros(2, *SHAPE), 0.0, (2, 4)), "scale": None})
     given = guided.filled(torch.zeros(2, *SHAPE), torch.zeros(2), {**told, "guidance": torch.tensor([3.0, 4.0])})
     assert given["scale"].tolist() == [3000.0, 4000.0]
-    with pytest.raises(UserError, match="takes words, and the condition has none"):
+    with pytest.raises(UserError, match="requires words, and the condition has none"):
         call.filled(torch.zeros(2, *SHAPE), torch.zeros(2), {})
 
 

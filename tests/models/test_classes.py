@@ -79,7 +79,7 @@ def test_classes_without_names_are_numbers(tmp_path: Path) -> None:
     found, (note,) = fitted(ten, data(tmp_path / "b", dog=1, cat=1))
     assert found == ["0", "1"]
     assert note.endswith("which have no names: taken in order, cat is 0, dog is 1")
-    with pytest.raises(UserError, match="has 8 classes, the model has 5"):
+    with pytest.raises(UserError, match="has 8 classes, but the model has 5"):
         fitted(list("01234"), numbers)
 
 
@@ -98,7 +98,7 @@ def test_classes_without_images_need_no_match() -> None:
     names = tuple(f"c{number}" for number in range(100))
     images = Images("hub:a", 2, lambda index: torch.zeros(1, 2, 2), torch.tensor([70, 3]), names)
     assert fitted(["x", "C3", "y", "c70"], images)[0] == ["c70", "C3"]
-    with pytest.raises(UserError, match="has 100 classes, the model has 4"):
+    with pytest.raises(UserError, match="has 100 classes, but the model has 4"):
         fitted(["0", "1", "2", "3"], images)
 
 

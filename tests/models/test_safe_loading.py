@@ -90,7 +90,7 @@ def test_an_autoencoder_and_an_own_folder_of_not_finite_weights(
     weights = safetensors.torch.load_file(file)
     weights["quantize.embedding.weight"][0] = float("nan")
     safetensors.torch.save_file(weights, file, {"format": "pt"})
-    with pytest.raises(UserError, match=r"3 of the .* numbers of quantize.embedding.weight"):
+    with pytest.raises(UserError, match=r"3 of the .* values of quantize.embedding.weight"):
         open_teacher(str(folder))
     denoiser = tiny_model()
     next(denoiser.parameters()).data.view(-1)[0] = float("nan")

@@ -84,13 +84,15 @@ def test_resizing_by_each_convention() -> None:
 def test_missing_and_damaged_weights_are_one_line(no_cache: Path, inception_file: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=f"fetch the file https.*6726825d.pth and put it at {no_cache}/weights-incep"):
         find_weights("inception", {})
-    with pytest.raises(UserError, match=r"fetch the folder https://huggingface.co/facebook/dinov2-large .*in weights"):
+    with pytest.raises(
+        UserError, match=r"fetch the folder https://huggingface.co/facebook/dinov2-large .*set weights dinov2="
+    ):
         find_weights("dinov2", {})
     with pytest.raises(UserError, match="there is no file"):
         find_weights("clip", {"clip": tmp_path})
     no_cache.mkdir()
     (no_cache / weights.INCEPTION.name).write_bytes(b"cut off")
-    with pytest.raises(UserError, match=r"has SHA-256 .*, not 6726825d...: fetch it again"):
+    with pytest.raises(UserError, match=r"has SHA-256 .*, expected 6726825d...: fetch it again"):
         find_weights("inception", {})
     with pytest.raises(UserError, match="cannot be read as Inception's weights"):
         read_inception(find_weights("inception", {"inception": no_cache / weights.INCEPTION.name}))
