@@ -17,7 +17,8 @@ import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from progdist.cli.fit import CARDS, digits, gib
+from progdist._utils.words import significant
+from progdist.cli.fit import CARDS, gib
 from progdist.models.components import PipelineFolder
 from progdist.runs.estimate.fit import KINDS, Fits, Setting, fits
 
@@ -78,7 +79,7 @@ def sums(title: str, found: Fits) -> list[str]:
             continue
         rows = {(row.setting.checkpointing, row.setting.batch): row for row in of_kind}
         cells = " | ".join(gib(rows[way].memory.total) for way in ORDER)
-        operations = " / ".join(digits(rows[way].operations / 1e12) for way in ((False, 1), (True, 1)))
+        operations = " / ".join(significant(rows[way].operations / 1e12, 3) for way in ((False, 1), (True, 1)))
         lines.append(f"| {title} | {named(of_kind[0].setting)} | {cells} | {operations} |")
     return lines
 
@@ -114,7 +115,7 @@ def main() -> None:
         print(f"{name} is counted", flush=True)
     print("\n| | network | parameters | made by default | TFLOP of an evaluation |\n|---|---|---:|---|---:|")
     for title, found in counted.items():
-        evaluation = digits(found.evaluation / 1e12)
+        evaluation = significant(found.evaluation / 1e12, 3)
         print(f"| {title} | `{found.network}` | {found.parameters:,} | {found.size} | {evaluation} |")
     heads = ("", "training", "1", "4", "1, ckpt", "4, ckpt", "TFLOP of an update of 1, without and with ckpt")
     print(f"\n| {' | '.join(heads)} |\n|---|---|{'---:|' * 5}")

@@ -8,6 +8,7 @@ import typer
 from rich.table import Table
 
 from progdist._utils.errors import UserError
+from progdist._utils.words import significant
 from progdist.cli.terminal import begin, console, print_table
 from progdist.training.config import DEFAULTS
 
@@ -67,7 +68,7 @@ def head(found: "Fits", tflops: float | None) -> list[str]:
     """What was counted, in lines of 80 columns."""
     lines = [
         f"{found.network}: {found.parameters:,} parameters; {found.size}; an evaluation of one example takes "
-        f"{digits(found.evaluation / 1e12)} TFLOP.",
+        f"{significant(found.evaluation / 1e12, 3)} TFLOP.",
         "Counted from configs, in GiB, nothing was run. Teacher and student compute in bf16; LoRA of rank 64 shares "
         "the teacher's weights. 8bit: adamw8bit; LoRA8, LoRA4: on a base of 8 or 4 bits; ckpt: gradient "
         "checkpointing; B: batch; ~: fits with less than a "
@@ -93,10 +94,10 @@ def fit_table(found: "Fits", cards: list[float], tflops: float | None = None) ->
         held = (memory.weights, memory.gradients, memory.moments, memory.teacher, memory.activations, memory.total)
         marks = [MARKS[row.fits(card * 2**30)] for card in cards]
         operations = row.operations / 1e12
-        seconds = [] if tflops is None else [digits(operations / tflops)]
+        seconds = [] if tflops is None else [significant(operations / tflops, 3)]
         checkpointing = "yes" if setting.checkpointing else "no"
         start = (f"{SHORT[setting.training]}{setting.bits or ''}", checkpointing, str(setting.batch))
-        table.add_row(*start, *map(gib, held), *marks, digits(operations), *seconds)
+        table.add_row(*start, *map(gib, held), *marks, significant(operations, 3), *seconds)
     return table
 
 
@@ -126,11 +127,6 @@ def gib(size: float) -> str:
     """Bytes in GiB, in at most five characters below 100,000."""
     number = size / 2**30
     return f"{number:.0f}" if number >= 99.95 else f"{number:.1f}" if number >= 0.995 else f"{number:.2f}"
-
-
-def digits(number: float) -> str:
-    """A number in three digits, and from 1,000 on in as many as it has."""
-    return f"{number:.3g}" if number < 999.5 else f"{number:.0f}"
 
 
 def _nothing(found: "Fits", card: float) -> str:

@@ -126,8 +126,8 @@ def estimate_table(name: str, estimated: "Estimate") -> tuple[str, Table]:
     timing = f"Not timed on {estimated.device}: it does not fit."
     if rates:
         timing = (
-            f"Measured on {estimated.device}: {1000 * rates.evaluation:.3g} ms an evaluation, "
-            f"{1000 * rates.training:.3g} ms a training pass, per image."
+            f"Measured on {estimated.device}: {significant(1000 * rates.evaluation, 3)} ms per evaluation, "
+            f"{significant(1000 * rates.training, 3)} ms per training pass, for one image."
         )
     table = Table(title="Network evaluations", title_justify="left")
     for heading in ("", "updates", "batch", "frozen", "trained", "time"):

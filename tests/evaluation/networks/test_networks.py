@@ -85,7 +85,7 @@ def test_missing_and_damaged_weights_are_one_line(no_cache: Path, inception_file
     with pytest.raises(UserError, match=f"fetch the file https.*6726825d.pth and put it at {no_cache}/weights-incep"):
         find_weights("inception", {})
     with pytest.raises(
-        UserError, match=r"fetch the folder https://huggingface.co/facebook/dinov2-large .*set weights dinov2="
+        UserError, match=r"fetch the folder https://huggingface.co/facebook/dinov2-large .*weights dinov2="
     ):
         find_weights("dinov2", {})
     with pytest.raises(UserError, match="there is no file"):
