@@ -204,6 +204,15 @@ def test_the_licence_in_the_header(given: dict[str, str], said: dict[str, str | 
     assert bool(hub.lacking(text)) == (not given)
 
 
+def test_a_base_on_this_machine_is_said(student: Any) -> None:  # noqa: ANN401
+    """A LoRA student's folder and files name it by its path."""
+    model = student(lora=True, license="mit")
+    text = card(model, "StableDiffusionPipeline", ())
+    assert hub.lacking(text, model) == []
+    (note,) = hub.lacking(text, replace(model, lora=replace(model.lora, base="/home/me/sd")))
+    assert "by its place on this machine, /home/me/sd" in note
+
+
 def test_a_link_within_an_unknown_repository_is_left_out(student: Any) -> None:  # noqa: ANN401
     licence = {"license": "other", "license_name": "mine", "license_link": "LICENSE.md"}
     text = card(replace(student(), base=Base("folder", licence)), "StableDiffusionPipeline", ())

@@ -202,8 +202,9 @@ def test_what_is_refused(
     large = replace(model, denoiser=model.denoiser.with_network(scaled(model.denoiser.network)))
     with pytest.raises(UserError, match=r"unet\.conv_in\.weight has numbers beyond float16: use --dtype bf16"):
         export_single_file(large, out, "fp16")
-    index: Any = {**model.conditioning.index, "_class_name": "StableDiffusion3Pipeline"}
-    other = replace(model, conditioning=replace(model.conditioning, index=index))
+    prompts: Any = model.conditioning
+    index = {**prompts.index, "_class_name": "StableDiffusion3Pipeline"}
+    other = replace(model, conditioning=replace(prompts, index=index))
     with pytest.raises(UserError, match="not written for StableDiffusion3Pipeline: expected one of"):
         export_single_file(other, out)
     monkeypatch.setattr("progdist.students.original_layout.TEXT", {})

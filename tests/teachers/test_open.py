@@ -179,7 +179,7 @@ def save_as_pickle(folder: Path) -> None:
             lambda folder: (folder / "scheduler" / "scheduler_config.json").write_text(
                 '{"_class_name": "DDPMScheduler", "prediction_type": "score"}'
             ),
-            "prediction_type 'score'",
+            "prediction_type is 'score', expected one of",
         ),
         (
             lambda folder: (folder / "scheduler" / "scheduler_config.json").write_text(

@@ -217,7 +217,7 @@ def _push(folder: Path, files: Sequence[Path], repository: str, *, private: bool
 
     model = load(folder)
     upload = hub.of_files(model, files) if files else hub.of_folder(folder)
-    notes, sizes = hub.lacking(upload.card), upload.sizes()
+    notes, sizes = hub.lacking(upload.card, model), upload.sizes()
     for name, size in sizes.items():
         console.print(f"  {name}  {size_in_words(size)}", highlight=False, markup=False, soft_wrap=True)
     for note in notes:

@@ -76,8 +76,12 @@ def of_files(model: Model, files: Sequence[Path]) -> Upload:
     return Upload(named | {path.name: path for path in files})
 
 
-def lacking(card: str) -> list[str]:
-    """What a card's header lacks, a sentence each; a UserError where it cannot be read."""
+def lacking(card: str, model: Model | None = None) -> list[str]:
+    """What a card's header lacks, and what of its model is not for others, a sentence each.
+
+    Raises:
+        UserError: the header cannot be read.
+    """
     from huggingface_hub import ModelCard
 
     try:
@@ -92,6 +96,11 @@ def lacking(card: str) -> list[str]:
         notes.append(f"{CARD} has `license: other` without a name: add `license_name:` and `license_link:`")
     if data.base_model is None:
         notes.append(f"{CARD} names no base model: add `base_model: OWNER/NAME` if it was made from one on the hub")
+    if model and model.lora and not model.lora.base.startswith("hub:"):
+        notes.append(
+            f"the base is named by its place on this machine, {model.lora.base}, in {CARD} and progdist.json of a LoRA "
+            "student and in the header of its file: distil from hub:OWNER/NAME, or write its name there"
+        )
     return notes
 
 
