@@ -45,7 +45,9 @@ def test_evaluate_gives_all_metrics_in_all_spaces_in_one_pass(finished: tuple[Pa
     assert set(digits["metrics"]) == {"inception_score", "precision", "recall", "density", "coverage"}
     assert set(pixels["metrics"]) == set(digits["metrics"]) - {"inception_score"}
     assert digits["frechet_bias"] > 0
-    said = succeeds(*arguments, "--features", "digits").stdout
+    both = succeeds("evaluate", finished[0] / "student-0001", *arguments[1:], "--features", "digits")
+    assert both.stderr.count("warning: 64 samples for 64 digits features") == 1  # and not for each model
+    said = both.stdout
     assert max(map(len, said.splitlines())) <= 80
     for word in ("of which", "bias", "kernel", "×1000", "precision", "coverage", "inception score"):
         assert word in said
