@@ -36,7 +36,9 @@ class Page(HTMLParser):
             self.cells.append(data.strip())
 
 
-def test_evaluate_gives_all_metrics_in_all_spaces_in_one_pass(finished: tuple[Path, Result]) -> None:
+def test_evaluate_gives_all_metrics_in_all_spaces_in_one_pass(
+    finished: tuple[Path, Result], monkeypatch: pytest.MonkeyPatch
+) -> None:
     options = [word for name in METRICS for word in ("--metric", name)]
     arguments = ("evaluate", finished[0] / "student-0002", "--data", "digits", "-n", 64, *options)
     result = succeeds(*arguments, "--features", "digits", "--features", "pixels", "--json")
@@ -45,7 +47,10 @@ def test_evaluate_gives_all_metrics_in_all_spaces_in_one_pass(finished: tuple[Pa
     assert set(digits["metrics"]) == {"inception_score", "precision", "recall", "density", "coverage"}
     assert set(pixels["metrics"]) == set(digits["metrics"]) - {"inception_score"}
     assert digits["frechet_bias"] > 0
-    said = succeeds(*arguments, "--features", "digits").stdout
+    monkeypatch.setenv("COLUMNS", "80")
+    both = succeeds("evaluate", finished[0] / "student-0001", *arguments[1:], "--features", "digits")
+    assert both.stderr.count("warning: 64 samples for 64 digits features") == 1  # and not for each model
+    said = both.stdout
     assert max(map(len, said.splitlines())) <= 80
     for word in ("of which", "bias", "kernel", "×1000", "precision", "coverage", "inception score"):
         assert word in said

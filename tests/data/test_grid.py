@@ -13,7 +13,8 @@ def test_small_images_are_enlarged_to_64_pixels(height: int, width: int, factor:
 
 
 @pytest.mark.parametrize(
-    ("count", "columns"), [(1, 1), (2, 2), (4, 2), (8, 4), (12, 4), (16, 4), (48, 8), (64, 10), (100, 12), (192, 16)]
+    ("count", "columns"),
+    [(1, 1), (2, 2), (4, 2), (8, 4), (12, 4), (16, 4), (48, 8), (10, 5), (64, 8), (100, 10), (192, 16)],
 )
 def test_a_grid_is_near_4_by_3_and_full(count: int, columns: int) -> None:
     assert columns_for(count, 32, 32) == columns

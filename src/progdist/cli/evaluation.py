@@ -1,6 +1,7 @@
 """The commands that measure models, compare them, and make the statistics they are compared with."""
 
 import json
+import re
 from collections.abc import Callable, Sequence
 from contextlib import closing
 from pathlib import Path
@@ -185,12 +186,13 @@ def _kernel(quality: "Quality") -> str:
 
 
 def _each_once() -> Callable[[str], None]:
-    """Prints a message to standard error, each once however many models it is of."""
+    """Prints a message to standard error, each once however many models it is of; their biases stand in the table."""
     said = set[str]()
 
     def notify(text: str) -> None:
-        if text not in said:
-            said.add(text)
+        key = re.sub(r"\d[\d.]*", "", text) if " is the bias of " in text else text
+        if key not in said:
+            said.add(key)
             write_message(text)
 
     return notify

@@ -39,7 +39,7 @@ def columns_for(count: int, height: int, width: int) -> int:
 
     def cost(columns: int) -> float:
         rows = -(-count // columns)
-        return abs(log(columns * width / (rows * height) / SHAPE)) + 2 * (rows * columns - count) / (rows * columns)
+        return abs(log(columns * width / (rows * height) / SHAPE)) + 4 * (rows * columns - count) / (rows * columns)
 
     return min(range(1, count + 1), key=cost)
 

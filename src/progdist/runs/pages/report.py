@@ -186,7 +186,9 @@ def cost_rows(folder: RunFolder) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = [
         {"name": name, **read_json(folder.model(name) / "progdist.json")["training"]} for name in [*first, *names]
     ]
-    students, whole = rows[len(first) :], rows[0]["seconds"] if first else None
+    rows = [row for row in rows if row["updates"]]  # a teacher that is taken as it is was not trained here
+    students = [row for row in rows if row["name"] in names]
+    whole = next((row["seconds"] for row in rows if row not in students), None)
     if len(students) > 1:
         total = {key: sum(row[key] for row in students) for key in ("updates", "seconds")}
         rows.append({"name": "all students", "batch": "", "total": True, **total})
