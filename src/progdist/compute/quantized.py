@@ -14,7 +14,7 @@ inputs to 8 bits, too, and in 4 bits on a CPU take the scales of other blocks wh
 """
 
 import math
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -62,7 +62,8 @@ class QuantizedLinear(nn.Linear):
         """(..., inputs) to (..., outputs)."""
         kind = input.device.type
         dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else input.dtype
-        return _Product.apply(input.to(dtype), self.weight, self.scales, self.bias, self.shape, self.bits)  # pyright: ignore[reportReturnType]
+        given = (input.to(dtype), self.weight, self.scales, self.bias, self.shape, self.bits)
+        return cast(Tensor, _Product.apply(*given))
 
     def extra_repr(self) -> str:
         """As of `nn.Linear`, with the bits."""
