@@ -1,6 +1,7 @@
 """Linear layers of 8 and 4 bits: the codes, scales and products of bitsandbytes' own layers."""
 
 import sys
+from importlib import import_module
 from typing import Any
 
 import pytest
@@ -24,9 +25,7 @@ def layer(shape: tuple[int, int]) -> nn.Linear:
 
 def theirs(one: nn.Linear, bits: Bits) -> Any:  # noqa: ANN401  (bitsandbytes has no types)
     """The layer as diffusers' loader makes it with `BitsAndBytesConfig`, with that quantizer's options."""
-    import bitsandbytes
-
-    classes = bitsandbytes.nn
+    classes: Any = import_module("bitsandbytes.nn")
     if bits == 8:
         made: Any = classes.Linear8bitLt(one.in_features, one.out_features, has_fp16_weights=False, threshold=6.0)
     else:

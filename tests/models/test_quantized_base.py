@@ -2,7 +2,7 @@
 
 import copy
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -57,7 +57,7 @@ def test_layers_are_the_stock_ones_but_for_embeddings_and_ends(name: str, tmp_pa
 def test_the_modules_that_diffusers_keeps_in_float32_are_kept(tmp_path: Path) -> None:
     one = network_of("StableDiffusionPipeline", tmp_path)
     first = quantized_layers(one)[0]
-    one._keep_in_fp32_modules = [first.split(".")[-1]]
+    cast(Any, one)._keep_in_fp32_modules = [first.split(".")[-1]]
     assert first not in quantized_layers(one)
     assert set(quantized_layers(one)) <= stock_layers(one)
 
@@ -72,6 +72,7 @@ def test_one_base_is_shared_by_all_adapters(bits: Bits, sd_network: nn.Module) -
     adapters = sum(each.nbytes for each in student.parameters() if each.requires_grad)
     assert storages(teacher, student) == storages(base) + 2 * adapters
     names = quantized_layers(sd_network)
+    layers: list[tuple[Any, nn.Module]]
     layers = [(sd_network.get_submodule(name), base.get_submodule(name)) for name in names]
     assert all(isinstance(layer, QuantizedLinear) for _, layer in layers)
     dropped = sum(one.weight.nbytes for one, _ in layers)

@@ -69,6 +69,7 @@ def test_all_stages_share_one_base_and_students_are_of_the_one_in_full(bits: Bit
 
 def of_stock_pipelines(place: Path, folder: Path, bits: Bits) -> None:
     """A student's file on the base in full makes the latents of its own folder, and those of our sampler."""
+    student: Any
     student, card = load(folder), " ".join((folder / "README.md").read_text().split())
     assert student.lora is not None
     assert student.lora.base_bits == json.loads((folder / "progdist.json").read_text())["lora"]["base_bits"] == bits

@@ -14,7 +14,7 @@ inputs to 8 bits, too, and in 4 bits on a CPU take the scales of other blocks wh
 """
 
 import math
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -43,7 +43,8 @@ class QuantizedLinear(nn.Linear):
             UserError: the extra `bnb` is missing, and there are numbers.
         """
         nn.Module.__init__(self)
-        self.in_features, self.out_features, self.bits = layer.in_features, layer.out_features, bits
+        self.in_features, self.out_features = layer.in_features, layer.out_features
+        self.bits: Bits = bits
         codes, scales = _quantized(layer.weight.detach(), bits)
         self.weight, self.scales = (nn.Parameter(each, requires_grad=False) for each in (codes, scales))
         self.bias = layer.bias
@@ -61,7 +62,8 @@ class QuantizedLinear(nn.Linear):
         """(..., inputs) to (..., outputs)."""
         kind = input.device.type
         dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else input.dtype
-        return _Product.apply(input.to(dtype), self.weight, self.scales, self.bias, self.shape, self.bits)  # pyright: ignore
+        given = (input.to(dtype), self.weight, self.scales, self.bias, self.shape, self.bits)
+        return cast(Tensor, _Product.apply(*given))
 
     def extra_repr(self) -> str:
         """As of `nn.Linear`, with the bits."""
@@ -88,7 +90,8 @@ class _Product(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:  # noqa: ANN401
-        return gradients[0] @ _dequantized(*ctx.saved_tensors, *ctx.of, gradients[0].dtype), *[None] * 5
+        (codes, scales), (shape, bits) = ctx.saved_tensors, ctx.of
+        return gradients[0] @ _dequantized(codes, scales, shape, bits, gradients[0].dtype), *[None] * 5
 
 
 def _quantized(weight: Tensor, bits: Bits) -> tuple[Tensor, Tensor]:
