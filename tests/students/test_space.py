@@ -64,7 +64,7 @@ def test_a_space_draws_what_progdist_samples(
         assert inputs[1].arguments[0] == [("cat", 0), ("dog's", 1), ("owl", 2)]
     images = draw(5, *([2] if names else []))
     noise = torch.randn(16, 1, 8, 8, generator=torch.Generator().manual_seed(5))
-    condition = {"class_labels": torch.full((16,), 2)} if names else {}
+    condition: dict[str, Any] = {"class_labels": torch.full((16,), 2)} if names else {}
     expected = progdist.sample(progdist.load(student), noise, 4, **condition)
     for image, own in zip(images, expected, strict=True):
         pixels = np.asarray(image)[::8, ::8].astype(float)  # each pixel is 8x8
@@ -82,7 +82,7 @@ def test_a_space_draws_what_progdist_samples(
 def test_a_space_of_a_text_model_takes_prompts_and_guidance(tmp_path: Path, opened: Callable[[Path], Any]) -> None:
     """Of a range that is an input; the images are those of the stock pipeline in the student's folder."""
     pytest.importorskip("transformers")
-    from diffusers import StableDiffusionPipeline
+    from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import StableDiffusionPipeline
 
     save(text_student(write_sd(tmp_path / "sd"), Input(1.0, 8.0), 2), tmp_path / "student")
     succeeds("play", tmp_path / "student", "--space", tmp_path / "space")
