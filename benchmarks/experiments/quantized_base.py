@@ -46,7 +46,7 @@ def opened(arguments: argparse.Namespace) -> Run:
     return open_run(recipe, arguments.out / "run", Terminal(Console()))
 
 
-def distances(measure: Measure, images: Tensor) -> tuple[float, float]:
+def distances(measure: Measure, images: Tensor) -> tuple[float, ...]:
     """Of images (N, 3, H, W) to the data, in pixels and in the classifier's features."""
     made = features(measure.data, images)
     return tuple(resampled_frechet(each, made[name], resamples=2, seed=0).estimate.value
@@ -74,7 +74,7 @@ def main() -> None:
     first, network = run.train_teacher(trainer), own.model.denoiser.network
     print("| base | bytes |\n|---|---:|")
     print(f"| float32 | {bytes_at_work(network, bf16=False):,} |\n| bf16 | {bytes_at_work(network, bf16=True):,} |")
-    for bits in (each for each in BASES if each):
+    for bits in filter(None, BASES):
         print(f"| {bits} bits | {bytes_at_work(quantized_base(network, bits), bf16=True):,} |")
     print("\n| model | seed | seconds | pixels | features |\n|---|---:|---:|---:|---:|", flush=True)
     for steps in (START, STEPS):

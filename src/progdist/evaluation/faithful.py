@@ -158,7 +158,7 @@ def compare_with_teacher(
         numbers,
         compare_pairs(ours.flatten(1), theirs.flatten(1), numbers, seed=sampling.seed).rms,
         [_in_space(space, made, numbers, sampling.seed) for space in measured.spaces],
-        _clip_scores(measured, made, [conditions[number] for number in numbers.tolist()] if conditions else []),
+        _clip_scores(measured, made, [conditions[int(number)] for number in numbers] if conditions else []),
         (ours - theirs).square().flatten(1).mean(1).sqrt(),
         ((ours * 127.5 + 127.5).round().byte(), (theirs * 127.5 + 127.5).round().byte()),
     )

@@ -186,8 +186,8 @@ def test_the_command_says_where_it_is_and_ends_cleanly(finished: tuple[Path, Res
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
     ) as process:
         assert process.stdout is not None
-        line = process.stdout.readline()
-        assert line.startswith("http://127.0.0.1:")
+        assert process.stdout.readline() == f"opening {student}\n"
+        assert process.stdout.readline().startswith("http://127.0.0.1:")
         process.send_signal(signal.SIGINT)
         rest, errors = process.communicate(timeout=600)
         assert (process.returncode, rest, errors) == (0, "", "")
