@@ -91,9 +91,9 @@ GOOD = {"model": 1, "seed": 0, "steps": 4}
         ({"label": "seven"}, "label seven is not a class of the model"),
         ({"label": "7" * 2000}, "shorten it"),
         ({"label": [7]}, "expected a whole number"),
-        ({"method": "dpmpp"}, "is not sampled by 'dpmpp'"),
+        ({"method": "dpmpp"}, "method is 'dpmpp', expected ddim"),
         ({"model": 0, "method": "__class__"}, "use ddim or dpmpp"),
-        ({"prompt": ["a"]}, "prompt is no text"),
+        ({"prompt": ["a"]}, "expected a prompt of at most"),
         ({"prompt": "a" * 1001}, "shorten it"),
         ({"guidance": -3}, "guidance is -3, expected a positive number"),
         ({"guidance": float("nan")}, "guidance is nan"),
@@ -196,7 +196,7 @@ def test_the_command_says_where_it_is_and_ends_cleanly(finished: tuple[Path, Res
 def test_mistakes_are_one_line(finished: tuple[Path, Result], server: PlayServer, tmp_path: Path) -> None:
     student = finished[0] / "student-0001"
     refused(call("play", tmp_path / "nothing", "--no-browser"), "is not a model folder")
-    refused(call("play", student, "--no-browser", "--port", server.server_port), "give another --port")
+    refused(call("play", student, "--no-browser", "--port", server.server_port), "choose another --port")
     (tmp_path / "begun").mkdir()
     (tmp_path / "begun" / "recipe.yaml").write_text((finished[0] / "recipe.yaml").read_text())
     refused(call("play", tmp_path / "begun", "--no-browser"), "has no finished model yet")
