@@ -76,7 +76,7 @@ def test_what_a_student_learned_is_said_and_warned_of(
 def test_the_card_of_a_students_own_method_names_no_other(tiny_model: Callable[..., Denoiser], tmp_path: Path) -> None:
     save(Model(tiny_model(), (4,), (16,), data="digits", method="mine"), tmp_path / "student")
     text = (tmp_path / "student" / "README.md").read_text()
-    assert "Made by distillation, 16 -> 4 steps. It is good at 4 steps of DDIM" in text
+    assert "Made by distillation, 16 -> 4 steps. It samples well in 4 steps of DDIM" in text
     assert load(tmp_path / "student").method == ""
 
 
