@@ -45,7 +45,7 @@ def test_mistakes_are_one_line_and_exit_code_2(
     refused(call("sample", student, "--steps", 0), "takes 1 to")
     monkeypatch.chdir(tmp_path)
     refused(call("sample", student, "--label", 10), "label 10 is out of range", "0 to 9")
-    refused(call("sample", out / "teacher"), "give steps")
+    refused(call("sample", out / "teacher"), "set steps")
     refused(
         call("sample", student, "--out", tmp_path / "x.jpg"),
         "ends in .jpg, expected a folder, or a name that ends in .png, .npz",

@@ -46,7 +46,7 @@ def test_shipped_recipes_are_valid(name: str) -> None:
         ("noise.kind=cosin", "use one of cosine"),
         ("evaluate.features=[]", "at least one"),
         ("distill.chain=[]", "at least 2"),
-        ("distill.chain=[12, 6]", "set noise.num_train_timesteps"),
+        ("distill.chain=[12, 6]", "stock samplers visit the same times: set e.g."),
         ("distill={chain: [8, 4], start: 8}", "start has no effect with chain"),
         ("conversion.guidance=2.0", "conversion.guidance requires teacher.model"),
         ("conversion.lora_rank=2", "conversion.lora_rank requires teacher.model"),

@@ -205,7 +205,7 @@ def _lineage(model: Model) -> str:
         if sampler != "ddim"
     }
     also = "".join(
-        f", at {'several steps' if None in steps else _listed([step for step in steps if step is not None])} of "
+        f", in {'several steps' if None in steps else _listed([step for step in steps if step is not None])} of "
         f"`progdist sample --method {sampler}`,"
         for sampler, steps in others.items()
     )

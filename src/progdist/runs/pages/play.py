@@ -156,8 +156,9 @@ class Playable:
         most = self.model.denoiser.most_steps
         if request.steps > most:
             raise UserError(f"{self.title}: steps is {request.steps}, expected 1 to {most}")
-        if request.method not in (["ddim"] if self.model.steps else SOLVERS):
-            raise UserError(f"{self.title}: method is {request.method[:20]!r}, expected {' or '.join(SOLVERS)}")
+        methods = ["ddim"] if self.model.steps else SOLVERS
+        if request.method not in methods:
+            raise UserError(f"{self.title}: method is {request.method[:20]!r}, expected {' or '.join(methods)}")
         if self.model.conditioning.takes_prompts and not request.prompt.strip():
             raise UserError(f"{self.title} requires a prompt: enter one")
         if request.guidance is not None and self.guidance is None:
