@@ -41,8 +41,8 @@ def runs_in(folder: Path) -> list[Listed]:
 
 def _is_run(folder: Path) -> bool:
     """Whether a run was started in a folder."""
-    begun = (folder / LOCK_FILE).is_file() or (folder / "data.json").is_file()
-    return (folder / "recipe.yaml").is_file() and begun
+    started = (folder / LOCK_FILE).is_file() or (folder / "data.json").is_file()
+    return (folder / "recipe.yaml").is_file() and started
 
 
 def _listed(folder: Path) -> Listed:

@@ -43,8 +43,8 @@ def prepared_teacher(
         return source.model
     folder = RunFolder(out)
     folder.check_movable()
-    begun = folder.holds_run() and not fresh
-    if begun:
+    started = folder.holds_run() and not fresh
+    if started:
         _check_begun(source, folder)
     base = folder.base()
     if dry and (not base.is_dir() or differs(source, base)):
@@ -55,7 +55,7 @@ def prepared_teacher(
         return str(base)
     with _one_at_a_time(out):
         if base.is_dir() and (changed := differs(source, base)):
-            if begun:
+            if started:
                 raise UserError(
                     f"{base}, the teacher of this run, was made from other files ({changed} differs): restore them, or "
                     "start over with --fresh or another --out"

@@ -316,8 +316,8 @@ def open_run(
         images = teacher.model.conditioning.fitted(images, callback.note) if teacher else images
     teacher = teacher.for_data(images) if teacher else None
     folder = RunFolder(out, writes=distributed.is_main_process)
-    begun = folder.recipe() if folder.holds_run() and not fresh else None
-    resolved, remarks = distributed.on_main_process(partial(checks.with_precision, recipe, begun, distributed.device))
+    kept = folder.recipe() if folder.holds_run() and not fresh else None
+    resolved, remarks = distributed.on_main_process(partial(checks.with_precision, recipe, kept, distributed.device))
     for remark in remarks:
         callback.note(remark)
     tracking = tracked(resolved, folder, callback)
