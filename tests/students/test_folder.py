@@ -103,7 +103,7 @@ class OwnSchedule(Cosine):
 
 
 def test_a_schedule_of_ones_own_has_no_folder(tiny_model: Build, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="not OwnSchedule with V"):
+    with pytest.raises(UserError, match="got OwnSchedule with V"):
         progdist.save(tiny_model(OwnSchedule()), tmp_path / "model")
     assert not (tmp_path / "model").exists()
 

@@ -117,7 +117,7 @@ class _Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         """Send the page."""
         if self.headers.get("Host") not in self.play.hosts():
-            self._answer(HTTPStatus.FORBIDDEN, {"error": f"this page works only on its own machine, at {self.play.url}"})
+            self._answer(HTTPStatus.FORBIDDEN, {"error": f"this page works only on its machine, at {self.play.url}"})
         elif self.path != "/":
             self._answer(HTTPStatus.NOT_FOUND, {"error": "page not found"})
         else:
@@ -129,7 +129,7 @@ class _Handler(BaseHTTPRequestHandler):
         host, length = self.headers.get("Host"), self.headers.get("Content-Length", "")
         origin = self.headers.get("Origin", f"http://{host}")
         if host not in self.play.hosts() or origin != f"http://{host}":
-            self._answer(HTTPStatus.FORBIDDEN, {"error": f"this page works only on its own machine, at {self.play.url}"})
+            self._answer(HTTPStatus.FORBIDDEN, {"error": f"this page works only on its machine, at {self.play.url}"})
         elif self.path != "/draw" or self.headers.get_content_type() != "application/json":
             self._answer(HTTPStatus.NOT_FOUND, {"error": "expected /draw with application/json"})
         elif not length.isdecimal() or len(length) > len(str(LONGEST_BODY)) or int(length) > LONGEST_BODY:
