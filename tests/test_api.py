@@ -78,7 +78,7 @@ def test_conditions_of_any_form_are_told_to_the_network(shift: Any, expected: li
         (torch.zeros(2, 3), {"method": "foo"}, "'foo' is unknown"),
         (torch.zeros(2, 3), {"method": 3}, "sampling method 3 is unknown"),
         (torch.zeros(2, 3), {"generator": 3}, "generator is a int, expected a torch.Generator"),
-        (torch.zeros(2, 3), {"shift": torch.zeros(3)}, "condition 'shift' has 3 rows, and the noise 2"),
+        (torch.zeros(2, 3), {"shift": torch.zeros(3)}, "condition 'shift' has 3 rows, expected 2"),
         (torch.zeros(2, 3), {"shift": "a"}, "condition 'shift' is a str"),
         (torch.zeros(2, 3), {"shift": None}, "condition 'shift' is a NoneType"),
         (torch.zeros(2, 3), {"label": 1}, "got an unexpected keyword argument 'label'"),

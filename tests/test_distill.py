@@ -252,7 +252,7 @@ def ragged() -> Iterator[Tensor]:
         (
             torch.zeros(4, 2),
             {"stages": {4: {"updates": 1}}},
-            r"stages has the key 4, and the students take 2 steps",
+            r"stages has the key 4, but the students take 2 steps",
         ),
         (torch.zeros(4, 2), {"stages": {2: {"updates": 0}}}, "updates is 0, expected at least 1"),
         (
@@ -260,12 +260,12 @@ def ragged() -> Iterator[Tensor]:
             {"stages": {2: {"update": 1}}},
             "training option 'update' is unknown: did you mean upd",
         ),
-        (torch.zeros(4, 2), {"stages": {2: {"batch": 2}}}, "batch is of all stages"),
-        (torch.zeros(4, 2), {"stages": {2: {"ema": 0.5}}}, "ema is of all stages"),
-        (torch.zeros(4, 2), {"checkpoint_every": 2}, "checkpoint_every has no effect without a folder"),
-        (torch.zeros(4, 2), {"stages": {2: {"checkpoint_every": 2}}}, "checkpoint_every has no effect without"),
-        (torch.zeros(4, 2), {"conversion": {"checkpoint_every": 2}}, "checkpoint_every has no effect without"),
-        (torch.zeros(4, 2), {"conversion": {"updates": 2}}, "conversion has no effect: this teacher needs no stage 0"),
+        (torch.zeros(4, 2), {"stages": {2: {"batch": 2}}}, "batch applies to all stages"),
+        (torch.zeros(4, 2), {"stages": {2: {"ema": 0.5}}}, "ema applies to all stages"),
+        (torch.zeros(4, 2), {"checkpoint_every": 2}, "checkpoint_every applies only to runs in a folder"),
+        (torch.zeros(4, 2), {"stages": {2: {"checkpoint_every": 2}}}, "checkpoint_every applies only to runs"),
+        (torch.zeros(4, 2), {"conversion": {"checkpoint_every": 2}}, "checkpoint_every applies only to runs"),
+        (torch.zeros(4, 2), {"conversion": {"updates": 2}}, "conversion has no effect, because this teacher needs no"),
         (torch.zeros(4, 2), {"guidance": (2.0, 2.0), "label": "shift", "null_class": 0}, "is not a range"),
         ([(torch.zeros(2), {"steps": 1})], {}, "steps"),
         (torch.zeros(4, 2), {"clips": 1.0}, "training option 'clips' is unknown: use one of updates, "),
@@ -581,7 +581,7 @@ def test_labels_are_taken_refused_or_passed_over_with_a_word(caplog: pytest.LogC
     labels = torch.rand(16)
     teacher = Denoiser(Labelled(), Cosine(), "v")
     data = torch.utils.data.TensorDataset(x, labels)
-    with pytest.raises(UserError, match=r"label= does not say under which keyword Labelled takes them: give label='y'"):
+    with pytest.raises(UserError, match=r"the examples have labels, which Labelled takes by keyword: pass label='y'"):
         progdist.distill(teacher, data, [4, 2], **how)
     with pytest.raises(UserError, match="label='y' requires a label for every example"):
         progdist.distill(teacher, x, [4, 2], label="y", **how)
@@ -589,7 +589,7 @@ def test_labels_are_taken_refused_or_passed_over_with_a_word(caplog: pytest.LogC
     assert torch.isin(torch.cat(student.network.seen), labels).all()
     with caplog.at_level(logging.WARNING, "progdist"):
         progdist.distill(Denoiser(FixedFrequencies(), Cosine(), "v"), data, [4, 2], **how)
-    assert "the labels of the examples are not used" in caplog.text
+    assert "the labels of the examples are ignored" in caplog.text
 
 
 class Units(Denoiser):

@@ -450,7 +450,7 @@ def labelled(kind: Any) -> list[Any]:  # noqa: ANN401
         (labelled(True), {}, r"kind \(3,\) of torch.bool: .*labels as whole numbers"),
         (labelled(torch.ones(2, dtype=torch.long)), {}, r"does not take data .*kind \(3, 2\) of torch.int64"),
         (labelled(1), {"guidance": 2.0, "null_class": 7}, r"index out of range"),
-        ([*labelled(1), (X[0], 9)], {"updates": 20}, r"does not take all of the data \(index out of range in self\)"),
+        ([*labelled(1), (X[0], 9)], {"updates": 20}, r"fails on some of the data \(index out of range in self\)"),
         ((X, torch.full((64,), 7)), {}, r"index out of range in self"),
     ],
 )

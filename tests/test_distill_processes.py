@@ -71,8 +71,8 @@ if "RANK" in os.environ:
 
 REFUSED = {
     "teachers": "the network of process 1 has other weights than that of process 0",
-    "chains": "process 1 was given another chain, data or options than process 0",
-    "updates": "process 1 was given another chain, data or options than process 0",
+    "chains": "process 1 got a different chain, data or options than process 0",
+    "updates": "process 1 got a different chain, data or options than process 0",
 }
 
 

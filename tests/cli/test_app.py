@@ -51,7 +51,7 @@ def test_mistakes_are_one_line_and_exit_code_2(
         "ends in .jpg, expected a folder, or a name that ends in .png, .npz",
     )
     refused(call("evaluate", student, "--data", "digits", "--features", "fashion-mnist"), "pixels")
-    refused(call("report", tmp_path), "holds no run")
+    refused(call("report", tmp_path), "is not a run")
     np.savez(tmp_path / "wide.npz", images=np.zeros((4, 8, 12, 3), np.uint8))
     shutil.copytree(student, tmp_path / "cut")
     weights = tmp_path / "cut" / "unet" / "diffusion_pytorch_model.safetensors"

@@ -76,10 +76,10 @@ def test_statistics_stand_for_the_data(finished: tuple[Path, Result], tmp_path: 
     kept = np.load(finished[0] / "data_features" / "digits.npz")
     assert (str(kept["features"]), int(kept["count"]), str(kept["source"])) == ("digits", 1797, "digits")
     assert "Fréchet" in succeeds(*arguments[:-1], "--reference", file).stdout
-    refused(call(*arguments), "give --data, or --reference FILE")
+    refused(call(*arguments), "pass --data, or their statistics, --reference FILE")
     refused(call(*arguments, "--reference", file, "--metric", "precision_recall"), "give the data, too")
     refused(call(*arguments, "--reference", file, "--metric", "fid"), "--metric fid is unknown: use one of incep")
-    refused(call(*arguments, "--reference", file, "--features", "pixels"), "names no features: give NAME=FILE")
+    refused(call(*arguments, "--reference", file, "--features", "pixels"), "names no features, expected NAME=FILE")
     refused(call(*arguments, "--data", "digits", "--weights", "inception=a"), "is not used by any metric")
 
 

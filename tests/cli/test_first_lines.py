@@ -57,5 +57,5 @@ def test_that_is_so_of_every_command() -> None:
 def test_a_seed_is_a_setting() -> None:
     assert options.settings(["a=1"], 3) == ["a=1", "seed=3"]
     assert options.settings(None, None) == []
-    refused(call("run", "digits", "--seed", 3, "--set", "seed=3"), "--seed and --set seed=... say the same")
+    refused(call("run", "digits", "--seed", 3, "--set", "seed=3"), "--seed and --set seed=... both set the seed")
     refused(call("run", "digits", "--seed", 2**32), "--seed")

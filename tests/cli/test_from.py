@@ -55,7 +55,7 @@ def test_a_finished_student_learns_on(run: Path, tmp_path: Path) -> None:
 
 def test_mistakes_are_one_line(run: Path, tmp_path: Path) -> None:
     student = run / "student-0001"
-    refused(call("distill", "--data", "digits"), "expected a teacher, or a student to start from: --from FOLDER")
+    refused(call("distill", "--data", "digits"), "expected a teacher's MODEL, or a student to start from: --from")
     for option in ("--steps", "--start"):
         refused(
             call("distill", "--from", student, "--data", "digits", option, "2"), f"{option} has no effect with --from"

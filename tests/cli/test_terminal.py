@@ -113,7 +113,7 @@ def test_a_place_among_processes_that_is_none(monkeypatch: pytest.MonkeyPatch) -
         refused(call("recipes", "digits"), f"the variable {name} is '{value}', expected a whole number: unset it")
         monkeypatch.delenv(name)
     monkeypatch.setenv("LOCAL_RANK", "0")
-    refused(call("recipes", "digits"), "LOCAL_RANK is set and WORLD_SIZE is not")
+    refused(call("recipes", "digits"), "LOCAL_RANK requires WORLD_SIZE")
 
 
 @pytest.mark.parametrize(
@@ -141,7 +141,7 @@ def test_numbers_beyond_all_use_are_one_short_line(words: tuple[str, ...], messa
 @pytest.mark.parametrize(
     ("error", "said"),
     [
-        (MemoryError(), "out of memory (the system gives no more): use a smaller batch"),
+        (MemoryError(), "out of memory (no details): use a smaller batch"),
         (RuntimeError("[enforce fail at alloc_cpu.cpp:1] can't allocate memory: you tried\nmore"), "out of memory ("),
         (OSError(28, "No space left on device", "a/b"), "a/b: No space left on device: free some space\n"),
     ],

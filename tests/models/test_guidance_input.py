@@ -119,7 +119,7 @@ def test_stock_diffusers_samples_the_usual_scale(place: Path, tmp_path: Path) ->
     assert float((other - theirs).abs().max()) > 1e-3
     card = (folder / "README.md").read_text()
     assert "`guidance` is an input, from 1 to 8" in card
-    assert "without that part, which is this model at a guidance of 4" in card
+    assert "without that part and samples at a guidance of 4" in card
     assert "guidance=4.5)" in card
 
 
@@ -146,7 +146,7 @@ def test_onnx_takes_the_scale(stock: SaveStock, tmp_path: Path) -> None:
 
 
 def test_what_takes_no_scale_refuses_one(tiny_model: Callable[..., Any], tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="guidance applies only to models that were distilled for a range of it"):
+    with pytest.raises(UserError, match="guidance applies only to models distilled for a guidance range"):
         progdist.sample(tiny_model(classes=3), torch.randn(1, 1, 8, 8), 1, class_labels=torch.tensor([0]), guidance=2)
     with pytest.raises(UserError, match="got a Linear"):
         with_class_guidance(nn.Linear(1, 1), Input(1.0, 2.0))

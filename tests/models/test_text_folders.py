@@ -111,7 +111,7 @@ def test_options_of_text_are_refused_elsewhere(
     with pytest.raises(UserError, match="applies only to text-to-image models"):
         progdist.sample(tiny_model(), torch.randn(1, 1, 8, 8), 1, prompt="a cat")
     save(text_student(pipelines["StableDiffusionPipeline"]), tmp_path / "text")
-    assert "give one, e.g. prompt" in call("sample", tmp_path / "text").stderr
+    assert "requires prompt, e.g. prompt" in call("sample", tmp_path / "text").stderr
     assert "label" in call("sample", tmp_path / "text", "--prompt", "an eight", "--label", 0).stderr
     far = call("sample", tmp_path / "text", "--prompt", "an eight", "--guidance", 20, "--out", tmp_path / "far.png")
     assert "guidance of 1 to 14, not 20" in far.output

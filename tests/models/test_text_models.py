@@ -92,7 +92,7 @@ def test_a_loaded_model_takes_prompts(kind: str, pipelines: dict[str, Path], tmp
     progdist.save(denoiser, tmp_path / "again", steps=[4])
     again = progdist.load(tmp_path / "again")
     torch.testing.assert_close(progdist.sample(again, noise, 4, prompt=PROMPTS[:2], guidance=3.0), ours)
-    with pytest.raises(UserError, match="this model makes images of prompts"):
+    with pytest.raises(UserError, match="this model requires prompt"):
         progdist.sample(denoiser, noise, 4, guidance=3.0)
 
 

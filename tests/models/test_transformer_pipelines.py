@@ -293,7 +293,7 @@ def test_what_guidance_students_are_taught(
         (
             "PixArtSigmaPipeline",
             ("--lora", "2"),
-            "lora requires a pipeline that has load_lora_weights, and the teacher is PixArtSigmaPipeline",
+            "lora requires a pipeline with load_lora_weights, got PixArtSigmaPipeline",
         ),
         ("FluxPipeline", ("--set", "data.size=10"), "the teacher makes images of (3, 8, 8)"),
     ],

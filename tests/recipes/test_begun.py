@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from progdist._utils.errors import UserError
-from progdist.recipes.begun import UNSAID, check_begun
+from progdist.recipes.begun import UNSTATED, check_begun
 from progdist.recipes.files import read_recipe, write_recipe
 from progdist.recipes.recipe import Recipe
 from progdist.recipes.stated import stated
@@ -51,7 +51,7 @@ def test_another_recipe_is_told_with_both_values(begun: Path) -> None:
 
 
 def test_what_a_recipe_does_not_say_is_its_default() -> None:
-    assert {name: Recipe.model_fields[name].default for name in UNSAID} == UNSAID
+    assert {name: Recipe.model_fields[name].default for name in UNSTATED} == UNSTATED
 
 
 def test_the_commands_say_so_before_torch_is_imported(begun: Path) -> None:
@@ -62,4 +62,4 @@ def test_the_commands_say_so_before_torch_is_imported(begun: Path) -> None:
     assert (done.returncode, done.stdout) == (2, "")
     assert "network.width (there 8, here 16)" in done.stderr
     refused(call("distill", "my-model", "--data", "digits", "--out", begun), "my-model distilled to 4 steps", "--fresh")
-    refused(call(*command[:-4], "--seed", "3", "--set", "seed=3"), "--seed and --set seed=... say the same")
+    refused(call(*command[:-4], "--seed", "3", "--set", "seed=3"), "--seed and --set seed=... both set the seed")

@@ -44,7 +44,7 @@ def prepared(recipe: Recipe, folder: Path) -> None:
 KINDS: dict[str, tuple[Callable[[Path], str], str, dict[str, Any], str]] = {
     "grey and tiny": (
         lambda folder: write(folder, "L", [(8, 8)] * 24),
-        "digits", {"size": 8, "channels": 1}, "24 grey images of 8x8 pixels; taken as they are",
+        "digits", {"size": 8, "channels": 1}, "24 grey images of 8x8 pixels; used unchanged",
     ),
     "grey, halved twice": (
         lambda folder: write(folder, "L", [(30, 30)] * 24),
@@ -56,7 +56,7 @@ KINDS: dict[str, tuple[Callable[[Path], str], str, dict[str, Any], str]] = {
     ),
     "class folders": (
         lambda folder: write(folder, "RGB", [(32, 32)] * 24, classes=3),
-        "emoji", {"size": 32, "channels": 3}, "taken as they are",
+        "emoji", {"size": 32, "channels": 3}, "used unchanged",
     ),
     "mixed sizes": (
         lambda folder: write(folder, "RGB", [(20, 31), (64, 48), (21, 21)] * 8),
@@ -106,7 +106,7 @@ def test_the_sizes_are_those_of_the_recipes_that_ship() -> None:
 
 def test_what_cannot_be_trained_is_refused(tmp_path: Path) -> None:
     images = open_source(write(tmp_path / "images", "RGB", [(40, 50)] * 3))
-    for size, said in ((129, "go up to 128"), (34, "that 8 divides"), (3, "that 2 divides")):
+    for size, said in ((129, "expected at most 128"), (34, "divisible by 8"), (3, "divisible by 2")):
         with pytest.raises(UserError, match=said):
             recipe_for_data(images, "a", size)
     for number in range(3):

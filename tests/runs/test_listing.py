@@ -89,7 +89,7 @@ def test_damaged_records_are_passed_over(tmp_path: Path) -> None:
 
 def test_where_there_is_none(tmp_path: Path) -> None:
     assert "no runs in" in succeeds("runs", tmp_path).output
-    with pytest.raises(UserError, match="is no folder: name the folder of runs"):
+    with pytest.raises(UserError, match="is not a folder: name the folder of runs"):
         runs_in(tmp_path / "missing")
     times = {0: "just now", 59: "just now", 60: "1 min ago", 7200: "2 h ago", 172800: "2 days ago"}
     assert {seconds: ago(seconds) for seconds in times} == times

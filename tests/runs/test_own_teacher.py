@@ -68,7 +68,7 @@ def test_the_whole_command(stock: SaveStock, tmp_path: Path, teacher: str) -> No
     assert float(cells[4]) == pytest.approx(last["quality"][0]["frechet"] / best, abs=0.5)  # to the digits that hold
     page = (tmp_path / "out" / "report.html").read_text()
     assert f"{cells[4]}×" in page
-    assert ("is the teacher's student of stage 0" in page) == stage_0
+    assert ("is the teacher after stage 0" in page) == stage_0
     before = (tmp_path / "out" / "metrics.jsonl").read_text()
     assert call(*arguments).exit_code == 0
     assert (tmp_path / "out" / "metrics.jsonl").read_text() == before
@@ -87,7 +87,7 @@ def test_the_whole_command(stock: SaveStock, tmp_path: Path, teacher: str) -> No
             ("--data", "digits", "--set", "distill.chain=[6, 3]", "--set", "distill.stages={}"),
             "do not divide the teacher's 1000",
         ),
-        (("--data", "digits", "--set", "network={width: 8, multipliers: [1]}"), "give either network"),
+        (("--data", "digits", "--set", "network={width: 8, multipliers: [1]}"), "expected either network"),
         (("--data", "digits", "--set", "parameterization=x"), "those of teacher.model"),
         (("--data", "nothing"), "unknown"),
     ],
@@ -182,8 +182,8 @@ def test_guidance_never_takes_a_real_class_for_none(stock: SaveStock, tmp_path: 
     [
         (("--guidance", 0), "conversion.guidance: guidance is 0, expected a positive scale"),
         (("--guidance", "0:3"), "conversion.guidance: guidance is 0 to 3, expected a positive scale"),
-        (("--set", "distill.start=8"), "start has no effect beside chain"),
-        (("--set", "distill.substeps=4"), "substeps has no effect beside chain"),
+        (("--set", "distill.start=8"), "start has no effect with chain"),
+        (("--set", "distill.substeps=4"), "substeps has no effect with chain"),
         (("--set", "teacher.learning_rate=0.1"), "teacher.learning_rate applies only to a teacher that is trained"),
         (("--set", "evaluate.samples=1"), "evaluate.samples"),
     ],
@@ -208,8 +208,8 @@ def test_a_folder_of_any_name(stock: SaveStock, tmp_path: Path) -> None:
     ("settings", "message"),
     [
         (("conversion.guidance=[1, 3]", "evaluate.guidance=4"), "the students learn 1 to 3"),
-        (("conversion.guidance=2", "evaluate.guidance=2"), "has no effect: the students take no guidance scale"),
-        (("evaluate.guidance=2",), "has no effect: the students take no guidance scale"),
+        (("conversion.guidance=2", "evaluate.guidance=2"), "no effect, because the students take no guidance scale"),
+        (("evaluate.guidance=2",), "no effect, because the students take no guidance scale"),
     ],
 )
 def test_a_scale_to_measure_at_is_one_that_students_take(

@@ -226,7 +226,7 @@ def test_only_pipelines_of_prompts_are_watched() -> None:
 def test_images_are_refused_where_an_example_is_a_video(wan: Path, tmp_path: Path) -> None:
     recipe = tiny_run("WanPipeline", wan, tmp_path / "run").recipe
     content = recipe.data.model_copy(update={"source": "digits", "prompts": None, "steps": None})
-    with pytest.raises(UserError, match="cannot encode images here: give --prompts FILE in place of --data"):
+    with pytest.raises(UserError, match="cannot encode images here: replace --data by --prompts FILE"):
         open_run(recipe.model_copy(update={"data": content}), tmp_path / "run", SilentCallback())
 
 

@@ -144,6 +144,6 @@ def test_a_dry_run_counts_what_training_holds(bf16: bool, pairs: Path) -> None:
 def test_it_is_refused_without_adapters_and_for_other_bits(pairs: Path) -> None:
     place = write_sd(pairs.parent / "teacher")
     words = ("distill", place, "--data", f"captions:{pairs}", "--start", 8, "--out", pairs.parent / "run")
-    refused(call(*words, "--base-bits", 8), "base_bits requires lora, whose adapters train on that base: give --lora")
+    refused(call(*words, "--base-bits", 8), "base_bits requires lora, whose adapters train on that base: set --lora")
     refused(call(*words, "--lora", 2, "--base-bits", 3), "base_bits")
     assert not (pairs.parent / "run").exists()

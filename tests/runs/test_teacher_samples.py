@@ -157,7 +157,7 @@ def test_a_distilled_teacher_is_sampled_in_its_own_steps(stock: SaveStock, tmp_p
     save(model.__class__(model.denoiser, (8,), (16,)), tmp_path / "eight")
     run, samples = made(tmp_path / "eight", tmp_path / "run", {"source": "teacher:4"})
     torch.testing.assert_close(samples, sample(model.denoiser, noise_of(run, 4), 8), rtol=0, atol=1e-6)
-    with pytest.raises(UserError, match=r"data\.steps is 4, and the teacher was distilled for 8 steps"):
+    with pytest.raises(UserError, match=r"data\.steps is 4, expected 8 steps, for which the teacher was distilled"):
         opened(tmp_path / "eight", tmp_path / "no", {"source": "teacher:4", "steps": 4})
 
 
@@ -196,7 +196,7 @@ def test_what_is_there_is_not_made_again(stock: SaveStock, tmp_path: Path, monke
     assert len(prints) == 5
     assert not torch.equal(samples, whole)
     notes = another.context.callback.notes  # pyright: ignore[reportAttributeAccessIssue]
-    assert any("was of another teacher, or sampled otherwise: made again" in note for note in notes)
+    assert any("had samples of another teacher or other settings: made again" in note for note in notes)
 
 
 def test_a_dry_run_counts_and_times_them(stock: SaveStock, tmp_path: Path, known_rates: object) -> None:
@@ -307,21 +307,21 @@ def test_two_processes_make_the_samples_of_one(recipe: Path, tmp_path: Path) -> 
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ((), "expected data: --data SOURCE, or samples of the teacher"),
+        ((), "expected data: pass --data SOURCE, or --data teacher:COUNT"),
         (("--data", "teacher"), "data.source teacher requires a count, e.g. teacher:5000, or data.prompts"),
         (("--data", "teacher:none"), "expected teacher:COUNT, e.g. teacher:5000"),
-        (("--data", "teacher:9", "--background", "black"), "data.background applies only to images that are read"),
-        (("--data", "teacher:9", "--image-column", "a"), "data.image_column applies only to images that are read"),
-        (("--data", "teacher:9", "--caption-column", "a"), "data.caption_column applies only to images that are read"),
-        (("--data", "teacher:9", "--set", "data.flip=true"), "data.flip applies only to images that are read"),
+        (("--data", "teacher:9", "--background", "black"), "data.background applies only to image data"),
+        (("--data", "teacher:9", "--image-column", "a"), "data.image_column applies only to image data"),
+        (("--data", "teacher:9", "--caption-column", "a"), "data.caption_column applies only to image data"),
+        (("--data", "teacher:9", "--set", "data.flip=true"), "data.flip applies only to image data"),
         (
             ("--data", "teacher:9", "--set", "data.size=8"),
-            "data.size is 8, and the teacher makes images of (1, 8, 8): remove it",
+            "data.size is 8, but the teacher makes images of (1, 8, 8): remove it",
         ),
-        (("--data", "teacher:9", "--set", "data.channels=1"), "data.channels applies only to images that are read"),
-        (("--data", "teacher:9", "--set", "data.classes=2"), "data.classes applies only to images that are read"),
-        (("--data", "teacher:9", "--set", "data.steps=7"), "data.steps is 7, which does not divide the teacher's 1000"),
-        (("--prompts", "{prompts}"), "data.prompts applies only to text-to-image teachers, and this is unconditional"),
+        (("--data", "teacher:9", "--set", "data.channels=1"), "data.channels applies only to image data"),
+        (("--data", "teacher:9", "--set", "data.classes=2"), "data.classes applies only to image data"),
+        (("--data", "teacher:9", "--set", "data.steps=7"), "data.steps is 7, expected a divisor of the teacher's 1000"),
+        (("--prompts", "{prompts}"), "data.prompts applies only to text-to-image teachers, got unconditional"),
         (("--data", "digits", "--prompts", "{prompts}"), "data.prompts applies only to samples of the teacher"),
         (("--data", "digits", "--set", "data.steps=4"), "data.steps applies only to samples of the teacher"),
         (("--prompts", "nowhere.txt"), "prompts nowhere.txt cannot be read"),
@@ -337,7 +337,7 @@ def test_mistakes_are_one_line(stock: SaveStock, tmp_path: Path, words: tuple[st
 def test_a_teacher_of_prompts_needs_them(tmp_path: Path) -> None:
     folder = write_sd(tmp_path / "sd")
     refused(call("distill", folder, "--data", "teacher:9", "--out", tmp_path / "out"), "--prompts FILE")
-    refused(call("doctor", folder, "--data", "teacher:9"), "is data of `progdist distill` alone")
+    refused(call("doctor", folder, "--data", "teacher:9"), "applies only to `progdist distill`")
 
 
 def test_a_teacher_that_is_trained_has_no_samples_yet(tiny_recipe: Path, tmp_path: Path) -> None:

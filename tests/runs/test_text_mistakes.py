@@ -44,7 +44,7 @@ def test_mistakes_are_one_line(words: tuple[str, ...], said: str, pairs: Path) -
         (("--guidance", "2", "--negative", "a smudge"), "conversion.negative applies only to text-to-image teachers"),
         (
             ("--lora", "2"),
-            "lora requires a pipeline that has load_lora_weights, and the teacher is no model of prompts",
+            "lora requires a pipeline with load_lora_weights, got no text-to-image model",
         ),
         ((), "holds captions, but the teacher takes none"),
     ],

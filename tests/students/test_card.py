@@ -46,11 +46,11 @@ def test_the_card_is_right(
         ("progressive", 4, "Made by [progressive distillation](https://arxiv.org/abs/2202.00512), ", {("ddim", 4)}),
         ("balanced", 4, "[progressive distillation with balanced times](https://arxiv.org/abs/2312.", {("ddim", 4)}),
         (
-            "stochastic", 4, "at 4 steps of DDIM, at 8 steps of `progdist sample --method overshoot`, and poor",
+            "stochastic", 4, "in 4 steps of DDIM, in 8 steps of `progdist sample --method overshoot`, and poor",
             {("ddim", 4), ("overshoot", 8), ("overshoot", 4)},
         ),
         (
-            "tract", 1, "at 1 step of DDIM, at several steps of `progdist sample --method consistency`, and poor",
+            "tract", 1, "in 1 step of DDIM, in several steps of `progdist sample --method consistency`, and poor",
             {("ddim", 1), ("consistency", 4), ("consistency", 8)},
         ),
     ],
@@ -76,7 +76,7 @@ def test_what_a_student_learned_is_said_and_warned_of(
 def test_the_card_of_a_students_own_method_names_no_other(tiny_model: Callable[..., Denoiser], tmp_path: Path) -> None:
     save(Model(tiny_model(), (4,), (16,), data="digits", method="mine"), tmp_path / "student")
     text = (tmp_path / "student" / "README.md").read_text()
-    assert "Made by distillation, 16 -> 4 steps. It is good at 4 steps of DDIM" in text
+    assert "Made by distillation, 16 -> 4 steps. It samples well in 4 steps of DDIM" in text
     assert load(tmp_path / "student").method == ""
 
 

@@ -94,7 +94,7 @@ def test_classes_are_kept(tiny_model: Build, tmp_path: Path) -> None:
     assert load(tmp_path / "numbers").classes == ("0", "1", "2")
     progdist.save(denoiser, tmp_path / "names", classes=("ant", "bee", "cat"))
     assert load(tmp_path / "names").classes == ("ant", "bee", "cat")
-    with pytest.raises(UserError, match="1 class names were given, and the network has 3 classes: name each"):
+    with pytest.raises(UserError, match="got 1 class names, expected 3: name each class of the network"):
         progdist.save(denoiser, tmp_path / "other", classes=("ant",))
 
 
@@ -103,7 +103,7 @@ class OwnSchedule(Cosine):
 
 
 def test_a_schedule_of_ones_own_has_no_folder(tiny_model: Build, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="not OwnSchedule with V"):
+    with pytest.raises(UserError, match="got OwnSchedule with V"):
         progdist.save(tiny_model(OwnSchedule()), tmp_path / "model")
     assert not (tmp_path / "model").exists()
 

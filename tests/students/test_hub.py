@@ -200,7 +200,7 @@ def test_the_licence_in_the_header(given: dict[str, str], said: dict[str, str | 
     text = card(student(**given), "StableDiffusionPipeline", ())
     found = check_header(text)
     assert {name: found.get(name) for name in said} == said
-    assert ("No licence is given: the card of `hub:owner/name`" in text) == (not given)
+    assert ("The licence is unknown: the card of the base model, `hub:owner/name`" in text) == (not given)
     assert bool(hub.lacking(text)) == (not given)
 
 
@@ -254,7 +254,7 @@ def test_mistakes(folder: Path, no_hub: list[Any], tmp_path: Path, monkeypatch: 
         (("--push", "a/b/c"), "expected OWNER/NAME"),
         (("--push", "me/..x"), "expected OWNER/NAME"),
         (("--private",), "expected one of --onnx FILE"),
-        (("--onnx", tmp_path / "a.onnx", "--push", "me/four"), "--push has no effect on --onnx"),
+        (("--onnx", tmp_path / "a.onnx", "--push", "me/four"), "--push has no effect with --onnx"),
         (("--single-file", tmp_path / "a.safetensors", "--private"), "--private requires --push"),
     ):
         refused(call("export", folder, *given), message)

@@ -169,15 +169,20 @@ def pair(layer: str, rows: int = 4) -> dict[str, Tensor]:
             "SanaPipeline",
             "comfyui",
             pair("a"),
-            "comfyui is not written for SanaPipeline, ComfyUI's own nodes have .*: use diffusers$",
+            "comfyui does not support SanaPipeline, .* in ComfyUI's own nodes .*: use diffusers$",
         ),
-        ("LTXPipeline", "kohya", pair("a"), "kohya is not written for LTXPipeline, .*: use diffusers or comfyui$"),
-        ("KolorsPipeline", "kohya", pair("a"), "kohya is not written for KolorsPipeline, .*: use diffusers$"),
+        ("LTXPipeline", "kohya", pair("a"), "kohya does not support LTXPipeline, .*: use diffusers or comfyui$"),
+        ("KolorsPipeline", "kohya", pair("a"), "kohya does not support KolorsPipeline, .*: use diffusers$"),
         ("WanPipeline", "kohya", pair("proj_out"), "the layer proj_out has no name in this format"),
         ("WanPipeline", "comfyui", pair("blocks.0.attn3.to_q"), r"the layer blocks\.0\.attn3\.to_q has no name"),
         ("StableDiffusionXLPipeline", "kohya", pair("down_blocks.0.resnets.0.conv1") | pair("a"), "the layer a has no"),
-        ("FluxPipeline", "kohya", pair("transformer_blocks.0.attn.to_q"), "qkv is 3 layers of diffusers, of which 1"),
-        ("FluxPipeline", "diffusers", {"a.lora_A.weight": torch.ones(2, 3)}, r"a\.lora_B\.weight is not so"),
+        (
+            "FluxPipeline",
+            "kohya",
+            pair("transformer_blocks.0.attn.to_q"),
+            "qkv joins 3 layers of diffusers: expected LoRA weights of all, got 1",
+        ),
+        ("FluxPipeline", "diffusers", {"a.lora_A.weight": torch.ones(2, 3)}, r"of every layer, got a\.lora_B\.weight"),
         ("FluxPipeline", "diffusers", {"a.weight": torch.ones(2, 3)}, "lora_B.weight of every layer"),
     ],
 )
@@ -198,4 +203,4 @@ def test_the_rows_of_the_table(tmp_path: Path) -> None:
     *lines, refused = rows("LTXPipeline", tmp_path)
     assert [line.split(" | ")[1] for line in lines] == ["diffusers", "comfyui", "comfyui"]
     assert "27 of 27" in lines[-1]
-    assert refused.startswith("- --lora-format kohya is not written for LTXPipeline")
+    assert refused.startswith("- --lora-format kohya does not support LTXPipeline")

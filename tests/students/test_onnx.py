@@ -44,7 +44,7 @@ def test_onnx_needs_a_step_count(tiny_model: Callable[..., Denoiser], tmp_path: 
     save(Model(tiny_model()), tmp_path / "teacher")
     result = CliRunner().invoke(app, ["export", str(tmp_path / "teacher"), "--onnx", str(tmp_path / "t.onnx")])
     assert result.exit_code == 2
-    assert "give steps, e.g. 16" in result.stderr
+    assert "set steps, e.g. 16" in result.stderr
 
 
 @pytest.mark.slow

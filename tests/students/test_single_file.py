@@ -186,7 +186,7 @@ def test_what_is_refused(
     out = tmp_path / "a.safetensors"
     for given, message in (
         (("--single-file", tmp_path / "a.ckpt"), "expected a file that ends in .safetensors"),
-        (("--single-file", folder / "a.safetensors"), "in the student's own folder: choose another place"),
+        (("--single-file", folder / "a.safetensors"), "in the student's own folder: choose another folder"),
         (("--single-file", out, "--dtype", "fp8"), "expected one of float32, bf16, fp16"),
         (("--single-file", out, "--shard-size", "2"), "expected a size, e.g. 2GB"),
         (("--single-file", out, "--steps", "4"), "--steps applies only to --onnx"),
@@ -205,7 +205,7 @@ def test_what_is_refused(
     prompts: Any = model.conditioning
     index = {**prompts.index, "_class_name": "StableDiffusion3Pipeline"}
     other = replace(model, conditioning=replace(prompts, index=index))
-    with pytest.raises(UserError, match="not written for StableDiffusion3Pipeline: expected one of"):
+    with pytest.raises(UserError, match="does not support StableDiffusion3Pipeline: expected"):
         export_single_file(other, out)
     monkeypatch.setattr("progdist.students.original_layout.TEXT", {})
     with pytest.raises(UserError, match=r"text_encoder\..* has no place in the original layout, as diffusers"):
@@ -226,10 +226,10 @@ def scaled(network: Any) -> Any:  # noqa: ANN401
 def test_students_without_an_original_layout(tmp_path: Path) -> None:
     """One whose guidance scale is an input; and SDXL with encoders of one width, which readers could not tell apart."""
     model = text_student(write_sd(tmp_path / "sd"))
-    with pytest.raises(UserError, match="the guidance scale of this student is an input of its network"):
+    with pytest.raises(UserError, match="does not support a guidance input"):
         export_single_file(model, tmp_path / "a.safetensors")
     model = text_student(write_sdxl(tmp_path / "xl"), Fixed(3.0))
-    with pytest.raises(UserError, match="both text encoders of this pipeline have a width of 16"):
+    with pytest.raises(UserError, match=r"requires text encoders of different widths, .* got 16 twice"):
         export_single_file(model, tmp_path / "a.safetensors")
     assert not (tmp_path / "a.safetensors").exists()
 

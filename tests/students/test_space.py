@@ -120,7 +120,10 @@ def test_what_no_space_can_run_is_refused(tiny_model: Callable[..., Denoiser], t
     """In one line, and nothing is left."""
     save(Model(tiny_model(parameterization="x_eps"), (4,), (8,)), tmp_path / "two-headed")
     save(Model(tiny_model(), (4,), (8,)), tmp_path / "plain")
-    refused(call("play", tmp_path / "two-headed", "--space", tmp_path / "space"), "is not sampled by stock diffusers")
+    refused(
+        call("play", tmp_path / "two-headed", "--space", tmp_path / "space"),
+        "requires a student that stock diffusers alone samples",
+    )
     refused(call("play", tmp_path / "plain", "--space", tmp_path / "plain"), "exists: choose another folder")
     two = (tmp_path / "plain", tmp_path / "two-headed")
     refused(call("play", *two, "--space", tmp_path / "space"), "--space requires one model, got 2")

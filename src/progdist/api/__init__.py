@@ -1,1 +1,1 @@
-"""The calls: what a program of your own asks for by name; see `progdist.__init__`."""
+"""The functions of the Python interface, exported by `progdist.__init__`."""

@@ -64,17 +64,17 @@ class _CallHooks(Hooks):
         self.bar = tqdm(desc=title, total=config.updates, unit="update", disable=None if self.shows else True)
 
     def end(self, name: str, *, finished: bool) -> None:
-        """The bar stays as it is."""
+        """Close the bar and leave it in place."""
         self.bar.close()
 
     def progress(self, name: str, progress: Progress) -> None:
-        """With the student's step count, or the teacher's in stage 0."""
+        """Show the loss, and call `observe` with the student's step count (the teacher's in stage 0)."""
         self.bar.set_postfix_str(f"loss {progress.loss:.4f}", refresh=False)
         self.bar.update(progress.update - self.bar.n)
         self.observe(self.chain[0] if name == "converted" else int(name.rpartition("-")[2]), progress)
 
     def note(self, text: str) -> None:
-        """To the logger "progdist", which shows warnings unless told otherwise."""
+        """Log to "progdist", which shows warnings by default."""
         level = logging.WARNING if text.startswith("warning: ") else logging.INFO
         LOG.log(level, text.removeprefix("warning: "))
 
@@ -94,17 +94,16 @@ def distill(
     """Distil a teacher along a chain of step counts (paper, Algorithm 2).
 
     Args:
-        teacher: left as it is. One that predicts eps, or that is guided, first gets a student of output v (see
+        teacher: is not modified. A teacher that predicts eps or is guided is first converted to v-prediction (see
             `progdist.methods.conversion`).
         data: floats of one shape (N, ...), about [-1, 1]; or a data set, a DataLoader or an iterable of x, (x,), (x,
             label), (x, {name: condition}) or {"x": x, name: condition}; or columns, {"x": (N, ...), name: (N, ...)}. A
-            condition is a number, array or tensor of any type and shape that the network takes by that name; whole
-            numbers become int64.
+            condition is a number, array or tensor that the network takes as the keyword `name`; whole numbers become
+            int64.
         chain: the teacher's step count, then each student's; each divides the one before.
-        method: what a student learns: a name in `progdist.methods.METHODS` ("progressive", "balanced", "adversarial",
-            "stochastic", "tract"), or a `Method` of your own.
-        label: the keyword under which the network takes the label that is beside each example, (B, ...) of any type;
-            None where there is none.
+        method: a name in `progdist.methods.METHODS` ("progressive", "balanced", "adversarial", "stochastic", "tract"),
+            or a custom `Method`.
+        label: the network's keyword for the label of each example, (B, ...) of any type; None for data without labels.
         observe: called with the student's step count (the teacher's in stage 0) and the progress, about a thousand
             times in each stage.
         progress: show a bar for each stage, where standard error is a terminal.
@@ -112,33 +111,33 @@ def distill(
 
             - options: the method's own: {"weight": 0.5}
             - initial: a student to start from, in place of the teacher; requires a chain of one stage
-            - stages: what a stage overrides, by the student's step count: {4: {"updates": 2000, "options": {...}}}
-            - conversion: what stage 0 overrides: {"updates": 8000}, and its weighting; by default it takes four times
-              the updates
-            - config: a `TrainConfig` of all stages, in place of the defaults
-            - weighting: of the loss, a name in WEIGHTINGS or a function of the SNR
+            - stages: overrides of single stages, by the student's step count: {4: {"updates": 2000, "options": {...}}}
+            - conversion: overrides for stage 0, e.g. {"updates": 8000}, and its weighting; by default it takes four
+              times the updates
+            - config: a `TrainConfig` for all stages, in place of the defaults
+            - weighting: weights of the loss, a name in WEIGHTINGS or a function of the SNR
             - guidance: a scale of classifier-free guidance to distil, or a range (low, high) that the student takes as
-              an input: a UNet2DModel or DiTTransformer2DModel is given one, any other network must have a keyword
-              `guidance` (B,) that it can be called without
-            - clip: whether the teacher's predictions are kept within [-1, 1], as the samplers of many libraries do, or
-              a bound of your own: students learn them so
-            - null_class: the label that stands for no class, which guidance leads away from
+              an input: one is added to a UNet2DModel or DiTTransformer2DModel, any other network must have an optional
+              keyword `guidance` (B,)
+            - clip: clip the teacher's predictions to [-1, 1], as the samplers of many libraries do, or to another
+              bound; students learn the clipped predictions
+            - null_class: label of the null class (the unconditional branch of guidance)
             - zero_terminal_snr: whether the student's schedule ends in pure noise, or where the teacher's ends; by
               default in pure noise if the teacher predicts eps and is not guided
             - stop: `EarlyStopping`, to end stages early
             - seed: of all randomness, 0 by default
 
     Returns:
-        The last student, on the device where the teacher was: sample it in `chain[-1]` steps. Its weights have the
-        types of the teacher's: those of 16 bits are trained as float32 and rounded at the end. Layers that are frozen
-        stay as they are, unless all are; the network is out of DataParallel and torch.compile.
+        The last student, on the teacher's device: sample it in `chain[-1]` steps. Its weights have the teacher's
+        types: those of 16 bits are trained as float32 and rounded at the end. Frozen layers stay unchanged, unless all
+        are frozen; the network is unwrapped from DataParallel and torch.compile.
 
     Raises:
-        UserError: a chain that does not divide or asks the network before its first timestep, no data, examples of
-            different shapes, types or conditions or that are not finite, labels that are missing or that the network
-            could take and label does not name, an option that there is not, of another type or without effect, guidance
-            without labels, a teacher whose weights or predictions are not finite or that cannot be trained, processes
-            that were given different ones, or a loss that is not finite.
+        UserError: a chain that does not divide or reaches before the network's first timestep; no data; examples of
+            different shapes, types or conditions, or that are not finite; labels that are missing, or that the network
+            takes and `label` does not name; an option that is unknown, of a wrong type or without effect; guidance
+            without labels; a teacher that cannot be trained, or whose weights or predictions are not finite; different
+            arguments in different processes; a loss that is not finite.
     """
     check_denoiser(teacher, own=True)
     _check_arguments(label, observe, progress, options)
@@ -160,7 +159,7 @@ def distill(
     for warning in filter(None, dict.fromkeys(config.ema_warning for config in plan.stages.values())):
         hooks.note(f"warning: {warning}")
     if converts and not plan.converts(own.model):
-        raise UserError("conversion has no effect: this teacher needs no stage 0")
+        raise UserError("conversion has no effect, because this teacher needs no stage 0: remove it")
     guidance = plan.guidance if isinstance(plan.guidance, Input) else None
     conditions = LabelConditions(None, own=examples.names)
     trainer = Trainer(examples, lambda model: conditions, hooks, distributed, plan.seed, guidance, plan.stop)
@@ -171,10 +170,10 @@ def distill(
         model = convert(plan, own, trainer, predictions)
         for _, student in train_students(plan, model, trainer, own):
             model = student
-    except IndexError as error:  # of a label that a table does not hold, which no example before had
+    except IndexError as error:  # a label beyond an embedding table, first met in this batch
         reason = " ".join(str(error).split())[:150]
         raise UserError(
-            f"the network does not take all of the data ({reason}): give labels below its number of classes"
+            f"the network fails on some of the data ({reason}): use labels below its number of classes"
         ) from error
     narrow(model.denoiser.network, like=unwrapped(teacher.network))
     student = model.denoiser
@@ -185,7 +184,7 @@ def distill(
 
 
 def _frozen(teacher: Denoiser, device: torch.device) -> Denoiser:
-    """A copy of a teacher on a device, out of its wrappers, in at least 32 bits; a UserError for one of no use."""
+    """Copy a teacher to a device, unwrapped, in at least 32 bits; a UserError if its weights are not finite."""
     network = unwrapped(teacher.network)
     check_parameters(network)
     check_finite(network, "the teacher")
@@ -195,10 +194,10 @@ def _frozen(teacher: Denoiser, device: torch.device) -> Denoiser:
 
 
 def _agreed(plan: Plan, examples: ExampleData, distributed: Distributed, hooks: Hooks) -> Plan:
-    """The plan with every precision `auto` as all processes take it; a UserError where they were given other plans."""
+    """Resolve every precision `auto` for all processes; a UserError if their plans differ."""
     configs = {0: plan.conversion, **plan.stages}
     what = repr((plan.chain, plan.method.name, plan.options, configs, plan.seed, len(examples), examples.shape))
-    distributed.processes.agree(what, "process {process} was given another chain, data or options than process 0")
+    distributed.processes.agree(what, "process {process} got a different chain, data or options than process 0")
     precision = distributed.resolve("auto")
     if any(config.precision == "auto" for config in configs.values()):
         hooks.note(f"precision: {precision}")
@@ -211,9 +210,9 @@ def _agreed(plan: Plan, examples: ExampleData, distributed: Distributed, hooks: 
 
 @torch.no_grad()
 def _check_predictions(plan: Plan, teacher: Model, trainer: Trainer, predictions: DenoiserProtocol) -> None:
-    """Refuse a teacher that does not predict finite numbers on a few examples at the first, a middle and the last time.
+    """Refuse a teacher whose predictions are not finite on a few examples at the first, a middle and the last time.
 
-    So does a batch of the data that are not finite.
+    A batch of data that is not finite is refused, too.
     """
     device, count = trainer.distributed.device, plan.chain[0]
     times = torch.tensor([1.0, (count + 1) // 2 / count, 1 / count], dtype=torch.float64)
@@ -231,7 +230,7 @@ def _check_predictions(plan: Plan, teacher: Model, trainer: Trainer, predictions
 
 
 def _plan(chain: Sequence[int], method: str | Method, options: dict[str, Any]) -> Plan:
-    """The plan of a call; a UserError for an option, a method or a stage that there is not."""
+    """The plan of a call; a UserError for an unknown option, method or stage."""
     if not isinstance(method, Method) and (not isinstance(method, str) or method not in METHODS):
         raise UserError(f"method {method!r} is unknown: use one of {', '.join(METHODS)}, or a Method of your own")
     counts = [link.steps for link in stages(chain)]
@@ -242,7 +241,7 @@ def _plan(chain: Sequence[int], method: str | Method, options: dict[str, Any]) -
     conversion, config = dict(options.pop("conversion", {})), options.pop("config", None)
     conversion_weighting = conversion.pop("weighting", weighting)
     if any("checkpoint_every" in each for each in (options, conversion, *overrides.values())):
-        raise UserError("checkpoint_every has no effect without a folder: see `progdist distill` for runs that resume")
+        raise UserError("checkpoint_every applies only to runs in a folder: remove it, or use `progdist distill`")
     names = ("null_class", "zero_terminal_snr", "stop", "seed", "initial")
     rest = {name: options.pop(name) for name in names if name in options}
     guidance = requested_guidance(options.pop("guidance", None))
@@ -251,9 +250,9 @@ def _plan(chain: Sequence[int], method: str | Method, options: dict[str, Any]) -
     if rest.get("seed", 0) < 0:
         raise UserError(f"seed is {rest['seed']}, expected 0 or more")
     if unknown := sorted(overrides.keys() - set(counts)):
-        raise UserError(f"stages has the key {unknown[0]}, and the students take {any_of(counts, 'step')}")
+        raise UserError(f"stages has the key {unknown[0]}, but the students take {any_of(counts, 'step')}")
     if whole := [name for each in overrides.values() for name in OF_A_WHOLE_TRAINING if name in each]:
-        raise UserError(f"{whole[0]} is of all stages: give it beside stages")
+        raise UserError(f"{whole[0]} applies to all stages: pass it outside stages")
     learned = METHODS[method] if isinstance(method, str) else method
     plain = (config or TrainConfig(**DEFAULTS["distill"])).overridden(**options)
     base = plain if config else plain.overridden(**{**learned.training, **options})
@@ -271,11 +270,11 @@ def _plan(chain: Sequence[int], method: str | Method, options: dict[str, Any]) -
 
 
 def _conditioning(label: str | None, plan: Plan) -> Conditioning:
-    """Classes under a keyword, as many as guidance needs to know of; a UserError if it is not said which."""
+    """The conditioning on class labels for guidance; a UserError if `label` or `null_class` is missing."""
     if plan.guidance is None:
         return Conditioning()
     if label is None or plan.null_class is None:
-        raise UserError("guidance requires label and null_class, the label that stands for no class")
+        raise UserError("guidance requires label and null_class, the label of the null class")
     return Classes(tuple(map(str, range(plan.null_class + 1))), plan.null_class, label)
 
 
@@ -291,11 +290,11 @@ _TYPES: Mapping[str, tuple[type | tuple[type, ...], str]] = {
     "seed": (Integral, "a whole number"),
     "clip": (Real, "True, False or a bound"),
 }
-"""What the options of `distill` that no other class checks are."""
+"""Types of the options of `distill` that no other class checks."""
 
 
 def _check_arguments(label: object, observe: object, progress: object, options: Mapping[str, Any]) -> None:
-    """Raise a UserError for an argument of another type."""
+    """Raise a UserError for an argument of a wrong type."""
     if label is not None and not isinstance(label, str):
         raise UserError(f"label is {str(label)[:50]}, expected the name of the network's keyword")
     if not callable(observe):
@@ -321,19 +320,19 @@ def _check_arguments(label: object, observe: object, progress: object, options: 
 
 
 def _check_labels(teacher: Denoiser, examples: ExampleData, notify: Notify) -> None:
-    """Refuse labels that a network could take and that are not named; say where they are passed over."""
+    """Refuse labels that the network takes and `label` does not name; warn if labels are ignored."""
     if not examples.labelled or examples.label:
         return
     if names := _more_inputs(teacher):
         raise UserError(
-            f"the examples have labels, and label= does not say under which keyword {type(teacher.network).__name__} "
-            f"takes them: give label={names[0]!r}, or data without labels"
+            f"the examples have labels, which {type(teacher.network).__name__} takes by keyword: pass "
+            f"label={names[0]!r}, or data without labels"
         )
-    notify("warning: the labels of the examples are not used: label= names the keyword of a network that takes them")
+    notify("warning: the labels of the examples are ignored: pass label=KEYWORD if the network takes them")
 
 
 def _more_inputs(teacher: Denoiser) -> list[str]:
-    """The names of what a network takes beside latents and time, as far as it tells."""
+    """The network's inputs other than latents and time, as far as its signature names them."""
     if kind_of(teacher.network):
         return ["class_labels"] if class_count(teacher.network) else []
     if teacher.call is not call_network:
@@ -344,7 +343,7 @@ def _more_inputs(teacher: Denoiser) -> list[str]:
 
 
 def _clipped(teacher: Denoiser, clip: bool | float, notify: Notify) -> Callable[[DenoiserProtocol], DenoiserProtocol]:
-    """Predictions within the bound that `clip` says; a warning where a teacher needs one and has none."""
+    """Clip predictions to the bound of `clip`; warn if a teacher needs one and has none."""
     bound = 1.0 if clip is True else float(clip)
     if bound and not 0 < bound < inf:
         raise UserError(f"clip is {clip}, expected True, False or a positive bound")

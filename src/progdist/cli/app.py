@@ -1,4 +1,4 @@
-"""The commands that carry out recipes, and the app that holds all commands."""
+"""The commands that run recipes, and the app with all commands."""
 
 import io
 import sys
@@ -48,7 +48,7 @@ def main(
 @app.command()
 @user_errors
 def run(
-    recipe: Annotated[str, typer.Argument(help="A YAML file, or the name of a recipe that ships.")],
+    recipe: Annotated[str, typer.Argument(help="A YAML file, or the name of a shipped recipe.")],
     set_: Annotated[list[str] | None, typer.Option("--set", help="key=value, e.g. evaluate.samples=500.")] = None,
     out: Annotated[Path | None, typer.Option(help="Output folder (default: runs/NAME).")] = None,
     seed: options.RunSeed = None,
@@ -59,7 +59,7 @@ def run(
 ) -> None:
     """Train, distil, evaluate and report. Run the same command to resume."""
     way, settings = Way(fresh, shard, dry_run, device_memory), options.settings(set_, seed)
-    content = stated(recipe, settings)  # mistakes that show in the files alone are told before torch is imported
+    content = stated(recipe, settings)  # mistakes in the files are reported before torch is imported
     folder = out or Path("runs") / str(content.get("name"))
     way.check_begun(content, folder)
     begin(f"estimating {recipe}" if dry_run else f"running {recipe} in {folder}")
@@ -105,10 +105,10 @@ def distill(
     dry_run: options.DryRun = False,
     device_memory: options.DeviceMemory = None,
 ) -> None:
-    """Distil a trained model of your own. Run the same command to resume."""
+    """Distil a trained model. Run the same command to resume."""
     if data is None and prompts is None:
         raise UserError(
-            "expected data: --data SOURCE, or samples of the teacher, --data teacher:COUNT or --prompts FILE"
+            "expected data: pass --data SOURCE, or --data teacher:COUNT or --prompts FILE for samples of the teacher"
         )
     way, settings = Way(fresh, shard, dry_run, device_memory), options.settings(set_, seed)
     if model is not None and initial is None:
@@ -124,11 +124,11 @@ def distill(
 
     if initial is not None:
         if idle := [option for option, value in {"--start": start, "--steps": steps}.items() if value]:
-            raise UserError(f"{idle[0]} has no effect with --from, whose student says its stage: remove it")
+            raise UserError(f"{idle[0]} has no effect with --from, whose student records its stage: remove it")
         beside, start, steps = last_stage(initial)
         model = model or str(beside)
     if model is None:
-        raise UserError("expected a teacher, or a student to start from: --from FOLDER")
+        raise UserError("expected a teacher's MODEL, or a student to start from: --from FOLDER")
     steps = steps or 4
     arguments = call_arguments(call or [])
     folder = out or default_output(str(initial or model), steps)
@@ -165,16 +165,16 @@ def report(folder: Annotated[Path, typer.Argument(help="The folder of a run.")])
 
 
 OF_A_COPY = """\
-# For data of your own let `progdist init folder:my-images` write the recipe, which
-# fits them. A copy of this one would need another name, which is the folder of its
-# run, another data.source, and evaluate.features for your data (pixels).
+# For your own data, `progdist init folder:my-images` writes a recipe that fits them.
+# In a copy of this one, change name (the folder of its run), data.source, and
+# evaluate.features (pixels).
 """
 
 
 @app.command()
 @user_errors
 def recipes(name: Annotated[str | None, typer.Argument(help="Recipe to print.")] = None) -> None:
-    """List the recipes that ship, or print one."""
+    """List the shipped recipes, or print one."""
     from rich.table import Table
     from rich.text import Text
 
@@ -218,7 +218,7 @@ for command in OTHERS:
 
 
 def start(arguments: Any = None) -> None:  # noqa: ANN401  (whatever typer takes)
-    """Carry out a command; characters that the terminal does not have are replaced."""
+    """Run a command; characters that the terminal cannot show are replaced."""
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")
     app(arguments)

@@ -35,10 +35,10 @@ TRIAL = TrainConfig(updates=1, batch=64, learning_rate=1e-4)
 class Opening:
     """How a teacher is opened."""
 
-    offset: float | None = None  # of its timesteps, in place of the folder's
-    call: Mapping[str, Any] | None = None  # arguments of a pipeline that is watched
+    offset: float | None = None  # timestep offset, in place of the folder's
+    call: Mapping[str, Any] | None = None  # arguments of a watched pipeline
     loras: Sequence[str] = ()  # LoRA files, FILE[:weight], fused into it
-    config: str | None = None  # of a checkpoint of one file: the folder of its configs
+    config: str | None = None  # folder with the configs of a single-file checkpoint
 
 
 def examine(
@@ -49,11 +49,10 @@ def examine(
     seed: int = 0,
     background: str | None = None,
 ) -> Iterator[str]:
-    """A line for each finding about a teacher's folder or hub name; lines that begin with `!` are problems.
+    """Yield a line for each finding about a teacher's folder or hub name; lines that begin with `!` are problems.
 
-    Its output is tested on the data of `source`, if any; `seed` is of
-    the noise and the choice of images, and transparent ones are composed on the background. A UserError where the
-    folder cannot be read as a teacher.
+    Its output is tested on the data of `source`, if any. `seed` seeds the noise and the choice of images; transparent
+    images are composed on `background`. Raises a UserError if the folder cannot be read as a teacher.
     """
     with tempfile.TemporaryDirectory() as folder:
         place = prepared_teacher(Source(source_model, how.loras, how.config), Path(folder))
@@ -87,7 +86,7 @@ def _examine(
         return
     yield from _caches(teacher, images)
     if teacher.model.steps:
-        yield "it is distilled and was trained only at the times of its own steps: its output is not tested on data"
+        yield "its output is not tested on data: it is distilled, and was trained only at the times of its own steps"
         return
     yield "checking its output on data"
     yield from _trial(check_on_images(teacher.model, images, seed))
@@ -97,7 +96,7 @@ def _examine(
 
 
 def _caches(teacher: Teacher, images: Images) -> Iterator[str]:
-    """What a run encodes and caches, and how large that is."""
+    """What a run encodes and caches, and its size."""
     model = teacher.model
     if isinstance(model.conditioning, Prompts):
         size = len(images.classes) * row_bytes(model.conditioning.encoder())
@@ -112,7 +111,7 @@ def _caches(teacher: Teacher, images: Images) -> Iterator[str]:
 def _about_the_form(teacher: Teacher) -> Iterator[str]:
     predicts_eps = isinstance(teacher.model.denoiser.parameterization, Eps)
     if predicts_eps:
-        yield "it predicts eps: stage 0 first converts it to v-prediction, since eps gives no image at pure noise"
+        yield "it predicts eps: stage 0 first converts it to v-prediction, because eps gives no image at pure noise"
     else:
         yield "it can be distilled without stage 0"
     if teacher.limits:
@@ -120,12 +119,12 @@ def _about_the_form(teacher: Teacher) -> Iterator[str]:
 
 
 def _about_guidance(teacher: Teacher) -> Iterator[str]:
-    """The guidance of a student; what --guidance does for a text-to-image teacher."""
+    """The guidance of a student; the effect of --guidance on a text-to-image teacher."""
     conditioning, learned = teacher.model.conditioning, teacher.model.guidance
     if isinstance(learned, Input):
         yield f"it takes a guidance scale from {learned}, and so do its students"
     elif learned is not None:
-        yield f"guidance {learned} is distilled into it, and so into its students"
+        yield f"guidance {learned} is distilled into it and its students"
     if not isinstance(conditioning, Prompts) or learned is not None or teacher.model.steps:
         return
     default = conditioning.default_guidance
@@ -140,7 +139,7 @@ def _about_guidance(teacher: Teacher) -> Iterator[str]:
 
 
 def _example_chain(teacher: Teacher) -> list[int]:
-    """A chain to few steps; empty for a teacher of one step."""
+    """An example chain to few steps; empty for a one-step teacher."""
     if tuple(teacher.model.steps) == (1,):
         return []
     most = max(teacher.model.steps, default=teacher.model.denoiser.most_steps)
@@ -152,7 +151,7 @@ def _cost(rates: Rates, teacher: Teacher) -> Iterator[str]:
     denoiser, bf16 = teacher.model.denoiser, resolve(TRIAL.precision, torch.device("cpu")) == "bf16"
     kept = activation_bytes(denoiser, teacher.model.shape, TRIAL.batch, TRIAL, bf16=bf16)
     if not kept:
-        yield "what autograd keeps cannot be counted: the network's call depends on values; memory is without it"
+        yield "memory excludes activations: they cannot be counted, because the network's call depends on values"
     held = training_memory(denoiser.network, TRIAL, teachers=1, bf16=bf16, activations=kept)
     update = TRIAL.batch * (2 * rates.evaluation + rates.training) + rates.optimizer
     threads = torch.get_num_threads()
@@ -170,6 +169,6 @@ def _trial(check: TeacherCheck) -> Iterator[str]:
     if listed:
         yield f"the same by shift of its timesteps: {listed}"
     if check.problem:
-        yield f"! {check.problem} (take it as it is, e.g. untrained, with --set teacher.trust=true)"
+        yield f"! {check.problem} (to use it anyway, e.g. untrained: --set teacher.trust=true)"
     else:
         yield "its configuration agrees with the data"

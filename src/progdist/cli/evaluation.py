@@ -1,4 +1,4 @@
-"""The commands that measure models, compare them, and make the statistics they are compared with."""
+"""The commands that measure models, compare them, and write reference statistics."""
 
 import json
 import re
@@ -25,12 +25,12 @@ if TYPE_CHECKING:  # slow imports
 
 
 def named_files(option: str, words: Sequence[str] | None, only: str | None = None) -> dict[str, Path]:
-    """NAME=PATH, several times; without a name it is of `only`, or a UserError."""
+    """Parse NAME=PATH, several times; a path without a name belongs to `only`, or raises a UserError."""
     files = {}
     for word in words or ():
         name, separator, path = word.partition("=")
         if not separator and only is None:
-            raise UserError(f"{option} {word} names no features: give NAME=FILE, e.g. {option} inception={word}")
+            raise UserError(f"{option} {word} names no features, expected NAME=FILE, e.g. {option} inception={word}")
         whole = only is not None and (not separator or local_path(word).exists())
         files[cast(str, only) if whole else name] = local_path(word if whole else path)
     return files
@@ -39,7 +39,7 @@ def named_files(option: str, words: Sequence[str] | None, only: str | None = Non
 def metric_config(
     features: list[str], metrics: list[str] | None, weights: list[str] | None, references: list[str] | None
 ) -> "MetricConfig":
-    """What the options say is to be measured."""
+    """The metrics that the options select."""
     from progdist.evaluation.metrics import MetricConfig
 
     for option, words, names in (("--metric", metrics or [], Metric), ("--features", features, Features)):
@@ -55,7 +55,7 @@ def statistics(
     data: Annotated[str, typer.Argument(help=options.DATA_SOURCES)],
     out: Annotated[Path, typer.Option(help="The file: .npz (NAME_kid.npz for clean-fid's features), or .pt.")],
     features: options.FeatureNames = ["pixels"],  # noqa: B006  (typer copies it)
-    keep_images: Annotated[int, typer.Option("--images", help="Keep as many images in it, too (arr_0).", min=0)] = 0,
+    keep_images: Annotated[int, typer.Option("--images", help="Images to keep in it, too (arr_0).", min=0)] = 0,
     size: options.Size = None,
     weights: options.WeightFiles = None,
     image_column: options.ImageColumn = None,
@@ -63,7 +63,7 @@ def statistics(
 ) -> None:
     """Write the reference statistics of data to a file.
 
-    In the layouts that other evaluators read.
+    The layouts are those that other evaluators read.
     """
     begin(f"reading {data}", write_message)
     from progdist.data.sources import load_images
@@ -80,7 +80,7 @@ def statistics(
 def evaluate(
     models: Annotated[list[Path], typer.Argument(help="Model folders.")],
     data: Annotated[str | None, typer.Option(help=options.DATA_SOURCES)] = None,
-    steps: Annotated[int | None, typer.Option(help="Sampling steps; each model's own if not given.")] = None,
+    steps: Annotated[int | None, typer.Option(help="Sampling steps (default: each model's own).")] = None,
     count: Annotated[int, typer.Option("--count", "-n", help="Samples of each model.", min=2, max=options.MOST)] = 2048,
     features: options.FeatureNames = ["pixels"],  # noqa: B006  (typer copies it)
     metric: options.MetricNames = None,
@@ -91,20 +91,20 @@ def evaluate(
     clip: Annotated[bool, typer.Option("--clip", help="Keep every denoised image within [-1, 1].")] = False,
     batch: Annotated[int, typer.Option(help="Images made at a time.", min=1)] = 256,
     precision: Annotated[str, typer.Option(help="auto, float32 or bf16.")] = "auto",
-    teacher: Annotated[Path | None, typer.Option(help="Also give the RMSE to this model's images.")] = None,
-    teacher_steps: Annotated[int | None, typer.Option(help="Steps that --teacher takes; 256 if not given.")] = None,
+    teacher: Annotated[Path | None, typer.Option(help="Also measure the RMSE to this model's images.")] = None,
+    teacher_steps: Annotated[int | None, typer.Option(help="Sampling steps of --teacher (default: 256).")] = None,
     image_column: options.ImageColumn = None,
     caption_column: options.CaptionColumn = None,
     background: options.Background = None,
     seed: options.Seed = 0,
     json_: Annotated[bool, typer.Option("--json", help="One JSON object per model and features.")] = False,
-    guidance: Annotated[float | None, typer.Option(help="Guidance scale, of models distilled for a range.")] = None,
+    guidance: Annotated[float | None, typer.Option(help="Guidance scale (models distilled for a range).")] = None,
 ) -> None:
     """Measure models against data."""
     if teacher_steps is not None and teacher is None:
         raise UserError("--teacher-steps requires --teacher")
     if data is None and not reference:
-        raise UserError("models are measured against data: give --data, or --reference FILE of their statistics")
+        raise UserError("expected data to measure against: pass --data, or their statistics, --reference FILE")
     if data is None and (image_column or caption_column or background):
         raise UserError("--image-column, --caption-column and --background require --data")
     begin(f"reading {data}" if data else f"opening {models[0]}", write_message)
@@ -141,7 +141,7 @@ def evaluate(
 
 
 def evaluation_tables(records: "Sequence[EvaluationRecord]", number: int) -> list[Table]:
-    """What was measured in one feature space, in 80 columns: the distances, and further metrics where there are any."""
+    """The measurements in one feature space, in 80 columns: the distances, and further metrics if any."""
     qualities = [record.quality[number] for record in records]
     title = f"Fréchet distance of {qualities[0].samples} samples to the data, {qualities[0].features} features"
     distances = _table(title)
@@ -186,24 +186,24 @@ def _kernel(quality: "Quality") -> str:
 
 
 def _each_once() -> Callable[[str], None]:
-    """Prints a message to standard error, each once however many models it is of; their biases stand in the table."""
-    said = set[str]()
+    """A function that prints each message to standard error once; biases are in the table."""
+    printed = set[str]()
 
     def notify(text: str) -> None:
         key = re.sub(r"\d[\d.]*", "", text) if " is the bias of " in text else text
-        if key not in said:
-            said.add(key)
+        if key not in printed:
+            printed.add(key)
             write_message(text)
 
     return notify
 
 
 def compare(
-    models: Annotated[list[str], typer.Argument(help="Folders of runs or of models; MODEL@STEPS to say the steps.")],
+    models: Annotated[list[str], typer.Argument(help="Folders of runs or models; MODEL@STEPS sets the steps.")],
     data: Annotated[str | None, typer.Option(help=options.DATA_SOURCES)] = None,
     prompts: options.PromptsToCompare = None,
     repeat: Annotated[
-        int | None, typer.Option(help="Images of each prompt or class, without --data (default: 4).", min=2)
+        int | None, typer.Option(help="Images per prompt or class, without --data (default: 4).", min=2)
     ] = None,
     guidance: Annotated[float | None, typer.Option(help="Guidance scale of both, without --data.")] = None,
     student_lora: Annotated[
@@ -211,7 +211,7 @@ def compare(
         typer.Option(help="LoRA file fused into the student, FILE.safetensors[:weight]; several times."),
     ] = None,
     student_guidance: Annotated[
-        float | None, typer.Option(help="Guidance scale of a student from elsewhere, e.g. 1 (default: --guidance).")
+        float | None, typer.Option(help="Guidance scale of the student, e.g. 1 (default: --guidance).")
     ] = None,
     count: Annotated[
         int | None,
@@ -237,7 +237,7 @@ def compare(
 ) -> None:
     """Put runs and models side by side.
 
-    With --data, paired resamples of the same noise say which model is closer to the data. Without it, TEACHER@STEPS
+    With --data, paired resamples of the same noise show which model is closer to the data. Without it, TEACHER@STEPS
     STUDENT measures how faithful a student is to its teacher: differences, diversity, and the pairs that differ most.
     TEACHER@40 TEACHER@4 --student-lora FILE compares a pipeline with a few-step LoRA file for it.
     """
@@ -270,9 +270,9 @@ def compare(
         _print_pairs(found, out, json_)
         return
     if prompts or guidance or repeat:
-        raise UserError("--prompts, --guidance and --repeat have no effect with --data: remove them, or --data")
+        raise UserError("--prompts, --guidance and --repeat have no effect with --data: remove them or --data")
     if student_lora or student_guidance is not None:
-        raise UserError("--student-lora and --student-guidance have no effect with --data: remove them, or --data")
+        raise UserError("--student-lora and --student-guidance have no effect with --data: remove them or --data")
     sampling = SamplingOptions(
         count=count or 2048, seed=seed, method=method, clip=clip, batch=batch, precision=options.precision_of(precision)
     )
@@ -314,14 +314,14 @@ def _print_pairs(found: "Faithfulness", page: Path, json_: bool) -> None:
     for space in found.spaces:
         if space.too_few:
             console.print(
-                f"Warning: of the Fréchet distance in {space.features} features about {space.bias:.2g} is the bias of "
-                f"{len(found.labels):,} images: make more"
+                f"Warning: about {space.bias:.2g} of the Fréchet distance in {space.features} features is bias from "
+                f"only {len(found.labels):,} images: use more"
             )
     console.print(f"Page: {page}")
 
 
 def pairs_title(found: "Faithfulness") -> str:
-    """Which models, images and guidance."""
+    """The models, images and guidance of a comparison."""
     (student, teacher), (few, many) = found.models, found.steps
     guided = "" if found.guidance is None else f", guidance {found.guidance:g}"
     if found.student_guidance not in (None, found.guidance):
@@ -337,7 +337,7 @@ def comparison_table(comparisons: "Sequence[Comparison]") -> Table:
     features, samples = comparisons[0].quality.features, comparisons[0].quality.samples
     table = _table(f"Fréchet distance of {samples} samples to the data, {features} features")
     table.caption = (
-        "ratio: of the distance to that of the model compared with, over paired resamples. "
+        "ratio: the distance divided by that of the model compared with, over paired resamples. "
         "better, worse: the whole 95 % interval of the ratio is below, above 1"
     )
     table.add_column("model", no_wrap=True)

@@ -1,4 +1,4 @@
-"""The command that says which settings fit which card."""
+"""The command that lists which training settings fit a GPU."""
 
 import textwrap
 from pathlib import Path
@@ -18,23 +18,23 @@ if TYPE_CHECKING:  # slow imports
 WIDTH = 80
 CARDS = (12.0, 24.0, 80.0)
 MARKS = {"yes": "yes", "tight": "~", "no": "no"}
-SHORT = {"AdamW": "AdamW", "adamw8bit": "8bit", "LoRA": "LoRA"}  # and of a base of 8 or 4 bits LoRA8, LoRA4
+SHORT = {"AdamW": "AdamW", "adamw8bit": "8bit", "LoRA": "LoRA"}  # LoRA8, LoRA4 on a base of 8 or 4 bits
 MOST_CARDS, LARGEST_CARD, LARGEST_RATE = 4, 2**20, 1e6  # columns of a table that fits; GiB; TFLOP/s
 
 
 def fit(
     folder: Annotated[Path, typer.Argument(help="A pipeline's model_index.json and config.json files; no weights.")],
     memory: Annotated[
-        list[str] | None, typer.Option(help="GiB of a card, or a list: 12,24,80 (the default); several times for more.")
+        list[str] | None, typer.Option(help="GiB of a card, or a list (default: 12,24,80); several times for more.")
     ] = None,
     height: Annotated[int | None, typer.Option(help="Pixels (default: those of the pipeline's call).")] = None,
     width: Annotated[int | None, typer.Option(help="Pixels (default: those of the pipeline's call).")] = None,
-    frames: Annotated[int | None, typer.Option(help="Of a video (default: those of the pipeline's call).")] = None,
+    frames: Annotated[int | None, typer.Option(help="Video frames (default: those of the pipeline's call).")] = None,
     tflops: Annotated[
         float | None, typer.Option(help="Measured dense bf16 rate of the card, 10^12 operations a second.")
     ] = None,
 ) -> None:
-    """Print which training settings fit a card. No weights need be there."""
+    """Print which training settings fit a card. Needs no weights."""
     cards = card_sizes(memory or [])
     if tflops is not None and not 0 < tflops <= LARGEST_RATE:
         raise UserError(f"--tflops is {tflops:g}, expected a positive number of at most {LARGEST_RATE:g}")
@@ -49,7 +49,7 @@ def fit(
 
 
 def card_sizes(given: list[str]) -> list[float]:
-    """GiB of the cards, of numbers and lists of them; the default where there are none."""
+    """Parse GiB of the cards, numbers or lists; the default if none is given."""
     sizes = list[float]()
     for text in (part.strip() for each in given for part in each.replace(" ", ",").split(",") if part.strip()):
         try:
@@ -65,7 +65,7 @@ def card_sizes(given: list[str]) -> list[float]:
 
 
 def head(found: "Fits", tflops: float | None) -> list[str]:
-    """What was counted, in lines of 80 columns."""
+    """The counts, in lines of 80 columns."""
     lines = [
         f"{found.network}: {found.parameters:,} parameters; {found.size}; an evaluation of one example takes "
         f"{significant(found.evaluation / 1e12, 3)} TFLOP.",
@@ -76,7 +76,7 @@ def head(found: "Fits", tflops: float | None) -> list[str]:
     ]
     if tflops is not None:
         lines.append(
-            f"Seconds at {tflops:g} TFLOP/s are a lower bound: nothing but matrix products and convolutions is counted."
+            f"Seconds at {tflops:g} TFLOP/s are a lower bound: only matrix products and convolutions are counted."
         )
     return [line for text in lines for line in textwrap.wrap(text, WIDTH, break_on_hyphens=False)]
 
@@ -108,7 +108,7 @@ def sentences(found: "Fits", cards: list[float]) -> list[str]:
         best = found.best(card * 2**30)
         text = f"{card:g} GiB: {_described(best)}" if best else _nothing(found, card)
         lines += textwrap.wrap(text, WIDTH, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False)
-    return [*lines, "Where there is a stage 0, give it the same: --set conversion.KEY=VALUE."]
+    return [*lines, "For a stage 0, set the same options: --set conversion.KEY=VALUE."]
 
 
 def _described(row: "Fit") -> str:
@@ -130,7 +130,7 @@ def gib(size: float) -> str:
 
 
 def _nothing(found: "Fits", card: float) -> str:
-    """That no setting fits, and what comes nearest."""
+    """The line for a card that no setting fits, with the nearest one."""
     least = min(found.rows, key=lambda row: row.memory.total)
     return (
         f"{card:g} GiB: none of these with a tenth left; the least is {gib(least.memory.total)} GiB. Choose a smaller "

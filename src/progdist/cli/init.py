@@ -30,12 +30,12 @@ def init(
 ) -> None:
     """Write a recipe that fits your data.
 
-    Looks at the images, chooses size and network as the shipped recipes have them, and estimates the run here.
+    Reads the images, takes size and network from the shipped recipes, and estimates the run on this machine.
     """
     if data is None and steps is not None:
-        raise UserError("--steps requires --data: it is of the student of a teacher of your own")
+        raise UserError("--steps requires --data, and a teacher to distil")
     if data is not None and size is not None:
-        raise UserError("--size has no effect with --data: a teacher makes images of its own size")
+        raise UserError("--size has no effect with --data, because a teacher makes images of its own size: remove it")
     name = _free(name_of_data(source) if data is None else default_output(source, steps or 4).name)
     out = out or Path(f"{name}.yaml")
     if out.exists() and not overwrite:
@@ -65,6 +65,6 @@ def init(
 
 
 def _free(name: str) -> str:
-    """The name, or it with a number where there is a run of that name."""
+    """The name, with a number if a run has that name."""
     names = chain([name], (f"{name}-{number}" for number in count(2)))
     return next(each for each in names if not (RUNS / each).exists())

@@ -27,7 +27,7 @@ def doctor(
     background: options.Background = None,
     seed: Annotated[int | None, typer.Option(help="Seed of the noise (default: 0).", min=0)] = None,
 ) -> None:
-    """Print what is inferred from a model. Exits with code 2 if it could not be distilled as it is."""
+    """Check whether a model can be distilled, and print what is inferred. Exits with code 2 if it cannot."""
     given = {"--seed": seed, "--image-column": image_column, "--caption-column": caption_column}
     given["--background"] = background
     if data is None and (idle := [option for option, value in given.items() if value is not None]):
@@ -54,13 +54,13 @@ def doctor(
 
 def sample(
     model: Annotated[Path, typer.Argument(help="A model folder.")],
-    steps: Annotated[int | None, typer.Option(help="Sampling steps; the model's own if not given.")] = None,
-    count: Annotated[int, typer.Option("--count", "-n", help="How many images.", min=1, max=options.MOST)] = 64,
+    steps: Annotated[int | None, typer.Option(help="Sampling steps (default: the model's own).")] = None,
+    count: Annotated[int, typer.Option("--count", "-n", help="Number of images.", min=1, max=options.MOST)] = 64,
     out: Annotated[
         Path, typer.Option(help="A grid (.png); a folder or .tar of PNG files; .npz of bytes; .safetensors, unrounded.")
     ] = Path("samples.png"),
     label: Annotated[
-        str | None, typer.Option(help="The class, its number or name (default: all, in the data's shares).")
+        str | None, typer.Option(help="Number or name of the class (default: all, as often as in the data).")
     ] = None,
     method: Annotated[str, typer.Option(help=f"One of {', '.join(get_args(Method))}.")] = "ddim",
     variance: Annotated[float, typer.Option("--variance", help=options.VARIANCE, min=0, max=1)] = 1.0,
@@ -69,8 +69,8 @@ def sample(
     precision: Annotated[str, typer.Option(help="auto, float32 or bf16.")] = "float32",
     seed: options.Seed = 0,
     columns: Annotated[int | None, typer.Option(help="Columns (default: a grid near 4:3).", min=1, max=1024)] = None,
-    prompt: Annotated[list[str] | None, typer.Option(help="What to make; several times for all in turn.")] = None,
-    guidance: Annotated[float | None, typer.Option(help="Guidance scale, of a model distilled for a range.")] = None,
+    prompt: Annotated[list[str] | None, typer.Option(help="Prompt; several times for several in turn.")] = None,
+    guidance: Annotated[float | None, typer.Option(help="Guidance scale (models distilled for a range).")] = None,
 ) -> None:
     """Make images with a model. Under torchrun several processes share them."""
     begin(f"opening {model}", write_message)
@@ -116,7 +116,7 @@ def export(
     """Export a model for other programs, or upload it.
 
     `--onnx` writes the whole sampling loop as one file, `--single-file` a whole student, `--lora-format` a LoRA
-    student. `--push` uploads what is written, or the folder, if you are logged in; else it lists the files.
+    student. `--push` uploads the written files, or the folder, if you are logged in; otherwise it lists them.
     """
     targets = {"--onnx": onnx, "--single-file": single_file, "--lora-format": lora_format}
     belongs = {
@@ -137,7 +137,7 @@ def export(
         from progdist.students.hub import check_repository
 
         if onnx is not None:
-            raise UserError("--push has no effect on --onnx: remove it")
+            raise UserError("--push has no effect with --onnx: remove it")
         check_repository(push)
     for option, (value, target) in belongs.items():
         if value is not None and targets[target] is None:
@@ -197,7 +197,7 @@ def _export_lora(model: Path, form: str, out: Path | None, workflow: Path | None
         f"{out}: {counted(written.layers, 'layer')}, {counted(written.tensors, 'tensor')}; Euler in {count}, CFG 1"
     )
     if workflow is not None:
-        console.print(f"{workflow}: choose the files of the base model in its loaders")
+        console.print(f"{workflow}: select the files of the base model in its loaders")
     suggest(LOADED[form].format(out))
     return [out, *([workflow] if workflow is not None else [])]
 
@@ -207,11 +207,11 @@ LOADED = {
     "kohya": "load {} as a LoRA in Forge or InvokeAI",
     "comfyui": "load {} in ComfyUI's LoraLoaderModelOnly",
 }
-"""How a LoRA file of each format is loaded."""
+"""How to load a LoRA file of each format."""
 
 
 def _push(folder: Path, files: Sequence[Path], repository: str, *, private: bool) -> None:
-    """Upload a folder, or what was exported of it; or list it and say what is missing."""
+    """Upload a folder or the exported files; if that is not possible, list them and print why."""
     from progdist.students import hub
     from progdist.teachers.own import load
 
@@ -255,7 +255,7 @@ def import_official(
 
 
 def play(
-    models: Annotated[list[str], typer.Argument(help="Folders of runs or of models.")],
+    models: Annotated[list[str], typer.Argument(help="Folders of runs or models.")],
     port: Annotated[
         int | None, typer.Option(help="Port of the page (default: 8700; 0: any free port).", min=0, max=65535)
     ] = None,

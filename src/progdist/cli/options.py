@@ -10,10 +10,10 @@ from progdist._utils.names import Distillation, Features, Metric, Precision
 
 DATA_SOURCES = "digits, or folder:, captions:, npz:, idx:, cifar:, wds: or parquet:PATH, or hub:NAME."
 DATA = f"{DATA_SOURCES} Or teacher:COUNT, samples of the teacher."
-MOST, LARGEST_SIDE = 10**8, 2**16  # far beyond any that are made or read
+MOST, LARGEST_SIDE = 10**8, 2**16  # images and pixels, far above practical values
 VARIANCE = "With --method ancestral: 0 for the lower bound of the variance, 1 for the upper."
 Size = Annotated[
-    int | None, typer.Option(help="Frame the images to a square of so many pixels.", min=1, max=LARGEST_SIDE)
+    int | None, typer.Option(help="Crop and resize images to a square of so many pixels.", min=1, max=LARGEST_SIDE)
 ]
 Seed = Annotated[int, typer.Option(help="Seed of the noise.", min=0)]
 RunSeed = Annotated[
@@ -28,10 +28,10 @@ DeviceMemory = Annotated[
 DistillationMethod = Annotated[str, typer.Option(help=f"One of {', '.join(get_args(Distillation))}.")]
 Initial = Annotated[
     Path | None,
-    typer.Option("--from", help="Finished student to start from, one more stage; its teacher is beside it in its run."),
+    typer.Option("--from", help="Finished student to distil one stage further; its run holds its teacher."),
 ]
 Guidance = Annotated[
-    str | None, typer.Option(help="Guidance scale to distil into the student, or LO:HI for an input of that range.")
+    str | None, typer.Option(help="Guidance scale to distil into the student, or LO:HI for a guidance input.")
 ]
 Lora = Annotated[
     int | None, typer.Option(help="Rank of a LoRA file for the pipeline of a text-to-image teacher, e.g. 64.", min=1)
@@ -60,7 +60,7 @@ PromptsFile = Annotated[
 PromptsToCompare = Annotated[str | None, typer.Option("--prompts", help="Text file with one prompt per line.")]
 Call = Annotated[
     list[str] | None,
-    typer.Option("--call", help="Argument of a stock pipeline that is watched, name=value, e.g. num_frames=25."),
+    typer.Option("--call", help="Argument of a watched stock pipeline, name=value, e.g. num_frames=25."),
 ]
 Background = Annotated[
     str | None, typer.Option(help="Colour behind transparent pixels, e.g. black or '#ff8800' (default: white).")
@@ -72,10 +72,10 @@ MetricNames = Annotated[
     list[str] | None, typer.Option("--metric", help=f"Also {', '.join(get_args(Metric))}; several times for more.")
 ]
 References = Annotated[
-    list[str] | None, typer.Option("--reference", help="[FEATURES=]FILE of statistics to stand for the data (Fréchet).")
+    list[str] | None, typer.Option("--reference", help="[FEATURES=]FILE of statistics in place of the data (Fréchet).")
 ]
 WeightFiles = Annotated[
-    list[str] | None, typer.Option("--weights", help="Weights, inception=FILE, dinov2=FOLDER or clip=FOLDER.")
+    list[str] | None, typer.Option("--weights", help="Weights: inception=FILE, dinov2=FOLDER or clip=FOLDER.")
 ]
 
 
@@ -87,8 +87,8 @@ def precision_of(name: str) -> Precision:
 
 
 def settings(set_: list[str] | None, seed: int | None) -> list[str]:
-    """The settings of `--set`, and that of `--seed`; a UserError where both say the seed."""
+    """The settings of `--set` and `--seed`; a UserError if both set the seed."""
     given = list(set_ or [])
     if seed is not None and any(setting.startswith("seed=") for setting in given):
-        raise UserError("--seed and --set seed=... say the same: remove one of them")
+        raise UserError("--seed and --set seed=... both set the seed: remove one of them")
     return given if seed is None else [*given, f"seed={seed}"]

@@ -1,4 +1,4 @@
-"""A run as seen in the terminal: a live bar where there is one, plain lines elsewhere."""
+"""The progress of a run: a live bar in a terminal, plain lines elsewhere."""
 
 import textwrap
 import time
@@ -24,7 +24,7 @@ SMOOTHING = 0.98  # of the loss
 
 
 class Terminal:
-    """Shows rate, loss and time left of every training, and each evaluation as it comes."""
+    """Shows rate, loss and time left of every training, and each evaluation."""
 
     def __init__(self, console: Console) -> None:
         self.console = console
@@ -41,11 +41,11 @@ class Terminal:
         if self.console.is_terminal:
             columns = (
                 TextColumn("{task.description:13}"), BarColumn(bar_width=18), TaskProgressColumn(),
-                TextColumn("{task.fields[says]}"), TimeRemainingColumn(),
+                TextColumn("{task.fields[status]}"), TimeRemainingColumn(),
             )  # fmt: skip
             self.bar = Progress(*columns, console=self.console, transient=True)
             self.bar.start()
-            self.bar.add_task(title, total=updates, says="")
+            self.bar.add_task(title, total=updates, status="")
 
     def progress(self, progress: callbacks.Progress) -> None:
         """Show one update."""
@@ -54,16 +54,16 @@ class Terminal:
         self.first = progress.update - 1 if self.first is None else self.first
         now = time.monotonic()
         rate = (progress.update - self.first) / max(now - self.started, 1e-3)
-        says = f"{rate:5.1f}/s" + ("" if self.loss is None else f"  loss {self.loss:.4f}")
+        status = f"{rate:5.1f}/s" + ("" if self.loss is None else f"  loss {self.loss:.4f}")
         if self.bar is not None:
-            self.bar.update(self.bar.task_ids[0], completed=progress.update, says=says)
+            self.bar.update(self.bar.task_ids[0], completed=progress.update, status=status)
         elif now - self.shown > PLAIN_EVERY:
             self.shown = now
             left = (self.updates - progress.update) / rate
-            self.note(f"{self.title}: update {progress.update} of {self.updates}  {says}  {left:.0f} s left")
+            self.note(f"{self.title}: update {progress.update} of {self.updates}  {status}  {left:.0f} s left")
 
     def end(self, stopped: int | None = None) -> None:
-        """Take the bar away and leave one line."""
+        """Replace the bar by one line."""
         if self.bar is not None:
             self.bar.stop()
             self.bar = None
@@ -74,7 +74,7 @@ class Terminal:
             self.note(f"{self.title}: trained in {seconds:.0f} s, loss {self.loss:.4f}")
 
     def evaluated(self, record: "EvaluationRecord") -> None:
-        """One line for each measurement."""
+        """Print one line per measurement."""
         quality, steps = record.quality[0], counted(record.steps, "step")
         ends = (quality.frechet_low, quality.frechet_high)
         line = Text(f"  {record.model.replace('_', ' by ')} at {steps}: Fréchet {supported(quality.frechet, *ends)} ")
@@ -82,12 +82,12 @@ class Terminal:
         self.console.print(line.append(f", RMSE {significant(record.rmse)}" if record.rmse else ""))
 
     def note(self, text: str) -> None:
-        """One line."""
+        """Print one line."""
         self.console.print(text, highlight=False, markup=False, emoji=False, soft_wrap=True)
 
 
 def quality_table(records: "Sequence[EvaluationRecord]", against: str = "the data") -> Table:
-    """A run's numbers in the first feature space, in 80 columns; `against` is what samples are compared with."""
+    """A run's results in the first feature space, in 80 columns; `against` names what samples are compared with."""
     from progdist.runs.pages.report import quality_rows, ratios
 
     rows, first = quality_rows(records), records[0].quality[0]
@@ -116,7 +116,7 @@ def quality_table(records: "Sequence[EvaluationRecord]", against: str = "the dat
 
 
 def estimate_table(name: str, estimated: "Estimate") -> tuple[str, Table]:
-    """A run estimated, in 80 columns."""
+    """The estimate of a run, in 80 columns."""
     from progdist.runs.pages.progress import duration
 
     channels, height, width = estimated.image

@@ -15,15 +15,15 @@ UNITS = {"days": 86400, "h": 3600, "min": 60}  # seconds
 
 
 def runs(folder: Annotated[Path, typer.Argument(help="A folder of runs, or a run.")] = Path("runs")) -> None:
-    """List runs: state, when, and how good the students are."""
+    """List runs: state, time, and the quality of the students."""
     listed = runs_in(folder)
     if not listed:
         write_line(f"no runs in {folder}")
         suggest("progdist run digits, or progdist init folder:my-images for your own images")
         return
     print_table(runs_table(listed, time.time()))
-    write_line("student / teacher: by sampling steps, the student's distance to the data over")
-    write_line("the teacher's in its own number of steps")
+    write_line("student / teacher: for each number of steps, the student's distance to the data")
+    write_line("divided by the teacher's in its own number of steps")
     for run in listed:
         if run.state == FAILED:
             write_line(f"{run.name}: {run.reason}")
@@ -47,7 +47,7 @@ def runs_table(listed: list[Listed], now: float) -> Table:
 
 
 def ago(seconds: float) -> str:
-    """How long ago something was."""
+    """A time span in words, e.g. "2 h ago"."""
     for unit, size in UNITS.items():
         if seconds >= (2 * size if unit == "days" else size):
             return f"{seconds // size:.0f} {unit} ago"

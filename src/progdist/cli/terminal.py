@@ -1,4 +1,4 @@
-"""What all commands share: the console, messages on standard error, and errors as one line."""
+"""Shared by all commands: the console, messages on standard error, and errors in one line."""
 
 import errno
 import logging
@@ -21,21 +21,21 @@ from progdist._utils.errors import UserError
 from progdist._utils.files import local_path
 from progdist._utils.signals import Interrupted, interruptible
 
-LAUNCHED = ("RANK", "WORLD_SIZE", "LOCAL_RANK")  # the variables by which torchrun tells a process its place
+LAUNCHED = ("RANK", "WORLD_SIZE", "LOCAL_RANK")  # the variables that torchrun sets in each process
 
 
 def rank_of(environment: Mapping[str, str]) -> int:
-    """The rank of this process under torchrun; 0 for one that was started alone."""
+    """The rank of this process under torchrun; 0 for a single process."""
     rank, processes = (environment.get(name, "") for name in LAUNCHED[:2])
     return int(rank) if rank.isdecimal() and processes.isdecimal() else 0
 
 
 RANK = rank_of(os.environ)  # only rank 0 prints
 
-ERROR_GRACE_SECONDS = 15.0  # for which another process waits for the first one to print an error that all have met
+ERROR_GRACE_SECONDS = 15.0  # for which other processes wait while the first one prints an error that all share
 
 LONGEST_WORD, LARGEST = 1000, 2**53  # characters of a word in a message; whole number of an option
-WITHOUT_TERMINAL = 1000  # columns, where no terminal says how many there are: no table is cut there
+WITHOUT_TERMINAL = 1000  # columns without a terminal, so that no table is cut
 
 for _size in ("COLUMNS", "LINES"):
     if not os.environ.get(_size, "1").isdecimal() or int(os.environ.get(_size, "1")) < 1:
@@ -46,13 +46,13 @@ P = ParamSpec("P")
 
 
 def print_table(table: Table) -> None:
-    """A table, folded to the terminal or to COLUMNS where there is either."""
+    """Print a table, folded to the width of the terminal or COLUMNS if there is either."""
     width = None if console.is_terminal or "COLUMNS" in os.environ else WITHOUT_TERMINAL
     Console(quiet=console.quiet, markup=False, highlight=False, emoji=False, width=width).print(table)
 
 
 def _expanded(option: Any) -> Any:  # noqa: ANN401
-    """An option whose paths have no `~`, which a shell leaves in --out=~/images; any other as it is."""
+    """Expand `~` in the paths of an option, which a shell leaves in --out=~/images; other values are unchanged."""
     if isinstance(option, list):
         return [_expanded(each) for each in option]
     return local_path(option) if isinstance(option, Path) else option
@@ -61,7 +61,7 @@ def _expanded(option: Any) -> Any:  # noqa: ANN401
 def user_errors(command: Callable[P, None]) -> Callable[P, None]:
     """Print errors of the user and of the disk as one line and exit with code 2; after a signal, with 128 + number.
 
-    Where nobody reads the output any more, the command ends without a word.
+    If the output is closed (a broken pipe), the command ends silently.
     """
 
     @wraps(command)
@@ -86,19 +86,19 @@ def user_errors(command: Callable[P, None]) -> Callable[P, None]:
         except (MemoryError, RuntimeError) as error:
             if not _is_out_of_memory(error):
                 raise
-            reason = str(error).strip().splitlines() or ["the system gives no more"]
+            reason = str(error).strip().splitlines() or ["no details"]
             _refuse(f"out of memory ({reason[0]}): use a smaller batch or gradient_accumulation_steps")
 
     return guarded
 
 
 def stopped_message(stop: Interrupted) -> str:
-    """What is printed when a signal has ended the command: whether anything is kept is known where it was raised."""
+    """The line printed after a signal, with the note of the place that raised it on what is kept."""
     return " ".join([f"progdist: stopped by {stop}.", *getattr(stop, "__notes__", [])[:1]])
 
 
 def drop_output() -> None:
-    """Send what is still printed nowhere: the one who read it has gone."""
+    """Discard further output, because its reader has closed the pipe."""
     with suppress(OSError, ValueError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
@@ -108,37 +108,37 @@ def write_line(text: str) -> None:
     console.print(text, highlight=False, markup=False, emoji=False, soft_wrap=True)
 
 
-def begin(phase: str, say: Callable[[str], None] = write_line) -> None:
-    """Say what a command begins with, within a second, and then import torch.
+def begin(phase: str, write: Callable[[str], None] = write_line) -> None:
+    """Print what a command starts with, within a second, and then import torch.
 
-    A command whose standard output may be data says it on standard error, by `write_message`.
+    A command whose standard output may be data prints it on standard error with `write_message`.
     """
     if RANK == 0:
-        say(phase)
+        write(phase)
     prepare_torch()
 
 
 def suggest(command: str) -> None:
-    """Say what makes sense next, in one line."""
+    """Suggest the next command, in one line."""
     write_line(f"Next: {command}")
 
 
 def prepare_torch() -> None:
-    """Import torch, which takes seconds, with the settings of every command."""
+    """Import torch, which takes seconds, with the settings that all commands share."""
     import torch
 
     torch.set_flush_denormal(True)
-    logging.getLogger("PIL").setLevel(logging.CRITICAL)  # an image that cannot be read is named here
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it warns of kernels that nothing here uses
+    logging.getLogger("PIL").setLevel(logging.CRITICAL)  # our own errors name an image that cannot be read
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it warns about kernels that are not used here
 
 
 def _is_out_of_memory(error: Exception) -> bool:
-    """torch has an error of its own for a GPU alone."""
+    """Whether memory ran out; torch has its own error only for a GPU."""
     return isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or "allocate" in str(error)
 
 
 def _check_environment() -> None:
-    """Refuse a place among processes that is none; an empty one is as good as not set."""
+    """Refuse invalid torchrun variables; an empty one counts as not set."""
     for name in LAUNCHED:
         value = os.environ.get(name, "").strip()
         if value in ("", "-1"):
@@ -146,11 +146,11 @@ def _check_environment() -> None:
         elif not value.isdecimal():
             raise UserError(f"the variable {name} is {value!r}, expected a whole number: unset it, or use torchrun")
     if "LOCAL_RANK" in os.environ and "WORLD_SIZE" not in os.environ:
-        raise UserError("the variable LOCAL_RANK is set and WORLD_SIZE is not: unset it, or use torchrun")
+        raise UserError("the variable LOCAL_RANK requires WORLD_SIZE: unset it, or use torchrun")
 
 
 def _check_numbers(options: Mapping[str, object]) -> None:
-    """Refuse what no option means: numbers that are not finite, and whole ones beyond any count."""
+    """Refuse numbers that are not finite, and whole numbers above LARGEST."""
     for name, value in options.items():
         option = f"--{name.replace('_', '-')}"
         if isinstance(value, float) and not math.isfinite(value):
@@ -166,10 +166,10 @@ VALUES = {"str": "TEXT", "int": "INTEGER", "float": "FLOAT", "path": "PATH"}  # 
 
 
 class Commands(TyperGroup):
-    """Commands whose usage errors are one line, like all errors, and whose help shows MODEL, TEXT, INTEGER, FLOAT."""
+    """Commands with one-line usage errors, like all errors, and MODEL, TEXT, INTEGER, FLOAT in their help."""
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:  # noqa: ANN401
-        """A command, its arguments and the types of its options in capitals."""
+        """A command, with its arguments and the types of its options in capitals."""
         command = super().get_command(ctx, cmd_name)
         for parameter in cast(Any, command).params if command else ():
             if parameter.param_type_name == "argument":
@@ -182,14 +182,14 @@ class Commands(TyperGroup):
         return command
 
     def make_context(self, *args: Any, **extra: Any) -> Any:  # noqa: ANN401
-        """The options before the command."""
+        """Parse the options before the command."""
         try:
             return super().make_context(*args, **extra)
         except UsageError as error:
             refuse_usage(error)
 
     def invoke(self, ctx: Any) -> Any:  # noqa: ANN401
-        """The command with its own options."""
+        """Run the command with its own options."""
         try:
             return super().invoke(ctx)
         except UsageError as error:
@@ -198,7 +198,7 @@ class Commands(TyperGroup):
 
 def refuse_usage(error: Any) -> NoReturn:  # noqa: ANN401
     """Print a usage error as one line and exit with code 2."""
-    if type(error).__name__ == "NoArgsIsHelpError":  # which shows the help
+    if type(error).__name__ == "NoArgsIsHelpError":  # it shows the help
         raise error
     path = error.ctx.command_path if error.ctx else "progdist"
     _refuse(f"{error.format_message().rstrip('.')}: see {path} --help")
@@ -212,14 +212,14 @@ def write_message(text: str) -> None:
 
 def _refuse(line: str) -> NoReturn:
     if RANK > 0:
-        time.sleep(ERROR_GRACE_SECONDS)  # the launcher ends this process as soon as another one has spoken and ended
+        time.sleep(ERROR_GRACE_SECONDS)  # the launcher ends this process once another one has printed and exited
         line = f"process {RANK}: {line}"
     write_message(f"progdist: {' '.join(map(_shown, line.split()))}")
     raise typer.Exit(2)
 
 
 def _shown(word: str) -> str:
-    """A word, or how long it is where nobody would read it."""
+    """A word, or its start and length if it is too long to read."""
     return word if len(word) <= LONGEST_WORD else f"{word[:40]}... ({len(word):,} characters)"
 
 

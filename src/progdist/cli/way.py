@@ -1,4 +1,4 @@
-"""How the commands carry out a recipe: whole, or estimated alone."""
+"""How the commands run a recipe: completely, or only its estimate."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -17,26 +17,26 @@ if TYPE_CHECKING:  # slow imports
 
 @dataclass(frozen=True)
 class Way:
-    """How a run is carried out."""
+    """The options of a command that runs a recipe."""
 
     fresh: bool  # start over
     shard: bool  # the network in training is spread over the processes
-    dry: bool  # prepare and estimate it alone
-    device_memory: float | None  # GiB of the device that it is estimated for; None for the one here
+    dry: bool  # only prepare and estimate it
+    device_memory: float | None  # GiB of the device that it is estimated for; None for this device
 
     def __post_init__(self) -> None:
         if self.device_memory is not None and not self.dry:
             raise UserError("--device-memory requires --dry-run")
 
     def check_begun(self, content: Mapping[Any, Any], folder: Path) -> None:
-        """Refuse the folder of another recipe's run, as far as the content that a recipe states tells."""
+        """Refuse the folder of another recipe's run, as far as the stated content shows it."""
         if not self.fresh:
             check_begun(content, folder)
 
     def carry_out(self, recipe: "Recipe", folder: Path, teacher: "Teacher | None" = None) -> None:
-        """Carry out the run, shown in the terminal and on its page, or only estimate it.
+        """Run the recipe, with progress in the terminal and on its page, or only estimate it.
 
-        The teacher is the recipe's, where it is open already.
+        `teacher` is the recipe's teacher if it is already open.
         """
         from progdist.cli.progress import Terminal, estimate_table
         from progdist.runs.run import open_run
@@ -55,7 +55,7 @@ class Way:
         print_table(table)
 
     def suggest(self, recipe: "Recipe", folder: Path) -> None:
-        """Say what comes after it."""
+        """Suggest the command that comes next."""
         from progdist.recipes.recipe import student_name
 
         student = folder / student_name(recipe.distill.counts()[-1])
@@ -64,7 +64,7 @@ class Way:
 
 
 def _print(folder: Path, records: "Sequence[EvaluationRecord]", against: str) -> None:
-    """The first process prints the table of a run and the path of its report."""
+    """Print the table of a run and the path of its report, in the first process."""
     from progdist.cli.progress import quality_table
     from progdist.runs.folder import RunFolder
 

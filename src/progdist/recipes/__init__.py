@@ -1,1 +1,1 @@
-"""What a run is: the schema, YAML files, the recipe for a teacher, the presets."""
+"""Recipes of runs: the schema, YAML files, the recipe for a teacher, the presets."""

@@ -1,6 +1,6 @@
-"""Recipes as YAML: read with their mistakes explained, overridden by dotted names, written whole.
+"""Recipes as YAML: read with explained mistakes, overridden by dotted names, written in full.
 
-An unknown key is refused, with the nearest one named. `progdist recipes` lists those that ship.
+An unknown key is refused, with the nearest known one. `progdist recipes` lists the shipped recipes.
 """
 
 import reprlib
@@ -20,25 +20,25 @@ from progdist.recipes.training import StageTraining
 from progdist.training.config import EXACT
 
 _SHORT = reprlib.Repr()
-_SHORT.maxlevel, _SHORT.maxstring, _SHORT.maxother = 2, 100, 100  # shows what was got in few words, whatever it is
+_SHORT.maxlevel, _SHORT.maxstring, _SHORT.maxother = 2, 100, 100  # shortens any value in an error
 
 
 def read_recipe(name_or_path: str, overrides: Iterable[str] = ()) -> Recipe:
-    """A recipe from a file, or the name of one that ships, with `key.key=value` overrides.
+    """Read a recipe from a file, or a shipped one by name, with `key.key=value` overrides.
 
     Raises:
-        UserError: it cannot be found or read, or has a key or value that no recipe has.
+        UserError: it cannot be found or read, or has an invalid key or value.
     """
     return validated(stated(name_or_path), overrides, f"recipe {name_or_path}")
 
 
 def override(recipe: Recipe, overrides: Iterable[str]) -> Recipe:
-    """The recipe with `key.key=value` overrides; a UserError if it then says something that no recipe can say."""
+    """The recipe with `key.key=value` overrides; a UserError if the result is not a valid recipe."""
     return validated(recipe.model_dump(), overrides, recipe.name)
 
 
 def call_arguments(settings: Iterable[str]) -> dict[str, Any]:
-    """The arguments of `--call name=value`; a UserError for what is none."""
+    """Parse the arguments of `--call name=value`; a UserError if one is invalid."""
     found: dict[str, Any] = {}
     for setting in settings:
         name, sign, value = setting.partition("=")
@@ -47,12 +47,12 @@ def call_arguments(settings: Iterable[str]) -> dict[str, Any]:
         try:
             found[name] = read_yaml(value)
         except (yaml.YAMLError, ValueError, RecursionError) as error:
-            raise UserError(f"--call {setting[:50]}: the value is no YAML: quote it") from error
+            raise UserError(f"--call {setting[:50]}: the value is not YAML: quote it") from error
     return found
 
 
 def validated(content: dict[Any, Any], overrides: Iterable[str], what: str) -> Recipe:
-    """The recipe that a map of keys describes, with overrides; `what` names it in the UserError about what is wrong."""
+    """The recipe of a map of keys, with overrides; `what` names it in a UserError."""
     overrides = list(overrides)
     for setting in overrides:
         set_key(content, setting)
@@ -75,7 +75,7 @@ def validated(content: dict[Any, Any], overrides: Iterable[str], what: str) -> R
 
 
 def _check_effect(recipe: Recipe, setting: str) -> None:
-    """Refuse an option of all stages where each stage has its own."""
+    """Refuse an option of all stages if every stage overrides it."""
     section, _, option = setting.partition("=")[0].partition(".")
     if section != "distill" or option not in StageTraining.model_fields:
         return
@@ -83,20 +83,20 @@ def _check_effect(recipe: Recipe, setting: str) -> None:
     if all(stage is not None and getattr(stage, option) is not None for stage in stages):
         steps = recipe.distill.links()[0].steps
         raise UserError(
-            f"--set distill.{option} has no effect: distill.stages sets it for every student; set "
+            f"--set distill.{option} has no effect, because distill.stages sets it for every student: set "
             f"distill.stages.{steps}.{option}, and so on"
         )
 
 
 def write_recipe(recipe: Recipe) -> str:
-    """The whole recipe as YAML, defaults and all."""
+    """The whole recipe as YAML, including defaults."""
     return write_yaml(recipe.model_dump(mode="json"))
 
 
 def _first_problem(error: ValidationError) -> str:
-    """The first of pydantic's complaints, as a sentence that says what to do.
+    """The first of pydantic's errors, as a sentence with the remedy.
 
-    Of the complaints of each type that a key takes, the one that got furthest is of the type that was meant.
+    If a key takes several types, the error that got furthest belongs to the intended type.
     """
     problem = max(error.errors(), key=lambda problem: len(problem["loc"]))
     where = ".".join(str(part) for part in problem["loc"] if str(part).isidentifier() or isinstance(part, int))
@@ -108,12 +108,12 @@ def _first_problem(error: ValidationError) -> str:
     if expected := _EXPECTED.get(problem["type"]):
         return f"{where or 'the recipe'} is {got}, expected {expected.format(**problem.get('ctx', {}))}"
     message = problem["msg"].removeprefix("Value error, ")
-    told = isinstance(problem["input"], Mapping | BaseModel) or got in message
-    return f"{where}{': ' if where else ''}{message}{'' if told else f', got {got}'}"
+    complete = isinstance(problem["input"], Mapping | BaseModel) or got in message
+    return f"{where}{': ' if where else ''}{message}{'' if complete else f', got {got}'}"
 
 
 def _hint(location: tuple[int | str, ...]) -> str:
-    """Which key is meant by an unknown one: one of its section, or of another."""
+    """Suggest known keys for an unknown one, of its section or another."""
     name, keys = str(location[-1]), _fields(location[:-1])
     here = meant(name, keys)
     synonyms = OTHER_NAMES.get(name.lower(), (name,))
@@ -144,7 +144,7 @@ _EXPECTED = {
     "less_than_equal": "at most {le}",
     "literal_error": "{expected}",
 }
-"""pydantic's type of complaint -> what was expected, in plain words."""
+"""Type of a pydantic error -> what was expected, in plain words."""
 
 
 def _fields(location: tuple[int | str, ...]) -> list[str]:

@@ -1,6 +1,6 @@
-"""What a run is: data, schedule, network, the teacher's training, the chain of stages, evaluation.
+"""The recipe of a run: data, schedule, network, the teacher's training, the chain of stages, evaluation.
 
-Every key has a default but `name`, `data` and `network`. `recipes.files` reads and writes recipes as YAML.
+Every key except `name`, `data` and `network` has a default. `recipes.files` reads and writes recipes as YAML.
 """
 
 from collections.abc import Collection, Mapping
@@ -19,22 +19,23 @@ from progdist.recipes.text import leaves
 from progdist.recipes.training import Conversion, Distillation, StageTraining, Training, with_defaults
 from progdist.training.config import TrainConfig
 
-if TYPE_CHECKING:  # diffusers takes seconds to import, and lists and mistakes need none of it
+if TYPE_CHECKING:  # diffusers takes seconds to import, and lists and error messages do not need it
     from progdist.distillation import Plan
 
 Measured = Literal["teacher", "student", "teacher_dpmpp"]
-"""What is sampled: the teacher by DDIM, the student distilled for the step count, the teacher by DPM-Solver++."""
+"""The sampled models: the teacher by DDIM, the student distilled for the step count, the teacher by DPM-Solver++."""
 
-SOLVER_STEPS = 3  # the fewest steps at which DPM-Solver++ is not DDIM, whose first and last step it shares
-OF_AN_OPENED_TEACHER = {"model", "offset", "trust", "call", "loras", "config"}  # the keys of `teacher` beside `model`
+SOLVER_STEPS = 3  # the fewest steps at which DPM-Solver++ differs from DDIM, whose first and last step it shares
+OF_AN_OPENED_TEACHER = {"model", "offset", "trust", "call", "loras", "config"}  # keys of an existing `teacher`
 
 
 class Recipe(Part):
     """A run: data, schedule, network, the teacher's training, distillation, evaluation.
 
     With `lora`, a rank, every student is the text-to-image teacher with LoRA adapters of that rank, and its
-    folder holds these as a file for the teacher's own pipeline, too (see `progdist.students.folder`). With
-    `base_bits`, 8 or 4, they train on a copy of the teacher in so many bits (see `progdist.models.quantized_base`).
+    folder also holds these as a file for the teacher's own pipeline (see `progdist.students.folder`). With
+    `base_bits`, 8 or 4, they train on a copy of the teacher in that number of bits (see
+    `progdist.models.quantized_base`).
     """
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
@@ -56,41 +57,41 @@ class Recipe(Part):
 
     @model_serializer(mode="wrap")
     def _without_idle_section(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """All sections, but for stage 0 where the teacher is trained: its defaults would be settings without effect."""
+        """All sections, without stage 0 if the teacher is trained, where it has no effect."""
         return {name: value for name, value in dump(self).items() if name != "conversion" or not self.trains_teacher}
 
     @model_validator(mode="after")
     def _check(self) -> Self:
         if (self.network is None) == self.trains_teacher:
-            raise ValueError("give either network, to train a teacher, or teacher.model, to take one")
+            raise ValueError("expected either network, to train a teacher, or teacher.model, to use an existing one")
         self._check_trained_teacher() if self.trains_teacher else self._check_opened_teacher()
         if self.lora is not None:
             self._check_lora()
         elif self.base_bits is not None:
-            raise ValueError("base_bits requires lora, whose adapters train on that base: give --lora RANK, e.g. 64")
+            raise ValueError("base_bits requires lora, whose adapters train on that base: set --lora RANK, e.g. 64")
         if self.evaluate.most_steps is not None and self.evaluate.most_steps < self.distill.counts()[-1]:
             raise ValueError(f"evaluate.most_steps {self.evaluate.most_steps} leaves no model of the chain to measure")
         return self
 
     def _check_trained_teacher(self) -> None:
         if is_teacher(self.data.source):
-            raise ValueError(f"data.source {self.data.source} requires teacher.model, whose samples they are")
+            raise ValueError(f"data.source {self.data.source} requires teacher.model, the model to sample")
         if self.teacher.offset is not None or self.teacher.trust or self.teacher.call:
             raise ValueError("teacher.offset, teacher.trust and teacher.call require teacher.model")
         if self.teacher.loras or self.teacher.config is not None:
-            raise ValueError("teacher.loras and teacher.config require teacher.model, which they belong to")
+            raise ValueError("teacher.loras and teacher.config require teacher.model")
         if self.distill.initial is not None:
-            raise ValueError("distill.initial requires teacher.model, of which it is a student")
+            raise ValueError("distill.initial requires teacher.model, its teacher")
         if self.teacher.lora_rank:
-            raise ValueError("teacher.lora_rank has no effect: a teacher is trained whole")
+            raise ValueError("teacher.lora_rank has no effect, because a teacher is trained whole: remove it")
         if changed := self._changed("conversion", ()):
             raise ValueError(f"conversion.{changed[0]} requires teacher.model: stage 0 converts that teacher")
         for count in self.distill.counts():
             table = self.noise.num_train_timesteps
             if table % count and count % table:
                 raise ValueError(
-                    f"noise.num_train_timesteps {table} is no multiple of the chain's {count} steps, so stock samplers "
-                    f"would visit other times: set noise.num_train_timesteps to one, e.g. {max(self.distill.counts())}"
+                    f"noise.num_train_timesteps is {table}, expected a multiple of the chain's {count} steps, so that "
+                    f"stock samplers visit the same times: set e.g. {max(self.distill.counts())}"
                 )
 
     def _check_opened_teacher(self) -> None:
@@ -101,7 +102,7 @@ class Recipe(Part):
 
     def _check_lora(self) -> None:
         if self.trains_teacher:
-            raise ValueError("lora requires teacher.model, whose pipeline loads the file")
+            raise ValueError("lora requires teacher.model, the pipeline that loads the file")
         if self.conversion.zero_terminal_snr is not None:
             raise ValueError("lora keeps the schedule of the teacher's pipeline: remove conversion.zero_terminal_snr")
         if self.distill.initial is not None:
@@ -111,7 +112,7 @@ class Recipe(Part):
                 raise ValueError(f"lora is the rank of every stage: remove {name}.lora_rank")
 
     def _changed(self, section: Literal["teacher", "conversion"], without: Collection[str]) -> list[str]:
-        """The keys of a section that are not at their defaults, but for some."""
+        """The keys of a section that differ from their defaults, without the given ones."""
         default, current = with_defaults({"distill": asdict(self.distill)})[section], getattr(self, section)
         expected = type(current)(**default)
         return [
@@ -122,16 +123,16 @@ class Recipe(Part):
 
     @property
     def trains_teacher(self) -> bool:
-        """Whether the teacher is trained; otherwise `teacher.model` is one."""
+        """Whether the teacher is trained; otherwise it is `teacher.model`."""
         return self.teacher.model is None
 
     @property
     def prepares_teacher(self) -> bool:
-        """Whether a folder is made of the teacher before it is opened (see `progdist.teachers.prepared`)."""
+        """Whether the teacher is prepared in a folder before it is opened (see `progdist.teachers.prepared`)."""
         return bool(self.teacher.loras) or self.teacher.config is not None
 
     def plan(self) -> "Plan":
-        """What is distilled, and how."""
+        """The plan of the distillation."""
         from progdist.distillation import Plan
 
         conversion, distill = self.conversion, self.distill
@@ -154,7 +155,7 @@ class Recipe(Part):
         )
 
     def student_config(self, steps: int) -> TrainConfig:
-        """How the student of so many steps is trained."""
+        """The training of the student of `steps` steps."""
         link = next(link for link in self.distill.links() if link.steps == steps)
         config = self.distill.train_config(link)
         return config if self.lora is None else replace(config, lora_rank=self.lora)
@@ -174,18 +175,18 @@ class Recipe(Part):
         return wanted
 
     def section_of(self, name: str) -> str:
-        """The section whose keys say how a model of the run is trained, and change it alone."""
+        """The section whose keys change the training of one model of the run."""
         if name in ("teacher", "converted"):
             return "teacher" if self.trains_teacher else "conversion"
         return f"distill.stages.{int(name.removeprefix('student-'))}"
 
     def model_names(self, *, stage_0: bool = True) -> list[str]:
-        """The models in order: the chain's first teacher, `converted` where there is a stage 0, and every student."""
+        """The models in order: the chain's first teacher, `converted` if there is a stage 0, and every student."""
         first = "teacher" if self.trains_teacher or not stage_0 else "converted"
         return [first, *(student_name(link.steps) for link in self.distill.links())]
 
     def train_configs(self, *, stage_0: bool = True) -> dict[str, TrainConfig]:
-        """How each of `model_names` is trained."""
+        """The training of each of `model_names`."""
         plan = self.plan()
         first = self.teacher.overridden() if self.trains_teacher else plan.conversion
         return dict(zip(self.model_names(stage_0=stage_0), [first, *plan.stages.values()], strict=True))
@@ -204,19 +205,19 @@ class Recipe(Part):
         return self.model_copy(update=parts)
 
     def changed_under_way(self, old: "Recipe", name: str) -> list[str]:
-        """The keys, of those no stage can override, in which a half-trained model of `old` would become another."""
+        """The keys that no stage can override and that would change a half-trained model of `old`."""
         section = self.section_of(name).partition(".")[0]
         how = {"start", "end", "substeps", "chain", "stages", *StageTraining.model_fields}
         new, before = (asdict(getattr(recipe, section)) for recipe in (self, old))
         return [f"{section}.{key}" for key in new if key not in how and new[key] != before[key]]
 
     def difference(self, old: "Recipe") -> str:
-        """The keys in which this recipe differs from an old one, at most three, with what the old one says."""
+        """The keys in which this recipe differs from an old one, at most three, with the old values."""
         new, before = (dict(leaves(each.model_dump(), lists=False)) for each in (self, old))
         return differences(before, new, [key for key in {**before, **new} if new.get(key) != before.get(key)])
 
     def continues(self, old: "Recipe", finished: Collection[str]) -> bool:
-        """Whether a run of `old`, with these models finished, can go on: only how the others train has changed."""
+        """Whether a run of `old`, with these models finished, can resume: only the training of others has changed."""
         trained = {name: getattr(self, name) for name in ("teacher", "conversion", "distill", "tracking")}
         if old.model_copy(update=trained) != self or old.distill.counts() != self.distill.counts():
             return False
@@ -239,5 +240,5 @@ class Recipe(Part):
 
 
 def student_name(steps: int) -> str:
-    """The name of the student of so many steps, and of its folder in a run."""
+    """The name of the student of `steps` steps, and of its folder in a run."""
     return f"student-{steps:04d}"

@@ -1,4 +1,4 @@
-"""The sections of a recipe beside its trainings: data, noise, network, evaluation."""
+"""The sections of a recipe other than its trainings: data, noise, network, evaluation."""
 
 from collections.abc import Callable, Collection
 from typing import Annotated, Literal, Self
@@ -17,7 +17,7 @@ OF_SAMPLES = ("prompts", "steps")  # keys of `data` that apply to the teacher's 
 
 
 def one_of(names: Collection[str]) -> AfterValidator:
-    """A name that is in a registry."""
+    """A validator for names in a registry."""
 
     def check(name: str) -> str:
         if name not in names:
@@ -33,11 +33,11 @@ NOISES: dict[str, Callable[["Noise"], Schedule]] = {
     "scaled_linear": lambda noise: Discrete.scaled_linear(num_train_timesteps=noise.num_train_timesteps),
     "rectified_flow": lambda noise: RectifiedFlow(),
 }
-"""What a recipe may name as the kind of its noise, and the schedule that it makes."""
+"""Kind of noise in a recipe -> its schedule."""
 
 
 class Part(BaseModel):
-    """A section of a recipe: no unknown keys, never changed once read."""
+    """A section of a recipe: no unknown keys, immutable."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, ser_json_inf_nan="constants")
 
@@ -45,16 +45,16 @@ class Part(BaseModel):
 class Data(Part):
     """Where the images come from and how they are framed; `classes`, if set, is checked against the data.
 
-    Of a table (`hub:`, `parquet:`, `wds:`) the columns of image and caption can be named; a named caption column makes
+    For a table (`hub:`, `parquet:`, `wds:`) the columns of image and caption can be named; a named caption column makes
     its rows pairs (see `progdist.data.tables`).
 
-    With a `size` images are cropped to a square, in the middle; or each gives as many `crops` at random places along
-    its longer side (see `progdist.data.sources`). Transparent images are composed on the `background`, a colour's name
-    or code, white if none is given.
+    With a `size` images are cropped to a square in the middle, or to `crops` squares at random places along the longer
+    side (see `progdist.data.sources`). Transparent images are composed on the `background`, a colour's name or code,
+    white by default.
 
-    Without a data set the teacher's own samples take its place, `teacher:5000`: in `steps` steps each (by default as
-    many as divide the chain's first count, up to 64), of the `prompts` of a text file in turn where the teacher takes
-    any, and of `size` pixels where its network makes any size. `teacher` alone is as many as there are prompts (see
+    `teacher:5000` uses the teacher's own samples in place of a data set: in `steps` steps each (by default a divisor of
+    the chain's first count, up to 64), for the `prompts` of a text file in turn if the teacher takes prompts, and of
+    `size` pixels if its network makes any size. `teacher` alone makes one sample per prompt (see
     `progdist.runs.teacher_samples`).
     """
 
@@ -81,23 +81,23 @@ class Data(Part):
         if self.crops > 1 and self.size is None:
             raise ValueError("crops requires data.size")
         if self.resample != "area" and self.size is None:
-            raise ValueError("data.resample requires data.size: nothing is resampled without it")
+            raise ValueError("data.resample requires data.size")
         background_colour(self.background)
         return self
 
     def _of_the_teacher(self) -> Self:
-        """Refuse a source that is no count of samples, and keys that apply to images that are read."""
+        """Refuse a source without a count of samples, and keys that apply only to image files."""
         defaults = {name: each.default for name, each in type(self).model_fields.items()}
         if sample_count(self.source) is None and self.prompts is None:
             raise ValueError("data.source teacher requires a count, e.g. teacher:5000, or data.prompts")
         for name, default in defaults.items():
             if name not in ("source", "workers", "size", *OF_SAMPLES) and getattr(self, name) != default:
-                raise ValueError(f"data.{name} applies only to images that are read, not to samples of the teacher")
+                raise ValueError(f"data.{name} applies only to image data, not to samples of the teacher")
         return self
 
     @property
     def against(self) -> str:
-        """What the run's samples are compared with, for people."""
+        """What the run's samples are compared with, in words."""
         count = sample_count(self.source) if is_teacher(self.source) else None
         return "the data" if count is None else in_words(count)
 
@@ -106,7 +106,7 @@ class Data(Part):
         return ImageTransform(self.size, self.channels, self.resample, self.background)
 
     def columns(self) -> Columns:
-        """Those that are named."""
+        """The named columns."""
         return Columns(self.image_column, self.caption_column)
 
 
@@ -150,15 +150,15 @@ class Network(Part):
 class Evaluation(Part):
     """How the models of the run are measured.
 
-    Those of more than `most_steps` steps are not; the reference is the teacher at the largest count that is. The
-    teacher is measured again at every `teacher_every`-th count of the chain, and by `solver`, too, which shows what a
-    better sampler gives without distillation. Models that take a guidance scale are measured at `guidance`, or at the
-    default of their pipeline. `cuda_graphs` samples small networks faster (see docs/performance.md).
+    Models of more than `most_steps` steps are not measured; the reference is the teacher at the largest measured count.
+    The teacher is measured again at every `teacher_every`-th count of the chain, and with `solver`, too, which shows
+    the effect of a better sampler without distillation. Models that take a guidance scale are measured at `guidance`,
+    or at the default of their pipeline. `cuda_graphs` samples small networks faster (see docs/performance.md).
 
-    The Frechet and the kernel distance are measured in all `features`, and `metrics` beside them, by default
-    precision_recall and density_coverage where samples and data are enough for these. `reference` names
-    files of statistics, e.g. `{inception: stats.npz}`, to which the Frechet distance is in place of the data; `weights`
-    names files or folders of weights, e.g. `{inception: FILE, clip: FOLDER}` (see docs/metrics.md).
+    The Frechet and the kernel distance are measured in all `features`, and the `metrics`, by default precision_recall
+    and density_coverage if samples and data are enough for these. `reference` names files of statistics, e.g.
+    `{inception: stats.npz}`, that replace the data in the Frechet distance; `weights` names files or folders of
+    weights, e.g. `{inception: FILE, clip: FOLDER}` (see docs/metrics.md).
     """
 
     samples: Annotated[int, Field(ge=2, le=10**8)] = 2048
@@ -181,5 +181,5 @@ class Evaluation(Part):
         if not self.features:
             raise ValueError("features is empty: name at least one, e.g. pixels")
         if self.metrics and self.samples < LEAST_SAMPLES:
-            raise ValueError(f"metrics need {LEAST_SAMPLES} samples or more, and samples is {self.samples}")
+            raise ValueError(f"metrics requires samples of at least {LEAST_SAMPLES}, got {self.samples}")
         return self

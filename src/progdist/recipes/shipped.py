@@ -1,6 +1,6 @@
-"""The recipes that ship, and where a recipe's text is found.
+"""The shipped recipes, and the text of a recipe.
 
-Nothing here imports torch: lists and mistyped names are instant. `progdist.recipes.files` checks what a recipe says.
+Does not import torch, so that lists and mistyped names are instant. `progdist.recipes.files` checks the content.
 """
 
 import difflib
@@ -19,10 +19,10 @@ def shipped() -> dict[str, str]:
 
 
 def recipe_text(name_or_path: str) -> str:
-    """The YAML of a recipe that ships, by its name, or of a file.
+    """The YAML of a shipped recipe, by its name, or of a file.
 
     Raises:
-        UserError: there is none, or the file is not text.
+        UserError: it does not exist, or the file is not text.
     """
     path, presets = local_path(name_or_path), shipped()
     if name_or_path in presets:
@@ -32,7 +32,7 @@ def recipe_text(name_or_path: str) -> str:
     near = difflib.get_close_matches(name_or_path, presets, 1)
     hint = f"did you mean {near[0]}? " if near else ""
     raise UserError(
-        f"recipe {name_or_path!r} is neither a file nor one that ships: {hint}use {', '.join(presets)} or a path"
+        f"recipe {name_or_path!r} is neither a file nor a shipped recipe: {hint}use {', '.join(presets)} or a path"
     )
 
 
@@ -40,4 +40,4 @@ def _text(path: Path) -> str:
     try:
         return path.read_text()
     except UnicodeDecodeError as error:
-        raise UserError(f"recipe {path} is not text: give a YAML file") from error
+        raise UserError(f"recipe {path} is not text, expected a YAML file") from error

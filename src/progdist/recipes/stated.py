@@ -1,4 +1,4 @@
-"""What a recipe's file and `--set` state, before anything is checked; nothing here imports torch."""
+"""The content that a recipe's file and `--set` state, unchecked; does not import torch."""
 
 import re
 from collections.abc import Iterable
@@ -13,14 +13,14 @@ from progdist.recipes.shipped import recipe_text
 from progdist.recipes.text import read_yaml
 from progdist.training.config import EXACT
 
-HALVING = {"start": 256, "end": 1, "substeps": 2}  # what a chain is made from by default
+HALVING = {"start": 256, "end": 1, "substeps": 2}  # the default chain
 
 
 def stated(name_or_path: str, overrides: Iterable[str] = ()) -> dict[Any, Any]:
-    """The keys and values of a recipe that ships or of a file, with `key.key=value` overrides.
+    """The keys and values of a shipped recipe or a file, with `key.key=value` overrides.
 
     Raises:
-        UserError: it cannot be found, or is no YAML map; or an override has no value or is no YAML.
+        UserError: it cannot be found, or is not a YAML map; or an override has no value or is not YAML.
     """
     text = recipe_text(name_or_path)
     try:
@@ -50,7 +50,7 @@ def set_key(content: dict[Any, Any], override: str) -> None:
         content[_key(last)] = read_yaml(value)
     except (yaml.YAMLError, RecursionError, ValueError) as error:
         raise UserError(f"--set {override[:100]!r} is not YAML: {' '.join(str(error).split())}") from error
-    if name == "distill.chain":  # as a list it takes the place of what it would be made from
+    if name == "distill.chain":  # a list replaces start, end and substeps
         for replaced in HALVING:
             content.pop(replaced, None)
 
@@ -60,7 +60,7 @@ def _key(word: str) -> str | int:
 
 
 def stated_of_teacher(model: str, steps: int, data: str | None, overrides: Iterable[str]) -> dict[Any, Any]:
-    """What the recipe of a teacher's distillation will state, as far as the command alone tells."""
+    """The content that the recipe of a teacher's distillation will state, as far as the command determines it."""
     content = {"about": about_teacher(model, steps), "teacher": {"model": model}, "data": {"source": data or "teacher"}}
     for setting in overrides:
         set_key(content, setting)
@@ -68,7 +68,7 @@ def stated_of_teacher(model: str, steps: int, data: str | None, overrides: Itera
 
 
 def run_name(text: str) -> str:
-    """A text as the name of a run, which is that of its folder, too."""
+    """Convert a text to the name of a run and its folder."""
     return re.sub(r"[^A-Za-z0-9._-]+", "-", text).strip("-._") or "run"
 
 
@@ -79,11 +79,11 @@ def name_of_data(source: str) -> str:
 
 
 def about_teacher(model: str, steps: int) -> str:
-    """What the recipe of a teacher's distillation is about."""
+    """The `about` text of a teacher's distillation."""
     return f"{model} distilled to {counted(steps, 'step')}"
 
 
 def default_output(source: str, steps: int) -> Path:
-    """Where the run of a teacher goes if nothing is said."""
+    """The default folder of a teacher's distillation."""
     path = Path(source)
     return Path("runs") / f"{path.stem if path.suffix == '.safetensors' else path.name}-{steps}"

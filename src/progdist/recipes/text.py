@@ -1,8 +1,7 @@
-"""YAML as recipes are written: what looks like text is text, a key stands once, and nothing is larger than it looks.
+"""YAML of recipes: plain words are text, keys are unique, and the size is limited.
 
-Numbers, true, false and null are those of YAML 1.2. What else YAML 1.1 reads into plain words is text here: `yes`, `on`
-and `off` are no truth, 1:30 is no number of seconds, 010 is no octal number, a date is no date. Anchors and `<<` are
-read; what they unfold to is measured first.
+Numbers, true, false and null are those of YAML 1.2. Other conversions of YAML 1.1 are not applied: `yes`, `on`, `off`,
+1:30, 010 and dates stay text. Anchors and `<<` are read; their unfolded size is measured first.
 """
 
 import math
@@ -15,10 +14,10 @@ import yaml
 from yaml.constructor import ConstructorError
 from yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 
-COLUMNS = 100  # of comments
-MOST_NODES = 10_000  # keys and values of a recipe, unfolded; the largest that ships has about a hundred
+COLUMNS = 100  # width of comments
+MOST_NODES = 10_000  # keys and values of a recipe, unfolded; the largest shipped recipe has about a hundred
 
-_PLAIN = {  # tag: (what it looks like, the characters that it begins with)
+_PLAIN = {  # tag: (its pattern, the characters that it can start with)
     "bool": ("true|True|TRUE|false|False|FALSE", "tTfF"),
     "null": ("~|null|Null|NULL|", ["~", "n", "N", ""]),
     "int": ("[-+]?(?:0|[1-9][0-9]*)", "-+0123456789"),
@@ -44,11 +43,11 @@ for _tag, (_pattern, _first) in _PLAIN.items():
 
 
 def read_yaml(text: str) -> Any:  # noqa: ANN401  (whatever a file holds)
-    """What YAML text says.
+    """Parse YAML text.
 
     Raises:
-        yaml.YAMLError, ValueError, RecursionError: it is not YAML, or what no recipe says: a key twice, a tag, a number
-            beyond all floats, more than MOST_NODES keys and values.
+        yaml.YAMLError, ValueError, RecursionError: it is not YAML, or not that of a recipe: a duplicate key, a tag, a
+            number beyond all floats, more than MOST_NODES keys and values.
     """
     loader = _Loader(text)
     try:
@@ -67,9 +66,9 @@ def write_yaml(content: Any) -> str:  # noqa: ANN401
 
 
 def write_sections(content: Mapping[str, Any], comments: Mapping[str, str]) -> str:
-    """YAML as it is written by hand: a key to a line, its comment above it, and what has no keys below it in a line.
+    """YAML in the style of handwritten files: one key per line, its comment above, and lists in one line.
 
-    `comments` are by the dotted name of a key; they are broken into lines.
+    `comments` are by the dotted name of a key; they are wrapped.
     """
     return "".join(_written(content, comments, ""))
 
@@ -90,7 +89,7 @@ def _written(content: Mapping[Any, Any], comments: Mapping[str, str], where: str
 
 
 def leaves(content: Any, where: str = "", *, lists: bool) -> Iterator[tuple[str, Any]]:  # noqa: ANN401
-    """Every value that is no section, and no list if these are `lists` of values, with its dotted name."""
+    """Every value that is not a section, with its dotted name; with `lists`, the items of lists."""
     if isinstance(content, Mapping):
         parts: Iterable[tuple[Any, Any]] = content.items()
     elif lists and isinstance(content, Sequence) and not isinstance(content, str | bytes):
@@ -103,11 +102,11 @@ def leaves(content: Any, where: str = "", *, lists: bool) -> Iterator[tuple[str,
 
 
 def _check(node: Node, loader: _Loader, sizes: dict[int, int], within: set[int]) -> int:
-    """How many nodes one unfolds to; `sizes` are known, and the nodes `within` which it lies."""
+    """The number of nodes that a node unfolds to; `sizes` are known ones, `within` the nodes around it."""
     if id(node) in sizes:
         return sizes[id(node)]
     if id(node) in within:
-        raise ConstructorError(None, None, "an anchor holds itself", node.start_mark)
+        raise ConstructorError(None, None, "an anchor contains itself", node.start_mark)
     if isinstance(node, ScalarNode):
         _check_scalar(node, loader)
     elif node.tag not in (loader.DEFAULT_MAPPING_TAG, loader.DEFAULT_SEQUENCE_TAG):
@@ -120,7 +119,7 @@ def _check(node: Node, loader: _Loader, sizes: dict[int, int], within: set[int])
     size = 1 + sum(_check(part, loader, sizes, within) for part in parts)
     within.remove(id(node))
     if size > MOST_NODES:
-        raise ConstructorError(None, None, f"more than {MOST_NODES:,} keys and values", node.start_mark)
+        raise ConstructorError(None, None, f"expected at most {MOST_NODES:,} keys and values", node.start_mark)
     sizes[id(node)] = size
     return size
 
@@ -131,14 +130,14 @@ def _check_scalar(node: ScalarNode, loader: _Loader) -> None:
         raise ConstructorError(None, None, f"the tag {node.tag} has no meaning in a recipe", node.start_mark)
     named = node.value.lower().endswith(("inf", "nan"))
     if plain.endswith(":float") and not named and math.isinf(float(node.value)):
-        raise ConstructorError(None, None, f"{node.value[:20]} is beyond the largest number", node.start_mark)
+        raise ConstructorError(None, None, f"{node.value[:20]} exceeds the largest number", node.start_mark)
 
 
 def _check_keys(node: MappingNode) -> None:
     seen = set[tuple[str, str]]()
     for key, _ in node.value:
         if not isinstance(key, ScalarNode):
-            raise ConstructorError(None, None, "a key is a word or a number", key.start_mark)
+            raise ConstructorError(None, None, "expected a word or a number as key", key.start_mark)
         if (key.tag, key.value) in seen:
-            raise ConstructorError(None, None, f"the key {key.value[:50]} stands twice", key.start_mark)
+            raise ConstructorError(None, None, f"duplicate key {key.value[:50]}", key.start_mark)
         seen.add((key.tag, key.value))

@@ -1,7 +1,7 @@
 """The trainings of a recipe: the teacher's, stage 0, the chain of stages.
 
-Each is a `TrainConfig` with what it is trained on. Options that are left out are those of `DEFAULTS`, which
-`with_defaults` puts in.
+Each is a `TrainConfig` with its model or method. Missing options are those of `DEFAULTS`, which `with_defaults` fills
+in.
 """
 
 from collections.abc import Mapping
@@ -21,19 +21,18 @@ from progdist.recipes.stated import HALVING
 from progdist.training.config import CONVERSION_UPDATES, DEFAULTS, OF_A_WHOLE_TRAINING, OPTIONS, TrainConfig
 from progdist.training.early_stopping import EarlyStopping
 
-STRICT = ConfigDict(extra="forbid", allow_inf_nan=False)  # no unknown keys, no numbers that are none
+STRICT = ConfigDict(extra="forbid", allow_inf_nan=False)  # no unknown keys, no inf or nan
 
 
 @dataclass(frozen=True, config=STRICT)
 class Training(TrainConfig):
-    """The teacher's training; or `model`, a folder (ours or diffusers') or hub name of a teacher to take instead.
+    """The teacher's training; or `model`, a folder (ours or diffusers') or hub name of an existing teacher.
 
-    `weighting` is that of the loss. Of such a teacher `offset` replaces that of the timestep (see
-    `progdist.diffusion.denoiser`), and `trust` takes it though its output contradicts its folder (see
-    `progdist.teachers.check`). `call` are arguments of a pipeline that is watched, as its height, width or number of
-    frames (see `progdist.teachers.pipeline`). `loras` are LoRA files, FILE[:weight], that are fused into a stock
-    pipeline before it is opened, and `config` is the folder of a checkpoint of one file (see
-    `progdist.teachers.prepared`).
+    `weighting` is the weighting of the loss. For an existing teacher `offset` replaces the timestep offset (see
+    `progdist.diffusion.denoiser`), and `trust` accepts it even if its output contradicts its folder (see
+    `progdist.teachers.check`). `call` are arguments of a watched pipeline, e.g. its height, width or number of frames
+    (see `progdist.teachers.pipeline`). `loras` are LoRA files, FILE[:weight], fused into a stock pipeline before it is
+    opened, and `config` is the folder with the configs of a single-file checkpoint (see `progdist.teachers.prepared`).
     """
 
     weighting: Annotated[str, one_of(WEIGHTINGS)] = "truncated_snr"
@@ -53,15 +52,15 @@ class Training(TrainConfig):
 
 @dataclass(frozen=True, config=STRICT)
 class Conversion(TrainConfig):
-    """Stage 0 of a teacher that is opened: a v student learns its predictions (see `progdist.methods.conversion`).
+    """Stage 0 of an existing teacher: a v student learns its predictions (see `progdist.methods.conversion`).
 
-    Its budget and schedule are its own: four times the updates of a stage, a warmup, and a rate that falls to 0.
+    It has its own budget and schedule: four times the updates of a stage, a warmup, and a rate that falls to 0.
 
-    With `guidance` the teacher is guided: by one scale for all, or by any of a range, which its student takes as an
-    input. It is guided away from `null_class` (by default the class that is clearly the null one, which a line names),
-    or from the prompt `negative` (by default the empty one).
+    With `guidance` the teacher is guided: by one scale, or by any of a range, which its student takes as an input. The
+    unconditional branch is `null_class` (by default the class that is clearly the null class, which is printed), or
+    the prompt `negative` (by default the empty one).
 
-    With `zero_terminal_snr` the student's schedule ends in pure noise, with false where the teacher's ends. By
+    With `zero_terminal_snr` the student's schedule ends in pure noise; with false it ends where the teacher's does. By
     default it ends in pure noise if the teacher predicts eps and is not guided.
     """
 
@@ -74,7 +73,7 @@ class Conversion(TrainConfig):
     zero_terminal_snr: bool | None = None
 
     def __post_init__(self) -> None:
-        """Raises: UserError: as TrainConfig. ValueError: what guidance leads away from, without guidance."""
+        """Raises: UserError: as TrainConfig. ValueError: `null_class` or `negative` without `guidance`."""
         super().__post_init__()
         for name in ("negative", "null_class"):
             if getattr(self, name) is not None and self.guidance is None:
@@ -85,19 +84,19 @@ class Conversion(TrainConfig):
 class Stop(EarlyStopping):
     """When a stage ends before its cap of updates (see `progdist.training.early_stopping`).
 
-    `held_out` images, which no student trains on, give the loss that is watched; of several crops each is an image.
+    The watched loss is that of `held_out` images, which no student trains on; each of several crops is an image.
     """
 
 
 if TYPE_CHECKING:
 
     class StageTraining(Part):
-        """What one stage overrides."""
+        """Overrides of one stage."""
 else:
     StageTraining = create_model(
         "StageTraining",
         __base__=Part,
-        __doc__="What one stage overrides; what is not said is as in `distill`.",
+        __doc__="Overrides of one stage; other options are those of `distill`.",
         **{
             name: (hint | None, None)
             for name, hint in get_type_hints(TrainConfig).items()
@@ -109,16 +108,16 @@ else:
 
 @dataclass(frozen=True, config=STRICT)
 class Distillation(TrainConfig):
-    """The chain of stages and how each is trained.
+    """The chain of stages and their training.
 
     The chain goes from `start` (256) to `end` (1) by dividing by `substeps` (2), or is a list, `chain`; each
-    count must divide the one before it, and their ratio is the number of teacher steps to one of the student. `stages`
-    overrides, by the student's step count. `method` is what a student learns, one of `progdist.methods.METHODS`, and
-    `options` are the method's own. The student of a chain of one stage may begin at a finished one, the folder
-    `initial`, in place of its teacher.
-    With `ema` a student is the average of its weights in training, which with `tract` is its self-teacher, too; with 0,
-    the default, the student as it is teaches itself there. With `lora_rank` students learn corrections of that rank
-    alone (see `progdist.training.lora`). With `stop`, `updates` is the most that a stage takes.
+    count must divide the one before it, and their ratio is the number of teacher steps per student step. `stages` has
+    overrides by the student's step count. `method` is one of `progdist.methods.METHODS`, and `options` are the method's
+    own. With a chain of one stage, the student can start from a finished one, the folder `initial`, in place of its
+    teacher.
+    With `ema` a student is the average of its weights in training, which with `tract` is also its self-teacher; with 0,
+    the default, the current student is. With `lora_rank` students learn only corrections of that rank (see
+    `progdist.training.lora`). With `stop`, `updates` is the upper limit of a stage.
     """
 
     start: PositiveInt | None = None
@@ -136,17 +135,17 @@ class Distillation(TrainConfig):
         """Raises: UserError: as TrainConfig, of a stage, too. ValueError: the chain and `stages` do not fit."""
         super().__post_init__()
         if self.chain and (idle := [name for name in HALVING if getattr(self, name) is not None]):
-            raise ValueError(f"{idle[0]} has no effect beside chain: set distill.chain alone")
+            raise ValueError(f"{idle[0]} has no effect with chain: set only distill.chain")
         if unknown := set(self.stages) - {stage.steps for stage in self.links()}:
             students = ", ".join(str(stage.steps) for stage in self.links())
             raise ValueError(
-                f"stages {sorted(unknown)} are not in the chain {self.counts()}: its students take {students} steps"
+                f"stages {sorted(unknown)} are not in the chain {self.counts()}, whose students take {students} steps"
             )
         for stage in self.links():
             self.train_config(stage)
             METHODS[self.method].configured(self.method_options(stage))
         if self.initial is not None and len(self.links()) > 1:
-            raise ValueError(f"initial requires a chain of one stage, and {self.counts()} has {len(self.links())}")
+            raise ValueError(f"initial requires a chain of one stage, got {self.counts()} with {len(self.links())}")
 
     def counts(self) -> list[int]:
         """The step counts, teacher first."""
@@ -160,11 +159,11 @@ class Distillation(TrainConfig):
         return stages(self.counts())
 
     def train_config(self, stage: Stage) -> TrainConfig:
-        """How one stage is trained: as all, but for what `stages` says of it."""
+        """The training of one stage: the common options with the overrides in `stages`."""
         return self.overridden(**self._override(stage, {"options"}))
 
     def method_options(self, stage: Stage) -> dict[str, Any]:
-        """The method's options in one stage: those of all, but for what `stages` says of them."""
+        """The method's options in one stage: the common ones with the overrides in `stages`."""
         return {**self.options, **self._override(stage, set()).get("options", {})}
 
     def _override(self, stage: Stage, without: set[str]) -> dict[str, Any]:
@@ -173,7 +172,7 @@ class Distillation(TrainConfig):
 
 
 def with_defaults(content: Any) -> Any:  # noqa: ANN401  (whatever a YAML file holds)
-    """The content of a recipe with the defaults of its trainings put in."""
+    """The content of a recipe with the defaults of its trainings filled in."""
     if not isinstance(content, Mapping):
         return content
     sections = {name: content.get(name, {}) for name in DEFAULTS}
@@ -184,7 +183,7 @@ def with_defaults(content: Any) -> Any:  # noqa: ANN401  (whatever a YAML file h
         try:
             updates = merged["distill"]["updates"]
             updates = max(1, updates if isinstance(updates, int) else int(str(updates).removesuffix(".0")))
-        except (KeyError, ValueError):  # a mistake in it is told as its own
+        except (KeyError, ValueError):  # mistakes in it are reported separately
             updates = DEFAULTS["distill"]["updates"]
         merged["conversion"].setdefault("updates", CONVERSION_UPDATES * updates)
     return {**content, **merged}

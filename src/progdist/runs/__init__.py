@@ -1,1 +1,1 @@
-"""Recipes carried out: stages, folders, reports, estimates."""
+"""Runs of recipes: stages, folders, reports, estimates."""

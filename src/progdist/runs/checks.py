@@ -1,4 +1,4 @@
-"""What is checked before a run begins: that teacher, data, chain and folder fit, and which precision it computes in."""
+"""Checks before a run starts: teacher, data, chain and folder must fit, and the precision is resolved."""
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -31,31 +31,31 @@ from progdist.training.loop import check_processes
 from progdist.training.lora import require_peft
 from progdist.training.state import bitsandbytes
 
-STATED_COUNT = 2**20  # of images that are not here
+STATED_COUNT = 2**20  # assumed count of images that are not on this machine
 
 
 def check_options(recipe: Recipe, plan: Plan, teacher: Model | None) -> None:
-    """Refuse options that do not suit the teacher, None where one is trained, have no effect, or miss their library."""
+    """Refuse options that do not suit the teacher (None if one is trained), have no effect, or lack their library."""
     if any(config.optimizer == "adamw8bit" for config in recipe.train_configs().values()):
         bitsandbytes()
     if (scale := recipe.evaluate.guidance) is not None:
         learned = plan.learned(teacher) if teacher else None
         if not isinstance(learned, Input):
             raise UserError(
-                f"evaluate.guidance {scale:g} has no effect: the students take no guidance scale; distil a range, e.g. "
-                "--guidance 1:8"
+                f"evaluate.guidance {scale:g} has no effect, because the students take no guidance scale: distil a "
+                "range, e.g. --guidance 1:8"
             )
         if scale not in learned:
-            raise UserError(f"evaluate.guidance is {scale:g}, and the students learn {learned}")
+            raise UserError(f"evaluate.guidance is {scale:g}, expected {learned}, which the students learn")
     if teacher is None:
         check_weighting(recipe.distill.weighting, recipe.noise.build(), PARAMETERIZATIONS[recipe.parameterization])
         return
     plan.check(teacher)
     _check_steps(plan, teacher)
     if teacher.autoencoder and recipe.evaluate.clip:
-        raise UserError("evaluate.clip applies only to images, and a latent model samples latents: set it to false")
+        raise UserError("evaluate.clip applies only to images, but a latent model samples latents: set it to false")
     if teacher.autoencoder and recipe.data.flip:
-        raise UserError("data.flip applies only to images, and a latent model sees latents: set it to false")
+        raise UserError("data.flip applies only to images, but a latent model trains on latents: set it to false")
     if recipe.lora is not None:
         _check_lora(plan, teacher)
 
@@ -67,21 +67,21 @@ def _check_steps(plan: Plan, teacher: Model) -> None:
         if table > 1 and table % count:
             raise UserError(
                 f"the chain's {counted(count, 'step')} do not divide the teacher's {table} timesteps, "
-                "so stock samplers would visit other times: choose counts that do"
+                "so stock samplers would visit other times: choose divisors"
             )
 
 
 def _check_lora(plan: Plan, teacher: Model) -> None:
-    """Refuse a LoRA file that the teacher's pipeline would not load, or could not use."""
+    """Refuse a LoRA file that the teacher's pipeline cannot load or use."""
     conditioning = teacher.conditioning
     if not (isinstance(conditioning, Prompts) and conditioning.takes_lora):
         raise UserError(
-            "lora requires a pipeline that has load_lora_weights, and the teacher is "
-            f"{conditioning.pipeline or 'no model of prompts'}: set distill.lora_rank for students of low rank"
+            "lora requires a pipeline with load_lora_weights, got "
+            f"{conditioning.pipeline or 'no text-to-image model'}: set distill.lora_rank for low-rank students"
         )
     if isinstance(plan.guidance, Input) and not teacher.takes_guidance:
         raise UserError(
-            "lora requires a single guidance scale: the teacher's own pipeline has no input for a range of it"
+            "lora requires a single guidance scale, because the teacher's own pipeline has no guidance input"
         )
     require_peft()
     if plan.base_bits is not None:
@@ -89,17 +89,17 @@ def _check_lora(plan: Plan, teacher: Model) -> None:
 
 
 def check_encodes(teacher: Model) -> None:
-    """Refuse data for a teacher of latents that cannot encode them."""
+    """Refuse data for a latent teacher that cannot encode them."""
     autoencoder = teacher.autoencoder
     if isinstance(autoencoder, PipelineAutoencoder) and not autoencoder.encodes:
         raise UserError(
-            f"a {teacher.conditioning.pipeline} cannot encode images here: give --prompts FILE in place of --data, and "
-            "it learns from its own samples"
+            f"a {teacher.conditioning.pipeline} cannot encode images here: replace --data by --prompts FILE, to train "
+            "on its own samples"
         )
 
 
 def check_folder(context: RunContext) -> None:
-    """Refuse a folder in which a run can neither begin nor go on, or would go on with another half-trained model."""
+    """Refuse a folder in which a run can neither start nor resume, or would resume a different half-trained model."""
     recipe, folder, names = context.recipe, context.folder, context.model_names
     if context.fresh:
         context.distributed.on_main_process(folder.check_movable)
@@ -114,7 +114,7 @@ def check_folder(context: RunContext) -> None:
             checkpoint = folder.checkpoints(name).latest_path()
             if name not in finished and checkpoint and (changed := recipe.changed_under_way(old, name)):
                 raise UserError(
-                    f"{name} is half trained with another {changed[0]}: give that of {path}, remove "
+                    f"{name} is half trained with another {changed[0]}: set that of {path}, remove "
                     f"{checkpoint.parent} to train it again, or choose another --out"
                 )
         return ""
@@ -123,9 +123,9 @@ def check_folder(context: RunContext) -> None:
 
 
 def check_data_kept(context: RunContext) -> None:
-    """Tell that a run goes on with other images than it was begun with; refuse other labels, which it samples by."""
+    """Warn if a run resumes with other images than it started with; refuse other labels, because it samples by them."""
     images, folder, distributed = context.images, context.folder, context.distributed
-    if context.fresh or not hasattr(images.get, "fingerprint"):  # those that a dry run takes as they are stated
+    if context.fresh or not hasattr(images.get, "fingerprint"):  # a dry run assumes the stated data
         return
 
     def before_and_now() -> tuple[Mapping[str, Any], Mapping[str, Any]] | None:
@@ -142,15 +142,15 @@ def check_data_kept(context: RunContext) -> None:
         )
     if before.get("fingerprint") != now["fingerprint"]:
         context.callback.note(
-            f"warning: the images of {images.name} have changed since {folder.root} was started ({counts}): what is "
-            "finished is of the former ones; --fresh starts over"
+            f"warning: the images of {images.name} have changed since {folder.root} was started ({counts}): finished "
+            "models keep the old ones; --fresh starts over"
         )
 
 
 def check_trainings(context: RunContext) -> None:
-    """Refuse what its processes cannot train, of the models of a run that are not finished, or cannot evaluate.
+    """Refuse unfinished models that the run's processes cannot train or evaluate.
 
-    What would train badly gives a warning.
+    Settings that would train badly give a warning.
     """
     recipe, distributed = context.recipe, context.distributed
     if recipe.evaluate.cuda_graphs:
@@ -164,17 +164,17 @@ def check_trainings(context: RunContext) -> None:
             check_processes(configs[name], processes, sharded=distributed.shards)
         except UserError as error:
             raise UserError(f"{name}: {error}") from error
-    warnings = {configs[name].ema_warning: name for name in reversed(unfinished)}  # each with the first model it is of
+    warnings = {configs[name].ema_warning: name for name in reversed(unfinished)}  # each with its first model
     for warning, name in reversed(warnings.items()):
         if warning:
             context.callback.note(f"warning: {name}: {warning}")
 
 
 def with_precision(recipe: Recipe, file: Path | None, device: torch.device) -> tuple[Recipe, list[str]]:
-    """The recipe with every `auto` resolved for a device, and messages for the user.
+    """Resolve every `auto` of a recipe for a device; returns the recipe and messages for the user.
 
-    `auto` is the precision with which the run was begun, as the file of its resolved recipe says if there is one, or
-    what pays on the device.
+    `auto` is the precision with which the run was started, read from its resolved recipe in `file` if there is one, or
+    else the faster one on the device.
     """
     before = read_recipe(str(file)) if file and file.is_file() else None
     asked, here, remarks = recipe.precisions(), resolve("auto", device), []
@@ -193,7 +193,7 @@ def with_precision(recipe: Recipe, file: Path | None, device: torch.device) -> t
 
 
 def open_images(data: Data, seed: int) -> Images:
-    """The data set of a recipe's section, whose random crops are of the seed; it has the classes that are stated."""
+    """Open the data of a recipe, with random crops drawn from the seed, and check the stated classes."""
     images = open_source(data.source, data.transform(), data.columns())
     images = cropped(images, data.crops, seed) if data.crops > 1 else images
     if data.classes is not None and data.classes != len(images.classes):
@@ -204,9 +204,9 @@ def open_images(data: Data, seed: int) -> Images:
 
 
 def stated_images(recipe: Recipe, note: Callable[[str], None]) -> Images:
-    """The data set of a recipe that trains its teacher, or, where it is not here, as many as any of what is stated.
+    """The data of a recipe that trains its teacher, or a placeholder of the stated size if they are not here.
 
-    Of those none can be read: they have a shape and classes, all that a run is estimated from.
+    A placeholder cannot be read: it has the shape and classes that an estimate needs.
     """
     data, network = recipe.data, recipe.network
     try:
@@ -216,7 +216,7 @@ def stated_images(recipe: Recipe, note: Callable[[str], None]) -> Images:
         if network is None or data.size is None or data.channels is None or (conditional and data.classes is None):
             raise
         absent = str(error)
-    note(f"{absent}: the size and the classes that the recipe states are taken")
+    note(f"{absent}: assuming the size and classes of the recipe")
 
     def get(index: int) -> Tensor:
         raise UserError(absent)

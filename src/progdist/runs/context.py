@@ -1,4 +1,4 @@
-"""What all parts of one run share: its recipe and plan, data and teacher, folder, processes, and conditions."""
+"""The shared context of a run: its recipe and plan, data and teacher, folder, processes, and conditions."""
 
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
@@ -28,15 +28,15 @@ class RunContext:
 
     recipe: Recipe  # with every `auto` resolved
     images: Images  # the data set
-    opened: Teacher | None  # the teacher as it was opened; None where one is trained
-    folder: RunFolder  # where everything is kept
-    callback: Callback  # called with everything that happens
+    opened: Teacher | None  # the teacher as opened; None if one is trained
+    folder: RunFolder  # the run's folder
+    callback: Callback  # called on every event
     distributed: Distributed  # the processes
-    samples: TeacherSamples | None = None  # the teacher's own, where they are the data
+    samples: TeacherSamples | None = None  # the teacher's own samples, if they are the data
     fresh: bool = False  # start over: the run in the folder is moved aside once everything is checked
 
     def finished(self, name: str) -> bool:
-        """Whether a model is there, as the first process sees it."""
+        """Whether a model is finished, as the first process sees it."""
         return not self.fresh and self.distributed.on_main_process(self.folder.model(name).exists)
 
     @cached_property
@@ -44,12 +44,12 @@ class RunContext:
         """What is distilled, and how."""
         plan, initial = self.recipe.plan(), self.recipe.distill.initial
         if plan.lora is not None and self.recipe.prepares_teacher:
-            plan = replace(plan, lora=str(self.folder.base()))  # the adapters are for the teacher as it was prepared
+            plan = replace(plan, lora=str(self.folder.base()))  # the adapters belong to the prepared teacher
         return plan if initial is None else replace(plan, initial=load(Path(initial)).denoiser)
 
     @cached_property
     def teacher(self) -> Teacher | None:
-        """The teacher with what guidance leads away from, which must be there; None where one is trained."""
+        """The teacher with its null class or negative prompt, required for guidance; None if one is trained."""
         if self.opened is None:
             return None
         return with_guidance(self.plan, self.opened, len(self.images.classes), self.callback.note)
@@ -61,18 +61,18 @@ class RunContext:
 
     @property
     def model_names(self) -> list[str]:
-        """Of the run's models in order: the chain's first teacher, and every student."""
+        """Names of the run's models in order: the chain's first teacher, and every student."""
         return self.recipe.model_names(stage_0=self.has_stage_0)
 
     @property
     def guidance(self) -> Input | None:
-        """The range of guidance scales that students take as an input; None where they take none."""
+        """The range of guidance scales that students take as an input; None without a guidance input."""
         guidance = self.plan.learned(self.opened.model) if self.opened else None
         return guidance if isinstance(guidance, Input) else None
 
     @property
     def measured_scale(self) -> float | None:
-        """The guidance scale at which models are measured; None where students take none."""
+        """The guidance scale at which models are measured; None without a guidance input."""
         if self.guidance is None or self.opened is None:
             return None
         if self.recipe.evaluate.guidance is not None:
@@ -80,23 +80,23 @@ class RunContext:
         return self.guidance.nearest(self.opened.model.conditioning.default_guidance)
 
     def labels(self, count: int) -> Tensor:
-        """Labels or captions' numbers of samples, (count,): in the data's shares, never of the null class."""
+        """Labels or caption numbers of samples, (count,): with the data's frequencies, never the null class."""
         conditioning = self.teacher.model.conditioning if self.teacher else None
         if conditioning is None or not conditioning.shares:
             return self.images.stratified_labels(count)
         return conditioning.drawn(count)
 
     def conditions(self, model: Model, scale: float | None = None) -> Conditions:
-        """What a model's network is told of the data's examples, at a guidance scale; None for the measured one."""
+        """The inputs of a model's network for the data's examples, at a guidance scale; None for the measured one."""
         scale = self.measured_scale if scale is None else scale
         return model.conditioning.of_images(model.denoiser.network, scale, self.images.shape, lambda: self._embeddings)
 
     @cached_property
     def _embeddings(self) -> Embeddings:
-        """Those of the data's captions, encoded when they are first asked for, once."""
+        """Embeddings of the data's captions, encoded once, on first use."""
         assert self.opened is not None
         prompts = self.opened.model.conditioning
-        assert isinstance(prompts, Prompts)  # a model of prompts has its encoders from the teacher
+        assert isinstance(prompts, Prompts)  # a text-to-image model has its teacher's encoders
         open_encoder = partial(prompts.encoder, self.distributed.device)
         captions, cache, note = self.images.classes, self.folder.root / "captions", self.callback.note
         made_by = self.distributed.on_main_process(prompts.fingerprint)

@@ -1,7 +1,7 @@
 """Evaluation of a run's models: samples from one noise, compared with the data and with the teacher's own samples.
 
-The first SHOWN images are those that a report shows one by one, with their captions. A model that takes the guidance
-scale as an input is sampled SHOWN times more at each of up to three other scales, from the same noise.
+A report shows the first SHOWN images one by one, with their captions. A model that takes the guidance scale as an input
+is sampled SHOWN times more at each of up to three other scales, from the same noise.
 """
 
 import time
@@ -39,11 +39,11 @@ from progdist.students.folder import write_card
 
 SHOWN = 8  # images shown one by one: the first row of a grid
 
-Fidelity = Callable[[int, Tensor], Tensor]  # a batch's number and images -> images of its noise that the RMSE is to
+Fidelity = Callable[[int, Tensor], Tensor]  # batch number and images -> the images of its noise to compare by RMSE
 
 
 def metric_config(recipe: Recipe, images: Images) -> MetricConfig:
-    """What a recipe measures; where it names no metrics the default ones, if samples and images are enough for them."""
+    """The metrics of a recipe; if it names none, the default ones, if samples and images are enough for them."""
     settings = recipe.evaluate
     enough = min(settings.samples, len(images)) >= LEAST_SAMPLES
     metrics = DEFAULT_METRICS * enough if settings.metrics is None else settings.metrics
@@ -53,14 +53,14 @@ def metric_config(recipe: Recipe, images: Images) -> MetricConfig:
 
 
 def open_metrics(recipe: Recipe, images: Images) -> Metrics:
-    """The metrics of a recipe, ready to measure; errors as of `MetricConfig.open`."""
+    """The metrics of a recipe, ready to measure; errors as in `MetricConfig.open`."""
     return metric_config(recipe, images).open(images.shape, captions=isinstance(images, CaptionedImages))
 
 
 def guidance_scales(guidance: Input, measured: float) -> tuple[float, ...]:
-    """The lowest scale, one a third of the way to two digits, the measured one and the highest; rising.
+    """The lowest scale, one a third of the way (two digits), the measured one and the highest, in ascending order.
 
-    Those within a tenth of the measured one, whose images look the same, are left out of a range that has others.
+    Scales within a tenth of the measured one, whose images look the same, are skipped if the range has others.
     """
     low, high = guidance.low, guidance.high
     third = guidance.nearest(float(f"{low + (high - low) / 3:.2g}"))
@@ -73,14 +73,14 @@ class Evaluator:
     """Samples and measures the models of one run."""
 
     context: RunContext  # the run's recipe, data, folder and processes
-    metrics: Metrics  # what to measure
+    metrics: Metrics  # the metrics
 
     def evaluate(
         self, name: str, model: Model, steps: int, denoiser: DenoiserProtocol | None = None, method: str = "ddim"
     ) -> None:
         """Measure a model at a step count, unless there is a record of it; keep the record and a grid of its samples.
 
-        The first model that is measured is the reference of fidelity. The name is that of an `EvaluationRecord`, and a
+        The first measured model is the reference of fidelity. `name` is the model of the `EvaluationRecord`; a
         denoiser, e.g. a guided one, is sampled in place of the model's own.
         """
         context, distributed = self.context, self.context.distributed
@@ -98,21 +98,21 @@ class Evaluator:
 
     @cached_property
     def chosen(self) -> Tensor:
-        """The indices of the images that samples are compared with: as many as these, at least DATA_IMAGES, or all."""
+        """Indices of the images to compare samples with: one per sample, at least DATA_IMAGES, or all."""
         return self.context.images.chosen(
             max(self.context.recipe.evaluate.samples, DATA_IMAGES), self.context.recipe.seed
         )
 
     @cached_property
     def pixels(self) -> FeatureSpace:
-        """The space in which the nearest training images are looked for."""
+        """The space in which the nearest training images are searched."""
         return feature_space("pixels", self.context.images.shape)
 
     @cached_property
     def data(self) -> dict[str, Tensor]:
-        """The features of the chosen data by space, from the run's folder or put there; none but in the first process.
+        """Features of the chosen data by space, read from or written to the run's folder; only in the first process.
 
-        They are of the spaces that are measured, and of pixels.
+        The spaces are those that are measured, and pixels.
         """
         context, folder = self.context, self.context.folder.data_features()
         spaces = list({space.name: space for space in (self.pixels, *self.metrics.spaces)}.values())
@@ -123,16 +123,16 @@ class Evaluator:
         return {name: each.read(range(len(each))) for name, each in shards.items()} if first else {}
 
     def _begin_features(self, space: FeatureSpace, chosen: Tensor) -> None:
-        """Make the folder of the data's features in a space, in place of those of other data or another network."""
+        """Make the folder of the data's features in a space, replacing features of other data or another network."""
         images, folder = self.context.images, self.context.folder.data_features()
         source = digest(images.fingerprint, chosen, space.name, space.checksum)
         if TensorShards(folder / space.name, len(chosen), ROWS, source).begin():
             (folder / f"{space.name}.npz").unlink(missing_ok=True)
-            self.context.callback.note(f"{folder / space.name} was of other data than {images.name}: made again")
+            self.context.callback.note(f"{folder / space.name} was made from other data than {images.name}: made again")
 
     @cached_property
     def references(self) -> list[Reference]:
-        """What samples are compared with in every space: the recipe's statistics or the data, whose own are kept."""
+        """The reference in every space: the recipe's statistics, or those of the data, which are kept."""
         references = []
         for space in self.metrics.spaces:
             references.append(self.metrics.reference(space, self.data[space.name]))
@@ -143,7 +143,7 @@ class Evaluator:
 
     @cached_property
     def reference_images(self) -> TensorShards:
-        """The teacher's own images, which fidelity is measured against, a shard for each batch."""
+        """The teacher's own images, the reference of fidelity, a shard for each batch."""
         settings = self.context.recipe.evaluate
         return TensorShards(self.context.folder.reference(), settings.samples, settings.batch)
 
@@ -162,10 +162,10 @@ class Evaluator:
         denoiser: DenoiserProtocol | None = None,
         fidelity: Fidelity | None = None,
     ) -> list[Summary]:
-        """What is kept of the samples of the run's own noise, batch by batch; empty but in the first process.
+        """Summarize the samples of the run's noise, batch by batch; empty except in the first process.
 
-        The noise is the same for every model and step count; classes are as in the data. Arguments as of `evaluate`;
-        `fidelity` gives the images that the RMSE is to.
+        The noise is the same for every model and step count; classes are as in the data. Arguments as in `evaluate`;
+        `fidelity` returns the images to compare with by RMSE.
         """
         context, settings, seed = self.context, self.context.recipe.evaluate, self.context.recipe.seed
         options = self._options(steps, method, settings.batch)
@@ -189,7 +189,7 @@ class Evaluator:
             return context.distributed.map_to_main_process(summary, len(labels))
 
     def qualities(self, model: Model, steps: int, method: str | Step = "ddim") -> Sequence[Quality] | None:
-        """A model's samples against the data in every feature space; None where samples are not finite."""
+        """Compare a model's samples with the data in every feature space; None if samples are not finite."""
         _ = self.data
         samples = self.samples(model, steps, method)
 
@@ -234,21 +234,21 @@ class Evaluator:
         self.context.callback.evaluated(record)
 
     def _write_nearest(self, samples: Tensor, path: Path) -> None:
-        """Write samples (B, C, H, W) above the nearest of the chosen training images, by the distance of pixels."""
+        """Write samples (B, C, H, W) above the nearest of the chosen training images, by pixel distance."""
         _, rows = neighbors(self.pixels(samples), self.data[self.pixels.name], 1)
         nearest, _ = self.context.images.at(self.chosen[rows])
         write_grid(torch.cat([samples, nearest]), path, len(samples))
 
     def _model_folder(self, name: str, steps: int) -> Path | None:
-        """The folder whose card shows a measurement; None for a teacher whose folder is not the run's."""
+        """The folder whose card shows a measurement; None for a teacher outside the run."""
         if name == "student":
             return self.context.folder.model(student_name(steps))
         return self.context.folder.model(name) if name == self.context.model_names[0] else None
 
     def _scales(self, name: str) -> tuple[float, ...]:
-        """The guidance scales at which a model's images are shown: none where a run's models take none as an input.
+        """The guidance scales at which a model's images are shown; none without a guidance input.
 
-        Stage 0's student is shown beside its teacher at the one that is measured.
+        Stage 0's student is shown beside its teacher at the measured scale.
         """
         guidance, measured = self.context.guidance, self.context.measured_scale
         if guidance is None or measured is None:
@@ -257,13 +257,13 @@ class Evaluator:
 
     @property
     def _shown_labels(self) -> Tensor:
-        """The classes or captions' numbers of the shown images: (SHOWN,), or fewer where fewer are sampled."""
+        """The classes or caption numbers of the shown images: (SHOWN,), or fewer if fewer are sampled."""
         return self.context.labels(self.context.recipe.evaluate.samples)[:SHOWN]
 
     def _write_guidance_grids(
         self, name: str, model: Model, steps: int, method: str, denoiser: DenoiserProtocol | None
     ) -> None:
-        """Write a grid of the shown images for every guidance scale but the one that is measured."""
+        """Write a grid of the shown images for every guidance scale except the measured one."""
         context, settings = self.context, self.context.recipe.evaluate
         scales = [scale for scale in self._scales(name) if scale != context.measured_scale]
         if not scales:
@@ -278,5 +278,5 @@ class Evaluator:
 
         with model.at_work(context.distributed.device, settings.precision):
             images = context.distributed.map_to_main_process(at_scale, len(scales))
-        for scale, row in zip(scales, images, strict=False):  # there are none but in the first process
+        for scale, row in zip(scales, images, strict=False):  # empty except in the first process
             write_grid(row, context.folder.grid(name, steps, scale), SHOWN)

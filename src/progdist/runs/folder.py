@@ -1,22 +1,22 @@
 """A run on disk.
 
 recipe.yaml             the resolved recipe
-base/                   the teacher, if it was prepared: of a checkpoint of one file, or with LoRA files fused into it
-data.json               which data the run was begun with, by digests of their images and labels
-teacher/                a model folder; in its place converted/ where stage 0 made one of your own teacher
+base/                   the prepared teacher: from a single-file checkpoint, or with LoRA files fused into it
+data.json               digests of the images and labels that the run started with
+teacher/                a model folder; converted/ in its place if stage 0 converts an existing teacher
 student-0128/ ...       a model folder for every stage
-checkpoints/NAME/       of the model under way
-metrics.jsonl           loss, gradient norm and learning rate along the way
-evaluations.jsonl       every model at its step counts
+checkpoints/NAME/       checkpoints of the model in training
+metrics.jsonl           loss, gradient norm and learning rate during training
+evaluations.jsonl       measurements of every model at its step counts
 latents/                the encoded data of a latent model
-teacher_samples/        the teacher's own samples, where they are the data
-captions/               the encoded captions of a text-conditional one
-data_features/          what the samples are compared with
-samples/                what the models make from one noise, as grids; a few above their nearest training images; a few
-                        at each of some guidance scales; and some images of the data
-tracking/               what TensorBoard or MLflow reads, or the identity of the run at Weights & Biases
+teacher_samples/        the teacher's own samples, if they are the data
+captions/               the encoded captions of a text-conditional model
+data_features/          features of the data that samples are compared with
+samples/                grids of samples from the same noise; a few above their nearest training images; a few at
+                        some guidance scales; and some images of the data
+tracking/               files of TensorBoard or MLflow, or the run's identity at Weights & Biases
 report.html
-ended.json              how the run ended: finished, stopped or failed, and why; absent while it goes on
+ended.json              how the run ended: finished, stopped or failed, and why; absent while it runs
 """
 
 import itertools
@@ -42,28 +42,28 @@ BASE = "base"
 
 @dataclass(frozen=True)
 class RunFolder:
-    """Paths and records of one run; read-only in all of its processes but the first."""
+    """Paths and records of one run; read-only except in its first process."""
 
     root: Path
     writes: bool = True
 
     def holds_run(self) -> bool:
-        """Whether a run was begun here: beside its recipe there is its lock file, or data.json."""
+        """Whether a run was started here: beside its recipe there is its lock file, or data.json."""
         return self.recipe().is_file() and ((self.root / LOCK_FILE).is_file() or self.data().is_file())
 
     def base(self) -> Path:
-        """Where the teacher is that was prepared for the run, if it was."""
+        """Path of the teacher prepared for the run, if any."""
         return self.root / BASE
 
     def check_movable(self) -> None:
-        """Refuse to start over in what is no run, e.g. somebody's home or data; nothing is moved."""
+        """Refuse to start over in a folder that is not a run, e.g. a home folder or data; nothing is moved."""
         if not self.holds_run():
             self._check_empty()
 
     def move_aside(self, *, but_base: bool = False) -> Path | None:
-        """Rename the folder, if it holds a run, so that a new one starts in its place; its new name, or None.
+        """Rename the folder, if it holds a run, so that a new one starts in its place; returns its new name, or None.
 
-        With `but_base` the prepared teacher stays, which is the new run's.
+        With `but_base` the prepared teacher stays for the new run.
         """
         self.check_movable()
         if not self.holds_run():
@@ -79,9 +79,9 @@ class RunFolder:
 
     @contextmanager
     def locked(self, note: Callable[[str], None] = lambda text: None) -> Iterator[None]:
-        """Hold the folder against a second run until this process ends, however it ends; a UserError where one has it.
+        """Lock the folder until this process ends, however it ends; a UserError if another run holds it.
 
-        `note` is called where the file system has no locks, and a second run would not be noticed.
+        `note` is called if the file system has no locks, so that a second run would not be noticed.
         """
         if not self.writes:
             yield
@@ -90,11 +90,11 @@ class RunFolder:
             yield
 
     def in_use(self) -> bool:
-        """Whether a process, this one or another, is at work here."""
+        """Whether a process, this one or another, is using the folder."""
         return is_locked(self.root)
 
     def claim(self, recipe: str, difference: Callable[[Path], str]) -> None:
-        """Write the resolved recipe; arguments and errors as of `check_free`."""
+        """Write the resolved recipe; arguments and errors as in `check_free`."""
         self.check_free(recipe, difference)
         with self.locked():
             self.write_recipe(recipe)
@@ -120,15 +120,15 @@ class RunFolder:
             write_json(path, content)
 
     def write_recipe(self, recipe: str) -> None:
-        """Write the resolved recipe, unless it is what is there."""
+        """Write the resolved recipe, unless it is unchanged."""
         path = self.recipe()
         if not path.is_file() or path.read_text() != recipe:
             atomic_write(path, recipe.encode())
 
     def check_free(self, recipe: str, difference: Callable[[Path], str]) -> None:
-        """Refuse a folder of another recipe's run, or that is something else; nothing is written.
+        """Refuse the folder of another recipe's run, or one that is not a run; nothing is written.
 
-        `difference` says in what the recipe, as YAML, differs from the one in a file; "" where it may replace it.
+        `difference` describes how the recipe, as YAML, differs from the one in a file; "" if it may replace it.
         """
         path = self.recipe()
         if self.holds_run():
@@ -142,15 +142,15 @@ class RunFolder:
             raise UserError(f"{self.root} exists and is not a run: choose another --out")
 
     def recipe(self) -> Path:
-        """Where the resolved recipe is."""
+        """Path of the resolved recipe."""
         return self.root / "recipe.yaml"
 
     def data(self) -> Path:
-        """Where it is kept which data the run was begun with."""
+        """Path of the digests of the data that the run started with."""
         return self.root / "data.json"
 
     def report(self) -> Path:
-        """Where the page is."""
+        """Path of the page."""
         return self.root / "report.html"
 
     def model(self, name: str) -> Path:
@@ -158,7 +158,7 @@ class RunFolder:
         return self.root / name
 
     def has_stage_0(self) -> bool:
-        """Whether a run converts its teacher, as far as it has come; else the teacher is its first model."""
+        """Whether the run has a converted teacher so far; else the teacher is its first model."""
         return not self.model("teacher").is_dir()
 
     def checkpoints(self, name: str) -> Checkpoints:
@@ -173,11 +173,11 @@ class RunFolder:
             torn = file.tell() > 0
             if torn:
                 file.seek(-1, os.SEEK_END)
-                torn = file.read(1) != b"\n"  # the last line of a run that was killed: begin a new one
+                torn = file.read(1) != b"\n"  # the last line of a run that was killed: start a new one
             file.write(("\n" * torn + _line(record)).encode())
 
     def read(self, name: str) -> Iterator[Record]:
-        """All whole lines of metrics or evaluations; a UserError where they are of a later format."""
+        """All complete lines of metrics or evaluations; a UserError if they have a later format."""
         path = self._records(name)
         for line in path.read_bytes().split(b"\n") if path.is_file() else ():
             try:
@@ -185,13 +185,13 @@ class RunFolder:
             except (ValueError, RecursionError):  # the last line of a run that was killed
                 continue
             if not isinstance(record, dict):
-                raise UserError(f"{self.root} holds damaged records (a line of {path.name} is none): restore the file")
+                raise UserError(f"{self.root} holds damaged records (a line of {path.name} is bad): restore the file")
             check_format(record, path)
             record.pop("format_version", None)
             yield record
 
     def evaluations(self) -> list[EvaluationRecord]:
-        """The records of evaluations.jsonl in order; a UserError where a line is damaged, or of a later format."""
+        """The records of evaluations.jsonl in order; a UserError if a line is damaged or has a later format."""
         try:
             return [EvaluationRecord.from_json(record) for record in self.read("evaluations")]
         except UserError:
@@ -201,27 +201,27 @@ class RunFolder:
             raise UserError(f"{self.root} holds damaged records ({reason}): restore its .jsonl files") from error
 
     def keep(self, name: str, wanted: Callable[[Record], bool]) -> None:
-        """Drop the records that are not wanted."""
+        """Keep only the wanted records."""
         if not self.writes:
             return
         lines = (_line(record) for record in self.read(name) if wanted(record))
         atomic_write(self._records(name), "".join(lines).encode())
 
     def grid(self, name: str, steps: int, guidance: float | None = None) -> Path:
-        """Where a model's sample grid is: that of a measurement, or the one of a few images at a guidance scale."""
+        """Path of a model's sample grid: of a measurement, or of a few images at a guidance scale."""
         scale = "" if guidance is None else f"-guidance-{guidance:g}"
         return self.root / "samples" / f"{name}-{steps:04d}{scale}.png"
 
     def nearest(self, name: str, steps: int) -> Path:
-        """Where some of a model's samples are, above the nearest training image of each."""
+        """Path of some of a model's samples, each above its nearest training image."""
         return self.root / "samples" / f"{name}-{steps:04d}-nearest.png"
 
     def training_images(self) -> Path:
-        """Some images of the data, as the page shows them; their names are beside them, as JSON."""
+        """Path of some images of the data, as the page shows them; a JSON file beside it has their names."""
         return self.root / "samples" / "data.png"
 
     def reference(self) -> Path:
-        """The teacher's own images at the largest step count measured, which fidelity is measured against."""
+        """The teacher's own images at the largest step count measured, the reference of fidelity."""
         return self.root / "samples" / "reference"
 
     def data_features(self) -> Path:
@@ -233,11 +233,11 @@ class RunFolder:
 
 
 def _is_foreign(path: Path) -> bool:
-    """Whether something is no part of a run that has not begun: its lock, or the teacher that was prepared for it."""
+    """Whether a path is not part of a run before its start: neither its lock nor its prepared teacher."""
     ours = path.name == BASE and (path / "prepared.json").is_file()
     return not (ours or path.name == LOCK_FILE or path.name.startswith(f".{BASE}."))
 
 
 def _line(record: Record) -> str:
-    """A record as it is written."""
+    """A record as a line of text."""
     return json.dumps({"format_version": FORMAT_VERSION, **record}) + "\n"

@@ -1,4 +1,4 @@
-"""A run's folder and callback as hooks of the engine: finished models are read, new ones kept, numbers recorded."""
+"""A run's folder and callback as hooks of the engine: read finished models, keep new ones, record numbers."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,16 +22,16 @@ from progdist.training.config import TrainConfig
 class RunHooks(Hooks):
     """Hooks of one run."""
 
-    context: RunContext  # of the run
+    context: RunContext
     _every: int = field(default=1, init=False)
 
     def find(self, name: str) -> Model | None:
-        """A finished model from its folder, at rest."""
+        """Load a finished model from its folder, at rest."""
         path = self.context.folder.model(name)
         return load(path) if self.context.distributed.on_main_process(path.exists) else None
 
     def keep(self, name: str, model: Model) -> Model:
-        """The model as its folder holds it."""
+        """Save the model, and return it as its folder holds it."""
         path = self.context.folder.model(name)
         self.context.distributed.on_main_process(lambda: save(model, path))
         kept = load(path)
@@ -40,18 +40,18 @@ class RunHooks(Hooks):
         return kept
 
     def _verify(self, path: Path, student: Model) -> None:
-        """Say how far the stock pipeline of a student's folder is from its own samples."""
+        """Report the distance of the stock pipeline's samples from progdist's."""
         steps = counted(min(student.steps), "step")
         try:
             apart = student_differs(path, student)
-        except UserError as error:  # the student is whole all the same
+        except UserError as error:  # the student itself is complete
             self.note(f"warning: {path.name}: its stock pipeline could not be compared with progdist sample: {error}")
             return
         warning = "" if apart <= AGREES else "warning: "
         self.note(f"{warning}{path.name}: in {steps} the stock pipeline is within {apart:.1g} of progdist sample")
 
     def checkpoints(self, name: str) -> Checkpoints:
-        """Those of a model's training."""
+        """The checkpoints of a model's training."""
         return self.context.folder.checkpoints(name)
 
     def begin(self, name: str, config: TrainConfig) -> None:
@@ -64,7 +64,7 @@ class RunHooks(Hooks):
         self.context.callback.begin(name, config.updates)
 
     def progress(self, name: str, progress: Progress) -> None:
-        """Tell the callback, and keep the numbers."""
+        """Call the callback, and record the numbers."""
         self.context.callback.progress(progress)
         skipped = {"skipped": progress.skipped} if progress.skipped else {}
         if not progress.finite:
@@ -83,7 +83,7 @@ class RunHooks(Hooks):
         self.context.folder.append("metrics", {"model": name, "update": update, **numbers})
 
     def held_out_losses(self, name: str) -> list[float]:
-        """From metrics.jsonl."""
+        """Held-out losses, from metrics.jsonl."""
         records = (record for record in self.context.folder.read("metrics") if record.get("model") == name)
         losses = (record.get("held_out_loss") for record in records)
         return [loss for loss in losses if isinstance(loss, float)]
@@ -93,6 +93,6 @@ class RunHooks(Hooks):
         self.context.callback.note(text)
 
     def remedy(self, name: str) -> str:
-        """The keys of the recipe that change the model's training."""
+        """The recipe's keys to change for the model's training."""
         section = self.context.recipe.section_of(name)
         return f" (--set {section}.learning_rate=... or {section}.precision=float32), and run again to continue"

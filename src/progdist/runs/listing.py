@@ -1,6 +1,6 @@
-"""The runs in a folder, as their own records say: what each is doing, since when, and how good its students are.
+"""The runs in a folder, from their own records: the state of each, since when, and the quality of its students.
 
-Nothing here imports torch, and nothing but the ends of records and the lines of evaluations is read.
+Does not import torch, and reads only the ends of records and the lines of evaluations.
 """
 
 import json
@@ -16,33 +16,33 @@ from progdist._utils.locks import LOCK_FILE, is_locked
 ENDED = "ended.json"
 FINISHED, STOPPED, FAILED = "finished", "stopped", "failed"
 RUNNING = "running"
-TAIL = 4096  # bytes at the end of metrics.jsonl, in which its last line is
+TAIL = 4096  # bytes at the end of metrics.jsonl that contain its last line
 
 
 @dataclass(frozen=True)
 class Listed:
     """A run in a list."""
 
-    name: str  # of its folder
+    name: str  # name of its folder
     state: str  # RUNNING, STOPPED, FAILED or FINISHED
-    place: str  # the model in training and its update, as far as they are known; or nothing
+    place: str  # the model in training and its update, or "" if unknown
     reason: str  # why it failed
-    changed: float  # seconds since 1970 when it last wrote a record
-    students: dict[int, float]  # steps -> the Frechet distance of that student over the teacher's
+    changed: float  # when it last wrote a record, in seconds since 1970
+    students: dict[int, float]  # steps -> the student's Frechet distance divided by the teacher's
 
 
 def runs_in(folder: Path) -> list[Listed]:
-    """The runs in a folder, or the one that it is itself, the latest first; a UserError where there is no folder."""
+    """The runs in a folder, or the run itself, the latest first; a UserError if there is no folder."""
     if not folder.is_dir():
-        raise UserError(f"{folder} is no folder: name the folder of runs, e.g. runs")
+        raise UserError(f"{folder} is not a folder: name the folder of runs, e.g. runs")
     folders = [folder] if _is_run(folder) else [each for each in folder.iterdir() if _is_run(each)]
     return sorted(map(_listed, folders), key=lambda run: -run.changed)
 
 
 def _is_run(folder: Path) -> bool:
-    """Whether a run was begun in a folder."""
-    begun = (folder / LOCK_FILE).is_file() or (folder / "data.json").is_file()
-    return (folder / "recipe.yaml").is_file() and begun
+    """Whether a run was started in a folder."""
+    started = (folder / LOCK_FILE).is_file() or (folder / "data.json").is_file()
+    return (folder / "recipe.yaml").is_file() and started
 
 
 def _listed(folder: Path) -> Listed:
@@ -68,7 +68,7 @@ def _last_update(folder: Path) -> str:
 
 
 def _last_checkpoint(folder: Path) -> str:
-    """The half-trained model and the update at which it goes on."""
+    """The half-trained model and the update at which it resumes."""
     updates = [
         (int(path.stem), path.parent.name)
         for path in (folder / "checkpoints").glob("*/*.json")
@@ -78,7 +78,7 @@ def _last_checkpoint(folder: Path) -> str:
 
 
 def _students(folder: Path) -> dict[int, float]:
-    """The distance of each student over that of the first model measured, in the first feature space."""
+    """The distance of each student divided by that of the first measured model, in the first feature space."""
     distances = [found for record in _records(folder / "evaluations.jsonl") if (found := _distance(record))]
     if not distances or not distances[0][2] > 0:
         return {}
@@ -86,7 +86,7 @@ def _students(folder: Path) -> dict[int, float]:
 
 
 def _distance(record: dict[str, Any]) -> tuple[str, int, float] | None:
-    """(model, steps, Frechet distance) of a measurement; None of a damaged one."""
+    """(model, steps, Frechet distance) of a measurement; None if it is damaged."""
     try:
         return str(record["model"]), int(record["steps"]), float(record["quality"][0]["frechet"])
     except (LookupError, TypeError, ValueError):
@@ -94,13 +94,13 @@ def _distance(record: dict[str, Any]) -> tuple[str, int, float] | None:
 
 
 def _records(path: Path) -> Iterator[dict[str, Any]]:
-    """The whole lines of a file of records."""
+    """The complete lines of a file of records."""
     for line in path.read_bytes().splitlines() if path.is_file() else ():
         yield _json(line)
 
 
 def _json(text: str | bytes) -> dict[str, Any]:
-    """A JSON object; an empty one where it is damaged, as is the last line of a run that was killed."""
+    """A JSON object; an empty one if it is damaged, like the last line of a killed run."""
     try:
         content = json.loads(text)
     except (ValueError, RecursionError):

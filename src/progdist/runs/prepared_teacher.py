@@ -1,6 +1,6 @@
-"""The teacher of a run that is prepared first, in `base/` of the run's folder (see `progdist.teachers.prepared`).
+"""Prepare the teacher of a run once, in `base/` of the run's folder (see `progdist.teachers.prepared`).
 
-It is made once, by one of the run's processes, and stays with the run, so that it goes on with the same teacher.
+One of the run's processes makes it. It stays with the run, which therefore resumes with the same teacher.
 """
 
 import atexit
@@ -26,25 +26,25 @@ def prepared_teacher(
     dry: bool = False,
     note: Callable[[str], None] = lambda text: None,
 ) -> str:
-    """What is to be opened as a run's teacher: as it was named, or the folder that was made of it.
+    """Return what to open as a run's teacher: the named model, or the folder prepared from it.
 
     Args:
         source: the teacher.
         out: the run's folder.
-        fresh: the run starts over: a folder made of other files is made again.
-        dry: nothing is written to `out`; what must be made lies in a temporary folder until the process ends.
-        note: called with what was made.
+        fresh: start over: prepare a folder made from other files again.
+        dry: write nothing to `out`; use a temporary folder that is deleted when the process ends.
+        note: called with a line on what was prepared.
 
     Raises:
-        UserError: as of `prepare`; `out` is no run's; or its run was begun with a teacher of other files.
+        UserError: as in `prepare`; `out` is not a run; or its run was started with a teacher from other files.
     """
     source.check()
     if not source.needs_preparing:
         return source.model
     folder = RunFolder(out)
     folder.check_movable()
-    begun = folder.holds_run() and not fresh
-    if begun:
+    started = folder.holds_run() and not fresh
+    if started:
         _check_begun(source, folder)
     base = folder.base()
     if dry and (not base.is_dir() or differs(source, base)):
@@ -55,10 +55,10 @@ def prepared_teacher(
         return str(base)
     with _one_at_a_time(out):
         if base.is_dir() and (changed := differs(source, base)):
-            if begun:
+            if started:
                 raise UserError(
-                    f"{base}, with which this run was begun, was made of other files ({changed} differs): restore "
-                    "them, or start over with --fresh or another --out"
+                    f"{base}, the teacher of this run, was made from other files ({changed} differs): restore them, or "
+                    "start over with --fresh or another --out"
                 )
             shutil.rmtree(base)
         if not base.is_dir():
@@ -67,7 +67,7 @@ def prepared_teacher(
 
 
 def _check_begun(source: Source, folder: RunFolder) -> None:
-    """Refuse the folder of a run that was begun with a teacher of another name; nothing is written to it."""
+    """Refuse the folder of a run that was started with another teacher; nothing is written to it."""
     how = read_recipe(str(folder.recipe())).teacher
     before, now = Source(str(how.model), how.loras, how.config), replace(source, loras=tuple(source.loras))
     if before != now:
@@ -79,7 +79,7 @@ def _check_begun(source: Source, folder: RunFolder) -> None:
 
 @contextmanager
 def _one_at_a_time(out: Path) -> Iterator[None]:
-    """One of several processes at a time, without what a killed one left; whoever comes where there are no locks."""
+    """Let in one process at a time, and remove what a killed one left; without locks, let in every process."""
     out.mkdir(parents=True, exist_ok=True)
     with (out / f".{BASE}.lock").open("a") as file:
         with suppress(OSError):

@@ -1,6 +1,6 @@
 """Run a recipe: train or open the teacher, distil stage by stage, evaluate every model, write the report.
 
-Each finished model and each finished evaluation stays in the run's folder, so the same command again goes on where it
+Each finished model and each finished evaluation stays in the run's folder, so the same command resumes where it
 stopped and repeats nothing. The distillation itself is `progdist.distillation`, with the run's folder as its hooks.
 """
 
@@ -48,7 +48,7 @@ from progdist.training.batches import Examples
 from progdist.training.callbacks import Callback
 from progdist.training.distributed import Distributed
 
-MOST_TOLD = 300  # characters that are kept of why a run failed
+LONGEST_REASON = 300  # characters kept of why a run failed
 
 
 @dataclass(frozen=True)
@@ -58,19 +58,19 @@ class Run:
     context: RunContext
 
     def live(self) -> "Run":
-        """The same, whose page is rewritten as it goes."""
+        """The same run, with a page that is rewritten as it proceeds."""
         context = self.context
         return Run(replace(context, callback=live(context.folder, context.callback)))
 
     def run(self) -> list[EvaluationRecord]:
-        """Teacher, students, evaluations, in order; what exists is not made again; errors as of `prepare`."""
+        """Make teacher, students and evaluations in order; existing ones are kept; errors as in `prepare`."""
         self.prepare()
         if self.context.fresh:
             return self._moved_aside()._carry_out()
         return self._carry_out()
 
     def _moved_aside(self) -> "Run":
-        """The same, in the place of the run that was there."""
+        """The same run, after the existing one in its folder was renamed."""
         context = self.context
         if aside := context.distributed.on_main_process(
             partial(context.folder.move_aside, but_base=context.recipe.prepares_teacher)
@@ -89,7 +89,7 @@ class Run:
             self._make_samples()
             self.context.distributed.on_main_process(lambda: write_training_images(folder, images, recipe.seed))
             self._write_page()
-            _ = evaluator.data  # an image that cannot be read is found before hours are spent
+            _ = evaluator.data  # finds unreadable images before hours are spent
             note(f"live report: {folder.report()}")
             trainer = self.trainer()
             first = self.train_teacher(trainer)
@@ -114,33 +114,33 @@ class Run:
 
     @property
     def recipe(self) -> Recipe:
-        """What is run."""
+        """The recipe of the run."""
         return self.context.recipe
 
     @property
     def folder(self) -> RunFolder:
-        """Where everything is kept."""
+        """The run's folder."""
         return self.context.folder
 
     def prepare(self) -> None:
-        """Find every mistake that can be found before hours are spent; nothing is written, and a dry run ends here."""
+        """Find mistakes before hours are spent; nothing is written, and a dry run ends here."""
         context, recipe, images = self.context, self.recipe, self.context.images
-        _ = self.evaluator  # which refuses what cannot be measured
+        _ = self.evaluator  # refuses what cannot be measured
         if rule := recipe.distill.stop:
             images.split(rule.held_out, recipe.seed)
         checks.check_options(recipe, context.plan, context.opened.model if context.opened else None)
         if context.opened:
             check_data(context.opened.model, images)
-            _ = context.teacher  # there is something that guidance leads away from
+            _ = context.teacher  # refuses guidance without a null class or negative prompt
             self._check_predictions(context.opened.model)
         else:
-            self.untrained()  # there are the classes that it is of
+            self.untrained()  # refuses missing labels
         checks.check_folder(context)
         checks.check_data_kept(context)
         checks.check_trainings(context)
 
     def claim(self) -> None:
-        """Make the folder this run's own; it is locked meanwhile."""
+        """Claim the folder for this run, under its lock."""
         checks.check_folder(self.context)
         self.context.distributed.on_main_process(self._write_beginning)
 
@@ -152,22 +152,22 @@ class Run:
 
     @cached_property
     def evaluator(self) -> Evaluator:
-        """What measures the models."""
+        """The evaluator of the models."""
         return Evaluator(self.context, open_metrics(self.recipe, self.context.images))
 
     @cached_property
     def predictions(self) -> DenoiserProtocol | None:
-        """The teacher's predictions as its student shall learn them; None where a teacher is trained."""
+        """The teacher's predictions as its student learns them; None if a teacher is trained."""
         plan, teacher, device = self.context.plan, self.context.teacher, self.context.distributed.device
         return taught_predictions(plan, teacher, device) if teacher else None
 
     def untrained(self) -> Model:
-        """The teacher that is to be trained, before it is."""
+        """The teacher before its training."""
         images = self.context.images
         return untrained(self.recipe, images.shape, images.classes, images.name)
 
     def trainer(self) -> Trainer:
-        """What trains the networks on what they see: the images, or their latents, which are encoded here once."""
+        """The trainer of the networks on images, or on their latents, which are encoded here once."""
         context, data, plan = self.context, self.recipe.data, self.context.plan
         options = {"flip": data.flip, "workers": data.workers}
         return Trainer(
@@ -176,7 +176,7 @@ class Run:
         )  # fmt: skip
 
     def _make_samples(self) -> None:
-        """Make the teacher's own samples, where they are the data, as far as they are not there."""
+        """Make the missing samples of the teacher, if they are the data."""
         context = self.context
         if context.samples and context.teacher and self.predictions is not None:
             conditions = context.conditions(context.teacher.model)
@@ -200,7 +200,7 @@ class Run:
         return latents.open()
 
     def train_teacher(self, trainer: Trainer) -> Model:
-        """The trained teacher, or the recipe's own in the form that its students have."""
+        """The trained teacher, or the recipe's existing one, converted to the form of its students."""
         context, plan = self.context, self.context.plan
         if context.teacher is None or self.predictions is None:
             how, model = self.recipe.teacher, self.untrained()
@@ -218,24 +218,24 @@ class Run:
         return converted
 
     def _write_page(self) -> None:
-        """Write report.html as far as the run has come."""
+        """Write report.html for the current state of the run."""
         self.context.distributed.on_main_process(lambda: write_report(self.folder))
 
     @contextmanager
     def _page_of_a_stop(self) -> Iterator[None]:
-        """Record what ends the run early and show it on its page. An error in doing so never hides the first one."""
+        """Record what ends the run early and show it on its page. An error while doing so never hides the first one."""
         try:
             yield
         except BaseException as error:
             if self.folder.writes:
                 stopped = isinstance(error, Interrupted | KeyboardInterrupt)
                 with suppress(OSError, UserError):
-                    self.folder.end(STOPPED if stopped else FAILED, _reason(error)[:MOST_TOLD])
+                    self.folder.end(STOPPED if stopped else FAILED, _reason(error)[:LONGEST_REASON])
                     write_report(self.folder)
             raise
 
     def _check_predictions(self, model: Model) -> None:
-        """Refuse a teacher whose output the data contradict, unless it is trusted."""
+        """Refuse a teacher whose output contradicts the data, unless it is trusted."""
         context = self.context
         if self.recipe.teacher.trust or model.steps or context.samples or context.finished(context.model_names[0]):
             return
@@ -244,10 +244,10 @@ class Run:
             check = partial(check_on_images, model, context.images, self.recipe.seed)
             problem = context.distributed.on_main_process(lambda: check().problem)
         if problem:
-            raise UserError(f"{self.recipe.teacher.model}: {problem} (or take it with --set teacher.trust=true)")
+            raise UserError(f"{self.recipe.teacher.model}: {problem} (to use it anyway: --set teacher.trust=true)")
 
     def _report_conversion(self, trainer: Trainer, converted: Model) -> None:
-        """How near stage 0 came to the teacher, by the log-SNR and by the guidance scale, where one is drawn."""
+        """Report how far stage 0 is from the teacher, by log-SNR and by guidance scale, if one is drawn."""
         context = self.context
         assert context.teacher is not None and self.predictions is not None
         size, device = min(512, len(context.images)), context.distributed.device
@@ -267,8 +267,8 @@ class Run:
 
 
 def untrained(recipe: Recipe, image: tuple[int, int, int], classes: tuple[str, ...], data: str) -> Model:
-    """A recipe's teacher before its training, for images (C, H, W) of the named classes of the named data."""
-    assert recipe.network is not None  # a recipe without one takes its teacher
+    """A recipe's teacher before its training, for images (C, H, W) with the classes of the named data."""
+    assert recipe.network is not None  # a recipe without one names its teacher
     parameterization = PARAMETERIZATIONS[recipe.parameterization]
     numbers = recipe.network.model_dump(exclude={"class_conditional"})
     classes = classes if recipe.network.class_conditional else ()
@@ -294,13 +294,13 @@ def open_run(
     """Open a recipe's data and teacher, and the folder of its run; nothing is written.
 
     Args:
-        recipe: what to do.
-        out: the run's folder; made if missing.
-        callback: called with everything that happens.
-        teacher: the recipe's own, where it is open already.
-        shards: spread each network over the processes while it trains (see `progdist.training.distributed`).
+        recipe: the recipe to run.
+        out: the run's folder; created if missing.
+        callback: called on every event.
+        teacher: the recipe's teacher, if it is already open.
+        shards: shard each network over the processes while it trains (see `progdist.training.distributed`).
         fresh: start over; an older run in the folder is renamed.
-        dry: only `prepare` follows: where the data are not here, what the recipe states of them is taken.
+        dry: only `prepare` follows: if the data are not here, assume what the recipe states.
     """
     distributed, model, samples = Distributed(shards=shards), recipe.teacher.model, None
     if model and is_teacher(recipe.data.source):
@@ -316,8 +316,8 @@ def open_run(
         images = teacher.model.conditioning.fitted(images, callback.note) if teacher else images
     teacher = teacher.for_data(images) if teacher else None
     folder = RunFolder(out, writes=distributed.is_main_process)
-    begun = folder.recipe() if folder.holds_run() and not fresh else None
-    resolved, remarks = distributed.on_main_process(partial(checks.with_precision, recipe, begun, distributed.device))
+    kept = folder.recipe() if folder.holds_run() and not fresh else None
+    resolved, remarks = distributed.on_main_process(partial(checks.with_precision, recipe, kept, distributed.device))
     for remark in remarks:
         callback.note(remark)
     tracking = tracked(resolved, folder, callback)
@@ -325,7 +325,7 @@ def open_run(
 
 
 def _opened(recipe: Recipe, out: Path, callback: Callback, *, fresh: bool, dry: bool) -> Teacher:
-    """The recipe's own teacher, prepared first where it must be."""
+    """Open the recipe's teacher, prepared first if necessary."""
     how = recipe.teacher
     source = Source(str(how.model), how.loras, how.config)
     place = prepared_teacher(source, out, fresh=fresh, dry=dry, note=callback.note)

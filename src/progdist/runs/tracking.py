@@ -1,14 +1,14 @@
-"""Experiment tracking: what a run's callback hears, handed to a tracker by accelerate: TensorBoard, W&B or MLflow.
+"""Experiment tracking: log a run's events to a tracker of accelerate: TensorBoard, W&B or MLflow.
 
     train/NAME/loss, gradient_norm, learning_rate       of the model NAME in training, over the updates of the chain
-    train/NAME/PART                                     and the parts of its loss, where there are several
+    train/NAME/PART                                     the parts of its loss, if there are several
     evaluation/MODEL/frechet_SPACE, rmse, steps         of teacher or student, at the last update before it was measured
     samples/MODEL                                       the grids of the evaluations, likewise
     pairs/teacher_and_student                           both of one step count, from the same noise
 
-A run that goes on continues the record under the same identity, `tracking/` in its folder. Nothing is tracked unless
-the recipe says `tracking: tensorboard`, `wandb` or `mlflow`; and nothing leaves the machine but by `wandb` in its
-online mode, or by `mlflow` where `MLFLOW_TRACKING_URI` names a server.
+A resumed run continues its record under the same identity, `tracking/` in its folder. Tracking requires
+`tracking: tensorboard`, `wandb` or `mlflow` in the recipe. Only `wandb` in its online mode, or `mlflow` with a server
+in `MLFLOW_TRACKING_URI`, sends anything from this machine.
 """
 
 import os
@@ -37,18 +37,18 @@ GAP = 3  # white pixels between the grids of a pair
 
 @dataclass
 class TrackedCallback:
-    """A callback that also hands what it hears to a tracker."""
+    """A callback that also logs its events to a tracker."""
 
-    callback: Callback  # the one that shows it
-    folder: RunFolder  # of the run
-    open_tracker: Callable[[], GeneralTracker]  # opens accelerate's, once the folder is this run's own
-    updates: Mapping[str, range]  # of every model, by its name, as a range of those of the whole chain
-    reference: int  # the step count of the first measurement, which is made before any student is trained
-    model: str = field(default="teacher", init=False)  # the one in training
+    callback: Callback  # the callback that shows the events
+    folder: RunFolder
+    open_tracker: Callable[[], GeneralTracker]  # opens accelerate's tracker, once the run has claimed the folder
+    updates: Mapping[str, range]  # updates of each model by name, as a range of those of the whole chain
+    reference: int  # step count of the first measurement, before any student is trained
+    model: str = field(default="teacher", init=False)  # the model in training
 
     @cached_property
     def tracker(self) -> GeneralTracker:
-        """The tracker, opened when there is something to track."""
+        """The tracker, opened on first use."""
         return self.open_tracker()
 
     def begin(self, title: str, updates: int) -> None:
@@ -90,9 +90,9 @@ class TrackedCallback:
         self.callback.note(text)
 
     def _last_update(self, record: EvaluationRecord) -> int:
-        """The last update of the stage after which a measurement is made, so that steps never fall.
+        """The last update of the stage before a measurement, so that steps never decrease.
 
-        Where one is lower than another before it, W&B drops it, and TensorBoard drops what came before.
+        W&B drops a step lower than an earlier one, and TensorBoard drops the earlier ones.
         """
         first = record.model in ("teacher", "converted") and record.steps == self.reference
         return next(iter(self.updates.values())).stop if first else self.updates[student_name(record.steps)].stop
@@ -105,7 +105,7 @@ def _pixels(path: Path) -> NDArray[np.uint8]:
 
 
 def log_images(tracker: GeneralTracker, images: Mapping[str, NDArray[np.uint8]], step: int) -> None:
-    """Hand images (H, W, 3) to a tracker; accelerate's for MLflow has no method for them, so its own is used."""
+    """Log images (H, W, 3) to a tracker; with MLflow's own function, because accelerate's tracker has none."""
     if isinstance(tracker, MLflowTracker):
         mlflow = import_module("mlflow")
         for name, pixels in images.items():
@@ -116,15 +116,15 @@ def log_images(tracker: GeneralTracker, images: Mapping[str, NDArray[np.uint8]],
 
 
 def tracked(recipe: Recipe, folder: RunFolder, callback: Callback) -> Callback:
-    """The callback, or in the first process one that also tracks; a UserError where the tracker is not installed."""
+    """The callback, or in the first process one that also tracks; a UserError if the tracker is not installed."""
     if recipe.tracking is None or not folder.writes:
         return callback
     checks = {"tensorboard": is_tensorboard_available, "wandb": is_wandb_available, "mlflow": is_mlflow_available}
     available = checks[recipe.tracking]
     if not available():
         raise UserError(
-            f"tracking: {recipe.tracking} needs the extra `{recipe.tracking}`: pip install "
-            f"'progdist[{recipe.tracking}]', or leave tracking out"
+            f"tracking: {recipe.tracking} requires the extra `{recipe.tracking}`: pip install "
+            f"'progdist[{recipe.tracking}]', or remove tracking"
         )
     how, files = f"{recipe.tracking}, files in", folder.root / "tracking"
     callback.note(f"tracking: {'tensorboard --logdir' if recipe.tracking == 'tensorboard' else how} {files}")
@@ -133,7 +133,7 @@ def tracked(recipe: Recipe, folder: RunFolder, callback: Callback) -> Callback:
 
 
 def _tracker(recipe: Recipe, folder: Path) -> GeneralTracker:
-    """A tracker that goes on with what is in the folder."""
+    """A tracker that continues the record in the folder."""
     if recipe.tracking == "tensorboard":
         tracker: GeneralTracker = TensorBoardTracker(recipe.name, logging_dir=folder)
         tracker.start()
@@ -151,7 +151,7 @@ def _tracker(recipe: Recipe, folder: Path) -> GeneralTracker:
 
 
 def _mlflow_tracker(recipe: Recipe, folder: Path, identity: Path) -> MLflowTracker:
-    """MLflow's, with its files in the folder unless the environment names a server; its usage reports are off."""
+    """MLflow's tracker, with files in the folder unless the environment names a server; without usage reports."""
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")
     mlflow = import_module("mlflow")
@@ -168,7 +168,7 @@ def _mlflow_tracker(recipe: Recipe, folder: Path, identity: Path) -> MLflowTrack
 
 
 def updates_of(recipe: Recipe) -> dict[str, range]:
-    """The updates of every model, counted through the whole chain; at most, where stages may end early."""
+    """The updates of every model, counted through the whole chain; upper limits if stages may end early."""
     updates, done = dict[str, range](), 0
     for name, config in recipe.train_configs().items():
         updates[name] = range(done, done + config.updates)

@@ -1,6 +1,6 @@
-"""The row of training images at the top of a run's page: some of the data as they are read, with class or caption.
+"""The row of training images at the top of a run's page: some of the data as read, with class or caption.
 
-samples/data.png     the images side by side; of a latent model, too, they are images
+samples/data.png     the images side by side; images for a latent model, too
 samples/data.json    their classes or captions
 """
 
@@ -16,7 +16,7 @@ LARGEST = 256  # pixels to which the longer side of each image is reduced
 
 
 def write_training_images(folder: RunFolder, images: Images, seed: int) -> None:
-    """Keep SHOWN of a run's images, chosen by the seed, or all where there are fewer, unless they are there."""
+    """Write SHOWN of a run's images, chosen by the seed, or all if there are fewer, unless they exist."""
     path, whose = folder.training_images(), {"seed": seed, **images.identity()}
     kept = path.with_suffix(".json")
     if path.is_file() and kept.is_file() and read_json(kept).get("data") == whose:

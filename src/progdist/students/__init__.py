@@ -1,1 +1,1 @@
-"""What students are written as: model folders, LoRA files, ONNX."""
+"""Formats of students: model folders, LoRA files, ONNX."""

@@ -102,9 +102,9 @@ def _template(stock: str | None, classes: int) -> str:
 
 
 def card(model: Model, stock: str | None, records: "Sequence[EvaluationRecord]", scheduler: str = "") -> str:
-    """The text, for the class of the folder's stock pipeline or scheduler, if it has one, and with its evaluations.
+    """The text, for the class of the folder's stock pipeline or scheduler, if it has one, with its evaluations.
 
-    `scheduler` is the class of the folder's scheduler, which a LoRA file's base takes over.
+    `scheduler` is the class of the folder's scheduler, which the base of a LoRA file uses, too.
     """
     counts, guidance = list(model.steps), model.guidance
     steps, guided = min(counts, default=256), class_guidance(model.denoiser.network) is not None
@@ -132,7 +132,7 @@ def card(model: Model, stock: str | None, records: "Sequence[EvaluationRecord]",
 
 
 def _what_it_makes(model: Model) -> str:
-    """The size of its images, or of the latents of what a pipeline makes."""
+    """The size of its images, or of a pipeline's latents."""
     if isinstance(model.conditioning, PipelinePrompts):
         return f"Latents of {'x'.join(map(str, model.shape))}, {model.conditioning.describe()}"
     channels, height, width = model.image
@@ -142,7 +142,7 @@ def _what_it_makes(model: Model) -> str:
 
 
 def _given(prompts: PipelinePrompts) -> str:
-    """The arguments that a pipeline was watched with, as they follow others in its call."""
+    """The arguments of a watched pipeline, as code that follows other arguments."""
     pipeline = prompts.watched
     arguments: dict[str, Any] = {**pipeline.off, **pipeline.arguments}
     if pipeline.scale:
@@ -151,7 +151,7 @@ def _given(prompts: PipelinePrompts) -> str:
 
 
 def numbers_of(model: Model, stock: str | None, steps: int) -> dict[str, Any]:
-    """What takes the places of a template's names."""
+    """The values of a template's fields."""
     guidance = model.guidance
     ddim, edm, flow = (stock == f"{name}Scheduler" for name in ("DDIM", "EDMEuler", "FlowMatchEulerDiscrete"))
     classes = len(model.labels)
@@ -178,7 +178,7 @@ def numbers_of(model: Model, stock: str | None, steps: int) -> dict[str, Any]:
 
 
 def _sixteen_labels(model: Model) -> str:
-    """The code of sixteen labels: in the shares of the data, or all in turn where these are unknown."""
+    """Code of sixteen labels: with the data's frequencies, or all in turn if these are unknown."""
     labels = model.labels
     if not labels:
         return "None"
@@ -205,29 +205,29 @@ def _lineage(model: Model) -> str:
         if sampler != "ddim"
     }
     also = "".join(
-        f", at {'several steps' if None in steps else _listed([step for step in steps if step is not None])} of "
+        f", in {'several steps' if None in steps else _listed([step for step in steps if step is not None])} of "
         f"`progdist sample --method {sampler}`,"
         for sampler, steps in others.items()
     )
     made = f"[{method.title}](https://arxiv.org/abs/{method.arxiv})" if method else "distillation"
-    return f"Made by {made}, {chain} steps. It is good at {_listed(counts)} of DDIM{also} and poor at any other count."
+    return f"Made by {made}, {chain} steps. It samples well in {_listed(counts)} of DDIM{also} and poorly in others."
 
 
 def _fused(model: Model) -> str:
-    """The LoRA files that were fused into the teacher, with their weights."""
+    """A sentence on the LoRA files fused into the teacher, with their weights."""
     files = [each.rpartition(":") for each in model.fused]
     named = ", ".join(f"`{name.replace('`', '')}` with weight {weight}" for name, _, weight in files)
     return f"LoRA files were fused into its teacher first: {' '.join(named.split())}." if files else ""
 
 
 def _scale(guidance: Guidance | None) -> float:
-    """The guidance scale for the stock pipeline: in the middle of a range that is an input, and 1 otherwise."""
+    """The guidance scale for the stock pipeline: the middle of the range of a guidance input, and 1 otherwise."""
     return (guidance.low + guidance.high) / 2 if isinstance(guidance, Input) else 1.0
 
 
 def _prompt_guidance(prompts: Prompts) -> str:
-    """How a model of prompts is guided, and what a stock pipeline must be told."""
-    guidance, away = prompts.learned, f', away from "{prompts.negative}"' if prompts.negative else ""
+    """A sentence on the guidance of a text-to-image model, with the arguments for the stock pipeline."""
+    guidance, away = prompts.learned, f' with negative prompt "{prompts.negative}"' if prompts.negative else ""
     unguided = prompts.watched.off if isinstance(prompts, PipelinePrompts) else {"guidance_scale": 1.0}
     without = " and ".join(f"`{name}={value:g}`" for name, value in unguided.items()) or "its defaults"
     scale = (prompts.watched.scale if isinstance(prompts, PipelinePrompts) else None) or ("guidance_scale", 1.0)
@@ -247,7 +247,7 @@ def _prompt_guidance(prompts: Prompts) -> str:
 
 
 def _lora(prompts: Conditioning, lora: LoraWeights, steps: int, numbers: Mapping[str, Any]) -> str:
-    """How the base's own pipeline is sampled with the file."""
+    """How to sample the base's pipeline with the file."""
     name, revision = lora.base, ""
     if name.startswith("hub:"):
         name, _, revision = name.removeprefix("hub:").partition("@")
@@ -256,31 +256,31 @@ def _lora(prompts: Conditioning, lora: LoraWeights, steps: int, numbers: Mapping
     code = (LORA_WATCHED if watched else LORA).format(path=".", base=base, steps=steps, **numbers)
     euler = "" if watched else "; Euler's method with trailing timesteps takes the same steps"
     return (
-        f"The same as LoRA weights of rank {lora.rank} for {name}, which keeps its own weights{euler}:\n\n"
+        f"The same model as LoRA weights of rank {lora.rank} for {name}, whose weights are unchanged{euler}:\n\n"
         f"```python\n{code}```\n{_base_bits(lora)}"
     )
 
 
 def _base_bits(lora: LoraWeights) -> str:
-    """On which copy of the base the weights were trained, and what that means where they are used."""
+    """A paragraph on the quantized base on which the weights were trained, and its effect on samples."""
     if lora.base_bits is None:
         return ""
     loaded = {8: "load_in_8bit=True", 4: 'load_in_4bit=True, bnb_4bit_quant_type="nf4"'}[lora.base_bits]
     return (
         f"\nThey were trained on a copy of that pipeline's network in {lora.base_bits} bits. This folder and the code "
-        "above have that network in full: their outputs differ from those that were trained by the rounding of its "
-        f"weights, which is that of diffusers' `BitsAndBytesConfig({loaded})` in its blocks.\n"
+        "above use that network in full precision: their outputs differ from the trained ones by the rounding of its "
+        f"weights, as in diffusers' `BitsAndBytesConfig({loaded})` in its blocks.\n"
     )
 
 
 def _class_guidance(model: Model, guidance: Guidance | None, stock: str | None) -> str:
-    """Which guidance scales a class-conditional model takes, and what stock diffusers makes of it."""
+    """A paragraph on the guidance scales of a class-conditional model, and its use in stock diffusers."""
     part = {None: "its network", "DiTPipeline": "`transformer/`"}.get(stock, "`unet/`")
     how = ", with `guidance_scale=1` in DiTPipeline" if stock == "DiTPipeline" else ""
     return (
         f"`guidance` is an input, from {guidance}, by a part `guidance/` beside the network: each step calls the "
-        f"network once. Stock diffusers loads {part} without that part, which is this model at a guidance of "
-        f"{model.scale(None):g}{how}; any other scale needs progdist, as below."
+        f"network once. Stock diffusers loads {part} without that part and samples at a guidance of "
+        f"{model.scale(None):g}{how}; any other scale requires progdist, as below."
     )
 
 

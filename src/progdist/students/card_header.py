@@ -1,8 +1,8 @@
 """The header of a model card, the YAML between `---` that the Hugging Face hub reads.
 
-    base_model, base_model_relation     what a student was distilled from: `adapter` of a LoRA file, else `finetune`
-    license, license_name, license_link     the base's, as its own card names it; none where that names none
-    inference.parameters                what a pipeline of prompts must be called with
+    base_model, base_model_relation     the student's teacher: `adapter` for a LoRA file, else `finetune`
+    license, license_name, license_link     those of the base's own card, if it names them
+    inference.parameters                arguments for the call of a text-to-image pipeline
 
 https://huggingface.co/docs/hub/model-cards describes the fields.
 """
@@ -18,7 +18,7 @@ from progdist.models.prompts import Prompts
 
 TAGS = ("diffusion", "progressive-distillation", "few-step")
 REPOSITORY = r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*"
-"""What the name of a repository on the hub looks like."""
+"""Pattern of a repository name on the hub."""
 
 
 def card_header(model: Model) -> str:
@@ -35,7 +35,7 @@ def card_header(model: Model) -> str:
 
 
 def _licence(base: Base | None) -> dict[str, str]:
-    """The fields of a base's licence; a link within its repository is written out, where that is known."""
+    """The fields of a base's licence; a relative link is completed if the repository is known."""
     fields = dict(base.licence) if base else {}
     link = fields.get("license_link")
     if base and link and not link.startswith(("https://", "http://")):
@@ -46,7 +46,7 @@ def _licence(base: Base | None) -> dict[str, str]:
 
 
 def inference(model: Model) -> Mapping[str, float]:
-    """The arguments that are numbers with which its stock pipeline is called, of a student of prompts."""
+    """The numeric arguments for the stock pipeline's call, for a text-to-image student."""
     prompts, steps = model.conditioning, min(model.steps, default=None)
     if not isinstance(prompts, Prompts) or steps is None:
         return {}
@@ -67,6 +67,6 @@ def without_licence(base: Base | None) -> str:
     if base is None or base.licence:
         return ""
     return (
-        f"No licence is given: the card of `{base.name.replace('`', '')}`, which it was distilled from, names none. "
-        "Find out which one it has, and add `license:` to the header, before you share this model."
+        f"The licence is unknown: the card of the base model, `{base.name.replace('`', '')}`, names none. "
+        "Look it up and add `license:` to the header before you share this model."
     )

@@ -1,13 +1,13 @@
-"""A workflow of ComfyUI's that samples a LoRA student, in its API format: {node: {"class_type", "inputs"}}.
+"""A ComfyUI workflow that samples a LoRA student, in API format: {node: {"class_type", "inputs"}}.
 
     base -> LoraLoaderModelOnly ----------------\
     prompt -> CLIPTextEncode --------------------\
     KSamplerSelect, ManualSigmas, empty latent ----> SamplerCustom -> VAEDecode -> SaveImage
 
-ManualSigmas has the very noise levels that the student's own scheduler visits (`progdist.students.visited_times`) in
+ManualSigmas has exactly the noise levels that the student's own scheduler visits (`progdist.students.visited_times`) in
 ComfyUI's terms: sigma of a flow, x = (1 - sigma) x_0 + sigma eps, and sigma / alpha of a table, x = x_0 + sigma eps.
-Its `euler` is Euler's method in them, as DDIM and diffusers' flow scheduler are. A scheduler of ComfyUI's by name would
-visit other ones. The files of the base are the person's own: their names in the loaders are to be chosen there.
+Its `euler` is Euler's method in sigma, as DDIM and diffusers' flow scheduler are. ComfyUI's named schedulers would
+visit other levels. The user selects the files of the base in the loaders.
 """
 
 import inspect
@@ -32,12 +32,12 @@ Link = list[Any]  # [node, number of its output]
 
 @dataclass(frozen=True)
 class Graph:
-    """What differs between the pipelines.
+    """The differences between the pipelines.
 
     Args:
         latents: the node of empty latents.
-        clips: the loader of text encoders and its `type`; None for those of a checkpoint.
-        files: how many text encoders it loads.
+        clips: the loader of text encoders and its `type`; None if the checkpoint contains them.
+        files: number of text encoders it loads.
         checkpoint: whether network and autoencoder come in one file.
         text: the node of a prompt and its further inputs.
     """
@@ -61,9 +61,9 @@ GRAPHS = {
     "Lumina2Pipeline": Graph(checkpoint=True, text=("CLIPTextEncodeLumina2", {"system_prompt": "superior"})),
     "HunyuanVideoPipeline": Graph("EmptyHunyuanLatentVideo", clips=("DualCLIPLoader", "hunyuan_video"), files=2),
 }
-"""By the class of the stock pipeline."""
+"""Graphs by the class of the stock pipeline."""
 
-FRAME_RATE = 25.0  # of LTX-Video, the default of its pipeline
+FRAME_RATE = 25.0  # default of LTX-Video's pipeline
 
 
 def workflow(model: Model, times: VisitedTimes, lora: str) -> Nodes:
@@ -71,22 +71,22 @@ def workflow(model: Model, times: VisitedTimes, lora: str) -> Nodes:
 
     Args:
         model: the student.
-        times: those that it visits.
-        lora: the name of the file of its LoRA weights, in ComfyUI's folder of them.
+        times: the times that it visits.
+        lora: file name of its LoRA weights in ComfyUI's LoRA folder.
 
     Raises:
-        UserError: ComfyUI's own nodes do not sample its pipeline, or its times begin without any signal.
+        UserError: ComfyUI's own nodes do not sample its pipeline, or its times start at zero SNR.
     """
     pipeline = str(model.conditioning.pipeline)
     graph = GRAPHS.get(pipeline)
     if graph is None or model.lora is None:
-        raise UserError(f"--workflow is not written for {pipeline}: expected one of {', '.join(GRAPHS)}")
+        raise UserError(f"--workflow does not support {pipeline}: expected one of {', '.join(GRAPHS)}")
     if not math.isfinite(times.sigmas[0]):
-        raise UserError("--workflow: this student begins without any signal, at an infinite sigma, which no node takes")
+        raise UserError("--workflow requires a student that starts above zero SNR: no node takes an infinite sigma")
     made: Nodes = {}
     network, clip, vae = _loaders(graph, Path(model.lora.base).name, made)
     made["lora"] = _node("LoraLoaderModelOnly", model=network, lora_name=lora, strength_model=1.0)
-    made["prompt"] = _node(graph.text[0], clip=clip, **graph.text[1], **{_said(graph): PROMPT})
+    made["prompt"] = _node(graph.text[0], clip=clip, **graph.text[1], **{_prompt_input(graph): PROMPT})
     positive, negative = _conditions(model, pipeline, made)
     made["latents"] = _node(graph.latents, **_size(model, pipeline, graph.latents), batch_size=1)
     made["sampler"] = _node("KSamplerSelect", sampler_name="euler")
@@ -112,13 +112,13 @@ def _node(kind: str, **inputs: Any) -> dict[str, Any]:  # noqa: ANN401
     return {"class_type": kind, "inputs": inputs}
 
 
-def _said(graph: Graph) -> str:
-    """The input that is the prompt."""
+def _prompt_input(graph: Graph) -> str:
+    """The name of the prompt's input."""
     return "text" if graph.text[0] == "CLIPTextEncode" else "user_prompt"
 
 
 def _loaders(graph: Graph, base: str, made: Nodes) -> Sequence[Link]:
-    """Network, text encoders and autoencoder, whose loaders are added."""
+    """Network, text encoders and autoencoder, from loaders that are added to `made`."""
     if graph.checkpoint:
         made["base"] = _node("CheckpointLoaderSimple", ckpt_name=f"{base}.safetensors")
         links: list[Link] = [["base", 0], ["base", 1], ["base", 2]]
@@ -136,7 +136,7 @@ def _loaders(graph: Graph, base: str, made: Nodes) -> Sequence[Link]:
 
 
 def _conditions(model: Model, pipeline: str, made: Nodes) -> tuple[Link, Link]:
-    """What is positive and negative, with the guidance scale of a network that takes one, or a video's frame rate."""
+    """The positive and negative conditioning, with a guidance input or a video's frame rate."""
     scale = model.scale(None)
     if scale is not None:
         made["guidance"] = _node("FluxGuidance", conditioning=["prompt", 0], guidance=float(scale))
@@ -148,7 +148,7 @@ def _conditions(model: Model, pipeline: str, made: Nodes) -> tuple[Link, Link]:
 
 
 def _size(model: Model, pipeline: str, latents: str) -> dict[str, int]:
-    """Width, height and, of videos, the number of frames, as the stock pipeline's call has them."""
+    """Width, height and, for videos, the number of frames, as in the stock pipeline's call."""
     prompts = model.conditioning
     taken = inspect.signature(getattr(diffusers, pipeline).__call__).parameters
     given = dict(prompts.watched.arguments) if isinstance(prompts, PipelinePrompts) else {}

@@ -1,4 +1,4 @@
-"""The model card beside an exported file: how each program is told to sample it, by what the file's header says."""
+"""The model card of an exported file: how to sample it in each program, from the file's header."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -14,7 +14,7 @@ from progdist.students.card_header import card_header, without_licence
 from progdist.students.visited_times import visited_times
 
 FIELDS = ("steps", "sampler", "cfg", "sigmas", "timesteps", "guidance", "dtype", "rank", "lora_format", "pipeline")
-"""The fields of the header that the card shows, without their `progdist.`."""
+"""The header fields shown in the card, without the prefix `progdist.`."""
 
 WHOLE = """from diffusers import DDIMScheduler, {pipeline}
 
@@ -36,36 +36,36 @@ pipeline.scheduler = DDIMScheduler.from_config(pipeline.scheduler.config, **chan
 
 
 def file_card(model: Model, files: Sequence[Path]) -> str:
-    """The text, for a student and the files that were exported of it: of shards the first speaks for all."""
+    """The text, for a student and its exported files; the header of the first shard holds for all."""
     with safetensors.safe_open(files[0], "pt") as opened:
-        said: Mapping[str, str] = opened.metadata()
+        header: Mapping[str, str] = opened.metadata()
     base = (model.base.repository or model.base.name) if model.base else ""
-    kind = "LoRA weights for" if model.lora and "progdist.rank" in said else "A whole model in the original layout of"
-    rows = [f"| {name} | {said[f'progdist.{name}']} |" for name in FIELDS if f"progdist.{name}" in said]
+    kind = "LoRA weights for" if model.lora and "progdist.rank" in header else "A whole model in the original layout of"
+    rows = [f"| {name} | {header[f'progdist.{name}']} |" for name in FIELDS if f"progdist.{name}" in header]
     lines = [
         card_header(model),
-        f"# {said['modelspec.title']}\n",
-        f"`{files[0].name}`: {kind} {said['progdist.pipeline']}{f', distilled from {base}' if base else ''}. "
-        f"{said['modelspec.usage_hint']}.\n",
+        f"# {header['modelspec.title']}\n",
+        f"`{files[0].name}`: {kind} {header['progdist.pipeline']}{f', distilled from {base}' if base else ''}. "
+        f"{header['modelspec.usage_hint']}.\n",
         "| | |\n|---|---|",
         *rows,
-        _code(model, said, base, files),
+        _code(model, header, base, files),
         without_licence(model.base),
     ]
     return "\n".join(line for line in lines if line) + "\n"
 
 
-def _code(model: Model, said: Mapping[str, str], base: str, files: Sequence[Path]) -> str:
-    """How diffusers samples one file of a U-Net; "" for what it does not read so."""
-    pipeline, form = said["progdist.pipeline"], said.get("progdist.lora_format")
+def _code(model: Model, header: Mapping[str, str], base: str, files: Sequence[Path]) -> str:
+    """Code that samples one file of a U-Net in diffusers; "" for files that it does not read this way."""
+    pipeline, form = header["progdist.pipeline"], header.get("progdist.lora_format")
     if pipeline not in PIPELINES or len([file for file in files if file.suffix == ".safetensors"]) > 1:
         return ""
     times = visited_times(model)
     config: Any = cast(Any, times.scheduler).config
     changed: dict[str, Any] = {"timestep_spacing": "trailing", "set_alpha_to_one": True, "clip_sample": False}
     changed["prediction_type"] = config.prediction_type
-    if not math.isfinite(times.sigmas[0]):  # it begins without any signal
+    if not math.isfinite(times.sigmas[0]):  # it starts at zero SNR
         changed["rescale_betas_zero_snr"] = True
-    names = {"pipeline": pipeline, "file": files[0].name, "caption": CAPTION, "steps": said["progdist.steps"]}
+    names = {"pipeline": pipeline, "file": files[0].name, "caption": CAPTION, "steps": header["progdist.steps"]}
     code = (LORA if form else WHOLE).format(**names, scheduler=SCHEDULER.format(changed=changed), base=repr(base))
     return f"\n```python\n{code}```\n"

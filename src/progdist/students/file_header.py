@@ -1,7 +1,7 @@
-"""What a file of weights says of itself in its header: strings, which `safetensors.safe_open(...).metadata()` gives.
+"""The header of a file of weights: strings that `safetensors.safe_open(...).metadata()` returns.
 
-`progdist.*` say how it is sampled, with `progdist.sigmas` as `visited_times` has them; `modelspec.*` are the fields of
-Stability AI's ModelSpec 1.0.0, which others read.
+`progdist.*` describe how to sample it, with `progdist.sigmas` as in `visited_times`; `modelspec.*` are the fields of
+Stability AI's ModelSpec 1.0.0, for other programs.
 """
 
 import re
@@ -17,13 +17,13 @@ ARCHITECTURES = {
     "StableDiffusion3Pipeline": "stable-diffusion-3",
     "Lumina2Pipeline": "lumina-2",
 }
-"""ModelSpec's names, where they are not those of the pipeline's class."""
+"""ModelSpec's names that differ from the pipeline's class."""
 
 
 def sampling_header(model: Model, times: VisitedTimes, base: str) -> dict[str, str]:
-    """The fields that every file has: how a student is sampled, and what it was distilled from."""
+    """The fields of every file: how to sample a student, and its teacher."""
     steps = str(len(times.timesteps))
-    said = {
+    fields = {
         "format": "pt",
         "progdist.base_model": base,
         "progdist.pipeline": str(model.conditioning.pipeline),
@@ -39,16 +39,16 @@ def sampling_header(model: Model, times: VisitedTimes, base: str) -> dict[str, s
         "modelspec.title": f"{Path(base).name or 'A student'} in {steps} steps",
     }
     if times.prediction in ("epsilon", "v_prediction"):
-        said["modelspec.prediction_type"] = {"epsilon": "epsilon", "v_prediction": "v"}[times.prediction]
+        fields["modelspec.prediction_type"] = {"epsilon": "epsilon", "v_prediction": "v"}[times.prediction]
     if model.base and model.base.licence:
         named = model.base.licence
         found = named["license"]
-        said["modelspec.license"] = named.get("license_name", found) if found == "other" else found
-    return said
+        fields["modelspec.license"] = named.get("license_name", found) if found == "other" else found
+    return fields
 
 
 def guidance(model: Model) -> str:
-    """The guidance scale that was distilled in, the range that is an input, or none."""
+    """The distilled guidance scale, the range of a guidance input, or "none"."""
     match model.guidance:
         case Fixed(scale):
             return f"{scale:g}, distilled in"
@@ -60,7 +60,7 @@ def guidance(model: Model) -> str:
 
 
 def architecture(model: Model) -> str:
-    """ModelSpec's name of a model's architecture, as kohya's scripts write it where they know it."""
+    """ModelSpec's name of a model's architecture, as in kohya's scripts if they support it."""
     pipeline, config = str(model.conditioning.pipeline), cast(Any, model.denoiser.network).config
     if pipeline == "StableDiffusionPipeline":
         if config.get("cross_attention_dim") != 1024:

@@ -1,24 +1,23 @@
 """A model on disk: a diffusers pipeline folder, and progdist.json beside it.
 
     unet/ or transformer/  scheduler/  model_index.json     what stock diffusers loads and samples
-    vae/ or vqvae/                                          of a latent model
-    tokenizer/  text_encoder/  ...                          of a text-conditional one, copied from its teacher
-    pytorch_lora_weights.safetensors                        what makes it of its teacher, if it is LoRA adapters
-    guidance/                       of a class-conditional one that takes a guidance scale: what it adds to unet/
+    vae/ or vqvae/                                          for a latent model
+    tokenizer/  text_encoder/  ...                          for a text-conditional model, copied from its teacher
+    pytorch_lora_weights.safetensors                        for LoRA adapters: the weights to add to its teacher
+    guidance/                       for a class-conditional model with a guidance input: its addition to unet/
     progdist.json                   schedule, parameterization, step counts, lineage, versions
 
-The scheduler visits exactly our grid wherever the step count divides T, so that a stock sampler makes the images of
-`progdist sample`; that of a rectified flow or an EDM does at the step count of the student (see
-`progdist.teachers.flow` and `.edm`). Other outputs, (x, eps) among them, have no stock scheduler, and some networks no
-stock pipeline: their folder holds the parts and progdist.json alone. For stock diffusers a class-conditional model that
-takes a guidance scale is the network alone, which is the model at its default scale (see
-`progdist.models.guidance_input`).
+The scheduler visits exactly our grid if the step count divides T, so that a stock sampler makes the images of
+`progdist sample`; for a rectified flow or an EDM this holds at the student's step count (see `progdist.teachers.flow`
+and `.edm`). Other outputs, e.g. (x, eps), have no stock scheduler, and some networks no stock pipeline: their folder
+holds only the parts and progdist.json. Stock diffusers loads the network of a class-conditional model without its
+guidance input, which is the model at its default scale (see `progdist.models.guidance_input`).
 
-A student that is LoRA weights for the stock pipeline it was distilled from keeps that pipeline's table of noise levels
-and output: eps stays eps, and the last noise level stays above zero SNR. The way from eps to v depends on z and t,
-v = (eps - sigma z) / alpha, and is no correction of low rank to the weights. All stages train one set of adapters, from
-the stage before, so that the last student is the base and one file. Its layers are named as peft names them, which
-stock pipelines load whole; after the way through the names of other libraries some find no layer, in silence.
+A student that is LoRA weights for its teacher's stock pipeline keeps that pipeline's table of noise levels and output:
+eps stays eps, and the last noise level stays above zero SNR. The conversion from eps to v depends on z and t,
+v = (eps - sigma z) / alpha, and is not a low-rank correction of the weights. All stages train one set of adapters, from
+the stage before, so that the last student is the base and one file. Its layers have peft's names, which stock pipelines
+load completely; converted to the names of other libraries, some layers would be skipped silently.
 """
 
 import errno
@@ -66,27 +65,27 @@ if TYPE_CHECKING:
 
 
 def save(model: Model, folder: Path) -> None:
-    """Write a model folder; it appears whole or not at all.
+    """Write a model folder atomically.
 
     Raises:
-        UserError: a subclass of Denoiser, a schedule or output of your own around a network of diffusers', or the
-            folder exists.
+        UserError: a subclass of Denoiser, a custom schedule or output around a diffusers network, or the folder
+            exists.
         OSError: it cannot be written.
     """
     network = model.denoiser.network
     if type(model.denoiser) not in (Denoiser, LatentDenoiser):
         name = type(model.denoiser).__name__
         raise UserError(
-            f"{name} is a subclass of Denoiser, and its code is not saved: save progdist.Denoiser(**denoiser.parts()) "
-            f"and make the {name} of what load gives"
+            f"expected a Denoiser, got its subclass {name}, whose code is not saved: save "
+            f"progdist.Denoiser(**denoiser.parts()), and build the {name} from what load returns"
         )
     own = kind_of(network) is None and not model.conditioning.takes_prompts
     schedule, output = model.denoiser.schedule, model.denoiser.parameterization
     recorded = (SCHEDULES.get(schedule.name), type(PARAMETERIZATIONS.get(output.name)))
     if not own and (type(schedule), type(output)) != recorded:
         raise UserError(
-            f"a folder of diffusers records progdist's own schedules and outputs, not {type(schedule).__name__} with "
-            f"{type(output).__name__}: keep the network by its save_pretrained, and make the Denoiser again around it"
+            f"a diffusers folder requires progdist's own schedules and outputs, got {type(schedule).__name__} with "
+            f"{type(output).__name__}: save the network by its save_pretrained, and rebuild the Denoiser around it"
         )
     if folder.exists():
         raise UserError(f"{folder} exists: choose another folder, or remove it")
@@ -99,7 +98,7 @@ def save(model: Model, folder: Path) -> None:
         else:
             _write(model, cast(ModelMixin, network), partial)
         partial.replace(folder)
-    except safetensors.SafetensorError as error:  # how its writer reports a full disk
+    except safetensors.SafetensorError as error:  # e.g. a full disk
         number = re.search(r"os error (\d+)", str(error))
         raise OSError(int(number[1]) if number else errno.EIO, " ".join(str(error).split()), str(folder)) from error
     finally:
@@ -126,7 +125,7 @@ def _write(model: Model, network: ModelMixin, target: Path) -> None:
             cast(Any, prompts.stock).save_lora_weights(target, **layers)
     elif kind is None or kind.prompt is not None:
         name = type(network).__name__
-        raise UserError(f"a {name} is saved with the pipeline that it was loaded with: use its Model")
+        raise UserError(f"a {name} is saved with the pipeline it was loaded with: pass its Model")
     elif pipeline := _pipeline(model, network, scheduler):
         pipeline.save_pretrained(target)
         if isinstance(pipeline, DiTPipeline):
@@ -143,9 +142,9 @@ def _write(model: Model, network: ModelMixin, target: Path) -> None:
 
 
 def _write_pipeline(prompts: Prompts, network: ModelMixin, scheduler: SchedulerMixin, target: Path) -> None:
-    """Write the folder from which the stock pipeline samples a student of prompts.
+    """Write the stock pipeline's folder of a text-to-image student.
 
-    Its network, scheduler and index are written; every other part that the index names is its teacher's, byte for byte.
+    Writes its network, scheduler and index; all other parts in the index are copied from its teacher, byte for byte.
     """
     index: dict[str, Any] = dict(prompts.index)
     written: dict[str, Any] = {prompts.part: network, "scheduler": scheduler}
@@ -160,16 +159,16 @@ def _write_pipeline(prompts: Prompts, network: ModelMixin, scheduler: SchedulerM
 
 
 def _write_class_names(model: Model, file: Path) -> None:
-    """Add the names of the classes to a pipeline's index, as DiTPipeline looks them up."""
+    """Add the names of the classes to a pipeline's index, where DiTPipeline looks them up."""
     names = {str(label): name for label, name in enumerate(model.classes) if name != str(label)}
     if names:
         write_json(file, {**read_json(file), "id2label": names})
 
 
 def _pipeline(model: Model, network: nn.Module, scheduler: SchedulerMixin | None) -> DiffusionPipeline | None:
-    """The stock pipeline of a class-conditional or unconditional model; None where there is none.
+    """The stock pipeline of a class-conditional or unconditional model; None if there is none.
 
-    None of them shifts latents (see `progdist.models.autoencoder`).
+    None of these pipelines shifts latents (see `progdist.models.autoencoder`).
     """
     if model.autoencoder and model.autoencoder.shifts:
         return None
@@ -184,9 +183,9 @@ def _pipeline(model: Model, network: nn.Module, scheduler: SchedulerMixin | None
 
 
 def stock_scheduler(model: Model) -> SchedulerMixin | None:
-    """The scheduler of a model's folder, for its own step count, the least of several; None where there is none.
+    """The scheduler of a model's folder, for its own (least) step count; None if there is none.
 
-    That of a table is of all that divide T, any other of one number (see `progdist.teachers.flow` and `.edm`).
+    With a table it serves all divisors of T, otherwise one step count (see `progdist.teachers.flow` and `.edm`).
     """
     kind = _scheduler_kind(model)
     return kind.write(model.denoiser, min(model.steps, default=None), model.conditioning.spacing) if kind else None
@@ -198,7 +197,7 @@ def _scheduler_kind(model: Model) -> SchedulerKind | None:
 
 
 def off_grid(model: Model) -> str:
-    """Where its stock scheduler visits other times than `progdist sample`, and the remedy; "" for nowhere."""
+    """Step counts at which its stock scheduler visits other times than `progdist sample`, with the remedy, or ""."""
     kind = _scheduler_kind(model)
     if not model.steps or kind is None or model.conditioning.spacing != "stock":
         return ""
@@ -216,7 +215,7 @@ def write_card(model: Model, target: Path, records: "Sequence[EvaluationRecord]"
 
 
 def stock_class(model: Model) -> str | None:
-    """The stock pipeline of a latent model, or stock scheduler of another, that makes progdist's samples; else None."""
+    """The stock pipeline of a latent model, or stock scheduler of others, that makes progdist's samples, or None."""
     if off_grid(model) and not model.conditioning.takes_prompts:
         return None
     if model.conditioning.pipeline:
@@ -246,7 +245,7 @@ def _description(model: Model) -> dict[str, Any]:
         "versions": {name: version(name) for name in ("progdist", "torch", "diffusers")},
     }
     if model.lineage:
-        description["method"] = model.method if model.method in METHODS else ""  # of your own: its name says nothing
+        description["method"] = model.method if model.method in METHODS else ""  # not that of a custom method
     description |= model.conditioning.to_json(model.denoiser.network)
     if model.fused:
         description["fused"] = list(model.fused)

@@ -1,4 +1,4 @@
-"""A LoRA student as one file for another program, with what must be known to sample it in the file's header."""
+"""Export a LoRA student as one file for another program, with its sampling settings in the header."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +18,7 @@ from progdist.teachers.own import LORA_FILE
 
 @dataclass(frozen=True)
 class Exported:
-    """What was written."""
+    """An exported LoRA file."""
 
     tensors: int
     layers: int
@@ -26,17 +26,16 @@ class Exported:
 
 
 def export_lora(model: Model, form: Format, out: Path, graph: Path | None = None) -> Exported:
-    """Write a student's LoRA weights in a format, and a workflow of ComfyUI's that samples it.
+    """Write a student's LoRA weights in a format, and a ComfyUI workflow that samples it.
 
     Args:
         model: a student that was distilled with `--lora`.
-        form: whose names the layers have.
+        form: the format of the layer names.
         out: the file, .safetensors.
         graph: the workflow, .json, in ComfyUI's API format; None for none.
 
     Raises:
-        UserError: it is no LoRA student, the format or the workflow is not written for its pipeline, or a file is not
-            called so.
+        UserError: not a LoRA student, a format or workflow that does not support its pipeline, or a wrong file ending.
     """
     if out.suffix.lower() != ".safetensors" or out.is_dir():
         raise UserError(f"--out is {out}, expected a file that ends in .safetensors")
@@ -58,9 +57,9 @@ def export_lora(model: Model, form: Format, out: Path, graph: Path | None = None
 
 
 def header(model: Model, lora: LoraWeights, form: Format, times: VisitedTimes) -> dict[str, str]:
-    """The metadata of the file, strings all; `ss_*` are those that kohya's scripts write and others read."""
+    """The metadata of the file, all strings; `ss_*` are those of kohya's scripts, for other programs."""
     rank = str(lora.rank)
-    said = sampling_header(model, times, lora.base) | {
+    fields = sampling_header(model, times, lora.base) | {
         "progdist.lora_format": form,
         "progdist.rank": rank,
         "modelspec.architecture": f"{architecture(model)}/lora",
@@ -70,5 +69,5 @@ def header(model: Model, lora: LoraWeights, form: Format, times: VisitedTimes) -
         ),
     }
     if form == "kohya":
-        said |= {"ss_network_module": "networks.lora", "ss_network_dim": rank, "ss_network_alpha": rank}
-    return said
+        fields |= {"ss_network_module": "networks.lora", "ss_network_dim": rank, "ss_network_alpha": rank}
+    return fields

@@ -1,20 +1,20 @@
-r"""LoRA weights under the names that other programs read.
+r"""LoRA weights with the layer names of other programs.
 
     diffusers   transformer.LAYER.lora_A.weight, .lora_B.weight              (unet.LAYER... of U-Nets)
     kohya       lora_unet_LAYER.lora_down.weight, .lora_up.weight, .alpha     dots are underscores, alpha is the rank
-    comfyui     diffusion_model.LAYER... or transformer.LAYER...             of U-Nets those of kohya
+    comfyui     diffusion_model.LAYER... or transformer.LAYER...             for U-Nets those of kohya
 
-A layer's correction to its weight is B A, with A (rank, inputs) and B (outputs, rank). Where a program has several of
-diffusers' layers in one, as q, k and v, the corrections of the parts are its rows, and its rank is the sum of theirs:
+A layer's correction to its weight is B A, with A (rank, inputs) and B (outputs, rank). If a program joins several of
+diffusers' layers in one, e.g. q, k and v, the corrections of the parts are its rows, and its rank is the sum of theirs:
 
     [B_q A_q; B_k A_k; B_v A_v] = diag(B_q, B_k, B_v) [A_q; A_k; A_v]
 
-and where it has a modulation's shift before its scale, the halves of B's rows change places. So every file is exact;
-none is an approximation of lower rank.
+and if it has a modulation's shift before its scale, the halves of B's rows are exchanged. Every file is therefore
+exact; none is an approximation of lower rank.
 
-The names of a network's layers in the code that it was first published with are those of diffusers'
-`loaders.single_file_utils`; what reads them, of its `loaders.lora_conversion_utils` and of ComfyUI's `comfy/lora.py`
-(`model_lora_keys_unet`: `diffusion_model.` with any layer of its own network, and `lora_unet_` with underscores).
+The original names of a network's layers are from diffusers' `loaders.single_file_utils`; the names that readers accept
+are from its `loaders.lora_conversion_utils` and ComfyUI's `comfy/lora.py` (`model_lora_keys_unet`: `diffusion_model.`
+with any layer of its own network, and `lora_unet_` with underscores).
 """
 
 import re
@@ -30,37 +30,37 @@ from torch import Tensor
 from progdist._utils.errors import UserError
 
 Format = Literal["diffusers", "kohya", "comfyui"]
-"""Whose names."""
+"""Formats of layer names."""
 
 FORMATS: tuple[Format, ...] = get_args(Format)
-"""Every format."""
+"""All formats."""
 
 Names = Callable[[Sequence[str]], dict[str, str]]
-"""From diffusers' layers of a network to another program's.
+"""Diffusers' layer names -> another program's.
 
-A name that ends in `#i` is the i-th part of a layer; one that ends in `~` has the halves of its rows exchanged.
+A name that ends in `#i` is the i-th part of a layer; a name that ends in `~` has the halves of its rows exchanged.
 """
 
 PARTS = {"linear1": 4}
-"""How many layers of diffusers are one of another program's, by the end of its name; three of every other (q, k, v)."""
+"""Number of diffusers' layers in one of another program, by the end of its name; three for others (q, k, v)."""
 
 
 @dataclass(frozen=True)
 class Naming:
-    """How a format names the layers of a family of networks."""
+    """The layer names of a format for a family of networks."""
 
     prefix: str
     names: Names
-    underscores: bool = False  # in place of the dots in names, and A and B are called down and up, with an alpha
+    underscores: bool = False  # replace the dots in names; A and B are called down and up, with an alpha
 
 
 @dataclass(frozen=True)
 class Family:
-    """The networks of a stock pipeline. In place of a `Naming` there may be the reason why a format is refused."""
+    """The networks of a stock pipeline: a `Naming` per format, or the reason why it is refused."""
 
     kohya: Naming | str
     comfyui: Naming | str
-    part: str = "transformer"  # of the pipeline, by which diffusers prefixes its layers
+    part: str = "transformer"  # part of the pipeline, diffusers' prefix of its layers
 
 
 def same(layers: Sequence[str]) -> dict[str, str]:
@@ -69,7 +69,7 @@ def same(layers: Sequence[str]) -> dict[str, str]:
 
 
 def by_table(table: Mapping[str, str], layers: Sequence[str]) -> dict[str, str]:
-    """Names by a table of patterns, in which `{}` is a number; a UserError names a layer that it does not have."""
+    """Names from a table of patterns, in which `{}` is a number; a UserError names a layer that is missing in it."""
     patterns = [(re.compile(re.escape(ours).replace(r"\{\}", r"(\d+)")), theirs) for ours, theirs in table.items()]
     named = {}
     for layer in layers:
@@ -89,7 +89,7 @@ SGM_LAYERS = {
     "conv2": "out_layers.3",
     "conv_shortcut": "skip_connection",
 }
-"""Of a residual block."""
+"""Layers of a residual block."""
 
 SGM_TOP = {
     "conv_in": "input_blocks.0.0",
@@ -100,14 +100,14 @@ SGM_TOP = {
     "conv_norm_out": "out.0",
     "conv_out": "out.2",
 }
-"""Outside the blocks."""
+"""Layers outside the blocks."""
 
 
 def sgm(layers: Sequence[str]) -> dict[str, str]:
-    """Names of a U-Net's layers in generative-models, in which kohya's scripts train SDXL.
+    """Names of a U-Net's layers in generative-models, the code in which kohya's scripts train SDXL.
 
-    Of n residual blocks each, block b begins at input block 1 + b (n + 1) and output block b (n + 1), since its
-    downsampler is an input block of its own, its upsampler the last part of its last output block.
+    With n residual blocks each, block b starts at input block 1 + b (n + 1) and output block b (n + 1), because its
+    downsampler is a separate input block, and its upsampler the last part of its last output block.
     """
     count = 1 + max(
         int(match[1]) for layer in layers if (match := re.match(r"down_blocks\.0\.resnets\.(\d+)\.", layer))
@@ -168,7 +168,7 @@ SD3_BLOCKS = {
 
 
 def sd3(layers: Sequence[str]) -> dict[str, str]:
-    """Names in Stable Diffusion 3: the last block's context is only scaled and shifted, in the other order."""
+    """Names in Stable Diffusion 3: the last block's context is only scaled and shifted, in the opposite order."""
     last = max(int(match[1]) for layer in layers if (match := re.match(r"transformer_blocks\.(\d+)\.", layer)))
     named, modulation = by_table(SD3_BLOCKS, layers), f"transformer_blocks.{last}.norm1_context.linear"
     if modulation in named and f"transformer_blocks.{last}.attn.to_add_out" not in named:
@@ -241,7 +241,7 @@ WAN_BLOCKS = {
     for ours, theirs in (("attn1", "self_attn"), ("attn2", "cross_attn"))
     for layer, name in (("to_q", "q"), ("to_k", "k"), ("to_v", "v"), ("to_out.0", "o"))
 } | {"blocks.{}.ffn.net.0.proj": "blocks.{}.ffn.0", "blocks.{}.ffn.net.2": "blocks.{}.ffn.2"}
-"""Wan's blocks, which are all that musubi-tuner trains."""
+"""Wan's blocks, the only layers that musubi-tuner trains."""
 
 WAN = {
     **WAN_BLOCKS,
@@ -303,10 +303,10 @@ def _native(table: Mapping[str, str]) -> Naming:
     return Naming("diffusion_model.", partial(by_table, table))
 
 
-NO_KOHYA = "no names of its layers in kohya's scripts are known here"
-TWO_READERS = "diffusers and ComfyUI read it under different names"
-UNREAD = "no reader of musubi-tuner's names is known here, to check them by"
-NOT_IN_COMFYUI = "ComfyUI's own nodes have no names known here for it"
+NO_KOHYA = "whose layer names in kohya's scripts are unknown"
+TWO_READERS = "which diffusers and ComfyUI read under different names"
+UNREAD = "because no reader is known to check musubi-tuner's names"
+NOT_IN_COMFYUI = "whose layer names in ComfyUI's own nodes are unknown"
 
 FAMILIES: dict[str, Family] = {
     "StableDiffusionPipeline": Family(_kohya(same), _kohya(same), "unet"),
@@ -322,28 +322,28 @@ FAMILIES: dict[str, Family] = {
     "SanaPipeline": Family(NO_KOHYA, NOT_IN_COMFYUI),
     "CogVideoXPipeline": Family(NO_KOHYA, NOT_IN_COMFYUI),
 }
-"""By the class of the stock pipeline."""
+"""Families by the class of the stock pipeline."""
 
 
 def naming(pipeline: str, form: Format) -> Naming:
-    """How a format names the layers of a pipeline's network.
+    """The layer names of a format for a pipeline's network.
 
     Raises:
-        UserError: it has no names for them.
+        UserError: the format does not support the pipeline.
     """
     family = FAMILIES.get(pipeline)
     if form == "diffusers":
         return Naming(f"{family.part if family else 'transformer'}.", same)
-    found = getattr(family, form) if family else "no names of its layers are known here but diffusers'"
+    found = getattr(family, form) if family else "whose layer names are known only in diffusers"
     if isinstance(found, str):
         others = [each for each in FORMATS if each == "diffusers" or isinstance(getattr(family, each, ""), Naming)]
         use = " or ".join(others)
-        raise UserError(f"--lora-format {form} is not written for {pipeline}, {found}: use {use}")
+        raise UserError(f"--lora-format {form} does not support {pipeline}, {found}: use {use}")
     return found
 
 
 def converted(weights: Mapping[str, Tensor], pipeline: str, form: Format) -> dict[str, Tensor]:
-    """LoRA weights of a pipeline's network, A and B by peft's names of its layers, as a format has them.
+    """Convert LoRA weights of a pipeline's network, A and B by peft's layer names, to a format.
 
     Args:
         weights: `LAYER.lora_A.weight` (rank, inputs, ...) and `LAYER.lora_B.weight` (outputs, rank, ...).
@@ -351,7 +351,7 @@ def converted(weights: Mapping[str, Tensor], pipeline: str, form: Format) -> dic
         form: the format.
 
     Raises:
-        UserError: it has no names for them, or a layer's A or B, or a part of a layer, is missing.
+        UserError: the format does not support the pipeline, or a layer's A or B, or a part of a layer, is missing.
     """
     pairs = _pairs(weights)
     kind = naming(pipeline, form)
@@ -379,18 +379,16 @@ def _pairs(weights: Mapping[str, Tensor]) -> dict[str, tuple[Tensor, Tensor]]:
     layers = sorted({re.sub(r"\.lora_[AB]\.weight$", "", name) for name in weights})
     expected = {f"{layer}.lora_{part}.weight" for layer in layers for part in "AB"}
     if odd := sorted(expected ^ weights.keys()):
-        raise UserError(f"expected a lora_A.weight and a lora_B.weight of every layer, and {odd[0]} is not so")
+        raise UserError(f"expected a lora_A.weight and a lora_B.weight of every layer, got {odd[0]}")
     return {layer: (weights[f"{layer}.lora_A.weight"], weights[f"{layer}.lora_B.weight"]) for layer in layers}
 
 
 def _one(place: str, parts: Mapping[int, tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
-    """A and B of one layer of another program's, from those of its parts."""
+    """A and B of one layer of another program, from those of its parts."""
     if -1 in parts:
         return parts[-1]
     count = PARTS.get(place.rpartition(".")[2], 3)
     if sorted(parts) != list(range(count)):
-        raise UserError(
-            f"{place} is {count} layers of diffusers, of which {len(parts)} have LoRA weights: expected all"
-        )
+        raise UserError(f"{place} joins {count} layers of diffusers: expected LoRA weights of all, got {len(parts)}")
     downs, ups = zip(*(parts[index] for index in range(count)), strict=True)
     return torch.cat(downs), torch.block_diag(*ups)

@@ -2,9 +2,9 @@
 
     noise (B, C, H, W) float32 [, labels (B,) int64 [, guidance (B,) float32]]  ->  images (B, C, H, W), about [-1, 1]
 
-A guidance scale is an input of a class-conditional model that takes one. A latent model's noise is of its latents, and
-its decoder is within. The batch is free, the number of steps is fixed. No progdist, torch or diffusers is needed to run
-it.
+`guidance` is an input only for a class-conditional model with a guidance input. A latent model takes noise in the shape
+of its latents, and its decoder is included. The batch size is dynamic, the number of steps is fixed. Running the file
+requires neither progdist, torch nor diffusers.
 """
 
 import logging
@@ -20,7 +20,7 @@ from progdist._utils.files import atomic_write
 from progdist.diffusion.sampler import ddim_update, initial_latents, time_grid
 from progdist.models.model import Model
 
-MAX_BYTES = 2**31 - 2**25  # the weights that fit a file of protocol buffers, beside its graph
+MAX_BYTES = 2**31 - 2**25  # largest weights that fit a protocol buffer file with the graph
 
 
 class Loop(nn.Module):
@@ -45,24 +45,24 @@ class Loop(nn.Module):
 
 
 def export_onnx(model: Model, steps: int | None, out: Path) -> int:
-    """Write a model's sampling loop of `steps` steps, None for the model's own, as ONNX; returns their number.
+    """Write a model's sampling loop of `steps` steps (None: the model's own) as ONNX; returns the number of steps.
 
     Raises:
-        UserError: the file is not called .onnx, no step count, the extra `onnx` is missing, or the weights are beyond
-            what one file can hold.
+        UserError: the file does not end in .onnx, no step count, the extra `onnx` is missing, or the weights exceed
+            the size of one file.
     """
     if out.suffix.lower() != ".onnx" or out.is_dir():
         raise UserError(f"--onnx is {out}, expected a file that ends in .onnx")
     if model.conditioning.takes_prompts:
-        raise UserError("a text-to-image model has no ONNX file here: sample its folder with the stock pipeline")
+        raise UserError("--onnx does not support text-to-image models: sample the folder with the stock pipeline")
     steps = steps if steps is not None else min(model.steps, default=None)
     if steps is None:
-        raise UserError("this model was trained for any number of steps: give steps, e.g. 16")
+        raise UserError("this model was trained for any number of steps: set steps, e.g. 16")
     for module in ("onnx", "onnxscript"):
         import_extra(module, "onnx", "exporting")
     parts = [model.denoiser.network, *([model.autoencoder.network] if model.autoencoder else [])]
     if (size := sum(4 * each.numel() for part in parts for each in part.parameters())) > MAX_BYTES:
-        raise UserError(f"the weights are {size / 2**30:.1f} GiB, and one ONNX file holds 2: sample the folder instead")
+        raise UserError(f"the weights are {size / 2**30:.1f} GiB, but one ONNX file holds 2: sample the folder instead")
     batch = torch.export.Dim("batch", min=1, max=4096)
     inputs = {"noise": torch.randn(2, *model.shape)}
     if model.classes:
@@ -70,9 +70,9 @@ def export_onnx(model: Model, steps: int | None, out: Path) -> int:
     if model.guidance is not None:
         inputs["guidance"] = torch.ones(2)
     registration = logging.getLogger("torch.onnx._internal.exporter._registration")
-    registration.setLevel(logging.ERROR)  # it warns that torchvision is not there, of which nothing is exported
+    registration.setLevel(logging.ERROR)  # it warns about missing torchvision, which is not exported
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the exporter's, about its own parts
+        warnings.simplefilter("ignore")  # the exporter warns about its own parts
         program = torch.onnx.export(
             Loop(model, steps).eval(),
             tuple(inputs.values()),

@@ -1,4 +1,4 @@
-"""A text-to-image pipeline's weights under the names of the code that it was first published with, in one dictionary.
+"""A text-to-image pipeline's weights under their original names (the code it was first published with).
 
     model.diffusion_model.                      the U-Net
     first_stage_model.                          the autoencoder; q, k, v and output of its attention are convolutions
@@ -7,8 +7,8 @@
     conditioner.embedders.0.transformer.text_model., conditioner.embedders.1.model.        both of SDXL
 
 These are the layouts of CompVis' latent-diffusion and Stability AI's generative-models, which ComfyUI, Forge, A1111 and
-InvokeAI read. diffusers has the way in alone, `diffusers.loaders.single_file_utils`. So every tensor is named here,
-read back by diffusers' own functions, and compared: what does not come back the same is an error, not a file.
+InvokeAI read. diffusers only reads them (`diffusers.loaders.single_file_utils`). Every tensor is named here, read back
+by diffusers' own functions, and compared: a difference is an error, and no file is written.
 """
 
 import re
@@ -25,7 +25,7 @@ from progdist.students.lora_formats import sgm
 
 NETWORK, AUTOENCODER = "model.diffusion_model.", "first_stage_model."
 OPEN_CLIP_WIDTH = 1024
-"""Of the text that a U-Net of Stable Diffusion 2 sees, by which programs know it."""
+"""Width of the text embedding of Stable Diffusion 2, by which programs recognize it."""
 
 TEXT = {
     "text_model.embeddings.position_embedding.weight": "positional_embedding",
@@ -42,12 +42,12 @@ BLOCK = {
     "mlp.fc1": "mlp.c_fc",
     "mlp.fc2": "mlp.c_proj",
 }
-"""And in one of its blocks."""
+"""OpenCLIP's names in a block."""
 
 QKV = tuple(f"self_attn.{part}_proj" for part in "qkv")
 
 PIPELINES = ("StableDiffusionPipeline", "StableDiffusionXLPipeline")
-"""Whose layout is written."""
+"""The supported pipelines."""
 
 Weights = Mapping[str, Tensor]
 
@@ -58,11 +58,11 @@ def original_layout(pipeline: str, parts: Mapping[str, nn.Module], dtype: torch.
     Args:
         pipeline: the name of its class.
         parts: its U-Net, autoencoder and text encoders by their names in diffusers.
-        dtype: of all floating-point tensors.
+        dtype: type of all floating-point tensors.
 
     Raises:
-        UserError: the layout is not written for the pipeline, a part is missing, a weight has no name in it, or a
-            number is beyond the type.
+        UserError: the layout does not support the pipeline, a part is missing, a weight has no name in it, or a
+            number exceeds the type.
     """
     check_pipeline(pipeline)
     encoders = ["text_encoder", "text_encoder_2"] if pipeline == "StableDiffusionXLPipeline" else ["text_encoder"]
@@ -81,16 +81,16 @@ def original_layout(pipeline: str, parts: Mapping[str, nn.Module], dtype: torch.
 
 
 def check_pipeline(pipeline: str | None) -> None:
-    """Refuse a pipeline whose layout is not written."""
+    """Refuse an unsupported pipeline."""
     if pipeline not in PIPELINES:
         raise UserError(
-            f"--single-file is not written for {pipeline or 'a model without a pipeline of prompts'}: expected one of "
-            f"{' or '.join(PIPELINES)}, whose original names are known here; of any other use the student's folder"
+            f"--single-file does not support {pipeline or 'a model without a text-to-image pipeline'}: expected "
+            f"{' or '.join(PIPELINES)}; for any other use the student's folder"
         )
 
 
 def _cast(part: str, module: nn.Module, dtype: torch.dtype) -> dict[str, Tensor]:
-    """The weights of a part in a type; a UserError for a number that it does not reach."""
+    """Convert the weights of a part to a type; a UserError for a number that exceeds it."""
     weights = {}
     for name, tensor in module.state_dict().items():
         weights[name] = tensor.detach().cpu().to(dtype) if tensor.is_floating_point() else tensor.detach().cpu()
@@ -102,8 +102,8 @@ def _cast(part: str, module: nn.Module, dtype: torch.dtype) -> dict[str, Tensor]
 def _network(network: Any, weights: Weights) -> dict[str, Tensor]:  # noqa: ANN401
     if "time_embedding.cond_proj.weight" in weights:
         raise UserError(
-            "--single-file: the guidance scale of this student is an input of its network, for which the original "
-            "layout has no place: distil one scale, e.g. --guidance 3"
+            "--single-file does not support a guidance input, which the original layout cannot hold: distil one "
+            "scale, e.g. --guidance 3"
         )
     layers = sgm(sorted({name.rpartition(".")[0] for name in weights}))
     named = {name: f"{NETWORK}{layers[name.rpartition('.')[0]]}.{name.rpartition('.')[2]}" for name in weights}
@@ -126,7 +126,7 @@ PROJECTIONS = {"to_q": "q", "to_k": "k", "to_v": "v", "to_out.0": "proj_out", "g
 
 
 def _autoencoder_name(name: str, blocks: int) -> str:
-    """The original name of a weight: blocks of the decoder count from its output, those of the middle from 1."""
+    """The original name of a weight: decoder blocks count from the output, middle blocks from 1."""
     name = name.replace("conv_norm_out", "norm_out").replace("conv_shortcut", "nin_shortcut")
     if match := re.fullmatch(r"(en|de)coder\.mid_block\.resnets\.(\d+)\.(.+)", name):
         return f"{match[1]}coder.mid.block_{int(match[2]) + 1}.{match[3]}"
@@ -142,26 +142,26 @@ def _autoencoder_name(name: str, blocks: int) -> str:
 
 
 def _both_encoders(parts: Mapping[str, nn.Module], weights: Mapping[str, Weights]) -> dict[str, Tensor]:
-    """Those of SDXL, which its readers tell apart by their widths."""
+    """The text encoders of SDXL, which its readers distinguish by width."""
     widths = [cast(Any, parts[name]).config.hidden_size for name in ("text_encoder", "text_encoder_2")]
     if widths[0] == widths[1]:
         raise UserError(
-            f"--single-file: both text encoders of this pipeline have a width of {widths[0]}, and readers of SDXL's "
-            "files tell them apart by it: use the student's folder"
+            f"--single-file requires text encoders of different widths, by which readers of SDXL distinguish them, got "
+            f"{widths[0]} twice: use the student's folder"
         )
     first = _clip(weights["text_encoder"], "conditioner.embedders.0.transformer.")
     return first | _open_clip(parts["text_encoder_2"], weights["text_encoder_2"], "conditioner.embedders.1.model.")
 
 
 def _clip(weights: Weights, prefix: str) -> dict[str, Tensor]:
-    """CLIP's own names; transformers leaves `text_model.` out of some of its classes."""
+    """CLIP's own names; transformers omits `text_model.` in some of its classes."""
     written = {f"{prefix}text_model.{_bare(name)}": tensor for name, tensor in weights.items()}
     _check("text_encoder", weights, reader.convert_ldm_clip_checkpoint(dict(written)))
     return written
 
 
 def _open_clip(encoder: nn.Module, weights: Weights, prefix: str) -> dict[str, Tensor]:
-    """OpenCLIP's: q, k and v are the rows of one matrix, and the projection of the pooled text is transposed."""
+    """OpenCLIP's names: q, k and v are the rows of one matrix, and the projection of the pooled text is transposed."""
     whole = {name if name.startswith("text_projection") else f"text_model.{_bare(name)}": name for name in weights}
     written: dict[str, Tensor] = {}
     for name, given in whole.items():
@@ -185,7 +185,7 @@ def _bare(name: str) -> str:
 
 
 def _check(part: str, weights: Weights, read: Weights) -> None:
-    """Compare what diffusers reads back with a part's own weights; a UserError names the first that differs."""
+    """Compare the weights that diffusers reads back with a part's own; a UserError names the first that differs."""
     found = {_bare(name): tensor for name, tensor in read.items()}
     for name, tensor in weights.items():
         again = found.pop(_bare(name), None)

@@ -1,10 +1,10 @@
-"""A student around a network of the user's own: its weights, and what they mean.
+"""A student around a custom network: its weights, and their meaning.
 
     network.safetensors     the weights and buffers by their names in the network
     progdist.json           schedule, prediction type, timesteps, step counts, lineage, versions
 
-Code is not written: `progdist.teachers.own_network` reads such a folder into a network of the same class. What else is
-code, as a schedule, an output or a call of the user's own, is recorded by its name, and is to be given again.
+Code is not saved: `progdist.teachers.own_network` reads such a folder into a network of the same class. Other custom
+code, e.g. a schedule, an output or a call, is recorded by name and must be passed again.
 """
 
 from dataclasses import asdict
@@ -25,22 +25,22 @@ from progdist.teachers.own_network import WEIGHTS
 
 
 def write_weights(denoiser: Denoiser, folder: Path) -> None:
-    """Write a network's weights and buffers; a UserError for one that keeps anything else."""
+    """Write a network's weights and buffers; a UserError if its state_dict holds anything else."""
     network, tensors = unwrapped(denoiser.network), dict[str, Tensor]()
     for name, value in network.state_dict().items():
         if not isinstance(value, Tensor):
             raise UserError(
-                f"{name} in the state_dict of {type(network).__name__} is a {type(value).__name__}, and tensors are "
-                "saved: hold it as a buffer"
+                f"{name} in the state_dict of {type(network).__name__} is a {type(value).__name__}, expected a tensor: "
+                "store it as a buffer"
             )
         if value.dtype == torch.complex128:
-            raise UserError(f"{name} is complex128, which safetensors cannot hold: hold it as complex64 or as two real")
-        tensors[name] = value.detach().cpu().contiguous().clone()  # tied ones each for themselves
+            raise UserError(f"{name} is complex128, which safetensors cannot hold: use complex64 or two real tensors")
+        tensors[name] = value.detach().cpu().contiguous().clone()  # tied tensors separately
     folder.joinpath(WEIGHTS).write_bytes(safetensors.torch.save(tensors))
 
 
 def described(denoiser: Denoiser) -> dict[str, Any]:
-    """The keys of progdist.json that say what the network is, and what of its denoiser is code of the user's own."""
+    """The keys of progdist.json that describe the network and the custom code of its denoiser."""
     network, schedule, output = unwrapped(denoiser.network), denoiser.schedule, denoiser.parameterization
     own: dict[str, object] = {}
     if type(schedule) is not SCHEDULES.get(schedule.name):
@@ -60,6 +60,6 @@ def described(denoiser: Denoiser) -> dict[str, Any]:
 
 
 def _name(code: object) -> str:
-    """Of a class or a function, where it has one."""
+    """The name of a class or a function, if any."""
     named: Any = code if hasattr(code, "__qualname__") else type(code)
     return f"{named.__module__}.{named.__qualname__}"

@@ -1,9 +1,9 @@
-"""A Hugging Face Space that samples a student with stock diffusers: what `progdist play MODEL --space FOLDER` writes.
+"""A Hugging Face Space that samples a student with stock diffusers (`progdist play MODEL --space FOLDER`).
 
 app.py               a Gradio page of one function, (seed, class or prompt, guidance) -> 16 images
-requirements.txt     diffusers, torch and what they need; progdist is not among them
+requirements.txt     diffusers, torch and their dependencies, without progdist
 README.md            with the Space's metadata
-student/             the model's folder; of a model of the hub app.py names it instead
+student/             the model's folder; for a model on the hub app.py names it instead
 """
 
 import shutil
@@ -22,7 +22,7 @@ from progdist.students.card import CAPTION, numbers_of
 from progdist.students.folder import stock_class
 from progdist.teachers.own import load
 
-SDK_VERSION = "6.31.0"  # of Gradio, with which the page was tried
+SDK_VERSION = "6.31.0"  # Gradio's version with which the page was tested
 IMAGES = 16
 
 README = """---
@@ -38,8 +38,8 @@ license: other
 
 # {title}
 
-Samples of a diffusion model in {steps}, distilled by progdist. Before you publish it, state above the license that the
-teacher and its data allow.
+Samples of a diffusion model in {steps}, distilled by progdist. Before you publish it, set the license above to one that
+the teacher and its data allow.
 """
 
 APP = '''"""{title}: samples in {steps}, by stock diffusers."""
@@ -77,7 +77,7 @@ LOOP = """    scheduler.set_timesteps({grid})
 
 
 def write_space(source: str, folder: Path, out: Path) -> None:
-    """Write the Space of a model, named as `source` (a path, or `hub:owner/name[@revision]`), which lies in `folder`.
+    """Write the Space of a model in `folder`, named `source` (a path, or `hub:owner/name[@revision]`).
 
     Raises:
         UserError: `out` exists, or no stock pipeline or scheduler makes the model's images.
@@ -104,7 +104,7 @@ def _title(source: str) -> str:
 
 
 def _argument(source: str) -> str:
-    """What `from_pretrained` is given."""
+    """The argument of `from_pretrained`."""
     if not source.startswith("hub:"):
         return '"student"'
     name, _, revision = source.removeprefix("hub:").partition("@")
@@ -128,7 +128,7 @@ def _requirements(model: Model) -> str:
 
 
 def _app(model: Model, title: str, argument: str) -> str:
-    """The text of app.py; a UserError where stock diffusers alone does not sample the model."""
+    """The text of app.py; a UserError if stock diffusers alone does not sample the model."""
     stock, steps = stock_class(model), min(model.steps, default=256)
     numbers = numbers_of(model, stock, steps)
     if stock is None or model.lora or class_guidance(model.denoiser.network) is not None:
@@ -163,12 +163,12 @@ def _app(model: Model, title: str, argument: str) -> str:
 
 
 def _guidance(model: Model) -> str:
-    """The guidance scale in the call of a pipeline of prompts: one that is drawn at, or 1."""
+    """The guidance argument of a text-to-image pipeline's call: the chosen scale, or 1."""
     return "guidance" if isinstance(model.guidance, Input) else "1.0"
 
 
 def _controls(model: Model) -> dict[str, str]:
-    """What can be chosen: the arguments of `draw` and the code of their inputs."""
+    """The controls: arguments of `draw` and the code of their inputs."""
     controls = {"seed": 'gr.Number(0, label="seed", precision=0)'}
     if model.conditioning.takes_prompts:
         controls["prompt"] = f'gr.Textbox("{CAPTION}", label="prompt")'
@@ -182,7 +182,7 @@ def _controls(model: Model) -> dict[str, str]:
 
 
 def _enlarging(model: Model) -> str:
-    """The end of `draw`: small images are shown with each pixel as a square."""
+    """The end of `draw`: small images are enlarged by whole factors."""
     _, height, width = model.image
     factor = enlargement(height, width)
     size = (factor * width, factor * height)
@@ -192,6 +192,6 @@ def _enlarging(model: Model) -> str:
 
 def _refusal(title: str) -> UserError:
     return UserError(
-        f"{title} is not sampled by stock diffusers alone, as a Space of --space is: expected a student of pixels or "
-        "classes, a DiT, Stable Diffusion or SDXL, not as a LoRA file and without guidance of classes as an input"
+        f"--space requires a student that stock diffusers alone samples, got {title}: expected a student of pixels or "
+        "classes, a DiT, Stable Diffusion or SDXL, not a LoRA file, and no class guidance as an input"
     )

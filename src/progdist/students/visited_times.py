@@ -1,4 +1,4 @@
-"""The times at which a student's stock scheduler calls its network, as other programs must be told them."""
+"""The times at which a student's stock scheduler calls its network, for other programs."""
 
 import math
 from collections.abc import Sequence
@@ -19,10 +19,10 @@ from progdist.students.folder import off_grid, stock_scheduler
 
 @dataclass(frozen=True)
 class VisitedTimes:
-    """N steps of a stock scheduler."""
+    """The times of N steps of a stock scheduler."""
 
     scheduler: SchedulerMixin
-    timesteps: Sequence[float]  # N, as the scheduler has them, of num_train_timesteps
+    timesteps: Sequence[float]  # N of the scheduler's, below num_train_timesteps
     sigmas: Sequence[float]  # N + 1, the last 0: sigma of a flow, sigma / alpha of a table of noise levels
 
     @property
@@ -32,7 +32,7 @@ class VisitedTimes:
 
     @property
     def prediction(self) -> str:
-        """What the network says, in diffusers' words."""
+        """The network's prediction type, in diffusers' terms."""
         return "flow" if self.flow else cast(Any, self.scheduler).config.prediction_type
 
 
@@ -44,26 +44,24 @@ def plain(numbers: Sequence[float]) -> str:
 
 
 def visited_times(model: Model) -> VisitedTimes:
-    """The times of a student at its own step count, the least of several.
+    """The times of a student at its own (least) step count.
 
     Raises:
         UserError: it has no step count, or no stock scheduler of a flow or a table.
     """
     scheduler, steps = stock_scheduler(model), min(model.steps, default=None)
     if steps is None:
-        raise UserError("this model was trained for any number of steps: give a student, which has its own")
+        raise UserError("expected a student with its own step count, got a model for any number of steps")
     if isinstance(scheduler, FlowMatchEulerDiscreteScheduler):
         spacing: Spacing = "given" if off_grid(model) else model.conditioning.spacing
         return flow_times(scheduler, steps, spacing)
     if isinstance(scheduler, DDIMScheduler):
         return table_times(scheduler, steps)
-    raise UserError(
-        f"a {type(scheduler).__name__} has no times that other programs can be told: sample it with diffusers"
-    )
+    raise UserError(f"a {type(scheduler).__name__} has no times for other programs: sample the folder with diffusers")
 
 
 def flow_times(scheduler: FlowMatchEulerDiscreteScheduler, steps: int, spacing: Spacing) -> VisitedTimes:
-    """Those of a flow, whose pipeline spaces them by itself or leaves that to the scheduler."""
+    """Times of a flow, spaced by its pipeline or by the scheduler."""
     if isinstance(spacing, float):
         scheduler.set_timesteps(sigmas=np.linspace(1.0, spacing, steps).tolist())
     elif spacing == "given":
@@ -75,7 +73,7 @@ def flow_times(scheduler: FlowMatchEulerDiscreteScheduler, steps: int, spacing: 
 
 
 def table_times(scheduler: DDIMScheduler, steps: int) -> VisitedTimes:
-    """Those of a table of noise levels: sigma / alpha = sqrt(1 / alpha_bar - 1)."""
+    """Times of a table of noise levels: sigma / alpha = sqrt(1 / alpha_bar - 1)."""
     scheduler.set_timesteps(steps)
     alpha_bar = scheduler.alphas_cumprod.double()[scheduler.timesteps.long()]
     sigmas = (1 / alpha_bar - 1).sqrt()

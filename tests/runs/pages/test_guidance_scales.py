@@ -140,7 +140,7 @@ def test_without_scripts_the_scale_that_is_measured_is_there(text_run: Path, bro
     browser = browse((text_run / "report.html").as_uri(), 360, scripts=False)
     assert len(shown(browser)) == (3 + 2) * SHOWN
     assert not browser.find_element("id", "guidance").is_displayed()
-    assert "Images of guidance 7.5" in browser.find_element("tag name", "body").text
+    assert "Images at guidance 7.5" in browser.find_element("tag name", "body").text
 
 
 @SLOW

@@ -86,14 +86,14 @@ GOOD = {"model": 1, "seed": 0, "steps": 4}
         ({"seed": 1.5}, "seed is 1.5"),
         ({"steps": 0}, "steps is 0"),
         ({"steps": True}, "steps is True"),
-        ({"steps": 4096}, "takes 1 to 1024 steps, not 4096"),
+        ({"steps": 4096}, "steps is 4096, expected 1 to 1024"),
         ({"label": 10}, "label 10 is out of range"),
         ({"label": "seven"}, "label seven is not a class of the model"),
         ({"label": "7" * 2000}, "shorten it"),
         ({"label": [7]}, "expected a whole number"),
-        ({"method": "dpmpp"}, "is not sampled by 'dpmpp'"),
-        ({"model": 0, "method": "__class__"}, "use ddim or dpmpp"),
-        ({"prompt": ["a"]}, "prompt is no text"),
+        ({"method": "dpmpp"}, "method is 'dpmpp', expected ddim"),
+        ({"model": 0, "method": "__class__"}, "expected ddim or dpmpp"),
+        ({"prompt": ["a"]}, "expected a prompt of at most"),
         ({"prompt": "a" * 1001}, "shorten it"),
         ({"guidance": -3}, "guidance is -3, expected a positive number"),
         ({"guidance": float("nan")}, "guidance is nan"),
@@ -196,7 +196,7 @@ def test_the_command_says_where_it_is_and_ends_cleanly(finished: tuple[Path, Res
 def test_mistakes_are_one_line(finished: tuple[Path, Result], server: PlayServer, tmp_path: Path) -> None:
     student = finished[0] / "student-0001"
     refused(call("play", tmp_path / "nothing", "--no-browser"), "is not a model folder")
-    refused(call("play", student, "--no-browser", "--port", server.server_port), "give another --port")
+    refused(call("play", student, "--no-browser", "--port", server.server_port), "choose another --port")
     (tmp_path / "begun").mkdir()
     (tmp_path / "begun" / "recipe.yaml").write_text((finished[0] / "recipe.yaml").read_text())
     refused(call("play", tmp_path / "begun", "--no-browser"), "has no finished model yet")

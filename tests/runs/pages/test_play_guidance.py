@@ -53,7 +53,7 @@ def test_prompts_and_guidance_reach_a_text_model(tmp_path: Path, monkeypatch: py
     assert len(set(drawn)) == 4
     assert encoded == ["a handwritten seven", "an eight"]
     assert text.draw(wanted)["image"] == drawn[0]
-    with pytest.raises(UserError, match="write what to make"):
+    with pytest.raises(UserError, match="requires a prompt: enter one"):
         text.draw(replace(wanted, prompt=" "))
 
 

@@ -197,7 +197,7 @@ def test_while_the_run_goes_on_the_page_loads_itself_anew(
         browser.implicitly_wait(0.1)
         browser.find_elements("id", "none-such")
     else:
-        pytest.fail("the page did not load itself anew")
+        pytest.fail("the page did not reload by itself")
     assert browser.execute_script(where) == pytest.approx(place, abs=2)  # where the reader left it
     assert browser.execute_script("return document.querySelector('details').open")
     for record in lines[4:]:

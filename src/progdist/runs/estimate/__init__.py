@@ -1,1 +1,1 @@
-"""Estimates of a run before it begins: hours and memory."""
+"""Estimates of a run before it starts: hours and memory."""

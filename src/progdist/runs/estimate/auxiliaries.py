@@ -1,4 +1,4 @@
-"""What a stage holds and takes whose method trains networks beside the student: its whole loss, forward and back."""
+"""Memory and time of a stage whose method trains further networks: its whole loss, forward and backward."""
 
 import warnings
 from collections.abc import Callable
@@ -18,22 +18,22 @@ from progdist.runs.estimate.memory import Shape, kept_bytes
 from progdist.training.config import TrainConfig
 from progdist.training.gradients import total
 
-STATES = 4  # of a weight that is trained: itself, its gradient and two moments
+STATES = 4  # tensors per trained weight: itself, its gradient and two moments
 
 
 @dataclass(frozen=True)
 class MethodPass:
     """The loss of a stage on random examples, as an update computes it."""
 
-    work: Callable[[], None]  # once, forward and back
+    work: Callable[[], None]  # one pass, forward and backward
     networks: nn.ModuleList  # student, teacher and auxiliary networks
-    auxiliaries: list[nn.Module]  # the last of these
+    auxiliaries: list[nn.Module]  # the auxiliary networks
 
 
 def method_pass(
     method: Method, stage: Stage, teacher: Denoiser, shape: Shape, batch: int, config: TrainConfig
 ) -> MethodPass:
-    """That of a batch (B, C, H, W) = (batch, *shape), on the teacher's device."""
+    """The pass of a batch (B, C, H, W) = (batch, *shape), on the teacher's device."""
     assert method.auxiliaries is not None
     network = teacher.network
     device = next(network.parameters()).device
@@ -43,7 +43,7 @@ def method_pass(
         enable_gradient_checkpointing(student.network)
     x, eps = torch.randn(2, batch, *shape, device=device)
     condition = example_condition(teacher, batch, device)
-    with device:  # fake tensors are where they are made, and cannot be moved
+    with device:  # fake tensors cannot be moved to another device
         made = method.auxiliaries(method.options, teacher, x, condition)
     auxiliaries = {name: each.network for name, each in made.items()}
     noises = torch.randn(batch, method.noises, *shape, device=device)
@@ -69,7 +69,7 @@ def bytes_of(
     def kept(count: int) -> int:
         nonlocal held
         with FakeTensorMode(allow_non_fake_inputs=True), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # torch's, about copies of fake tensors
+            warnings.simplefilter("ignore")  # torch warns about copies of fake tensors
             fake = teacher.with_network(empty_copy(teacher.network, torch.device("cpu")))
             one = method_pass(method, stage, fake, shape, count, config)
             trained = [each for other in one.auxiliaries for each in other.parameters() if each.requires_grad]

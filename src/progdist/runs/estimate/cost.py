@@ -1,12 +1,12 @@
-"""Cost estimate: what a run would build, how much memory it takes, and for how long.
+"""Cost estimate: the networks of a run, its memory, and its duration.
 
-The network is built whole, and timed on this machine: seconds per example of an evaluation (f), of a training pass
-forward and back (g), and per update of the optimiser (o). A stage of U updates with batch B and k teacher steps takes
+The network is built in full and timed on this machine: seconds per example of an evaluation (f), of a training pass
+forward and backward (g), and per update of the optimiser (o). A stage of U updates, batch B and k teacher steps takes
 
     U (B (k f + g) + o)
 
-(See `frozen_evaluations` for k.) Of a method that trains further networks the whole update is timed. What a stage holds
-is counted without running it (see `memory`); where that is more than there is here nothing is timed.
+(See `frozen_evaluations` for k.) For a method that trains further networks the whole update is timed. Memory is counted
+without running the stage (see `memory`); if it exceeds this device, nothing is timed.
 """
 
 import copy
@@ -35,12 +35,12 @@ from progdist.runs.run import Run
 from progdist.runs.teacher_samples import TeacherSamples
 from progdist.training.config import TrainConfig
 
-LONG_ENOUGH = 1.0  # seconds of a measured pass: the batch is doubled until it takes so long, or is the recipe's own
+LONG_ENOUGH = 1.0  # seconds of a measured pass: the batch is doubled up to this duration, or up to the recipe's batch
 
 
 @dataclass(frozen=True)
 class Rates:
-    """Seconds: of one evaluation and one training pass per example, of one optimiser step."""
+    """Seconds of one evaluation and one training pass per example, and of one optimiser step."""
 
     evaluation: float
     training: float
@@ -61,30 +61,30 @@ class Part:
 
 @dataclass(frozen=True)
 class Estimate:
-    """A run estimated."""
+    """The estimate of a run."""
 
-    parameters: int  # of the teacher's network
+    parameters: int  # parameters of the teacher's network
     image: tuple[int, ...]  # (channels, height, width)
-    classes: int  # how many
+    classes: int  # number of classes
     heaviest: str  # the model whose training takes most memory
-    memory: Memory  # what that takes
-    capacity: int  # bytes of the device here, or as stated
-    device: str  # the one here
-    rates: Rates | None  # None where the run does not fit the device here, and was not timed
+    memory: Memory  # memory of that training
+    capacity: int  # bytes of this device, or as stated
+    device: str  # name of this device
+    rates: Rates | None  # None if the run does not fit this device and was not timed
     parts: tuple[Part, ...]  # models and evaluation
 
 
 def estimate(run: Run, capacity: int | None = None) -> Estimate:
-    """Count what the network of a run that is prepared holds, time it here if it fits, and add up.
+    """Count the memory of a prepared run, time its network on this device if it fits, and add up.
 
-    `capacity` is in bytes of the device that the run is meant for; None for those of the one here.
+    `capacity` is the memory of the target device in bytes; None for this device.
     """
     context, recipe = run.context, run.recipe
     model = context.opened.model if context.opened else run.untrained()
     denoiser, device = model.denoiser, context.distributed.device
     guided, stage_0 = context.opened is not None and context.plan.guides(model), context.has_stage_0
     configs = recipe.train_configs(stage_0=stage_0)
-    if not (recipe.trains_teacher or stage_0):  # the teacher is its own students' first
+    if not (recipe.trains_teacher or stage_0):  # the teacher is not trained
         configs.pop("teacher")
     microbatch = max(config.batch // config.gradient_accumulation_steps for config in configs.values())
     heaviest, memory = heaviest_stage(recipe, model, configs, device)
@@ -113,7 +113,7 @@ def estimate(run: Run, capacity: int | None = None) -> Estimate:
 
 
 def _bytes_of(device: torch.device) -> int:
-    """The memory of a device."""
+    """The memory of a device in bytes."""
     if device.type == "cuda":
         return torch.cuda.get_device_properties(device).total_memory
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
@@ -122,9 +122,9 @@ def _bytes_of(device: torch.device) -> int:
 def heaviest_stage(
     recipe: Recipe, model: Model, configs: Mapping[str, TrainConfig], device: torch.device
 ) -> tuple[str, Memory]:
-    """The model whose training takes most memory, and what it takes, of all trainings of a run, by name.
+    """The name and memory of the model whose training takes most memory in a run.
 
-    The teacher may be untrained. All lies on the device; models at rest count where that is the CPU.
+    The teacher may be untrained. All memory is on `device`; models at rest count if that is the CPU.
     """
     frozen = int(not recipe.trains_teacher)
     guidance, denoiser = recipe.conversion.guidance, model.denoiser
@@ -154,7 +154,7 @@ def heaviest_stage(
             activations, auxiliaries = activation_bytes(denoiser, model.shape, share, config, bf16=bf16), 0
         memory = training_memory(network, config, teachers, bf16=bf16, activations=activations, resting=resting)
         memory = replace(memory, auxiliaries=auxiliaries)
-        if device.type == "cpu" and not bf16:  # a frozen teacher in float32 is itself at rest
+        if device.type == "cpu" and not bf16:  # a frozen teacher in float32 is the copy at rest
             memory = replace(memory, teacher=quantized_bytes(network))
         stages[key] = name, memory
     return max(stages.values(), key=lambda each: each[1].total)
@@ -163,7 +163,7 @@ def heaviest_stage(
 def _update_seconds(
     recipe: Recipe, denoiser: Denoiser, shape: Shape, configs: Mapping[str, TrainConfig]
 ) -> dict[str, float]:
-    """Seconds of an update's losses, forward and back, of the students whose method trains further networks."""
+    """Seconds of an update's losses, forward and backward, of students whose method trains further networks."""
     took, plan = dict[str, float](), recipe.plan()
     device = next(denoiser.parameters()).device
     for link in plan.links:
@@ -177,7 +177,7 @@ def _update_seconds(
 
 
 def _part(name: str, config: TrainConfig, frozen: int, rates: Rates | None, update: float | None = None) -> Part:
-    """One model; `update` is how many seconds its losses take where they were timed whole."""
+    """The part of one model; `update` is the duration of its losses in seconds, if they were timed."""
     examples, seconds = config.updates * config.batch, None
     if rates and update is not None:
         seconds = config.updates * (update + rates.optimizer)
@@ -187,14 +187,14 @@ def _part(name: str, config: TrainConfig, frozen: int, rates: Rates | None, upda
 
 
 def _samples_part(samples: TeacherSamples, rates: Rates | None) -> Part:
-    """The teacher's own samples, as data."""
+    """The part of the teacher's own samples, as data."""
     evaluations = samples.count * samples.evaluations
     hours = evaluations * rates.evaluation / 3600 if rates else None
     return Part("teacher samples", 0, samples.shards.rows, evaluations, 0, hours)
 
 
 def measure(denoiser: Denoiser, shape: tuple[int, ...], most: int, config: TrainConfig) -> Rates:
-    """The rates of a denoiser on its device, with batches of up to `most` images (C, H, W); it is left as it is."""
+    """Measure the rates of a denoiser on its device, with batches of up to `most` images (C, H, W)."""
     denoiser = copy.deepcopy(denoiser)
     if config.gradient_checkpointing:
         enable_gradient_checkpointing(denoiser.network)
@@ -224,7 +224,7 @@ def measure(denoiser: Denoiser, shape: tuple[int, ...], most: int, config: Train
 
 
 def _seconds(work: Callable[[], object], device: torch.device, calls: int = 20) -> float:
-    """The least of up to so many calls, after one that warms up; of fewer, two at least, if they are long."""
+    """The least duration of up to `calls` calls, at least two, after a warm-up; fewer if they are long."""
     wait = torch.cuda.synchronize if device.type == "cuda" else lambda: None
     work()
     took: list[float] = []

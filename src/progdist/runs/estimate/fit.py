@@ -1,11 +1,10 @@
 """Which settings of a distillation fit a card: memory and floating-point operations, from a pipeline's configs alone.
 
-Neither weights nor a card need be there. Counted is a stage whose teacher is frozen in bf16 and whose student computes
-in bf16, one batch at a time, as `progdist.runs.estimate.memory` has it. Adapters on a base of 8 or 4 bits keep and
-compute what they do on one in bf16: a weight is dequantized for its product and let go of. With gradient checkpointing
-activations are what is kept between the blocks, and the larger of two things that are held beside it at different
-moments: what one block keeps, and the copies of the weights in bf16 that autocast keeps until the end of the way
-forward.
+Needs neither weights nor a card. The count is for a stage with a frozen teacher in bf16 and a student that computes in
+bf16, one batch at a time, as in `progdist.runs.estimate.memory`. Adapters on a base of 8 or 4 bits keep and compute the
+same as on one in bf16: a weight is dequantized for its product and then freed. With gradient checkpointing the
+activations are those kept between the blocks, plus the larger of two that are held at different moments: those of one
+block, and the bf16 copies of the weights that autocast keeps until the end of the forward pass.
 
 An update takes two evaluations of the teacher, and one training pass of the student.
 """
@@ -26,9 +25,9 @@ from progdist.runs.estimate.passes import TrainingPass, training_pass
 from progdist.training.config import DEFAULTS, TrainConfig
 from progdist.training.lora import add_lora
 
-RANK = 64  # of the adapters
+RANK = 64  # rank of the adapters
 BATCHES = (1, 4)
-LEFT = 0.1  # of a card's memory, for what is not counted: the CUDA context, moments of a pass, fragments
+LEFT = 0.1  # share of a card's memory for what is not counted: the CUDA context, temporary tensors, fragmentation
 Training = Literal["AdamW", "adamw8bit", "LoRA"]
 KINDS: Sequence[tuple[Training, Bits | None]] = (
     ("AdamW", None), ("adamw8bit", None), ("LoRA", None), ("LoRA", 8), ("LoRA", 4)
@@ -38,16 +37,16 @@ Arguments = Callable[[int], dict[str, Any]]
 
 @dataclass(frozen=True)
 class Setting:
-    """How a student trains."""
+    """The training settings of a student."""
 
     training: Training
     checkpointing: bool
-    batch: int  # of a pass
-    bits: Bits | None = None  # of the base that adapters train on; None for bf16
+    batch: int  # batch size of a pass
+    bits: Bits | None = None  # bits of the base that adapters train on; None for bf16
 
     @property
     def config(self) -> TrainConfig:
-        """As options of the training."""
+        """The settings as a `TrainConfig`."""
         config = TrainConfig(1, self.batch, DEFAULTS["distill"]["learning_rate"], precision="bf16")
         config = replace(config, gradient_checkpointing=self.checkpointing)
         if self.training == "LoRA":
@@ -55,7 +54,7 @@ class Setting:
         return replace(config, optimizer="adamw8bit" if self.training == "adamw8bit" else "adamw")
 
     def options(self, batch: int = DEFAULTS["distill"]["batch"]) -> list[str]:
-        """The keys of a recipe, KEY=VALUE, with which the updates of a batch of every stage train so."""
+        """The recipe's keys, KEY=VALUE, that train every stage with these settings and updates of `batch`."""
         chosen = {
             "optimizer": "adamw8bit" if self.training == "adamw8bit" else None,
             "lora_rank": RANK if self.training == "LoRA" and not self.bits else None,
@@ -68,34 +67,33 @@ class Setting:
 
 @dataclass(frozen=True)
 class Fit:
-    """A setting, what it holds and what an update of one batch takes."""
+    """A setting, its memory, and the cost of an update of one batch."""
 
     setting: Setting
     memory: Memory
-    operations: int  # floating-point
+    operations: int  # floating-point operations
 
     def fits(self, capacity: float) -> Literal["yes", "tight", "no"]:
-        """Whether it fits a card of so many bytes; "tight" where less than `LEFT` of it would be left."""
+        """Whether it fits a card of `capacity` bytes; "tight" if less than `LEFT` of it would remain."""
         total = self.memory.total
         return "no" if total > capacity else "tight" if total > (1 - LEFT) * capacity else "yes"
 
 
 @dataclass(frozen=True)
 class Fits:
-    """A pipeline's settings."""
+    """The settings of a pipeline."""
 
-    network: str  # the class
+    network: str  # class of the network
     parameters: int
-    size: str  # of what is made, in words
+    size: str  # size of a sample, in words
     evaluation: int  # floating-point operations of one evaluation of one example
     rows: tuple[Fit, ...]
 
     def best(self, capacity: float) -> Fit | None:
-        """The first that fits with something left, of the order below; else None.
+        """The first setting that fits with some memory left, in the order below; else None.
 
-        Whole networks before LoRA, moments in full before those of 8 bits, a base in full before one of 8 and one of 4
-        bits; then without gradient checkpointing before with it, since that computes the way forward twice; then the
-        larger batch.
+        Whole networks before LoRA; full moments before 8 bits; a full base before 8 and 4 bits; then no gradient
+        checkpointing before gradient checkpointing, which computes the forward pass twice; then the larger batch.
         """
         order = sorted(self.rows, key=lambda row: (row.setting.checkpointing, -row.setting.batch))
         found = (row for kind in KINDS for row in order if (row.setting.training, row.setting.bits) == kind)
@@ -105,7 +103,7 @@ class Fits:
 def fits(
     folder: PipelineFolder, *, height: int | None = None, width: int | None = None, frames: int | None = None
 ) -> Fits:
-    """The settings of a pipeline in a folder of configs, for a size in pixels and frames, by default its call's.
+    """The settings of a pipeline in a folder of configs, for a size in pixels and frames (default: its call's).
 
     Raises:
         UserError: the folder is damaged, the network's inputs are not known, or it does not take the size.
@@ -116,7 +114,7 @@ def fits(
 
 
 def network_fits(network: nn.Module, arguments: Arguments, size: str) -> Fits:
-    """The settings of a network, which may lie on the meta device; `arguments` makes those of a batch."""
+    """The settings of a network, perhaps on the meta device; `arguments` makes the inputs of a batch."""
     network = empty_copy(network, META)
     whole = _passes(network, arguments)
     low_rank = _low_rank_passes(empty_copy(network, META), arguments)
@@ -138,19 +136,19 @@ def network_fits(network: nn.Module, arguments: Arguments, size: str) -> Fits:
 
 
 def _passes(network: nn.Module, arguments: Arguments) -> dict[int, TrainingPass]:
-    """Those of all batches; operations are counted of one example."""
+    """The passes of all batch sizes; operations are counted for one example."""
     return {batch: training_pass(network, arguments, batch, operations=batch == 1) for batch in BATCHES}
 
 
 def _low_rank_passes(network: nn.Module, arguments: Arguments) -> dict[int, TrainingPass]:
-    """Those of a student of adapters, which shares the weights of a network that is at work in bf16."""
+    """The passes of a LoRA student, which shares the weights of a network in bf16."""
     student = add_lora(network, RANK, 0)
     with at_work(network, META, "bf16"):
         return _passes(student, arguments)
 
 
 def _copied(network: nn.Module, setting: Setting) -> int:
-    """Bytes of the copies in bf16 of the weights that are trained."""
+    """Bytes of the bf16 copies of the trained weights."""
     if setting.training != "LoRA":
         return sum(each.nbytes for each in network.parameters()) - bytes_at_work(network, bf16=True)
     return training_memory(network, setting.config, 0, bf16=True).weights // 2

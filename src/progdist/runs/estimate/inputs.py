@@ -1,15 +1,15 @@
-"""What the networks of stock pipelines are called with, by their class: shapes alone, without weights or prompts.
+"""The inputs of the networks of stock pipelines, by class: shapes alone, without weights or prompts.
 
-    UNet2DConditionModel            z, time, a prompt's tokens; of SDXL the pooled prompt and the image's size, too
+    UNet2DConditionModel            z, time, a prompt's tokens; for SDXL the pooled prompt and the image's size, too
     SD3, PixArt, Sana, Z-Image      z, time, a prompt's tokens
     Flux, Qwen-Image                z packed, (H/2 W/2) tokens of 2x2 latents; Flux takes a guidance scale, too
-    Wan, LTX, HunyuanVideo,         z with frames; of LTX as tokens
+    Wan, LTX, HunyuanVideo,         z with frames; for LTX as tokens
       CogVideoX
     StableAudio                     z of (channels, length)
 
-Sizes are the defaults of the pipeline's own call, or of its network's config where the call has none; a prompt has as
-many tokens as the pipeline pads it to, or at most takes. Facts as of diffusers' pipelines; tests compare the shapes
-with what these pipelines were seen to call their networks with.
+Sizes are the defaults of the pipeline's call, or of its network's config if the call has none; a prompt has the number
+of tokens that the pipeline pads it to, or its maximum. The facts are those of diffusers' pipelines; tests compare the
+shapes with the recorded calls of these pipelines.
 """
 
 import inspect
@@ -27,7 +27,7 @@ from progdist.models.networks import CLIP_TOKENS, NETWORKS
 
 Config = Mapping[str, Any]
 Arguments = dict[str, Any]
-LARGEST, MOST_FRAMES = 2**16, 2**12  # pixels of a side, and frames
+LARGEST, MOST_FRAMES = 2**16, 2**12  # pixels per side, and frames
 
 
 @dataclass(frozen=True)
@@ -36,13 +36,13 @@ class Shape:
 
     height: int
     width: int
-    frames: int  # of latents; 1 of images
+    frames: int  # frames of latents; 1 for images
     tokens: int
 
 
 @dataclass(frozen=True)
 class Compression:
-    """Pixels of a side, and frames, to one latent."""
+    """Pixels per side, and frames, of one latent."""
 
     space: int
     time: int = 1
@@ -50,17 +50,17 @@ class Compression:
 
 @dataclass(frozen=True)
 class NetworkInputs:
-    """How one class of networks is called.
+    """The call of one class of networks.
 
     Args:
         arguments: (config, shape, batch) -> the arguments by name, on the default device.
-        compression: that of the autoencoder, by its config, which is empty where the folder has none.
-        side: height and width of the latents by default, where the pipeline's call names no pixels.
-        tokens: (tokens of `max_sequence_length`, config) -> those that the network takes.
+        compression: compression of the autoencoder, by its config, which is empty if the folder has none.
+        side: default height and width of the latents, if the pipeline's call names no pixels.
+        tokens: (tokens of `max_sequence_length`, config) -> the number that the network takes.
         frames: whether it makes videos.
         fixed: whether its size cannot be chosen.
-        multiple: of which height and width of the latents must be multiples, by the network's config.
-        unknown: the fields of a config by which it takes more than is known here, in words; empty for none.
+        multiple: number that must divide height and width of the latents, by the network's config.
+        unknown: fields of a config that imply further, unknown inputs, in words; empty for none.
     """
 
     arguments: Callable[[Config, Shape, int], Arguments]
@@ -78,12 +78,12 @@ class ExampleInputs:
     """The inputs of a pipeline's network at one size."""
 
     kind: NetworkInputs
-    config: Config  # of the network
+    config: Config  # config of the network
     shape: Shape
-    size: str  # what is made, in words
+    size: str  # size of a sample, in words
 
     def arguments(self, batch: int) -> Arguments:
-        """The arguments of a call, for a batch, on the default device."""
+        """The arguments of a call with a batch, on the default device."""
         return self.kind.arguments(self.config, self.shape, batch)
 
 
@@ -96,19 +96,19 @@ def example_inputs(
     frames: int | None = None,
     tokens: int | None = None,
 ) -> ExampleInputs:
-    """The inputs of the network of a pipeline's folder, whose config is given, at a size in pixels and frames.
+    """The inputs of the network of a pipeline's folder, by its config, at a size in pixels and frames.
 
-    What is None is the default of the pipeline's call.
+    None stands for the default of the pipeline's call.
 
     Raises:
-        UserError: the network's inputs are not known, or the size is none of its.
+        UserError: the network's inputs are not known, or it does not take the size.
     """
     name = folder.component_class(folder.network).__name__
     if name not in INPUTS:
-        raise UserError(f"{folder.path} has a {name}, whose inputs are not known here: expected {', '.join(INPUTS)}")
+        raise UserError(f"{folder.path} has a {name} of unknown inputs: expected one of {', '.join(INPUTS)}")
     kind = INPUTS[name]
     if reason := kind.unknown(config):
-        raise UserError(f"{folder.path}: the network takes more than a prompt ({reason}): its inputs are not known")
+        raise UserError(f"{folder.path}: expected a network that takes only a prompt, got further inputs ({reason})")
     defaults = {
         key: parameter.default
         for key, parameter in inspect.signature(folder.pipeline.__call__).parameters.items()
@@ -139,7 +139,7 @@ def _check_asked(asked: Mapping[str, int | None], kind: NetworkInputs, name: str
 
 
 def _compression(kind: NetworkInputs, vae: Config, folder: PipelineFolder) -> Compression:
-    """That of the folder's autoencoder; a UserError where its config has no such numbers."""
+    """The compression of the folder's autoencoder; a UserError if its config lacks the numbers."""
     try:
         found = kind.compression(vae)
         if all(isinstance(each, int) and 1 <= each <= 256 for each in (found.space, found.time)):
@@ -153,14 +153,14 @@ def _compression(kind: NetworkInputs, vae: Config, folder: PipelineFolder) -> Co
 def _latent_sides(
     kind: NetworkInputs, config: Config, scale: Compression, pixels: tuple[int | None, int | None]
 ) -> tuple[int, int]:
-    """Height and width of the latents; a UserError where the size is not known, or does not divide."""
+    """Height and width of the latents; a UserError if the size is unknown, or not divisible."""
     default = kind.side(config)
     both = tuple(default) if isinstance(default, list | tuple) else (default, default)
     multiple, found = kind.multiple(config), []
     for name, side, asked in zip(("height", "width"), both, pixels, strict=True):
         latents = side if asked is None else asked // scale.space
         if not isinstance(latents, int):
-            raise UserError(f"the network's config has no sample_size: give --{name}")
+            raise UserError(f"the network's config has no sample_size: pass --{name}")
         if not kind.fixed and (latents < 1 or latents % multiple or (asked or 0) % scale.space):
             raise UserError(f"{name} {asked or latents * scale.space}: expected a multiple of {multiple * scale.space}")
         found.append(latents)
@@ -168,7 +168,7 @@ def _latent_sides(
 
 
 def _image_blocks(vae: Config) -> Compression:
-    """AutoencoderKL: each block but the last halves the sides."""
+    """AutoencoderKL: each block except the last halves the sides."""
     return Compression(2 ** (len(vae.get("block_out_channels", (0,) * 4)) - 1))
 
 
@@ -199,7 +199,7 @@ def _qwen_vae(vae: Config) -> Compression:
 
 
 def _numbers(*shape: int) -> Tensor:
-    """Numbers of a shape; which ones does not matter."""
+    """Arbitrary numbers of a shape."""
     return torch.zeros(shape)
 
 
@@ -208,7 +208,7 @@ def _times(batch: int) -> Tensor:
 
 
 def _ones(*shape: int) -> Tensor:
-    """A mask in which everything counts."""
+    """A mask that hides nothing."""
     return torch.ones(shape, dtype=torch.int64)
 
 
@@ -310,7 +310,7 @@ def _ltx(config: Config, shape: Shape, batch: int) -> Arguments:
         "num_frames": shape.frames,
         "height": shape.height,
         "width": shape.width,
-        "rope_interpolation_scale": (0.32, 32, 32),  # numbers alone: shapes do not depend on them
+        "rope_interpolation_scale": (0.32, 32, 32),  # shapes do not depend on these numbers
     }
 
 
@@ -328,7 +328,7 @@ def _hunyuan(config: Config, shape: Shape, batch: int) -> Arguments:
 
 def _cog(config: Config, shape: Shape, batch: int) -> Arguments:
     patch, patch_t = config["patch_size"], config["patch_size_t"] or 1
-    frames = -(-shape.frames // patch_t) * patch_t  # what is too few is padded
+    frames = -(-shape.frames // patch_t) * patch_t  # padded to a multiple
     rotary = None
     if config["use_rotary_positional_embeddings"]:
         places = frames // patch_t * (shape.height // patch) * (shape.width // patch)
@@ -353,7 +353,7 @@ def _stable_audio(config: Config, shape: Shape, batch: int) -> Arguments:
 
 
 def _filled(*names: str) -> Callable[[Config], str]:
-    """Those of some fields of a config that are filled."""
+    """A function that lists the given fields of a config that are set."""
     return lambda config: ", ".join(f"{name} {str(config[name])[:40]}" for name in names if config.get(name))
 
 
@@ -397,4 +397,4 @@ INPUTS: Mapping[str, NetworkInputs] = {
         _stable_audio, lambda vae: Compression(1), tokens=lambda longest, config: 128 + 2, fixed=True
     ),
 }
-"""By the name of the network's class; the prompt of Stable Audio has 128 tokens of T5 and two numbers of seconds."""
+"""Inputs by the network's class; the prompt of Stable Audio has 128 tokens of T5 and two numbers of seconds."""

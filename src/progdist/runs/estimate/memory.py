@@ -1,18 +1,18 @@
-r"""What the training of one network holds on its device, in bytes, without building or running it there.
+r"""Memory of the training of one network on its device, in bytes, without building or running it there.
 
-    weights      4 n of the student; of a low-rank student its adapters alone
-    gradients    4 for each weight that is trained
+    weights      4 n for the student; for a low-rank student only its adapters
+    gradients    4 for each trained weight
     moments      8 for each of them; with adamw8bit 2, and 8 for every 256, of tensors of 4,096 numbers or more
-    average      4 for each of them, where the weights are averaged
+    average      4 for each of them, if the weights are averaged
     auxiliaries  16 for each weight of the networks that a method trains beside the student (see `auxiliaries`)
-    teacher      4 n, or 2 n of what is held in bf16 (see `progdist.compute.placement`), or what there is of 8 or 4 bits
+    teacher      4 n, or 2 n of what is held in bf16 (see `progdist.compute.placement`), or the size in 8 or 4 bits
                  (see `progdist.compute.quantized`); a low-rank student shares them
-    activations  what autograd keeps for the way back: some for every example, and what is kept whatever the batch
-    at rest      where the device is the CPU, the run's other models, 4 n each
+    activations  what autograd keeps for the backward pass: a part per example, and a part independent of the batch
+    at rest      if the device is the CPU, the run's other models, 4 n each
 
-Activations are counted on fake tensors of the CPU, which have shapes and no numbers. Beside all of this a pass holds
-what it needs for a moment: the output of a layer and its gradient, a weight of fewer bits that is dequantized, and with
-gradient checkpointing those of one block.
+Activations are counted on fake tensors of the CPU, which have shapes but no values. A pass also needs temporary memory,
+which is not counted: the output of a layer and its gradient, a dequantized weight, and with gradient checkpointing the
+activations of one block.
 """
 
 import math
@@ -32,7 +32,7 @@ from progdist.training.config import TrainConfig
 from progdist.training.lora import add_lora
 
 META = torch.device("meta")
-EIGHT_BITS_FROM, BLOCK = 4096, 256  # bitsandbytes: numbers of a tensor with moments in 8 bits, and those of a block
+EIGHT_BITS_FROM, BLOCK = 4096, 256  # bitsandbytes: smallest tensor with moments in 8 bits, and its block size
 
 Shape = tuple[int, ...]
 
@@ -52,17 +52,17 @@ class Memory:
 
     @property
     def total(self) -> int:
-        """All of it."""
+        """The sum."""
         return sum(asdict(self).values())
 
 
 def training_memory(
     network: nn.Module, config: TrainConfig, teachers: int, *, bf16: bool, activations: int = 0, resting: int = 0
 ) -> Memory:
-    """What a stage holds that trains a network like this one, or adapters on it, which is left as it is.
+    """The memory of a stage that trains a network like this one, or adapters on it.
 
-    `teachers` is how many frozen networks of the same size there are, whose weights a student of low rank shares;
-    `bf16` whether all compute in it. `activations` and `resting` are in bytes.
+    `teachers` is the number of frozen networks of the same size, whose weights a low-rank student shares; `bf16` is
+    whether all compute in bf16. `activations` and `resting` are in bytes. The network is not modified.
     """
     network = empty_copy(network, META)
     teacher = teachers * bytes_at_work(network, bf16)
@@ -74,23 +74,23 @@ def training_memory(
 
 
 def _moments(count: int, config: TrainConfig) -> int:
-    """Bytes of both moments of a tensor of so many numbers."""
+    """Bytes of both moments of a tensor of `count` numbers."""
     if config.optimizer == "adamw8bit" and count >= EIGHT_BITS_FROM:
         return 2 * (count + 4 * math.ceil(count / BLOCK))
     return 8 * count
 
 
 def activation_bytes(denoiser: Denoiser, shape: Shape, batch: int, config: TrainConfig, *, bf16: bool) -> int:
-    """Bytes that autograd keeps of a batch (B, C, H, W) = (batch, *shape) for the way back, without the weights.
+    """Bytes that autograd keeps of a batch (B, C, H, W) = (batch, *shape) for the backward pass, without the weights.
 
-    Those of a student of low rank are of its adapters, on weights that are frozen and at work.
+    For a low-rank student they are those of its adapters, on frozen weights at work.
 
-    Of a linear model of the batch, a + b B, through batches of 1 and 2. 0 where it cannot be counted, as the network's
-    call depends on values (e.g. of a mask), which nothing has here.
+    Uses a linear model of the batch, a + b B, through batches of 1 and 2. Returns 0 if they cannot be counted, because
+    the network's call depends on values (e.g. of a mask), which fake tensors lack.
     """
     try:
         one, two = (_kept_by_a_batch(denoiser, shape, count, config, bf16=bf16) for count in (1, 2))
-    except RuntimeError:  # of tensors without values
+    except RuntimeError:  # tensors without values
         return 0
     return one + (batch - 1) * (two - one)
 
@@ -121,9 +121,9 @@ def kept_bytes(
     network: nn.Module,
     heard: Callable[[torch.UntypedStorage, bool], None] = lambda storage, new: None,
 ) -> int:
-    """Bytes that autograd keeps of work for the way back, without the weights.
+    """Bytes that autograd keeps of `work` for the backward pass, without the weights.
 
-    `heard` is called with each storage when it is saved, and with whether that is the first time.
+    `heard` is called with each storage when it is saved, and whether it is saved for the first time.
     """
     weights = {parameter.untyped_storage()._cdata for parameter in network.parameters()}
     kept: dict[int, torch.UntypedStorage] = {}

@@ -1,15 +1,15 @@
-"""A network's training pass on fake tensors, which have shapes and no numbers: what it keeps, and what it computes.
+"""Count memory and operations of a network's training pass on fake tensors, which have shapes but no values.
 
-It is counted as CUDA would compute it in bf16: matrix products and convolutions in bf16, norms and sums in float32 (see
-`CudaAutocast`), attention by a fused kernel that keeps no scores. Counted are
+The count follows CUDA in bf16: matrix products and convolutions in bf16, norms and sums in float32 (see
+`CudaAutocast`), attention by a fused kernel that keeps no scores. The counts are
 
-    kept        bytes that autograd keeps for the way back, copies of the weights in bf16 among them
-    between     those that are left under gradient checkpointing: of what is outside of the blocks that it recomputes,
-                and of their inputs
-    block       the most that one of these blocks keeps
-    forward     floating-point operations of one evaluation, two to a multiplication with addition
-    operations  those of the whole pass, forward and back
-    again       those of the blocks, which gradient checkpointing computes once more
+    kept        bytes that autograd keeps for the backward pass, including bf16 copies of the weights
+    between     bytes kept under gradient checkpointing: outside of the blocks that it recomputes, and the inputs of
+                these blocks
+    block       the most bytes that one of these blocks keeps
+    forward     floating-point operations of one evaluation, two per multiplication with addition
+    operations  operations of the whole pass, forward and backward
+    again       operations of the blocks, which gradient checkpointing computes twice
 """
 
 import warnings
@@ -37,12 +37,12 @@ Sizes = tuple[int, ...]
 
 
 def _attention(query: Sizes, key: Sizes, value: Sizes, *rest: object, **more: object) -> int:
-    """Operations of a fused attention of these shapes."""
+    """Operations of fused attention with these shapes."""
     return sdpa_flop_count(query, key, value)
 
 
 def _attention_back(gradient: Sizes, query: Sizes, key: Sizes, value: Sizes, *rest: object, **more: object) -> int:
-    """Those of the backward pass, including the recomputed scores."""
+    """Operations of its backward pass, including the recomputed scores."""
     return sdpa_backward_flop_count(gradient, query, key, value)
 
 
@@ -50,29 +50,29 @@ ATTENTION = {
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention,
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: _attention_back,
 }
-"""The fused attention of CPUs, of which torch's counter knows that of CUDA alone."""
+"""The fused attention of CPUs, which torch's counter does not know (only that of CUDA)."""
 
 IN_FLOAT32 = {
     *("layer_norm", "group_norm", "norm", "softmax", "log_softmax", "softplus", "pow", "__pow__", "rsqrt"),
     *("reciprocal", "exp", "log", "sum", "prod", "cumsum", "cumprod"),
 }
-"""Functions of networks that autocast of CUDA computes in float32, and that of CPUs does not (torch's page on AMP)."""
+"""Functions that autocast computes in float32 on CUDA, but not on CPUs (torch's page on AMP)."""
 
 
 @dataclass(frozen=True)
 class TrainingPass:
-    """One pass of a batch, as counted."""
+    """The counts of one pass of a batch."""
 
     kept: int
     between: int
     block: int
-    forward: int  # this and those below are 0 where operations are not counted
+    forward: int  # this and the fields below are 0 if operations are not counted
     operations: int
     again: int
 
 
 class CudaAutocast(TorchFunctionMode):
-    """Autocast of the CPU, inside of it, casts what autocast of CUDA casts."""
+    """Context in which autocast of the CPU casts as autocast of CUDA does."""
 
     def __torch_function__(
         self,
@@ -81,7 +81,7 @@ class CudaAutocast(TorchFunctionMode):
         args: tuple[Any, ...] = (),
         kwargs: dict[str, Any] | None = None,
     ) -> Any:  # noqa: ANN401
-        """The function, of float32 where CUDA computes it so."""
+        """Call the function, in float32 if CUDA does."""
         given: tuple[tuple[Any, ...], dict[str, Any]] = (args, kwargs or {})
         if getattr(function, "__name__", "") in IN_FLOAT32 and torch.is_autocast_enabled("cpu"):
             given = cast(Any, tree_map(_in_float32, given))
@@ -100,27 +100,28 @@ def training_pass(
     operations: bool = True,
     precision: Precision = "bf16",
 ) -> TrainingPass:
-    """A pass of a batch through a network, which may lie on the meta device and is left as it is.
+    """Count a pass of a batch through a network, which may be on the meta device and is not modified.
 
-    `arguments` makes those of a batch on the default device. Weights that need no gradient are frozen, in their own
-    precision. `operations` whether to count these, which takes half of the time: they grow as the batch.
+    `arguments` makes the inputs of a batch on the default device. Weights without gradient are frozen, in their own
+    precision. `operations` is whether to count operations, which takes half of the time: they are proportional to the
+    batch.
 
     Raises:
-        UserError: the network cannot be called so, or has no gradient checkpointing.
+        UserError: the network does not take these arguments, or has no gradient checkpointing.
     """
     if not getattr(network, "_supports_gradient_checkpointing", False):
-        raise UserError(f"{type(network).__name__} has no gradient checkpointing: expected a network that has it")
+        raise UserError(f"expected a network with gradient checkpointing, got a {type(network).__name__}")
     try:
         with FakeTensorMode(allow_non_fake_inputs=True), quiet(), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # torch's, about norms of two precisions
+            warnings.simplefilter("ignore")  # torch warns about norms in two precisions
             return _counted(empty_copy(network, CPU).train(), arguments(batch), operations, precision)
-    except (RuntimeError, ValueError, TypeError, IndexError) as error:  # what networks raise of shapes they do not take
+    except (RuntimeError, ValueError, TypeError, IndexError) as error:  # raised by networks for shapes they do not take
         reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
         raise UserError(f"{type(network).__name__} does not take this size ({reason}): choose another") from error
 
 
 def _counted(network: nn.Module, arguments: dict[str, Any], operations: bool, precision: Precision) -> TrainingPass:
-    """A pass of a network that gets gradients."""
+    """Count a pass of a network with gradients."""
     counter = FlopCounterMode(display=False, custom_mapping=ATTENTION)
     blocks = _Blocks(counter)
     cast(Any, network).enable_gradient_checkpointing(gradient_checkpointing_func=blocks.run)
@@ -142,22 +143,22 @@ def _counted(network: nn.Module, arguments: dict[str, Any], operations: bool, pr
 
 
 class _Blocks:
-    """The blocks that gradient checkpointing recomputes, as they run: what they save, and their inputs."""
+    """Records what the blocks that gradient checkpointing recomputes save, and their inputs."""
 
     def __init__(self, counter: FlopCounterMode) -> None:
         self.counter = counter
         self.inside, self.held, self.largest = False, 0, 0  # whether in a block; bytes of all, and of the largest
-        self.between: dict[int, torch.UntypedStorage] = {}  # what is kept whatever the blocks keep
+        self.between: dict[int, torch.UntypedStorage] = {}  # storages kept outside of the blocks
         self.operations = 0
 
     def keep(self, storage: torch.UntypedStorage, new: bool) -> None:
-        """A storage is kept, perhaps not for the first time."""
+        """Count a storage that autograd keeps, perhaps not for the first time."""
         self.held += storage.nbytes() if new else 0
         if not self.inside:
             self.between[storage._cdata] = storage
 
     def run(self, block: Callable[..., Any], *args: Any) -> Any:  # noqa: ANN401
-        """A block, as it is; one within another is part of it."""
+        """Run a block; a block within another is part of it."""
         if self.inside:
             return block(*args)
         for tensor in (each for each in tree_leaves(args) if isinstance(each, Tensor)):

@@ -1,1 +1,1 @@
-"""Pages for people: the report of a run, live while it goes on, and a page to play with its models."""
+"""Web pages: the report of a run, live during the run, and a page to play with its models."""

@@ -20,7 +20,7 @@ STYLE: dict[Any, Any] = {
     "font.size": 12,
     **dict.fromkeys(("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color"), INK),
 }
-# what stands for a colour in the page, whose light and dark view each have their own
+# CSS variables of the page, which has its own colours in light and dark view
 ON_THE_PAGE = {TEACHER: "var(--teacher)", STUDENT: "var(--student)", SOLVER: "var(--solver)", INK: "currentColor"}
 CURVES = (
     ("teacher", "teacher, DDIM", TEACHER),
@@ -28,7 +28,7 @@ CURVES = (
     ("student", "distilled students", STUDENT),
 )
 LINES: tuple[Any, ...] = ("-", (0, (5, 1.5)), (0, (1.2, 1.2)), (0, (6, 1.5, 1.2, 1.5)))  # of students, in turn
-MOST_POINTS = 150  # of a loss curve: more cannot be told apart on a page
+MOST_POINTS = 150  # points of a loss curve; more are indistinguishable on a page
 
 
 def svg(figure: Figure) -> str:
@@ -42,7 +42,7 @@ def svg(figure: Figure) -> str:
 
 
 def _axes(height: float) -> tuple[Figure, Axes]:
-    """Axes narrow enough that their letters can be read on a phone."""
+    """Axes narrow enough for legible text on a phone."""
     figure = Figure(figsize=(5.4, height))
     axes = figure.add_subplot()
     figure.subplots_adjust(left=0.155, right=0.98, top=0.97, bottom=0.58 / height)
@@ -89,13 +89,13 @@ def draw_quality(axes: Axes, records: Sequence[EvaluationRecord], number: int) -
 
 
 def loss_svg(metrics: Iterable[dict[str, Any]]) -> str:
-    """Training loss of every model, smoothed over a fiftieth of its updates, as SVG; "" where none is recorded.
+    """Training loss of every model, smoothed over a fiftieth of its updates, as SVG; "" if none is recorded.
 
-    Of a loss of several parts it is the first, which is what all methods have: `parts_svg` shows the others.
+    For a loss of several parts it shows the first, which all methods have; `parts_svg` shows the others.
     """
     curves = dict[str, list[tuple[int, float]]]()
     for record in metrics:
-        if "loss" in record:  # else it is a measurement of the stopping rule, or an update passed over
+        if "loss" in record:  # else a measurement of the stopping rule, or a skipped update
             parts = record.get("losses")
             value = next(iter(parts.values())) if parts else record["loss"]
             curves.setdefault(record["model"], []).append((record["update"], value))
@@ -103,7 +103,7 @@ def loss_svg(metrics: Iterable[dict[str, Any]]) -> str:
 
 
 def parts_svg(metrics: Iterable[dict[str, Any]]) -> dict[str, str]:
-    """The further parts of losses by name, a figure each with a curve for every model, as `loss_svg`; often none."""
+    """The further parts of losses by name, a figure each, as in `loss_svg`; most methods have none."""
     parts = dict[str, dict[str, list[tuple[int, float]]]]()
     for record in metrics:
         for name, value in [*record.get("losses", {}).items()][1:]:
@@ -113,7 +113,7 @@ def parts_svg(metrics: Iterable[dict[str, Any]]) -> dict[str, str]:
 
 
 def _curves_svg(curves: Mapping[str, Sequence[tuple[int, float]]], label: str, *, logarithmic: bool = True) -> str:
-    """Curves of models by name over their updates, smoothed; "" where none has two points."""
+    """Smoothed curves of models by name over their updates; "" if none has two points."""
     smooth = {name: _smooth(points) for name, points in curves.items()}
     shown = {name: curve for name, curve in smooth.items() if len(curve[0]) > 1}
     if not shown:
@@ -139,7 +139,7 @@ def _curves_svg(curves: Mapping[str, Sequence[tuple[int, float]]], label: str, *
 
 
 def _smooth(points: Sequence[tuple[int, float]]) -> tuple[np.ndarray, np.ndarray]:
-    """Updates and the mean loss of the fiftieth before each, at most MOST_POINTS of them."""
+    """At most MOST_POINTS updates, with the mean loss of the fiftieth before each."""
     updates, losses = (np.array(column) for column in zip(*points, strict=True))
     width = max(1, len(losses) // 50)
     smooth = np.convolve(losses, np.ones(width) / width, "valid")

@@ -1,4 +1,4 @@
-"""The page of a student beside its teacher: what was found, and the pairs of images that differ most first."""
+"""The page of a student beside its teacher: the measurements, and pairs of images, those that differ most first."""
 
 from importlib.metadata import version
 from pathlib import Path

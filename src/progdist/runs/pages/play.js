@@ -20,27 +20,27 @@ const cards = models.map((model, index) => {
   steps.value = model.counts.indexOf(model.steps);
   model.methods.forEach(name => sampler.add(new Option(NAMES[name] || name, name)));
   sampler.parentElement.hidden = !model.methods.length;
-  const say = () => {
+  const showSteps = () => {
     const count = model.counts[steps.value];
     card.querySelector("output").textContent = count + (count === 1 ? " step" : " steps");
   };
-  steps.addEventListener("input", () => { say(); draw([index]); });
+  steps.addEventListener("input", () => { showSteps(); draw([index]); });
   sampler.addEventListener("input", () => draw([index]));
-  say();
+  showSteps();
   return { card, count: () => model.counts[steps.value], method: () => sampler.value || "ddim" };
 });
 
 const request = index => {
-  const model = models[index], told = { model: index, seed: Number($("seed").value), steps: cards[index].count(), method: cards[index].method() };
-  if (model.classes.length && !model.text && $("class").value !== "") told.label = Number($("class").value);
-  if (model.text) told.prompt = $("prompt").value;
-  if (model.guidance) told.guidance = Math.min(Math.max(Number($("guidance").value), model.guidance[0]), model.guidance[1]);
-  return told;
+  const model = models[index], options = { model: index, seed: Number($("seed").value), steps: cards[index].count(), method: cards[index].method() };
+  if (model.classes.length && !model.text && $("class").value !== "") options.label = Number($("class").value);
+  if (model.text) options.prompt = $("prompt").value;
+  if (model.guidance) options.guidance = Math.min(Math.max(Number($("guidance").value), model.guidance[0]), model.guidance[1]);
+  return options;
 };
 
 const waiting = new Set();
 let working = false;
-const draw = async indices => {  // one after the other, fewest steps first; what changes meanwhile is drawn once more
+const draw = async indices => {  // one after the other, fewest steps first; a model changed meanwhile is drawn again
   indices.forEach(index => {
     const { card } = cards[index];
     waiting.add(index);
@@ -58,7 +58,7 @@ const draw = async indices => {  // one after the other, fewest steps first; wha
     try {
       const options = { method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify(request(index)) };
       made = await (await fetch("/draw", options)).json();
-    } catch { made = { error: "the server does not answer: is progdist play still running?" }; }
+    } catch { made = { error: "The server does not respond: check that progdist play is running." }; }
     small.classList.toggle("error", "error" in made);
     if (made.error) small.textContent = made.error;
     else {

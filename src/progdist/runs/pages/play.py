@@ -1,7 +1,7 @@
-"""Models to play with: what each can be asked for, and the images that it makes of an answer, timed.
+"""Models to play with: the options of each, and its images for a request, timed.
 
-All models start from the noise of one seed, that of `progdist sample --seed`, so models of one shape can be compared
-image by image.
+All models start from the same noise, that of `progdist sample --seed`, so models of one shape can be compared image by
+image.
 """
 
 import io
@@ -34,28 +34,28 @@ from progdist.runs.pages.slides import data_uri
 from progdist.teachers.open import open_teacher
 from progdist.teachers.own import load
 
-IMAGES = 16  # drawn at a time
-SOLVERS = ("ddim", "dpmpp")  # methods that a model of any step count can be sampled by
-LONGEST_PROMPT, LARGEST_GUIDANCE = 1000, 1000.0  # characters, and far beyond any scale that is used
+IMAGES = 16  # images per request
+SOLVERS = ("ddim", "dpmpp")  # sampling methods for a model of any step count
+LONGEST_PROMPT, LARGEST_GUIDANCE = 1000, 1000.0  # characters; far above practical scales
 
 
 @dataclass(frozen=True)
 class DrawRequest:
-    """What to draw with one model."""
+    """A request for images of one model."""
 
-    seed: int  # of the noise, below 2^32
+    seed: int  # seed of the noise, below 2^32
     steps: int  # sampling steps
-    method: str = "ddim"  # of sampling
-    label: int | str | None = None  # a class, by number or name; None for all, in the shares of the data
-    prompt: str = ""  # of a text-conditional model
-    guidance: float | None = None  # the scale of a model that takes one; None for its default
+    method: str = "ddim"  # sampling method
+    label: int | str | None = None  # a class, by number or name; None for all, as often as in the data
+    prompt: str = ""  # prompt of a text-conditional model
+    guidance: float | None = None  # guidance scale, for a model that takes one; None for its default
 
     @classmethod
     def read(cls, content: Mapping[str, Any]) -> "DrawRequest":
-        """From what a page sent; a UserError where a number is none, or out of range."""
+        """Parse a page's request; a UserError if a number is invalid or out of range."""
         label, prompt, guidance = content.get("label"), content.get("prompt", ""), content.get("guidance")
         if not isinstance(prompt, str) or len(prompt) > LONGEST_PROMPT:
-            raise UserError(f"prompt is no text of at most {LONGEST_PROMPT} characters: shorten it")
+            raise UserError(f"expected a prompt of at most {LONGEST_PROMPT} characters: shorten it")
         number = isinstance(guidance, int | float) and not isinstance(guidance, bool)
         if guidance is not None and not (number and 0 < guidance <= LARGEST_GUIDANCE):
             raise UserError(f"guidance is {str(guidance)[:20]}, expected a positive number up to {LARGEST_GUIDANCE:g}")
@@ -69,17 +69,17 @@ class DrawRequest:
         seed, steps = whole("seed", 0, 2**32 - 1), whole("steps", 1, 2**20)
         label = label if label is None or isinstance(label, str) else whole("label", 0, 2**20)
         if isinstance(label, str) and len(label) > LONGEST_PROMPT:
-            raise UserError(f"label is no text of at most {LONGEST_PROMPT} characters: shorten it")
+            raise UserError(f"expected a label of at most {LONGEST_PROMPT} characters: shorten it")
         return cls(seed, steps, str(content.get("method", "ddim")), label, prompt, guidance)
 
 
 class Abandoned(Exception):
-    """Nobody waits for the drawing any more."""
+    """The client no longer waits for the images."""
 
 
 @contextmanager
 def while_wanted(network: nn.Module, wanted: Callable[[], bool]) -> Iterator[None]:
-    """Before each evaluation of the network in here it is asked whether the drawing is wanted; else Abandoned."""
+    """Context that checks `wanted` before each evaluation of the network, and raises Abandoned if it is false."""
 
     def ask(module: nn.Module, inputs: object) -> None:
         if not wanted():
@@ -96,20 +96,20 @@ def while_wanted(network: nn.Module, wanted: Callable[[], bool]) -> Iterator[Non
 class Playable:
     """One model on the page."""
 
-    title: str  # what it is called
+    title: str  # name on the page
     model: Model  # ready to sample, on its device
-    default_steps: int  # shown at first
-    predictions: DenoiserProtocol | None = None  # sampled in place of the model's own: a teacher's, guided
-    run: RunFolder | None = None  # that it is of, whose training images the page shows
+    default_steps: int  # initial number of steps
+    predictions: DenoiserProtocol | None = None  # a teacher's guided predictions, in place of the model's own
+    run: RunFolder | None = None  # its run, whose training images the page shows
 
     @property
     def guidance(self) -> Input | None:
-        """The range of guidance scales that it takes; None where it takes none."""
+        """The range of guidance scales that it takes; None without a guidance input."""
         guidance = self.model.guidance
         return guidance if isinstance(guidance, Input) else None
 
     def describe(self) -> dict[str, Any]:
-        """What the page needs to know of it."""
+        """The description of the model for the page."""
         most = self.model.denoiser.most_steps
         counts = {2**power for power in range(11) if 2**power <= most} | {self.default_steps, *self.model.steps}
         return {
@@ -127,7 +127,7 @@ class Playable:
         """The images as a data URI, the milliseconds of all, and their network evaluations.
 
         Raises:
-            Abandoned: it is not `wanted` any more.
+            Abandoned: `wanted` returned false.
             UserError: as in `_check`, or the images are not finite.
         """
         self._check(request)
@@ -152,19 +152,20 @@ class Playable:
         }
 
     def _check(self, request: DrawRequest) -> None:
-        """Refuse what the model does not have."""
+        """Refuse options that the model does not take."""
         most = self.model.denoiser.most_steps
         if request.steps > most:
-            raise UserError(f"{self.title} takes 1 to {most} steps, not {request.steps}")
-        if request.method not in (["ddim"] if self.model.steps else SOLVERS):
-            raise UserError(f"{self.title} is not sampled by {request.method[:20]!r}: use {' or '.join(SOLVERS)}")
+            raise UserError(f"{self.title}: steps is {request.steps}, expected 1 to {most}")
+        methods = ["ddim"] if self.model.steps else SOLVERS
+        if request.method not in methods:
+            raise UserError(f"{self.title}: method is {request.method[:20]!r}, expected {' or '.join(methods)}")
         if self.model.conditioning.takes_prompts and not request.prompt.strip():
-            raise UserError(f"{self.title} makes images of captions: write what to make")
+            raise UserError(f"{self.title} requires a prompt: enter one")
         if request.guidance is not None and self.guidance is None:
             raise UserError(f"{self.title} takes no guidance scale: remove it")
 
     def _conditions(self, request: DrawRequest) -> Conditions:
-        """What tells the network the class or the prompt; a prompt is encoded once."""
+        """The network's inputs for the class or the prompt; a prompt is encoded once."""
         return self._encoded(request.prompt).at(self.model.scale(request.guidance))
 
     @cached_property
@@ -179,7 +180,7 @@ class Playable:
 
 
 def open_playables(folders: Sequence[Path]) -> list[Playable]:
-    """The models of folders, of runs or themselves models, moved to the GPU where there is one, and warm."""
+    """Open the models of runs or model folders on the GPU, if there is one, and warm them up."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     every = [playable for folder in folders for playable in _open(folder, device)]
     for playable in every:
@@ -192,7 +193,7 @@ def open_playables(folders: Sequence[Path]) -> list[Playable]:
 
 
 def _open(folder: Path, device: torch.device) -> list[Playable]:
-    """The models of one folder; the teacher first, a person's own before what stage 0 made of it."""
+    """The models of one folder; the teacher first, and an existing teacher before its stage-0 conversion."""
     run = RunFolder(folder)
     if not run.recipe().is_file():
         model = load(folder)
@@ -203,16 +204,16 @@ def _open(folder: Path, device: torch.device) -> list[Playable]:
     names = {"teacher": counts[0], "converted": counts[0]} | {student_name(count): count for count in counts[1:]}
     finished = {name: count for name, count in names.items() if run.model(name).is_dir()}
     if not finished:
-        raise UserError(f"{folder} has no finished model yet: wait for the teacher, or give another run")
+        raise UserError(f"{folder} has no finished model yet: wait for the teacher, or name another run")
     title = folder.resolve().name
     every = [Playable(f"{title}/{name}", load(run.model(name)), count, run=run) for name, count in finished.items()]
     return [*_own_teacher(every[0], recipe, device), *every] if "converted" in finished else every
 
 
 def _own_teacher(converted: Playable, recipe: Recipe, device: torch.device) -> list[Playable]:
-    """The person's own teacher of a run that converted it, as its students learned it: guided where they are.
+    """The original teacher of a run that converted it, as its students learned it: guided if they are.
 
-    Nothing where it is not there any more, or where the guidance scale is an input of the students, which it lacks.
+    Empty if it no longer exists, or if the guidance scale is an input of the students, which it lacks.
     """
     run, how, plan = converted.run, recipe.teacher, recipe.plan()
     if run is None or how.model is None or isinstance(plan.guidance, Input):
@@ -223,7 +224,7 @@ def _own_teacher(converted: Playable, recipe: Recipe, device: torch.device) -> l
     except UserError:
         return []
     known, conditioning = converted.model.conditioning, teacher.model.conditioning
-    if isinstance(conditioning, Classes) and isinstance(known, Classes):  # classes in the shares of the data
+    if isinstance(conditioning, Classes) and isinstance(known, Classes):  # class frequencies of the data
         conditioning = replace(conditioning, shares=known.shares)
     model = replace(teacher.model, conditioning=conditioning).to(device)
     predictions = taught_predictions(plan, replace(teacher, model=model), device)

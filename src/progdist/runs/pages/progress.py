@@ -1,13 +1,13 @@
-r"""How far a run has come, and how long it will still take.
+r"""The progress of a run, and its remaining time.
 
-In the stage under way an update takes s seconds, and U - u are left. An update of a stage with batch B and k teacher
-steps costs c = B (1 + k/3) training passes, the forward pass being about a third of one, so what is left takes
+In the current stage an update takes s seconds, and U - u are left. An update of a stage with batch B and k teacher
+steps costs c = B (1 + k/3) training passes, because a forward pass takes about a third of one. The remaining time is
 
-    s ((U - u) + sum over the stages to come of U_j c_j / c) + f (samples) (sum of the steps still to be measured)
+    s ((U - u) + sum over the remaining stages of U_j c_j / c) + f (samples) (sum of the steps still to be measured)
 
-with f the seconds of one network evaluation as last measured, or s / (3c) before any is. A guided teacher takes two
-evaluations for one. (Whether a teacher takes the guidance scale itself, in one evaluation, its recipe does not say: it
-is counted as guided.)
+with f the seconds of one network evaluation as last measured, or s / (3c) before the first measurement. A guided
+teacher takes two evaluations per prediction. (A recipe does not record whether its teacher takes the guidance scale
+as an input, in one evaluation: it is counted as guided.)
 """
 
 from collections.abc import Sequence
@@ -21,23 +21,23 @@ from progdist.runs.folder import RunFolder
 
 @dataclass(frozen=True)
 class UnderWay:
-    """The training under way."""
+    """The current training."""
 
-    model: str  # its name
-    update: int  # how many were made
-    updates: int  # how many it makes at most
-    seconds_per_update: float | None = None  # of this session; None before two are made
+    model: str  # name of the model
+    update: int  # number of updates made
+    updates: int  # largest number of updates
+    seconds_per_update: float | None = None  # in this session; None before the second update
 
     @property
     def stage_seconds(self) -> float | None:
-        """Until its end."""
+        """Seconds until its end."""
         return None if self.seconds_per_update is None else self.seconds_per_update * (self.updates - self.update)
 
 
 def measurements(recipe: Recipe, *, stage_0: bool) -> list[tuple[str, int]]:
     """(model, steps) of every record of a run, in order.
 
-    `teacher` is your own where it is not trained. What stage 0 makes of it, `converted`, is measured once, at the
+    `teacher` is the existing teacher if none is trained. Its stage-0 conversion, `converted`, is measured once, at the
     reference's step count.
     """
     reference, *others = recipe.measurements()
@@ -55,24 +55,24 @@ def frozen_evaluations(recipe: Recipe, *, guided: bool, stage_0: bool) -> dict[s
 
 
 def sampling_evaluations(recipe: Recipe, *, guided: bool, stage_0: bool) -> dict[tuple[str, int], int]:
-    """Network evaluations of one sample, by (model, steps) of every measurement; arguments as of the two above."""
+    """Network evaluations of one sample, by (model, steps) of every measurement; arguments as above."""
     own = _teacher_evaluations(recipe, guided) if stage_0 else 1
     named = measurements(recipe, stage_0=stage_0)
     return {(name, steps): steps * (own if name.startswith("teacher") else 1) for name, steps in named}
 
 
 def _teacher_evaluations(recipe: Recipe, guided: bool) -> int:
-    """Those of one prediction of the teacher that the recipe names; 0 where one is trained."""
+    """Network evaluations of one prediction of the recipe's existing teacher; 0 if one is trained."""
     return int(recipe.teacher.model is not None) * (2 if guided else 1)
 
 
 def run_seconds(recipe: Recipe, folder: RunFolder, records: Sequence[EvaluationRecord], now: UnderWay) -> float | None:
-    """Until the run's end, at most where stages may end early; None where nothing is measured yet."""
+    """Seconds until the run's end, an upper limit if stages may end early; None before the rate is known."""
     if now.stage_seconds is None or now.seconds_per_update is None:
         return None
     guided, stage_0 = recipe.conversion.guidance is not None, not recipe.trains_teacher and folder.has_stage_0()
     frozen, configs = frozen_evaluations(recipe, guided=guided, stage_0=stage_0), recipe.train_configs(stage_0=stage_0)
-    passes = {name: config.batch * (1 + frozen[name] / 3) for name, config in configs.items()}  # of one update
+    passes = {name: config.batch * (1 + frozen[name] / 3) for name, config in configs.items()}  # per update
     own = passes[now.model]
     later = sum(
         config.updates * passes[name] / own
@@ -90,7 +90,7 @@ def run_seconds(recipe: Recipe, folder: RunFolder, records: Sequence[EvaluationR
 
 
 def duration(seconds: float) -> str:
-    """For people: 40 s, 7 min, 3.2 h, 2 days 5 h, 2,463 days."""
+    """A duration in words: 40 s, 7 min, 3.2 h, 2 days 5 h, 2,463 days."""
     hours = seconds / 3600
     if hours >= 48:
         return f"{hours // 24:.0f} days {hours % 24:.0f} h" if hours < 240 else f"{hours / 24:,.0f} days"

@@ -3,17 +3,17 @@ const $ = id => document.getElementById(id);
 const slides = [...document.querySelectorAll(".slide")].reverse();  // few steps left, as in the figures
 const steps = $("steps"), guidance = $("guidance");
 const scales = guidance ? guidance.dataset.scales.split(" ") : [];
-const say = (slider, output, text) => { output.textContent = text; slider.setAttribute("aria-valuetext", text); };
+const label = (slider, output, text) => { output.textContent = text; slider.setAttribute("aria-valuetext", text); };
 const show = () => {
   slides.forEach((slide, index) => { slide.hidden = index !== Number(steps.value); });
   const count = slides[steps.value].dataset.steps;
-  say(steps, $("count"), count + (count === "1" ? " step" : " steps"));
+  label(steps, $("count"), count + (count === "1" ? " step" : " steps"));
   if (!guidance) return;
   const scale = scales[guidance.value];
   for (const singles of document.querySelectorAll(".singles")) singles.hidden = singles.dataset.guidance !== scale;
-  say(guidance, $("scale"), scale);
+  label(guidance, $("scale"), scale);
 };
-if (slides.length && steps) {  // the address keeps what is shown, #4 or #4,7.5, when the page is loaded anew
+if (slides.length && steps) {  // the address keeps the sliders, #4 or #4,7.5, when the page is reloaded
   const [count, scale] = location.hash.slice(1).split(","), kept = slides.findIndex(slide => slide.dataset.steps === count);
   if (kept >= 0) steps.value = kept;
   if (scales.includes(scale)) guidance.value = scales.indexOf(scale);
@@ -25,7 +25,7 @@ if (slides.length && steps) {  // the address keeps what is shown, #4 or #4,7.5,
   show();
 }
 const place = "place of " + location.pathname, headings = [...document.querySelectorAll("h2")];
-addEventListener("pagehide", () => {  // where the reader is: below which heading, for what stands above may grow
+addEventListener("pagehide", () => {  // the scroll position, relative to a heading, because the content above may grow
   const heading = headings.findLast(each => each.getBoundingClientRect().top < 100);
   const offset = heading ? heading.getBoundingClientRect().top : -scrollY;
   const open = [...document.querySelectorAll("details[open] > summary")].map(each => each.textContent);
@@ -41,15 +41,15 @@ try {
   }
 } catch { /* no storage, no place */ }
 const status_ = $("status");
-if (status_) {  // the run goes on: load the page anew, but not under the reader's finger
+if (status_) {  // the run continues: reload the page, but not while the reader touches it
   let touched = 0;
   for (const event of ["pointerdown", "pointermove", "keydown"]) addEventListener(event, () => { touched = Date.now(); });
   const opened = Date.now();
   const tick = () => {
     const seconds = Math.max(0, Math.round(Date.now() / 1000 - status_.dataset.written));
     const age = seconds < 100 ? seconds + " s" : Math.round(seconds / 60) + " min";
-    $("age").textContent = "Written " + age + " ago" + (!status_.classList.contains("running") ? "; this page follows when the run resumes." :
-      seconds < 600 ? "; it loads itself anew." : ": the run may have stopped. Its command continues it where it stopped.");
+    $("age").textContent = "Written " + age + " ago" + (!status_.classList.contains("running") ? "; this page updates when the run resumes." :
+      seconds < 600 ? "; it reloads by itself." : ": the run may have stopped. Run the same command to resume.");
     if (!document.hidden && Date.now() - opened > 15000 && Date.now() - touched > 5000) location.reload();
   };
   tick();

@@ -1,9 +1,9 @@
-"""Self-contained HTML pages that open offline, on a phone and in the dark: of a run, and of `progdist compare`.
+"""Self-contained HTML pages for a run and for `progdist compare`, which open offline, on phones and in dark mode.
 
-A run's page tells how far it has come, quality against steps, images of the same noise side by side behind a slider
-over the step count, and another over the guidance scale where models take it, loss curves and cost by stage, the recipe
-and the versions. Where there are no scripts, all of it is there, at the guidance scale that is measured. The page of a
-comparison has bars and a table for every feature space, and the samples beside each other.
+A run's page shows its progress, quality against steps, images of the same noise side by side with a slider for the step
+count, and another for the guidance scale if models take it, loss curves and cost by stage, the recipe and the versions.
+Without scripts it shows everything at the measured guidance scale. The page of a comparison has bars and a table for
+every feature space, and the samples side by side.
 """
 
 import platform
@@ -58,11 +58,11 @@ def write_report(folder: RunFolder, under_way: UnderWay | None = None) -> Path:
 def _page(folder: RunFolder, under_way: UnderWay | None) -> str:
     in_order = folder.evaluations()
     if not folder.recipe().is_file():
-        raise UserError(f"{folder.root} holds no run: give the --out folder of `progdist run`")
+        raise UserError(f"{folder.root} is not a run: name the --out folder of `progdist run`")
     recipe, records = read_recipe(str(folder.recipe())), sorted(in_order, key=lambda record: -record.steps)
     rows, upcoming = quality_rows(records), _next(recipe, folder, in_order)
     first = records[0].quality if rows else ()
-    state, said = _state(recipe, folder, upcoming, under_way)
+    state, detail = _state(recipe, folder, upcoming, under_way)
     return template("report.html").render(
         recipe=folder.recipe().read_text(),
         name=folder.root.resolve().name,
@@ -72,7 +72,7 @@ def _page(folder: RunFolder, under_way: UnderWay | None) -> str:
         authors=METHODS[recipe.distill.method].authors,
         next=upcoming,
         state=state,
-        said=said,
+        detail=detail,
         progress=_progress(recipe, folder, in_order, under_way) if under_way and upcoming else None,
         stages=_stages(recipe, folder, under_way),
         written=time.time(),
@@ -99,7 +99,7 @@ def _page(folder: RunFolder, under_way: UnderWay | None) -> str:
 
 @lru_cache
 def template(name: str) -> jinja2.Template:
-    """One of the pages that lie beside this module."""
+    """A page template of this package."""
     pages = jinja2.Environment(loader=jinja2.PackageLoader("progdist.runs.pages", "."), autoescape=True)
     pages.filters["counted"], pages.filters["significant"] = counted, significant
     pages.globals |= {"supported": supported, "interval": interval}
@@ -107,7 +107,7 @@ def template(name: str) -> jinja2.Template:
 
 
 def _next(recipe: Recipe, folder: RunFolder, records: Sequence[EvaluationRecord]) -> str:
-    """What a run that is not finished trains or measures next; nothing where it is finished."""
+    """What an unfinished run trains or measures next; "" if it is finished."""
     measured = {(record.model, record.steps) for record in records}
     for model, steps in measurements(recipe, stage_0=not recipe.trains_teacher and folder.has_stage_0()):
         if (model, steps) not in measured:
@@ -118,14 +118,14 @@ def _next(recipe: Recipe, folder: RunFolder, records: Sequence[EvaluationRecord]
 
 
 def _progress(recipe: Recipe, folder: RunFolder, records: Sequence[EvaluationRecord], now: UnderWay) -> dict[str, Any]:
-    """What the page says of the training under way."""
+    """The progress of the current training for the page."""
     left = {"stage": now.stage_seconds, "run": run_seconds(recipe, folder, records, now)}
     times = {name: None if seconds is None else duration(seconds) for name, seconds in left.items()}
     return {"model": now.model, "made": now.update, "updates": now.updates, **times}
 
 
 def _state(recipe: Recipe, folder: RunFolder, upcoming: str, now: UnderWay | None) -> tuple[str, str]:
-    """Whether a run is Running, Stopped, Failed or Finished, and the rest of that line."""
+    """The state of a run (Running, Stopped, Failed or Finished) and the rest of that line."""
     if not upcoming:
         students = recipe.distill.counts()[1:]
         return "Finished", f": {counted(len(students), 'student')}, of {any_of(students, 'step', 'and')}."
@@ -138,7 +138,7 @@ def _state(recipe: Recipe, folder: RunFolder, upcoming: str, now: UnderWay | Non
 
 
 def _checkpoint(recipe: Recipe, folder: RunFolder) -> str:
-    """Where a run that ended goes on: the checkpoint of the model that is half trained; nothing where there is none."""
+    """Where an ended run resumes: the checkpoint of the half-trained model; "" if there is none."""
     configs = recipe.train_configs(stage_0=folder.has_stage_0())
     for name, config in configs.items():
         update = 0 if folder.model(name).is_dir() else folder.checkpoints(name).latest_update()
@@ -156,7 +156,7 @@ def _stages(recipe: Recipe, folder: RunFolder, now: UnderWay | None) -> list[tup
 
 
 def quality_rows(records: Sequence[EvaluationRecord]) -> dict[int, dict[str, EvaluationRecord]]:
-    """The records of every step count, falling, by model; none before the teacher is measured."""
+    """The records by step count, in descending order, and model; empty before the teacher is measured."""
     if not any(record.model == "teacher" for record in records):
         return {}
     rows = dict[int, dict[str, EvaluationRecord]]()
@@ -166,21 +166,21 @@ def quality_rows(records: Sequence[EvaluationRecord]) -> dict[int, dict[str, Eva
 
 
 def ratios(rows: Rows) -> dict[int, str]:
-    """Of every student its Frechet distance by the teacher's at the full step count, to the digits of both."""
+    """Each student's Frechet distance divided by the teacher's at the full step count, to the digits of both."""
     measured = {steps: row["student"].quality[0] for steps, row in rows.items() if "student" in row}
     teacher = next((row["teacher"].quality[0] for row in rows.values() if "teacher" in row), None)
     if teacher is None or not teacher.frechet > 0:
         return {}
-    own, said = (teacher.frechet_high - teacher.frechet_low) / 2 / teacher.frechet, {}
+    own, shown = (teacher.frechet_high - teacher.frechet_low) / 2 / teacher.frechet, {}
     for steps, quality in measured.items():
         ratio, half = quality.frechet / teacher.frechet, (quality.frechet_high - quality.frechet_low) / 2
         error = min(0.5, hypot(half / teacher.frechet, ratio * own))  # one digit after the point at least
-        said[steps] = supported(ratio, ratio - error, ratio + error)
-    return said
+        shown[steps] = supported(ratio, ratio - error, ratio + error)
+    return shown
 
 
 def cost_rows(folder: RunFolder) -> list[dict[str, Any]]:
-    """Updates, seconds and share of the first model's training for every model of the run, and for several students."""
+    """Updates, seconds and share of the first model's training for every model, and for all students together."""
     names = sorted((path.parent.name for path in folder.root.glob("student-*/progdist.json")), reverse=True)
     first = [name for name in ("teacher", "converted") if (folder.model(name) / "progdist.json").is_file()]
     rows: list[dict[str, Any]] = [
@@ -204,7 +204,7 @@ def _machine() -> str:
 def write_comparison(
     out: Path, comparisons: Sequence[Comparison], sampling: SamplingOptions, data: Images | None = None
 ) -> None:
-    """Write the page of some comparisons, whose samples were made under these options; some of the data above them."""
+    """Write the page of comparisons, whose samples were made with these options; some of the data above them."""
     spaces = dict[str, list[dict[str, Any]]]()
     for each in comparisons:
         spaces.setdefault(each.quality.features, []).append(each.to_json())
@@ -221,13 +221,13 @@ def write_comparison(
 
 
 def _like(data: Images, samples: Tensor) -> Images:
-    """The data in the size and channels of samples (B, C, H, W), as they were compared."""
+    """The data in the size and channels of samples (B, C, H, W), as in the comparison."""
     channels, height, width = samples.shape[1:]
     differs = data.shape != (channels, height, width) or data.may_differ
     return data.resized(height, 3 if channels == 3 else 1) if differs and height == width else data
 
 
 def grid(images: Tensor) -> dict[str, Any]:
-    """Samples (B, C, H, W) as one image of no more pixels than a page needs: a data URI, its width and its height."""
+    """Samples (B, C, H, W) as one image at the page's resolution: a data URI, its width and its height."""
     image, width, height = embed(grid_image(images, 8))
     return {"grid": image, "width": width, "height": height}

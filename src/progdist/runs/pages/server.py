@@ -1,10 +1,10 @@
-"""The page to play with models on this machine: http.server on 127.0.0.1, one drawing at a time.
+"""The page to play with models on this machine: http.server on 127.0.0.1, one request for images at a time.
 
     GET /        the page
     POST /draw   JSON {model, seed, steps, ...} to JSON {image, milliseconds, ...}, or {error}
 
-Only this machine can reach it. Pages of other sites are refused by their Host, their Origin and their content type; the
-page itself loads nothing from elsewhere, and its policy forbids it.
+Only this machine can reach it. Requests from other sites are refused by Host, Origin and content type. The page loads
+nothing from elsewhere, and its policy forbids it.
 """
 
 import json
@@ -24,9 +24,9 @@ from progdist.runs.pages.play import Abandoned, DrawRequest, Playable
 from progdist.runs.pages.report import template
 from progdist.runs.pages.slides import training_images
 
-ADDRESS, HTTP_PORT = "127.0.0.1", 80  # the port is the one that browsers leave out of an address
-LONGEST_SILENCE = 30.0  # seconds that a client may say nothing before its connection is closed
-PATIENCE, LONGEST_END = 0.2, 1.5  # seconds between two looks at who waits, and for the evaluation at the end
+ADDRESS, HTTP_PORT = "127.0.0.1", 80  # browsers omit this port from an address
+LONGEST_SILENCE = 30.0  # seconds without data before a client's connection is closed
+PATIENCE, LONGEST_END = 0.2, 1.5  # seconds between checks for waiting clients, and for the last evaluation
 LONGEST_BODY = 20_000  # bytes of a request
 
 POLICY = (
@@ -36,27 +36,27 @@ POLICY = (
 
 
 class PlayServer(ThreadingHTTPServer):
-    """Serves the page of some models on a port, 0 for any that is free; a UserError where it cannot be used."""
+    """Serves the page of some models on a port (0: any free port); a UserError if it cannot be used."""
 
     def __init__(self, playables: Sequence[Playable], port: int) -> None:
         self.playables, self.drawing, self.stopping = playables, threading.Lock(), threading.Event()
         try:
             super().__init__((ADDRESS, port), _Handler)
         except (OSError, OverflowError) as error:
-            raise UserError(f"port {port} cannot be used ({error}): give another --port, or 0 for any") from error
+            raise UserError(f"port {port} cannot be used ({error}): choose another --port, or 0 for any") from error
 
     @property
     def url(self) -> str:
-        """Where the page is."""
+        """Address of the page."""
         return f"http://{ADDRESS}:{self.server_port}/"
 
     def handle_error(self, request: Any, client_address: Any) -> None:  # noqa: ANN401  (as socketserver has it)
-        """Say what went wrong in a request, unless the page was only closed or reloaded while it waited."""
+        """Print the error of a request, unless the page was only closed or reloaded while it waited."""
         if not isinstance(sys.exc_info()[1], ConnectionError):
             super().handle_error(request, client_address)
 
     def hosts(self) -> set[str]:
-        """What this server is called by pages that it served."""
+        """The valid Host headers of this server."""
         names = {ADDRESS, "localhost"}
         return {f"{name}:{self.server_port}" for name in names} | (names if self.server_port == HTTP_PORT else set())
 
@@ -67,14 +67,14 @@ class PlayServer(ThreadingHTTPServer):
         return template("play.html").render(models=described, nonce=nonce, training=next(filter(None, shown), None))
 
     def draw(self, content: object, waits: Callable[[], bool]) -> dict[str, Any]:
-        """What one model makes, while others wait in line.
+        """Make the images of one model, while other requests wait in line.
 
         Raises:
-            Abandoned: the page does not wait any more, or the server stops.
-            UserError: the content is nothing that can be drawn.
+            Abandoned: the client no longer waits, or the server stops.
+            UserError: the request is invalid.
         """
         if not isinstance(content, dict):
-            raise UserError("a request is a JSON object")
+            raise UserError("expected a JSON object")
         number = content.get("model")
         if not isinstance(number, int) or not 0 <= number < len(self.playables):
             raise UserError(f"model is {str(number)[:20]}, expected 0 to {len(self.playables) - 1}")
@@ -92,7 +92,7 @@ class PlayServer(ThreadingHTTPServer):
             self.drawing.release()
 
     def serve(self, ready: Callable[[str], object]) -> None:
-        """Tell the address, and serve until a signal asks for the end; a drawing under way ends with its evaluation."""
+        """Call `ready` with the address, and serve until a signal; a request in progress ends after its evaluation."""
         try:
             ready(self.url)
             self.serve_forever()
@@ -104,7 +104,7 @@ class PlayServer(ThreadingHTTPServer):
 
 
 class _Handler(BaseHTTPRequestHandler):
-    """One request."""
+    """Handler of one request."""
 
     server_version, sys_version = "progdist", ""
     timeout = LONGEST_SILENCE
@@ -115,25 +115,25 @@ class _Handler(BaseHTTPRequestHandler):
         return cast(PlayServer, self.server)
 
     def do_GET(self) -> None:
-        """The page."""
+        """Send the page."""
         if self.headers.get("Host") not in self.play.hosts():
-            self._answer(HTTPStatus.FORBIDDEN, {"error": f"this page is for its own machine, at {self.play.url}"})
+            self._answer(HTTPStatus.FORBIDDEN, {"error": f"this page works only on its machine, at {self.play.url}"})
         elif self.path != "/":
-            self._answer(HTTPStatus.NOT_FOUND, {"error": "there is no such page"})
+            self._answer(HTTPStatus.NOT_FOUND, {"error": "page not found"})
         else:
             nonce = secrets.token_urlsafe(16)
             self._send(HTTPStatus.OK, "text/html; charset=utf-8", self.play.page(nonce).encode(), nonce)
 
     def do_POST(self) -> None:
-        """A drawing."""
+        """Send images."""
         host, length = self.headers.get("Host"), self.headers.get("Content-Length", "")
         origin = self.headers.get("Origin", f"http://{host}")
         if host not in self.play.hosts() or origin != f"http://{host}":
-            self._answer(HTTPStatus.FORBIDDEN, {"error": f"this page is for its own machine, at {self.play.url}"})
+            self._answer(HTTPStatus.FORBIDDEN, {"error": f"this page works only on its machine, at {self.play.url}"})
         elif self.path != "/draw" or self.headers.get_content_type() != "application/json":
-            self._answer(HTTPStatus.NOT_FOUND, {"error": "ask for /draw with application/json"})
+            self._answer(HTTPStatus.NOT_FOUND, {"error": "expected /draw with application/json"})
         elif not length.isdecimal() or len(length) > len(str(LONGEST_BODY)) or int(length) > LONGEST_BODY:
-            self._answer(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, {"error": f"a request has up to {LONGEST_BODY} bytes"})
+            self._answer(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, {"error": f"expected at most {LONGEST_BODY} bytes"})
         else:
             self._draw(self.rfile.read(int(length)))
 
@@ -141,7 +141,7 @@ class _Handler(BaseHTTPRequestHandler):
         try:
             request = json.loads(body)
         except (ValueError, RecursionError):
-            self._answer(HTTPStatus.BAD_REQUEST, {"error": "a request is a JSON object"})
+            self._answer(HTTPStatus.BAD_REQUEST, {"error": "expected a JSON object"})
             return
         try:
             status, content = HTTPStatus.OK, self.play.draw(request, self._waits)
@@ -150,13 +150,13 @@ class _Handler(BaseHTTPRequestHandler):
             return
         except UserError as error:
             status, content = HTTPStatus.BAD_REQUEST, {"error": str(error)}
-        except Exception as error:  # of the model: torch's out of memory, for one
+        except Exception as error:  # from the model, e.g. torch's out of memory
             reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
             status, content = HTTPStatus.INTERNAL_SERVER_ERROR, {"error": reason}
         self._answer(status, content)
 
     def _waits(self) -> bool:
-        """Whether the page is still there: a connection that is closed has nothing more to read, for ever."""
+        """Whether the page is still connected: a closed connection is readable, but empty."""
         try:
             closed = select.select([self.connection], [], [], 0)[0] and not self.connection.recv(1, socket.MSG_PEEK)
         except OSError:
@@ -181,16 +181,16 @@ class _Handler(BaseHTTPRequestHandler):
         self.wfile.write(body)
 
     def log_message(self, format: str, *args: object) -> None:
-        """Nothing: the terminal tells where the page is, and no more."""
+        """Print nothing: the terminal shows only the page's address."""
 
 
 def has_browser(environment: Mapping[str, str], platform: str) -> bool:
-    """Whether a browser that this machine opens is before the person's eyes: not over ssh, nor without a display."""
+    """Whether this machine can show a browser to the user: not over ssh, and not without a display."""
     remote = any(environment.get(name) for name in ("SSH_CONNECTION", "SSH_TTY"))
     display = platform != "linux" or any(environment.get(name) for name in ("DISPLAY", "WAYLAND_DISPLAY"))
     return display and not remote
 
 
 def play(playables: Sequence[Playable], port: int, ready: Callable[[str], object]) -> None:
-    """Serve the page of some models until a signal comes; `ready` is called with its address."""
+    """Serve the page of some models until a signal; `ready` is called with its address."""
     PlayServer(playables, port).serve(ready)

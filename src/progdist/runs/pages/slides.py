@@ -1,4 +1,4 @@
-"""The images of a run's page: for every step count whole grids, and single images with captions at guidance scales."""
+"""The images of a run's page: for every step count, grids, and single images with captions by guidance scale."""
 
 import base64
 import io
@@ -15,10 +15,10 @@ from progdist.evaluation.record import EvaluationRecord
 from progdist.runs.evaluator import SHOWN
 from progdist.runs.folder import RunFolder
 
-LARGEST = 1024  # pixels to which the longer side of a grid is reduced in the page; the file beside it keeps all of them
-LARGEST_SINGLE = 192  # likewise of an image that is shown by itself
+LARGEST = 1024  # pixels to which the page reduces the longer side of a grid; its file keeps the full size
+LARGEST_SINGLE = 192  # the same for a single image
 
-TITLES = {  # what is compared at one step count, in the order of the page
+TITLES = {  # the models compared at one step count, in the page's order
     "teacher": "Teacher, DDIM",
     "converted": "Converted teacher (stage 0), DDIM",
     "teacher_dpmpp": "Teacher, DPM-Solver++",
@@ -29,19 +29,19 @@ Rows = Mapping[int, Mapping[str, EvaluationRecord]]  # records by step count and
 
 
 def captions(records: Iterable[EvaluationRecord]) -> tuple[str, ...]:
-    """What the images that are shown one by one were made of; empty where the run shows none so."""
+    """The captions of the images that are shown one by one; empty if there are none."""
     return next((record.captions for record in records if record.captions), ())
 
 
 def shown_scales(records: Iterable[EvaluationRecord]) -> dict[str, Any] | None:
-    """The guidance scales of the page, and which of them is measured; None for a run that has only one or none."""
+    """The guidance scales of the page, and the measured one; None for a run with at most one scale."""
     guided = [record for record in records if record.guidance_grids]
     scales = sorted({scale for record in guided for scale in record.guidance_grids})
     return {"scales": [f"{scale:g}" for scale in scales], "measured": f"{guided[0].guidance:g}"} if scales else None
 
 
 def slides(folder: RunFolder, rows: Rows) -> list[dict[str, Any]]:
-    """For every step count the sample grids as data URIs with their records, and single images by guidance scale."""
+    """The sample grids of every step count as data URIs with their records, and single images by guidance scale."""
     records = [row[model] for row in rows.values() for model in TITLES if model in row]
     count, guidance = len(captions(records)), shown_scales(records)
     scales = guidance["scales"] if guidance and count else [None] * bool(count)
@@ -60,7 +60,7 @@ def slides(folder: RunFolder, rows: Rows) -> list[dict[str, Any]]:
 
 
 def _grid(place: Callable[[str, int], Path], record: EvaluationRecord | None) -> dict[str, Any]:
-    """The images of a measurement at the place of its model and steps; nothing where there are none."""
+    """The images of a measurement, at the path of its model and steps; empty if there are none."""
     if record is None or not (path := place(record.model, record.steps)).is_file():
         return {}
     image, width, height = embedded(path, path.stat().st_mtime_ns)
@@ -69,7 +69,7 @@ def _grid(place: Callable[[str, int], Path], record: EvaluationRecord | None) ->
 
 
 def _singles(folder: RunFolder, record: EvaluationRecord | None, scale: str | None, count: int) -> dict[str, Any]:
-    """The first images of a measurement at one guidance scale, with its record where that is measured."""
+    """The first images of a measurement at one guidance scale, with its record if that scale is measured."""
     if record is None:
         return {}
     measured = scale is None or scale == f"{record.guidance or 0:g}"
@@ -83,7 +83,7 @@ def _singles(folder: RunFolder, record: EvaluationRecord | None, scale: str | No
 
 
 def training_images(folder: RunFolder) -> dict[str, Any]:
-    """What `progdist.runs.training_images` kept, as data URIs with width, height and names; nothing if it kept none."""
+    """The images of `progdist.runs.training_images` as data URIs with width, height and names; empty if none."""
     path = folder.training_images()
     if not path.is_file() or not path.with_suffix(".json").is_file():
         return {}
@@ -95,14 +95,14 @@ def training_images(folder: RunFolder) -> dict[str, Any]:
 
 @lru_cache(maxsize=128)
 def embedded(path: Path, changed: int) -> tuple[str, int, int]:
-    """An image as a data URI, no side over LARGEST; its width and height. `changed` is when the file was."""
+    """An image as a data URI, no side above LARGEST; its width and height. `changed` is when the file was."""
     with Image.open(path) as image:
         return embed(image)
 
 
 @lru_cache(maxsize=512)
 def single_images(path: Path, changed: int, rows: int) -> tuple[list[str], int, int]:
-    """The first of the rows of a grid as data URIs with no side over LARGEST_SINGLE; the width and height of each."""
+    """The first row of a grid of `rows` as data URIs, no side above LARGEST_SINGLE; the width and height of each."""
     with Image.open(path) as grid:
         width, height = (grid.width + GAP) // SHOWN - GAP, (grid.height + GAP) // rows - GAP
         boxes = ((left, 0, left + width, height) for left in range(0, grid.width, width + GAP))
@@ -122,5 +122,5 @@ def embed(image: Image.Image, longest: int = LARGEST) -> tuple[str, int, int]:
 
 
 def data_uri(kind: str, content: bytes) -> str:
-    """An image of a kind, e.g. `png`, as an address that holds it."""
+    """An image file of a kind, e.g. `png`, as a data URI."""
     return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
