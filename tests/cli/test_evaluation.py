@@ -138,7 +138,7 @@ def test_compare_tells_models_apart(finished: tuple[Path, Result], tmp_path: Pat
     result = succeeds(*arguments, *options)
     assert max(map(len, result.stdout.splitlines())) <= 80 + len(str(page))
     assert "e: " in result.stderr
-    assert "warning: 64 samples for 64 digits features: use 640 or more" in result.stderr
+    assert "64 samples for 64 digits features are few for a Fréchet distance: use 640 or more" in result.stderr
     found = Page(page.read_text())
     assert not found.outside
     for record in records:

@@ -41,11 +41,35 @@ def test_the_first_line_comes_before_torch(words: str, tmp_path: Path, monkeypat
 
     monkeypatch.setattr(terminal, "prepare_torch", stop)
     monkeypatch.chdir(tmp_path)
+    models = [tmp_path / name for name in ("my-model", "a", "b")]
+    for model in models:
+        model.mkdir()
     result = call(*words.split())
     assert result.exit_code == 2
     said = result.stderr if words.startswith(DATA_ON_STANDARD_OUTPUT) else result.stdout
     assert said.splitlines()[0] == FIRST[words]
     assert result.stderr.splitlines()[-1] == "progdist: torch"
+    assert sorted(tmp_path.iterdir()) == sorted(models)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("sample nowhere", "nowhere is not a model folder: it does not exist"),
+        ("evaluate nowhere --data digits", "nowhere is not a model folder: it does not exist"),
+        ("compare digits@4 nowhere@4", "digits@4 is not a model folder: it does not exist"),
+        ("doctor nowhere", "nowhere is not a model folder: it does not exist"),
+        ("distill . --data folder:nowhere", "folder:nowhere: nowhere does not exist"),
+        ("init folder:nowhere", "folder:nowhere: nowhere does not exist"),
+        ("statistics npz:nowhere.npz --out a.npz", "npz:nowhere.npz: nowhere.npz does not exist"),
+    ],
+)
+def test_what_is_missing_is_found_before_torch(
+    words: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(terminal, "prepare_torch", lambda: pytest.fail("torch is imported"))
+    monkeypatch.chdir(tmp_path)
+    refused(call(*words.split()), message)
     assert list(tmp_path.iterdir()) == []
 
 

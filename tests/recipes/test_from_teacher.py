@@ -81,7 +81,7 @@ def test_an_option_of_all_stages_requires_a_stage_that_has_none_of_its_own(stock
     """`distill` gives the last two stages their own updates: with two there is none that takes those of all."""
     place = str(stock())
     recipe = recipe_for_teacher(open_teacher(place), Request(place, "digits", "a", steps=2, start=8, updates=3))
-    with pytest.raises(UserError, match=r"--set distill.updates has no effect: .* set distill.stages.4.updates"):
+    with pytest.raises(UserError, match=r"distill.updates has no effect, because .* set distill.stages.4.updates"):
         override(recipe, ["distill.updates=9"])
     assert override(recipe, ["distill.batch=9"]).distill.batch == 9
     longer = recipe_for_teacher(open_teacher(place), Request(place, "digits", "a", steps=1, start=8, updates=3))

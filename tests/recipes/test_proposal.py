@@ -160,7 +160,7 @@ def test_every_section_says_why(tmp_path: Path) -> None:
     lines = text.splitlines()
     for section in ("data:", "network:", "teacher:", "distill:", "evaluate:", "  background: white"):
         assert lines[lines.index(section) - 1].strip().startswith("# ")
-    assert max(map(len, lines)) <= 110
+    assert max(len(line) for line in lines if str(tmp_path) not in line) <= 110
 
 
 @pytest.mark.parametrize(

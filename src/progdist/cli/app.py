@@ -113,7 +113,8 @@ def distill(
     way, settings = Way(fresh, shard, dry_run, device_memory), options.settings(set_, seed)
     if model is not None and initial is None:
         way.check_begun(stated_of_teacher(model, steps or 4, data, settings), out or default_output(model, steps or 4))
-    begin(f"opening {initial or model or 'the teacher'}")
+    named = [each for each in (initial, model) if each is not None]
+    begin(f"opening {initial or model or 'the teacher'}", models=named, data=data)
     from progdist.data.tables import Columns
     from progdist.recipes.files import call_arguments, override
     from progdist.recipes.from_teacher import Request, recipe_for_teacher

@@ -65,7 +65,7 @@ def statistics(
 
     The layouts are those that other evaluators read.
     """
-    begin(f"reading {data}", write_message)
+    begin(f"reading {data}", write_message, data=data)
     from progdist.data.sources import load_images
     from progdist.evaluation.measures.statistics import make_statistics
 
@@ -107,7 +107,7 @@ def evaluate(
         raise UserError("expected data to measure against: pass --data, or their statistics, --reference FILE")
     if data is None and (image_column or caption_column or background):
         raise UserError("--image-column, --caption-column and --background require --data")
-    begin(f"reading {data}" if data else f"opening {models[0]}", write_message)
+    begin(f"reading {data}" if data else f"opening {models[0]}", write_message, models=models, data=data)
     from progdist.data.sources import load_images
     from progdist.evaluation.evaluate import evaluations
     from progdist.evaluation.generate import SamplingOptions
@@ -241,7 +241,7 @@ def compare(
     STUDENT measures how faithful a student is to its teacher: differences, diversity, and the pairs that differ most.
     TEACHER@40 TEACHER@4 --student-lora FILE compares a pipeline with a few-step LoRA file for it.
     """
-    begin(f"reading {data}" if data else f"opening {', '.join(models)}", write_message)
+    begin(f"reading {data}" if data else f"opening {', '.join(models)}", write_message, models=models, data=data)
     from progdist.data.samples import read_prompts
     from progdist.data.sources import load_images
     from progdist.evaluation.compare import compare as compare_models

@@ -40,7 +40,10 @@ def init(
     out = out or Path(f"{name}.yaml")
     if out.exists() and not overwrite:
         raise UserError(f"{out} exists: choose another --out, or replace it with --overwrite")
-    begin(f"reading {source}" if data is None else f"opening {source}")
+    if data is None:
+        begin(f"reading {source}", data=source)
+    else:
+        begin(f"opening {source}", models=[source], data=data)
     from progdist.data.sources import open_source
     from progdist.recipes.from_teacher import Request
     from progdist.recipes.proposal import recipe_for_data, recipe_of_teacher

@@ -27,12 +27,15 @@ def doctor(
     background: options.Background = None,
     seed: Annotated[int | None, typer.Option(help="Seed of the noise (default: 0).", min=0)] = None,
 ) -> None:
-    """Check whether a model can be distilled, and print what is inferred. Exits with code 2 if it cannot."""
+    """Check whether a model can be distilled.
+
+    Prints what is inferred from its folder. Exits with code 2 if it cannot be distilled.
+    """
     given = {"--seed": seed, "--image-column": image_column, "--caption-column": caption_column}
     given["--background"] = background
     if data is None and (idle := [option for option, value in given.items() if value is not None]):
         raise UserError(f"{idle[0]} requires --data")
-    begin(f"opening {model}")
+    begin(f"opening {model}", models=[model], data=data)
     from progdist.cli.doctor import Opening, examine
     from progdist.data.tables import Columns
     from progdist.recipes.files import call_arguments
@@ -73,7 +76,7 @@ def sample(
     guidance: Annotated[float | None, typer.Option(help="Guidance scale (models distilled for a range).")] = None,
 ) -> None:
     """Make images with a model. Under torchrun several processes share them."""
-    begin(f"opening {model}", write_message)
+    begin(f"opening {model}", write_message, models=[model])
     from progdist.evaluation.generate import SamplingOptions
     from progdist.evaluation.sample_files import write_samples
     from progdist.training.distributed import Distributed
@@ -142,7 +145,7 @@ def export(
     for option, (value, target) in belongs.items():
         if value is not None and targets[target] is None:
             raise UserError(f"{option} applies only to {target}: remove it")
-    begin(f"opening {model}")
+    begin(f"opening {model}", models=[model])
     files: list[Path] = []
     if onnx is not None:
         _export_onnx(model, steps, onnx)
@@ -287,7 +290,7 @@ def play(
         write_space(models[0], resolve_folder(models[0]), space)
         console.print(f"{space}: a Space of {models[0]}; publish: hf upload OWNER/NAME {space} --repo-type space")
         return
-    begin(f"opening {', '.join(map(str, models))}")
+    begin(f"opening {', '.join(map(str, models))}", models=models)
     from progdist.runs.pages.play import open_playables
     from progdist.runs.pages.server import has_browser
     from progdist.runs.pages.server import play as serve

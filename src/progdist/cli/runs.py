@@ -8,7 +8,7 @@ import typer
 from rich.table import Table
 
 from progdist.cli.terminal import print_table, suggest, write_line
-from progdist.runs.listing import FAILED, Listed, runs_in
+from progdist.runs.listing import FAILED, STOPPED, Listed, runs_in
 
 SHOWN = 3  # students of a run, those of the fewest steps
 UNITS = {"days": 86400, "h": 3600, "min": 60}  # seconds
@@ -27,8 +27,12 @@ def runs(folder: Annotated[Path, typer.Argument(help="A folder of runs, or a run
     for run in listed:
         if run.state == FAILED:
             write_line(f"{run.name}: {run.reason}")
-    first = folder if folder.resolve().name == listed[0].name else folder / listed[0].name
-    suggest(f"progdist play {first}")
+    latest = listed[0]
+    first = folder if folder.resolve().name == latest.name else folder / latest.name
+    if latest.students:
+        suggest(f"progdist play {first}")
+    elif latest.state in (STOPPED, FAILED):
+        suggest(f"run the command of {first} again to resume it")
 
 
 def runs_table(listed: list[Listed], now: float) -> Table:

@@ -4,9 +4,10 @@ import errno
 import logging
 import math
 import os
+import re
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from functools import wraps
 from pathlib import Path
@@ -108,11 +109,25 @@ def write_line(text: str) -> None:
     console.print(text, highlight=False, markup=False, emoji=False, soft_wrap=True)
 
 
-def begin(phase: str, write: Callable[[str], None] = write_line) -> None:
-    """Print what a command starts with, within a second, and then import torch.
+IN_A_PLACE = ("folder", "captions", "cifar", "npz")  # kinds of data sources that name one folder or file
+
+
+def begin(
+    phase: str, write: Callable[[str], None] = write_line, *, models: Iterable[object] = (), data: str | None = None
+) -> None:
+    """Check that models and data exist, print what a command starts with, within a second, and then import torch.
 
     A command whose standard output may be data prints it on standard error with `write_message`.
+
+    Raises:
+        UserError: a model (with or without @STEPS) or a source of data is not there.
     """
+    for model in map(str, models):
+        if not (model.startswith("hub:") or Path(model).exists() or Path(re.sub(r"@\d+$", "", model)).exists()):
+            raise UserError(f"{model} is not a model folder: it does not exist")
+    kind, _, place = (data or "").partition(":")
+    if kind in IN_A_PLACE and not local_path(place).exists():
+        raise UserError(f"{data}: {place} does not exist")
     if RANK == 0:
         write(phase)
     prepare_torch()

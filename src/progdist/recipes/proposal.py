@@ -127,7 +127,7 @@ def _framed(images: Images, side: int, own: int) -> str:
     """How images are framed."""
     if set(images.surveyed.sizes) == {(side, side)}:
         return "used unchanged"
-    why = ", the most without --size" if own > side == LARGEST else ""
+    why = ", the largest size without --size" if own > side == LARGEST else ""
     return f"cropped to squares and resampled to {side}x{side}{why}"
 
 

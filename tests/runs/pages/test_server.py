@@ -10,6 +10,7 @@ import threading
 import time
 import webbrowser
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -206,7 +207,7 @@ def test_a_browser_is_opened_where_the_person_sees_it(environment: dict[str, str
 
 @pytest.mark.parametrize(("words", "opened"), [((), False), (("--browser",), True), (("--no-browser",), False)])
 def test_the_command_says_how_to_see_the_page_from_elsewhere(
-    words: tuple[str, ...], opened: bool, monkeypatch: pytest.MonkeyPatch
+    words: tuple[str, ...], opened: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """Over ssh, unless the browser is asked for or refused."""
     urls: list[str] = []
@@ -214,7 +215,7 @@ def test_the_command_says_how_to_see_the_page_from_elsewhere(
     monkeypatch.setattr(webbrowser, "open", urls.append)
     monkeypatch.setattr(play_module, "open_playables", list)
     monkeypatch.setattr(server_module, "play", lambda playables, port, ready: ready(f"http://127.0.0.1:{port}/"))
-    said = succeeds("play", "runs/any", "--port", 8701, *words).stdout
+    said = succeeds("play", tmp_path, "--port", 8701, *words).stdout
     assert urls == (["http://127.0.0.1:8701/"] if opened else [])
     assert ("ssh -L 8701:127.0.0.1:8701 " in said) == (not words)
 

@@ -113,7 +113,8 @@ def _next(recipe: Recipe, folder: RunFolder, records: Sequence[EvaluationRecord]
         if (model, steps) not in measured:
             first = not model.startswith("student") and steps == recipe.measurements()[0][1]
             student = f"the student of {counted(steps, 'step')}"
-            return f"the {model}{' teacher' * (model == 'converted')}" if first else student
+            trained = "measuring " * folder.model(model if first else f"student-{steps:04}").is_dir()
+            return trained + (f"the {model}{' teacher' * (model == 'converted')}" if first else student)
     return ""
 
 
