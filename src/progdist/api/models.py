@@ -246,8 +246,9 @@ def check(
         seed: seed of the noise and the choice of examples.
 
     Returns:
-        `errors`, the mean squared error of the denoised data by prediction type; `shifts`, the same by shift of the
-        timesteps, -2 to 2; and `problem`, a sentence, or None if the data agree with the teacher's configuration.
+        `errors`, the mean squared error of the denoised data by prediction type; `shifts`, that of the output at low
+        noise by shift of the timesteps, -2 to 2; and `problem`, a sentence, or None if the data agree with the
+        teacher's configuration.
 
     Raises:
         UserError: not a teacher's folder, or data that do not suit the teacher.

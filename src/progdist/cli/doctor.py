@@ -167,7 +167,7 @@ def _trial(check: TeacherCheck) -> Iterator[str]:
     yield f"error of the denoised data by prediction type (lower is better): {listed}"
     listed = ", ".join(f"{shift:+d} {error:.4g}" for shift, error in check.shifts.items())
     if listed:
-        yield f"the same by shift of its timesteps: {listed}"
+        yield f"error of the output at low noise by shift of its timesteps: {listed}"
     if check.problem:
         yield f"! {check.problem} (to use it anyway, e.g. untrained: --set teacher.trust=true)"
     else:

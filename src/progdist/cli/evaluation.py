@@ -235,7 +235,7 @@ def compare(
     seed: options.Seed = 0,
     json_: Annotated[bool, typer.Option("--json", help="One JSON object per model and features.")] = False,
 ) -> None:
-    """Put runs and models side by side.
+    """Compare models, or runs with --data.
 
     With --data, paired resamples of the same noise show which model is closer to the data. Without it, TEACHER@STEPS
     STUDENT measures how faithful a student is to its teacher: differences, diversity, and the pairs that differ most.
