@@ -41,7 +41,7 @@ def test_mistakes_are_one_line_and_exit_code_2(
         call("run", tiny_recipe, "--out", tmp_path / "c", "--set", "teacher.gradient_accumulation_steps=3"),
         "is not divisible by",
     )
-    refused(call("sample", tmp_path / "nowhere"), "not a model folder")
+    refused(call("sample", tmp_path / "nowhere"), "is not a folder: it does not exist")
     refused(call("sample", student, "--steps", 0), "takes 1 to")
     monkeypatch.chdir(tmp_path)
     refused(call("sample", student, "--label", 10), "label 10 is out of range", "0 to 9")

@@ -49,7 +49,7 @@ def test_evaluate_gives_all_metrics_in_all_spaces_in_one_pass(
     assert digits["frechet_bias"] > 0
     monkeypatch.setenv("COLUMNS", "80")
     both = succeeds("evaluate", finished[0] / "student-0001", *arguments[1:], "--features", "digits")
-    assert both.stderr.count("warning: 64 samples for 64 digits features") == 1  # and not for each model
+    assert both.stderr.count("warning: 64 samples, few for 64 digits features") == 1  # and not for each model
     said = both.stdout
     assert max(map(len, said.partition("Next: ")[0].splitlines())) <= 80
     for word in ("of which", "bias", "kernel", "×1000", "precision", "coverage", "inception score"):
@@ -138,7 +138,7 @@ def test_compare_tells_models_apart(finished: tuple[Path, Result], tmp_path: Pat
     result = succeeds(*arguments, *options)
     assert max(map(len, result.stdout.splitlines())) <= 80 + len(str(page))
     assert "e: " in result.stderr
-    assert "64 samples for 64 digits features are few for a Fréchet distance: use 640 or more" in result.stderr
+    assert "warning: 64 samples, few for 64 digits features: use 640 or more" in result.stderr
     found = Page(page.read_text())
     assert not found.outside
     for record in records:
@@ -155,7 +155,7 @@ def test_what_cannot_be_compared_is_refused(finished: tuple[Path, Result], tmp_p
     run = finished[0]
     for words, message in (
         ((run / "teacher",), "compare requires at least two models"),
-        ((run / "nowhere", run), "is not a folder: name runs or models"),
+        ((run / "nowhere", run), "is not a folder: it does not exist"),
         ((f"{run}/teacher@many", run), "'many' is not a number of steps"),
         ((run / "teacher", run), "supports any number of steps: choose one, e.g."),
     ):

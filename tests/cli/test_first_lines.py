@@ -55,10 +55,10 @@ def test_the_first_line_comes_before_torch(words: str, tmp_path: Path, monkeypat
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ("sample nowhere", "nowhere is not a model folder: it does not exist"),
-        ("evaluate nowhere --data digits", "nowhere is not a model folder: it does not exist"),
-        ("compare digits@4 nowhere@4", "digits@4 is not a model folder: it does not exist"),
-        ("doctor nowhere", "nowhere is not a model folder: it does not exist"),
+        ("sample nowhere", "nowhere is not a folder: it does not exist"),
+        ("evaluate nowhere --data digits", "nowhere is not a folder: it does not exist"),
+        ("compare digits@4 nowhere@4", "digits@4 is not a folder: it does not exist"),
+        ("doctor nowhere", "nowhere is not a folder: it does not exist"),
         ("distill . --data folder:nowhere", "folder:nowhere: nowhere does not exist"),
         ("init folder:nowhere", "folder:nowhere: nowhere does not exist"),
         ("statistics npz:nowhere.npz --out a.npz", "npz:nowhere.npz: nowhere.npz does not exist"),

@@ -55,7 +55,7 @@ def test_latents_are_not_clipped(latent: Path, tmp_path: Path) -> None:
     arguments = ("--data", "digits", "--out", tmp_path / "out", *SHORT, *UNTRAINED)
     result = call("distill", latent, *arguments, "--set", "evaluate.clip=true")
     assert result.exit_code == 2, result.output
-    assert "evaluate.clip applies only to images, and a latent model samples latents" in result.stderr
+    assert "evaluate.clip applies only to images, but a latent model samples latents" in result.stderr
 
 
 def test_images_of_latents_are_not_clipped(latent_student: Path, tmp_path: Path) -> None:

@@ -111,7 +111,7 @@ def test_options_of_text_are_refused_elsewhere(
     with pytest.raises(UserError, match="applies only to text-to-image models"):
         progdist.sample(tiny_model(), torch.randn(1, 1, 8, 8), 1, prompt="a cat")
     save(text_student(pipelines["StableDiffusionPipeline"]), tmp_path / "text")
-    assert "requires prompt, e.g. prompt" in call("sample", tmp_path / "text").stderr
+    assert "requires a prompt: pass one, e.g. prompt" in call("sample", tmp_path / "text").stderr
     assert "label" in call("sample", tmp_path / "text", "--prompt", "an eight", "--label", 0).stderr
     far = call("sample", tmp_path / "text", "--prompt", "an eight", "--guidance", 20, "--out", tmp_path / "far.png")
     assert "guidance of 1 to 14, not 20" in far.output
@@ -133,8 +133,8 @@ def test_the_empty_prompt_of_sdxl(tmp_path: Path) -> None:
     ("guidance", "negative", "said"),
     [
         (Input(1.0, 8.0), None, "from 1 to 8, distilled in:"),
-        (Input(1.0, 8.0), "a smudge", 'from 1 to 8, distilled in, away from "a smudge":'),
-        (Fixed(3.0), "a smudge", '`guidance_scale=1`: a guidance scale of 3 is distilled in, away from "a smudge"'),
+        (Input(1.0, 8.0), "a smudge", 'from 1 to 8, distilled in with negative prompt "a smudge":'),
+        (Fixed(3.0), "a smudge", '`guidance_scale=1`: a guidance scale of 3 is distilled in with negative prompt "a smudge"'),
         (None, None, "`guidance_scale=1`: no guidance is distilled in"),
     ],
 )

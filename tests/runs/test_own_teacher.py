@@ -207,7 +207,7 @@ def test_a_folder_of_any_name(stock: SaveStock, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        (("conversion.guidance=[1, 3]", "evaluate.guidance=4"), "the students learn 1 to 3"),
+        (("conversion.guidance=[1, 3]", "evaluate.guidance=4"), "expected 1 to 3, which the students learn"),
         (("conversion.guidance=2", "evaluate.guidance=2"), "no effect, because the students take no guidance scale"),
         (("evaluate.guidance=2",), "no effect, because the students take no guidance scale"),
     ],

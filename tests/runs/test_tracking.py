@@ -124,7 +124,7 @@ def test_a_tracker_that_is_not_there_is_one_line(
 ) -> None:
     monkeypatch.setattr("progdist.runs.tracking.is_wandb_available", lambda: False)
     result = call("run", tiny_recipe, "--out", tmp_path / "run", "--set", "tracking=wandb")
-    refused(result, "needs the extra `wandb`: pip install 'progdist[wandb]'")
+    refused(result, "requires the extra `wandb`: pip install 'progdist[wandb]'")
     assert not (tmp_path / "run").exists()
     refused(call("run", tiny_recipe, "--set", "tracking=tensorbord"), "tensorboard")
 

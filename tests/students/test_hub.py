@@ -210,7 +210,7 @@ def test_a_base_on_this_machine_is_said(student: Any) -> None:  # noqa: ANN401
     text = card(model, "StableDiffusionPipeline", ())
     assert hub.lacking(text, model) == []
     (note,) = hub.lacking(text, replace(model, lora=replace(model.lora, base="/home/me/sd")))
-    assert "by its place on this machine, /home/me/sd" in note
+    assert "the base is a path on this machine, /home/me/sd" in note
 
 
 def test_a_link_within_an_unknown_repository_is_left_out(student: Any) -> None:  # noqa: ANN401

@@ -91,7 +91,7 @@ def test_a_name_on_the_hub(stock: SaveStock, monkeypatch: pytest.MonkeyPatch) ->
     requested.clear()
     result = call("doctor", "my-models/mistyped")  # a folder's name is never asked for on the hub
     assert result.exit_code == 2
-    assert "hub:my-models/mistyped if you mean" in result.stderr
+    assert "(hub:my-models/mistyped for a model on the Hugging Face hub)" in result.stderr
     assert requested == {}
 
 

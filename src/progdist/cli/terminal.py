@@ -109,6 +109,7 @@ def write_line(text: str) -> None:
     console.print(text, highlight=False, markup=False, emoji=False, soft_wrap=True)
 
 
+PICKLES = (".bin", ".ckpt", ".pt", ".pth")  # files that are refused for what they are
 IN_A_PLACE = ("folder", "captions", "cifar", "npz")  # kinds of data sources that name one folder or file
 
 
@@ -123,8 +124,10 @@ def begin(
         UserError: a model (with or without @STEPS) or a source of data is not there.
     """
     for model in map(str, models):
-        if not (model.startswith("hub:") or Path(model).exists() or Path(re.sub(r"@\d+$", "", model)).exists()):
-            raise UserError(f"{model} is not a model folder: it does not exist")
+        place = Path(re.sub(r"@\w+$", "", model))
+        if not (model.startswith("hub:") or Path(model).exists() or place.exists() or place.suffix in PICKLES):
+            hint = f" (hub:{model} for a model on the Hugging Face hub)" if model.count("/") == 1 else ""
+            raise UserError(f"{model} is not a folder: it does not exist{hint}")
     kind, _, place = (data or "").partition(":")
     if kind in IN_A_PLACE and not local_path(place).exists():
         raise UserError(f"{data}: {place} does not exist")

@@ -255,8 +255,7 @@ def _too_few(name: str, count: int, width: int, value: float, bias: float | None
     """Why there are too few samples for their Frechet distance; empty if there are enough."""
     enough, reasons = SAMPLES_PER_FEATURE * width, []
     if count < enough:
-        samples = f"{counted(count, 'sample')} for {width} {name} features"
-        reasons.append(f"{samples} are few for a Fréchet distance: use {enough} or more")
+        reasons.append(f"{counted(count, 'sample')}, few for {width} {name} features: use {enough} or more")
     if bias is not None and bias > MOSTLY * value:
         reasons.append(
             f"most of the Fréchet distance of {value:.3g} in {name} features, about {bias:.2g}, is the bias of "

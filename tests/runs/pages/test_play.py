@@ -195,7 +195,7 @@ def test_the_command_says_where_it_is_and_ends_cleanly(finished: tuple[Path, Res
 
 def test_mistakes_are_one_line(finished: tuple[Path, Result], server: PlayServer, tmp_path: Path) -> None:
     student = finished[0] / "student-0001"
-    refused(call("play", tmp_path / "nothing", "--no-browser"), "is not a model folder")
+    refused(call("play", tmp_path / "nothing", "--no-browser"), "is not a folder: it does not exist")
     refused(call("play", student, "--no-browser", "--port", server.server_port), "choose another --port")
     (tmp_path / "begun").mkdir()
     (tmp_path / "begun" / "recipe.yaml").write_text((finished[0] / "recipe.yaml").read_text())
