@@ -134,7 +134,11 @@ def test_the_empty_prompt_of_sdxl(tmp_path: Path) -> None:
     [
         (Input(1.0, 8.0), None, "from 1 to 8, distilled in:"),
         (Input(1.0, 8.0), "a smudge", 'from 1 to 8, distilled in with negative prompt "a smudge":'),
-        (Fixed(3.0), "a smudge", '`guidance_scale=1`: a guidance scale of 3 is distilled in with negative prompt "a smudge"'),
+        (
+            Fixed(3.0),
+            "a smudge",
+            '`guidance_scale=1`: a guidance scale of 3 is distilled in with negative prompt "a smudge"',
+        ),
         (None, None, "`guidance_scale=1`: no guidance is distilled in"),
     ],
 )
