@@ -21,6 +21,8 @@ def test_computed_once_for_each_tensor_and_arguments() -> None:
     assert asked == [(1.0, 2), (1.0, 3), (1.0, 2)]  # y equals x, and is another tensor
     x[0] = 3.0
     assert total(x, 2) == 13.0
+    with torch.inference_mode():
+        assert [total(torch.ones(2), 2), total(torch.ones(3), 2)] == [2.0, 3.0]
 
 
 def test_results_are_freed_with_the_tensor() -> None:

@@ -103,3 +103,14 @@ def test_it_needs_no_torch(tmp_path: Path) -> None:
     done = subprocess.run([sys.executable, "-c", script, str(tmp_path)], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("run-") == 51
+
+
+def test_a_damaged_record_of_the_end_counts_as_stopped(tmp_path: Path) -> None:
+    """And the run starts again: it is replaced, not read."""
+    folder = RunFolder(tmp_path)
+    folder.end(FAILED, "no space left")
+    assert folder.ended() == (FAILED, "no space left")
+    (tmp_path / "ended.json").write_bytes(b"\xff{")
+    assert folder.ended() == (STOPPED, "")
+    folder.begin()
+    assert folder.ended() is None

@@ -18,6 +18,7 @@ if TYPE_CHECKING:  # torch takes seconds to import, and paths and JSON do not ne
     from torch import Tensor
 
 FORMAT_VERSION = 1  # of progdist.json, of checkpoints and of records
+PICKLES = (".bin", ".ckpt", ".pt", ".pth")  # suffixes of files that can run code when they are read
 
 
 class LaterFormat(UserError):

@@ -20,7 +20,7 @@ def once_per_tensor(compute: Callable[..., Result]) -> Callable[..., Result]:
     @wraps(compute)
     def once(x: Tensor, *arguments: Any) -> Result:  # noqa: ANN401
         known = results.setdefault(x, {})
-        key = (x._version, arguments)
+        key = (None if x.is_inference() else x._version, arguments)  # inference tensors have no version
         if key not in known:
             known[key] = compute(x, *arguments)
         return known[key]

@@ -19,7 +19,7 @@ from rich.table import Table
 from typer.core import TyperGroup
 
 from progdist._utils.errors import UserError
-from progdist._utils.files import local_path
+from progdist._utils.files import PICKLES, local_path
 from progdist._utils.signals import Interrupted, interruptible
 
 LAUNCHED = ("RANK", "WORLD_SIZE", "LOCAL_RANK")  # the variables that torchrun sets in each process
@@ -109,7 +109,6 @@ def write_line(text: str) -> None:
     console.print(text, highlight=False, markup=False, emoji=False, soft_wrap=True)
 
 
-PICKLES = (".bin", ".ckpt", ".pt", ".pth")  # files that are refused for what they are
 IN_A_PLACE = ("folder", "captions", "cifar", "npz")  # kinds of data sources that name one folder or file
 
 

@@ -29,7 +29,7 @@ from torch.nn.modules.module import (
 )
 
 from progdist._utils.errors import UserError
-from progdist._utils.files import check_tensors_finite, read_json
+from progdist._utils.files import PICKLES, check_tensors_finite, read_json
 from progdist.models.autoencoder import Autoencoder
 from progdist.models.networks import NETWORKS
 
@@ -40,7 +40,7 @@ WEIGHTS = "diffusion_pytorch_model"  # diffusers' name of weight files
 NOT_WEIGHTS = "embeddings.position_ids"
 """Suffixes of the counts 0, 1, 2 ... that text encoders of early versions kept among their weights."""
 
-PICKLES = ("*.bin", "*.ckpt", "*.pt", "*.pth")
+PICKLE_FILES = tuple(f"*{suffix}" for suffix in PICKLES)
 LIMITS = {"sample_size": 1024, "pos_embed_max_size": 1024, "layers_per_block": 256, "num_layers": 256}
 """The largest values of the numbers in a config that cost time or memory by themselves."""
 
@@ -299,7 +299,7 @@ def _weight_files(folder: Path, part: str, weights: str) -> WeightFiles:
         return WeightFiles(part_folder, _indexed(part_folder / name), index=part_folder / name)
     for match in filter(None, map(variants.fullmatch, names)):
         return WeightFiles(part_folder, (part_folder / match[0],), match["variant"])
-    for pattern in PICKLES:
+    for pattern in PICKLE_FILES:
         for path in sorted(part_folder.glob(pattern)):
             raise UserError(
                 f"{path} is a pickle, which can run code and is never loaded: save the pipeline again with "

@@ -29,11 +29,11 @@ from pathlib import Path
 from typing import Any
 
 from progdist._utils.errors import UserError
-from progdist._utils.files import FORMAT_VERSION, atomic_write, check_format, read_json, write_json
+from progdist._utils.files import FORMAT_VERSION, atomic_write, check_format, write_json
 from progdist._utils.locks import LOCK_FILE, is_locked, locked
 from progdist.evaluation.record import EvaluationRecord
 from progdist.recipes.begun import other_recipe
-from progdist.runs.listing import ENDED, FINISHED
+from progdist.runs.listing import ENDED, FINISHED, ended
 from progdist.training.checkpoint import Checkpoints
 
 Record = dict[str, Any]
@@ -101,23 +101,18 @@ class RunFolder:
 
     def begin(self) -> None:
         """Delete the record of how an earlier, unfinished session of the run ended."""
-        if self.writes and (self.ended() or (FINISHED,))[0] != FINISHED:
+        how = self.ended()
+        if self.writes and how is not None and how[0] != FINISHED:
             (self.root / ENDED).unlink()
 
     def ended(self) -> tuple[str, str] | None:
-        """How the run ended (FINISHED, STOPPED or FAILED) and why; None while it runs, or if it was killed."""
-        path = self.root / ENDED
-        if not path.is_file():
-            return None
-        record = read_json(path)
-        return str(record.get("state", "")), str(record.get("reason", ""))
+        """How the run ended and why, as in `listing.ended`."""
+        return ended(self.root)
 
     def end(self, state: str, reason: str = "") -> None:
         """Record how the run ended: FINISHED, STOPPED or FAILED, and why."""
-        content = {"format_version": FORMAT_VERSION, "state": state, "reason": reason}
-        path = self.root / ENDED
-        if self.writes and not (path.is_file() and read_json(path) == content):
-            write_json(path, content)
+        if self.writes and self.ended() != (state, reason):
+            write_json(self.root / ENDED, {"format_version": FORMAT_VERSION, "state": state, "reason": reason})
 
     def write_recipe(self, recipe: str) -> None:
         """Write the resolved recipe, unless it is unchanged."""

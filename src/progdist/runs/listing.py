@@ -39,6 +39,18 @@ def runs_in(folder: Path) -> list[Listed]:
     return sorted(map(_listed, folders), key=lambda run: -run.changed)
 
 
+def ended(folder: Path) -> tuple[str, str] | None:
+    """How a run ended (FINISHED, STOPPED or FAILED) and why; None while it runs, or if it was killed.
+
+    A damaged record counts as STOPPED.
+    """
+    path = folder / ENDED
+    if not path.is_file():
+        return None
+    record = _json(path.read_bytes())
+    return str(record.get("state", STOPPED)), str(record.get("reason", ""))
+
+
 def _is_run(folder: Path) -> bool:
     """Whether a run was started in a folder."""
     started = (folder / LOCK_FILE).is_file() or (folder / "data.json").is_file()
@@ -46,13 +58,13 @@ def _is_run(folder: Path) -> bool:
 
 
 def _listed(folder: Path) -> Listed:
-    ended, running = _json((folder / ENDED).read_text()) if (folder / ENDED).is_file() else {}, is_locked(folder)
-    state = RUNNING if running else str(ended.get("state", STOPPED))
+    state, reason = ended(folder) or (STOPPED, "")
+    state = RUNNING if is_locked(folder) else state
     place = {RUNNING: _last_update, FINISHED: lambda folder: ""}.get(state, _last_checkpoint)(folder)
     names = ("recipe.yaml", "metrics.jsonl", "evaluations.jsonl", ENDED)
     changed = max((folder / name).stat().st_mtime for name in names if (folder / name).exists())
-    reason = str(ended.get("reason", "")) if state == FAILED else ""
-    return Listed(folder.resolve().name, state, place, reason, changed, _students(folder))
+    why = reason if state == FAILED else ""
+    return Listed(folder.resolve().name, state, place, why, changed, _students(folder))
 
 
 def _last_update(folder: Path) -> str:

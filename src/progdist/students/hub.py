@@ -11,9 +11,8 @@ from pathlib import Path
 from typing import Any, cast
 
 from progdist._utils.errors import UserError
-from progdist._utils.files import own_files
+from progdist._utils.files import PICKLES, own_files
 from progdist.models.model import Model
-from progdist.models.safe_loading import PICKLES
 from progdist.students.card_header import REPOSITORY
 from progdist.students.file_card import file_card
 from progdist.teachers.base import CARD
@@ -64,8 +63,7 @@ def of_folder(folder: Path) -> Upload:
         {
             name: path
             for name, path in sorted(found.items())
-            if not any(part.startswith(".") for part in Path(name).parts)
-            and not any(path.match(each) for each in PICKLES)
+            if not any(part.startswith(".") for part in Path(name).parts) and path.suffix not in PICKLES
         }
     )
 

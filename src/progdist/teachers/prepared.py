@@ -17,16 +17,24 @@ from typing import Any
 import safetensors
 
 from progdist._utils.errors import UserError
-from progdist._utils.files import FORMAT_VERSION, check_format, checksum, local_path, own_files, read_json, write_json
+from progdist._utils.files import (
+    FORMAT_VERSION,
+    PICKLES,
+    check_format,
+    checksum,
+    local_path,
+    own_files,
+    read_json,
+    write_json,
+)
 from progdist._utils.lora_files import lora_file
 from progdist.models.components import PipelineFolder
-from progdist.models.safe_loading import PICKLES
 from progdist.teachers.base import CARD, hub_name
 from progdist.teachers.lora_files import fuse
 from progdist.teachers.open import RECORD, resolve_folder
 from progdist.teachers.single_file import check_checkpoint, open_single_file
 
-SINGLE_FILES = (".safetensors", *(pattern.removeprefix("*") for pattern in PICKLES))
+SINGLE_FILES = (".safetensors", *PICKLES)
 """Suffixes of checkpoints: among them pickles, which are refused with a reason."""
 
 
@@ -162,7 +170,7 @@ def _copy(folder: PipelineFolder, target: Path, without: Iterable[str]) -> None:
         shutil.copyfile(own_files(folder.path, CARD)[0], target / CARD)
     for part in set(folder.parts) - set(without):
         for file in own_files(folder.path, part) if (folder.path / part).exists() else ():
-            if not any(file.match(pattern) for pattern in PICKLES):
+            if file.suffix not in PICKLES:
                 copy = target / file.relative_to(folder.path)
                 copy.parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(file, copy)
@@ -182,7 +190,7 @@ def _inputs(source: Source) -> dict[str, Path]:
         folder = PipelineFolder.read(root)
         files = [root / "model_index.json"]
         files += [file for part in folder.parts if (root / part).exists() for file in own_files(root, part)]
-        kept = [file for file in files if not any(file.match(pattern) for pattern in PICKLES)]
+        kept = [file for file in files if file.suffix not in PICKLES]
         named |= {f"{kind}/{file.relative_to(root)}": file for file in kept}
     for number, text in enumerate(source.loras):
         named[f"lora {number}"] = local_path(lora_file(text).path)
